@@ -1,0 +1,270 @@
+"""The records that edgekd's parts pass to each other: frozen dataclasses, no logic, no heavy imports.
+
+Arrays are numpy unless a name says tensor. Times are milliseconds, sizes bytes, shares fractions, accuracies percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Split = Literal["train", "validation", "test", "unlabelled", "prior"]
+Origin = Literal["counted", "measured", "emulated", "predicted"]
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+# ---------------------------------------------------------------- what a user brings
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example. `inputs`: an array, or {input name: array}. `id` is stable across runs (default: position in its split)."""
+
+    inputs: Any
+    label: Any = None
+    id: str | int | None = None
+    tags: tuple[str, ...] = ()
+    weight: float = 1.0
+    source: str = "given"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A task's metric on the outputs of a file.
+
+    `records(outputs, labels)` gives one number per sample (`outputs`: array [n, ...] or {name: array}); `value(records)`
+    makes the figure of them. Two steps, so that intervals and paired comparisons work for every metric.
+    """
+
+    name: str
+    unit: str
+    better: Literal["higher", "lower"]
+    records: Callable[[Any, np.ndarray], np.ndarray]
+    value: Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be compressed: models by name (`teacher`, `student`), data by split, metrics. Everything else has a default.
+
+    data      split name -> sequence of samples; `train`, `validation` and `test` must exist and be disjoint.
+    collate   list of samples -> (inputs tensor or {name: tensor}, labels tensor or None); default: stack.
+    augment   (inputs tensor [B, ...], u tensor [B, draws] uniform in [0, 1)) -> inputs; pure: `u` is all its chance, and is
+              a function of seed, sample and view alone.
+    views     how many augmented views of a sample exist; epoch e shows view e % views. The teacher runs once per view.
+    forward   (model, inputs) -> output tensor; default: `model(inputs)`.
+    classes   labels are integers in [0, classes); None where labels are of another kind.
+    assets    files that the task opens by itself: their bytes count in the keys of finished work.
+    shareable whether real samples may travel in golden vectors; else seeded synthetic inputs.
+    """
+
+    name: str
+    version: str
+    models: Mapping[str, Callable[[], torch.nn.Module]]
+    data: Callable[[str], Sequence[Sample]]
+    metrics: tuple[Metric, ...]
+    classes: int | None = None
+    collate: Callable[[Sequence[Sample]], tuple[Any, Any]] | None = None
+    augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    draws: int = 8
+    views: int = 16
+    forward: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None
+    inputs: tuple[str, ...] = ("input",)
+    outputs: tuple[str, ...] = ("output",)
+    assets: tuple[str, ...] = ()
+    licences: Mapping[str, str] = field(default_factory=dict)
+    shareable: bool = False
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass
+class Batch:
+    """Rows of one split as tensors. `index` [B] int64: positions in the split; `view`: which augmented view this is."""
+
+    inputs: Any
+    labels: torch.Tensor | None
+    index: torch.Tensor
+    weight: torch.Tensor
+    view: int = 0
+
+
+@dataclass
+class Signals:
+    """What a model shows of one batch. `output`: logits [B, C] (or {head: tensor}); `taps`: {dotted path: tensor}."""
+
+    output: Any
+    taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- finished work
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An immutable piece of finished work in the store. `folder` is where it lies on this machine, no part of its identity.
+
+    form    torch (weights.safetensors + model.json) | quantized (the same + grid.json) | onnx (model.onnx) | logits (logits.npy)
+    files   {file name: sha256}
+    inputs  {role: keys of the artifacts it was made from}
+    facts   JSON values that its stage found out: parameters, macs, epochs done, last losses, seconds
+    """
+
+    key: str
+    form: str
+    files: Mapping[str, str]
+    inputs: Mapping[str, tuple[str, ...]]
+    stage: str
+    settings: Mapping[str, Any]
+    seed: int | None
+    facts: Mapping[str, Any]
+    folder: Path = field(compare=False, default=Path())
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage returns: the form of the files it wrote into `run.folder`, and facts about them."""
+
+    form: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage works with. Files written into `folder` become the artifact's; `scratch` holds checkpoints, survives a kill,
+    and is removed once the artifact stands. `progress(done, total, text)` moves the bar; `log(**event)` adds a line to log.jsonl.
+    `data(split)` gives the loaded split (`edgekd.sources.Columns`)."""
+
+    task: Task
+    seed: int
+    threads: int
+    folder: Path
+    scratch: Path
+    data: Callable[[str], Any]
+    progress: Callable[[int, int, str], None] = lambda done, total, text="": None
+    log: Callable[..., None] = lambda **event: None
+
+
+# ---------------------------------------------------------------- int8
+
+
+@dataclass(frozen=True)
+class Site:
+    """The integer lattice of one value: real = scale * (q - zero_point), q in [low, high].
+
+    `axis` None: one scale (a 1-tuple); else one scale per slice along `axis`. Activations are kept as unsigned (low 0), weights as
+    signed symmetric (zero_point 0); unsigned with zero point z and signed with z - 128 are the same numbers, so signedness is
+    chosen when rendering. Biases have no site: they are rounded to int32 at the product of their operands' scales.
+    """
+
+    scale: tuple[float, ...]
+    zero_point: int
+    low: int
+    high: int
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a target's kernels want int8: plain fields that the plan reads from the target's facts."""
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    per_channel: bool = True
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All sites of one captured graph. `graph` is the digest of the captured graph that the site names refer to."""
+
+    graph: str
+    scheme: Scheme
+    sites: Mapping[str, Site]
+
+
+# ---------------------------------------------------------------- observations
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure about one artifact. `low` and `high`: 95 % interval; counted figures have low = value = high."""
+
+    name: str
+    unit: str
+    value: float
+    low: float
+    high: float
+    n: int
+    split: Split | None
+    target: str | None
+    origin: Origin
+    threads: int | None = None
+    environment: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An artifact that competes for a target, or a reference. `id` is unique in a run and readable (`prune-0.5.int8`);
+    candidates that differ by seed alone share a `point`. `file` is relative to the run folder; None where the file was not kept."""
+
+    id: str
+    point: str
+    seed: int
+    parents: tuple[str, ...]
+    stages: tuple[str, ...]
+    form: str
+    file: str | None
+    sha256: str
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a budget, judged. `place` says where the line stands; `limit` and `value` in the measurement's unit."""
+
+    target: str
+    candidate: str
+    name: str
+    rule: str
+    verdict: Verdict
+    level: Literal["error", "warn"]
+    value: float | None
+    low: float | None
+    high: float | None
+    unit: str
+    origin: Origin | None
+    place: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What a run found for one target. `front` and `chosen` are candidate ids; `verdict` None: the recipe has no gate."""
+
+    front: tuple[str, ...]
+    chosen: str | None
+    verdict: Verdict | None
+    checks: tuple[Check, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """`result.json`. `environment`: {id: facts of a machine}; `steps`: what was done or found finished, with seconds."""
+
+    task: str
+    recipe_sha256: str
+    environment: Mapping[str, Mapping[str, Any]]
+    references: Mapping[str, str]
+    candidates: tuple[Candidate, ...]
+    targets: Mapping[str, TargetResult]
+    steps: tuple[Mapping[str, Any], ...] = ()
+    schema: str = "edgekd.result/1"
