@@ -1,0 +1,21 @@
+"""Cross-entropy with the labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, Lt
+
+from edgekd.records import Batch, Signals
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cross_entropy(student: Signals, teacher: Signals | None, batch: Batch, *, smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0) -> torch.Tensor:
+    """-sum_c t_c log softmax(z)_c per row: student logits [B, C], labels [B] -> [B].
+
+    t is the label's one-hot, mixed with the uniform distribution at share `smoothing` (Szegedy et al. 2016, eq. 3)."""
+    from torch.nn import functional as F
+
+    return F.cross_entropy(student.output.float(), batch.labels.long(), reduction="none", label_smoothing=smoothing)

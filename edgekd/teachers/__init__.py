@@ -1,0 +1,1 @@
+"""Teachers: `name(...)` makes a callable `(batch) -> Signals`, without gradient. `live` runs the model, `cached` reads its logits."""
