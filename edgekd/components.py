@@ -1,0 +1,110 @@
+"""Parts are found by name: the folder is the list, the import path is the registry, the signature is the schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import json
+import pkgutil
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from edgekd.errors import Problem, UsageError
+
+
+def names(folder: str) -> list[str]:
+    """The built-in parts of one kind, e.g. `names("losses")`."""
+    package = importlib.import_module(f"edgekd.{folder}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def find(folder: str, use: str) -> Any:
+    """The part `use`: a built-in name, or `package.module:name` of one's own. Raises UsageError with a hint."""
+    if ":" in use:
+        return imported(use)
+    if use not in names(folder):
+        near = difflib.get_close_matches(use, names(folder), 1)
+        hint = f"did you mean `{near[0]}`?" if near else f"one of {', '.join(names(folder))}, or `package.module:name` of your own"
+        raise UsageError(Problem("", f"no {folder} part is named `{use}`", hint))
+    module = importlib.import_module(f"edgekd.{folder}.{use}")
+    for name in (use, "".join(word.capitalize() for word in use.split("_"))):
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"edgekd.{folder}.{use} defines neither `{use}` nor its class")
+
+
+def imported(path: str) -> Any:
+    """`package.module:name` imported. Raises UsageError that tells which half is missing."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        target = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            hint = "modules are looked for beside the recipe, in the current folder, and where Python finds them"
+            raise UsageError(Problem("", f"there is no module `{module_name}`", hint)) from None
+        raise UsageError(Problem("", f"`{module_name}` can't be imported: {error}", f"install `{error.name}`")) from error
+    except Exception as error:
+        raise UsageError(Problem("", f"importing `{module_name}` failed: {type(error).__name__}: {error}")) from error
+    for name in attribute.split("."):
+        if not hasattr(target, name):
+            near = difflib.get_close_matches(name, dir(target), 1)
+            hint = f"did you mean `{near[0]}`?" if near else "write `package.module:name`"
+            raise UsageError(Problem("", f"`{module_name}` has no `{name}`", hint))
+        target = getattr(target, name)
+    return target
+
+
+def parameters(part: Callable) -> dict[str, inspect.Parameter]:
+    """The keyword settings of a part: all fields of a dataclass, the keyword-only parameters of a function (all, where it has none)."""
+    every = dict(inspect.signature(part).parameters)
+    if dataclasses.is_dataclass(part):
+        return every
+    only = {name: p for name, p in every.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return only or {name: p for name, p in every.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+
+@cache
+def model_of(part: Callable) -> Any:
+    """A strict pydantic model of a part's settings, built from its signature."""
+    import pydantic
+
+    hints = typing.get_type_hints(part.__init__ if dataclasses.is_dataclass(part) else part, include_extras=True)
+    fields = {}
+    for name, p in parameters(part).items():
+        fields[name] = (hints.get(name, Any), ... if p.default is inspect.Parameter.empty else p.default)
+    config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    return pydantic.create_model(getattr(part, "__name__", "part"), __config__=config, **fields)
+
+
+def check(model: Any, table: Mapping[str, Any], place: str) -> tuple[Any, list[Problem]]:
+    """`table` read by a pydantic model: (instance, []) or (None, every problem with its place)."""
+    import pydantic
+
+    try:
+        return model.model_validate_json(json.dumps(table, default=str)), []
+    except pydantic.ValidationError as error:
+        return None, [_problem(e, place, model) for e in error.errors(include_url=False)]
+
+
+def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
+    path = ".".join(str(part) for part in error["loc"])
+    where = f"{place}: {path}" if path else place
+    if error["type"] == "extra_forbidden":
+        known = list(model.model_fields)
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
+        return Problem(where, "unknown key", f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}")
+    if error["type"] == "missing":
+        return Problem(where, "is missing")
+    message = error["msg"][0].lower() + error["msg"][1:]
+    given = error.get("input")
+    return Problem(where, f"{message}, not {given!r}" if isinstance(given, (str, int, float, bool, list)) and len(repr(given)) < 60 else message)
+
+
+def settings_of(part: Callable, table: Mapping[str, Any], place: str) -> tuple[dict[str, Any], list[Problem]]:
+    """The keyword arguments for `part` with defaults filled in, and every problem of `table`."""
+    made, problems = check(model_of(part), table, place)
+    return ({name: getattr(made, name) for name in type(made).model_fields} if made is not None else {}), problems

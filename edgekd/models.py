@@ -1,0 +1,104 @@
+"""Torch models on disk without pickle: weights.safetensors, and model.json that says how to build the module they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import Problem, UsageError
+from edgekd.records import Artifact, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def create(task: Task, name: str, seed: int) -> nn.Module:
+    """A fresh `task.models[name]`, its random initial weights a function of (seed, name) alone: equal starts for equal comparisons."""
+    import torch
+
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return task.models[name]()
+
+
+def save(folder: Path, module: nn.Module, *, model: str, pruning: list | None = None) -> None:
+    """Writes the module's parameters and buffers, and how to build it: `task.models[model]`, then the pruning history."""
+    write_tensors(folder / "weights.safetensors", module.state_dict())
+    record = {"schema": "edgekd.model/1", "model": model, "pruning": pruning}
+    (folder / "model.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def load(artifact: Artifact, task: Task) -> nn.Module:
+    """The module of a `torch` artifact, in evaluation mode, bit for bit as it was saved."""
+    record = record_of(artifact)
+    module = build(record, task)
+    module.load_state_dict(read_tensors(artifact.folder / "weights.safetensors"))
+    return module.eval()
+
+
+def record_of(artifact: Artifact) -> Mapping[str, Any]:
+    return json.loads((artifact.folder / "model.json").read_text())
+
+
+def build(record: Mapping[str, Any], task: Task) -> nn.Module:
+    """The module that `model.json` describes, its weights not loaded yet."""
+    module = create(task, record["model"], 0)
+    if record["pruning"]:
+        from edgekd.pruning import apply
+
+        apply(module, record["pruning"])
+    return module
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A safetensors file; tensors that share memory are stored each."""
+    from safetensors.torch import save_file
+
+    save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, path)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a .safetensors file, or of a .pt/.pth state dict by torch's restricted loader: nothing is unpickled into objects."""
+    place = str(path)
+    if not path.is_file():
+        raise UsageError(Problem(place, "there is no such file"))
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        import torch
+
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        hint = "save `model.state_dict()` with safetensors.torch.save_file or torch.save"
+        raise UsageError(Problem(place, f"these are no weights that can be read safely: {str(error).splitlines()[0]}", hint)) from None
+    if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
+        tensors = tensors["state_dict"]
+    import torch
+
+    if not isinstance(tensors, Mapping) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise UsageError(Problem(place, "the file holds no state dict", "save `model.state_dict()`"))
+    return dict(tensors)
+
+
+def bring(path: Path, module: nn.Module) -> nn.Module:
+    """Loads weights that somebody brought into `module`; all missing, unexpected and misshapen tensors are told at once."""
+    tensors = {name.removeprefix("module."): t for name, t in read_tensors(path).items()}
+    wanted = module.state_dict()
+    problems = [Problem(f"{path}: {n}", "is missing") for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
+    problems += [Problem(f"{path}: {n}", "the model has no such tensor") for n in tensors if n not in wanted]
+    for name in wanted.keys() & tensors.keys():
+        if wanted[name].shape != tensors[name].shape:
+            problems.append(Problem(f"{path}: {name}", f"has shape {list(tensors[name].shape)}, the model needs {list(wanted[name].shape)}"))
+        elif not tensors[name].isfinite().all():
+            problems.append(Problem(f"{path}: {name}", "holds values that are not finite"))
+    if problems:
+        raise UsageError(*problems)
+    module.load_state_dict(tensors, strict=False)
+    return module
