@@ -11,7 +11,6 @@ import json
 import math
 import os
 import time
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +45,7 @@ class Term:
         parameter = inspect.signature(self.function()).parameters.get("teacher")
         if parameter is None or parameter.annotation is inspect.Parameter.empty:
             return False
-        return "None" not in str(parameter.annotation) and typing.Optional not in (typing.get_origin(parameter.annotation),)
+        return not any(word in str(parameter.annotation) for word in ("None", "Optional"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def learn(module: nn.Module, run: Run, settings: Training, *, teacher: Sequence 
     """Trains `module` in place by `settings` on the task's train split; `teacher`: artifacts, `logits` (cached) or `torch` (live).
 
     Returns facts: epochs, steps, seconds, the last epoch's mean of every term."""
-    from edgekd.sources.epochs import epochs
+    from edgekd.sources.epochs import epochs, spans
 
     columns, views = run.data("train"), views_of(settings, run.task)
     source = epochs(columns, run.task, batch=settings.batch, seed=run.seed, augment_seed=settings.augment_seed, views=views)
@@ -89,7 +88,7 @@ def learn(module: nn.Module, run: Run, settings: Training, *, teacher: Sequence 
         source,
         terms(settings.losses),
         settings=settings,
-        steps_per_epoch=len(list(_spans(len(columns), settings.batch))),
+        steps_per_epoch=len(spans(len(columns), settings.batch)),
         run=run,
         teacher=teach,
         on_epoch=on_epoch,
@@ -228,12 +227,6 @@ def seeded(seed: int, threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def _spans(count: int, batch: int):
-    from edgekd.sources.epochs import spans
-
-    return spans(count, batch)
 
 
 def _finite(loss: torch.Tensor, parts: Mapping[str, torch.Tensor], epoch: int, position: int, rate: float) -> None:

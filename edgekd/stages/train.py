@@ -1,0 +1,25 @@
+"""Trains a model of the task from its random start on labels: teachers, and the control `alone`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgekd import models
+from edgekd.records import Artifact, Made, Run
+from edgekd.train import Training, learn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Training):
+    """`model`: which of the task's models."""
+
+    model: str = "student"
+    reads: ClassVar = ("train",)
+
+    def __call__(self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
+        module = models.create(run.task, self.model, run.seed) if source is None else models.load(source, run.task)
+        record = {"model": self.model, "pruning": None} if source is None else models.record_of(source)
+        facts = learn(module, run, self, teacher=teacher)
+        models.save(run.folder, module, model=record["model"], pruning=record["pruning"])
+        return Made("torch", {**facts, "parameters": sum(p.numel() for p in module.parameters())})
