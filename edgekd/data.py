@@ -1,0 +1,138 @@
+"""One's own data as a task's splits: from arrays, or from a torch DataLoader; and `check`, which finds all that is wrong with a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
+
+from edgekd.errors import Problem, UsageError
+from edgekd.records import Sample
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Arrays(Sequence[Sample]):
+    """Samples that lie in arrays: `inputs` [N, ...] or {name: [N, ...]}, `labels` [N, ...] or None, `ids`: N of them."""
+
+    inputs: Any
+    labels: np.ndarray | None
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        inputs = {k: v[index] for k, v in self.inputs.items()} if isinstance(self.inputs, Mapping) else self.inputs[index]
+        return Sample(inputs, None if self.labels is None else self.labels[index], self.ids[index])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """`data(split) -> samples`; a split that isn't there (`unlabelled`, `prior`) is empty. Raises UsageError for a name that no split has."""
+
+    parts: Mapping[str, Sequence[Sample]] = field(repr=False)
+
+    def __call__(self, split: str) -> Sequence[Sample]:
+        if split not in (*PARTS, "unlabelled", "prior"):
+            raise UsageError(Problem("data", f"there is no split {split!r}", "train, validation, test, unlabelled or prior"))
+        return self.parts.get(split, ())
+
+
+def arrays(
+    x_train: Any,
+    y_train: Any,
+    x_test: Any,
+    y_test: Any,
+    *,
+    x_validation: Any = None,
+    y_validation: Any = None,
+    validation: float = 0.2,
+    seed: int = 0,
+) -> Splits:
+    """Splits of arrays or tensors that lie in memory: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...] values, or None).
+
+    Without `x_validation`, a share `validation` of the training samples is taken for it, by class where labels are class numbers; which
+    ones is fixed by `seed` and not by a run's. Floats become float32 and integer labels int64; nothing else is changed.
+    Raises UsageError with everything that is wrong."""
+    given = {"train": (x_train, y_train), "validation": (x_validation, y_validation), "test": (x_test, y_test)}
+    problems: list[Problem] = []
+    parts = {name: _columns(name, x, y, problems) for name, (x, y) in given.items() if x is not None}
+    if x_validation is None and y_validation is not None:
+        problems.append(Problem("y_validation", "is given without x_validation", "give both, or neither"))
+    shapes = {name: _shape(x) for name, (x, y) in parts.items() if x is not None}
+    for name, shape in shapes.items():
+        if "train" in shapes and shape != shapes["train"]:
+            problems.append(Problem(f"x_{name}", f"samples are {shape}, those of x_train {shapes['train']}", "give all splits one form"))
+    if x_validation is None and not 0 < validation < 1:
+        problems.append(Problem("validation", f"{validation} is no share", "a number between 0 and 1, such as 0.2"))
+    if problems:
+        raise UsageError(*problems)
+    if x_validation is None:
+        x, y = parts["train"]
+        held = _held_out(y, _length(x), validation, seed)
+        kept = np.setdiff1d(np.arange(_length(x)), held)
+        ids = {"train": [f"train/{i}" for i in kept], "validation": [f"train/{i}" for i in held]}
+        parts |= {"train": _rows(x, y, kept), "validation": _rows(x, y, held)}
+    else:
+        ids = {}
+    return Splits({name: Arrays(x, y, ids.get(name) or [f"{name}/{i}" for i in range(_length(x))]) for name, (x, y) in parts.items()})
+
+
+def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, np.ndarray | None]:
+    x = {k: _array(v) for k, v in x.items()} if isinstance(x, Mapping) else _array(x)
+    y = None if y is None else _array(y)
+    columns = {f"x_{name}[{k!r}]": v for k, v in x.items()} if isinstance(x, Mapping) else {f"x_{name}": x}
+    columns |= {} if y is None else {f"y_{name}": y}
+    for place, column in columns.items():
+        if column.dtype.kind not in "fiub":
+            hint = "give numbers" if place.startswith("x") else "number the classes: names, y = numpy.unique(y, return_inverse=True)"
+            problems.append(Problem(place, f"values are of type {column.dtype}", hint))
+        elif not column.ndim or not len(column):
+            problems.append(Problem(place, f"is empty: shape {list(column.shape)}", "the first axis counts the samples"))
+    lengths = {place: len(column) for place, column in columns.items() if column.ndim}
+    if len(set(lengths.values())) > 1:
+        problems.append(Problem(f"x_{name}, y_{name}", "differ in length: " + ", ".join(f"{k} {n}" for k, n in lengths.items()), "one row per sample"))
+    if problems:
+        return None, None
+    return x, y.astype(np.int64) if y is not None and y.dtype.kind in "iub" else y
+
+
+def _array(values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):  # a torch tensor, without importing torch
+        values = values.detach().cpu().numpy()
+    values = np.asarray(values)
+    return values.astype(np.float32) if values.dtype.kind == "f" else values
+
+
+def _length(x: Any) -> int:
+    return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
+
+
+def _shape(x: Any) -> Any:
+    return {k: _shape(v) for k, v in x.items()} if isinstance(x, Mapping) else f"{x.dtype} {list(x.shape[1:])}"
+
+
+def _rows(x: Any, y: np.ndarray | None, index: np.ndarray) -> tuple[Any, np.ndarray | None]:
+    return {k: v[index] for k, v in x.items()} if isinstance(x, Mapping) else x[index], None if y is None else y[index]
+
+
+def _held_out(y: np.ndarray | None, count: int, share: float, seed: int) -> np.ndarray:
+    """Sorted positions of round(share * count) samples, at least 1 and at most count - 1; each class gives its share, largest remainders first."""
+    generator = np.random.default_rng(seed)
+    wanted = min(max(1, round(share * count)), max(1, count - 1))
+    if y is None or y.dtype.kind != "i" or y.ndim != 1:
+        return np.sort(generator.permutation(count)[:wanted])
+    shuffled = generator.permutation(count)
+    grouped = shuffled[np.argsort(y[shuffled], kind="stable")]  # by class, at random within
+    rank = (np.arange(wanted) + generator.random()) * count / wanted  # systematic sampling: every class within one of its share
+    return np.sort(grouped[np.floor(rank).astype(np.int64).clip(max=count - 1)])

@@ -1,0 +1,52 @@
+"""Small networks for the built-in tasks. Widths are multiples of 8, so that integer kernels and pruning find whole blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def residual(widths: Sequence[int], *, channels: int, classes: int, blocks: int = 1, stem_stride: int = 1) -> nn.Module:
+    """A residual network (He et al. 2016, the CIFAR form) on images [B, channels, H, W] -> logits [B, classes].
+
+    A 3x3 stem of `widths[0]`, then per width `blocks` residual blocks; every width but the first halves height and width;
+    global average pool, one linear layer. Departs from the paper: the shortcut of a halving block is a 1x1 convolution."""
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, before: int, after: int, stride: int):
+            super().__init__()
+            self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+            self.norm1 = nn.BatchNorm2d(after)
+            self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+            self.norm2 = nn.BatchNorm2d(after)
+            self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+            same = stride == 1 and before == after
+            self.shortcut = None if same else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+        def forward(self, x):
+            y = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
+            return self.act2(y + (x if self.shortcut is None else self.shortcut(x)))
+
+    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, stem_stride, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+    before = widths[0]
+    for place, width in enumerate(widths):
+        for block in range(blocks):
+            layers.append(Block(before, width, 2 if place and not block else 1))
+            before = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+
+
+def perceptron(widths: Sequence[int], *, features: int, classes: int) -> nn.Module:
+    """Hidden layers of `widths` with batch normalisation and ReLU on vectors [B, features] -> logits [B, classes]."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    before = features
+    for width in widths:
+        layers += [nn.Linear(before, width), nn.BatchNorm1d(width), nn.ReLU()]
+        before = width
+    return nn.Sequential(*layers, nn.Linear(before, classes))
