@@ -1,0 +1,250 @@
+"""A resolved recipe as a graph of steps with keys, known before anything runs. Targets that agree on what they want share the work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgekd import fingerprint
+from edgekd.errors import Problem, UsageError
+from edgekd.recipe import Read, Resolved, StageLine
+from edgekd.records import Task
+
+CONTROL_LOSS = ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.0},)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with its settings, its inputs by role, and a seed. `part` is the stage, ready to be called."""
+
+    key: str
+    stage: str
+    label: str
+    part: Any
+    settings: Mapping[str, Any]
+    seed: int
+    source: str | None
+    teacher: tuple[str, ...]
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        roles = {"source": (self.source,) if self.source else (), "teacher": self.teacher}
+        return {role: keys for role, keys in roles.items() if keys}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate to be: which step makes its model, which step exports it, and the targets that it competes for.
+    `reference` is `teacher` or `alone` for those."""
+
+    id: str
+    point: str
+    seed: int
+    parents: tuple[str, ...]
+    stages: tuple[str, ...]
+    step: str
+    export: str
+    targets: tuple[str, ...]
+    reference: str | None = None
+
+
+@dataclass
+class Plan:
+    """`steps` by key, in an order that can be run; `points` in the order of the table."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a target's int8 kernels ask of training: the fields that a plan resolves into settings."""
+
+    multiple_of: int
+    weight_bits: int
+
+    def into(self, line: StageLine) -> dict[str, Any]:
+        """The stage's settings for such a target: never looser than the recipe says."""
+        settings = dict(line.settings)
+        if "multiple_of" in settings:
+            settings["multiple_of"] = max(settings["multiple_of"], self.multiple_of)
+        if "weight_bits" in settings:
+            settings["weight_bits"] = min(settings["weight_bits"], self.weight_bits)
+        return settings
+
+
+def make(resolved: Resolved, data: Callable[[str], Any]) -> Plan:
+    """The plan of a recipe; `data(split)` gives loaded columns. Raises UsageError for what can't work, before any training."""
+    planner = _Planner(resolved, data)
+    planner.check()
+    planner.run()
+    return planner.plan
+
+
+class _Planner:
+    """The one traversal that fills a Plan; the state is the plan itself."""
+
+    def __init__(self, resolved: Resolved, data: Callable[[str], Any]):
+        self.resolved, self.data, self.plan = resolved, data, Plan()
+        self.read: Read = resolved.read
+        self.task: Task = resolved.task
+        self.made: dict[str, str] = {}  # name of a model table -> key
+
+    def check(self) -> None:
+        """Asks every stage that can tell before training whether its settings can work on the student."""
+        from edgekd import models
+
+        problems, example = [], None
+        for number, line in enumerate(self.read.stages, 1):
+            if not hasattr(line.part, "check") or any(s.use == line.use for s in self.read.stages[: number - 1]):
+                continue
+            example = example if example is not None else _example(self.task, self.data("train"))
+            for settings in {repr(s): s for s in (dict(w.into(line), **o) for w in self.wants() for o in self.own_sweep(line))}.values():
+                found = line.part(**settings).check(models.create(self.task, "student", 0), example)
+                problems += [dataclasses.replace(p, place=f"{self.read.place}: stage {number} ({line.name}): {p.place}".rstrip(": ")) for p in found]
+        if problems:
+            raise UsageError(*dict.fromkeys(problems))
+
+    def own_sweep(self, line: StageLine) -> list[dict[str, Any]]:
+        keys = {k.partition(".")[2]: v for k, v in self.read.recipe.sweep.items() if k.partition(".")[0] == line.name}
+        return [dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values())]
+
+    def wants(self) -> dict[Wants, tuple[str, ...]]:
+        groups: dict[Wants, tuple[str, ...]] = {}
+        for target in self.resolved.targets:
+            want = Wants(target.channel_multiple, target.int8.weight_bits)
+            groups[want] = (*groups.get(want, ()), target.name)
+        return groups
+
+    def run(self) -> None:
+        recipe, every = self.read.recipe, tuple(t.name for t in self.resolved.targets)
+        seeds = recipe.sweep.get("seed", [recipe.seed])
+        teacher = self.model("teacher")
+        self.point("teacher", "teacher", recipe.seed, (), ("teacher",), teacher, every, reference="teacher")
+        first = self.read.stages[0]
+        for seed in seeds:
+            if recipe.control and first.use == "distill":
+                settings = {k: v for k, v in first.settings.items() if k != "cache"} | {"losses": CONTROL_LOSS}
+                key = self.step("train", settings, "alone", seed)
+                self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), key, every, reference="alone")
+        groups = self.wants()
+        swept = {k: v for k, v in recipe.sweep.items() if k != "seed"}
+        for (want, targets), seed in itertools.product(groups.items(), seeds):
+            for values in itertools.product(*swept.values()):
+                self.line(want, targets, seed, dict(zip(swept, values, strict=True)), groups, seeds)
+
+    def line(self, want: Wants, targets: tuple[str, ...], seed: int, swept: dict[str, Any], groups: Mapping, seeds: list) -> None:
+        """The student's line for one point of the sweep: each stage's product is a candidate."""
+        source = self.model("student") if "student" in self.read.recipe.model else None
+        parents, stages, suffix, known = ("teacher",), (), "", {"teacher": self.model("teacher")}
+        for stage in self.read.stages:
+            settings = want.into(stage)
+            own = {k.partition(".")[2]: v for k, v in swept.items() if k.partition(".")[0] == stage.name}
+            settings |= own
+            suffix += "".join(f"-{_short(v)}" for v in own.values())
+            if len(groups) > 1 and any(w.into(stage) != settings | own for w in groups if w != want):
+                suffix += f"-w{want.weight_bits}" if "weight_bits" in settings else f"-m{want.multiple_of}"
+            base = f"{stage.name}{suffix}"
+            label = _named(base, seed, seeds)
+            source = self.step(stage.use, settings, label, seed, source=source, teacher=self.teacher(stage, settings, known, seed))
+            stages += (stage.name,)
+            known[stage.name] = source
+            self.point(label, base, seed, parents, stages, source, targets)
+            parents = (label,)
+
+    def teacher(self, stage: StageLine, settings: Mapping[str, Any], known: Mapping[str, str], seed: int) -> tuple[str, ...]:
+        """The key of the stage's teacher: its cached answers, or the model itself where the stage says `cache = false`."""
+        from edgekd.train import views_of
+
+        if stage.teacher is None:
+            return ()
+        model = known.get(stage.teacher) or self.model(stage.teacher)
+        if not settings.get("cache", True):
+            return (model,)
+        views = views_of(stage.part(**settings), self.task)
+        return (self.step("answer", {"views": views}, f"answers of {stage.teacher}", self.read.recipe.seed, teacher=(model,)),)
+
+    def model(self, name: str) -> str:
+        """The key of a `[model.NAME]`: loaded from its file, or trained."""
+        if name in self.made:
+            return self.made[name]
+        table, seed = self.read.models[name], self.read.recipe.seed
+        seed = table["seed"] if table.get("seed") is not None else seed
+        if "weights" in table:
+            path = self.read.folder / table["weights"]
+            settings = {"model": name, "weights": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            self.made[name] = self.step("load", settings, name, seed)
+        else:
+            self.made[name] = self.step("train", table["train"], name, seed)
+        return self.made[name]
+
+    def step(self, use: str, settings: Mapping[str, Any], label: str, seed: int, *, source: str | None = None, teacher: tuple[str, ...] = ()) -> str:
+        from edgekd import components
+        from edgekd.train import terms
+
+        part_class = components.find("stages", use)
+        settings = dict(settings)
+        if "augment_seed" in {f.name for f in dataclasses.fields(part_class)}:
+            settings["augment_seed"] = self.read.recipe.seed
+        part = part_class(**settings)
+        filled = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        objects = [part_class, *self.task.models.values(), *(term.function() for term in terms(filled.get("losses", ())))]
+        objects += [f for f in (self.task.collate, self.task.augment, self.task.forward) if f is not None]
+        if isinstance(filled.get("criterion"), str):
+            objects.append(components.find("criteria", filled["criterion"]))
+        inputs = {"source": [source] if source else [], "teacher": list(teacher)}
+        key = fingerprint.key(
+            stage=use,
+            settings={k: v for k, v in filled.items() if k != "weights"},
+            inputs=inputs,
+            seed=seed,
+            code=fingerprint.code(*objects),
+            data={split: self.data(split).digest for split in part_class.reads} | ({"assets": fingerprint.files(self.task.assets)} if self.task.assets else {}),
+            threads=self.resolved.threads,
+            device="cpu",
+            dtype="float32",
+            libraries=fingerprint.libraries(*objects),
+        )  # fmt: skip
+        self.plan.steps.setdefault(key, Step(key, use, label, part, filled, seed, source, teacher))
+        return key
+
+    def point(
+        self,
+        id: str,
+        point: str,
+        seed: int,
+        parents: tuple[str, ...],
+        stages: tuple[str, ...],
+        step: str,
+        targets: tuple[str, ...],
+        reference: str | None = None,
+    ) -> None:
+        """Adds a candidate and its export; one that is there already (another target's line shares it) gains the targets."""
+        for i, other in enumerate(self.plan.points):
+            if other.step == step:
+                self.plan.points[i] = dataclasses.replace(other, targets=tuple(dict.fromkeys((*other.targets, *targets))))
+                return
+        export = self.step("export", {}, f"export {id}", self.read.recipe.seed, source=step)
+        self.plan.points.append(Point(id, point, seed, parents, stages, step, export, targets, reference))
+
+
+def _example(task: Task, columns: Any):
+    """Two rows of inputs as tensors: what a model is traced with."""
+    import numpy as np
+
+    from edgekd.sources.columns import take
+
+    return take(columns, np.arange(2, dtype=np.int64) % len(columns)).inputs
+
+
+def _named(base: str, seed: int, seeds: list) -> str:
+    return base if len(seeds) == 1 else f"{base}.s{seed}"
+
+
+def _short(value: Any) -> str:
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in str(value)) or "x"
+
