@@ -1,3 +1,36 @@
-"""edgekd: distil, prune and quantize a teacher for the edge; profile, choose and gate the exported file."""
+"""edgekd: distil, prune and quantize a teacher for the edge; profile, choose and gate the exported file.
+
+    import edgekd
+    run = edgekd.compress("recipe.toml", out="runs/mine")     # what `edgekd compress` does; run.result, run.verdict
+    edgekd.gate("runs/mine").exit_code
+
+Names are loaded when used: `import edgekd` loads no torch.
+"""
+
+from importlib import import_module
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "compress": "edgekd.pipeline",
+    "profile": "edgekd.measuring",
+    "compare": "edgekd.measuring",
+    "gate": "edgekd.gating",
+    "report": "edgekd.gating",
+    "arrays": "edgekd.data",
+    "from_loader": "edgekd.data",
+    "top1": "edgekd.metrics",
+    **dict.fromkeys(("Task", "Sample", "Metric", "Signals", "Batch", "Measurement", "Candidate", "Result"), "edgekd.records"),
+    **dict.fromkeys(("EdgekdError", "UsageError", "EnvironmentUnfit", "BaselineError", "RunFailed"), "edgekd.errors"),
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'edgekd' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__():
+    return sorted(__all__)

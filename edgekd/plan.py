@@ -146,7 +146,7 @@ class _Planner:
             own = {k.partition(".")[2]: v for k, v in swept.items() if k.partition(".")[0] == stage.name}
             settings |= own
             suffix += "".join(f"-{_short(v)}" for v in own.values())
-            if len(groups) > 1 and any(w.into(stage) != settings | own for w in groups if w != want):
+            if len(groups) > 1 and any(w.into(stage) != want.into(stage) for w in groups):
                 suffix += f"-w{want.weight_bits}" if "weight_bits" in settings else f"-m{want.multiple_of}"
             base = f"{stage.name}{suffix}"
             label = _named(base, seed, seeds)
