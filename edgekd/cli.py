@@ -1,0 +1,210 @@
+"""The command line: verbs without logic. Results go to stdout, progress and logs to stderr; nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+
+import click
+
+from edgekd import __version__
+from edgekd.errors import BROKEN, INTERRUPTED, EdgekdError
+
+LISTED = ("targets", "tasks", "stages", "losses", "criteria", "ranges", "formats", "runtimes", "metrics")
+SCHEMAS = ("result", "manifest", "budget", "target", "recipe")
+
+
+class Duration(click.ParamType):
+    """`90s`, `20m`, `2h` or plain seconds, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, (int, float)):
+            return float(value)
+        number, unit = (value[:-1], value[-1]) if value[-1:] in "smh" and value else (value, "s")
+        try:
+            seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{value!r} is no duration; write 90s, 20m or 2h", param, ctx)
+        return seconds
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgekd")
+def cli():
+    """Distil, prune and quantize a teacher for the edge; profile, choose and gate the exported file.
+
+    \b
+    edgekd compress                 the built-in example: handwritten digits, about three minutes
+    edgekd compress recipe.toml     your own
+    """
+
+
+quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+
+
+@cli.command()
+@click.argument("recipe", required=False, type=click.Path())
+@click.option("--target", "targets", multiple=True, metavar="T", help="A target's name or file; replaces the recipe's list. Repeat for several.")
+@click.option("--out", type=click.Path(), help="Folder of the run [default: runs/<task>].")
+@click.option("--set", "sets", multiple=True, metavar="STAGE.KEY=VALUE", help="Change a setting of the recipe. Repeat for several.")
+@click.option("--time-budget", type=Duration(), help="Begin no further training after this long (90s, 20m, 2h); conclude with what is there.")
+@click.option("--fresh", is_flag=True, help="Replace the run of another recipe in the folder; finished work stays in the store.")
+@click.option("--dry-run", is_flag=True, help="Check everything and show the steps; compute nothing.")
+@quiet_option
+def compress(recipe, targets, out, sets, time_budget, fresh, dry_run, quiet):
+    """Distil, prune, quantize, export, profile, choose and gate by RECIPE (TOML); without one, the built-in example.
+
+    A recipe names code (tasks, models, losses) and runs it: use recipes that you trust.
+    Interrupted or killed, the same command goes on from the last checkpoint.
+    """
+    from edgekd.pipeline import compress
+
+    outcome = compress(recipe, targets=targets, out=out, sets=sets, time_budget=time_budget, fresh=fresh, dry_run=dry_run, quiet=quiet)
+    click.echo(str(outcome))
+    return 0 if isinstance(outcome, str) else outcome.exit_code
+
+
+@cli.command()
+@click.argument("model", type=click.Path())
+@click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file.")
+@click.option("--data", type=click.Path(), help="An .npz with `inputs` and optionally `labels`; without: seeded random inputs.")
+@click.option("--preset", type=click.Choice(["quick", "standard", "certify"]), default="standard", show_default=True)
+@click.option("--json", "json_file", type=click.Path(), help="Write the measurements to this file.")
+@click.option("--trace", type=click.Path(), help="Write a Chrome trace of the operators to this file.")
+@quiet_option
+def profile(model, target, data, preset, json_file, trace, quiet):
+    """Measure an exported MODEL: latency, load, memory, operators; and accuracy where the data has labels."""
+    from edgekd.measuring import profile
+
+    outcome = profile(model, target=target, data=data, preset=preset, json=json_file, trace=trace, quiet=quiet)
+    click.echo(str(outcome))
+    return outcome.exit_code
+
+
+@cli.command()
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file.")
+@click.option("--preset", type=click.Choice(["quick", "standard", "certify"]), default="standard", show_default=True)
+@click.option("--json", "json_file", type=click.Path(), help="Write the comparison to this file.")
+@quiet_option
+def compare(a, b, target, preset, json_file, quiet):
+    """Time two exported files interleaved (A B B A) and print the ratio B/A with its interval."""
+    from edgekd.measuring import compare
+
+    outcome = compare(a, b, target=target, preset=preset, json=json_file, quiet=quiet)
+    click.echo(str(outcome))
+    return outcome.exit_code
+
+
+@cli.command()
+@click.argument("path", type=click.Path())
+@click.option("--budget", type=click.Path(), help="A TOML file with [any] and [TARGET] tables [default: the run's own gate].")
+@click.option("--baseline", type=click.Path(), help="A bundle to compare with.")
+@click.option("--only", type=click.Choice(["deterministic"]), help="Judge counted numbers only.")
+@click.option("--inconclusive", type=click.Choice(["fail", "warn"]), default="fail", show_default=True)
+@click.option("--why", is_flag=True, help="Say what every line was judged on.")
+@click.option("--junit", type=click.Path(), help="Write JUnit XML.")
+@click.option("--markdown", type=click.Path(), help="Append a summary in Markdown.")
+@click.option("--sarif", type=click.Path(), help="Write SARIF.")
+@click.option("--json", "json_file", type=click.Path(), help="Write the checks as JSON.")
+def gate(path, budget, baseline, only, inconclusive, why, junit, markdown, sarif, json_file):
+    """Judge a RUN or BUNDLE folder against budgets. Exit code 0 passed, 1 failed, 3 inconclusive, 5 baseline unusable."""
+    from edgekd.gating import gate
+
+    outcome = gate(
+        path, budget=budget, baseline=baseline, only=only, inconclusive=inconclusive, why=why, junit=junit, markdown=markdown, sarif=sarif, json=json_file
+    )
+    click.echo(str(outcome))
+    return outcome.exit_code
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+def report(run):
+    """Write report.html and report.md of a RUN folder again."""
+    from edgekd.gating import report
+
+    click.echo(str(report(run)))
+    return 0
+
+
+@cli.command("list")
+@click.argument("kind", required=False, type=click.Choice(LISTED))
+def list_(kind):
+    """Show what can be named in a recipe: targets, tasks, losses, ..."""
+    from edgekd.listing import listing
+
+    click.echo(listing([kind] if kind else list(LISTED)))
+    return 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(as_json):
+    """Check this machine: versions, CPU features, the store, what limits timing."""
+    from edgekd.listing import doctor
+
+    text, code = doctor(as_json)
+    click.echo(text)
+    return code
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(SCHEMAS))
+def schema(kind):
+    """Print the JSON Schema of a file that edgekd reads or writes."""
+    from edgekd.results import schema
+
+    click.echo(json.dumps(schema(kind), indent=2, sort_keys=True))
+    return 0
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The command line as a function: prints, and returns the exit code of the contract."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return cli.main(arguments, prog_name="edgekd", standalone_mode=False) or 0
+    except EdgekdError as error:
+        count = len(error.problems)
+        click.echo("\n".join(f"error: {p}" for p in error.problems), err=True)
+        if count > 1:
+            click.echo(f"{count} problems", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: what was finished is kept, the same command goes on", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _internal(error)
+        click.echo(f"error: no space is left on the disk ({error.filename or 'while writing'}); finished work is intact\n  hint: free some, or "
+                   "move the store with EDGEKD_STORE; the same command goes on", err=True)  # fmt: skip
+        return BROKEN
+    except Exception as error:
+        return _internal(error)
+
+
+def _internal(error: Exception) -> int:
+    """The contract promises an exit code and no traceback, whatever happens."""
+    if os.environ.get("EDGEKD_DEBUG"):
+        raise error
+    click.echo(f"error: internal error: {type(error).__name__}: {error}\n  hint: EDGEKD_DEBUG=1 shows the traceback", err=True)
+    return BROKEN
+
+
+def _interrupt(signum, frame):
+    raise KeyboardInterrupt
+

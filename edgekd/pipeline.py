@@ -1,0 +1,198 @@
+"""The main job: a recipe in, a folder of a run out. Plans, runs what is not finished, measures, chooses, gates, delivers."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgekd import plan as planning
+from edgekd import recipe as recipes
+from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.plan import Plan, Step
+from edgekd.recipe import Resolved
+from edgekd.records import Artifact, Made, Result, Run
+from edgekd.report.progress import Silent, reporter
+from edgekd.store import Store, write_atomic
+
+OURS = ("recipe.toml", "result.json", "report.html", "report.md", "log.jsonl", "models", "predictions", "bundles", "profile")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: `exit_code` 0 passed, 1 failed, 3 inconclusive; `folder` the run's folder."""
+
+    result: Result
+    folder: Path
+    exit_code: int
+    text: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def compress(
+    recipe: Path | str | Mapping[str, Any] | None = None,
+    *,
+    targets: Iterable[str] = (),
+    out: Path | str | None = None,
+    sets: Iterable[str] = (),
+    time_budget: float | None = None,
+    fresh: bool = False,
+    dry_run: bool = False,
+    quiet: bool = True,
+) -> Outcome | str:
+    """Runs a recipe (None: the built-in one) as `edgekd compress` does. `time_budget` in seconds; `dry_run` returns the plan as text.
+
+    Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export check fails."""
+    resolved = recipes.resolve(recipes.read(recipe, sets, targets))
+    folder = Path(out) if out is not None else Path("runs") / resolved.task.name
+    store, data = Store(), _loader(resolved.task)
+    progress = reporter(quiet)
+    try:
+        with progress.task("check the plan"):
+            plan = planning.make(resolved, data)
+        if dry_run:
+            return _describe(plan, store)
+        with _locked(folder):
+            text = recipes.dump(resolved)
+            _claim(folder, text, fresh)
+            log = _logger(folder / "log.jsonl")
+            deadline = None if time_budget is None else time.monotonic() + time_budget
+            made, steps = run_steps(plan, resolved, store, data, progress, log, deadline)
+            from edgekd import outcome
+
+            return outcome.conclude(resolved, plan, made, steps, store, data, folder, text, progress, log)
+    finally:
+        progress.close()
+
+
+def _loader(task: Any):
+    from edgekd.sources.columns import load
+
+    return cache(lambda split: load(task, split))
+
+
+def run_steps(
+    plan: Plan, resolved: Resolved, store: Store, data: Any, progress: Silent, log: Any, deadline: float | None = None
+) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
+    """Every step of the plan that the time allows: found finished in the store, or made. ({key: artifact}, what was done)."""
+    made: dict[str, Artifact] = {}
+    steps: list[dict[str, Any]] = []
+    for number, step in enumerate(plan.steps.values(), 1):
+        needed = [key for keys in step.inputs.values() for key in keys]
+        if any(key not in made for key in needed):
+            continue
+        parents = {key: store.digest(made[key]) for key in needed}
+        artifact = store.find(step.key, parents)
+        reused, begun = artifact is not None, time.monotonic()
+        if artifact is None:
+            if deadline is not None and time.monotonic() > deadline and step.stage != "export":
+                log(event="out of time", step=step.label)
+                continue
+            with progress.task(f"[{number}/{len(plan.steps)}] {step.label}") as advance:
+                artifact = make(step, made, parents, resolved, store, data, advance, log)
+        made[step.key] = artifact
+        seconds = artifact.facts.get("seconds", 0.0) if reused else time.monotonic() - begun
+        steps.append({"key": step.key, "step": step.label, "stage": step.stage, "reused": reused, "seconds": round(seconds, 3)})
+        log(event="step", **steps[-1])
+    found = sum(s["reused"] for s in steps)
+    if found:
+        progress.say(f"{found} of {len(plan.steps)} steps were finished already")
+    if len(made) < len(plan.steps):
+        progress.say(f"the time budget left {len(plan.steps) - len(made)} of {len(plan.steps)} steps undone; the same command goes on")
+    return made, steps
+
+
+def make(step: Step, made: Mapping[str, Artifact], parents: Mapping[str, str], resolved: Resolved, store: Store, data: Any, advance: Any, log: Any) -> Artifact:
+    """Runs one step into the store."""
+
+    def build(folder: Path, scratch: Path) -> Made:
+        begun = time.monotonic()
+        run = Run(resolved.task, step.seed, resolved.threads, folder, scratch, data, advance, lambda **event: log(step=step.label, **event))
+        source = made[step.source] if step.source else None
+        product = step.part(source, run, teacher=tuple(made[key] for key in step.teacher))
+        return Made(product.form, {**product.facts, "seconds": round(time.monotonic() - begun, 3)})
+
+    try:
+        return store.make(
+            step.key,
+            stage=step.stage,
+            settings=step.settings,
+            seed=step.seed,
+            inputs=step.inputs,
+            parents=dict(parents),
+            build=build,
+            on_wait=lambda: log(event="waiting", step=step.label),
+        )
+    except RunFailed as error:
+        raise RunFailed(*(Problem(f"{step.label}: {p.place}".rstrip(": "), p.message, p.hint) for p in error.problems)) from error
+
+
+def _describe(plan: Plan, store: Store) -> str:
+    """What a run would do, step by step, and what is finished."""
+    known: dict[str, str] = {}
+    lines = []
+    for step in plan.steps.values():
+        needed = [key for keys in step.inputs.values() for key in keys]
+        artifact = store.find(step.key, {k: known[k] for k in needed}) if all(k in known for k in needed) else None
+        if artifact is not None:
+            known[step.key] = store.digest(artifact)
+        lines.append(f"{'finished' if artifact else 'to do   '}  {step.label:<28} {step.stage:<9} {step.key[:12]}")
+    todo = sum(line.startswith("to do") for line in lines)
+    return "\n".join([*lines, f"{len(lines)} steps, {todo} to do, {len(plan.points)} candidates"])
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder; the lock goes with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+")
+    except OSError as error:
+        raise UsageError(Problem(str(folder), f"can't be written: {error.strerror}", "choose another folder with --out")) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(Problem(str(folder), "another run is at work in this folder", "wait for it, or choose another with --out")) from None
+        yield
+
+
+def _claim(folder: Path, text: str, fresh: bool) -> None:
+    """Makes the folder this recipe's. Another recipe's run is only replaced with `fresh`, and only what a run writes."""
+    path = folder / "recipe.toml"
+    if fresh:
+        for name in OURS:
+            target = folder / name
+            shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
+    elif path.is_file() and path.read_text(encoding="utf-8") != text:
+        hint = "--fresh replaces it (finished work stays in the store), --out NAME keeps both"
+        raise UsageError(Problem(str(folder), "holds the run of another recipe", hint))
+    elif not path.is_file():
+        foreign = [p.name for p in folder.iterdir() if p.name in OURS]
+        if foreign:
+            raise UsageError(Problem(str(folder), f"holds {', '.join(foreign)} but no recipe.toml: not a run", "choose another folder with --out"))
+    write_atomic(path, text.encode())
+
+
+def _logger(path: Path):
+    """`log(**event)`: a line of JSON, in one write."""
+
+    def log(**event: Any) -> None:
+        line = json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n"
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    return log
