@@ -1,8 +1,8 @@
-"""One's own data as a task's splits: from arrays, or from a torch DataLoader; and `check`, which finds all that is wrong with a task."""
+"""Arrays that lie in memory as the splits of a task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -89,28 +89,34 @@ def arrays(
 
 
 def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, np.ndarray | None]:
-    x = {k: _array(v) for k, v in x.items()} if isinstance(x, Mapping) else _array(x)
-    y = None if y is None else _array(y)
+    x = {k: to_array(v) for k, v in x.items()} if isinstance(x, Mapping) else to_array(x)
+    y = None if y is None else to_array(y)
     columns = {f"x_{name}[{k!r}]": v for k, v in x.items()} if isinstance(x, Mapping) else {f"x_{name}": x}
     columns |= {} if y is None else {f"y_{name}": y}
+    found = [Problem(f"x_{name}", "has no inputs", "give at least one named array")] if isinstance(x, Mapping) and not x else []
     for place, column in columns.items():
         if column.dtype.kind not in "fiub":
-            hint = "give numbers" if place.startswith("x") else "number the classes: names, y = numpy.unique(y, return_inverse=True)"
-            problems.append(Problem(place, f"values are of type {column.dtype}", hint))
-        elif not column.ndim or not len(column):
-            problems.append(Problem(place, f"is empty: shape {list(column.shape)}", "the first axis counts the samples"))
+            hint = "give numbers of one shape" if place.startswith("x") else "number the classes: names, y = numpy.unique(y, return_inverse=True)"
+            found.append(Problem(place, f"values are of type {column.dtype}", hint))
+        if not column.ndim or not len(column):
+            found.append(Problem(place, f"is empty: shape {list(column.shape)}", "the first axis counts the samples"))
     lengths = {place: len(column) for place, column in columns.items() if column.ndim}
     if len(set(lengths.values())) > 1:
-        problems.append(Problem(f"x_{name}, y_{name}", "differ in length: " + ", ".join(f"{k} {n}" for k, n in lengths.items()), "one row per sample"))
-    if problems:
+        found.append(Problem(f"x_{name}, y_{name}", "differ in length: " + ", ".join(f"{k} {n}" for k, n in lengths.items()), "one row per sample"))
+    problems += found
+    if found:
         return None, None
     return x, y.astype(np.int64) if y is not None and y.dtype.kind in "iub" else y
 
 
-def _array(values: Any) -> np.ndarray:
+def to_array(values: Any) -> np.ndarray:
+    """numpy of anything that is like an array; floats as float32. Rows of different lengths give dtype object."""
     if hasattr(values, "detach"):  # a torch tensor, without importing torch
         values = values.detach().cpu().numpy()
-    values = np.asarray(values)
+    try:
+        values = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        values = np.asarray(values, dtype=object)
     return values.astype(np.float32) if values.dtype.kind == "f" else values
 
 
