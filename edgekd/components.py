@@ -72,12 +72,20 @@ def model_of(part: Callable) -> Any:
     """A strict pydantic model of a part's settings, built from its signature."""
     import pydantic
 
-    hints = typing.get_type_hints(part.__init__ if dataclasses.is_dataclass(part) else part, include_extras=True)
     fields = {}
     for name, p in parameters(part).items():
-        fields[name] = (hints.get(name, Any), ... if p.default is inspect.Parameter.empty else p.default)
+        fields[name] = (_hint(part, name, p), ... if p.default is inspect.Parameter.empty else p.default)
     config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
     return pydantic.create_model(getattr(part, "__name__", "part"), __config__=config, **fields)
+
+
+def _hint(part: Callable, name: str, p: inspect.Parameter) -> Any:
+    """One parameter's annotation, evaluated where it was written (others of the same part may be for type checkers only)."""
+    if dataclasses.is_dataclass(part):
+        return typing.get_type_hints(part, include_extras=True).get(name, Any)
+    if p.annotation is inspect.Parameter.empty:
+        return Any
+    return eval(p.annotation, dict(inspect.unwrap(part).__globals__)) if isinstance(p.annotation, str) else p.annotation
 
 
 def check(model: Any, table: Mapping[str, Any], place: str) -> tuple[Any, list[Problem]]:

@@ -99,13 +99,13 @@ class _Planner:
         from edgekd import models
 
         problems, example = [], None
-        for number, line in enumerate(self.read.stages, 1):
-            if not hasattr(line.part, "check") or any(s.use == line.use for s in self.read.stages[: number - 1]):
+        for line in self.read.stages:
+            if not hasattr(line.part, "check") or any(s.use == line.use and s.number < line.number for s in self.read.stages):
                 continue
             example = example if example is not None else _example(self.task, self.data("train"))
             for settings in {repr(s): s for s in (dict(w.into(line), **o) for w in self.wants() for o in self.own_sweep(line))}.values():
                 found = line.part(**settings).check(models.create(self.task, "student", 0), example)
-                problems += [dataclasses.replace(p, place=f"{self.read.place}: stage {number} ({line.name}): {p.place}".rstrip(": ")) for p in found]
+                problems += [dataclasses.replace(p, place=f"{self.read.place}: stage {line.number} ({line.name}): {p.place}".rstrip(": ")) for p in found]
         if problems:
             raise UsageError(*dict.fromkeys(problems))
 

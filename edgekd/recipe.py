@@ -64,6 +64,7 @@ class Recipe(Strict):
 class StageLine:
     """One `[[stage]]`, read: its name, its part, its settings with defaults filled in, and the teacher it learns from."""
 
+    number: int
     name: str
     use: str
     part: type
@@ -92,15 +93,18 @@ def read(source: Path | str | Mapping[str, Any] | None = None, sets: Iterable[st
         raw["targets"] = list(targets)
     form, found = components.check(Recipe, raw, place)
     problems += found
-    if form is None:
-        raise UsageError(*problems)
+    if form is None:  # go on with what is sound, so that all problems are told at once
+        wrong = {p.place.removeprefix(f"{place}: ").partition(".")[0] for p in found}
+        form, _ = components.check(Recipe, {"task": "digits", "stage": [{"use": "train"}]} | {k: v for k, v in raw.items() if k not in wrong}, place)
+        if form is None:
+            raise UsageError(*problems)
     look_beside(folder)
     stages = _stages(form, place, problems)
     models = _models(form, place, problems)
     _references(form, stages, place, problems)
     _sweep(form, stages, place, problems)
     if problems:
-        raise UsageError(*problems)
+        raise UsageError(*dict.fromkeys(problems))
     return Read(form, tuple(stages), models, place, folder, raw)
 
 
@@ -193,7 +197,7 @@ def _stages(form: Recipe, place: str, problems: list[Problem]) -> list[StageLine
         if any(line.name == name for line in lines) or name in form.model or name in ("teacher", "alone"):
             problems.append(Problem(where, f"the name `{name}` is taken", 'give this stage a `name = "..."` of its own'))
         settings = _settings(part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, where, problems)
-        lines.append(StageLine(name, use, part, settings, _teacher(table, part, settings, where, problems)))
+        lines.append(StageLine(number, name, use, part, settings, _teacher(table, part, settings, where, problems)))
     return lines
 
 
@@ -215,8 +219,9 @@ def _settings(part: type, table: Mapping[str, Any], where: str, problems: list[P
     filled = [Problem(f"{where}: {k}", "is filled in by edgekd", "leave it out") for k in FILLED_IN if k in table]
     settings, found = components.settings_of(part, table, where)
     problems += filled + found
-    if settings.get("losses"):
-        settings["losses"] = tuple(_loss(t, f"{where}: losses[{i}]", problems) for i, t in enumerate(settings["losses"]))
+    losses = settings.get("losses", () if settings else table.get("losses", ()))
+    if losses and all(isinstance(t, dict) for t in losses):
+        settings["losses"] = tuple(_loss(t, f"{where}: losses[{i}]", problems) for i, t in enumerate(losses))
     elif "losses" in settings:
         problems.append(Problem(f"{where}: losses", "is empty", 'for example losses = [{ use = "cross_entropy" }]'))
     return settings
@@ -278,18 +283,18 @@ def _models(form: Recipe, place: str, problems: list[Problem]) -> dict[str, dict
 
 def _references(form: Recipe, stages: list[StageLine], place: str, problems: list[Problem]) -> None:
     """Teachers must be models, or stages that come before."""
-    for number, line in enumerate(stages, 1):
-        known = ["teacher", *form.model, *(s.name for s in stages[: number - 1])]
+    for line in stages:
+        known = ["teacher", *form.model, *(s.name for s in stages if s.number < line.number)]
         if line.teacher is not None and line.teacher not in known:
             near = difflib.get_close_matches(line.teacher, known, 1)
             hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(dict.fromkeys(known))}"
-            problems.append(Problem(f"{place}: stage {number} ({line.name}): teacher", f"nothing is named `{line.teacher}`", hint))
-    if stages and stages[0].use not in ("distill", "train") and "student" not in form.model:
+            problems.append(Problem(f"{place}: stage {line.number} ({line.name}): teacher", f"nothing is named `{line.teacher}`", hint))
+    if stages and stages[0].number == 1 and stages[0].use not in ("distill", "train") and "student" not in form.model:
         hint = 'begin with a `distill` or `train` stage, or bring the student: [model.student] weights = "student.safetensors"'
         problems.append(Problem(f"{place}: stage 1 ({stages[0].name})", f"`{stages[0].use}` needs a student that was trained", hint))
-    for number, line in enumerate(stages[:-1], 1):
-        if line.use == "quantize":
-            problems.append(Problem(f"{place}: stage {number} ({line.name})", "`quantize` must be the last stage", "move it to the end"))
+    for line in stages:
+        if line.use == "quantize" and line.number < len(form.stage):
+            problems.append(Problem(f"{place}: stage {line.number} ({line.name})", "`quantize` must be the last stage", "move it to the end"))
 
 
 def _sweep(form: Recipe, stages: list[StageLine], place: str, problems: list[Problem]) -> None:
