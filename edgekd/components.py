@@ -29,7 +29,8 @@ def find(folder: str, use: str) -> Any:
     if use not in names(folder):
         near = difflib.get_close_matches(use, names(folder), 1)
         hint = f"did you mean `{near[0]}`?" if near else f"one of {', '.join(names(folder))}, or `package.module:name` of your own"
-        raise UsageError(Problem("", f"no {folder} part is named `{use}`", hint))
+        kind = {"criteria": "criterion", "losses": "loss"}.get(folder, folder.removesuffix("s"))
+        raise UsageError(Problem("", f"no {kind} is named `{use}`", hint))
     module = importlib.import_module(f"edgekd.{folder}.{use}")
     for name in (use, "".join(word.capitalize() for word in use.split("_"))):
         if hasattr(module, name):

@@ -314,8 +314,7 @@ def _sweep(form: Recipe, stages: list[StageLine], place: str, problems: list[Pro
             problems.append(Problem(where, f"no stage is named `{name}`", f"did you mean `{near[0]}.{key}`?" if near else 'write "STAGE.KEY"'))
             continue
         for value in values:
-            base = {k: v for k, v in by_name[name].settings.items() if k not in FILLED_IN}
-            _settings(by_name[name].part, {**base, key: value}, where, problems)
+            _settings(by_name[name].part, {key: value}, where, problems)
 
 
 @dataclass(frozen=True)
