@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +54,11 @@ def compress(
     Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export check fails."""
     resolved = recipes.resolve(recipes.read(recipe, sets, targets))
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
-    store, data = Store(), _loader(resolved.task)
+    store = Store()
     progress = reporter(quiet)
     try:
         with progress.task("check the plan"):
-            plan = planning.make(resolved, data)
+            plan = planning.make(resolved)
         if dry_run:
             return _describe(plan, store)
         with _locked(folder):
@@ -67,22 +66,16 @@ def compress(
             _claim(folder, text, fresh)
             log = _logger(folder / "log.jsonl")
             deadline = None if time_budget is None else time.monotonic() + time_budget
-            made, steps = run_steps(plan, resolved, store, data, progress, log, deadline)
+            made, steps = run_steps(plan, resolved, store, progress, log, deadline)
             from edgekd import outcome
 
-            return outcome.conclude(resolved, plan, made, steps, store, data, folder, text, progress, log)
+            return outcome.conclude(resolved, plan, made, steps, store, folder, text, progress, log)
     finally:
         progress.close()
 
 
-def _loader(task: Any):
-    from edgekd.sources.columns import load
-
-    return cache(lambda split: load(task, split))
-
-
 def run_steps(
-    plan: Plan, resolved: Resolved, store: Store, data: Any, progress: Silent, log: Any, deadline: float | None = None
+    plan: Plan, resolved: Resolved, store: Store, progress: Silent, log: Any, deadline: float | None = None
 ) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
     """Every step of the plan that the time allows: found finished in the store, or made. ({key: artifact}, what was done)."""
     made: dict[str, Artifact] = {}
@@ -99,7 +92,7 @@ def run_steps(
                 log(event="out of time", step=step.label)
                 continue
             with progress.task(f"[{number}/{len(plan.steps)}] {step.label}") as advance:
-                artifact = make(step, made, parents, resolved, store, data, advance, log)
+                artifact = make(step, made, parents, resolved, store, advance, log)
         made[step.key] = artifact
         seconds = artifact.facts.get("seconds", 0.0) if reused else time.monotonic() - begun
         steps.append({"key": step.key, "step": step.label, "stage": step.stage, "reused": reused, "seconds": round(seconds, 3)})
@@ -112,12 +105,12 @@ def run_steps(
     return made, steps
 
 
-def make(step: Step, made: Mapping[str, Artifact], parents: Mapping[str, str], resolved: Resolved, store: Store, data: Any, advance: Any, log: Any) -> Artifact:
+def make(step: Step, made: Mapping[str, Artifact], parents: Mapping[str, str], resolved: Resolved, store: Store, advance: Any, log: Any) -> Artifact:
     """Runs one step into the store."""
 
     def build(folder: Path, scratch: Path) -> Made:
         begun = time.monotonic()
-        run = Run(resolved.task, step.seed, resolved.threads, folder, scratch, data, advance, lambda **event: log(step=step.label, **event))
+        run = Run(resolved.task, step.seed, resolved.threads, folder, scratch, resolved.data, advance, lambda **event: log(step=step.label, **event))
         source = made[step.source] if step.source else None
         product = step.part(source, run, teacher=tuple(made[key] for key in step.teacher))
         return Made(product.form, {**product.facts, "seconds": round(time.monotonic() - begun, 3)})

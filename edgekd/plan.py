@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,9 +77,9 @@ class Wants:
         return settings
 
 
-def make(resolved: Resolved, data: Callable[[str], Any]) -> Plan:
-    """The plan of a recipe; `data(split)` gives loaded columns. Raises UsageError for what can't work, before any training."""
-    planner = _Planner(resolved, data)
+def make(resolved: Resolved) -> Plan:
+    """The plan of a recipe. Raises UsageError for what can't work, before any training."""
+    planner = _Planner(resolved)
     planner.check()
     planner.run()
     return planner.plan
@@ -88,8 +88,8 @@ def make(resolved: Resolved, data: Callable[[str], Any]) -> Plan:
 class _Planner:
     """The one traversal that fills a Plan; the state is the plan itself."""
 
-    def __init__(self, resolved: Resolved, data: Callable[[str], Any]):
-        self.resolved, self.data, self.plan = resolved, data, Plan()
+    def __init__(self, resolved: Resolved):
+        self.resolved, self.data, self.plan = resolved, resolved.data, Plan()
         self.read: Read = resolved.read
         self.task: Task = resolved.task
         self.made: dict[str, str] = {}  # name of a model table -> key

@@ -9,8 +9,9 @@ import dataclasses
 import difflib
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -319,10 +320,11 @@ def _sweep(form: Recipe, stages: list[StageLine], place: str, problems: list[Pro
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with what it refers to: ready to be planned."""
+    """A recipe with what it refers to: ready to be planned. `data(split)` gives loaded columns, read once."""
 
     read: Read
     task: Task
+    data: Callable[[str], Any]
     targets: tuple[Any, ...]
     threads: int
     select: Select
@@ -333,6 +335,7 @@ def resolve(recipe: Read) -> Resolved:
     """Finds task and targets, fills the defaults that depend on them. Raises UsageError with every problem of all of them."""
     from edgekd import environment, targets
     from edgekd.decisions import budget
+    from edgekd.sources import columns
 
     problems: list[Problem] = []
     task = _gather(lambda: find_task(recipe.recipe.task, recipe.folder), f"{recipe.place}: task", problems)
@@ -340,9 +343,10 @@ def resolve(recipe: Read) -> Resolved:
         _gather(lambda name=name: targets.load(_beside(name, recipe.folder)), f"{recipe.place}: targets", problems)
         for name in dict.fromkeys(recipe.recipe.targets)
     ]
+    load = cache(lambda split: columns.load(task, split))
     select, gate = recipe.recipe.select, {name: dict(lines) for name, lines in recipe.recipe.gate.items()}
     if isinstance(task, Task) and task.metrics:
-        problems += _task_problems(task, recipe)
+        problems += _task_problems(task, recipe, load)
         first = task.metrics[0]
         if not select.maximize and first.better == "higher":
             select = Select(maximize=(first.name,), minimize=select.minimize)
@@ -353,7 +357,7 @@ def resolve(recipe: Read) -> Resolved:
     if problems:
         raise UsageError(*problems)
     threads = recipe.recipe.threads or min(2, environment.cores())
-    return Resolved(recipe, task, tuple(found), threads, select, gate)
+    return Resolved(recipe, task, load, tuple(found), threads, select, gate)
 
 
 def _beside(name: str, folder: Path) -> str:
@@ -404,17 +408,16 @@ def _built_in_task(use: str) -> Any:
     return module.task if hasattr(module, "task") else getattr(module, use)
 
 
-def _task_problems(task: Task, recipe: Read) -> list[Problem]:
+def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list[Problem]:
     from edgekd import data
 
-    needed = {"student", *(m for m in recipe.models if m == "teacher" or m in recipe.recipe.model)}
-    missing = [Problem(f"task {task.name}: models", f"has no `{m}`", f"models: {', '.join(task.models)}") for m in needed if m not in task.models]
+    roles = tuple(dict.fromkeys(("teacher", "student", *recipe.recipe.model)))
     files = [
-        Problem(f"{recipe.place}: model.{name}: weights", f"there is no file `{m['weights']}`")
+        Problem(f"{recipe.place}: model.{name}: weights", f"there is no file `{m['weights']}`", "paths are looked for beside the recipe")
         for name, m in recipe.models.items()
         if m.get("weights") and not (recipe.folder / m["weights"]).is_file()
     ]
-    return missing + files + ([] if missing else data.check(task))
+    return files + data.check(task, load, roles=roles)
 
 
 def dump(resolved: Resolved) -> str:
