@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from edgekd.augmentation import affine
 from edgekd.data import Splits, arrays
 from edgekd.metrics import top1
 from edgekd.networks import residual
@@ -34,18 +35,8 @@ def splits() -> Splits:
 
 
 def augment(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Rotates by up to 12 degrees, scales by up to 12 %, shears by up to 0.15, shifts by up to 1 pixel: images [B, 1, 8, 8], u [B, 5].
-
-    What comes in from outside is background. Bilinear, in one `grid_sample`."""
-    import torch
-    from torch.nn import functional as F
-
-    turn, wide, high, down, right = ((2 * u[:, :5] - 1) * torch.tensor([0.21, 0.12, 0.12, 0.25, 0.25])).unbind(1)
-    cos, sin = torch.cos(turn), torch.sin(turn)
-    rows = torch.stack([cos * (1 + wide), -sin, right, sin, cos * (1 + high), down], 1)
-    grid = F.affine_grid(rows.view(-1, 2, 3), list(images.shape), align_corners=False)
-    ground = -MEAN / DEVIATION
-    return F.grid_sample(images - ground, grid, align_corners=False) + ground
+    """Turned by up to 8 degrees, scaled by up to 8 %, shifted by up to 0.6 pixels. Stronger views cost accuracy at 8 x 8 pixels."""
+    return affine(images, u, turn=0.14, scale=0.08, shift=0.15, ground=-MEAN / DEVIATION)
 
 
 def teacher() -> torch.nn.Module:

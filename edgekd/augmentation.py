@@ -1,0 +1,37 @@
+"""Augmentation as a pure function of `u`: the inputs and [B, draws] numbers in [0, 1) give the augmented inputs, and nothing else does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+
+def affine(
+    images: torch.Tensor,
+    u: torch.Tensor,
+    *,
+    turn: float = 0.0,
+    scale: float = 0.0,
+    shift: float = 0.0,
+    flip: bool = False,
+    ground: float | Literal["edge"] = 0.0,
+) -> torch.Tensor:
+    """Turns, scales and shifts images [B, C, H, W] by u [B, 5 or more], bilinear, in one `grid_sample`; u = 0.5 changes nothing.
+
+    turn up to `turn` radians, height and width each by up to the share `scale`, shift by up to the share `shift` of half the image, mirrored
+    left to right in half the cases if `flip` (a sixth draw). What comes in from outside has the value `ground`, or is the edge repeated."""
+    import torch
+    from torch.nn import functional as F
+
+    limits = images.new_tensor([turn, scale, scale, shift, shift])
+    angle, wide, high, right, down = ((2 * u[:, :5] - 1) * limits).unbind(1)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    mirror = torch.where(u[:, 5] < 0.5, -1.0, 1.0) if flip else 1.0
+    slant = images.shape[2] / images.shape[3]  # grid_sample measures each axis in halves of its own length: a turn is none without this
+    rows = [cos * (1 + wide) * mirror, -sin * slant, right, sin / slant * mirror, cos * (1 + high), down]
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    if ground == "edge":
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(images - ground, grid, align_corners=False) + ground

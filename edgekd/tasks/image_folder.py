@@ -1,0 +1,141 @@
+"""Images in a folder, sorted by class: `path/<class>/*.png`, or `path/{train,validation,test}/<class>/*.png`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+
+from edgekd.augmentation import affine
+from edgekd.data import Arrays, Splits
+from edgekd.errors import EnvironmentUnfit, Problem, UsageError
+from edgekd.metrics import top1
+from edgekd.networks import residual
+from edgekd.records import Task
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+SHOWN = 10  # unreadable files that are told one by one
+
+
+def image_folder(
+    *,
+    path: Path,
+    size: Annotated[int, Ge(8), Le(512)] = 32,
+    channels: Literal[1, 3] = 3,
+    teacher: Annotated[int, Ge(8), Le(512), MultipleOf(8)] = 48,
+    student: Annotated[int, Ge(8), Le(512), MultipleOf(8)] = 16,
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.1,
+    test: Annotated[float, Gt(0), Lt(1)] = 0.2,
+    flip: bool = False,
+    shareable: bool = False,
+) -> Task:
+    """The task of telling the folder's classes apart. Images are cut to the middle square, scaled to `size` and centred: [channels, size, size].
+
+    `teacher`, `student`: width of the first layer of a residual network, doubled twice. Without folders `train` and `test`, a file's split
+    hangs on the hash of its name below `path` alone, so adding files moves none: shares `test` and `validation` of all. `flip`: mirror
+    left to right, where that leaves the class. Needs Pillow (`pip install "edgekd[images]"`). Raises UsageError with every file and
+    class that is wrong, EnvironmentUnfit without Pillow."""
+    path = Path(path)
+    files, classes, problems = _files(path, validation, test)
+    parts, unreadable = _read(files, size, channels) if files else ({}, [])
+    if problems or unreadable:
+        raise UsageError(*problems, *unreadable)
+    settings = {"size": size, "channels": channels, "teacher": teacher, "student": student, "flip": flip, "classes": len(classes)}
+    network = partial(residual, channels=channels, classes=len(classes), stem_stride=2 if size >= 64 else 1)
+    return Task(
+        name=path.resolve().name,
+        version=f"1 {json.dumps(settings)}",
+        models={
+            "teacher": partial(network, (teacher, 2 * teacher, 4 * teacher)),
+            "student": partial(network, (student, 2 * student, 4 * student)),
+        },
+        data=Splits(parts),
+        metrics=(top1(),),
+        classes=len(classes),
+        augment=partial(affine, turn=0.1, scale=0.1, shift=0.2, flip=flip, ground="edge"),
+        draws=6,
+        views=16,
+        shareable=shareable,
+    )
+
+
+def split_of(name: str, validation: float, test: float) -> str:
+    """The split of a file by the hash of its name: the first `test` of all hashes are test, the next `validation` of them validation."""
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return "test" if share < test else "validation" if share < test + validation else "train"
+
+
+def _files(path: Path, validation: float, test: float) -> tuple[dict[str, list[tuple[Path, int]]], list[str], list[Problem]]:
+    """{split: [(file, class)]} in the order of names, the names of the classes, and what is wrong with the folder."""
+    if not path.is_dir():
+        return {}, [], [Problem(str(path), "there is no such folder", "path/<class>/*.png, or path/{train,validation,test}/<class>/*.png")]
+    problems = []
+    if test + validation >= 1:
+        problems.append(Problem(str(path), f"test {test} and validation {validation} leave nothing to train on", "make them smaller"))
+    roots = {child: FOLDERS[child.name.lower()] for child in _folders(path) if child.name.lower() in FOLDERS}
+    sorted_already = {"train", "test"} <= set(roots.values())
+    if sorted_already:
+        problems += [Problem(str(child), "is neither train, validation nor test", "move it away") for child in _folders(path) if child not in roots]
+    roots = roots if sorted_already else {path: ""}
+    classes = sorted({child.name for root, split in roots.items() if split in ("", "train") for child in _folders(root)})
+    if len(classes) < 2:
+        have = f"only {classes[0]!r}" if classes else "no class folders"
+        problems.append(Problem(str(path), f"there are at least two classes to tell apart, but {have}", "one folder per class"))
+    parts: dict[str, list[tuple[Path, int]]] = {"train": [], "validation": [], "test": []}
+    for root, split in roots.items():
+        for folder in _folders(root):
+            if folder.name not in classes:
+                problems.append(Problem(str(folder), f"the class {folder.name!r} is not in train", "give it training images, or move it away"))
+                continue
+            images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith("."))
+            if not images:
+                problems.append(Problem(str(folder), "the class has no images", f"files that end with {', '.join(sorted(SUFFIXES))}"))
+            for image in images:
+                drawn = split or split_of(image.relative_to(path).as_posix(), validation, test)
+                if split == "train" and "validation" not in roots.values():
+                    drawn = "validation" if split_of(image.relative_to(root).as_posix(), validation, 0) == "validation" else "train"
+                parts[drawn].append((image, classes.index(folder.name)))
+    count = sum(map(len, parts.values()))
+    for split, files in parts.items():
+        if not files and count and not problems:
+            problems.append(Problem(str(path), f"none of the {count} images falls into {split}", "give more images, or a larger share"))
+    return parts, classes, problems
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _read(parts: dict[str, list[tuple[Path, int]]], size: int, channels: int) -> tuple[dict[str, Arrays], list[Problem]]:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise EnvironmentUnfit(Problem("image_folder", "reading images needs Pillow", 'pip install "edgekd[images]"')) from None
+
+    problems: list[Problem] = []
+    read: dict[str, Arrays] = {}
+    for split, files in parts.items():
+        pixels = np.zeros((len(files), channels, size, size), np.float32)
+        for row, (file, _) in enumerate(files):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", Image.DecompressionBombWarning)
+                    with Image.open(file) as image:
+                        upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+                square = np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR), np.float32)
+            except Exception as error:  # (Pillow's decoders raise of every kind)
+                problems.append(Problem(str(file), f"can't be read as an image: {error}", "repair it or move it away"))
+                continue
+            pixels[row] = (square.reshape(size, size, channels).transpose(2, 0, 1) / 255 - 0.5) / 0.25
+        labels = np.array([label for _, label in files], np.int64)
+        read[split] = Arrays(pixels, labels, [file.as_posix() for file, _ in files])
+    if len(problems) > SHOWN:
+        problems = [*problems[:SHOWN], Problem("image_folder", f"and {len(problems) - SHOWN} more files that can't be read as images")]
+    return read, problems
