@@ -1,0 +1,42 @@
+# Two commands on a machine with Python 3.11 to 3.13, make and a package registry:
+#   make compress     sets up .venv and runs the built-in recipe      make compress ARGS="mine.toml --out runs/mine"
+#   make test         sets up .venv and runs the checks and tests
+# PYTHON    the interpreter that .venv is made with
+# PIP_ARGS  for pip install, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for the CPU build of torch
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c .constraints.txt $(PIP_ARGS)
+
+.PHONY: compress test wheel clean
+.DELETE_ON_ERROR:
+
+compress: $(VENV)/.ready
+	$(BIN)/edgekd compress $(ARGS)
+
+test: $(VENV)/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest $(ARGS)
+
+wheel: $(VENV)/.ready-test
+	$(BIN)/python -m hatchling build -t wheel -d dist
+
+clean:
+	rm -rf $(VENV) build dist .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# a stamp is written when everything before it worked: a setup that was cut short is done again
+$(VENV)/.ready: pyproject.toml .constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" || \
+		{ echo "edgekd needs Python 3.11 to 3.13: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "setting up $(VENV): a few minutes, once" >&2
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) hatchling editables
+	$(INSTALL) --no-build-isolation -e ".[images]"
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	$(INSTALL) --no-build-isolation -e ".[test]"
+	@touch $@
