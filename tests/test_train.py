@@ -1,0 +1,193 @@
+"""The one training loop: resumes to the bit, refuses what diverges, and a cached teacher is the live one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgekd import Task, arrays, models
+from edgekd.errors import RunFailed
+from edgekd.records import Artifact, Batch, Run, Signals
+from edgekd.sources.columns import load
+from edgekd.stages.answer import Answer
+from edgekd.stages.distill import Distill
+from edgekd.stages.train import Train
+from edgekd.train import Term, Training, combine, learn, make_optimizer, pace, restore, save
+
+
+def net(width):
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 3))
+
+
+@pytest.fixture
+def task():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(150, 6)).astype(np.float32)
+    y = (x @ rng.normal(size=(6, 3))).argmax(1)
+    splits = arrays(x[:100], y[:100], x[100:], y[100:], validation=0.2)
+    noise = lambda inputs, u: inputs + 0.1 * (u[:, :1] - 0.5)
+    return Task("toy", "1", {"teacher": lambda: net(16), "student": lambda: net(4)}, splits, (), classes=3, augment=noise, draws=1, views=3)
+
+
+def run_in(folder, task, seed=0, **more):
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    return Run(task, seed, 1, folder / "out", folder / "scratch", lambda split: load(task, split), **more)
+
+
+def artifact(run, form, task):
+    return Artifact("key", form, {}, {}, "", {}, 0, {}, run.folder)
+
+
+def weights(run):
+    return models.read_tensors(run.folder / "weights.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("stop_at", [1, 4, 7, 11])
+def test_resumed_is_bit_equal_to_undisturbed(tmp_path, task, monkeypatch, optimizer, stop_at):
+    """A checkpoint after every step, a stop in the middle of an epoch or at its end: weights, dropout and batch statistics go on exactly."""
+    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+    stage = Train(epochs=4, batch=32, lr=0.01, optimizer=optimizer, clip=1.0)
+    whole = run_in(tmp_path / "whole", task)
+    stage(None, whole)
+
+    def stop(done, total, text):
+        if done == stop_at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        stage(None, run_in(tmp_path / "cut", task, progress=stop))
+    events = []
+    again = run_in(tmp_path / "cut", task, log=lambda **event: events.append(event))
+    made = stage(None, again)
+    assert same(weights(whole), weights(again))
+    assert stop_at == 1 or any(e["event"] == "resumed" for e in events)
+    assert made.facts["steps"] == 12
+
+
+def test_another_seed_is_another_model_and_the_start_is_shared(task):
+    first, second = models.create(task, "student", 0), models.create(task, "student", 1)
+    assert not torch.equal(first[0].weight, second[0].weight)
+    torch.rand(3)  # whatever was drawn before
+    assert torch.equal(first[0].weight, models.create(task, "student", 0)[0].weight)
+
+
+def test_training_leaves_the_callers_random_state_alone(tmp_path, task):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    Train(epochs=1, batch=32)(None, run_in(tmp_path, task))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_cached_teacher_equals_live(tmp_path, task):
+    teacher_run = run_in(tmp_path / "teacher", task)
+    Train(model="teacher", epochs=2)(None, teacher_run)
+    teacher = artifact(teacher_run, "torch", task)
+    results = {}
+    for batch in (20, 32):  # 80 samples: the answers' batches are of the students' size, and of another
+        answers_run = run_in(tmp_path / f"answers{batch}", task)
+        made = Answer(views=3, augment_seed=7, batch=20)(None, answers_run, teacher=(teacher,))
+        assert made.facts == {"views": 3, "rows": 80, "outputs": [3]}
+        for name, given in (("cached", artifact(answers_run, "logits", task)), ("live", teacher)):
+            run = run_in(tmp_path / f"{name}{batch}", task)
+            made = Distill(epochs=6, batch=batch, augment_seed=7)(None, run, teacher=(given,))
+            results[name, batch] = weights(run), made.facts["losses"]
+    for batch in (20, 32):
+        assert results["cached", batch][1]["kl"] == pytest.approx(results["live", batch][1]["kl"], rel=1e-4)
+    for name, tensor in results["cached", 20][0].items():
+        assert torch.allclose(tensor, results["live", 20][0][name], atol=1e-4), name
+
+
+def test_cached_logits_are_the_live_ones_bit_for_bit_in_the_same_batches(tmp_path, task):
+    from edgekd.sources.columns import take
+    from edgekd.sources.epochs import see
+    from edgekd.teachers.cached import cached
+    from edgekd.teachers.live import live
+
+    run = run_in(tmp_path / "t", task)
+    Train(model="teacher", epochs=1)(None, run)
+    teacher = artifact(run, "torch", task)
+    answers_run = run_in(tmp_path / "a", task)
+    Answer(views=2, augment_seed=3, batch=16)(None, answers_run, teacher=(teacher,))
+    columns, teach = run.data("train"), live(models.load(teacher, task), task)
+    read = cached(artifact(answers_run, "logits", task), len(columns), 2)
+    for view in range(2):
+        for start in range(0, 80, 16):
+            batch = see(take(columns, np.arange(start, start + 16), view), task, 3)
+            assert torch.equal(teach(batch).output, read(batch).output)
+        odd = see(take(columns, np.array([3, 50, 7]), view), task, 3)
+        assert torch.allclose(teach(odd).output, read(odd).output, atol=1e-5)
+
+
+def test_cached_logits_of_other_data_are_refused(tmp_path, task):
+    run = run_in(tmp_path, task)
+    np.save(run.folder / "logits.npy", np.zeros((2, 79, 3), np.float32))
+    with pytest.raises(RunFailed, match=r"\[2, 79, 3\].*\[3, 80, classes\]"):
+        Distill(epochs=3)(None, run, teacher=(artifact(run, "logits", task),))
+
+
+def test_divergence_is_named(tmp_path, task):
+    with pytest.raises(RunFailed, match=r"diverged.*epoch 1, step 1.*cross_entropy = nan"):
+        broken = dataclasses.replace(task, augment=lambda x, u: x * float("nan"))
+        Train(epochs=1)(None, run_in(tmp_path, broken))
+
+
+def test_a_truncated_checkpoint_is_no_checkpoint(tmp_path, task):
+    module, settings = net(4), Training()
+    optimizer = make_optimizer(module, settings)
+    save(tmp_path, module, optimizer, 3, 2, {"rows": 1.0})
+    assert restore(tmp_path, module, optimizer)[:2] == (3, 2)
+    whole = (tmp_path / "checkpoint.safetensors").read_bytes()
+    (tmp_path / "checkpoint.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert restore(tmp_path, module, optimizer) == (0, 0, {})
+
+
+def test_combine_weighs_terms_and_samples():
+    """By hand: rows 1, 3 with sample weights 1, 3 have the mean 2.5; half of it and twice the scalar 4 make 9.25."""
+    rows = lambda student, teacher, batch: torch.tensor([1.0, 3.0])
+    scalar = lambda student, teacher, batch: torch.tensor(4.0)
+    batch = Batch(None, None, torch.arange(2), torch.tensor([1.0, 3.0]))
+    total, parts = combine([(Term("rows", 0.5), rows), (Term("scalar", 2.0), scalar)], Signals(None), None, batch)
+    assert total.item() == pytest.approx(9.25) and {k: v.item() for k, v in parts.items()} == {"rows": 2.5, "scalar": 4.0}
+
+
+def test_pace_by_hand():
+    settings = Training(warmup=0.2, schedule="cosine")
+    paces = [pace(s, 10, settings) for s in range(10)]
+    assert paces[:3] == [0.5, 1.0, 1.0] and paces[6] == pytest.approx(0.5) and paces[9] > 0
+    assert pace(5, 10, Training(warmup=0.0, schedule="linear")) == 0.5
+    assert pace(9, 10, Training(warmup=0.0, schedule="constant")) == 1.0
+
+
+def test_norms_and_biases_do_not_decay():
+    groups = make_optimizer(net(4), Training(weight_decay=0.3)).param_groups
+    assert {(p.ndim > 1, g["weight_decay"]) for g in groups for p in g["params"]} == {(True, 0.3), (False, 0.0)}
+
+
+def test_needs_teacher_is_read_from_the_signature():
+    assert Term("kl", 1.0).needs_teacher() and not Term("cross_entropy", 1.0).needs_teacher()
+
+
+def test_teacher_is_frozen_and_in_evaluation_mode(tmp_path, task):
+    run = run_in(tmp_path / "t", task)
+    Train(model="teacher", epochs=1)(None, run)
+    before = weights(run)
+    module = models.load(artifact(run, "torch", task), task).train()
+    from edgekd.teachers.live import live
+
+    teach = live(module, task)
+    batch = Batch(torch.randn(8, 6), None, torch.arange(8), torch.ones(8))
+    assert torch.equal(teach(batch).output, teach(batch).output)  # dropout stands still
+    student = net(4)
+    learned = learn(student, run_in(tmp_path / "s", task), Training(epochs=1, losses=({"use": "kl"},)), teacher=(artifact(run, "torch", task),))
+    assert learned["losses"]["kl"] > 0 and same(before, weights(run))
