@@ -40,7 +40,7 @@ def augment(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
 
 def teacher() -> torch.nn.Module:
-    return residual((32, 64, 96), channels=1, classes=10)
+    return residual((32, 48, 72), channels=1, classes=10)
 
 
 def student() -> torch.nn.Module:

@@ -44,7 +44,7 @@ def image_folder(
     class that is wrong, EnvironmentUnfit without Pillow."""
     path = Path(path)
     files, classes, problems = _files(path, validation, test)
-    parts, unreadable = _read(files, size, channels) if files else ({}, [])
+    parts, unreadable = _read(path, files, size, channels) if files else ({}, [])
     if problems or unreadable:
         raise UsageError(*problems, *unreadable)
     settings = {"size": size, "channels": channels, "teacher": teacher, "student": student, "flip": flip, "classes": len(classes)}
@@ -113,7 +113,7 @@ def _folders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _read(parts: dict[str, list[tuple[Path, int]]], size: int, channels: int) -> tuple[dict[str, Arrays], list[Problem]]:
+def _read(path: Path, parts: dict[str, list[tuple[Path, int]]], size: int, channels: int) -> tuple[dict[str, Arrays], list[Problem]]:
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -135,7 +135,7 @@ def _read(parts: dict[str, list[tuple[Path, int]]], size: int, channels: int) ->
                 continue
             pixels[row] = (square.reshape(size, size, channels).transpose(2, 0, 1) / 255 - 0.5) / 0.25
         labels = np.array([label for _, label in files], np.int64)
-        read[split] = Arrays(pixels, labels, [file.as_posix() for file, _ in files])
+        read[split] = Arrays(pixels, labels, [file.relative_to(path).as_posix() for file, _ in files])
     if len(problems) > SHOWN:
         problems = [*problems[:SHOWN], Problem("image_folder", f"and {len(problems) - SHOWN} more files that can't be read as images")]
     return read, problems

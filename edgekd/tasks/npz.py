@@ -64,12 +64,13 @@ def npz(
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     """The named arrays of the file. Nothing is unpickled."""
+    columns, problems, held = {}, [], []
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened:
+            file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UsageError(Problem(str(path), "is one array, not a file of several", "numpy.savez(path, x_train=..., ...)"))
             held = list(file.files)
-            columns, problems = {}, []
             for name in held:
                 try:
                     columns[name] = file[name]
