@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test", "unlabelled", "prior"]
 Origin = Literal["counted", "measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
+Architecture = Literal["x86-64", "aarch64"]
+Feature = Literal["avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2"]
 
 
 # ---------------------------------------------------------------- what a user brings
@@ -175,8 +179,8 @@ class Site:
 class Scheme:
     """How a target's kernels want int8: plain fields that the plan reads from the target's facts."""
 
-    weight_bits: int = 8
-    activation_bits: int = 8
+    weight_bits: Annotated[int, Ge(2), Le(8)] = 8
+    activation_bits: Annotated[int, Ge(2), Le(8)] = 8
     per_channel: bool = True
 
 
@@ -187,6 +191,40 @@ class Grid:
     graph: str
     scheme: Scheme
     sites: Mapping[str, Site]
+
+
+# ---------------------------------------------------------------- devices
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs the file on a device."""
+
+    name: Annotated[str, MinLen(1)] = "onnxruntime"
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Facts of a kind of device and of its runtime: data, not code. None: not known, or not the same on all devices of the kind.
+
+    `clock_mhz`: highest sustained; `caches`: {l1d, l2, l3, ...: bytes}; `channel_multiple`: the widths that its kernels run well at;
+    `int8`: the lattice that its kernels compute exactly on; `sources`: {fact: where it is from}."""
+
+    name: Annotated[str, MinLen(1)]
+    title: Annotated[str, MinLen(1)]
+    architecture: Architecture
+    features: tuple[Feature, ...] = ()
+    cores: Annotated[int, Ge(1)] | None = None
+    clock_mhz: Annotated[float, Gt(0), Le(1e5)] | None = None
+    caches: Mapping[str, Annotated[int, Gt(0)]] = field(default_factory=dict)
+    ram_bytes: Annotated[int, Gt(0)] | None = None
+    flash_bytes: Annotated[int, Gt(0)] | None = None
+    runtime: Runtime = Runtime()
+    threads: Annotated[int, Ge(1), Le(1024)] = 1
+    int8: Scheme = Scheme()
+    channel_multiple: Annotated[int, Ge(1), Le(1024)] = 8
+    sources: Mapping[str, Annotated[str, MinLen(1)]] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- observations

@@ -1,0 +1,54 @@
+"""This machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
+
+
+def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Runs `worker.py job.json` of a job folder and returns its `out` folder; `timeout` in seconds for the whole job.
+
+    What is finished stays, whatever ends the run; the same call goes on from there. Raises EnvironmentUnfit where the time is up, RunFailed
+    where the worker itself broke (what a model did wrong is in out/done.json)."""
+    command = [sys.executable, "worker.py", "job.json", "--with-parent"]
+    with tempfile.TemporaryFile() as errors:
+        worker = subprocess.Popen(command, cwd=job_folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+        late = threading.Event()
+        timer = threading.Timer(timeout, lambda: (late.set(), _kill(worker)))
+        timer.start()
+        try:
+            for line in worker.stdout:
+                event = json.loads(line)
+                progress(event["done"], event["total"])
+            worker.wait()
+        finally:
+            timer.cancel()
+            _kill(worker)
+            worker.stdout.close()
+            worker.wait()
+        if late.is_set():
+            hint = "what was measured is kept; the same command goes on"
+            raise EnvironmentUnfit(Problem("", f"the measurement took longer than {timeout:.0f} s", hint))
+        if worker.returncode not in (0, 1) or not (job_folder / "out" / "done.json").is_file():
+            errors.seek(0)
+            last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:] or [f"exit code {worker.returncode}"]
+            raise RunFailed(Problem("", f"the measuring process failed: {last[0]}", "the same command goes on from what was measured"))
+    return job_folder / "out"
+
+
+def _kill(worker: subprocess.Popen) -> None:
+    """Ends the worker and the process that it started, if they are still there."""
+    if worker.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)

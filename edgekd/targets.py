@@ -1,0 +1,126 @@
+"""Targets: facts of device kinds, from `targets/*.toml`, a file of one's own, or, for `host`, from this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from edgekd import environment
+from edgekd.errors import Problem, UsageError
+from edgekd.records import Architecture, Feature, Runtime, Scheme, Target
+
+HOST = "host"
+
+
+def names() -> list[str]:
+    """`host` and the targets that come with edgekd."""
+    folder = _folder()
+    return [HOST, *sorted(p.stem for p in folder.glob("*.toml"))] if folder else [HOST]
+
+
+def load(name_or_path: str | Path) -> Target:
+    """A target by name, or from a .toml file (whose stem is its name). Raises UsageError with every problem of the file."""
+    text = str(name_or_path)
+    if text == HOST:
+        return host(environment.describe())
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text:
+        return _parse(Path(name_or_path))
+    folder = _folder()
+    if folder is None or text not in names():
+        near = difflib.get_close_matches(text, names(), 1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names())}; your own: a path to a .toml file"
+        raise UsageError(Problem("", f"no target is named `{text}`", hint))
+    return _parse(folder / f"{text}.toml")
+
+
+def host(facts: Mapping[str, Any]) -> Target:
+    """This machine as a target, from `environment.describe()`: one thread, and 7-bit weights where x86 multiplies int8 without VNNI."""
+    if facts["architecture"] not in get_args(Architecture):
+        raise UsageError(Problem(HOST, f"the architecture `{facts['architecture']}` is not known", f"known: {', '.join(get_args(Architecture))}"))
+    features = tuple(f for f in get_args(Feature) if f in facts["features"])
+    here = "read from this machine"
+    given = {
+        "features": features,
+        "cores": facts["cores"],
+        "clock_mhz": facts["max_mhz"] or facts["mhz"],
+        "caches": dict(facts["caches"]),
+        "ram_bytes": facts["ram_bytes"],
+        "runtime": Runtime("onnxruntime", facts["versions"].get("onnxruntime", "")),
+        "int8": Scheme(weight_bits=_weight_bits(facts["architecture"], features)),
+    }
+    return Target(name=HOST, title=facts["cpu"], architecture=facts["architecture"], sources={fact: here for fact, v in given.items() if v}, **given)
+
+
+def _weight_bits(architecture: str, features: Iterable[str]) -> int:
+    """8 where products of unsigned and signed bytes add up exactly; 7 where onnxruntime's x86 kernels use vpmaddubsw, which saturates at
+    16 bits (core/mlas/lib/platform.cpp: everything below AVX-VNNI and AVX512-VNNI): 2 * 255 * 63 < 2^15 <= 2 * 255 * 127."""
+    return 7 if architecture == "x86-64" and not {"avx512_vnni", "avx_vnni"} & set(features) else 8
+
+
+def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
+    """What a machine lacks of a target; only with nothing missing may a time taken on it be called measured for the target."""
+    if target.name == HOST:
+        return []
+    if facts["architecture"] != target.architecture:
+        return [target.architecture]
+    return [feature for feature in target.features if feature not in facts["features"]]
+
+
+def _folder() -> Path | None:
+    """Where the target files lie: inside an installed package, or beside the package in a source tree."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_targets", package.parent / "targets"):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _parse(path: Path) -> Target:
+    try:
+        raw = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", "`edgekd list targets` shows the known ones")) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(Problem(str(path), f"is not TOML: {error}")) from None
+    from pydantic import TypeAdapter, ValidationError
+
+    problems, target = _unknown(path.name, raw), None
+    if path.stem == HOST:
+        problems.append(Problem(path.name, "`host` is this machine", "give the file another name"))
+    try:
+        target = TypeAdapter(Target).validate_json(json.dumps({**raw, "name": path.stem}, default=str), strict=True)
+    except ValidationError as error:
+        problems += [_problem(path.name, e) for e in error.errors()]
+    if problems or target is None:
+        raise UsageError(*problems)
+    return target
+
+
+def _unknown(file: str, raw: Mapping[str, Any]) -> list[Problem]:
+    """Keys that no record has: a misspelt fact must not pass for an absent one."""
+    facts = {f.name for f in dataclasses.fields(Target)} - {"name"}
+    tables = [("", raw, facts), ("runtime.", raw.get("runtime"), {f.name for f in dataclasses.fields(Runtime)})]
+    tables += [("int8.", raw.get("int8"), {f.name for f in dataclasses.fields(Scheme)}), ("sources.", raw.get("sources"), facts)]
+    given = [(prefix, key, known) for prefix, table, known in tables if isinstance(table, Mapping) for key in table if key not in known]
+    return [Problem(f"{file}: {prefix}{key}", f"there is no fact `{key}`", _near(key, known)) for prefix, key, known in given]
+
+
+def _problem(file: str, error: Mapping[str, Any]) -> Problem:
+    place, last, given = ".".join(str(part) for part in error["loc"]), str(error["loc"][-1]), error.get("input")
+    if error["type"] == "missing":
+        return Problem(f"{file}: {place}", "is missing", f"write {last} = ...")
+    if error["type"] == "literal_error":
+        known = get_args(Architecture if last == "architecture" else Feature)
+        return Problem(f"{file}: {place}", f"{given!r} is not known", _near(str(given), known))
+    message = error["msg"]
+    return Problem(f"{file}: {place}", f"{message[0].lower()}{message[1:]}, not {given!r}")
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"
