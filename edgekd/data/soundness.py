@@ -50,7 +50,7 @@ def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
             has = ", ".join(task.models) or "none"
             yield Problem(f"{place}: models", f"has no {role!r} (it has {has})", f'models={{"{role}": a function that makes the module, ...}}')
     for name, make in task.models.items():
-        if not callable(make) or hasattr(make, "state_dict"):
+        if not _makes(make):
             given = type(make).__name__
             yield Problem(f"{place}: models[{name!r}]", f"is a {given}, not a function that makes one", "give `lambda: MyNet()`, not `MyNet()`")
     if not task.metrics:
@@ -62,6 +62,11 @@ def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
         value = getattr(task, field)
         if not (isinstance(value, int) and value >= least) and not (field == "classes" and value is None):
             yield Problem(f"{place}: {field}", f"is {value!r}", f"a whole number of at least {least}")
+
+
+def _makes(make: Any) -> bool:
+    """A function or a class, not a module that is there already (every stage needs a fresh one)."""
+    return callable(make) and (isinstance(make, type) or not hasattr(make, "state_dict"))
 
 
 def _read(task: Task, name: str) -> Any:
@@ -110,10 +115,14 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
     if labels.dtype.kind not in "iu":
         hint = "labels.astype(int)" if whole else "number the classes 0, 1, ...: names, y = numpy.unique(y, return_inverse=True)"
         yield Problem(place, f"labels are {labels.dtype}, not integers", hint)
-    elif labels.ndim == 1:
+    elif labels.shape == (count, 1):
+        yield Problem(place, f"labels have shape {list(labels.shape)}, not one class number per sample", "y.ravel()")
+    else:
         out = (labels < 0) | (labels >= task.classes)
         if out.any():
-            text = f"{out.sum()} of {count} labels are outside 0 to {task.classes - 1}, the first is {labels[out.argmax()]} at {out.argmax()}"
+            first = np.argwhere(out)[0]
+            at = first[0] if labels.ndim == 1 else first.tolist()
+            text = f"{out.sum()} of {out.size} labels are outside 0 to {task.classes - 1}, the first is {labels[tuple(first)]} at {at}"
             yield Problem(place, text, f"set classes={int(labels.max()) + 1}, or number the classes from 0")
 
 
@@ -153,7 +162,7 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
     output = None
     for name, make in task.models.items():
         where = f"{place}: models[{name!r}]"
-        if not callable(make) or hasattr(make, "state_dict"):
+        if not _makes(make):
             continue
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
