@@ -13,14 +13,13 @@ that, root ignores it, and digests are checked at every `find` anyway.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import time
 import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -28,14 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.files import canonical, full, sealed, sha256, size, sync, unsealed, write_atomic
+from edgekd.locks import EXCLUSIVE, lease, share
 from edgekd.records import Artifact, Made
 
 SCHEMA, OBSERVATION = "edgekd.artifact/1", "edgekd.observation/1"
 MANIFEST = "artifact.json"
 FIELDS = ("key", "form", "files", "stage", "settings", "seed", "facts")  # of an Artifact, as they stand in its manifest
 LIMIT = "20 GB"
-UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Store:
@@ -55,7 +54,7 @@ class Store:
         """The artifact, if it is there, whole, and made from parents with these digests. A broken one is removed, logged, and a miss."""
         folder = self._place(key)
         with _readable(folder):
-            held = _share(folder / MANIFEST)
+            held = share(folder / MANIFEST)
             if held is None:
                 if folder.is_dir():
                     self._discard(key, f"{MANIFEST} is missing")
@@ -91,7 +90,7 @@ class Store:
         with self._disk():
             self._sweep()
             work = self.root / "work" / key
-            with _lease(work.with_suffix(".lease"), on_wait):
+            with lease(work.with_suffix(".lease"), on_wait):
                 found = self.find(key, parents)
                 if found is not None:
                     self._forget(work)
@@ -102,7 +101,7 @@ class Store:
                     made = build(folder, scratch)
                     record = {"key": key, "form": made.form, "files": _files(folder), "inputs": inputs, "parents": parents, "stage": stage,
                               "settings": settings, "seed": seed, "facts": made.facts}  # fmt: skip
-                    write_atomic(folder / MANIFEST, _sealed(SCHEMA, record))
+                    write_atomic(folder / MANIFEST, sealed(SCHEMA, record))
                     artifact = self._publish(key, folder)
                 except BaseException:
                     self._forget(folder)
@@ -113,19 +112,19 @@ class Store:
 
     def digest(self, artifact: Artifact) -> str:
         """sha256 over the digests of the artifact's files, by name."""
-        return hashlib.sha256(_canonical(dict(artifact.files))).hexdigest()
+        return hashlib.sha256(canonical(dict(artifact.files))).hexdigest()
 
     def observe(self, key: str, name: str, payload: Mapping[str, Any]) -> None:
         """Keeps a measurement about an artifact: JSON values, written at once, replacing an older one of that name."""
         with self._disk():
             path = self._observation(key, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, _sealed(OBSERVATION, {"key": key, "name": name, "payload": payload}))
+            write_atomic(path, sealed(OBSERVATION, {"key": key, "name": name, "payload": payload}))
 
     def observed(self, key: str, name: str) -> dict[str, Any] | None:
         """What `observe` kept; None if there is nothing, or nothing whole."""
         try:
-            record = _unsealed(self._observation(key, name), OBSERVATION)
+            record = unsealed(self._observation(key, name), OBSERVATION)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -189,38 +188,38 @@ class Store:
         self._forget(work / "out")
         (work / "out").mkdir(parents=True)
         (work / "scratch").mkdir(exist_ok=True)
-        write_atomic(marker, _canonical(dict(parents)))
+        write_atomic(marker, canonical(dict(parents)))
         return work / "out", work / "scratch"
 
     def _publish(self, key: str, folder: Path) -> Artifact:
         """Moves a sealed folder to its place, its files on disk before their name is. Under the lease."""
-        for name in _unsealed(folder / MANIFEST, SCHEMA)["files"]:
-            _sync(folder / name)
+        for name in unsealed(folder / MANIFEST, SCHEMA)["files"]:
+            sync(folder / name)
         for sub in [p for p in folder.rglob("*") if p.is_dir()] + [folder]:
-            _sync(sub)
-        held, place = _share(folder / MANIFEST), self._place(key)
+            sync(sub)
+        held, place = share(folder / MANIFEST), self._place(key)
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(folder, place)
-            _sync(place.parent)
+            sync(place.parent)
         except BaseException:
             os.close(held)
             raise
         self._hold(key, held)
-        return _artifact(place, _unsealed(place / MANIFEST, SCHEMA))
+        return _artifact(place, unsealed(place / MANIFEST, SCHEMA))
 
     def _discard(self, key: str, fault: str) -> None:
         """Removes a broken artifact, unless somebody is at work on it: he replaces it himself."""
         self.log(event="corrupt", key=key, reason=fault)
-        with contextlib.suppress(OSError), _lease(self.root / "work" / f"{key}.lease", wait=False) as mine:
+        with contextlib.suppress(OSError), lease(self.root / "work" / f"{key}.lease", wait=False) as mine:
             if mine and _read(self._place(key), key)[0] is None:
                 self._forget(self._place(key))
 
     def _evict(self, path: Path, checkpoints: bool) -> bool:
-        with _lease(self.root / "work" / f"{path.name}.lease", wait=False) as mine:
+        with lease(self.root / "work" / f"{path.name}.lease", wait=False) as mine:
             if not mine:
                 return False
-            held = None if checkpoints else _share(path / MANIFEST, fcntl.LOCK_EX)
+            held = None if checkpoints else share(path / MANIFEST, EXCLUSIVE)
             if held is None and not checkpoints:
                 return False
             try:
@@ -251,8 +250,12 @@ class Store:
         self._swept = True
         for path in self.root.glob("trash/*"):
             shutil.rmtree(path, ignore_errors=True)
-        for work in self._works():
-            with _lease(work.with_suffix(".lease"), wait=False) as mine:
+        for path in self.root.glob("observations/*/*/.*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    path.unlink()
+        for work in {path.with_suffix("") for path in self.root.glob("work/*")}:
+            with lease(work.with_suffix(".lease"), wait=False) as mine:
                 if mine:
                     self._forget(work if self._place(work.name).is_dir() else work / "out")
                     self._tidy(work)
@@ -286,73 +289,7 @@ class Store:
         return RunFailed(Problem(str(self.root), f"the disk is full: {free / 1e6:.1f} MB are free", hint))
 
 
-# ---------------------------------------------------------------- for everybody
-
-
-def write_atomic(path: Path | str, data: bytes) -> None:
-    """Writes a file so that whoever looks sees the old one or the new one, whole, also after a power cut."""
-    path = Path(path)
-    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def size(text: str, place: str = "") -> int:
-    """Bytes of "500 MB" (kB = 1000, KiB = 1024). Raises UsageError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not match or (match[2] or "b").lower() not in UNITS:
-        raise UsageError(Problem(place, f"{text!r} is no size", "a number and a unit, such as 500 MB or 20 GB"))
-    return int(float(match[1]) * UNITS[(match[2] or "b").lower()])
-
-
-def full(error: BaseException | None) -> bool:
-    """Whether a full disk or quota is behind an error; libraries wrap it in errors of their own, some keep its text alone."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and (error.errno in FULL or str(error).endswith("written")):  # numpy: "8 requested and 0 written"
-            return True
-        if any(os.strerror(code) in str(error) for code in FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-# ---------------------------------------------------------------- files
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
-
-
-def _sealed(schema: str, record: Mapping[str, Any]) -> bytes:
-    """JSON with a digest of its own content."""
-    record = json.loads(_canonical({**record, "schema": schema}))
-    return json.dumps({**record, "sha256": hashlib.sha256(_canonical(record)).hexdigest()}, indent=1, sort_keys=True).encode() + b"\n"
-
-
-def _unsealed(path: Path, schema: str) -> dict[str, Any]:
-    """Reads what `_sealed` wrote. Raises ValueError if it isn't whole, OSError if it can't be read."""
-    record = json.loads(path.read_bytes())
-    if not isinstance(record, dict) or record.get("schema") != schema:
-        raise ValueError(f"{path.name} is not of schema {schema}")
-    if record.pop("sha256", None) != hashlib.sha256(_canonical(record)).hexdigest():
-        raise ValueError(f"{path.name} differs from its digest")
-    return record
+# ---------------------------------------------------------------- artifacts on disk
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -371,7 +308,7 @@ def _files(folder: Path) -> dict[str, str]:
 def _read(folder: Path, key: str) -> tuple[Artifact | None, dict[str, str], str]:
     """(artifact, its recorded parents, "") if each file is as it was made; else (None, {}, what is wrong)."""
     try:
-        record = _unsealed(folder / MANIFEST, SCHEMA)
+        record = unsealed(folder / MANIFEST, SCHEMA)
         if record["key"] != key:
             return None, {}, f"{MANIFEST} is of another artifact"
         for name, digest in record["files"].items():
@@ -398,77 +335,9 @@ def _last_use(folder: Path) -> float:
     return manifest.stat().st_mtime if manifest.is_file() else max((p.stat().st_mtime for p in folder.rglob("*")), default=0.0)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that can't sync a folder
-            raise
-    finally:
-        os.close(descriptor)
-
-
-# ---------------------------------------------------------------- locks
-
-
 def _release(held: dict[str, int]) -> None:
     while held:
         os.close(held.popitem()[1])
-
-
-def _same(descriptor: int, path: Path) -> bool:
-    """Whether `path` still is the file that was opened."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _share(path: Path, kind: int = fcntl.LOCK_SH) -> int | None:
-    """A descriptor that holds a lock on the file; None if the file is not there or being evicted."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        if _same(descriptor, path):
-            return descriptor
-    except BlockingIOError:
-        pass
-    os.close(descriptor)
-    return None
-
-
-@contextlib.contextmanager
-def _lease(path: Path, on_wait: Callable[[], None] | None = None, *, wait: bool = True) -> Iterator[bool]:
-    """Holds the lease; without `wait`, yields False where another has it. The file goes with the lease, so who waited looks whether
-    what he got still is the file of that name."""
-    descriptor = None
-    while descriptor is None:
-        opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    break
-                if on_wait is not None:
-                    on_wait()
-                    on_wait = None
-                fcntl.flock(opened, fcntl.LOCK_EX)
-            if _same(opened, path):
-                descriptor = opened
-        finally:
-            if descriptor is None:
-                os.close(opened)
-    try:
-        yield descriptor is not None
-    finally:
-        if descriptor is not None:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,92 @@
+"""Files that are whole or not there: written under another name first, and JSON that carries a digest of its own content."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import Problem, UsageError
+
+UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_atomic(path: Path | str, data: bytes) -> None:
+    """Writes a file so that whoever looks sees the old one or the new one, whole, also after a power cut."""
+    path = Path(path)
+    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that can't sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
+
+
+def sealed(schema: str, record: Mapping[str, Any]) -> bytes:
+    """JSON with a digest of its own content."""
+    record = json.loads(canonical({**record, "schema": schema}))
+    return json.dumps({**record, "sha256": hashlib.sha256(canonical(record)).hexdigest()}, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def unsealed(path: Path, schema: str) -> dict[str, Any]:
+    """Reads what `sealed` wrote. Raises ValueError if it isn't whole, OSError if it can't be read."""
+    record = json.loads(path.read_bytes())
+    if not isinstance(record, dict) or record.get("schema") != schema:
+        raise ValueError(f"{path.name} is not of schema {schema}")
+    if record.pop("sha256", None) != hashlib.sha256(canonical(record)).hexdigest():
+        raise ValueError(f"{path.name} differs from its digest")
+    return record
+
+
+def size(text: str, place: str = "") -> int:
+    """Bytes of "500 MB" (kB = 1000, KiB = 1024). Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or (match[2] or "b").lower() not in UNITS:
+        raise UsageError(Problem(place, f"{text!r} is no size", "a number and a unit, such as 500 MB or 20 GB"))
+    return int(float(match[1]) * UNITS[(match[2] or "b").lower()])
+
+
+def full(error: BaseException | None) -> bool:
+    """Whether a full disk or quota is behind an error; libraries wrap it in errors of their own, some keep its text alone."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and (error.errno in FULL or error.errno is None and str(error).endswith(" written")):
+            return True  # numpy says "8 requested and 0 written", and no number
+        if any(os.strerror(code) in str(error) for code in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
