@@ -22,13 +22,15 @@ def names(folder: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
-def find(folder: str, use: str) -> Any:
-    """The part `use`: a built-in name, or `package.module:name` of one's own. Raises UsageError with a hint."""
+def find(folder: str, use: str, among: list[str] | None = None) -> Any:
+    """The part `use`: a built-in name (of `among`, by default the whole folder), or `package.module:name` of one's own.
+    Raises UsageError with a hint."""
     if ":" in use:
         return imported(use)
-    if use not in names(folder):
-        near = difflib.get_close_matches(use, names(folder), 1)
-        hint = f"did you mean `{near[0]}`?" if near else f"one of {', '.join(names(folder))}, or `package.module:name` of your own"
+    known = names(folder) if among is None else among
+    if use not in known:
+        near = difflib.get_close_matches(use, known, 1)
+        hint = f"did you mean `{near[0]}`?" if near else f"one of {', '.join(known)}, or `package.module:name` of your own"
         kind = {"criteria": "criterion", "losses": "loss"}.get(folder, folder.removesuffix("s"))
         raise UsageError(Problem("", f"no {kind} is named `{use}`", hint))
     module = importlib.import_module(f"edgekd.{folder}.{use}")

@@ -209,7 +209,7 @@ def public_stages() -> list[str]:
 
 def _find(folder: str, use: Any, where: str, problems: list[Problem]) -> Any:
     try:
-        return components.find(folder, str(use))
+        return components.find(folder, str(use), public_stages() if folder == "stages" else None)
     except UsageError as error:
         problems += [Problem(where, p.message, p.hint) for p in error.problems]
         return None

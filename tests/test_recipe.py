@@ -1,0 +1,134 @@
+"""Recipes: strict, every problem at once, each with its place and a hint; the resolved recipe says everything and repeats the run."""
+
+import tomllib
+
+import pytest
+
+from edgekd import recipe
+from edgekd.errors import UsageError
+
+GOOD = {"task": "digits", "stage": [{"use": "distill"}]}
+
+
+def told(source, **more):
+    with pytest.raises(UsageError) as caught:
+        recipe.read(source, **more)
+    return [str(p) for p in caught.value.problems]
+
+
+MANY = """
+task = "digits"
+targets = []
+sede = 3
+[[stage]]
+use = "distil"
+[[stage]]
+use = "distill"
+epochs = 0
+bach = 3
+losses = [{ use = "kll" }, { use = "kl", temperature = -1.0 }, { weight = 3 }, { use = "cross_entropy", weight = -2 }]
+teacher = "teecher"
+[sweep]
+"distill.epoch" = [1, 2]
+[model.teacher]
+weights = "x"
+train = { epochs = "many" }
+"""
+
+
+def test_all_problems_at_once(tmp_path):
+    path = tmp_path / "many.toml"
+    path.write_text(MANY)
+    expected = [
+        ("targets", "at least 1 item"),
+        ("sede: unknown key", "did you mean `seed`?"),
+        ("stage 1 (distil)", "did you mean `distill`?"),
+        ("stage 2 (distill): epochs", "greater than or equal to 1, not 0"),
+        ("stage 2 (distill): bach: unknown key", "did you mean `batch`?"),
+        ("losses[0]: no loss is named `kll`", "did you mean `kl`?"),
+        ("losses[1]: temperature", "greater than 0, not -1.0"),
+        ("losses[2]: `use` is missing", "hint: one of"),
+        ("losses[3]: weight", "at least 0, not -2"),
+        ("model.teacher: has both", "train it, or bring it"),
+        ("nothing is named `teecher`", "did you mean `teacher`?"),
+        ("sweep.distill.epoch", "did you mean `epochs`?"),
+    ]
+    problems = told(path)
+    for place, message in expected:
+        assert sum(place in p and message in p for p in problems) == 1, (place, problems)
+    assert len(problems) == len(expected) and all(str(path) in p for p in problems)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"stage": []}, "stage"),
+        ({"stage": [{"use": "distill"}, {"use": "distill"}]}, "the name `distill` is taken"),
+        ({"stage": [{"use": "distill", "name": "a/b"}]}, "letters, digits"),
+        ({"stage": [{"use": "prune"}]}, "needs a student that was trained"),
+        ({"stage": [{"use": "quantize"}, {"use": "distill"}]}, "must be the last"),
+        ({"stage": [{"use": "distill", "losses": []}]}, "is empty"),
+        ({"stage": [{"use": "distill", "augment_seed": 3}]}, "is filled in by edgekd"),
+        ({"stage": [{"use": "distill", "epochs": True}]}, "epochs"),
+        ({"stage": [{"use": "nowhere.to:find"}]}, "there is no module `nowhere.to`"),
+        ({"stage": [{"use": "distill", "losses": [{"use": "math:cosine"}]}]}, "`math` has no `cosine`"),
+        ({"sweep": {"seed": [1, "two"]}}, "'two' is no whole number"),
+        ({"sweep": {"distill.epochs": []}}, "is empty"),
+        ({"sweep": {"distill.epochs": [3, 3]}}, "names a value twice"),
+        ({"sweep": {"distil.epochs": [3]}}, "did you mean `distill.epochs`?"),
+        ({"seed": 1.5}, "seed"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_each_mistake_is_named(change, text):
+    problems = told({**GOOD, **change})
+    assert any(text in p for p in problems), problems
+
+
+@pytest.mark.parametrize("sets, text", [(["epochs"], "STAGE.KEY=VALUE"), (["distil.epochs=3"], "did you mean `distill`?"), (["distill.epochs=x"], "epochs")])
+def test_wrong_settings_are_named(sets, text):
+    assert any(text in p for p in told(GOOD, sets=sets))
+
+
+def test_settings_reach_their_place():
+    read = recipe.read(
+        {**GOOD, "sweep": {"distill.epochs": [1, 2]}},
+        sets=["distill.epochs=7", "seed=3", "model.teacher.train.epochs=9", 'distill.losses=[{use="cross_entropy"}]'],
+        targets=["a"],
+    )
+    assert read.stages[0].settings["epochs"] == 7 and read.recipe.sweep == {}
+    assert read.recipe.seed == 3 and read.models["teacher"]["train"]["epochs"] == 9 and read.recipe.targets == ("a",)
+    assert read.stages[0].settings["losses"] == ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.0},)
+    assert recipe.read(GOOD, sets=["sweep.distill.epochs=[1, 2]"]).recipe.sweep == {"distill.epochs": [1, 2]}
+
+
+def test_a_sweep_is_the_only_list_of_choices():
+    assert any("epochs" in p for p in told({**GOOD, "stage": [{"use": "distill", "epochs": [1, 2]}]}))
+
+
+def test_the_teacher_is_named_where_a_term_needs_one():
+    alone = {"use": "train", "losses": [{"use": "cross_entropy"}]}
+    assert [s.teacher for s in recipe.read({**GOOD, "stage": [alone, {"use": "prune"}]}).stages] == [None, "teacher"]
+    labels = {"use": "distill", "losses": [{"use": "cross_entropy"}]}
+    assert recipe.read({**GOOD, "stage": [labels]}).stages[0].teacher is None
+
+
+def test_files_that_are_no_recipes(tmp_path):
+    (tmp_path / "broken.toml").write_text("task = ")
+    (tmp_path / "latin.toml").write_bytes(b'task = "\xff"')
+    assert "is not TOML" in told(tmp_path / "broken.toml")[0]
+    assert "can't be read" in told(tmp_path / "latin.toml")[0]
+    assert "did you mean" in told(tmp_path / "brocken.toml")[0]
+
+
+def test_resolved_recipe_says_everything_and_repeats_the_run(tmp_path):
+    from edgekd import plan
+
+    first = recipe.resolve(recipe.read(None, sets=["quantize.epochs=3"]))
+    text = recipe.dump(first)
+    (tmp_path / "recipe.toml").write_text(text)
+    second = recipe.resolve(recipe.read(tmp_path / "recipe.toml"))
+    assert recipe.dump(second) == text
+    assert list(plan.make(first).steps) == list(plan.make(second).steps)
+    table = tomllib.loads(text)
+    assert table["threads"] >= 1 and table["stage"][0]["lr"] > 0 and table["gate"]["any"]["top1"]
