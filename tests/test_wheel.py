@@ -1,0 +1,91 @@
+"""What is installed: the wheel holds the package, its recipe and its targets, and nothing else; the pinned versions fit together."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("hatchling", reason="building a wheel needs hatchling: pip install edgekd[test]")
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=ROOT, check=True, capture_output=True)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def test_the_wheel_holds_package_recipe_targets_and_licence(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    targets = {f"edgekd/_targets/{p.name}" for p in (ROOT / "targets").glob("*.toml")}
+    assert targets and targets <= names
+    tracked = {p.relative_to(ROOT).as_posix() for p in (ROOT / "edgekd").rglob("*") if p.is_file() and p.suffix in (".py", ".toml", ".mjs", ".html")}
+    assert tracked <= names
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+    strangers = [n for n in names if not n.startswith(("edgekd/", "edgekd-"))]
+    assert not strangers and not any("test" in Path(n).name for n in names if n.startswith("edgekd/"))
+
+
+def test_installed_elsewhere_it_finds_its_targets_and_its_recipe(wheel, tmp_path):
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    zipfile.ZipFile(wheel).extractall(site)
+    code = (
+        "import edgekd, edgekd.targets as t, edgekd.components as c, edgekd.recipe as r\n"
+        "print(edgekd.__file__); print(*t.names()); print(*(t.load(n).name for n in t.names())); print(*c.names('tasks')); print(r.BUILT_IN.is_file())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    home, names, loaded, tasks, recipe = done.stdout.splitlines()
+    assert Path(home).is_relative_to(site) and names == loaded and recipe == "True"
+    assert set(names.split()) == {"host", *(p.stem for p in (ROOT / "targets").glob("*.toml"))}
+    assert tasks == "digits image_folder npz"
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / ".constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(line.count("==") == 1 for line in lines)
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = project["project"]["dependencies"] + sum(project["project"]["optional-dependencies"].values(), []) + project["build-system"]["requires"]
+    return [Requirement(line) for line in listed]
+
+
+def test_every_dependency_is_pinned_and_every_pin_is_allowed():
+    pinned = pins()
+    for requirement in requirements():
+        assert requirement.name in pinned and requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), str(requirement)
+    waiting, seen = requirements(), set()
+    while waiting:  # what these need in turn, as far as it is installed here
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in seen or name.startswith(("nvidia-", "cuda-", "triton")):  # what a torch build with CUDA brings along is its own choice
+            continue
+        seen.add(name)
+        assert name in pinned, f"{name} is needed, but .constraints.txt doesn't pin it"
+        try:
+            wanted = importlib.metadata.requires(requirement.name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        extras = requirement.extras or {""}
+        waiting += [r for r in map(Requirement, wanted) if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in extras)]
+
+
+def test_continuous_integration_runs_what_the_readme_says():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK) and "make test" in script.read_text() and "make test" in (ROOT / "README.md").read_text()
+    dry = subprocess.run(["make", "-n", "test", "VENV=none-yet"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "pip install" in dry and ".constraints.txt" in dry and "ruff check ." in dry and "-m pytest" in dry
