@@ -200,7 +200,7 @@ def test_random_transforms_are_noticed():
 
 def test_top1_by_hand():
     metric = top1()
-    records = metric.records(np.array([[0.1, 0.9], [2, 1], [3, 3], [np.nan, 1]]), np.array([1, 1, 0, 1]))
+    records = metric.records(np.array([[0.1, 0.9], [2, 1], [3, 3], [np.nan, 1]]), np.array([1, 1, 0, 0]))
     assert records.tolist() == [1, 0, 1, 0] and metric.value(records) == 50.0  # a tie is the first class, a NaN is wrong
     assert metric.records(np.array([[-1.0], [0.5], [0.0]]), np.array([0, 1, 1])).tolist() == [1, 1, 0]
     assert metric.records({"scores": np.eye(3)}, np.arange(3)).tolist() == [1, 1, 1]

@@ -39,10 +39,14 @@ def test_installed_elsewhere_it_finds_its_targets_and_its_recipe(wheel, tmp_path
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
-    code = (
-        "import edgekd, edgekd.targets as t, edgekd.components as c, edgekd.recipe as r\n"
-        "print(edgekd.__file__); print(*t.names()); print(*(t.load(n).name for n in t.names())); print(*c.names('tasks')); print(r.BUILT_IN.is_file())"
-    )
+    code = """
+import edgekd, edgekd.components, edgekd.recipe, edgekd.targets
+print(edgekd.__file__)
+print(*edgekd.targets.names())
+print(*(edgekd.targets.load(name).name for name in edgekd.targets.names()))
+print(*edgekd.components.names("tasks"))
+print(edgekd.recipe.BUILT_IN.is_file())
+"""
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
