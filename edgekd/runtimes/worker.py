@@ -1,0 +1,386 @@
+"""Runs a job on a device: `python worker.py job.json` does every entry of the schedule in a process of its own and writes `out/`.
+
+job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects {id: {model, inputs {name: .npy}}},
+            schedule [{id, subject, pass, ...settings}], seconds (limit of one process)
+out/results.jsonl   a line per finished process;  out/<id>.npy  its steady times in ns;  out/<id>/<i>.npy  outputs;  out/<id>.json  a trace
+out/done.json       written last: {finished, failed}
+
+Run again, it skips what is finished: a killed process, or a line cut in half, is done again. Passes:
+
+time       load, first inference, warm-up until stable, steady state       settings: warmup_runs, warmup_s, warmup_cap_s, runs, steady_s, cap_s
+memory     load and `runs` inferences, then the process's peak
+bare       the same process without a model: runtime and inputs alone
+outputs    every row of the inputs through the file in batches of `batch` (or of the size that the file fixes)
+operators  the runtime's own clock per operator (a separate run, for it perturbs)
+
+Imports numpy and the one runtime, nothing of edgekd; Python 3.8.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ATTEMPTS = 2
+sys.dont_write_bytecode = True
+
+
+# ---------------------------------------------------------------- the parent: one fresh process per entry
+
+
+def run(job_file, say=print):
+    """Does what is unfinished of a job. Returns {"finished": [ids], "failed": {id: reason}}, which is out/done.json too."""
+    folder = Path(job_file).resolve().parent
+    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    with _alone(out / ".lock"):
+        results = out / "results.jsonl"
+        finished = set(finished_lines(results, repair=True))
+        failed, broken = {}, {}
+        for number, entry in enumerate(job["schedule"]):
+            if entry["id"] not in finished:
+                reason = broken.get(entry.get("subject"))
+                for _ in range(0 if reason else ATTEMPTS):
+                    line, reason = _in_fresh_process(job_file, number, job)
+                    if reason is None:
+                        append(results, line)
+                        finished.add(entry["id"])
+                        break
+                if reason is not None:
+                    failed[entry["id"]] = reason
+                    broken[entry.get("subject")] = reason  # a file that failed twice is not tried again in this run
+            say(json.dumps({"done": number + 1, "total": len(job["schedule"]), "id": entry["id"]}))
+        done = {"finished": [e["id"] for e in job["schedule"] if e["id"] in finished], "failed": failed}
+        write(out / "done.json", json.dumps(done).encode())
+    return done
+
+
+def finished_lines(path, repair=False):
+    """{id: line} of the whole lines of a results file. `repair` cuts off what a kill left behind the last whole line."""
+    found, good = {}, 0
+    data = path.read_bytes() if path.exists() else b""
+    for line in data.splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n"):
+                break
+            record = json.loads(line.decode("utf-8"))
+            found[record["id"]] = record
+        except (ValueError, KeyError, TypeError):
+            break
+        good += len(line)
+    if repair and good < len(data):
+        os.truncate(path, good)
+    return found
+
+
+def append(path, line):
+    """Adds one line, whole and on the disk, before anybody counts it as finished."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        data = line.encode() + b"\n"
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path, data):
+    """A file that is there whole or not at all."""
+    temporary = path.parent / (".tmp." + path.name)
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _alone(path):
+    """Two workers in one folder would spoil each other's times: the second waits, and then finds the work done."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: the caller sees to it
+        yield
+        return
+    with open(path, "a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _in_fresh_process(job_file, number, job):
+    """(result line, None) or (None, why it failed)."""
+    threads = str(job["threads"])
+    environment = dict(os.environ, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    command = [sys.executable, os.path.abspath(__file__), str(job_file), "--entry", str(number)]
+    try:
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=job.get("seconds", 600))
+    except subprocess.TimeoutExpired as late:
+        return None, f"took longer than {late.timeout:g} s"
+    if done.returncode < 0:
+        return None, f"the process was killed by signal {-done.returncode} ({signal.Signals(-done.returncode).name})"
+    lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+    try:
+        record = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        last = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return None, (last[-1] if last else f"the process ended with exit code {done.returncode}")[:2000]
+    return (None, record["error"]) if "error" in record else (json.dumps(record), None)
+
+
+# ---------------------------------------------------------------- the child: one entry
+
+
+def entry(job_file, number):
+    """The result of one entry of the schedule, as a dict."""
+    import numpy as np
+
+    folder = Path(job_file).resolve().parent
+    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    what = job["schedule"][number]
+    begun = time.perf_counter_ns()
+    runtime = _module(folder / job["runtime"])
+    record = {"id": what["id"], "subject": what.get("subject"), "pass": what["pass"], "import_ms": (time.perf_counter_ns() - begun) / 1e6}
+    subject = job["subjects"][what["subject"]]
+    # rows are looked at through a memory map: the data's size is no part of a model's peak
+    arrays = {name: np.load(folder / file, mmap_mode="r", allow_pickle=False) for name, file in subject["inputs"].items()}
+    model, out = folder / subject["model"], folder / "out"
+    record["before"] = condition()
+    passes = {"time": _time, "memory": _memory, "bare": _bare, "outputs": _outputs, "operators": _operators}
+    record.update(passes[what["pass"]](runtime, model, arrays, job, what, out))
+    record["after"] = condition()
+    record["runtime"] = {"name": getattr(runtime, "NAME", ""), "version": getattr(runtime, "VERSION", ""), "python": platform.python_version()}
+    record["affinity"] = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return record
+
+
+def _time(runtime, model, arrays, job, what, out):
+    import numpy as np
+
+    rows = _rows(arrays)
+    clock = time.perf_counter_ns
+    begun = clock()
+    infer = runtime.load(model, job["threads"])
+    loaded = clock()
+    feeds = [_feed(infer, arrays, i, i + 1) for i in range(min(rows, 64))]  # samples in turn: a constant input flatters caches and branches
+    ready = clock()
+    infer(feeds[0])
+    first = clock() - ready
+    warm, stable = _warm_up(infer, feeds, what)
+    times, turn, count = [], 0, len(feeds)
+    before, cpu = _switches(), time.process_time_ns()
+    begun_steady = now = clock()
+    least, most = begun_steady + int(what["steady_s"] * 1e9), begun_steady + int(what["cap_s"] * 1e9)
+    while (len(times) < what["runs"] or now < least) and (now < most or not times):
+        feed = feeds[turn]
+        turn = turn + 1 if turn + 1 < count else 0
+        start = clock()
+        infer(feed)
+        now = clock()
+        times.append(now - start)
+    wall = now - begun_steady
+    after, cpu = _switches(), time.process_time_ns() - cpu
+    name = what["id"] + ".npy"
+    with open(out / (".tmp." + name), "wb") as file:
+        np.save(file, np.asarray(times, np.int64))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(out / (".tmp." + name), out / name)
+    return {
+        "load_ms": (loaded - begun) / 1e6,
+        "first_ms": first / 1e6,
+        "warmup": {"runs": warm, "stable": stable},
+        "times": name,
+        "n": len(times),
+        "p50_ms": float(np.quantile(times, 0.5)) / 1e6,
+        "p90_ms": float(np.quantile(times, 0.9)) / 1e6,
+        "wall_ms": wall / 1e6,
+        "cpu_share": cpu / wall if wall else None,  # below the thread count: the process had to wait for a core
+        "involuntary_switches": None if before is None else after - before,
+    }
+
+
+def _warm_up(infer, feeds, what):
+    """Until two consecutive medians of 10 runs agree within 1 %, after the least runs and time; (runs, whether it became stable)."""
+    clock, begun, times, last = time.perf_counter_ns, time.perf_counter(), [], None
+    while True:
+        for _ in range(10):
+            feed = feeds[len(times) % len(feeds)]
+            start = clock()
+            infer(feed)
+            times.append(clock() - start)
+        spent, middle = time.perf_counter() - begun, sorted(times[-10:])[5]
+        enough = len(times) >= what["warmup_runs"] and spent >= what["warmup_s"]
+        if enough and last is not None and abs(middle - last) <= 0.01 * last:
+            return len(times), True
+        if spent >= what["warmup_cap_s"]:
+            return len(times), False
+        last = middle
+
+
+def _memory(runtime, model, arrays, job, what, out):
+    infer = runtime.load(model, job["threads"])
+    for i in range(what["runs"]):
+        infer(_feed(infer, arrays, i % _rows(arrays), i % _rows(arrays) + 1))
+    return {"peak_rss_bytes": peak_rss()}
+
+
+def _bare(runtime, model, arrays, job, what, out):
+    for i in range(what["runs"]):
+        [array[i % _rows(arrays)].copy() for array in arrays.values()]
+    return {"peak_rss_bytes": peak_rss()}
+
+
+def _outputs(runtime, model, arrays, job, what, out):
+    import numpy as np
+
+    infer = runtime.load(model, job["threads"])
+    rows, fixed = _rows(arrays), {shape[0] for _, shape in infer.inputs.values() if shape and shape[0] is not None}
+    size = min(fixed) if fixed else what["batch"]
+    parts = {name: [] for name in infer.outputs}
+    for start in range(0, rows, size):
+        stop = min(start + size, rows)
+        for name, value in infer(_feed(infer, arrays, start, stop)).items():
+            value = np.asarray(value)
+            if value.ndim == 0 or len(value) < stop - start:
+                raise ValueError(f"output {name} has shape {list(value.shape)} for {stop - start} samples: no row per sample")
+            parts[name].append(value[: stop - start])
+    folder = out / what["id"]
+    folder.mkdir(exist_ok=True)
+    for i, name in enumerate(infer.outputs):
+        with open(folder / ".tmp", "wb") as file:
+            np.save(file, np.concatenate(parts[name]), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(folder / ".tmp", folder / f"{i}.npy")
+    return {"outputs": list(infer.outputs), "n": rows}
+
+
+def _operators(runtime, model, arrays, job, what, out):
+    if not hasattr(runtime, "operators"):
+        return {"trace": None}
+    infer = runtime.load(model, job["threads"])
+    trace = runtime.operators(model, job["threads"], _feed(infer, arrays, 0, 1), what["warmup_runs"], what["runs"], out / (".tmp." + what["id"]))
+    os.replace(trace, out / (what["id"] + ".json"))
+    return {"trace": what["id"] + ".json", "warmup": what["warmup_runs"], "runs": what["runs"]}
+
+
+def _feed(infer, arrays, start, stop):
+    """Rows start to stop of every input by the file's names and types; padded with the last row where the file fixes its batch."""
+    import numpy as np
+
+    wanted, given = infer.inputs, arrays
+    if list(arrays) == [""]:
+        if len(wanted) != 1:
+            raise ValueError(f"the model takes the inputs {', '.join(wanted)}: give an array for each by name")
+        given = {next(iter(wanted)): arrays[""]}
+    if set(given) != set(wanted):
+        raise ValueError(f"the model takes the inputs {', '.join(wanted)}, the data has {', '.join(given)}")
+    feed = {}
+    for name, (dtype, shape) in wanted.items():
+        value = np.ascontiguousarray(given[name][start:stop])
+        if dtype is not None and value.dtype != np.dtype(dtype):
+            raise ValueError(f"input {name} takes {dtype}, the data is {value.dtype}")
+        if shape and shape[0] is not None and len(value) < shape[0]:
+            value = np.concatenate([value, np.repeat(value[-1:], shape[0] - len(value), axis=0)])
+        if len(shape) != value.ndim or any(want is not None and want != have for want, have in zip(shape[1:], value.shape[1:])):  # noqa: B905
+            takes = ", ".join("any" if d is None else str(d) for d in shape[1:])
+            raise ValueError(f"input {name} takes samples of shape [{takes}], the data has {list(value.shape[1:])}")
+        feed[name] = value
+    return feed
+
+
+def _rows(arrays):
+    counts = {len(array) for array in arrays.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"the inputs have {' and '.join(str(c) for c in sorted(counts))} rows")
+    return counts.pop()
+
+
+# ---------------------------------------------------------------- what the machine says
+
+
+def peak_rss():
+    """Peak resident bytes of this process. VmHWM first: on Linux `ru_maxrss` can carry over what the parent had before exec."""
+    for line in _text("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def condition():
+    """Clocks (MHz), temperature (degrees C), load and stolen time as far as they can be read; None where they can't."""
+    clocks = [float(line.split(":")[1]) for line in _text("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
+    if not clocks:
+        files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+        clocks = [float(text) / 1000 for text in map(_text, files) if text.strip().isdigit()]
+    warm = [float(text) / 1000 for text in map(_text, Path("/sys/class/thermal").glob("thermal_zone*/temp")) if text.strip().lstrip("-").isdigit()]
+    first = _text("/proc/stat").split("\n", 1)[0].split()
+    return {
+        "mhz": [min(clocks), max(clocks)] if clocks else None,
+        "celsius": max(warm) if warm else None,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "stolen_ticks": int(first[8]) if len(first) > 8 else None,
+    }
+
+
+def _switches():
+    try:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    except ImportError:
+        return None
+
+
+def _text(path):
+    try:
+        with open(str(path), encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _module(path):
+    """Loads a runtime file by its path: `onnxruntime.py` beside a script would hide the library of that name."""
+    spec = importlib.util.spec_from_file_location("edgekd_runtime", str(path))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _die_with_parent():
+    """A killed parent must not leave a process behind that takes the time of the next run (Linux; elsewhere nothing)."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    except (ImportError, OSError, AttributeError):
+        pass
+
+
+def main(arguments):
+    if "--entry" in arguments:
+        _die_with_parent()
+        try:
+            print(json.dumps(entry(arguments[0], int(arguments[arguments.index("--entry") + 1]))), flush=True)
+        except Exception as error:  # whatever a runtime raises is this entry's result
+            print(json.dumps({"error": f"{type(error).__name__}: {str(error)[:2000]}"}), flush=True)
+        return 0
+    if "--with-parent" in arguments:
+        _die_with_parent()
+    return 1 if run(arguments[0], lambda text: print(text, flush=True))["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
