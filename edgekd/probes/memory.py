@@ -1,0 +1,175 @@
+"""Bytes of activations that a file needs at batch 1, planned as a runtime with one arena does: liveness, then greedy by size.
+
+Pisarchyk & Lee, arXiv 2001.03288, algorithm 3 (greedy by size for offsets). A value lives from the operator that makes it to the last that reads
+it; graph inputs live from the start, graph outputs to the end. What takes no memory of its own is merged with what it views or finishes in place:
+reshapes, activations that alone read their input, and the dequantize/quantize pairs around an operator that an integer runtime computes as one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.errors import Problem, UsageError
+from edgekd.probes import static
+from edgekd.records import Measurement
+
+if TYPE_CHECKING:
+    import onnx
+
+ALIGN = 16  # bytes; what TFLM and CMSIS-NN ask of buffers
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+IN_PLACE = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"})
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """`size` bytes, in use from operator `first` to operator `last`, both included."""
+
+    name: str
+    size: int
+    first: int
+    last: int
+
+
+def probe(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
+    """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats."""
+    found = buffers(static.read(path))
+    size, bound = arena(found, plan(found)), live(found)
+    note = f"live set {bound} B"
+    return (Measurement("activation_bytes", "B", size, size, size, 1, None, target, "counted", note=note),)
+
+
+def buffers(model: onnx.ModelProto) -> list[Buffer]:
+    """The buffers of a graph at batch 1. Raises UsageError where a value's shape can't be found."""
+    import onnx
+
+    graph, shapes, types = model.graph, static.value_shapes(model), _types(model)
+    fixed, nodes = set(static.constants(model)), []
+    for node in graph.node:
+        if node.op_type == "Constant" or (node.input and all(name in fixed for name in node.input if name)):
+            fixed.update(node.output)  # computed from constants alone, such as dequantized weights: done once, at loading
+        else:
+            nodes.append(node)
+    inputs, outputs = [v.name for v in graph.input if v.name not in fixed], {v.name for v in graph.output}
+    first = dict.fromkeys(inputs, 0)
+    last = dict(first)
+    for step, node in enumerate(nodes):
+        for name in filter(None, node.output):
+            first[name], last[name] = step, len(nodes) - 1 if name in outputs else step
+        for name in node.input:
+            if name in last:
+                last[name] = max(last[name], step)
+    groups = defaultdict(list)
+    merged = _merge(nodes, fixed, set(inputs), outputs)
+    for name in first:
+        groups[merged.get(name, name)].append(name)
+    found = []
+    for name, members in groups.items():
+        unknown = [m for m in members if m not in shapes]
+        if unknown:
+            raise UsageError(Problem(unknown[0], "the shape of this value can't be found", "fix the dimensions other than the batch when exporting"))
+        # a group is as wide as its narrowest type: the wider ones are what an integer operator never writes out
+        width = min((onnx.helper.tensor_dtype_to_np_dtype(types[m]).itemsize for m in members if m in types), default=4)
+        size = max(math.prod(shapes[m]) for m in members) * width
+        found.append(Buffer(name, size, min(first[m] for m in members), max(last[m] for m in members)))
+    return [b for b in found if b.size]
+
+
+def plan(found: Sequence[Buffer], align: int = ALIGN) -> dict[str, int]:
+    """{buffer: offset}: the largest first, each into the smallest gap that holds it between those that live at the same time."""
+    placed: list[tuple[int, Buffer]] = []
+    offsets = {}
+    for buffer in sorted(found, key=lambda b: (-b.size, b.first, b.name)):
+        size, end, best = _up(buffer.size, align), 0, None
+        alive = sorted((o, b.size) for o, b in placed if b.first <= buffer.last and buffer.first <= b.last)
+        for offset, taken in alive:
+            gap = offset - end
+            if gap >= size and (best is None or gap < best[0]):
+                best = gap, end
+            end = max(end, offset + _up(taken, align))
+        offsets[buffer.name] = best[1] if best else end
+        placed.append((offsets[buffer.name], buffer))
+    return offsets
+
+
+def arena(found: Sequence[Buffer], offsets: Mapping[str, int], align: int = ALIGN) -> int:
+    """Bytes from the start of the arena to the end of the last buffer."""
+    return max((offsets[b.name] + _up(b.size, align) for b in found), default=0)
+
+
+def live(found: Sequence[Buffer], align: int = ALIGN) -> int:
+    """The most bytes in use at one operator: no plan needs less."""
+    return max((sum(_up(b.size, align) for b in found if b.first <= step <= b.last) for step in {b.first for b in found}), default=0)
+
+
+def _up(size: int, align: int) -> int:
+    return -(-size // align) * align
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model)
+    values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
+    return {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type") and v.type.tensor_type.elem_type}
+
+
+def _merge(nodes: Sequence[onnx.NodeProto], fixed: set[str], inputs: set[str], outputs: set[str]) -> dict[str, str]:
+    """{value: the value whose memory it uses}."""
+    maker = {name: node for node in nodes for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in nodes:
+        for name in node.input:
+            readers[name].append(node)
+
+    @cache
+    def becomes_integer(name: str) -> bool:
+        """Whether a value is quantized by every reader, at once or behind views and activations that it is finished with."""
+        passing = {r.output[0] for r in readers[name] if r.op_type in IN_PLACE | VIEWS}
+        direct = all(r.op_type == "QuantizeLinear" or r.output[0] in passing for r in readers[name])
+        return name not in outputs and bool(readers[name]) and direct and all(becomes_integer(p) for p in passing)
+
+    @cache
+    def was_integer(name: str) -> bool:
+        """Whether a value comes from a dequantize, at once or behind views."""
+        node = maker.get(name)
+        return node is not None and (node.op_type == "DequantizeLinear" or (node.op_type in VIEWS and was_integer(node.input[0])))
+
+    def computed_in_integers(node: onnx.NodeProto) -> bool:
+        data = [name for name in node.input if name and name not in fixed]
+        ends = node.op_type not in ("QuantizeLinear", "DequantizeLinear") and all(becomes_integer(name) for name in node.output if name)
+        return ends and bool(data) and all(was_integer(name) for name in data)
+
+    @cache
+    def read_as_integers(name: str) -> bool:
+        """Whether every reader of a dequantized value takes its integers instead."""
+        views = [r.op_type in VIEWS and read_as_integers(r.output[0]) for r in readers[name]]
+        whole = all(view or r.op_type == "QuantizeLinear" or computed_in_integers(r) for r, view in zip(readers[name], views, strict=True))
+        return name not in outputs and bool(readers[name]) and whole
+
+    def finishes(name: str) -> bool:
+        """Whether a value is the result of an integer operator, seen through the activations that finish it."""
+        node = maker.get(name)
+        while node is not None and node.op_type in IN_PLACE | VIEWS and not computed_in_integers(node):
+            node = maker.get(node.input[0])
+        return node is not None and computed_in_integers(node)
+
+    def shares(node: onnx.NodeProto) -> bool:
+        source = node.input[0]
+        if node.op_type in IN_PLACE:
+            return source not in inputs | outputs and len(readers[source]) == 1
+        if node.op_type == "DequantizeLinear":
+            return read_as_integers(node.output[0])
+        return node.op_type in VIEWS or (node.op_type == "QuantizeLinear" and becomes_integer(source) and finishes(source))
+
+    leader: dict[str, str] = {}
+    for node in nodes:
+        if node.input and node.input[0] not in fixed and shares(node):
+            leader[node.output[0]] = leader.get(node.input[0], node.input[0])
+    return leader

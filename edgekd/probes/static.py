@@ -1,0 +1,169 @@
+"""What an ONNX file says of itself without running: bytes, parameters, multiply-accumulates. Exact, `counted`.
+
+`read` is the only way in for files from elsewhere: a file that is no ONNX, is cut short, or points to data outside of itself is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import Problem, UsageError
+from edgekd.records import Measurement
+
+if TYPE_CHECKING:
+    import onnx
+
+LIMIT = 2**31 - 1  # what a protobuf can hold
+COUNTED = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
+UNCOUNTED = frozenset({"LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv", "If", "Loop", "Scan"})
+
+# inputs that hold the lattice of another input, not weights: {operator: positions}
+_LATTICE = {
+    "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "DynamicQuantizeLinear": (), "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7), "ConvInteger": (2, 3), "MatMulInteger": (2, 3), "Resize": (1, 2, 3), "Pad": (1, 2, 3),
+}  # fmt: skip
+
+
+def read(path: Path | str) -> onnx.ModelProto:
+    """Parses an ONNX file from anywhere. Raises UsageError where it isn't one, or keeps tensors in other files."""
+    import onnx
+
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > LIMIT:
+            raise UsageError(Problem(str(path), f"has {size} bytes, more than an ONNX file can have"))
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be read: {error.strerror}")) from None
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's own error classes differ between its builds
+        raise UsageError(Problem(str(path), "is not an ONNX file, or is cut short", "give a .onnx file as a runtime takes it")) from error
+    if not model.graph.node or not model.graph.output or not model.ir_version:
+        raise UsageError(Problem(str(path), "is not an ONNX file, or holds no network", "give a .onnx file as a runtime takes it"))
+    outside = sorted({tensor.name for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data})
+    if outside:
+        shown = ", ".join(outside[:3]) + (", ..." if len(outside) > 3 else "")
+        hint = "save it with all tensors inside: onnx.save(model, path, save_as_external_data=False)"
+        raise UsageError(Problem(str(path), f"keeps {len(outside)} tensors in other files ({shown})", hint))
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # the checker's own class, and protobuf's
+        message = str(error).strip().splitlines()[0][:300]
+        raise UsageError(Problem(str(path), f"is not a valid ONNX file: {message}")) from None
+    return model
+
+
+def probe(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
+    """file_bytes, parameters and macs of a file. Raises UsageError for a file that can't be read, or whose shapes can't be found."""
+    model = read(path)
+    count, left_out = macs(model)
+    note = f"not counted: {', '.join(left_out)}" if left_out else ""
+    figures = (("file_bytes", "B", Path(path).stat().st_size, ""), ("parameters", "", parameters(model), ""), ("macs", "", count, note))
+    return tuple(Measurement(name, unit, value, value, value, 1, None, target, "counted", note=note) for name, unit, value, note in figures)
+
+
+def parameters(model: onnx.ModelProto) -> int:
+    """Elements of the constants that carry weights and biases: initializers and Constant nodes of one axis or more.
+
+    Not scales and zero points, nor 64-bit integers and truth values (shapes, axes), nor constants without an axis (limits of a Clip)."""
+    import onnx
+
+    lattice = {node.input[i] for node in model.graph.node for i in _LATTICE.get(node.op_type, ()) if i < len(node.input)}
+    skipped = {onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
+    weights = {name: tensor for name, tensor in constants(model).items() if name not in lattice}
+    return sum(math.prod(t.dims) for t in weights.values() if t.dims and t.data_type not in skipped)
+
+
+def macs(model: onnx.ModelProto) -> tuple[int, tuple[str, ...]]:
+    """(multiply-accumulates of convolutions and matrix products at batch 1, operators with products that are not counted)."""
+    shapes = value_shapes(model)
+    total = sum(_node_macs(node, shapes) for node in model.graph.node if node.op_type in COUNTED)
+    return total, tuple(sorted({node.op_type for node in model.graph.node if node.op_type in UNCOUNTED}))
+
+
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """{value: tensor} of initializers and of Constant nodes."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                found[node.output[0]] = attribute.t
+    return found
+
+
+def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """{value: shape} at batch 1: the open dimension that comes first on an input is the batch. Values whose shape stays open are left out.
+
+    Raises UsageError where the file contradicts itself."""
+    import onnx
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    del fixed.graph.value_info[:]
+    inner = {tensor.name for tensor in fixed.graph.initializer}
+    batch = set()
+    for value in fixed.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in inner and dims:
+            batch.add(dims[0].dim_param)
+            dims[0].dim_value = 1
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        for i, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param and dim.dim_param in batch:
+                dim.dim_value = 1
+            elif value in fixed.graph.output and i == 0:
+                dim.Clear()
+    try:
+        inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
+    except Exception as error:
+        raise UsageError(Problem("", f"the shapes of the file don't fit together: {str(error).strip().splitlines()[0][:300]}")) from None
+    shapes = {name: tuple(tensor.dims) for name, tensor in constants(model).items()}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            if all(d.HasField("dim_value") for d in dims):
+                shapes[value.name] = tuple(d.dim_value for d in dims)
+    return shapes
+
+
+def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    kind = node.op_type
+    weight = node.input[3 if kind in ("QLinearConv", "QLinearMatMul") else 1]
+    names = {"input": node.input[0], "weight": weight, "output": node.output[0]}
+    unknown = [name for name in names.values() if name not in shapes]
+    if unknown:
+        hint = "fix the dimensions other than the batch when exporting"
+        raise UsageError(Problem(f"{kind} {node.name or node.output[0]}", f"the shape of `{unknown[0]}` can't be found", hint))
+    given, w, made = (shapes[names[k]] for k in ("input", "weight", "output"))
+    if kind in ("Conv", "ConvInteger", "QLinearConv"):
+        return math.prod(made) * math.prod(w[1:])  # each output takes every tap of its group's input channels
+    if kind == "ConvTranspose":
+        return math.prod(given) * math.prod(w[1:])  # each input goes to every tap of its group's output channels
+    if kind == "Gemm":
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        return math.prod(made) * given[0 if transposed else 1]
+    return math.prod(made) * given[-1]
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, wherever it hides: initializers, attributes, subgraphs, functions."""
+    import onnx
+
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(part) if hasattr(part, "ListFields") else ()
+
+
+def operators(model: onnx.ModelProto) -> dict[str, int]:
+    """{operator: how often}."""
+    return dict(Counter(node.op_type for node in model.graph.node))
