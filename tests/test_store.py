@@ -1,6 +1,7 @@
 """The store: what is found is whole, work is done once, a kill or a full disk costs no finished work."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 
 from edgekd.errors import RunFailed, UsageError
 from edgekd.files import full, sha256, size
+from edgekd.locks import lease
 from edgekd.records import Made
 from edgekd.store import Store, write_atomic
 
@@ -307,6 +310,46 @@ def test_who_waited_builds_when_the_first_is_killed(tmp_path):
     store.close()
 
 
+def test_what_the_killed_left_is_swept_apart_from_checkpoints(store):
+    done = make(store, "done")
+    for key in ("done", "unfinished", "begun"):
+        (store.root / "work" / key / "out").mkdir(parents=True)
+        (store.root / "work" / key / "out" / "half").write_text("x")
+        (store.root / "work" / key / "scratch").mkdir()
+        (store.root / "work" / f"{key}.lease").write_text("")
+    for key in ("done", "unfinished"):
+        (store.root / "work" / key / "scratch" / "checkpoint").write_text("x")
+    (store.root / "trash" / "1234").mkdir(parents=True)
+    other = Store(store.root)
+    make(other, "next")
+    assert alive(store.root) == ["work/unfinished", "work/unfinished/scratch", "work/unfinished/scratch/checkpoint"]
+    assert other.find("done", {}) == done
+    other.close()
+
+
+def test_who_waited_for_a_lease_that_is_gone_waits_for_the_new_one(tmp_path):
+    """The first unlinks its lease; a third makes the file anew before the second, who waited on the old one, wakes up."""
+    path, waits, order = tmp_path / "key.lease", threading.Event(), []
+
+    def second():
+        with lease(path, waits.set):
+            order.append("second")
+
+    first = os.open(path, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(first, fcntl.LOCK_EX)
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert waits.wait(10)
+    path.unlink()
+    with lease(path) as mine:
+        assert mine
+        os.close(first)
+        thread.join(0.3)
+        order.append("third")
+    thread.join(10)
+    assert order == ["third", "second"] and not path.exists()
+
+
 # ---------------------------------------------------------------- a full disk
 
 
@@ -456,7 +499,7 @@ def test_trim_evicts_checkpoints_then_logits_then_the_oldest(store):
         raise RuntimeError
 
     for key, age, form in (("old", 50, "torch"), ("mid", 40, "torch"), ("new", 10, "torch"), ("logits", 5, "logits"), ("front", 90, "torch")):
-        aged(store, key, age, form=form)
+        aged(Store(store.root), key, age, form=form)  # held by none
         store.observe(key, "host", {"ms": 1})
     with pytest.raises(RuntimeError):
         make(store, "unfinished", build=fail)
