@@ -221,7 +221,7 @@ def _schedule(subjects: Sequence[str], rounds: int, effort: Effort) -> list[dict
     real = [s for s in subjects if s != CONTROL]
     entries = [_entry(s, "memory", i, runs=5) for i in range(effort.memory) for s in real]
     entries += [_entry(real[0], "bare", i, runs=5) for i in range(effort.memory)]
-    entries += [_entry(s, "operators", 0, warmup_runs=3, runs=10) for s in real]
+    entries += [_entry(s, "operators", 0, warmup_runs=3, runs=100, seconds=0.3) for s in real]
     return entries + [_entry(s, "time", i, **steady) for i in range(rounds) for s in (subjects if i % 2 == 0 else subjects[::-1])]
 
 

@@ -5,6 +5,7 @@ a dimension that is open; `infer.outputs` the output names. Errors are onnxrunti
 """
 
 import os
+import time
 
 import numpy as np
 import onnxruntime as ort
@@ -29,13 +30,18 @@ def load(path, threads=1):
     return infer
 
 
-def operators(path, threads, arrays, warmup, runs, prefix):
-    """Runs with the operators' clock on (which perturbs: not for latency). Returns onnxruntime's trace file, `prefix` + time + .json."""
+def operators(path, threads, arrays, warmup, runs, seconds, prefix):
+    """`warmup` + `runs` inferences (fewer after `seconds`, but one at least) with the operators' clock on, which perturbs: not for latency.
+
+    Returns onnxruntime's trace file, named `prefix` + time + .json; its clock ticks in microseconds, so small models need many runs."""
     options = _options(threads)
     options.enable_profiling = True
     options.profile_file_prefix = os.fspath(prefix)
     session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    for _ in range(warmup + runs):
+    end = time.monotonic() + seconds
+    for i in range(warmup + runs):
+        if i > warmup and time.monotonic() > end:
+            break
         session.run(None, arrays)
     return session.end_profiling()
 

@@ -189,7 +189,7 @@ def _time(runtime, model, arrays, job, what, out):
     after, cpu = _switches(), time.process_time_ns() - cpu
     name = what["id"] + ".npy"
     with open(out / (".tmp." + name), "wb") as file:
-        np.save(file, np.asarray(times, np.int64))
+        np.save(file, np.asarray(times, np.uint32 if max(times) < 2**32 else np.uint64))
         file.flush()
         os.fsync(file.fileno())
     os.replace(out / (".tmp." + name), out / name)
@@ -267,9 +267,10 @@ def _operators(runtime, model, arrays, job, what, out):
     if not hasattr(runtime, "operators"):
         return {"trace": None}
     infer = runtime.load(model, job["threads"])
-    trace = runtime.operators(model, job["threads"], _feed(infer, arrays, 0, 1), what["warmup_runs"], what["runs"], out / (".tmp." + what["id"]))
+    feed, prefix = _feed(infer, arrays, 0, 1), out / (".tmp." + what["id"])
+    trace = runtime.operators(model, job["threads"], feed, what["warmup_runs"], what["runs"], what["seconds"], prefix)
     os.replace(trace, out / (what["id"] + ".json"))
-    return {"trace": what["id"] + ".json", "warmup": what["warmup_runs"], "runs": what["runs"]}
+    return {"trace": what["id"] + ".json", "warmup": what["warmup_runs"]}
 
 
 def _feed(infer, arrays, start, stop):

@@ -1,0 +1,137 @@
+"""Quality and fidelity of a file's outputs per sample, against labels and against the teacher, each figure with its 95 % interval.
+
+Formulas: KL(teacher || candidate) of the softmax in nats, Hinton et al. arXiv 1503.02531; ECE with 15 bins of equal width over the greatest
+probability, Guo et al. arXiv 1706.04599. What a task's outputs give no meaning to is left out, and so is a figure that is not a finite number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgekd import intervals
+from edgekd.records import Measurement, Metric, Split
+
+BINS = 15
+
+
+def probe(
+    outputs: Any,
+    labels: np.ndarray | None,
+    metrics: Sequence[Metric],
+    *,
+    split: Split,
+    teacher: Any = None,
+    classes: int | None = None,
+    target: str | None = None,
+    threads: int | None = None,
+    environment: str | None = None,
+) -> tuple[Measurement, ...]:
+    """The task's metrics; with `teacher` (outputs of the same samples) agreement and kl_to_teacher; with labels ece and worst_class_drop.
+
+    outputs: array [n, ...] or {name: array}. `classes`: of an integer label; None: no classification, metrics alone. Scores are logits
+    [n, classes], or a single logit [n] or [n, 1] for two classes. Raises ValueError where outputs, labels and teacher differ in length."""
+    ours, theirs = _logits(outputs, classes), _logits(teacher, classes) if teacher is not None else None
+    truth = None if labels is None else np.asarray(labels)
+    lengths = {len(x) for x in (ours, theirs, truth) if x is not None}
+    if len(lengths) > 1:
+        raise ValueError(f"outputs, labels and teacher have {' and '.join(str(n) for n in sorted(lengths))} samples")
+    found: list[tuple[str, str, tuple[float, float, float], int]] = []
+    if truth is not None:
+        for metric in metrics:
+            records = metric.records(outputs, truth)
+            found.append((metric.name, metric.unit, intervals.interval_of(metric, records), len(records)))
+    if ours is not None and theirs is not None and ours.shape == theirs.shape:
+        found.append(("agreement", "%", _share(_answers(ours) == _answers(theirs)), len(ours)))
+        found.append(("kl_to_teacher", "nat", _mean(kl(theirs, ours)), len(ours)))
+    if ours is not None and truth is not None and truth.ndim == 1 and len(ours):
+        found.append(("ece", "%", _ece(ours, truth), len(ours)))
+        if theirs is not None and ours.shape == theirs.shape:
+            found.append(("worst_class_drop", "pt", worst_class_drop(_right(ours, truth), _right(theirs, truth), truth), len(ours)))
+    return tuple(
+        Measurement(name, unit, *figures, n, split, target, "measured", threads, environment)
+        for name, unit, figures, n in found
+        if all(math.isfinite(x) for x in figures)
+    )
+
+
+def kl(teacher: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """KL(softmax(teacher) || softmax(candidate)) per sample [n], in nats, of logits [n, classes]."""
+    p, q = _log_softmax(teacher), _log_softmax(candidate)
+    return np.maximum((np.exp(p) * (p - q)).sum(1), 0.0)  # rounding may leave a tiny negative number
+
+
+def ece(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error in percent: the mean gap between confidence and accuracy over bins (i/bins, (i+1)/bins], weighted by size."""
+    return _ece_of(np.stack([np.exp(_log_softmax(logits)).max(1), _right(logits, labels)], axis=1), bins)
+
+
+def worst_class_drop(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """(drop, low, high) in percentage points: how much lower the accuracy of the class that lost most is than the teacher's.
+
+    Right or wrong per sample (0/1), paired. The limits are simultaneous over the classes (Bonferroni), so the greatest lies between the
+    greatest of each side: picking the worst class after looking doesn't make them too short."""
+    classes = np.unique(labels)
+    each = [intervals.paired(theirs[labels == c], ours[labels == c], 1 - (1 - level) / len(classes)) for c in classes]
+    value, low, high = (100 * max(column) for column in zip(*each, strict=True))
+    return value, low, high
+
+
+def _logits(outputs: Any, classes: int | None) -> np.ndarray | None:
+    """Outputs as logits [n, classes]; None where they aren't."""
+    if isinstance(outputs, Mapping):
+        if len(outputs) != 1:
+            return None
+        outputs = next(iter(outputs.values()))
+    values = np.asarray(outputs, np.float64)
+    if classes is None:
+        return None
+    if classes == 2 and (values.ndim == 1 or values.shape[1:] == (1,)):
+        single = values.reshape(-1, 1)
+        return np.concatenate([np.zeros_like(single), single], axis=1)  # sigmoid(z) = softmax(0, z)
+    return values if values.ndim == 2 and values.shape[1] == classes else None
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def _answers(logits: np.ndarray) -> np.ndarray:
+    """Greatest logit; the first of equals; -1, which agrees with nothing right, where a logit is not a number."""
+    return np.where(np.isnan(logits).any(1), -1, np.nan_to_num(logits, nan=0.0).argmax(1))
+
+
+def _right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return (_answers(logits) == labels).astype(np.float64)
+
+
+def _ece_of(rows: np.ndarray, bins: int = BINS) -> float:
+    """rows [n, 2]: confidence, right."""
+    confidence, right = rows[:, 0], rows[:, 1]
+    index = np.clip(np.ceil(np.nan_to_num(confidence) * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(index, weights=right, minlength=bins) - np.bincount(index, weights=confidence, minlength=bins)
+    return 100 * float(np.abs(gaps).sum()) / len(rows)
+
+
+def _ece(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    rows = np.stack([np.exp(_log_softmax(logits)).max(1), _right(logits, labels)], axis=1)
+    value = _ece_of(rows)
+    low, high = intervals.bootstrap(rows, _ece_of, resamples=1000)
+    return value, min(low, value), max(high, value)
+
+
+def _share(hits: np.ndarray) -> tuple[float, float, float]:
+    low, high = intervals.wilson(int(hits.sum()), len(hits))
+    return 100 * float(hits.mean()), 100 * low, 100 * high
+
+
+def _mean(values: np.ndarray) -> tuple[float, float, float]:
+    value = float(values.mean())
+    if not math.isfinite(value):
+        return value, value, value
+    low, high = intervals.bootstrap(values, lambda x: float(x.mean()), resamples=1000)
+    return value, min(low, value), max(high, value)
