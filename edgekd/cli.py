@@ -120,7 +120,16 @@ def gate(path, budget, baseline, only, inconclusive, why, junit, markdown, sarif
     from edgekd.gating import gate
 
     outcome = gate(
-        path, budget=budget, baseline=baseline, only=only, inconclusive=inconclusive, why=why, junit=junit, markdown=markdown, sarif=sarif, json=json_file
+        path,
+        budget=budget,
+        baseline=baseline,
+        only=only,
+        inconclusive=inconclusive,
+        why=why,
+        junit=junit,
+        markdown=markdown,
+        sarif=sarif,
+        json=json_file,
     )
     click.echo(str(outcome))
     return outcome.exit_code
@@ -207,4 +216,3 @@ def _internal(error: Exception) -> int:
 
 def _interrupt(signum, frame):
     raise KeyboardInterrupt
-

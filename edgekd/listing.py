@@ -36,7 +36,11 @@ def _parts(kind: str) -> str:
 
 def _settings(part: Any) -> str:
     settings = components.parameters(part).items()
-    return ", ".join(n if p.default is inspect.Parameter.empty else f"{n} = {p.default!r}" for n, p in settings if n != "augment_seed" and len(repr(p.default)) < 60)
+    return ", ".join(
+        n if p.default is inspect.Parameter.empty else f"{n} = {p.default!r}"
+        for n, p in settings
+        if n != "augment_seed" and len(repr(p.default)) < 60
+    )
 
 
 def _targets() -> str:
@@ -90,8 +94,12 @@ def doctor(as_json: bool) -> tuple[str, int]:
     store_facts = {"folder": str(store.root), "bytes": sum(p.stat().st_size for p in Path(store.root).rglob("*") if p.is_file())}
     code = UNFIT if missing else PASSED
     if as_json:
-        return json.dumps({"environment": facts, "versions": versions, "missing": missing, "store": store_facts, "advice": advice}, indent=2, default=str), code
-    rows = [(k, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else json.dumps(v) if isinstance(v, dict) else str(v)) for k, v in facts.items()]
+        return json.dumps(
+            {"environment": facts, "versions": versions, "missing": missing, "store": store_facts, "advice": advice}, indent=2, default=str
+        ), code
+    rows = [
+        (k, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else json.dumps(v) if isinstance(v, dict) else str(v)) for k, v in facts.items()
+    ]
     parts = [
         _table("this machine", ("fact", "value"), rows),
         _table("libraries", ("name", "version"), [(n, versions.get(n, "MISSING")) for n in NEEDED]),

@@ -149,15 +149,17 @@ def _locked(folder: Path) -> Iterator[None]:
     """One run at a time in a folder; the lock goes with the process, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a+")
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UsageError(Problem(str(folder), f"can't be written: {error.strerror}", "choose another folder with --out")) from None
-    with handle:
+    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(Problem(str(folder), "another run is at work in this folder", "wait for it, or choose another with --out")) from None
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _claim(folder: Path, text: str, fresh: bool) -> None:

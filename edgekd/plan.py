@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekd import fingerprint
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import UsageError
 from edgekd.recipe import Read, Resolved, StageLine
 from edgekd.records import Task
 
@@ -105,7 +105,9 @@ class _Planner:
             example = example if example is not None else _example(self.task, self.data("train"))
             for settings in {repr(s): s for s in (dict(w.into(line), **o) for w in self.wants() for o in self.own_sweep(line))}.values():
                 found = line.part(**settings).check(models.create(self.task, "student", 0), example)
-                problems += [dataclasses.replace(p, place=f"{self.read.place}: stage {line.number} ({line.name}): {p.place}".rstrip(": ")) for p in found]
+                problems += [
+                    dataclasses.replace(p, place=f"{self.read.place}: stage {line.number} ({line.name}): {p.place}".rstrip(": ")) for p in found
+                ]
         if problems:
             raise UsageError(*dict.fromkeys(problems))
 
@@ -197,13 +199,16 @@ class _Planner:
         if isinstance(filled.get("criterion"), str):
             objects.append(components.find("criteria", filled["criterion"]))
         inputs = {"source": [source] if source else [], "teacher": list(teacher)}
+        read = {split: self.data(split).digest for split in part_class.reads} | {"version": self.task.version, "draws": str(self.task.draws)}
+        if self.task.assets:
+            read["assets"] = fingerprint.files(self.task.assets)
         key = fingerprint.key(
             stage=use,
             settings={k: v for k, v in filled.items() if k != "weights"},
             inputs=inputs,
             seed=seed,
             code=fingerprint.code(*objects),
-            data={split: self.data(split).digest for split in part_class.reads} | ({"assets": fingerprint.files(self.task.assets)} if self.task.assets else {}),
+            data=read,
             threads=self.resolved.threads,
             device="cpu",
             dtype="float32",
@@ -247,4 +252,3 @@ def _named(base: str, seed: int, seeds: list) -> str:
 
 def _short(value: Any) -> str:
     return "".join(c if c.isalnum() or c in "._" else "-" for c in str(value)) or "x"
-

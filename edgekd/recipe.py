@@ -159,7 +159,9 @@ def _apply_sets(raw: dict[str, Any], sets: Iterable[str], problems: list[Problem
             where, keys = stages[keys[0]], keys[1:]
         elif len(keys) > 1 and keys[0] not in Recipe.model_fields:
             near = difflib.get_close_matches(keys[0], list(stages), 1)
-            problems.append(Problem(place, f"no stage is named `{keys[0]}`", f"did you mean `{near[0]}`?" if near else f"stages: {', '.join(stages)}"))
+            problems.append(
+                Problem(place, f"no stage is named `{keys[0]}`", f"did you mean `{near[0]}`?" if near else f"stages: {', '.join(stages)}")
+            )
             continue
         else:
             where = raw
@@ -425,7 +427,13 @@ def dump(resolved: Resolved) -> str:
     import tomli_w
 
     form = resolved.read.recipe
-    table: dict[str, Any] = {"task": form.task, "targets": list(form.targets), "seed": form.seed, "threads": resolved.threads, "control": form.control}
+    table: dict[str, Any] = {
+        "task": form.task,
+        "targets": list(form.targets),
+        "seed": form.seed,
+        "threads": resolved.threads,
+        "control": form.control,
+    }
     table["stage"] = [
         {"use": s.use, "name": s.name, **({"teacher": s.teacher} if s.teacher else {}), **_plain(s.settings)} for s in resolved.read.stages
     ]
@@ -451,4 +459,3 @@ def _plain(value: Any) -> Any:
 def training_of(line: StageLine) -> Training | None:
     """The stage's settings as its part, or None if it does not train."""
     return line.part(**line.settings) if "epochs" in {f.name for f in dataclasses.fields(line.part)} else None
-

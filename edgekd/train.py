@@ -74,7 +74,9 @@ def terms(losses: Sequence[Mapping[str, Any]]) -> tuple[Term, ...]:
     return tuple(Term(t["use"], float(t.get("weight", 1.0)), {k: v for k, v in t.items() if k not in ("use", "weight")}) for t in losses)
 
 
-def learn(module: nn.Module, run: Run, settings: Training, *, teacher: Sequence = (), on_epoch: Callable[[int], None] | None = None) -> dict[str, Any]:
+def learn(
+    module: nn.Module, run: Run, settings: Training, *, teacher: Sequence = (), on_epoch: Callable[[int], None] | None = None
+) -> dict[str, Any]:
     """Trains `module` in place by `settings` on the task's train split; `teacher`: artifacts, `logits` (cached) or `torch` (live).
 
     Returns facts: epochs, steps, seconds, the last epoch's mean of every term."""

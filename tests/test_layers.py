@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent / "edgekd"
 LAYERS = [  # low to high; a module may import its own layer and those before it
     {"records", "errors"},
-    {"components", "store", "fingerprint", "intervals", "environment", "results"},
-    {"tasks", "data", "metrics", "networks", "targets"},
+    {"components", "store", "fingerprint", "intervals", "environment", "results", "files", "locks", "syntax"},
+    {"tasks", "data", "metrics", "networks", "augmentation", "targets"},
     {"losses", "teachers", "sources", "criteria", "ranges", "formats", "probes", "pruning", "quantization", "train", "measure", "hosts"},
     {"models", "stages", "decisions", "report", "delivery"},
-    {"recipe", "plan", "pipeline", "outcome", "gating", "measuring", "listing"},
+    {"recipe", "plan", "pipeline", "observing", "outcome", "gating", "measuring", "listing"},
     {"__init__", "__main__", "cli"},
 ]
 DEVICE = {"runtimes"}  # copied to devices: knows nothing of edgekd; anybody may load it

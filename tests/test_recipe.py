@@ -85,7 +85,9 @@ def test_each_mistake_is_named(change, text):
     assert any(text in p for p in problems), problems
 
 
-@pytest.mark.parametrize("sets, text", [(["epochs"], "STAGE.KEY=VALUE"), (["distil.epochs=3"], "did you mean `distill`?"), (["distill.epochs=x"], "epochs")])
+@pytest.mark.parametrize(
+    "sets, text", [(["epochs"], "STAGE.KEY=VALUE"), (["distil.epochs=3"], "did you mean `distill`?"), (["distill.epochs=x"], "epochs")]
+)
 def test_wrong_settings_are_named(sets, text):
     assert any(text in p for p in told(GOOD, sets=sets))
 
