@@ -1,0 +1,374 @@
+"""Fingerprints: what decides a product changes the key, what doesn't leaves it."""
+
+import functools
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekd import fingerprint
+from edgekd.errors import UsageError
+
+ROOT = Path(__file__).parent.parent
+PROJECT = {
+    "mine/__init__.py": "",
+    "mine/task.py": '''
+"""A task."""
+from functools import partial
+import numpy as np
+from . import nets
+from .nets import build
+
+def student(width=8):
+    """Makes it."""
+    from mine.deep import helper  # only here
+    return helper.twice(nets.build(width))
+
+class Augment:
+    def __init__(self, degrees): self.degrees = degrees
+    def __call__(self, x, u): return x
+    def method(self, x): return x
+
+small, big = partial(build, 8), partial(build, 16)
+gentle, strong = Augment(5), Augment(20)
+lazy = lambda: build(3)
+def made(width):
+    return lambda: build(width)
+def made_class(width):
+    class Net:
+        def __init__(self): self.width = width
+    return Net
+narrow, wide = made(8), made(16)
+Narrow, Wide = made_class(8), made_class(16)
+''',
+    "mine/nets.py": "from mine.blocks import *\ndef build(width):\n    return block(width)\n",
+    "mine/blocks/__init__.py": "from .conv import block\n",
+    "mine/blocks/conv.py": "def block(width):\n    return width * 2\n",
+    "mine/blocks/other.py": "THIRD = 3\n",
+    "mine/deep/helper.py": "import statistics\ndef twice(x):\n    return 2 * x\n",
+    "mine/typed.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import mine.hints\ndef f(x): return x\n",
+    "mine/hints.py": "A = 1\n",
+    "mine/named.py": "import importlib\ndef f(): return importlib.import_module('mine.hints').A\n",
+    "mine/unrelated.py": "X = 1\n",
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """`project(changes, folder)(\"task:student\")` is the digest of an object in a project of its own."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def lay(changes=None, folder="clone"):
+        root = tmp_path / folder
+        shutil.rmtree(root, ignore_errors=True)
+        for name, text in {**PROJECT, **(changes or {})}.items():
+            if text is not None:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_text(text)
+
+        def digest(*paths, what=fingerprint.code):
+            for name in [n for n in sys.modules if n.split(".")[0] == "mine"]:
+                del sys.modules[name]
+            importlib.invalidate_caches()
+            with monkeypatch.context() as patch:
+                patch.syspath_prepend(str(root))
+                objects = []
+                for path in paths:
+                    module = importlib.import_module(f"mine.{path.partition(':')[0]}")
+                    objects.append(functools.reduce(getattr, filter(None, path.partition(":")[2].split(".")), module))
+                return what(*objects)
+
+        return digest
+
+    yield lay
+    for name in [n for n in sys.modules if n.split(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+def test_a_clone_in_another_folder_is_the_same(project):
+    one = project(folder="here")("task:student", "task:gentle", "task")
+    assert one == project(folder="there/site")("task:student", "task:gentle", "task")
+    assert one != project(folder="here")("task:student", "task:strong", "task")
+
+
+def test_comments_docstrings_and_formatting_do_not_count(project):
+    changed = PROJECT["mine/task.py"].replace('"""A task."""', '"""Another text."""\n# a comment\n')
+    changed = changed.replace('    """Makes it."""\n', "").replace("x, u", "x,\n        u").replace("partial(build, 8)", "partial(\n    build, 8)")
+    changes = {"mine/task.py": changed, "mine/blocks/conv.py": 'def block(width):\n    "new"\n    return (width*2)  # twice\n'}
+    assert changed != PROJECT["mine/task.py"] and project()("task:student") == project(changes)("task:student")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mine/task.py", PROJECT["mine/task.py"].replace("width=8", "width=9")),
+        ("mine/nets.py", PROJECT["mine/nets.py"].replace("block(width)", "block(width + 1)")),
+        ("mine/blocks/conv.py", "def block(width):\n    return width * 3\n"),  # three imports away: relative, `*`, absolute
+        ("mine/blocks/other.py", "THIRD = 4\n"),  # `*` of a package may bring any of its modules
+        ("mine/blocks/__init__.py", "from .conv import block\nblock = None\n"),
+        ("mine/deep/helper.py", "import statistics\ndef twice(x):\n    return 3 * x\n"),  # imported inside a function; no __init__
+        ("mine/__init__.py", "import os\n"),  # runs before all of them
+    ],
+)
+def test_what_is_imported_counts(project, name, text):
+    assert project()("task:student") != project({name: text})("task:student")
+
+
+def test_what_is_not_imported_does_not_count(project):
+    assert project()("task:student") == project({"mine/unrelated.py": "X = 2\n", "mine/more.py": ""})("task:student")
+    assert project()("typed:f") == project({"mine/hints.py": "A = 2\n"})("typed:f")  # under TYPE_CHECKING: never runs
+    assert project()("named:f") != project({"mine/hints.py": "A = 2\n"})("named:f")  # import_module("mine.hints")
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [("small", "big"), ("gentle", "strong"), ("gentle.method", "strong.method"), ("narrow", "wide"), ("Narrow", "Wide"), ("made", "made_class")],
+)
+def test_what_an_object_carries_counts(project, one, two):
+    """partial, instance, bound method, closure, class in a function: one source, two behaviours."""
+    digest = project()
+    assert digest(f"task:{one}") != digest(f"task:{two}")
+    assert digest(f"task:{one}") == digest(f"task:{one}") == project(folder="elsewhere")(f"task:{one}")
+
+
+@pytest.mark.parametrize("name", ["small", "gentle", "gentle.method", "lazy", "narrow", "Wide", "Augment", "student"])
+def test_every_kind_of_object_is_followed(project, name):
+    changed = {"mine/blocks/conv.py": "def block(width):\n    return width * 3\n"}
+    assert project()(f"task:{name}") != project(changed)(f"task:{name}")
+
+
+def test_arrays_and_tensors_that_are_carried_count():
+    import torch
+
+    def holding(value):
+        return lambda: value
+
+    def code(value):
+        return fingerprint.code(holding(value))
+
+    for make in (np.array, torch.tensor):
+        assert code(make([1.0, 2.0])) == code(make([1.0, 2.0])) != code(make([1.0, 3.0]))
+    assert code(torch.tensor([1.0]).bfloat16()) != code(torch.tensor([2.0]).bfloat16())
+    torch.manual_seed(0)
+    one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert code(one) == code(one) != code(two)
+    assert code({1, 2, "x"}) == code({"x", 2, 1}) and code(1) != code(True) != code("1")
+    assert code(Path("/a/b.txt")) == code(Path("/c/b.txt")) != code(Path("/a/c.txt"))
+    loop = [1]
+    loop.append(loop)
+    assert code(loop) == code(loop)
+
+
+def test_wrapped_functions_are_followed():
+    def plain(scale):
+        return lambda x: x * scale
+
+    assert fingerprint.code(functools.cache(plain(1))) == fingerprint.code(functools.cache(plain(1)))
+    assert fingerprint.code(functools.cache(plain(1))) != fingerprint.code(functools.cache(plain(2)))
+
+
+def run(text, *arguments, cwd=None, name=None):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *(["-c", text] if name is None else [name]), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_a_prompt_or_notebook_counts_by_what_its_functions_use():
+    """No source file: names that functions use, values that these have, classes and their bases."""
+    text = """
+from edgekd.fingerprint import code
+def world(factor=2, body="return x * width", base="pass", doc=""):
+    import sys
+    space = {"__name__": "__main__"}
+    exec(f'''
+import numpy as np
+width = {factor}
+unused = object()
+class Base:
+    {base}
+class Net(Base):
+    def forward(self, x): return helper(x)
+def helper(x):
+    # comment
+    {body}
+def build(): return Net()
+''', space)
+    sys.modules["__main__"].__dict__.update({k: v for k, v in space.items() if k[0] != "_"})
+    return space["build"]
+print(code(world()), code(world()), code(world(factor=3)), code(world(body="return x + width")), code(world(base="y = 1")))
+"""
+    one, same, *others = run(text)
+    assert one == same and len({one, *others}) == 4
+    assert run(text)[0] == one  # in another process
+
+
+def test_a_script_is_the_same_run_or_imported(tmp_path):
+    script = "from helper import f\nfrom edgekd.fingerprint import code\nclass A:\n    pass\ndef g(): return f()\n"
+    script += "if __name__ == '__main__':\n    print(code(g, A))\n"
+    digests = []
+    for folder, number in (("one", 1), ("two", 1), ("three", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "script.py").write_text(script)
+        (tmp_path / folder / "helper.py").write_text(f"def f():\n    return {number}\n")
+        digests += run("", cwd=tmp_path / folder, name="script.py")
+    digests += run("import sys; sys.path.insert(0, '.'); import script; print(script.code(script.g, script.A))", cwd=tmp_path / "one")
+    assert digests[0] == digests[1] == digests[3] != digests[2]
+
+
+# ---------------------------------------------------------------- edgekd's own modules
+
+EDGEKD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import edgekd, pathlib
+assert pathlib.Path(edgekd.__file__).is_relative_to(sys.argv[1])
+from edgekd import fingerprint
+from edgekd.stages.distill import Distill
+from edgekd.syntax import Walk
+print(fingerprint.code(Distill), *Walk(None).all([Distill])["modules"])
+"""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """`clone(changes, folder)`: digest and modules of the distill stage in a copy of edgekd."""
+
+    def copy(changes=None, folder="clone"):
+        root = tmp_path_factory.mktemp("x") / folder
+        shutil.copytree(ROOT / "edgekd", root / "edgekd", ignore=shutil.ignore_patterns("__pycache__"))
+        for name, text in (changes or {}).items():
+            path = root / "edgekd" / name
+            path.write_text(path.read_text() + text)
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        command = [sys.executable, "-c", EDGEKD, str(root)]
+        digest, *modules = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        return digest, set(modules)
+
+    return copy
+
+
+def test_edgekd_counts_by_syntax_wherever_it_lies_but_for_ground_and_tools(clone):
+    (one, modules), (two, _) = clone(), clone(folder="lib/python3.11/site-packages")
+    assert one == two and {"edgekd.train", "edgekd.stages.train", "edgekd.models", "edgekd.sources.epochs"} <= modules
+    assert not {f"edgekd.{name}" for name in ("errors", "records", "store", "components", "fingerprint", "plan", "cli")} & modules
+    line = "\nADDED = 1\n"
+    assert clone(dict.fromkeys(("errors.py", "store.py", "components.py", "records.py", "__init__.py", "plan.py"), line))[0] == one
+    assert clone({"train.py": "\n# a comment\n"})[0] == one
+    assert clone({"train.py": line})[0] != one
+    assert clone({"sources/epochs.py": line})[0] != one  # imported inside a function
+
+
+# ---------------------------------------------------------------- libraries
+
+
+def test_libraries_are_those_that_the_code_imports(project):
+    from importlib.metadata import version
+
+    found = project()("task:student", what=fingerprint.libraries)
+    assert found == {"numpy": version("numpy"), "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
+    changes = {"mine/blocks/conv.py": "def block(width):\n    import sklearn.datasets, no_such_module\n"}
+    more = project(changes)("task:student", what=fingerprint.libraries)
+    assert more == found | {"scikit-learn": version("scikit-learn")}
+    assert project()("unrelated", what=fingerprint.libraries) == {"python": found["python"]}
+    import torch
+
+    assert fingerprint.libraries(torch.nn.Linear)["torch"] == version("torch")
+
+
+# ---------------------------------------------------------------- keys
+
+PARTS = {
+    "stage": "train",
+    "settings": {"lr": 0.1, "losses": ({"use": "kl", "weight": 1.0},), "clip": None, "on": True},
+    "inputs": {"source": ("k1",), "teacher": []},
+    "seed": 0,
+    "code": "c",
+    "data": {"train": "d"},
+    "threads": 2,
+    "device": "cpu",
+    "dtype": "float32",
+    "libraries": {"torch": "2.13.0"},
+}
+
+
+def test_a_key_is_of_everything_that_decides():
+    key = fingerprint.key(**PARTS)
+    changed = {"stage": "prune", "settings": {}, "inputs": {}, "seed": None, "code": "", "data": {}, "threads": 1, "device": "cuda"}
+    changed |= {"dtype": "float16", "libraries": {"torch": "2.13.1"}}
+    assert changed.keys() == PARTS.keys() and len(key) == 64
+    assert len({key} | {fingerprint.key(**{**PARTS, name: value}) for name, value in changed.items()}) == 11
+
+
+def test_a_key_knows_values_not_spelling():
+    key = fingerprint.key(**PARTS)
+    settings = {"on": True, "clip": None, "losses": [{"weight": 1.0, "use": "kl"}], "lr": float("0.1")}
+    assert fingerprint.key(**{**PARTS, "settings": settings}) == key
+    for name, value in (("on", 1), ("lr", 0.1 + 1e-17 * 2), ("lr", 0.10000000000000002), ("clip", "None")):
+        same = value == PARTS["settings"][name] and type(value) is type(PARTS["settings"][name])
+        assert (fingerprint.key(**{**PARTS, "settings": {**PARTS["settings"], name: value}}) == key) == same
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), Path("x"), {1: 2}, {1, 2}, b"x", np.int64(1), np.zeros(2), object(), len])
+def test_a_key_refuses_what_json_cannot_say(value):
+    with pytest.raises(TypeError, match=r"key\.settings\.a\[1\]"):
+        fingerprint.key(**{**PARTS, "settings": {"a": [0, value]}})
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_a_digest_by_hand():
+    import hashlib
+
+    array = np.array([[1, 2], [3, 4]], "<i2")
+    head = repr((None, "int16", "<i2", (2, 2))).encode()
+    assert fingerprint.array_digest(array) == hashlib.sha256(head + b"\1\0\2\0\3\0\4\0").hexdigest()
+    assert fingerprint.array_digest(array.T) == fingerprint.array_digest(array.T.copy())
+    assert fingerprint.array_digest(array[::-1]) == fingerprint.array_digest(np.array([[3, 4], [1, 2]], "<i2"))
+
+
+def test_digests_tell_apart():
+    x = np.arange(12, dtype=np.float32)
+    others = [x, x.reshape(3, 4), x.reshape(4, 3), x.astype(">f4"), x.view(np.int32), x.astype(np.float64), x[:11], x[::-1]]
+    others += [np.zeros(0), np.zeros((0, 3)), np.zeros((3, 0)), np.float32(3), np.array(["a", "b"]), np.zeros(1, "M8[s]"), np.zeros(1, [("a", "i8")])]
+    others += [{"a": x}, {"b": x}, {"a": x, "b": x}]
+    digests = [fingerprint.array_digest(value) for value in others]
+    assert len(set(digests)) == len(digests)
+    assert fingerprint.array_digest({"a": x, "b": x + 1}) == fingerprint.array_digest({"b": x + 1, "a": x})
+    with pytest.raises(TypeError, match="no digest"):
+        fingerprint.array_digest(np.array([None, "x"]))
+
+
+def test_data_is_inputs_labels_ids_and_weights():
+    x, y, ids, weight = np.ones((3, 2), np.float32), np.arange(3), [0, "b", None], np.ones(3, np.float32)
+    one = fingerprint.data(x, y, ids, weight)
+    assert one == fingerprint.data(x.copy(), y.copy(), [np.int64(0), "b", None], weight)
+    changed = [(x + 1, y, ids, weight), (x, y[::-1], ids, weight), (x, None, ids, weight), (x, y, ["0", "b", None], weight), (x, y, ids, weight * 2)]
+    changed += [({"image": x}, y, ids, weight), (x, y, ["b", 0, None], weight)]
+    assert len({one, *(fingerprint.data(*c) for c in changed)}) == 8
+
+
+def test_assets_count_by_name_and_content(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder / "words" / "more").mkdir(parents=True)
+        (tmp_path / folder / "words" / "more" / "a.txt").write_text("a")
+        (tmp_path / folder / "table.csv").write_text("1,2")
+
+    def digest(folder):
+        return fingerprint.files([str(tmp_path / folder / "table.csv"), tmp_path / folder / "words"])
+
+    one = digest("one")
+    assert one == digest("two")
+    (tmp_path / "two" / "words" / "more" / "a.txt").write_text("b")
+    assert digest("two") != one
+    (tmp_path / "two" / "words" / "more" / "a.txt").write_text("a")
+    (tmp_path / "two" / "words" / "more" / "a.txt").rename(tmp_path / "two" / "words" / "a.txt")
+    assert digest("two") != one
+    with pytest.raises(UsageError) as caught:
+        fingerprint.files([tmp_path / "no", tmp_path / "none"])
+    assert len(caught.value.problems) == 2
