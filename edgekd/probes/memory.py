@@ -37,7 +37,7 @@ class Buffer:
     last: int
 
 
-def probe(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
+def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
     """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats."""
     found = buffers(static.read(path))
     size, bound = arena(found, plan(found)), live(found)

@@ -32,7 +32,7 @@ class Operators:
     gap_ms: float
 
 
-def probe(trace: Path, *, warmup: int, p50_ms: float) -> Operators:
+def measure(trace: Path, *, warmup: int, p50_ms: float) -> Operators:
     """Reads a trace of onnxruntime; the first `warmup` inferences in it don't count. Raises RunFailed where it can't be read."""
     found = events(trace)
     nodes = sorted((e for e in found if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")), key=lambda e: e["ts"])

@@ -18,7 +18,7 @@ from edgekd.records import Measurement, Metric, Split
 BINS = 15
 
 
-def probe(
+def measure(
     outputs: Any,
     labels: np.ndarray | None,
     metrics: Sequence[Metric],
@@ -32,10 +32,12 @@ def probe(
 ) -> tuple[Measurement, ...]:
     """The task's metrics; with `teacher` (outputs of the same samples) agreement and kl_to_teacher; with labels ece and worst_class_drop.
 
-    outputs: array [n, ...] or {name: array}. `classes`: of an integer label; None: no classification, metrics alone. Scores are logits
-    [n, classes], or a single logit [n] or [n, 1] for two classes. Raises ValueError where outputs, labels and teacher differ in length."""
-    ours, theirs = _logits(outputs, classes), _logits(teacher, classes) if teacher is not None else None
+    outputs: array [n, ...] or {name: array}. `classes` of an integer label; None: as many as outputs and labels show, and no classification
+    where labels are of another kind. Scores are logits [n, classes], or a single logit [n] or [n, 1] for two classes. Raises ValueError where
+    outputs, labels and teacher differ in length."""
     truth = None if labels is None else np.asarray(labels)
+    classes = _classes(outputs, truth) if classes is None else classes
+    ours, theirs = _logits(outputs, classes), _logits(teacher, classes) if teacher is not None else None
     lengths = {len(x) for x in (ours, theirs, truth) if x is not None}
     if len(lengths) > 1:
         raise ValueError(f"outputs, labels and teacher have {' and '.join(str(n) for n in sorted(lengths))} samples")
@@ -78,6 +80,15 @@ def worst_class_drop(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, l
     each = [intervals.paired(theirs[labels == c], ours[labels == c], 1 - (1 - level) / len(classes)) for c in classes]
     value, low, high = (100 * max(column) for column in zip(*each, strict=True))
     return value, low, high
+
+
+def _classes(outputs: Any, labels: np.ndarray | None) -> int | None:
+    """How many classes there are, if labels are class numbers of the outputs' last axis (or 0 and 1 for a single logit)."""
+    values = np.asarray(next(iter(outputs.values()))) if isinstance(outputs, Mapping) else np.asarray(outputs)
+    if labels is None or labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iub" or values.ndim not in (1, 2):
+        return None
+    width = 2 if values.ndim == 1 or values.shape[1] == 1 else values.shape[1]
+    return width if labels.min() >= 0 and labels.max() < width else None
 
 
 def _logits(outputs: Any, classes: int | None) -> np.ndarray | None:

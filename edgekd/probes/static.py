@@ -59,7 +59,7 @@ def read(path: Path | str) -> onnx.ModelProto:
     return model
 
 
-def probe(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
+def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
     """file_bytes, parameters and macs of a file. Raises UsageError for a file that can't be read, or whose shapes can't be found."""
     model = read(path)
     count, left_out = macs(model)

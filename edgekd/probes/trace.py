@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
-def probe(name: str, recorded: Sequence[Mapping[str, Any]], processes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def chrome(name: str, recorded: Sequence[Mapping[str, Any]], processes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """The trace as a JSON value. `recorded`: a runtime's events (`operators.events`); `processes`: lines of a job's timing processes.
 
     Nothing but names, times and operator types is taken over: a runtime's trace also holds file paths."""
