@@ -119,10 +119,11 @@ def compare(
     """Times two files against each other: processes in the order a b a' | a' b a ..., ratio of the p50 of neighbours."""
     models = {"a": a, "b": b}
     measured = profile(models, inputs, preset=preset, threads=threads, folder=folder, progress=progress, target=target, run=run)
-    lines, _ = _timed(models, inputs, preset, threads, folder, progress, run)
-    notes = dict.fromkeys(m.note for m in (*measured["a"], *measured["b"]) if m.note)
+    lines, subjects = _timed(models, inputs, preset, threads, folder, progress, run)
     control = _ratio(lines, CONTROL, "s0")
-    return Comparison(_ratio(lines, "s1", "s0"), control, measured["a"], measured["b"], len(_lines(lines, "s0", "time")), "; ".join(notes))
+    processes = {name: _lines(lines, subject, "time") for name, subject in subjects.items()}
+    noise = [f"{name} {found}" for name, times in processes.items() if (found := _noise(times, control, threads))]
+    return Comparison(_ratio(lines, subjects["b"], subjects["a"]), control, measured["a"], measured["b"], len(processes["a"]), "; ".join(noise))
 
 
 def raw(folder: Path, name: str) -> dict[str, Any]:

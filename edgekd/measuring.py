@@ -1,0 +1,286 @@
+"""The verbs `profile` and `compare`: exported files of anybody's making, measured on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json as jsonlib
+import math
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd import environment, measure, targets
+from edgekd.errors import PASSED, EnvironmentUnfit, Problem, RunFailed, UsageError
+from edgekd.files import sha256, write_atomic
+from edgekd.metrics import mean_error, top1
+from edgekd.probes import memory, operators, quality, static
+from edgekd.probes import trace as tracing
+from edgekd.records import Measurement, Target
+from edgekd.report.progress import reporter
+
+if TYPE_CHECKING:
+    import onnx
+
+LIMIT = 2**34  # bytes of data, unpacked: a small archive may claim more than the memory there is
+SAMPLES = 16  # of random inputs
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profile` found out about one file. Prints as a table."""
+
+    model: str
+    sha256: str
+    measurements: tuple[Measurement, ...]
+    operators: operators.Operators | None
+    environment: Mapping[str, Any]
+    note: str = ""
+    exit_code: int = PASSED
+
+    def __str__(self) -> str:
+        parts = [f"{self.model} ({self.environment['cpu']}, {_threads(self.measurements)})", table(self.measurements)]
+        if self.operators:
+            parts.append(_slowest(self.operators))
+        return "\n\n".join([*parts, *([self.note] if self.note else [])])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What `compare` found out. Prints as the ratio, what it means, and both files' figures."""
+
+    a: str
+    b: str
+    comparison: measure.Comparison
+    environment: Mapping[str, Any]
+    exit_code: int = PASSED
+
+    def __str__(self) -> str:
+        c, (ratio, low, high) = self.comparison, self.comparison.ratio
+        says = "no difference shown" if low <= 1 <= high else "B is slower" if ratio > 1 else "B is faster"
+        lines = [
+            f"B / A   {ratio:.3f}  [{low:.3f}, {high:.3f}]   {says} (p50, {c.processes} pairs of processes, 95 %)",
+            f"A / A   {c.control[0]:.3f}  [{c.control[1]:.3f}, {c.control[2]:.3f}]   control: A against itself in the same session",
+        ]
+        if c.note:
+            lines.append(c.note)
+        return "\n".join([*lines, "", f"A: {self.a}", table(c.a), "", f"B: {self.b}", table(c.b)])
+
+
+def profile(
+    model: Path | str,
+    *,
+    target: str = "host",
+    data: Path | str | None = None,
+    preset: measure.Preset = "standard",
+    json: Path | str | None = None,
+    trace: Path | str | None = None,
+    quiet: bool = True,
+) -> Profile:
+    """Measures an exported file. `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`; else seeded random inputs.
+
+    Raises UsageError for a file, data or target that is wrong, EnvironmentUnfit where this machine lacks what the target has."""
+    facts, device = _here(target)
+    path = Path(model)
+    parsed = static.read(path)
+    inputs, labels = (_random(parsed), None) if data is None else _data(Path(data))
+    progress = reporter(quiet)
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+            place = Path(folder)
+            settings = {"preset": preset, "threads": device.threads, "folder": place, "target": device.name}
+            with progress.task("time the file") as advance, _user_error():
+                timed = measure.profile({path.name: path}, inputs, progress=advance, **settings)
+            counted = [dataclasses.replace(m, target=device.name) for m in (*static.measure(path), *memory.measure(path))]
+            scored = [] if labels is None else _quality(path, inputs, labels, device, facts, place)
+            recorded = measure.raw(place, path.name)
+            kept = place / "job" / "out" / recorded["operators"]["trace"]
+            p50 = next(m.value for m in timed[path.name] if m.name == "latency_p50_ms")
+            by_operator = operators.measure(kept, warmup=recorded["operators"]["warmup"], p50_ms=p50)
+            if trace is not None:
+                _write(trace, tracing.chrome(path.name, operators.events(kept), recorded["time"]))
+    finally:
+        progress.close()
+    note = "" if data is not None else f"inputs: {SAMPLES} random samples (seed 0); --data FILE.npz measures with your own"
+    found = Profile(path.name, sha256(path), (*scored, *timed[path.name], *counted), by_operator, facts, note)
+    if json is not None:
+        _write(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}})
+    return found
+
+
+def compare(
+    a: Path | str,
+    b: Path | str,
+    *,
+    target: str = "host",
+    data: Path | str | None = None,
+    preset: measure.Preset = "standard",
+    json: Path | str | None = None,
+    quiet: bool = True,
+) -> Compared:
+    """Times two files against each other, interleaved; both take the same inputs. Raises as `profile` does."""
+    facts, device = _here(target)
+    paths = [Path(a), Path(b)]
+    first = _read_all(paths)[0]
+    inputs = _random(first) if data is None else _data(Path(data))[0]
+    progress = reporter(quiet)
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("time both files") as advance, _user_error():
+            settings = {"preset": preset, "threads": device.threads, "folder": Path(folder), "progress": advance, "target": device.name}
+            found = Compared(*(p.name for p in paths), measure.compare(*paths, inputs, **settings), facts)
+    finally:
+        progress.close()
+    if json is not None:
+        _write(json, {"schema": "edgekd.comparison/1", **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}})
+    return found
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """Measurements as lines: name, figure with interval and unit, how often taken, origin, note."""
+    rows = [("", "value", "95 % interval", "n", "origin", "")]
+    for m in measurements:
+        interval = "exact" if m.origin == "counted" else f"[{_figure(m.low)}, {_figure(m.high)}]"
+        rows.append((m.name, f"{_figure(m.value)} {m.unit}".strip(), interval, "" if m.origin == "counted" else str(m.n), m.origin, m.note))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows)
+
+
+def _figure(value: float) -> str:
+    """Whole numbers in groups of three; others with four digits that count."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 10_000 or value == int(value) else f"{value:.4g}"
+
+
+def _slowest(found: operators.Operators, count: int = 8) -> str:
+    shown = sorted(found.operators, key=lambda o: -o.ms)[:count]
+    width = max(len(o.kind) for o in shown)
+    lines = [f"{o.kind:<{width}}  {o.ms:9.4f} ms  {100 * o.share:5.1f} %  {o.name}" for o in shown]
+    more = f", {len(found.operators) - len(shown)} more" if len(found.operators) > len(shown) else ""
+    return "\n".join([f"time per operator (scaled by {found.scale:.2f} to the p50 without the operators' clock{more})", *lines])
+
+
+def _threads(measurements: Sequence[Measurement]) -> str:
+    count = next((m.threads for m in measurements if m.threads), 1)
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _here(target: str) -> tuple[dict[str, Any], Target]:
+    """(facts of this machine, the target), where this machine can stand for the target."""
+    device, facts = targets.load(target), environment.describe()
+    lacking = targets.matches(device, facts)
+    if lacking:
+        hint = "a time that was not taken on the target's kind of machine is not measured; --target host profiles for this one"
+        raise EnvironmentUnfit(Problem(f"target {device.name}", f"this machine lacks {', '.join(lacking)}", hint))
+    return facts, device
+
+
+def _read_all(paths: Sequence[Path]) -> list[onnx.ModelProto]:
+    """The files, or the problems of all of them."""
+    found, problems = [], []
+    for path in paths:
+        try:
+            found.append(static.read(path))
+        except UsageError as error:
+            problems += error.problems
+    if problems:
+        raise UsageError(*problems)
+    return found
+
+
+@contextlib.contextmanager
+def _user_error() -> Iterator[None]:
+    """A file from elsewhere that its runtime refuses is an input that is wrong, not a run that failed."""
+    try:
+        yield
+    except RunFailed as error:
+        raise UsageError(*error.problems) from error
+
+
+def _quality(
+    path: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, device: Target, facts: Mapping[str, Any], place: Path
+) -> list[Measurement]:
+    """Accuracy and calibration where labels are class numbers, else the mean error."""
+    with _user_error():
+        answered = measure.score(path, inputs, threads=device.threads, folder=place / "score")
+    outputs = answered if len(answered) > 1 else next(iter(answered.values()))
+    metric = top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
+    try:
+        figures = quality.measure(outputs, labels, [metric], split="test", threads=device.threads, environment=environment.environment_id(facts))
+    except ValueError as error:
+        raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
+    return [dataclasses.replace(m, target=device.name) for m in figures]
+
+
+def _data(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """(inputs by name, labels) of an .npz; the name "" stands for a file's only input. Raises UsageError with every problem."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+        if size > LIMIT:
+            raise UsageError(Problem(str(path), f"holds {size} bytes unpacked, more than {LIMIT}"))
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
+    except (ValueError, zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+        raise UsageError(Problem(str(path), f"is no .npz of plain arrays: {error}", "write it with np.savez(path, inputs=..., labels=...)")) from None
+    labels = arrays.pop("labels", None)
+    inputs = {"" if name == "inputs" else name: array for name, array in arrays.items()}
+    problems = []
+    if not inputs:
+        problems.append(Problem(str(path), "has no `inputs`", "write it with np.savez(path, inputs=..., labels=...)"))
+    elif "" in inputs and len(inputs) > 1:
+        others = ", ".join(name for name in inputs if name)
+        problems.append(Problem(str(path), f"has `inputs` and also {others}", "either `inputs`, or one array per input name"))
+    counts = {name or "inputs": array.shape[:1] for name, array in inputs.items()} | ({} if labels is None else {"labels": labels.shape[:1]})
+    if len(set(counts.values())) > 1 or any(not n or not n[0] for n in counts.values()):
+        shown = ", ".join(f"{name}: {n[0] if n else 'none'}" for name, n in counts.items())
+        problems.append(Problem(str(path), f"the arrays must have the same number of rows, at least one ({shown})"))
+    if problems:
+        raise UsageError(*problems)
+    return inputs, labels
+
+
+def _random(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Seeded inputs by type and shape: normal numbers, all values of a byte, 0 and 1 for wider integers (which often are indices)."""
+    import onnx
+
+    generator, found, problems = np.random.default_rng(0), {}, []
+    inner = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in inner:
+            continue
+        kind, dims = value.type.tensor_type, list(value.type.tensor_type.shape.dim)
+        open_dims = [d.dim_param or "?" for d in dims[1:] if not d.HasField("dim_value")]
+        shape = (SAMPLES, *(d.dim_value for d in dims[1:] if d.HasField("dim_value")))
+        if not value.type.HasField("tensor_type") or kind.elem_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+            problems.append(Problem(f"input {value.name}", "is no tensor of numbers"))
+        elif not dims or open_dims:
+            what = "has no axis of samples" if not dims else f"leaves {', '.join(open_dims)} open"
+            problems.append(Problem(f"input {value.name}", what, "give samples with --data FILE.npz"))
+        elif min(shape) < 1 or math.prod(shape) > 2**28:
+            problems.append(Problem(f"input {value.name}", f"has samples of shape {list(shape[1:])}", "give samples with --data FILE.npz"))
+        else:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            if dtype.kind in "iu":
+                low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.itemsize == 1 else (0, 2)
+                found[value.name] = generator.integers(low, high, shape).astype(dtype)
+            else:
+                found[value.name] = (generator.integers(0, 2, shape) if dtype.kind == "b" else generator.normal(size=shape)).astype(dtype)
+    if problems:
+        raise UsageError(*problems)
+    return found
+
+
+def _write(path: Path | str, value: Any) -> None:
+    try:
+        write_atomic(path, (jsonlib.dumps(value, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be written: {error.strerror}")) from None
