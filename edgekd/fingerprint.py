@@ -1,36 +1,42 @@
 """Keys of finished work, known before it runs: what code, which libraries, which data, which settings.
 
 *Code* is the syntax tree, without docstrings, of every module that an object's own module reaches by import and that lies outside the
-standard library and site-packages (`syntax.py`); site-packages count by version. What a module takes from elsewhere (files, environment,
-the clock) is invisible: a task lists its files in `assets`, or raises its `version`.
+standard library and site-packages (`syntax.py`); site-packages count by version; a notebook's or a prompt's functions by bytecode. What
+a module takes from elsewhere (files, environment, the clock) is invisible: a task lists its files in `assets`, or raises its `version`.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
 import hashlib
 import importlib.metadata
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Iterable, Mapping, Sequence, Set
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgekd import syntax
 from edgekd.errors import Problem, UsageError
-from edgekd.syntax import Walk
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
 def code(*objects: Any) -> str:
     """sha256 of the code behind functions, classes, instances or modules, and of the values they carry along (arguments of a partial,
     cells of a closure, attributes of an instance). The same from a clone in another folder, whatever its comments and formatting."""
-    return _sha256(_canonical(Walk(array_digest).all(objects), "code"))
+    return _sha256(_canonical(Walk().all(objects), "code"))
 
 
 def libraries(*objects: Any) -> dict[str, str]:
     """{distribution: version} of the third-party libraries that this code imports, and Python's minor version."""
-    walk = Walk(array_digest)
+    walk = Walk()
     walk.all(objects)
     versions = {name: importlib.metadata.version(name) for name in sorted(walk.distributions)}
     return versions | {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
@@ -105,3 +111,161 @@ def _canonical(value: Any, place: str) -> Any:
     if value is None or isinstance(value, str | int) or isinstance(value, float) and math.isfinite(value):
         return value
     raise TypeError(f"{place}: {value!r} can't stand in a key: give a string, a finite number, a boolean, None, or lists and tables of them")
+
+
+# ---------------------------------------------------------------- code
+
+
+class Walk:
+    """One traversal over objects and the modules they reach. `parts`: {module: digest}; `distributions`: the libraries met."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, str] = {}
+        self.distributions: set[str] = set()
+        self.values: dict[int, tuple[Any, str]] = {}  # id -> the object, so that the id is used once, and its digest
+        self.done: set[str] = set()
+
+    def all(self, objects: Iterable[Any]) -> dict[str, Any]:
+        """What decides the behaviour of the objects, in JSON's types."""
+        return {"objects": [self.value(x) for x in objects], "modules": self.parts}
+
+    # ------------------------------------------------------------ values
+
+    def value(self, x: Any) -> Any:
+        """A name or digest for a value that is the same in another process, if it can be had: addresses, paths and locks don't count."""
+        if isinstance(x, (*PLAIN, np.generic)):
+            return [type(x).__name__, repr(x)]
+        if isinstance(x, Path):
+            return ["path", x.name]
+        if isinstance(x, types.ModuleType):
+            self.module(x.__name__)
+            return ["module", syntax.true_name(x.__name__)]
+        if isinstance(x, types.BuiltinFunctionType | types.MethodDescriptorType | types.MethodWrapperType | types.WrapperDescriptorType):
+            return ["built-in", x.__qualname__]
+        if id(x) not in self.values:
+            self.values[id(x)] = x, "itself"  # what a cycle comes back to
+            self.values[id(x)] = x, _sha256([type(x).__name__, *self.compound(x)])
+        return self.values[id(x)][1]
+
+    def compound(self, x: Any) -> list[Any]:
+        if isinstance(x, np.ndarray):
+            return [self.value(x.tolist())] if x.dtype.hasobject else [array_digest(x)]
+        if isinstance(x, type):
+            return self.type(x)
+        if isinstance(x, types.FunctionType):
+            return self.function(x)
+        if isinstance(x, types.CodeType):
+            return self.bytecode(x)
+        if isinstance(x, types.MethodType):
+            return [self.value(x.__func__), self.value(x.__self__)]
+        if isinstance(x, functools.partial):
+            return [self.value(x.func), self.value(x.args), self.value(x.keywords)]
+        if isinstance(x, Mapping):
+            return [[self.value(k), self.value(v)] for k, v in x.items()]
+        if isinstance(x, Set):
+            return sorted((self.value(v) for v in x), key=repr)
+        if isinstance(x, Sequence):
+            return [self.value(v) for v in x]
+        if isinstance(x, property | classmethod | staticmethod) or hasattr(type(x), "__wrapped__") or "__wrapped__" in getattr(x, "__dict__", ()):
+            inner = x.fget if isinstance(x, property) else x.__wrapped__
+            return [self.value(inner)]
+        if hasattr(x, "detach") and hasattr(x, "numpy"):
+            return self.tensor(x)
+        return self.instance(x)
+
+    def tensor(self, x: Any) -> list[Any]:
+        """Of a torch tensor; those that numpy has no type for go by way of float32, sparse and quantized ones by their text."""
+        x, kind = x.detach().cpu(), str(x.dtype)
+        try:
+            return [kind, array_digest((x.float() if kind.startswith(("torch.bfloat", "torch.float8")) else x).numpy())]
+        except (TypeError, RuntimeError):
+            return [kind, str(x.shape), repr(x)]
+
+    def instance(self, x: Any) -> list[Any]:
+        """Class and attributes; where there are none, and for the standard library's own objects, the text, unless it shows an address."""
+        kind = self.value(type(x))
+        slots = [name for c in type(x).__mro__ for name in _as_tuple(c.__dict__.get("__slots__", ()))]
+        state = {name: getattr(x, name) for name in slots if hasattr(x, name) and name not in ("__dict__", "__weakref__")}
+        state |= getattr(x, "__dict__", {})
+        if not state or syntax.is_standard(type(x).__module__):
+            return [kind, "" if " at 0x" in repr(x) else repr(x)]
+        return [kind, self.value(state)]
+
+    def type(self, x: type) -> list[Any]:
+        self.module(x.__module__)
+        for base in x.__mro__[1:]:
+            self.module(base.__module__)
+        name = f"{syntax.true_name(x.__module__)}:{x.__qualname__}"
+        if syntax.is_loose(x.__module__) or "<locals>" in x.__qualname__:  # what its methods' cells hold may differ from call to call
+            members = {k: v for k, v in vars(x).items() if k not in ("__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__")}
+            members = {k: v for k, v in members.items() if isinstance(v, (*PLAIN, property, staticmethod, classmethod)) or callable(v)}
+            return [name, self.value(x.__bases__), self.value(members)]
+        return [name]
+
+    def function(self, x: types.FunctionType) -> list[Any]:
+        home = x.__globals__.get("__name__", "")
+        self.module(home, x.__globals__.get("__file__"))
+        cells = [_cell(cell) for cell in x.__closure__ or ()]
+        carried = [self.value(v) for v in (cells, x.__defaults__, x.__kwdefaults__)]
+        if syntax.is_loose(home, x.__globals__.get("__file__")):
+            return [x.__qualname__, *carried, self.value(x.__code__), self.globals(x.__code__, x.__globals__)]
+        return [f"{syntax.true_name(home)}:{x.__qualname__}", *carried]
+
+    def bytecode(self, x: types.CodeType) -> list[Any]:
+        consts = [None if i == 0 and isinstance(c, str) else c for i, c in enumerate(x.co_consts)]  # a docstring is the first
+        return [x.co_code.hex(), self.value(consts), list(x.co_names), list(x.co_varnames), list(x.co_freevars)]
+
+    def globals(self, x: types.CodeType, space: Mapping[str, Any]) -> list[Any]:
+        """The global values and modules that bytecode asks for."""
+        found: list[Any] = []
+        for step in dis.get_instructions(x):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in space:
+                found.append([step.argval, self.value(space[step.argval])])
+            elif step.opname == "IMPORT_NAME":
+                self.module(step.argval)
+        return found + [self.globals(c, space) for c in x.co_consts if isinstance(c, types.CodeType)]
+
+    # ------------------------------------------------------------ modules
+
+    def module(self, name: str, file: str | None = None) -> None:
+        """Counts a module, the packages it lies in, and all that it imports."""
+        waiting = [(name, file)]
+        while waiting:
+            name, file = waiting.pop()
+            if not name or name in self.done or syntax.is_standard(name):
+                continue
+            self.done.add(name)
+            library = syntax.distributions_of(name)
+            if library:
+                self.distributions.update(library)
+                continue
+            spec = syntax.locate(name, file)
+            if spec is None:
+                continue
+            waiting += [(parent, None) for parent in syntax.parents(name)]
+            if not syntax.off_path(name):
+                waiting += [(found, None) for found in self.source(syntax.true_name(name), spec)]
+
+    def source(self, name: str, spec: ModuleSpec) -> list[str]:
+        """Counts one module by its syntax tree; returns the modules it imports."""
+        if spec.origin is None or spec.origin == "namespace":
+            return []
+        path = Path(spec.origin)
+        if path.suffix not in (".py", ".pyw") or not path.is_file():
+            self.parts[name] = syntax.unreadable(name, path)
+            return []
+        stat = path.stat()
+        self.parts[name], imports = syntax.parse(path, stat.st_mtime_ns, stat.st_size)
+        package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+        return [found for entry in imports for found in syntax.resolve(entry, package)]
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _as_tuple(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)

@@ -3,9 +3,11 @@
 import functools
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,8 @@ Narrow, Wide = made_class(8), made_class(16)
     "mine/hints.py": "A = 1\n",
     "mine/named.py": "import importlib\ndef f(): return importlib.import_module('mine.hints').A\n",
     "mine/unrelated.py": "X = 1\n",
+    "mine/alone/__init__.py": "",
+    "mine/alone/net.py": "def f(x): return x\n",
 }
 
 
@@ -119,6 +123,11 @@ def test_what_is_imported_counts(project, name, text):
     assert project()("task:student") != project({name: text})("task:student")
 
 
+def test_the_packages_around_a_module_count(project):
+    one, inner, outer = project(), project({"mine/alone/__init__.py": "A = 1\n"}, "inner"), project({"mine/__init__.py": "A = 1\n"}, "outer")
+    assert len({digest("alone.net:f") for digest in (one, inner, outer)}) == 3
+
+
 def test_what_is_not_imported_does_not_count(project):
     assert project()("task:student") == project({"mine/unrelated.py": "X = 2\n", "mine/more.py": ""})("task:student")
     assert project()("typed:f") == project({"mine/hints.py": "A = 2\n"})("typed:f")  # under TYPE_CHECKING: never runs
@@ -157,8 +166,12 @@ def test_arrays_and_tensors_that_are_carried_count():
     torch.manual_seed(0)
     one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     assert code(one) == code(one) != code(two)
-    assert code({1, 2, "x"}) == code({"x", 2, 1}) and code(1) != code(True) != code("1")
+    assert code({0, 8}) == code({8, 0}) and code(1) != code(True) != code("1")
     assert code(Path("/a/b.txt")) == code(Path("/c/b.txt")) != code(Path("/a/c.txt"))
+    assert code(torch.float32) == code(torch.float32) != code(torch.float16) and code(re.compile("a")) != code(re.compile("b"))
+    assert code(threading.Lock()) == code(threading.Lock()) and code(torch.eye(2).to_sparse()) != code(torch.eye(3).to_sparse())
+    one, same = [1, 2], [1, 2]
+    assert code([one, one]) == code([one, same])  # whether constants are shared differs with a .pyc
     loop = [1]
     loop.append(loop)
     assert code(loop) == code(loop)
@@ -229,8 +242,7 @@ import edgekd, pathlib
 assert pathlib.Path(edgekd.__file__).is_relative_to(sys.argv[1])
 from edgekd import fingerprint
 from edgekd.stages.distill import Distill
-from edgekd.syntax import Walk
-print(fingerprint.code(Distill), *Walk(None).all([Distill])["modules"])
+print(fingerprint.code(Distill), *fingerprint.Walk().all([Distill])["modules"])
 """
 
 
@@ -241,6 +253,9 @@ def clone(tmp_path_factory):
     def copy(changes=None, folder="clone"):
         root = tmp_path_factory.mktemp("x") / folder
         shutil.copytree(ROOT / "edgekd", root / "edgekd", ignore=shutil.ignore_patterns("__pycache__"))
+        (root / "edgekd-9.9.dist-info").mkdir()
+        (root / "edgekd-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: edgekd\nVersion: 9.9\n")
+        (root / "edgekd-9.9.dist-info" / "top_level.txt").write_text("edgekd\n")
         for name, text in (changes or {}).items():
             path = root / "edgekd" / name
             path.write_text(path.read_text() + text)
