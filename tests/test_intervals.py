@@ -1,0 +1,226 @@
+"""Intervals: published values, independent oracles, and coverage."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from edgekd import intervals
+from edgekd.metrics import mean_error, top1
+from edgekd.records import Metric
+
+
+@pytest.mark.parametrize("k, n, low, high", [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
+def test_wilson_gives_newcombes_published_limits(k, n, low, high):
+    assert intervals.wilson(k, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_at_the_ends():
+    assert intervals.wilson(0, 0) == (0.0, 1.0)
+    assert intervals.wilson(0, 10)[0] == 0.0 and intervals.wilson(10, 10)[1] == 1.0
+    with pytest.raises(ValueError, match="11 of 10"):
+        intervals.wilson(11, 10)
+
+
+def test_wilson_covers():
+    """Exact coverage: summed over all k, averaged over p (Brown, Cai & DasGupta: close to nominal on average, never far below)."""
+    n, covered = 60, []
+    for p in np.linspace(0.02, 0.98, 97):
+        mass = scipy.stats.binom.pmf(np.arange(n + 1), n, p)
+        covered.append(sum(m for k, m in enumerate(mass) if intervals.wilson(k, n)[0] <= p <= intervals.wilson(k, n)[1]))
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
+    assert min(covered) > 0.89
+
+
+def test_median_of_six_is_the_whole_range_and_of_five_is_refused():
+    assert intervals.median([3, 1, 2, 6, 5, 4]) == (3.5, 1.0, 6.0)  # 2 / 2^6 = 3.1 % lies outside
+    with pytest.raises(ValueError, match="5 values are too few"):
+        intervals.median([1, 2, 3, 4, 5])
+    with pytest.raises(ValueError, match="finite"):
+        intervals.median([1, 2, 3, 4, 5, math.nan])
+
+
+@pytest.mark.parametrize("n, q", [(9, 0.5), (25, 0.5), (60, 0.9), (400, 0.99)])
+def test_quantile_ranks_are_the_tightest_that_hold(n, q):
+    """The ranks by scipy's binomial: each tail at most 2.5 %, and one rank further in would be more."""
+    _, low, high = intervals.quantile(np.arange(1, n + 1), q)
+    below = scipy.stats.binom(n, q)
+    assert below.cdf(low - 1) <= 0.025 < below.cdf(low)
+    assert below.sf(high - 1) <= 0.025 < below.sf(high - 2)
+
+
+def test_p99_takes_368_values():
+    intervals.quantile(range(368), 0.99)
+    with pytest.raises(ValueError, match="367 values are too few"):
+        intervals.quantile(range(367), 0.99)
+
+
+def test_quantile_covers_a_skewed_distribution():
+    generator, hits = np.random.default_rng(1), 0
+    for _ in range(600):
+        _, low, high = intervals.median(generator.exponential(size=15))
+        hits += low <= math.log(2) <= high
+    assert hits / 600 > 0.94  # exact coverage 96.5 %
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 5, 30, 99, 100, 101, 5000, 10**6])
+@pytest.mark.parametrize("p", [0.01, 0.6, 0.975, 0.995, 0.9999])
+def test_t_quantile_is_scipys(freedom, p):
+    assert intervals.t_quantile(p, freedom) == pytest.approx(scipy.stats.t.ppf(p, freedom), rel=1e-6)
+
+
+def test_mean_by_hand():
+    # mean 3, s = sqrt(2.5), t(0.975, 4) = 2.7764: half width 2.7764 * sqrt(2.5 / 5) = 1.9632
+    assert intervals.mean([1, 2, 3, 4, 5]) == pytest.approx((3.0, 1.0368, 4.9632), abs=1e-4)
+    with pytest.raises(ValueError, match="1 values are too few"):
+        intervals.mean([1])
+
+
+def test_bootstrap_is_scipys_bca_and_repeats():
+    x = np.random.default_rng(0).exponential(size=80)
+    mine = intervals.bootstrap(x, np.mean, resamples=4000)
+    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=4000, method="BCa", rng=1).confidence_interval
+    assert mine == pytest.approx(tuple(theirs), rel=0.02)
+    assert mine == intervals.bootstrap(x, np.mean, resamples=4000)
+    assert mine != intervals.bootstrap(x, np.mean, resamples=4000, seed=1)
+
+
+def test_bootstrap_without_chance_is_a_point():
+    assert intervals.bootstrap(np.full(20, 3.0), np.mean) == (3.0, 3.0)
+    assert intervals.bootstrap([7.0], np.mean) == (7.0, 7.0)
+
+
+def test_bootstrap_covers():
+    generator, hits = np.random.default_rng(2), 0
+    for seed in range(400):
+        low, high = intervals.bootstrap(generator.gamma(4, size=60), np.mean, seed=seed, resamples=500)
+        hits += low <= 4 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def pairs(both, only_a, only_b, neither):
+    a = [1] * both + [1] * only_a + [0] * only_b + [0] * neither
+    b = [1] * both + [0] * only_a + [1] * only_b + [0] * neither
+    return np.array(a, float), np.array(b, float)
+
+
+def test_paired_gives_tangos_published_limits():
+    """Airway hyper-responsiveness before and after transplantation, n = 21: Fagerland, Lydersen & Laake, Statist. Med. 33 (2014) 2850."""
+    assert intervals.paired(*pairs(1, 1, 7, 12)) == pytest.approx((-0.286, -0.517, -0.026), abs=5e-4)
+
+
+@pytest.mark.parametrize("only_a, only_b, n", [(1, 7, 21), (0, 0, 30), (3, 0, 40), (5, 5, 50), (0, 9, 9)])
+def test_tango_is_the_score_test_turned_around(only_a, only_b, n):
+    """Oracle: for a difference d, the likelihood over the shares is maximized on a grid, and |score| <= z decides."""
+    z, inside = intervals._z(0.95), []
+    for d in np.linspace(-0.999, 0.999, 1999):
+        q = np.linspace(max(0.0, -d), (1 - d) / 2, 20001)  # q: share of only_b, q + d of only_a, 1 - 2q - d of the rest
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = [np.where(count > 0, count * np.log(p), 0.0) for count, p in ((only_a, q + d), (only_b, q), (n - only_a - only_b, 1 - 2 * q - d))]
+        best = q[np.nanargmax(sum(terms))]
+        variance = n * (2 * best + d - d * d)
+        if variance > 0 and abs(only_a - only_b - n * d) / math.sqrt(variance) <= z:
+            inside.append(d)
+    _, low, high = intervals.paired(*pairs(n - only_a - only_b, only_a, only_b, 0))
+    assert (low, high) == pytest.approx((min(inside), max(inside)), abs=3e-3)
+
+
+def test_paired_keeps_its_width_where_nothing_differs():
+    value, low, high = intervals.paired(np.ones(100), np.ones(100))
+    assert value == 0 and low == pytest.approx(-high) and high == pytest.approx(1.96**2 / (100 + 1.96**2), rel=1e-3)
+
+
+def test_paired_covers_at_small_discordance():
+    generator, hits = np.random.default_rng(3), 0
+    for _ in range(500):
+        kind = generator.choice(4, size=80, p=[0.9, 0.05, 0.02, 0.03])  # true difference 0.03
+        a, b = np.isin(kind, (0, 1)).astype(float), np.isin(kind, (0, 2)).astype(float)
+        _, low, high = intervals.paired(a, b)
+        hits += low <= 0.03 <= high
+    assert 0.92 <= hits / 500 <= 0.985
+
+
+def test_paired_of_other_numbers_is_t_of_the_differences():
+    a, b = np.array([1.0, 2, 4, 8]), np.array([1.5, 2, 3, 5])
+    expected = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert intervals.paired(a, b)[1:] == pytest.approx((expected.low, expected.high))
+    with pytest.raises(ValueError, match="same samples"):
+        intervals.paired([1, 2], [1, 2, 3])
+
+
+def test_paired_bound_is_one_sided():
+    a, b = pairs(50, 8, 3, 9)
+    assert intervals.paired_bound(a, b) == intervals.paired(a, b, 0.9)[1]
+    assert intervals.paired_bound(a, b, side="high") == intervals.paired(a, b, 0.9)[2]
+    with pytest.raises(ValueError, match="low or high"):
+        intervals.paired_bound(a, b, side="upper")
+
+
+def test_paired_of_a_metric():
+    a, b = pairs(80, 12, 4, 4)
+    value, low, high = intervals.paired_of(top1(), a, b)
+    assert (value, low, high) == pytest.approx(tuple(100 * x for x in intervals.paired(a, b)))
+    root = Metric("rms", "", "lower", lambda o, y: (o - y) ** 2, lambda r: float(np.sqrt(r.mean())))
+    x = np.random.default_rng(0).exponential(size=200)
+    value, low, high = intervals.paired_of(root, 4 * x, x)
+    assert value == pytest.approx(np.sqrt(x.mean())) and low < value < high
+
+
+def test_signed_rank_distribution_is_counted_right():
+    for n in (1, 4, 7):
+        sums = [sum(s * r for s, r in zip(signs, range(1, n + 1), strict=True)) for signs in itertools.product((0, 1), repeat=n)]
+        expected = [np.mean(np.array(sums) <= w) for w in range(n * (n + 1) // 2 + 1)]
+        assert intervals._signed_rank_cdf(n) == pytest.approx(expected)
+
+
+def test_ratio_is_hodges_lehmann():
+    a, b = [1.0, 1.1, 1.2, 1.15, 1.05, 1.3, 1.25], [1.0, 1.0, 1.1, 1.0, 1.1, 1.1, 1.0]
+    logs = np.log(np.array(a) / b)
+    walsh = [(x + y) / 2 for i, x in enumerate(logs) for y in logs[i:]]
+    value, low, high = intervals.ratio(a, b)
+    assert value == pytest.approx(math.exp(np.median(walsh)))
+    # n = 7: P(W <= 2) = 3/128 = 2.3 % but P(W <= 3) = 3.9 %, so the third walsh average from each end is the limit
+    assert (low, high) == pytest.approx((math.exp(sorted(walsh)[2]), math.exp(sorted(walsh)[-3])))
+
+
+def test_ratio_shrugs_off_a_burst_and_refuses_too_few():
+    generator = np.random.default_rng(0)
+    a, b = np.exp(generator.normal(0, 0.01, 20)), 2 * np.exp(generator.normal(0, 0.01, 20))
+    a[3] *= 10
+    assert intervals.ratio(a, b)[0] == pytest.approx(0.5, rel=0.01)
+    assert intervals.ratio(a, b)[2] < 0.51
+    with pytest.raises(ValueError, match="5 pairs are too few"):
+        intervals.ratio([1] * 5, [1] * 5)
+    with pytest.raises(ValueError, match="positive"):
+        intervals.ratio([1] * 6, [0] * 6)
+
+
+def test_ratio_covers_under_a_drift_that_both_share():
+    generator, hits = np.random.default_rng(4), 0
+    for _ in range(500):
+        drift = np.cumsum(generator.normal(0, 0.05, 10))
+        a, b = np.exp(0.1 + drift + generator.normal(0, 0.02, 10)), np.exp(drift + generator.normal(0, 0.02, 10))
+        _, low, high = intervals.ratio(a, b)
+        hits += low <= math.exp(0.1) <= high
+    assert 0.93 <= hits / 500 <= 0.99
+
+
+def test_interval_of_a_metric():
+    records = np.array([1.0] * 81 + [0.0] * 182)
+    assert intervals.interval_of(top1(), records) == pytest.approx((30.798, 25.53, 36.62), abs=0.01)  # Wilson
+    value, low, high = intervals.interval_of(mean_error(), np.random.default_rng(0).exponential(size=100))
+    assert low < value < high
+
+
+def test_interval_of_does_not_take_every_binary_metric_for_a_mean():
+    squared = Metric("squared", "", "higher", lambda o, y: o, lambda r: float(np.mean(r)) ** 2)
+    value, low, high = intervals.interval_of(squared, np.array([1.0] * 90 + [0.0] * 10))
+    assert value == pytest.approx(0.81) and low < 0.81 < high < 0.95  # Wilson of 90 in 100 would end at 0.945, its square at 0.893
+    assert high == pytest.approx(0.893, abs=0.02)
+
+
+def test_a_level_is_a_probability():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        intervals.wilson(1, 2, 95)
