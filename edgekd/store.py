@@ -34,6 +34,7 @@ from edgekd.records import Artifact, Made
 SCHEMA, OBSERVATION = "edgekd.artifact/1", "edgekd.observation/1"
 MANIFEST = "artifact.json"
 FIELDS = ("key", "form", "files", "stage", "settings", "seed", "facts")  # of an Artifact, as they stand in its manifest
+KEY = re.compile(r"[0-9A-Za-z_-]{3,128}")
 LIMIT = "20 GB"
 
 
@@ -157,7 +158,7 @@ class Store:
     # ------------------------------------------------------------ inside
 
     def _place(self, key: str) -> Path:
-        if not re.fullmatch(r"[0-9A-Za-z_-]{3,128}", key):
+        if not KEY.fullmatch(key):
             raise ValueError(f"{key!r} is no key: letters, digits, _ and -")
         return self.root / "artifacts" / key[:2] / key
 
@@ -168,10 +169,10 @@ class Store:
         return self.root / "observations" / key[:2] / self._place(key).name / f"{quoted}.json"
 
     def _works(self) -> list[Path]:
-        return [p for p in self.root.glob("work/*") if p.is_dir()]
+        return [p for p in self.root.glob("work/*") if KEY.fullmatch(p.name)]
 
     def _artifacts(self) -> list[Path]:
-        return list(self.root.glob("artifacts/*/*"))
+        return [p for p in self.root.glob("artifacts/*/*") if KEY.fullmatch(p.name)]
 
     def _hold(self, key: str, descriptor: int) -> None:
         before = self._held.pop(key, None)
@@ -181,11 +182,10 @@ class Store:
 
     def _workplace(self, work: Path, parents: Mapping[str, str]) -> tuple[Path, Path]:
         """An empty folder for the files, and the scratch folder as it was left, unless its checkpoints began from other parents."""
-        marker = work / "parents.json"
+        marker, began = work / "parents.json", None
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(marker.read_bytes()) != dict(parents):
-                self._forget(work)
-        self._forget(work / "out")
+            began = json.loads(marker.read_bytes())
+        self._forget(work / "out" if began == dict(parents) else work)
         (work / "out").mkdir(parents=True)
         (work / "scratch").mkdir(exist_ok=True)
         write_atomic(marker, canonical(dict(parents)))
@@ -254,7 +254,7 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > 3600:
                     path.unlink()
-        for work in {path.with_suffix("") for path in self.root.glob("work/*")}:
+        for work in {*self._works(), *(path.with_suffix("") for path in self.root.glob("work/*.lease"))}:
             with lease(work.with_suffix(".lease"), wait=False) as mine:
                 if mine:
                     self._forget(work if self._place(work.name).is_dir() else work / "out")

@@ -182,7 +182,10 @@ def test_checkpoints_from_other_parents_are_not_taken_up(store):
 
     with pytest.raises(RuntimeError):
         make(store, parents={"p": "1"}, build=fail)
+    shutil.copytree(store.root / "work" / KEY, store.root / "work" / "nobody")
+    (store.root / "work" / "nobody" / "parents.json").write_text("{")
     assert (make(store, parents={"p": "2"}, build=look).folder / "seen").read_text() == ""
+    assert (make(store, "nobody", parents={"p": "1"}, build=look).folder / "seen").read_text() == ""
 
 
 def test_a_build_without_checkpoints_leaves_nothing(store):
@@ -320,8 +323,12 @@ def test_what_the_killed_left_is_swept_apart_from_checkpoints(store):
     for key in ("done", "unfinished"):
         (store.root / "work" / key / "scratch" / "checkpoint").write_text("x")
     (store.root / "trash" / "1234").mkdir(parents=True)
+    for foreign in ("work/.DS_Store", "artifacts/do/.DS_Store"):
+        (store.root / foreign).write_text("x")
     other = Store(store.root)
     make(other, "next")
+    other.trim(keep=set())
+    (store.root / "work" / ".DS_Store").unlink()
     assert alive(store.root) == ["work/unfinished", "work/unfinished/scratch", "work/unfinished/scratch/checkpoint"]
     assert other.find("done", {}) == done
     other.close()
