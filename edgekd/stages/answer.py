@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge
@@ -38,10 +40,20 @@ class Answer:
                     rows = teach(see(take(columns, index, view), run.task, self.augment_seed)).output.float().numpy()
                     if logits is None:
                         shape = (self.views, len(columns), *rows.shape[1:])
-                        logits = np.lib.format.open_memmap(run.folder / "logits.npy", "w+", np.float32, shape)
+                        logits = _room(run.folder / "logits.npy", shape)
                     if not np.isfinite(rows).all():
                         raise RunFailed(f"the teacher's output is not finite for samples {start} to {start + len(index) - 1} of view {view}")
                     logits[view, index] = rows
                 run.progress(view + 1, self.views, f"view {view + 1}/{self.views}")
         logits.flush()
         return Made("logits", {"views": self.views, "rows": len(columns), "outputs": list(logits.shape[2:])})
+
+
+def _room(path: Path, shape: tuple[int, ...]):
+    """A new memory-mapped float32 array; its blocks are reserved, since a map that meets a full disk ends the process."""
+    import numpy as np
+
+    logits = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return logits

@@ -1,0 +1,62 @@
+"""Int8 as a table: a captured graph with batch norms folded (`capture`), the sites of its values and weights (`sites`), a grid of scales that
+calibration (`calibrate`) or training (`fake`) finds, and the proof that a file computes what the fake-quantized model does (`check`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import fx, nn
+
+    from edgekd.records import Artifact, Task
+
+
+def calibrated(model: nn.Module, batches: Iterable[Any], *, ranges: str = "minmax", **insert: Any) -> fx.GraphModule:
+    """A model captured, with fake quantization at its sites and ranges from `batches` of inputs [B, ...]. Memory does not grow with them."""
+    from itertools import chain
+
+    from edgekd.quantization.calibrate import calibrate
+    from edgekd.quantization.capture import capture
+    from edgekd.quantization.fake import insert as insert_sites
+
+    stream = iter(batches)
+    first = next(stream)
+    module = insert_sites(capture(model, first[:2]), **{"scheme": _default(), **insert})
+    return calibrate(module, chain([first], stream), ranges)
+
+
+def fake_quantized(model: nn.Module, inputs: Any, **insert: Any) -> fx.GraphModule:
+    """A model ready for quantization-aware training, its ranges started from one batch of inputs."""
+    from edgekd.quantization.fake import set_mode
+
+    return set_mode(calibrated(model, [inputs], **insert), "train")
+
+
+def load(artifact: Artifact, task: Task, example: Any) -> tuple[fx.GraphModule, fx.GraphModule, Any]:
+    """(captured float graph, fake-quantized model, grid) of a `quantized` artifact, bit for bit as it was trained."""
+    from edgekd import models
+    from edgekd.quantization.capture import capture
+    from edgekd.quantization.fake import apply
+    from edgekd.quantization.grid import read
+
+    graph = capture(models.build(models.record_of(artifact), task), example, task.forward)
+    graph.load_state_dict(models.read_tensors(artifact.folder / "weights.safetensors"))
+    grid = read(artifact.folder / "grid.json")
+    return graph, apply(graph, grid), grid
+
+
+def _default():
+    from edgekd.records import Scheme
+
+    return Scheme()
+
+
+def example_of(columns: Any, rows: int = 2) -> Any:
+    """The first rows of a split as tensors: what a model is captured with."""
+    import numpy as np
+
+    from edgekd.sources.columns import take
+
+    return take(columns, np.arange(rows, dtype=np.int64) % len(columns)).inputs

@@ -1,0 +1,247 @@
+"""Fake-quantized models: the captured graph with a module at every site that rounds to its lattice.
+
+In training the fused operators of torch are used (straight-through gradient inside the range, none outside: Jacob et al. 2018). In evaluation
+the arithmetic is written out as ONNX defines it, so that the exported file can be held to it: q = clamp(round_half_even(x / s) + z), x = (q - z) s.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from edgekd.errors import RunFailed
+from edgekd.quantization.capture import graph_digest, readable
+from edgekd.quantization.histogram import Histogram
+from edgekd.quantization.sites import Placement, place
+from edgekd.records import Grid, Scheme, Site
+
+if TYPE_CHECKING:
+    from torch import fx
+
+SMALLEST = 2.0**-100  # of a scale: far from float32's subnormals, so that products of two are normal too
+BIAS_BITS = 30  # a bias stays below 2**30 steps: the accumulator has room for the sum
+AVERAGE = 0.02  # share of a new batch in the moving range
+
+
+class Value(nn.Module):
+    """Fake quantization of one value [...]: unsigned, one scale. `mode` observe (histogram, passes through) | train | exact."""
+
+    def __init__(self, name: str, bits: int, learned: bool = False):
+        super().__init__()
+        self.name, self.high, self.learned, self.mode, self.follows = name, 2**bits - 1, learned, "observe", True
+        self.histogram = Histogram()
+        self.register_buffer("low_value", torch.tensor(float("inf")))
+        self.register_buffer("high_value", torch.tensor(float("-inf")))
+        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        scale = torch.ones(1)
+        if learned:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
+
+    def set_range(self, low: float, high: float) -> None:
+        """The lattice that covers [low, high] and holds zero exactly."""
+        scale, zero_point = lattice(low, high, self.high)
+        self.scale.data.fill_(scale)
+        self.zero_point.fill_(zero_point)
+        self.low_value.fill_(min(low, 0.0))
+        self.high_value.fill_(max(high, 0.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.mode == "observe":
+            if not x.isfinite().all():
+                raise RunFailed(
+                    f"calibration met values that are not finite at `{self.name}`\n  hint: look for NaN in the inputs, or a layer that overflows"
+                )
+            self.histogram.add(x.detach().float().numpy())
+            return x
+        if self.mode == "exact":
+            q = torch.clamp(torch.round(x / self.scale) + self.zero_point, 0, self.high)
+            return (q - self.zero_point) * self.scale
+        if self.learned:
+            # Esser et al. 2020 (LSQ): the gradient of the step is scaled by 1 / sqrt(values * steps)
+            factor = (x.numel() / len(x) * self.high) ** -0.5
+            scale = self.scale.abs().clamp_min(SMALLEST)
+            return torch._fake_quantize_learnable_per_tensor_affine(x, scale, self.zero_point.float(), 0, self.high, factor)
+        follow = torch.tensor([1 if self.follows and self.training else 0])
+        return torch.fused_moving_avg_obs_fake_quant(
+            x,
+            follow,
+            torch.ones(1, dtype=torch.long),
+            self.low_value,
+            self.high_value,
+            self.scale,
+            self.zero_point,
+            AVERAGE,
+            0,
+            self.high,
+            -1,
+            False,
+            False,
+        )
+
+
+class Weight(nn.Module):
+    """Fake quantization of a weight: signed, symmetric, one scale per output channel (`axis` -1: one in all)."""
+
+    def __init__(self, name: str, axis: int, bits: int, learned: bool, weight: torch.Tensor):
+        super().__init__()
+        self.name, self.axis, self.high, self.mode, self.learned = name, axis, 2 ** (bits - 1) - 1, "observe", learned
+        start = self.widest(weight.detach())
+        if learned:
+            self.scale = nn.Parameter(start)
+        else:
+            self.register_buffer("scale", start)
+
+    def widest(self, weight: torch.Tensor) -> torch.Tensor:
+        """[channels] scales that no weight exceeds. A dead channel takes the widest of the others: any scale holds its zeros."""
+        flat = weight.abs().amax() if self.axis < 0 else weight.abs().amax([d for d in range(weight.ndim) if d != self.axis])
+        flat = flat.reshape(-1) / self.high
+        largest = flat.max()
+        spare = torch.where(largest > SMALLEST, largest, torch.ones_like(largest))
+        return torch.where(flat > SMALLEST, flat, spare)
+
+    def shaped(self, like: torch.Tensor) -> torch.Tensor:
+        return self.scale if self.axis < 0 else self.scale.reshape([-1 if d == self.axis else 1 for d in range(like.ndim)])
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.mode == "observe":
+            return weight
+        if self.mode == "exact":
+            scale = self.shaped(weight)
+            return torch.clamp(torch.round(weight / scale), -self.high, self.high) * scale
+        if not self.learned:
+            self.scale.copy_(self.widest(weight.detach()))
+        scale = self.scale.abs().clamp_min(SMALLEST) if self.learned else self.scale
+        if self.learned:
+            factor = (weight.numel() / len(scale) * self.high) ** -0.5
+            zero = torch.zeros_like(self.scale.detach())
+            if self.axis < 0:
+                return torch._fake_quantize_learnable_per_tensor_affine(weight, scale, zero, -self.high, self.high, factor)
+            return torch._fake_quantize_learnable_per_channel_affine(weight, scale, zero, self.axis, -self.high, self.high, factor)
+        if self.axis < 0:
+            return torch.fake_quantize_per_tensor_affine(weight, scale, torch.zeros(1, dtype=torch.int32), -self.high, self.high)
+        return torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros(len(scale), dtype=torch.int32), self.axis, -self.high, self.high)
+
+
+class Bias(nn.Module):
+    """A bias rounded to int32 at the product of its operands' scales, the gradient passed straight through."""
+
+    def __init__(self, value: Value, weight: Weight):
+        super().__init__()
+        self.operands = (value, weight)  # a tuple: they are modules of the graph, not of this one
+        self.mode = "observe"
+
+    def forward(self, bias: torch.Tensor) -> torch.Tensor:
+        if self.mode == "observe":
+            return bias
+        scale = (self.operands[0].scale * self.operands[1].scale).detach().abs()
+        rounded = torch.clamp(torch.round(bias / scale), -(2.0**31), 2.0**31 - 128) * scale
+        return bias + (rounded - bias).detach() if self.mode == "train" else rounded
+
+
+def lattice(low: float, high: float, steps: int) -> tuple[float, int]:
+    """(scale, zero point) of the unsigned lattice with `steps` steps over [low, high] widened to hold 0; the scale is a float32."""
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    scale = float(torch.tensor((high - low) / steps, dtype=torch.float32))
+    if scale < SMALLEST:
+        return 1.0, 0  # a value that is always zero
+    return scale, int(min(max(round(-low / scale), 0), steps))
+
+
+def insert(graph: fx.GraphModule, scheme: Scheme = Scheme(), *, learned: bool = False) -> fx.GraphModule:  # noqa: B008  (frozen)
+    """A copy of the captured `graph` with Value, Weight and Bias modules at its sites, observing at first."""
+    module = copy.deepcopy(graph)
+    placement, nodes = place(module), {n.name: n for n in module.graph.nodes}
+    module.meta["placement"], module.meta["scheme"], module.meta["digest"] = placement, scheme, graph_digest(graph)
+    for name in placement.values:
+        module.add_submodule(f"value_{name}", Value(name, scheme.activation_bits, learned))
+        _after(module, nodes[name], f"value_{name}")
+    for target, site in placement.weights.items():
+        axis = site.axis if scheme.per_channel else -1
+        part = Weight(readable(target), axis, scheme.weight_bits, learned, getattr(module, target))
+        module.add_submodule(f"weight_{target}", part)
+        for node in [n for n in module.graph.nodes if n.op == "get_attr" and n.target == target]:
+            _after(module, node, f"weight_{target}")
+    for name, bias in placement.biases.items():
+        part = Bias(module.get_submodule(f"value_{bias.value}"), module.get_submodule(f"weight_{bias.weight}"))
+        module.add_submodule(f"bias_{name}", part)
+        reader = nodes[name]
+        with module.graph.inserting_before(reader):
+            called = module.graph.call_module(f"bias_{name}", (reader.args[2],))
+        reader.args = (*reader.args[:2], called, *reader.args[3:])
+    module.recompile()
+    return module
+
+
+def _after(module: fx.GraphModule, node: fx.Node, target: str) -> None:
+    users = list(node.users)
+    with module.graph.inserting_after(node):
+        called = module.graph.call_module(target, (node,))
+    for user in users:
+        user.replace_input_with(node, called)
+
+
+def parts(module: nn.Module, kind: type | tuple[type, ...] = (Value, Weight, Bias)) -> Iterable[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, kind)]
+
+
+def set_mode(module: nn.Module, mode: Literal["observe", "train", "exact"]) -> nn.Module:
+    for part in parts(module):
+        part.mode = mode
+    return module
+
+
+def freeze(module: nn.Module) -> None:
+    """Averaged ranges stand still from now on."""
+    for value in parts(module, Value):
+        value.follows = False
+
+
+def settle(module: fx.GraphModule) -> Grid:
+    """Fixes every scale for good and returns the grid; the module is exact from now on."""
+    with torch.no_grad():
+        placement = module.meta["placement"]
+        for value in parts(module, Value):
+            value.scale.data.copy_(value.scale.data.abs().clamp_min(SMALLEST))
+        for target in placement.weights:
+            part, weight = module.get_submodule(f"weight_{target}"), getattr(module, target)
+            part.scale.data.copy_(part.scale.data.abs().clamp_min(SMALLEST) if part.learned else part.widest(weight))
+        for bias in placement.biases.values():  # a channel whose bias would not fit takes a wider scale
+            value, part, tensor = (
+                module.get_submodule(f"value_{bias.value}"),
+                module.get_submodule(f"weight_{bias.weight}"),
+                getattr(module, bias.target),
+            )
+            needed = tensor.abs() / (value.scale * 2.0**BIAS_BITS)
+            part.scale.data.copy_(torch.maximum(part.scale, needed.max().reshape(1) if part.axis < 0 else needed))
+    set_mode(module, "exact")
+    return grid_of(module)
+
+
+def grid_of(module: fx.GraphModule) -> Grid:
+    """The grid of a fake-quantized graph: activations by node name, weights by dotted path."""
+    sites = {}
+    for value in parts(module, Value):
+        sites[value.name] = Site((value.scale.item(),), int(value.zero_point.item()), 0, value.high)
+    for part in parts(module, Weight):
+        sites[part.name] = Site(tuple(part.scale.tolist()), 0, -part.high, part.high, None if part.axis < 0 else part.axis)
+    return Grid(module.meta["digest"], module.meta["scheme"], sites)
+
+
+def apply(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
+    """The fake-quantized model, exact and in evaluation mode, that `grid` describes on the captured `graph`."""
+    if graph_digest(graph) != grid.graph:
+        raise RunFailed("the grid belongs to another graph than this model's: the model or torch has changed since it was made")
+    module = insert(graph, grid.scheme)
+    for value in parts(module, Value):
+        site = grid.sites[value.name]
+        value.scale.data.fill_(site.scale[0])
+        value.zero_point.fill_(site.zero_point)
+    for part in parts(module, Weight):
+        part.scale.data.copy_(torch.tensor(grid.sites[part.name].scale))
+    return set_mode(module.eval(), "exact")

@@ -1,0 +1,115 @@
+"""Where a captured graph is quantized: which values have a site, and which operators a target's kernels compute on integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekd.quantization.capture import operator
+
+if TYPE_CHECKING:
+    from torch import fx
+
+# operators with a weight: {name: axis of the output channels in it}
+WEIGHTED = {"conv1d": 0, "conv2d": 0, "conv3d": 0, "linear": 0, "conv_transpose1d": 1, "conv_transpose2d": 1, "conv_transpose3d": 1}
+# operators that read and write integers (onnxruntime has an integer kernel, or the operator stands between such ones)
+INTEGER = {
+    *WEIGHTED, "matmul", "mm", "bmm", "add", "mul", "cat", "mean",
+    "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+}  # fmt: skip
+# activations that the requantization before them absorbs: they only clip
+CLIPS = {"relu", "relu6", "hardtanh", "clamp"}
+# operators that move values without changing them: what comes out lies on the lattice of what went in
+MOVES = {
+    "flatten", "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "slice", "select", "max_pool1d", "max_pool2d",
+    "dropout", "dropout1d", "dropout2d", "feature_dropout", "alias", "clone", "contiguous", "expand", "chunk", "split", "split_with_sizes", "unbind", "getitem",
+    "upsample_nearest2d", "detach", "identity",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight with a site: the attribute that holds it and the axis of its output channels."""
+
+    target: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A bias that is rounded to int32 at the product of two scales: its attribute, the site of the input, the attribute of the weight."""
+
+    target: str
+    value: str
+    weight: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`values`: names of nodes whose value has a site, in graph order; `tied` {node that moves values: site it lies on};
+    `weights` {attribute: Weight}; `biases` {node that reads it: Bias}, since a layer that is called twice has two."""
+
+    values: tuple[str, ...]
+    tied: dict[str, str]
+    weights: dict[str, Weight]
+    biases: dict[str, Bias]
+
+
+def place(module: fx.GraphModule) -> Placement:
+    """Sites of a captured graph. A value has one if an integer operator makes it (after a clipping activation that alone reads it),
+    if an integer operator reads it, or if it is the graph's output; values that are only moved are tied to their source."""
+    graph = module.graph
+    source: dict[fx.Node, fx.Node] = {}  # moved value -> the value that it was
+    wanted: set[fx.Node] = set()
+    for node in graph.nodes:
+        if operator(node) in MOVES and isinstance(node.args[0], type(node)) and _floats(node):
+            source[node] = source.get(node.args[0], node.args[0])
+        if _integer(node):
+            wanted |= {source.get(n, n) for n in _operands(node)}
+            wanted.add(_clipped(node))
+        if node.op == "output":
+            wanted |= {source.get(n, n) for n in node.all_input_nodes}
+    wanted = {n for n in wanted if _floats(n) and n.op != "get_attr"}
+    weights, biases = {}, {}
+    for node in graph.nodes:
+        name, axis = operator(node), WEIGHTED.get(operator(node))
+        if axis is None and name in ("matmul", "mm") and node.args[1].op == "get_attr" and getattr(module, node.args[1].target).ndim == 2:
+            axis = 1
+        if axis is None or node.args[1].op != "get_attr":
+            continue
+        if axis == 1 and name.startswith("conv_transpose") and len(node.args) > 6 and node.args[6] > 1:
+            axis = -1  # grouped transposed convolution: output channels are not one axis; one scale for the whole weight
+        weights.setdefault(node.args[1].target, Weight(node.args[1].target, axis))
+        origin = source.get(node.args[0], node.args[0])
+        if name not in ("matmul", "mm") and len(node.args) > 2 and node.args[2] is not None and node.args[2].op == "get_attr" and origin in wanted:
+            biases[node.name] = Bias(node.args[2].target, origin.name, node.args[1].target)
+    tied = {n.name: s.name for n, s in source.items() if s in wanted}
+    return Placement(tuple(n.name for n in graph.nodes if n in wanted), tied, weights, biases)
+
+
+def _integer(node: fx.Node) -> bool:
+    name = operator(node)
+    if name not in INTEGER or not _floats(node):
+        return False
+    if name in ("add", "mul"):  # with a number or a parameter it is a float operator
+        return all(isinstance(a, type(node)) and a.op != "get_attr" for a in node.args[:2])
+    return True
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    found = node.args[0] if operator(node) == "cat" else node.args[: 1 if operator(node) in WEIGHTED or operator(node) not in _BINARY else 2]
+    return [n for n in found if isinstance(n, type(node)) and n.op != "get_attr"]
+
+
+_BINARY = {"add", "mul", "matmul", "mm", "bmm"}
+
+
+def _clipped(node: fx.Node) -> fx.Node:
+    """The clipping activation that alone reads `node`, else `node`."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and operator(users[0]) in CLIPS else node
+
+
+def _floats(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return value is not None and hasattr(value, "dtype") and value.dtype.is_floating_point

@@ -1,0 +1,110 @@
+"""Writes a model as a file of a runtime, and proves that the file computes what the model does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from edgekd import models
+from edgekd.errors import RunFailed
+from edgekd.records import Artifact, Made, Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOLERANCE = 1e-4  # of a float file, relative to the largest output
+ROWS = 32  # samples that a difference is looked for with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """model.onnx of a `torch` (float) or `quantized` (int8) artifact, compared with it over the test split. The product's facts say how equal."""
+
+    format: Literal["onnx"] = "onnx"
+    opset: Annotated[int, Ge(18), Le(24)] = 20
+    reads: ClassVar = ("test",)
+
+    def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
+        from edgekd import quantization
+        from edgekd.formats import onnx
+        from edgekd.quantization import check
+        from edgekd.quantization.capture import capture
+        from edgekd.sources.columns import batches
+
+        task, columns, path = run.task, run.data("test"), run.folder / "model.onnx"
+        example = quantization.example_of(columns)
+        if source.form == "quantized":
+            graph, module, grid = quantization.load(source, task, example)
+        else:
+            module = models.load(source, task)
+            graph, grid = capture(module, example, task.forward), None
+            module = graph.eval()
+        run.progress(1, 3, "translate")
+        metadata = {"edgekd.task": task.name, "edgekd.form": "int8" if grid else "float32", "edgekd.weights": source.files["weights.safetensors"]}
+        sites = onnx.export(graph, grid, example, path, metadata=metadata, opset=self.opset, inputs=task.inputs, outputs=task.outputs)
+        run.progress(2, 3, "compare")
+        with _threads(run.threads):
+            ours = _joined([_answer(module, b.inputs) for b in batches(columns, 256)])
+        theirs = _file(path, columns.inputs, task.inputs, task.outputs)
+        facts: dict[str, Any] = {"opset": self.opset, "bytes": path.stat().st_size}
+        if grid is None:
+            return Made("onnx", {**facts, "float": _near(ours, theirs)})
+        few, feed = quantization.example_of(columns, ROWS), _some(columns, task.inputs)
+        for a, b, site in zip(ours, theirs, _outputs(graph), strict=True):
+            equality = check.compare(a, b, grid.sites[site].scale[0])
+            if equality.reasons:
+                check.refuse(equality, check.first_difference(module, grid, path, sites, few, feed))
+            facts["equality"] = asdict(equality)
+        return Made("onnx", {**facts, "float_kernels": onnx.float_kernels(path)})
+
+
+def _threads(count: int):
+    from edgekd.train import seeded
+
+    return seeded(0, count)
+
+
+def _answer(module: nn.Module, inputs: Any) -> list[np.ndarray]:
+    import torch
+
+    with torch.no_grad():
+        outputs = module(*inputs.values()) if isinstance(inputs, Mapping) else module(inputs)
+    return [o.numpy() for o in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def _joined(batches: list[list[np.ndarray]]) -> list[np.ndarray]:
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+
+
+def _file(path: Any, inputs: Any, names: tuple[str, ...], outputs: tuple[str, ...]) -> list[np.ndarray]:
+    """What the file answers, in its runtime, 256 samples at a time."""
+    from edgekd.runtimes.onnxruntime import load
+
+    infer, arrays = load(str(path), 1), inputs if isinstance(inputs, Mapping) else {names[0]: inputs}
+    count = len(next(iter(arrays.values())))
+    answered = [infer({n: a[i : i + 256] for n, a in arrays.items()}) for i in range(0, count, 256)]
+    return [np.concatenate([a[name] for a in answered]) for name in outputs]
+
+
+def _some(columns: Any, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    index = np.arange(ROWS) % len(columns)
+    return {n: a[index] for n, a in (columns.inputs if isinstance(columns.inputs, Mapping) else {names[0]: columns.inputs}).items()}
+
+
+def _outputs(graph: Any) -> list[str]:
+    """The sites of the graph's outputs (a moved value lies on its source's)."""
+    from edgekd.quantization.sites import place
+
+    tied = place(graph).tied
+    return [tied.get(n.name, n.name) for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
+
+
+def _near(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, float]:
+    worst = max(float(np.abs(a - b).max(initial=0) / max(float(np.abs(a).max(initial=0)), 1e-6)) for a, b in zip(ours, theirs, strict=True))
+    if not worst <= TOLERANCE:
+        raise RunFailed(f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most {TOLERANCE:g})")
+    return {"relative_difference": worst}
