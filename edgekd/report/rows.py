@@ -1,0 +1,162 @@
+"""What the reports show: a run's candidates as rows of figures, verdicts as lines, and numbers as text. Quality is that of the test split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
+
+MARKS = {"counted": "c", "measured": "m", "emulated": "e", "predicted": "p"}
+ORIGINS = {
+    "counted": "counted, exact",
+    "measured": "measured on a machine with the target's features",
+    "emulated": "emulated, never a time",
+    "predicted": "predicted, with its interval",
+}
+FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop")  # quality that is no metric of a task
+PEAK = ("peak_rss_over_runtime_bytes", "peak_rss_bytes")
+TITLES = {
+    "file_bytes": "bytes", "macs": "MACs", "parameters": "parameters", "latency_p50_ms": "p50 ms", "latency_p90_ms": "p90 ms",
+    "peak_rss_over_runtime_bytes": "peak MB", "peak_rss_bytes": "peak MB", "activation_bytes": "activations B",
+}  # fmt: skip
+VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate for one target. `figures`: {measurement's name: the one to show}; `role`: teacher, alone, ... of a reference, or empty."""
+
+    candidate: Candidate
+    role: str
+    chosen: bool
+    front: bool
+    figures: Mapping[str, Measurement]
+
+
+def rows(result: Result, target: str) -> tuple[Row, ...]:
+    """The references first, then the candidates that compete for a target, in the order of the run."""
+    roles = {id: role for role, id in result.references.items()}
+    for c in result.candidates:  # seeds of a reference beyond the one it is named by
+        roles.setdefault(c.id, next((roles[o.id] for o in result.candidates if o.point == c.point and o.id in roles), ""))
+    found = result.targets[target]
+    shown = [c for c in result.candidates if roles[c.id] or _competes(c, target, found)]
+    shown.sort(key=lambda c: _order(roles[c.id]))
+    return tuple(Row(c, roles[c.id], c.id == found.chosen, c.id in found.front, figures(c, target)) for c in shown)
+
+
+def figures(candidate: Candidate, target: str) -> dict[str, Measurement]:
+    """{name: measurement}: of the test split where one is of a split; the target's own before one that holds for all; finite ones only."""
+    found: dict[str, Measurement] = {}
+    for m in candidate.measurements:
+        if m.split in (None, "test") and m.target in (None, target) and all(math.isfinite(x) for x in (m.value, m.low, m.high)):
+            kept = found.get(m.name)
+            if kept is None or (kept.target is None and m.target is not None):
+                found[m.name] = m
+    return found
+
+
+def metrics(found: Iterable[Row]) -> tuple[str, ...]:
+    """Names of the task's metrics, in the order in which they were taken."""
+    names = [m.name for row in found for m in row.figures.values() if m.split == "test" and m.name not in FIDELITY]
+    return tuple(dict.fromkeys(names))
+
+
+def columns(found: Iterable[Row]) -> tuple[str, ...]:
+    """Names of the measurements to show: those that any row has."""
+    found = tuple(found)
+    known = {name for row in found for name in row.figures}
+    peak = next((name for name in PEAK if name in known), "")
+    wanted = (*metrics(found), "agreement", "file_bytes", "macs", "parameters", "latency_p50_ms", "latency_p90_ms", peak)
+    return tuple(name for name in wanted if name in known)
+
+
+def title(name: str, unit: str = "") -> str:
+    return TITLES.get(name) or f"{clean(name)} {unit}".strip()
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """Whole numbers in groups of three; others with four digits that count, or `digits` after the point."""
+    if not math.isfinite(value):
+        return str(value)
+    if digits is not None:
+        return f"{value:,.{digits}f}"
+    if abs(value) >= 1000 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+
+
+def digits(m: Measurement) -> int | None:
+    """How many digits after the point an interval deserves: two that count of its width."""
+    width = m.high - m.low
+    return None if m.origin == "counted" or width <= 0 else min(6, max(0, 1 - math.floor(math.log10(width))))
+
+
+def scaled(m: Measurement) -> Measurement:
+    """Memory at a peak in MB: its single bytes mean nothing. Everything else as it is."""
+    if m.name not in PEAK:
+        return m
+    return Measurement(m.name, "MB", m.value / 1e6, m.low / 1e6, m.high / 1e6, m.n, m.split, m.target, m.origin, m.threads, m.environment, m.note)
+
+
+def value(m: Measurement) -> str:
+    m = scaled(m)
+    return number(m.value, digits(m))
+
+
+def interval(m: Measurement) -> str:
+    """`[low, high]`, empty where the figure is exact."""
+    m = scaled(m)
+    return "" if m.origin == "counted" or m.low == m.high else f"[{number(m.low, digits(m))}, {number(m.high, digits(m))}]"
+
+
+def smaller(row: Row, found: Iterable[Row], name: str = "file_bytes") -> str:
+    """How many times smaller (or faster) than the teacher a figure is: `8.2x`; empty where there is nothing to compare."""
+    teacher = next((r.figures.get(name) for r in found if r.role == "teacher"), None)
+    ours = row.figures.get(name)
+    if teacher is None or ours is None or row.role == "teacher" or ours.value <= 0 or teacher.value <= 0:
+        return ""
+    return f"{float(f'{teacher.value / ours.value:.2g}'):g}x"
+
+
+def origins(found: Iterable[Row], shown: Iterable[str]) -> tuple[str, ...]:
+    """The origins of what is shown, for a legend."""
+    shown = tuple(shown)
+    known = {row.figures[name].origin for row in found for name in shown if name in row.figures}
+    return tuple(o for o in MARKS if o in known)
+
+
+def verdict(target: str, found: TargetResult) -> str:
+    """`host: PASS, chosen prune-0.5.int8 (reason)`."""
+    chosen = f"chosen {clean(found.chosen)}" if found.chosen else "nothing chosen"
+    gate = VERDICTS[found.verdict] + ", " if found.verdict else ""
+    return f"{clean(target)}: {gate}{chosen}" + (f" ({clean(found.reason)})" if found.reason else "")
+
+
+def check(c: Check) -> str:
+    """`top1 drop max 1 pt vs teacher: PASS at -0.3 [-1.1, 0.4] pt measured`."""
+    figure = ""
+    if c.value is not None:
+        figure = f" at {number(c.value)}"
+        if c.low is not None and c.high is not None and not c.low == c.value == c.high:
+            figure += f" [{number(c.low)}, {number(c.high)}]"
+        figure += f" {c.unit} {c.origin or ''}".rstrip()
+    warn = " (warning only)" if c.level == "warn" else ""
+    return clean(f"{c.name} {c.rule}: {VERDICTS[c.verdict]}{figure}{warn}" + (f": {c.reason}" if c.reason else ""))
+
+
+def clean(text: str) -> str:
+    """Text from a file on one line, with control characters shown, not sent to a terminal."""
+    return "".join(ch if ch.isprintable() else ascii(ch)[1:-1] for ch in text)
+
+
+def _competes(candidate: Candidate, target: str, found: TargetResult) -> bool:
+    """Whether a candidate is one of a target's: named by it, with figures for it, or with figures that hold for all alone."""
+    named = candidate.id in (*found.front, found.chosen, *(c.candidate for c in found.checks))
+    targets = {m.target for m in candidate.measurements if m.target is not None}
+    return named or target in targets or not targets
+
+
+def _order(role: str) -> int:
+    return {"teacher": 0, "": 2}.get(role, 1)

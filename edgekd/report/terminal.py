@@ -1,0 +1,117 @@
+"""The trade-off table as text, at the end of a run: figures per target, what the marks mean, verdicts, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekd.records import Result
+from edgekd.report import rows as shown
+from edgekd.report.rows import Row
+
+WIDE = 140  # columns where nobody says how many there are
+LEAN = (  # what is left out, step by step, until a table fits
+    (),
+    ("latency_p90_ms interval",),
+    ("latency_p90_ms interval", "agreement interval", "peak interval"),
+    ("latency_p90_ms interval", "agreement interval", "peak interval", "parameters"),
+    ("latency_p90_ms interval", "agreement interval", "peak interval", "parameters", "latency_p90_ms", "peak"),
+)
+
+
+def table(result: Result, folder: Path | str | None = None, *, width: int | None = None, colour: bool | None = None) -> str:
+    """Everything that a run prints at its end. `folder` is the run's, for the commands; `width` in columns and `colour`: the terminal's."""
+    tty = sys.stdout.isatty()
+    width = width or (shutil.get_terminal_size((WIDE, 24)).columns if tty else WIDE)
+    colour = tty if colour is None else colour
+    parts = []
+    for target in result.targets:
+        found = shown.rows(result, target)
+        parts.append("\n".join([_headline(result, target), _fit(found, width, colour), "", *_legend(found)]))
+    parts.append("\n".join(_verdicts(result)))
+    parts.append("\n".join(_next(result, folder)))
+    return "\n\n".join(parts)
+
+
+def _headline(result: Result, target: str) -> str:
+    return f"{shown.clean(result.task)} on {shown.clean(target)}"
+
+
+def _fit(found: Sequence[Row], width: int, colour: bool) -> str:
+    """The fullest table that fits; the leanest where none does."""
+    text = ""
+    for without in LEAN:
+        text = _render(found, without, colour)
+        if max(len(line) for line in _render(found, without, False).splitlines()) <= width:
+            break
+    return text
+
+
+def _render(found: Sequence[Row], without: Sequence[str], colour: bool) -> str:
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    names = [n for n in shown.columns(found) if n not in without and not (n in shown.PEAK and "peak" in without)]
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    grid.add_column("")
+    grid.add_column("candidate", no_wrap=True)
+    for name in names:
+        m = next(row.figures[name] for row in found if name in row.figures)
+        grid.add_column(shown.title(name, m.unit), justify="right", no_wrap=True)
+        if name == "file_bytes" and any(r.role == "teacher" for r in found):
+            grid.add_column("smaller", justify="right", no_wrap=True)
+    for row in found:
+        cells = [">" if row.chosen else "*" if row.front else "", shown.clean(row.candidate.id)]
+        for name in names:
+            cells.append(_cell(row, name, without))
+            if name == "file_bytes" and any(r.role == "teacher" for r in found):
+                cells.append(shown.smaller(row, found))
+        style = "bold green" if row.chosen else "" if row.front else "cyan" if row.role else "dim"
+        grid.add_row(*(Text(cell) for cell in cells), style=style)
+    out = io.StringIO()
+    Console(file=out, force_terminal=colour, color_system="standard" if colour else None, width=1000, markup=False, highlight=False).print(grid)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _cell(row: Row, name: str, without: Sequence[str]) -> str:
+    m = row.figures.get(name)
+    if m is None:
+        return "-"
+    bare = f"{'peak' if name in shown.PEAK else name} interval" in without
+    return " ".join(filter(None, [shown.value(m), "" if bare else shown.interval(m), shown.MARKS[m.origin]]))
+
+
+def _legend(found: Sequence[Row]) -> list[str]:
+    names = shown.columns(found)
+    marks = ", ".join(f"{shown.MARKS[o]} {shown.ORIGINS[o]}" for o in shown.origins(found, names))
+    lines = ["> chosen, * on the front (both decided on validation); quality is that of the test split; [low, high] is the 95 % interval"]
+    return [*lines, marks] if marks else lines
+
+
+def _verdicts(result: Result) -> list[str]:
+    lines = []
+    for target, found in result.targets.items():
+        lines.append(shown.verdict(target, found))
+        lines += [f"  {shown.check(c)}" for c in found.checks if c.candidate == found.chosen or found.chosen is None]
+    return lines
+
+
+def _next(result: Result, folder: Path | str | None) -> list[str]:
+    """The report's path and the commands to try next; a folder that isn't known is written RUN."""
+    home = "RUN" if folder is None else str(folder)
+    files = {c.id: c.file for c in result.candidates if c.file}
+    verdicts = {t.verdict for t in result.targets.values()}
+    commands = [["edgekd", "gate", home, *(["--why"] if verdicts & {"fail", "inconclusive"} else [])]]
+    teacher = files.get(result.references.get("teacher", ""))
+    for target, found in result.targets.items():
+        ours = files.get(found.chosen or "")
+        if teacher and ours:
+            commands.append(["edgekd", "compare", f"{home}/{teacher}", f"{home}/{ours}", "--target", target])
+            break
+    return [f"report: {home}/report.html", *(f"next: {shlex.join(c)}" for c in commands)]
