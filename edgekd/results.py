@@ -1,0 +1,270 @@
+"""The files of a run that travel: result.json and predictions/<id>.npz, written whole or not at all, read as if by a stranger's hand.
+
+A reader takes schema `edgekd.result/1` and older; keys that it doesn't know are left for newer writers of the same schema. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.files import write_atomic
+from edgekd.records import Metric, Result
+
+VERSION = 1
+TEXT_LIMIT = 2**26  # bytes of a JSON file
+ARRAY_LIMIT = 2**31  # bytes of an .npz, unpacked
+KINDS = {  # what `schema` describes, and where it is written down
+    "result": "edgekd.records:Result",
+    "manifest": "edgekd.delivery.bundle:Manifest",
+    "budget": "edgekd.decisions.budget:Budget",
+    "target": "edgekd.records:Target",
+    "recipe": "edgekd.recipe:Recipe",
+}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a file answered to the test set. `outputs`: array [n, ...] or {name: array}; `records`: {metric: one number per sample [n, ...]};
+    `better`: {metric: higher or lower}; `digest`: of the test samples."""
+
+    ids: np.ndarray
+    digest: str
+    outputs: Any
+    records: Mapping[str, np.ndarray]
+    better: Mapping[str, str] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- result.json
+
+
+def write(result: Result, path: Path | str) -> None:
+    """Writes result.json, whole. Raises RunFailed where a figure is not a finite number."""
+    path = _file(path)
+    try:
+        text = json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False, default=_plain)
+    except ValueError:
+        bad = [f"{c.id}: {m.name}" for c in result.candidates for m in c.measurements if not all(map(math.isfinite, (m.value, m.low, m.high)))]
+        raise RunFailed(Problem(path.name, f"a figure is not a finite number: {', '.join(bad[:5]) or 'in steps or environment'}")) from None
+    write_atomic(path, text.encode() + b"\n")
+
+
+def read(path: Path | str) -> Result:
+    """Reads result.json, or the one in a run's folder. Raises UsageError with everything that is wrong and its place in the file."""
+    import pydantic
+
+    path = _file(path)
+    data = read_text(path, "name the folder of a run, such as runs/digits")
+    check_schema(path, data, "edgekd.result", VERSION)
+    try:
+        result = pydantic.TypeAdapter(Result).validate_json(data, strict=True)
+    except pydantic.ValidationError as error:
+        raise UsageError(*(_problem(e, path) for e in error.errors(include_url=False))) from None
+    problems = [Problem(f"{path}: {place}", message) for place, message in _inconsistent(result)]
+    if problems:
+        raise UsageError(*problems)
+    return result
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """JSON Schema (2020-12) of a file: result, manifest, budget, target or recipe."""
+    import pydantic
+
+    from edgekd.components import imported
+
+    if kind not in KINDS:
+        raise UsageError(Problem("", f"no file is called `{kind}`", f"one of {', '.join(KINDS)}"))
+    made = pydantic.TypeAdapter(imported(KINDS[kind])).json_schema()
+    if kind in ("result", "manifest"):
+        made["properties"]["schema"] = {"const": f"edgekd.{kind}/{VERSION}"}
+        made["required"] = [*made["required"], "schema"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": f"edgekd {kind}"}
+
+
+def read_text(path: Path, hint: str = "") -> bytes:
+    """The bytes of a text file that isn't too big. Raises UsageError."""
+    try:
+        if path.stat().st_size > TEXT_LIMIT:
+            raise UsageError(Problem(str(path), f"has more than {TEXT_LIMIT} bytes"))
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", hint)) from None
+
+
+def check_schema(path: Path, data: bytes, name: str, newest: int) -> None:
+    """Refuses what is no JSON, of another kind, or of a newer schema than `name/newest`. Raises UsageError."""
+    try:
+        table = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(Problem(str(path), f"is not JSON: {error}")) from None
+    given = table.get("schema") if isinstance(table, dict) else None
+    match = re.fullmatch(rf"{re.escape(name)}/([1-9][0-9]{{0,5}})", given) if isinstance(given, str) else None
+    if match is None:
+        raise UsageError(Problem(f"{path}: schema", f"is not {name}/{newest}" if given is not None else "is missing"))
+    if int(match[1]) > newest:
+        hint = f"this edgekd reads {name}/{newest} and older: take the edgekd that wrote it, or a newer one"
+        raise UsageError(Problem(f"{path}: schema", f"{given} is too new", hint))
+
+
+def inside(name: str) -> bool:
+    """Whether a path in a file stays in the folder of that file: relative, forward, without `..`."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name and ":" not in name
+
+
+def _file(path: Path | str) -> Path:
+    path = Path(path)
+    return path / "result.json" if path.is_dir() else path
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's numbers and paths as JSON has them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+def _problem(error: Mapping[str, Any], path: Path) -> Problem:
+    place = ".".join(str(part) for part in error["loc"])
+    given = repr(error.get("input"))
+    message = error["msg"][0].lower() + error["msg"][1:]
+    shown = f", not {given}" if error["type"] != "missing" and len(given) < 60 else ""
+    return Problem(f"{path}: {place}" if place else str(path), f"{message}{shown}", "`edgekd schema result` describes the file")
+
+
+def _inconsistent(result: Result) -> list[tuple[str, str]]:
+    """What each part is right by itself and wrong together."""
+    found, ids = [], [c.id for c in result.candidates]
+    for i, c in enumerate(result.candidates):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*", c.id):
+            found.append((f"candidates.{i}.id", f"{c.id[:60]!r} is no name for a file"))
+        if ids.index(c.id) != i:
+            found.append((f"candidates.{i}.id", f"`{c.id}` stands twice"))
+        if c.file is not None and not inside(c.file):
+            found.append((f"candidates.{i}.file", f"{c.file[:60]!r} leads out of the run's folder"))
+        for j, m in enumerate(c.measurements):
+            if not (math.isfinite(m.value) and m.low <= m.value <= m.high and math.isfinite(m.low) and math.isfinite(m.high)):
+                found.append((f"candidates.{i}.measurements.{j} ({m.name})", f"{m.low} <= {m.value} <= {m.high} must hold, all of them finite"))
+            elif m.origin == "counted" and not m.low == m.value == m.high:
+                found.append((f"candidates.{i}.measurements.{j} ({m.name})", "a counted figure has no interval: low = value = high"))
+    named = [(f"references.{k}", v) for k, v in result.references.items()]
+    for name, target in result.targets.items():
+        named += [(f"targets.{name}.front.{i}", v) for i, v in enumerate(target.front)]
+        named += [(f"targets.{name}.chosen", target.chosen)] if target.chosen is not None else []
+    return found + [(place, f"no candidate is `{id[:60]}`") for place, id in named if id not in ids]
+
+
+# ---------------------------------------------------------------- predictions/<id>.npz
+
+
+def save_predictions(
+    path: Path | str,
+    ids: Sequence[Any],
+    digest: str,
+    outputs: Any,
+    records: Mapping[str, np.ndarray],
+    metrics: Sequence[Metric] = (),
+    teacher: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes outputs and records per sample. `metrics` tells which way is better; `teacher`: its records, where the file travels alone."""
+    named = {f"outputs.{name}": array for name, array in outputs.items()} if isinstance(outputs, Mapping) else {"outputs": outputs}
+    arrays = {"sample_id": np.array([str(id) for id in ids], dtype=np.str_), "test_digest": np.array(digest), **named}
+    arrays |= {f"{name}.records": np.asarray(array, np.float64) for name, array in records.items()}
+    arrays |= {f"{name}.teacher": np.asarray(array, np.float64) for name, array in (teacher or {}).items()}
+    arrays |= {f"{metric.name}.better": np.array(metric.better) for metric in metrics}
+    save_arrays(path, arrays)
+
+
+def load_predictions(path: Path | str) -> Predictions:
+    """Reads what `save_predictions` wrote. Raises UsageError with every problem."""
+    return _predictions(Path(path), load_arrays(path))
+
+
+def load_teacher(path: Path | str) -> dict[str, np.ndarray]:
+    """{metric: the teacher's records} of a file of predictions that travels alone; empty where it has none."""
+    return {name.removesuffix(".teacher"): array for name, array in load_arrays(path).items() if name.endswith(".teacher")}
+
+
+def _predictions(path: Path, arrays: Mapping[str, np.ndarray]) -> Predictions:
+    problems = [Problem(f"{path}: {name}", "is missing") for name in ("sample_id", "test_digest") if name not in arrays]
+    if problems:
+        raise UsageError(*problems)
+    ids, digest = arrays["sample_id"], arrays["test_digest"]
+    if ids.dtype.kind != "U" or ids.ndim != 1:
+        problems.append(Problem(f"{path}: sample_id", f"must be an array of strings, not {ids.dtype} {list(ids.shape)}"))
+    if digest.dtype.kind != "U" or digest.ndim != 0:
+        problems.append(Problem(f"{path}: test_digest", "must be one string"))
+    rows = {name: a for name, a in arrays.items() if name.startswith("outputs") or name.endswith((".records", ".teacher"))}
+    for name, array in rows.items():
+        if array.shape[:1] != ids.shape[:1]:
+            problems.append(Problem(f"{path}: {name}", f"has shape {list(array.shape)}, but there are {len(ids) if ids.ndim else 'no'} samples"))
+        elif name.endswith((".records", ".teacher")) and (array.dtype.kind != "f" or not np.isfinite(array).all()):
+            problems.append(Problem(f"{path}: {name}", "must hold finite numbers"))
+    if problems:
+        raise UsageError(*problems)
+    outputs = {name.removeprefix("outputs."): a for name, a in arrays.items() if name.startswith("outputs.")} or arrays.get("outputs")
+    records = {name.removesuffix(".records"): a for name, a in arrays.items() if name.endswith(".records")}
+    better = {name.removesuffix(".better"): str(a) for name, a in arrays.items() if name.endswith(".better")}
+    return Predictions(ids, str(digest), outputs, records, better)
+
+
+def save_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz that is whole or not there; the same arrays give the same bytes. Raises TypeError for what would need pickling."""
+    plain = {name: np.asarray(array) for name, array in arrays.items()}
+    if any(array.dtype.hasobject for array in plain.values()):
+        raise TypeError("only arrays of numbers and strings are kept")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in plain.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed: 1980
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, member.getvalue())
+    write_atomic(path, buffer.getvalue())
+
+
+def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT) -> dict[str, np.ndarray]:
+    """Every array of an .npz from anywhere. Raises UsageError for what is no .npz, holds objects, or claims more than it has."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(m.file_size for m in members) > limit:
+                raise UsageError(Problem(str(path), f"holds more than {limit} bytes, unpacked"))
+            if len({m.filename for m in members}) < len(members):
+                raise UsageError(Problem(str(path), "holds an array twice"))
+            return {m.filename.removesuffix(".npy"): _array(archive, m) for m in members}
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
+    except (ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError) as error:
+        raise UsageError(Problem(str(path), f"is no .npz of plain arrays: {error}")) from None
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, once its header is found to claim as many bytes as there are."""
+    with archive.open(member) as file:
+        data = file.read(member.file_size + 1)
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if header is None:
+        raise ValueError(f"{member.filename} is of npy version {version}")
+    shape, _, dtype = header(stream)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+        raise ValueError(f"{member.filename} is not the array that it claims to be")
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
