@@ -8,7 +8,6 @@ import json as jsonlib
 import math
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +93,11 @@ def profile(
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             place = Path(folder)
+            scored = [] if labels is None else _quality(path, inputs, labels, device, facts, place)  # wrong labels are told before the long part
             settings = {"preset": preset, "threads": device.threads, "folder": place, "target": device.name}
             with progress.task("time the file") as advance, _user_error():
                 timed = measure.profile({path.name: path}, inputs, progress=advance, **settings)
             counted = [dataclasses.replace(m, target=device.name) for m in (*static.measure(path), *memory.measure(path))]
-            scored = [] if labels is None else _quality(path, inputs, labels, device, facts, place)
             recorded = measure.raw(place, path.name)
             kept = place / "job" / "out" / recorded["operators"]["trace"]
             p50 = next(m.value for m in timed[path.name] if m.name == "latency_p50_ms")
@@ -229,7 +228,9 @@ def _data(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
             arrays = {name: file[name] for name in file.files}
     except OSError as error:
         raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
-    except (ValueError, zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # over a damaged header numpy's parser raises nearly anything
         raise UsageError(Problem(str(path), f"is no .npz of plain arrays: {error}", "write it with np.savez(path, inputs=..., labels=...)")) from None
     labels = arrays.pop("labels", None)
     inputs = {"" if name == "inputs" else name: array for name, array in arrays.items()}
