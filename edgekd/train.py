@@ -75,9 +75,16 @@ def terms(losses: Sequence[Mapping[str, Any]]) -> tuple[Term, ...]:
 
 
 def learn(
-    module: nn.Module, run: Run, settings: Training, *, teacher: Sequence = (), on_epoch: Callable[[int], None] | None = None
+    module: nn.Module,
+    run: Run,
+    settings: Training,
+    *,
+    teacher: Sequence = (),
+    forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    on_epoch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains `module` in place by `settings` on the task's train split; `teacher`: artifacts, `logits` (cached) or `torch` (live).
+    """Trains `module` in place by `settings` on the task's train split; `teacher`: artifacts, `logits` (cached) or `torch` (live);
+    `forward`: how the module is called, by default as the task says.
 
     Returns facts: epochs, steps, seconds, the last epoch's mean of every term."""
     from edgekd.sources.epochs import epochs, spans
@@ -93,6 +100,7 @@ def learn(
         steps_per_epoch=len(spans(len(columns), settings.batch)),
         run=run,
         teacher=teach,
+        forward=forward,
         on_epoch=on_epoch,
     )
 
@@ -126,6 +134,7 @@ def fit(
     steps_per_epoch: int,
     run: Run,
     teacher: Callable[[Batch], Signals] | None = None,
+    forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Trains `student` for `settings.epochs` over `source(epoch, start)`. The loss of a batch is
@@ -133,7 +142,7 @@ def fit(
     import torch
 
     functions = [(term, term.function()) for term in terms]
-    forward = run.task.forward or (lambda model, inputs: model(inputs))
+    forward = forward or run.task.forward or (lambda model, inputs: model(inputs))
     optimizer = make_optimizer(student, settings)
     total = settings.epochs * steps_per_epoch
     sums, begun = {}, time.monotonic()

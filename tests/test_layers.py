@@ -12,8 +12,8 @@ LAYERS = [  # low to high; a module may import its own layer and those before it
     {"records", "errors"},
     {"components", "store", "fingerprint", "intervals", "environment", "results", "files", "locks", "syntax"},
     {"tasks", "data", "metrics", "networks", "augmentation", "targets"},
-    {"losses", "teachers", "sources", "criteria", "ranges", "formats", "probes", "pruning", "quantization", "train", "measure", "hosts"},
-    {"models", "stages", "decisions", "report", "delivery"},
+    {"losses", "teachers", "sources", "criteria", "ranges", "formats", "probes", "pruning", "quantization", "train", "models", "measure", "hosts"},
+    {"stages", "decisions", "report", "delivery"},
     {"recipe", "plan", "pipeline", "observing", "outcome", "gating", "measuring", "listing"},
     {"__init__", "__main__", "cli"},
 ]

@@ -11,7 +11,7 @@ from edgekd.errors import RunFailed
 from edgekd.quantization.fake import Value, parts, set_mode
 
 if TYPE_CHECKING:
-    from torch import fx
+    from torch import fx, nn
 
 
 def calibrate(module: fx.GraphModule, batches: Iterable[Any], ranges: str = "minmax", **hyper: Any) -> fx.GraphModule:
@@ -24,7 +24,7 @@ def calibrate(module: fx.GraphModule, batches: Iterable[Any], ranges: str = "min
     set_mode(module.eval(), "observe")
     with torch.no_grad():
         for inputs in batches:
-            module(*inputs.values()) if isinstance(inputs, Mapping) else module(inputs)
+            call(module, inputs)
     for value in parts(module, Value):
         histogram = value.histogram
         if not histogram.counts.sum():
@@ -34,3 +34,8 @@ def calibrate(module: fx.GraphModule, batches: Iterable[Any], ranges: str = "min
         value.calibrated = (histogram.low, histogram.high)
         value.histogram = type(histogram)()
     return set_mode(module, "exact")
+
+
+def call(module: nn.Module, inputs: Any) -> Any:
+    """A captured graph takes its inputs one by one."""
+    return module(*inputs.values()) if isinstance(inputs, Mapping) else module(inputs)

@@ -99,13 +99,14 @@ def values_of(module: fx.GraphModule, inputs: Any) -> dict[str, np.ndarray]:
     """{site: its values in the fake-quantized model}, in graph order."""
     import torch
 
+    from edgekd.quantization.calibrate import call
     from edgekd.quantization.fake import Value, parts
 
     found: dict[str, np.ndarray] = {}
     hooks = [v.register_forward_hook(lambda part, _, out: found.__setitem__(part.name, out.numpy())) for v in parts(module, Value)]
     try:
         with torch.no_grad():
-            module(*inputs.values()) if isinstance(inputs, Mapping) else module(inputs)
+            call(module, inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -130,5 +131,6 @@ def file_values(path: Path, names: list[str], feed: Mapping[str, np.ndarray]) ->
 def refuse(equality: Equality, where: str) -> None:
     """Raises RunFailed for a broken rule."""
     raise RunFailed(
-        f"the exported file is not the model that was trained: {'; '.join(equality.reasons)}; {where}\n  hint: `quantize` with fewer exotic operators, or keep this model in float"
+        f"the exported file is not the model that was trained: {'; '.join(equality.reasons)}; {where}\n"
+        "  hint: `quantize` with fewer exotic operators, or keep this model in float"
     )

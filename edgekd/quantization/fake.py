@@ -16,7 +16,7 @@ from torch import nn
 from edgekd.errors import RunFailed
 from edgekd.quantization.capture import graph_digest, readable
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.sites import Placement, place
+from edgekd.quantization.sites import place
 from edgekd.records import Grid, Scheme, Site
 
 if TYPE_CHECKING:

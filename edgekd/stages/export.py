@@ -71,8 +71,10 @@ def _threads(count: int):
 def _answer(module: nn.Module, inputs: Any) -> list[np.ndarray]:
     import torch
 
+    from edgekd.quantization.calibrate import call
+
     with torch.no_grad():
-        outputs = module(*inputs.values()) if isinstance(inputs, Mapping) else module(inputs)
+        outputs = call(module, inputs)
     return [o.numpy() for o in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 

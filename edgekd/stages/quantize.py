@@ -34,7 +34,7 @@ class Quantize(Training):
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         from edgekd import quantization
         from edgekd.quantization import fake, grid
-        from edgekd.quantization.calibrate import calibrate
+        from edgekd.quantization.calibrate import calibrate, call
         from edgekd.quantization.capture import capture
         from edgekd.train import seeded
 
@@ -47,7 +47,7 @@ class Quantize(Training):
         if self.mode == "qat":
             fake.set_mode(module, "train")
             still = self.epochs - max(1, round(self.frozen * self.epochs))
-            facts |= learn(module, run, self, teacher=teacher, on_epoch=lambda epoch: fake.freeze(module) if epoch >= still else None)
+            facts |= learn(module, run, self, teacher=teacher, forward=call, on_epoch=lambda epoch: fake.freeze(module) if epoch >= still else None)
         found = fake.settle(module.eval())
         graph.load_state_dict({name: t for name, t in module.state_dict().items() if name in graph.state_dict()})
         models.save(run.folder, graph, model=record["model"], pruning=record["pruning"])
