@@ -1,0 +1,274 @@
+"""A bundle: the chosen file of one target, golden vectors, predictions on the test set, and a manifest that vouches for each by digest.
+
+RUN/bundles/<target>/ holds model.<ext>, golden.npz (`inputs.<name>`, `outputs.<name>` [n, ...]: what the file answered in its runtime),
+predictions.npz where the run kept them (with the teacher's records, so that a bundle alone can be gated) and manifest.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Le, MinLen
+
+from edgekd import results
+from edgekd.errors import BaselineError, Problem, UsageError
+from edgekd.files import sha256, sync, write_atomic
+from edgekd.records import Candidate, Measurement, Result, Verdict
+
+VERSION = 1
+MANIFEST = "manifest.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+LIMIT = 2**40  # bytes of one file: a number beyond is a mistake or an attack
+FILES = 64
+
+
+@dataclass(frozen=True)
+class File:
+    """What a file of a bundle must be."""
+
+    sha256: str
+    bytes: Annotated[int, Ge(0), Le(LIMIT)]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the model, one sample at a time: `shape` without the batch axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[Annotated[int, Ge(0)], ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`. `model` names one of `files`; `measurements` are the candidate's that hold for the target; `gate`: the recipe's
+    budget lines for any target and for this one; `verdict`: what they came to when the bundle was made; `versions` of the machine that measured."""
+
+    task: str
+    target: str
+    candidate: str
+    form: str
+    stages: tuple[str, ...]
+    model: str
+    files: Annotated[Mapping[str, File], MinLen(1)]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    measurements: tuple[Measurement, ...]
+    test_digest: str | None
+    recipe_sha256: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    gate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    schema: str = f"edgekd.manifest/{VERSION}"
+
+
+def write(
+    run_folder: Path | str,
+    result: Result,
+    candidate_id: str,
+    target: str,
+    *,
+    golden_inputs: Mapping[str, np.ndarray],
+    golden_outputs: Mapping[str, np.ndarray],
+) -> Path:
+    """Makes RUN/bundles/<target>/, in place of an older one, whole or not at all. Golden arrays are [n, ...], the same n in all.
+
+    Raises UsageError where there is nothing to bundle, BaselineError where the model's file is not the one that was measured."""
+    run = Path(run_folder)
+    candidate = _candidate(result, candidate_id, target)
+    _aligned(golden_inputs, golden_outputs)
+    bundles = run / "bundles"
+    bundles.mkdir(parents=True, exist_ok=True)
+    part = bundles / f".{target}.{secrets.token_hex(6)}.part"
+    part.mkdir()
+    try:
+        model = _copy(run / str(candidate.file), part, candidate.sha256)
+        arrays = {f"inputs.{k}": v for k, v in golden_inputs.items()} | {f"outputs.{k}": v for k, v in golden_outputs.items()}
+        results.save_arrays(part / "golden.npz", arrays)
+        digest = _predictions(run, result, candidate_id, part)
+        files = {p.name: File(sha256(p), p.stat().st_size) for p in sorted(part.iterdir())}
+        manifest = Manifest(
+            task=result.task,
+            target=target,
+            candidate=candidate.id,
+            form=candidate.form,
+            stages=candidate.stages,
+            model=model,
+            files=files,
+            inputs=_tensors(golden_inputs),
+            outputs=_tensors(golden_outputs),
+            measurements=tuple(m for m in candidate.measurements if m.target in (None, target)),
+            test_digest=digest,
+            recipe_sha256=result.recipe_sha256,
+            versions=_versions(result, candidate, target),
+            gate=_gate(run, target),
+            verdict=result.targets[target].verdict,
+        )
+        write_atomic(part / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+        _swap(part, bundles / target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return bundles / target
+
+
+def read(folder: Path | str) -> Manifest:
+    """A bundle's manifest, once every file that it names is found to be as it says. Files that it doesn't name are not vouched for.
+
+    Raises UsageError for a manifest that is wrong or names files outside, BaselineError for files that are missing or differ."""
+    import pydantic
+
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if path.is_symlink():
+        raise UsageError(Problem(str(path), "is a link", "a bundle holds plain files"))
+    data = results.read_text(path, "name the folder of a bundle, such as runs/digits/bundles/host")
+    results.check_schema(path, data, "edgekd.manifest", VERSION)
+    try:
+        manifest = pydantic.TypeAdapter(Manifest).validate_json(data, strict=True)
+    except pydantic.ValidationError as error:
+        hint = "`edgekd schema manifest` describes the file"
+        found = [(".".join(map(str, e["loc"])), e["msg"][0].lower() + e["msg"][1:]) for e in error.errors(include_url=False)]
+        raise UsageError(*(Problem(f"{path}: {place}", message, hint) for place, message in found)) from None
+    problems = [Problem(f"{path}: {place}", message) for place, message in _wrong(manifest)]
+    if problems:
+        raise UsageError(*problems)
+    problems = [Problem(str(folder / name), text) for name, file in manifest.files.items() if (text := _differs(folder / name, file))]
+    if problems:
+        raise BaselineError(*problems)
+    return manifest
+
+
+def _candidate(result: Result, id: str, target: str) -> Candidate:
+    candidate = next((c for c in result.candidates if c.id == id), None)
+    if target not in result.targets or not NAME.fullmatch(target):
+        raise UsageError(Problem(f"bundle {target!r}", "is no target of this run", f"one of {', '.join(result.targets)}"))
+    if candidate is None or candidate.file is None or not results.inside(candidate.file):
+        raise UsageError(Problem(f"bundle {target}", f"candidate `{id}` {'is not in this run' if candidate is None else 'has no file in this run'}"))
+    return candidate
+
+
+def _aligned(*groups: Mapping[str, np.ndarray]) -> None:
+    if not all(groups) or len({np.shape(a)[:1] for group in groups for a in group.values()}) != 1:
+        raise UsageError(Problem("golden vectors", "inputs and outputs must be there, with the same number of samples in every array"))
+
+
+def _copy(source: Path, folder: Path, digest: str) -> str:
+    """Copies the model, synced, and returns its new name."""
+    name = f"model{source.suffix}"
+    try:
+        with open(source, "rb") as given, open(folder / name, "wb") as file:
+            shutil.copyfileobj(given, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        raise BaselineError(Problem(str(source), "is missing")) from None
+    if sha256(folder / name) != digest:
+        raise BaselineError(Problem(str(source), "differs from its digest in result.json: not the file that was measured"))
+    return name
+
+
+def _predictions(run: Path, result: Result, id: str, folder: Path) -> str | None:
+    """Copies the candidate's predictions with the teacher's records beside them; returns the digest of the test set, None without any."""
+    path = run / "predictions" / f"{id}.npz"
+    if not path.is_file():
+        return None
+    ours, arrays = results.load_predictions(path), results.load_arrays(path)
+    teacher = run / "predictions" / f"{result.references.get('teacher')}.npz"
+    if teacher.is_file():
+        theirs = results.load_predictions(teacher)
+        if theirs.digest != ours.digest or not np.array_equal(theirs.ids, ours.ids):
+            raise BaselineError(Problem(str(teacher), f"is of another test set than {path.name}"))
+        arrays |= {f"{name}.teacher": records for name, records in theirs.records.items()}
+    results.save_arrays(folder / "predictions.npz", arrays)
+    return ours.digest
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(name, str(a.dtype), tuple(a.shape[1:])) for name, a in arrays.items())
+
+
+def _versions(result: Result, candidate: Candidate, target: str) -> dict[str, str]:
+    """Versions of the libraries that measured the candidate for the target, and edgekd's own."""
+    from importlib import metadata
+
+    known = [m.environment for m in candidate.measurements if m.environment in result.environment and m.target in (None, target)]
+    found = result.environment[known[0]].get("versions", {}) if known else {}
+    try:
+        ours = {"edgekd": metadata.version("edgekd")}
+    except metadata.PackageNotFoundError:
+        ours = {}
+    return ours | {str(k): str(v) for k, v in found.items()}
+
+
+def _gate(run: Path, target: str) -> dict[str, Any]:
+    """The lines of recipe.toml's [gate.any] and [gate.<target>]; empty without a recipe."""
+    import tomllib
+
+    path = run / "recipe.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("gate", {}) if path.is_file() else {}
+    except ValueError as error:
+        raise UsageError(Problem(str(path), f"is no TOML: {error}")) from None
+    return {name: dict(lines) for name, lines in table.items() if name in ("any", target)}
+
+
+def _swap(part: Path, final: Path) -> None:
+    """Puts a finished folder in its place. The old one steps aside first: folders can't be exchanged in one move everywhere."""
+    sync(part)
+    old = final.with_name(f".{final.name}.{secrets.token_hex(6)}.old")
+    if final.exists() or final.is_symlink():
+        os.rename(final, old)
+    try:
+        os.rename(part, final)
+    except BaseException:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    sync(final.parent)
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _wrong(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    if len(manifest.files) > FILES:
+        yield "files", f"has {len(manifest.files)} entries, more than {FILES}"
+    for name, file in manifest.files.items():
+        if not NAME.fullmatch(name) or name == MANIFEST:
+            yield f"files.{name[:60]!a}", "is not a plain name of a file in the bundle"
+        if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
+            yield f"files.{name[:60]!a}.sha256", "is no SHA-256 digest"
+    for name in ("golden.npz", manifest.model):
+        if name not in manifest.files:
+            yield "files", f"lacks {name[:60]!a}"
+    if not NAME.fullmatch(manifest.target):
+        yield "target", "is no name of a target"
+
+
+def _differs(path: Path, file: File) -> str:
+    """What is wrong with a file; empty if nothing is. A link is never followed, a file of the wrong size never read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return "is a link, and a bundle holds plain files" if path.is_symlink() else f"can't be read: {error.strerror}"
+    with open(descriptor, "rb") as given:
+        status = os.fstat(given.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return "is not a plain file"
+        if status.st_size != file.bytes:
+            return f"has {status.st_size} bytes, the manifest says {file.bytes}"
+        return "" if hashlib.file_digest(given, "sha256").hexdigest() == file.sha256 else "differs from its digest in the manifest"
