@@ -272,6 +272,10 @@ def test_rounds_are_added_until_the_p50_is_known(tmp_path, monkeypatch):
     assert found["m"][0].n == 10  # with 10 the second smallest to the second largest remain: the odd one is out
     again = fake_host(lambda subject, round: 99.0)
     assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", run=again) == found and again.runs == []
+    results = tmp_path / "p" / "job" / "out" / "results.jsonl"  # cut off while rounds were added: a round without its control
+    results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:-1]))
+    (results.parent / "done.json").unlink()
+    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", run=run) == found
     endless = fake_host(lambda subject, round: 1.0 + round % 2)
     assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "q", run=endless)["m"][0].n == 20
 

@@ -14,6 +14,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper as nh
 
+from edgekd import intervals
 from edgekd.errors import RunFailed, UsageError
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static, trace
@@ -315,7 +316,20 @@ def test_ece_by_hand():
     """Four answers with confidence 0.8, three right; one with 0.6, wrong: (4 |0.75 - 0.8| + 1 |0 - 0.6|) / 5 = 16 %."""
     logits = np.log([[0.8, 0.2]] * 4 + [[0.6, 0.4]])
     assert quality.ece(logits, np.array([0, 0, 0, 1, 1])) == pytest.approx(16.0)
+    # neighbouring bins don't make up for each other: 0.9 always right, 0.97 always wrong, (2 * 0.1 + 2 * 0.97) / 4
+    neighbours = np.log([[0.9, 0.1]] * 2 + [[0.97, 0.03]] * 2)
+    assert quality.ece(neighbours, np.array([0, 0, 1, 1])) == pytest.approx(53.5)
     assert quality.ece(np.array([[100.0, 0.0]] * 3), np.zeros(3, int)) == pytest.approx(0.0, abs=1e-9)  # confidence 1 falls into the last bin
+
+
+def test_ece_is_the_definition_spelled_out():
+    confidence, right, n = scipy.special.softmax(STUDENT, axis=1).max(1), STUDENT.argmax(1) == Y, len(Y)
+    expected = 0.0
+    for i in range(15):
+        within = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        if within.any():
+            expected += within.sum() / n * abs(right[within].mean() - confidence[within].mean())
+    assert quality.ece(STUDENT, Y) == pytest.approx(100 * expected)
 
 
 def test_worst_class_drop_by_hand():
@@ -325,7 +339,8 @@ def test_worst_class_drop_by_hand():
     ours[100:105] = 0
     value, low, high = quality.worst_class_drop(ours, theirs, labels)
     assert value == pytest.approx(20) and 0 < low < 20 < high
-    assert high > 100 * 0.33  # three classes were looked at: wider than the interval of one
+    alone = intervals.paired(theirs[50:100], ours[50:100], 1 - 0.05 / 3)  # three classes were looked at
+    assert (low, high) == pytest.approx((100 * alone[1], 100 * alone[2]))
 
 
 def test_figures_of_a_classifier():

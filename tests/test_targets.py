@@ -92,6 +92,7 @@ def test_every_problem_of_a_file_is_reported_at_once(tmp_path):
 
 
 WRONG = [(GOOD + 'name = "x"', "there is no fact `name`"), ("title = ", "is not TOML"), ("int8 = 3\n" + GOOD, "int8")]
+WRONG += [('threads = "2"\n' + GOOD, "threads")]
 
 
 @pytest.mark.parametrize("text, message", WRONG)
