@@ -50,7 +50,7 @@ def sarif(checks: Sequence[Check]) -> str:
         for c in checks
         if c.verdict != "pass"
     ]
-    driver = {"name": "edgekd", "informationUri": "https://pypi.org/project/edgekd/", "rules": rules}
+    driver = {"name": "edgekd", "rules": rules}
     return json.dumps({"$schema": SARIF, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}, indent=1) + "\n"
 
 

@@ -1,0 +1,62 @@
+"""report.md: the trade-off table, verdicts and checks, for a pull request."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekd import results
+from edgekd.files import write_atomic
+from edgekd.records import Result
+from edgekd.report import rows as shown
+from edgekd.report.machine import markdown, summary
+from edgekd.report.rows import Row
+
+
+def write(run_folder: Path | str) -> Path:
+    """Writes RUN/report.md from RUN/result.json. Raises UsageError where the run can't be read."""
+    folder = Path(run_folder)
+    path = folder / "report.md"
+    write_atomic(path, render(results.read(folder / "result.json")).encode())
+    return path
+
+
+def render(result: Result) -> str:
+    parts = [f"# edgekd: {markdown(result.task)}"]
+    parts.append("\n".join(f"- {markdown(shown.verdict(name, found))}" for name, found in result.targets.items()))
+    for target, found in result.targets.items():
+        listed = shown.rows(result, target)
+        parts += [f"## {markdown(target)}", _table(listed), _caption(listed)]
+        if found.checks:
+            parts += ["### Budgets", summary(found.checks).rstrip()]
+    parts.append(f"Recipe sha256 `{markdown(result.recipe_sha256)}`. Machines: {_machines(result)}.")
+    parts.append(f"Again: `{shlex.join(['edgekd', 'compress', 'recipe.toml'])}` in the run's folder.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(listed: Sequence[Row]) -> str:
+    names = shown.columns(listed)
+    units = {n: next(r.figures[n].unit for r in listed if n in r.figures) for n in names}
+    head = ["candidate", *(shown.title(n, units[n]) for n in names), "size, teacher = 1"]
+    lines = ["| " + " | ".join(markdown(h) for h in head) + " |", "|---|" + "---:|" * (len(names) + 1)]
+    for row in listed:
+        mark = " **chosen**" if row.chosen else " (front)" if row.front else f" ({markdown(row.role)})" if row.role else ""
+        times = shown.smaller(row, listed)
+        cells = [f"`{row.candidate.id}`{mark}", *(_cell(row, n) for n in names), f"1/{times[:-1]}" if times else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row, name: str) -> str:
+    m = row.figures.get(name)
+    return "" if m is None else markdown(" ".join(filter(None, [shown.value(m), shown.interval(m), shown.MARKS[m.origin]])))
+
+
+def _caption(listed: Sequence[Row]) -> str:
+    marks = ", ".join(f"{shown.MARKS[o]} {shown.ORIGINS[o]}" for o in shown.origins(listed, shown.columns(listed)))
+    return f"Quality is that of the test split; front and choice were decided on validation. \\[low, high\\] is the 95 % interval. {marks}."
+
+
+def _machines(result: Result) -> str:
+    return ", ".join(markdown(f"{facts.get('cpu', 'unknown')} ({id})") for id, facts in result.environment.items()) or "none"

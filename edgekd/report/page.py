@@ -1,0 +1,264 @@
+"""report.html: one file that needs nothing else. Every text of the run is escaped: names come from recipes, files may come from anywhere."""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekd import results
+from edgekd.files import write_atomic
+from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
+from edgekd.report import charts
+from edgekd.report import rows as shown
+from edgekd.report.machine import figure
+from edgekd.report.rows import Row
+
+COSTS = ("latency_p50_ms", "file_bytes")
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # whatever slips through can load and run nothing
+RECIPE_LIMIT = 2**20  # characters
+
+
+def write(run_folder: Path | str) -> Path:
+    """Writes RUN/report.html from RUN/result.json and RUN/recipe.toml. Raises UsageError where the run can't be read."""
+    folder = Path(run_folder)
+    recipe = folder / "recipe.toml"
+    text = recipe.read_text(encoding="utf-8", errors="replace")[:RECIPE_LIMIT] if recipe.is_file() else ""
+    path = folder / "report.html"
+    write_atomic(path, render(results.read(folder / "result.json"), text).encode())
+    return path
+
+
+def render(result: Result, recipe: str = "") -> str:
+    """The page. The same result gives the same page."""
+    title = f"edgekd: {result.task}"
+    body = [f"<header><h1>{text(result.task)}</h1>{_summary(result)}</header>"]
+    body += [_target(result, name, found) for name, found in result.targets.items()]
+    body += [_environment(result.environment), _steps(result), _recipe(result, recipe), _everything(result.candidates)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
+        f"<title>{text(title)}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(filter(None, body))
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def text(value: Any) -> str:
+    return html.escape(shown.clean(str(value)))
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]], classes: Iterable[str] = (), left: int = 1) -> str:
+    """A table of cells that are HTML already; all but the first `left` columns are figures. `classes`: one per line."""
+    lines, classes = list(lines), list(classes)
+    kinds = ["" if i < left else ' class="n"' for i in range(len(head))]
+    top = "".join(f"<th{k}>{h}</th>" for h, k in zip(head, kinds, strict=True))
+    rows = []
+    for i, line in enumerate(lines):
+        kind = f' class="{classes[i]}"' if classes and classes[i] else ""
+        rows.append(f"<tr{kind}>" + "".join(f"<td{k}>{c}</td>" for c, k in zip(line, kinds, strict=True)) + "</tr>")
+    return f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n' + "\n".join(rows) + "\n</tbody></table></div>"
+
+
+def _summary(result: Result) -> str:
+    lines = []
+    for name, found in result.targets.items():
+        badge = f'<span class="badge {found.verdict}">{shown.VERDICTS[found.verdict]}</span> ' if found.verdict else ""
+        lines.append(f"<li>{badge}<b>{text(name)}</b>: {_sentence(result, name, found)}</li>")
+    return f'<ul class="summary">{"".join(lines)}</ul>'
+
+
+def _sentence(result: Result, target: str, found: TargetResult) -> str:
+    """What was found for a target, in a line."""
+    if not found.chosen:
+        return f"nothing chosen{': ' + text(found.reason) if found.reason else ''}"
+    listed = shown.rows(result, target)
+    row = next(r for r in listed if r.chosen)
+    facts = [
+        f"{t} {word} than the teacher"
+        for n, word in (("file_bytes", "smaller"), ("latency_p50_ms", "faster"))
+        if (t := shown.smaller(row, listed, n))
+    ]
+    teacher = next((r for r in listed if r.role == "teacher"), None)
+    for name in shown.metrics(listed)[:1]:
+        if name in row.figures:
+            theirs = f" (teacher {shown.value(teacher.figures[name])})" if teacher and name in teacher.figures else ""
+            facts.append(f"{text(name)} {shown.value(row.figures[name])} {text(row.figures[name].unit)}{theirs}")
+    return f"<code>{text(found.chosen)}</code>" + (f", {', '.join(facts)}" if facts else "") + (f". {text(found.reason)}" if found.reason else "")
+
+
+def _target(result: Result, target: str, found: TargetResult) -> str:
+    listed = shown.rows(result, target)
+    parts = [f"<h2>{text(target)}</h2>", _charts(listed), _figures(listed)]
+    if found.checks:
+        parts += ["<h3>Budgets</h3>", _checks(found.checks, found.chosen)]
+    return "<section>\n" + "\n".join(filter(None, parts)) + "\n</section>"
+
+
+def _charts(listed: Sequence[Row]) -> str:
+    up = next(iter((*shown.metrics(listed), "agreement")))
+    drawn = []
+    for cost in COSTS:
+        points = [_point(r, cost, up) for r in listed if cost in r.figures and up in r.figures]
+        if len(points) > 1:
+            unit = next(r.figures[up].unit for r in listed if up in r.figures)
+            across = "latency p50, ms" if cost == "latency_p50_ms" else "file, bytes"
+            drawn.append(
+                f"<figure>{charts.tradeoff(points, across, f'{shown.clean(up)}, {shown.clean(unit)}' if unit else shown.clean(up))}</figure>"
+            )
+    if not drawn:
+        return '<p class="note">Quality and time were not measured for this target: no machine with its features took part.</p>'
+    key = (
+        '<p class="key"><span class="chosen">&#9673; chosen</span> <span class="front">&#9679; on the front</span> '
+        '<span class="reference">&#9632; reference</span> <span class="dominated">&#8226; beaten by another</span>; whiskers are 95 % intervals. '
+        "Drawn are figures of the test split; front and choice were decided on validation.</p>"
+    )
+    return f'<div class="charts">{"".join(drawn)}</div>\n{key}'
+
+
+def _point(row: Row, cost: str, up: str) -> charts.Point:
+    x, y = row.figures[cost], row.figures[up]
+    kind: charts.Kind = "chosen" if row.chosen else "front" if row.front else "reference" if row.role else "dominated"
+    hint = f"{row.candidate.id}: {up} {shown.value(y)} {shown.interval(y)} {y.unit}, {cost} {shown.value(x)} {shown.interval(x)} {x.unit}"
+    return charts.Point(shown.clean(row.candidate.id), kind, (x.value, x.low, x.high), (y.value, y.low, y.high), shown.clean(hint))
+
+
+def _figures(listed: Sequence[Row]) -> str:
+    names = shown.columns(listed)
+    names = (*names, *(n for n in (*shown.FIDELITY[1:], "activation_bytes", "load_ms", "first_ms") if any(n in r.figures for r in listed)))
+    units = {n: next(r.figures[n].unit for r in listed if n in r.figures) for n in names}
+    head = ["candidate", *(text(shown.title(n, units[n])) for n in names)]
+    lines, classes = [], []
+    for row in listed:
+        note = "chosen" if row.chosen else "front" if row.front else row.role
+        times = {n: shown.smaller(row, listed, n) for n in COSTS}
+        cells = [f"<code>{text(row.candidate.id)}</code>" + (f" <small>{text(note)}</small>" if note and note != row.candidate.id else "")]
+        for n in names:
+            extra = f"<small>{times[n]} {'smaller' if n == 'file_bytes' else 'faster'}</small>" if times.get(n) else ""
+            cells.append(_cell(row.figures.get(n), extra))
+        lines.append(cells)
+        classes.append("chosen" if row.chosen else "front" if row.front else "reference" if row.role else "dominated")
+    marks = ", ".join(f"<sup>{shown.MARKS[o]}</sup> {text(shown.ORIGINS[o])}" for o in shown.origins(listed, names))
+    return table(head, lines, classes) + (f'\n<p class="key">{marks}.</p>' if marks else "")
+
+
+def _cell(m: Measurement | None, extra: str = "") -> str:
+    if m is None:
+        return ""
+    limits = shown.interval(m)
+    exact = f"{m.value:g} {m.unit}, n = {m.n}" + (f", {m.note}" if m.note else "")
+    below = "".join(filter(None, [f"<small>{limits}</small>" if limits else "", extra]))
+    return f'<span title="{text(exact)}">{shown.value(m)}<sup>{shown.MARKS[m.origin]}</sup></span>{below}'
+
+
+def _checks(checks: Sequence[Check], chosen: str | None) -> str:
+    head = ["verdict", "candidate", "measurement", "rule", "value", "why", "where"]
+    lines = []
+    for c in checks:
+        badge = f'<span class="badge {c.verdict}">{shown.VERDICTS[c.verdict]}</span>' + (" <small>warning only</small>" if c.level == "warn" else "")
+        lines.append([badge, f"<code>{text(c.candidate)}</code>", *(text(v) for v in (c.name, c.rule, figure(c), c.reason, c.place))])
+    return table(head, lines, left=len(head))
+
+
+def _environment(environment: Mapping[str, Mapping[str, Any]]) -> str:
+    if not environment:
+        return ""
+    names = list(dict.fromkeys(name for facts in environment.values() for name in facts))
+    lines = [[text(name), *(_fact(facts.get(name)) for facts in environment.values())] for name in names]
+    return f"<section><h2>Machines</h2>\n{table(['', *(f'<code>{text(id)}</code>' for id in environment)], lines, left=99)}</section>"
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{text(k)} {text(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(text(v) for v in value)
+    return "" if value is None else text({True: "yes", False: "no"}[value] if isinstance(value, bool) else value)
+
+
+def _steps(result: Result) -> str:
+    if not result.steps:
+        return ""
+    lines = [[text(s.get("step", "")), text(s.get("stage", "")), "found finished" if s.get("reused") else "done", _seconds(s)] for s in result.steps]
+    return f"<section><h2>Steps</h2>\n<details><summary>{len(lines)} steps</summary>{table(['step', 'stage', '', 'seconds'], lines, left=3)}</details></section>"
+
+
+def _seconds(step: Mapping[str, Any]) -> str:
+    value = step.get("seconds")
+    return f"{value:.1f}" if isinstance(value, int | float) else ""
+
+
+def _recipe(result: Result, recipe: str) -> str:
+    again = shlex.join(["edgekd", "compress", "recipe.toml"])
+    parts = ["<section><h2>Recipe, and how to repeat</h2>"]
+    parts.append(f"<p>In the folder of this run: <code>{text(again)}</code>. The recipe's SHA-256 is <code>{text(result.recipe_sha256)}</code>.</p>")
+    if recipe:
+        parts.append(f"<details><summary>recipe.toml</summary><pre>{html.escape(_lines(recipe))}</pre></details>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _lines(recipe: str) -> str:
+    return "\n".join(shown.clean(line.replace("\t", "    ")) for line in recipe.splitlines())
+
+
+def _everything(candidates: Sequence[Candidate]) -> str:
+    """All figures with all that is known about them, both splits."""
+    head = ["candidate", "measurement", "split", "target", "origin", "machine", "note", "n", "threads", "value", "low", "high", "unit"]
+    lines = [
+        [
+            *(text(v or "") for v in (c.id, m.name, m.split, m.target, m.origin, m.environment, m.note)),
+            *(text("" if v is None else v) for v in (m.n, m.threads)),
+            *(f"{v:.6g}" if isinstance(v, float) and not v.is_integer() else f"{v:,.0f}" for v in (m.value, m.low, m.high)),
+            text(m.unit),
+        ]
+        for c in candidates
+        for m in c.measurements
+    ]
+    files = [[f"<code>{text(v or '')}</code>" for v in (c.id, " > ".join(c.stages), c.form, c.file, c.sha256)] for c in candidates]
+    listed = table(["candidate", "stages", "form", "file", "sha256"], files, left=5)
+    return (
+        f"<section><h2>All figures</h2>\n<details><summary>{len(candidates)} files</summary>{listed}</details>\n"
+        f"<details><summary>{len(lines)} measurements</summary>{table(head, lines, left=7)}</details></section>"
+    )
+
+
+CSS = """
+:root { --bg: #fff; --fg: #1b1f24; --soft: #667080; --line: #e2e6eb; --card: #f6f8fa; --chosen: #0b7a43; --front: #1d62c9; --reference: #9a4f00; --dim: #8b94a0;
+  --bad: #b3261e; --open: #8a6100; }
+@media (prefers-color-scheme: dark) { :root { --bg: #12161b; --fg: #e4e8ed; --soft: #97a2b0; --line: #2b323b; --card: #1a2028; --chosen: #4ccf8b; --front: #79b0ff;
+  --reference: #f0a75a; --dim: #6b7684; --bad: #ff8a80; --open: #f2c14e; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--bg); color: var(--fg); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1240px; margin: 0 auto; padding: 28px 24px 60px; }
+h1 { font-size: 26px; margin: 0 0 8px; } h2 { font-size: 19px; margin: 36px 0 10px; padding-top: 14px; border-top: 1px solid var(--line); }
+h3 { font-size: 15px; margin: 22px 0 6px; }
+ul.summary { list-style: none; margin: 0; padding: 0; } ul.summary li { margin: 4px 0; }
+code, pre { font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+pre { background: var(--card); padding: 14px; overflow-x: auto; border-radius: 6px; }
+small { display: block; color: var(--soft); font-size: 11.5px; line-height: 1.35; } td:first-child small { display: inline; }
+sup { color: var(--soft); font-size: 10px; margin-left: 1px; line-height: 0; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; color: var(--soft); white-space: nowrap; } .n { text-align: right; white-space: nowrap; }
+tr.chosen { background: var(--card); font-weight: 600; } tr.chosen small { font-weight: 400; } tr.chosen td:first-child { box-shadow: inset 3px 0 var(--chosen); }
+tr.front td:first-child { box-shadow: inset 3px 0 var(--front); } tr.reference td:first-child { box-shadow: inset 3px 0 var(--reference); }
+tr.dominated { color: var(--soft); } td:first-child { white-space: nowrap; }
+.badge { display: inline-block; padding: 0 7px; border: 1px solid; border-radius: 4px; font-size: 11.5px; font-weight: 700; }
+.badge.pass { color: var(--chosen); } .badge.fail { color: var(--bad); } .badge.inconclusive { color: var(--open); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 16px; } figure { margin: 0; }
+.chart { width: 100%; height: auto; background: var(--card); border-radius: 8px; font-family: system-ui, sans-serif; }
+.chart text { fill: var(--fg); } .chart .tick { font-size: 11px; fill: var(--soft); } .chart .axis { font-size: 12px; fill: var(--soft); }
+.chart .label { font-size: 11.5px; } .chart text.dominated { fill: var(--soft); } .chart text.chosen { font-weight: 700; fill: var(--chosen); }
+.chart .grid { stroke: var(--line); stroke-width: 1; } .chart .line { fill: none; stroke: var(--front); stroke-width: 1.6; opacity: .55; }
+.chart .whisker { stroke-width: 1.2; opacity: .55; stroke: var(--dim); } .chart .dominated .mark { fill: var(--dim); opacity: .7; }
+.chart .front .mark { fill: var(--front); } .chart .front .whisker { stroke: var(--front); }
+.chart .reference .mark { fill: var(--reference); } .chart .reference .whisker { stroke: var(--reference); }
+.chart .chosen .mark { fill: var(--chosen); } .chart .chosen .ring { fill: none; stroke: var(--chosen); stroke-width: 1.8; }
+.chart .chosen .whisker { stroke: var(--chosen); opacity: .8; }
+.key, .note { color: var(--soft); font-size: 13px; margin: 8px 0 18px; } .key .chosen { color: var(--chosen); } .key .front { color: var(--front); }
+.key .reference { color: var(--reference); } details { margin: 8px 0; } summary { cursor: pointer; color: var(--soft); }
+@media print { main { max-width: none; } }
+"""
