@@ -251,8 +251,6 @@ def _data(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
 
 def _random(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Seeded inputs by type and shape: normal numbers, all values of a byte, 0 and 1 for wider integers (which often are indices)."""
-    import onnx
-
     generator, found, problems = np.random.default_rng(0), {}, []
     inner = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
@@ -261,7 +259,8 @@ def _random(model: onnx.ModelProto) -> dict[str, np.ndarray]:
         kind, dims = value.type.tensor_type, list(value.type.tensor_type.shape.dim)
         open_dims = [d.dim_param or "?" for d in dims[1:] if not d.HasField("dim_value")]
         shape = (SAMPLES, *(d.dim_value for d in dims[1:] if d.HasField("dim_value")))
-        if not value.type.HasField("tensor_type") or kind.elem_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+        dtype = static.dtype(kind.elem_type) if value.type.HasField("tensor_type") else None
+        if dtype is None or dtype.kind not in "fiub":
             problems.append(Problem(f"input {value.name}", "is no tensor of numbers"))
         elif not dims or open_dims:
             what = "has no axis of samples" if not dims else f"leaves {', '.join(open_dims)} open"
@@ -269,7 +268,6 @@ def _random(model: onnx.ModelProto) -> dict[str, np.ndarray]:
         elif min(shape) < 1 or math.prod(shape) > 2**28:
             problems.append(Problem(f"input {value.name}", f"has samples of shape {list(shape[1:])}", "give samples with --data FILE.npz"))
         else:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
             if dtype.kind in "iu":
                 low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.itemsize == 1 else (0, 2)
                 found[value.name] = generator.integers(low, high, shape).astype(dtype)

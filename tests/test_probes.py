@@ -165,6 +165,22 @@ def test_files_that_are_no_models_are_refused(tmp_path):
         static.read(tmp_path)
 
 
+def test_damaged_models_end_in_an_error_of_use_or_in_figures(tmp_path):
+    generator, refused = np.random.default_rng(0), 0
+    for data in (network().SerializeToString(), quantized().SerializeToString()):
+        for _ in range(80):
+            damaged = bytearray(data)
+            for _ in range(generator.integers(1, 4)):
+                damaged[-generator.integers(1, 600)] = generator.integers(0, 256)  # names, types and shapes stand at the end
+            (tmp_path / "m.onnx").write_bytes(damaged)
+            try:
+                static.measure(tmp_path / "m.onnx")
+                memory.measure(tmp_path / "m.onnx")
+            except UsageError:
+                refused += 1
+    assert refused > 40
+
+
 @pytest.mark.parametrize("location", ["weights.bin", "../../etc/passwd", "/etc/passwd"])
 def test_data_outside_the_file_is_refused(tmp_path, location):
     made = network()

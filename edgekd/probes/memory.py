@@ -47,8 +47,6 @@ def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement
 
 def buffers(model: onnx.ModelProto) -> list[Buffer]:
     """The buffers of a graph at batch 1. Raises UsageError where a value's shape can't be found."""
-    import onnx
-
     graph, shapes, types = model.graph, static.value_shapes(model), _types(model)
     fixed, nodes = set(static.constants(model)), []
     for node in graph.node:
@@ -75,7 +73,7 @@ def buffers(model: onnx.ModelProto) -> list[Buffer]:
         if unknown:
             raise UsageError(Problem(unknown[0], "the shape of this value can't be found", "fix the dimensions other than the batch when exporting"))
         # a group is as wide as its narrowest type: the wider ones are what an integer operator never writes out
-        width = min((onnx.helper.tensor_dtype_to_np_dtype(types[m]).itemsize for m in members if m in types), default=4)
+        width = min((kind.itemsize for m in members if (kind := static.dtype(types.get(m, 0))) is not None), default=4)
         size = max(math.prod(shapes[m]) for m in members) * width
         found.append(Buffer(name, size, min(first[m] for m in members), max(last[m] for m in members)))
     return [b for b in found if b.size]

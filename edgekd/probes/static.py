@@ -15,6 +15,7 @@ from edgekd.errors import Problem, UsageError
 from edgekd.records import Measurement
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
 LIMIT = 2**31 - 1  # what a protobuf can hold
@@ -130,6 +131,16 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
             if all(d.HasField("dim_value") for d in dims):
                 shapes[value.name] = tuple(d.dim_value for d in dims)
     return shapes
+
+
+def dtype(kind: int) -> np.dtype | None:
+    """The numpy type of an ONNX element type; None for what has none, or doesn't exist."""
+    import onnx
+
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(kind)
+    except (KeyError, ValueError):
+        return None
 
 
 def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
