@@ -43,6 +43,7 @@ def export(
     import onnx
 
     model = _translate(graph, grid, example, opset)
+    _pool(model.graph)
     sites = _render(model.graph, grid) if grid is not None else {}
     names = _clean(model, inputs, outputs, {"edgekd.schema": "edgekd.onnx/1", **(metadata or {})})
     onnx.checker.check_model(model, full_check=True)
@@ -118,6 +119,21 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
             user.replace_input_with(node, called)
     module.recompile()
     return module
+
+
+def _pool(graph: onnx.GraphProto) -> None:
+    """ReduceMean over height and width becomes GlobalAveragePool, which has an integer kernel and knows onnxruntime's layouts."""
+    from onnx import helper, numpy_helper
+
+    constants = {i.name: i for i in graph.initializer}
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.value_info, *graph.input)}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants or ranks.get(node.input[0]) != 4:
+            continue
+        axes = sorted(int(a) % 4 for a in numpy_helper.to_array(constants[node.input[1]]).ravel())
+        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        if axes == [2, 3] and keep:
+            node.CopyFrom(helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output)))
 
 
 def _render(graph: onnx.GraphProto, grid: Grid) -> dict[str, str]:

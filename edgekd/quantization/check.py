@@ -88,7 +88,8 @@ def _cause(a: np.ndarray, b: np.ndarray, site: Any) -> str:
     if a.ndim >= 2:
         channels = np.moveaxis(b - a, 1, 0).reshape(a.shape[1], -1)
         bad = np.abs(channels).max(1) > scale
-        if bad.any() and np.all(channels[bad].std(1) < 0.6 * scale):
+        moved = channels[bad][np.abs(channels[bad]) > scale]  # a bias moves all one way, weights both ways
+        if bad.any() and all(len(np.unique(np.sign(c[np.abs(c) > scale]))) == 1 for c in channels[bad]) and len(moved) > 8:
             return f"the bias of {int(bad.sum())} of {len(bad)} channels"
         if 0 < bad.sum() < len(bad):
             return f"the weights of {int(bad.sum())} of {len(bad)} channels"

@@ -1,0 +1,388 @@
+"""The exported int8 file computes what the fake-quantized model does, for model families, planted oddities and random graphs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from edgekd.errors import RunFailed, UsageError
+from edgekd.formats import onnx as format
+from edgekd.networks import perceptron, residual
+from edgekd.quantization import calibrated, check, fake, fake_quantized
+from edgekd.quantization import grid as grids
+from edgekd.quantization.capture import capture, graph_digest
+from edgekd.quantization.sites import place
+from edgekd.records import Scheme
+from edgekd.runtimes.onnxruntime import load
+
+
+def stirred(model, seed=0):
+    """Random weights, and batch statistics that folding must get right."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            p.data = torch.randn(p.shape, generator=generator) * (0.5 if p.ndim > 1 else 0.1) / max(1, p[0].numel()) ** 0.5
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.weight.data = 1 + 0.2 * torch.randn(module.weight.shape, generator=generator)
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return model.eval()
+
+
+class Depthwise(nn.Module):
+    """Depthwise and grouped convolutions, hard-swish, a concatenation, functional addition, a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16))
+        self.deep = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        self.wide = nn.Sequential(nn.Conv2d(16, 16, 1, groups=4), nn.BatchNorm2d(16))
+        self.up, self.head = nn.ConvTranspose2d(32, 8, 2, 2), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.hardswish(self.stem(x))
+        y = F.max_pool2d(torch.cat([F.relu(self.wide(self.deep(x)) + x), x], 1), 2)
+        return self.head(F.relu(self.up(y)).mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    """Attention written out, layer norm, GELU, positions as a parameter."""
+
+    def __init__(self, width=16, heads=2):
+        super().__init__()
+        self.heads, self.q, self.k, self.v, self.o = heads, *(nn.Linear(width, width) for _ in range(4))
+        self.norm1, self.norm2, self.up, self.down = nn.LayerNorm(width), nn.LayerNorm(width), nn.Linear(width, 32), nn.Linear(32, width)
+        self.position, self.head = nn.Parameter(torch.zeros(1, 6, width)), nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = x + self.position
+        b, t, w = x.shape
+        q, k, v = (f(self.norm1(x)).view(b, t, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        a = torch.softmax(q @ k.transpose(-1, -2) / (w // self.heads) ** 0.5, -1)
+        x = x + self.o((a @ v).transpose(1, 2).reshape(b, t, w))
+        return self.head((x + self.down(F.gelu(self.up(self.norm2(x))))).mean(1))
+
+
+class Twice(nn.Module):
+    """A module called twice, a weight shared by two layers, a branch that is read three times, and an output that was only moved."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.a, self.b = nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        y = F.relu(self.norm(self.conv(x)))
+        y = F.relu(self.norm(self.conv(y))) + y
+        z = F.avg_pool2d(y, 2).flatten(2).mean(1).flatten(1)
+        return torch.reshape(self.b(F.relu(self.a(z))) * z, (-1, 16))
+
+
+FAMILIES = {
+    "residual": (lambda: residual((8, 16), channels=3, classes=7), (3, 12, 12)),
+    "depthwise": (Depthwise, (3, 16, 16)),
+    "encoder": (Encoder, (6, 16)),
+    "perceptron": (lambda: perceptron((24, 16), features=10, classes=3), (10,)),
+    "twice": (Twice, (4, 8, 8)),
+}
+
+
+def data(shape, rows, seed=1):
+    return torch.randn((rows, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def exported(model, x, folder, **how):
+    """(fake-quantized outputs, file outputs, grid, file, {site: name}) of a model calibrated on x."""
+    module = calibrated(model, [x], **how)
+    grid, graph = fake.settle(module), capture(model, x[:2])
+    graph.load_state_dict({n: t for n, t in module.state_dict().items() if n in graph.state_dict()})
+    path = folder / "model.onnx"
+    names = format.export(graph, grid, x[:2], path)
+    with torch.no_grad():
+        ours = fake.apply(graph, grid)(x).numpy()
+    return ours, load(str(path), 1)({"input": x.numpy()})["output"], grid, path, names
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    make, shape = FAMILIES[request.param]
+    return request.param, stirred(make()), data(shape, 400)
+
+
+class TestFamilies:
+    def test_capture_is_the_model(self, family):
+        _, model, x = family
+        graph = capture(model, x[:2])
+        assert torch.allclose(graph(x), model(x), atol=1e-5)
+        assert not any("batch_norm" in str(n.target) for n in graph.graph.nodes)
+        assert graph_digest(graph) == graph_digest(capture(stirred(model, seed=9), x[:2]))
+
+    def test_float_file_is_the_model(self, family, tmp_path):
+        _, model, x = family
+        format.export(capture(model, x[:2]), None, x[:2], tmp_path / "m.onnx")
+        for rows in (1, 3, 400):  # the batch is dynamic
+            assert np.allclose(load(str(tmp_path / "m.onnx"), 1)({"input": x[:rows].numpy()})["output"], model(x[:rows]).detach().numpy(), atol=1e-5)
+
+    def test_int8_file_is_the_fake_quantized_model(self, family, tmp_path):
+        name, model, x = family
+        ours, theirs, grid, path, names = exported(model, x, tmp_path)
+        step = grid.sites[list(names)[-1]].scale[0]
+        equality = check.compare(ours, theirs, step)
+        assert equality.reasons == () and equality.equal > 0.97, equality
+        assert [k.partition("(")[0] for k in format.float_kernels(path)] == (
+            ["ConvTranspose"] if name == "depthwise" else []
+        )  # onnxruntime has no such
+        assert abs(ours - model(x).detach().numpy()).mean() < 0.1 * model(x).std()  # and it is no other model
+
+    def test_weights_stand_once_as_int8(self, family, tmp_path):
+        import onnx
+
+        _, model, x = family
+        *_, path, _ = exported(model, x, tmp_path)
+        tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+        large = [t for t in tensors.values() if t.ndim > 1 and t.size > 24 and t.dtype == np.float32]
+        assert [t.shape for t in large] == ([(1, 6, 16)] if isinstance(model, Encoder) else [])  # positions are added in float
+        unique = {id(p): p for p in capture(model, x[:2]).parameters() if p.ndim > 1 and p.shape != (1, 6, 16)}
+        assert sorted(t.size for t in tensors.values() if t.dtype == np.int8 and t.ndim > 1) == sorted(p.numel() for p in unique.values())
+
+    def test_training_steps_have_gradients_everywhere(self, family):
+        _, model, x = family
+        for learned in (False, True):
+            module = fake_quantized(model, x, learned=learned).train()
+            module(x[:32]).square().sum().backward()
+            dead = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+            assert dead == []
+
+    def test_same_bytes_from_another_call(self, family, tmp_path):
+        _, model, x = family
+        (tmp_path / "elsewhere").mkdir()
+        first, second = exported(model, x, tmp_path)[3], exported(model, x, tmp_path / "elsewhere")[3]
+        assert first.read_bytes() == second.read_bytes()
+        assert b"/" not in first.read_bytes().replace(b"edgekd.onnx/1", b"") or not any(
+            w in first.read_bytes() for w in (b"site-packages", b".py", b"/work", b"/home")
+        )
+
+
+def test_grid_round_trip(tmp_path):
+    model, x = stirred(residual((8, 16), channels=3, classes=7)), data((3, 8, 8), 64)
+    module = calibrated(model, [x])
+    grid = fake.settle(module)
+    grids.write(grid, tmp_path / "grid.json")
+    assert grids.read(tmp_path / "grid.json") == grid
+    with torch.no_grad():
+        assert torch.equal(fake.apply(capture(model, x[:2]), grid)(x), module(x))
+    with pytest.raises(RunFailed, match="another graph"):
+        fake.apply(capture(stirred(residual((8,), channels=3, classes=7)), x[:2]), grid)
+
+
+def test_lattice_by_hand():
+    assert fake.lattice(-1.0, 1.55, 255) == (pytest.approx(0.01, rel=1e-6), 100)
+    assert fake.lattice(0.5, 2.55, 255) == (pytest.approx(0.01, rel=1e-6), 0)  # zero is always held
+    assert fake.lattice(-2.0, -1.0, 255)[1] == 255
+    assert fake.lattice(0.0, 0.0, 255) == (1.0, 0)
+
+
+def test_exact_arithmetic_by_hand():
+    value = fake.Value("v", 8)
+    value.set_range(-1.0, 1.55)
+    value.mode = "exact"
+    x = torch.tensor([-2.0, -1.0, 0.0, 0.004, 0.006, 1.55, 9.0])
+    assert torch.allclose(value(x), torch.tensor([-1.0, -1.0, 0.0, 0.0, 0.01, 1.55, 1.55]), atol=1e-6)
+    half = fake.Value("h", 8)
+    half.set_range(0.0, 255.0)
+    half.mode = "exact"
+    assert half(torch.tensor([0.5, 1.5, 2.5])).tolist() == [0.0, 2.0, 2.0]  # half to even
+
+
+def test_fused_training_arithmetic_is_the_exact_one():
+    """Where no tie is near, the fused operators of training round as evaluation does."""
+    model, x = stirred(residual((8, 16), channels=3, classes=7)), data((3, 8, 8), 64)
+    module = fake_quantized(model, x)
+    fake.freeze(module)
+    with torch.no_grad():
+        trained = module.train()(x)
+        exact = fake.set_mode(module.eval(), "exact")(x)
+    step = fake.grid_of(module).sites[list(place(capture(model, x[:2])).values)[-1]].scale[0]
+    assert (torch.round((trained - exact).abs() / step) <= 1).all() and ((trained - exact).abs() < step / 4).float().mean() > 0.97
+
+
+def test_biases_round_at_the_product_of_scales_and_pass_the_gradient():
+    value, weight = fake.Value("v", 8), fake.Weight("w", 0, 8, False, torch.tensor([[1.27], [2.54]]))
+    value.set_range(0.0, 2.55)
+    bias = fake.Bias(value, weight)
+    b = torch.tensor([0.00014, 0.00014], requires_grad=True)
+    for mode in ("train", "exact"):
+        bias.mode = mode
+        assert torch.allclose(bias(b), torch.tensor([0.0001, 0.0002]), atol=1e-8)  # steps 0.01 * 0.01 and 0.01 * 0.02
+    bias.mode = "train"
+    bias(b).sum().backward()
+    assert b.grad.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("bits, most", [(8, 127), (7, 63), (4, 7)])
+def test_weight_bits_bound_the_file(tmp_path, bits, most):
+    import onnx
+
+    model, x = stirred(residual((8,), channels=3, classes=7)), data((3, 8, 8), 64)
+    ours, theirs, grid, path, names = exported(model, x, tmp_path, scheme=Scheme(weight_bits=bits))
+    assert check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0]).reasons == ()
+    tensors = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+    assert max(abs(t.astype(int)).max() for t in tensors if t.dtype == np.int8 and t.ndim > 1) == most
+
+
+class TestOddities:
+    def check(self, model, x, folder):
+        ours, theirs, grid, path, names = exported(model, x, folder)
+        assert check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0]).reasons == ()
+        assert all(np.isfinite(s.scale).all() and min(s.scale) > 0 for s in grid.sites.values())
+        return ours
+
+    def test_dead_channels_with_a_bias(self, tmp_path):
+        model = stirred(residual((8, 16), channels=3, classes=7))
+        conv = model[3].conv1
+        conv.weight.data[2:5] = 0
+        self.check(model, data((3, 8, 8), 200), tmp_path)
+
+    def test_a_layer_of_zeros(self, tmp_path):
+        model = stirred(residual((8, 16), channels=3, classes=7))
+        model[-1].weight.data.zero_()
+        model[-1].bias.data.zero_()
+        assert not self.check(model, data((3, 8, 8), 50), tmp_path).any()
+
+    def test_an_outlier_channel_and_huge_values(self, tmp_path):
+        model = stirred(residual((8, 16), channels=3, classes=7))
+        model[3].conv1.weight.data[1] *= 1e4
+        self.check(model, data((3, 8, 8), 200) * 1e3, tmp_path)
+
+    def test_a_tiny_channel_with_a_large_bias(self, tmp_path):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+        stirred(model)
+        model[0].weight.data[3] *= 1e-9
+        model[0].bias.data[3] = 2.0
+        self.check(model, data((3, 8, 8), 100), tmp_path)
+
+    def test_constant_input(self, tmp_path):
+        self.check(stirred(residual((8,), channels=3, classes=7)), torch.zeros(8, 3, 8, 8), tmp_path)
+
+    def test_one_sample(self, tmp_path):
+        model = stirred(residual((8,), channels=3, classes=7))
+        module = calibrated(model, [data((3, 8, 8), 2)[:2]])
+        assert fake.settle(module).sites
+
+    def test_nan_in_calibration_names_the_site(self):
+        x = data((3, 8, 8), 8)
+        x[3, 0, 0, 0] = float("nan")
+        with pytest.raises(RunFailed, match="not finite at `input"):
+            calibrated(stirred(residual((8,), channels=3, classes=7)), [x])
+
+    def test_control_flow_on_values_is_refused(self):
+        class Branch(nn.Module):
+            def forward(self, x):
+                return x * 2 if x.sum() > 0 else x
+
+        with pytest.raises(UsageError, match="can't be captured"):
+            capture(Branch(), data((3,), 4))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    model, x = stirred(residual((8, 16), channels=3, classes=7)), data((3, 12, 12), 200)
+    module = calibrated(model, [x])
+    grid, graph = fake.settle(module), capture(model, x[:2])
+    graph.load_state_dict({n: t for n, t in module.state_dict().items() if n in graph.state_dict()})
+    names = format.export(graph, grid, x[:2], folder / "model.onnx")
+    return fake.apply(graph, grid), grid, folder / "model.onnx", names, x
+
+
+class TestPlantedDefects:
+    """The layer whose numbers were changed in the file is the one that is named."""
+
+    @pytest.mark.parametrize("number", [0, 2, 4])
+    @pytest.mark.parametrize("operand, word", [(1, "weight"), (2, "bias")])
+    def test_the_layer_is_named(self, sound, tmp_path, number, operand, word):
+        import onnx
+
+        module, grid, path, names, x = sound
+        model = onnx.load(path)
+        makers = {o: n for n in model.graph.node for o in n.output}
+        conv = [n for n in model.graph.node if n.op_type == "Conv"][number]
+        store = makers[conv.input[operand]].input[0]
+        for tensor in model.graph.initializer:
+            if tensor.name == store:
+                array = onnx.numpy_helper.to_array(tensor).copy()
+                array[1] = array[1] // 2 + 40 if operand == 1 else array[1] + 40000
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, store))
+        onnx.save(model, tmp_path / "broken.onnx")
+        with torch.no_grad():
+            ours = module(x).numpy()
+        theirs = load(str(tmp_path / "broken.onnx"), 1)({"input": x.numpy()})["output"]
+        equality = check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0])
+        assert equality.reasons
+        told = check.first_difference(module, grid, tmp_path / "broken.onnx", names, x[:32], {"input": x[:32].numpy()})
+        values = [s for s in grid.sites if s in names]
+        convs = [n.output[0] for n in model.graph.node if n.op_type == "Conv"]
+        after = {v: k for k, v in names.items()}
+        reached, value = None, convs[number]
+        while reached is None:  # the site that the layer's value arrives at
+            node = next(n for n in model.graph.node if value in n.input)
+            value = node.output[0]
+            reached = after.get(value)
+        assert told.startswith(f"first at `{reached}`") and reached in values, told
+        assert word in told or operand == 1
+
+    def test_the_rule(self):
+        model = np.zeros((100, 3), np.float32)
+        assert check.compare(model, model, 0.1).reasons == ()
+        far = model.copy()
+        far[0, 0] = 0.2
+        assert "2.0 steps" in check.compare(model, far, 0.1).reasons[0]
+        many = model + 0.1 * (np.arange(300).reshape(100, 3) % 10 == 0)
+        assert "90.00 % of the outputs" in check.compare(model, many, 0.1).reasons[0]
+        ours, theirs = np.array([[0.0, 0.3]]), np.array([[0.3, 0.2]])
+        assert any("more than one step apart" in r for r in check.compare(ours, theirs, 0.1).reasons)
+        assert check.compare(model, np.full_like(model, np.nan), 0.1).reasons
+
+
+@st.composite
+def graphs(draw):
+    """Small random networks: convolutions, pools, additions, concatenations, activations."""
+    steps = draw(st.lists(st.sampled_from(["conv", "deep", "relu", "add", "cat", "pool", "max", "swish", "mul"]), min_size=2, max_size=6))
+    return tuple(steps), draw(st.integers(0, 1000))
+
+
+class Random(nn.Module):
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.layers, width = steps, nn.ModuleList(), 4
+        for step in steps:
+            self.layers.append(
+                {"conv": nn.Conv2d(width, 8, 3, 1, 1), "deep": nn.Conv2d(width, width, 3, 1, 1, groups=width)}.get(step, nn.Identity())
+            )
+            width = {"conv": 8, "cat": 2 * width}.get(step, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        before = x
+        for step, layer in zip(self.steps, self.layers, strict=True):
+            y = layer(x)
+            y = {
+                "relu": F.relu, "swish": F.silu, "pool": lambda t: F.avg_pool2d(t, 2, 1), "max": lambda t: F.max_pool2d(t, 3, 1, 1),
+                "add": lambda t: t + (before if before.shape == t.shape else t), "cat": lambda t: torch.cat([t, t.relu()], 1), "mul": lambda t: t * torch.sigmoid(t),
+            }.get(step, lambda t: t)(y)  # fmt: skip
+            before, x = x, y
+        return self.head(x.mean((2, 3)))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(graphs())
+def test_random_graphs_agree(tmp_path_factory, drawn):
+    steps, seed = drawn
+    model, x = stirred(Random(steps), seed), data((4, 10, 10), 200, seed)
+    ours, theirs, grid, path, names = exported(model, x, tmp_path_factory.mktemp("random"))
+    equality = check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0])
+    assert equality.reasons == (), (steps, seed, equality)
+    assert format.float_kernels(path) == []
