@@ -1,4 +1,4 @@
-"""The trade-off as inline SVG: a cost across, quality up, whiskers for the 95 % intervals, a line along the front. Colours are CSS classes of the page."""
+"""The trade-off as inline SVG: a cost across, quality up, whiskers for 95 % intervals, a line along the front. Colours come from the page's CSS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
-
 
 WIDTH, HEIGHT = 560, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 14, 50
@@ -120,11 +119,12 @@ def _mark(p: Point, x: Scale, y: Scale) -> str:
 
 def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[str]:
     """Each label where it covers no marker and no other label; one that fits nowhere is left to the pointer (and the table)."""
-    marks = [(x(p.x[0]) - 6, y(p.y[0]) - 6, x(p.x[0]) + 6, y(p.y[0]) + 6) for p in points]
+    reach = [(11 if p.kind == "chosen" else 6, x(p.x[0]), y(p.y[0])) for p in points]
+    marks = [(a - r, b - r, a + r, b + r) for r, a, b in reach]
     taken: list[tuple[float, float, float, float]] = []
     for p in points:
         wide, a, b = GLYPH * len(p.label), x(p.x[0]), y(p.y[0])
-        for gap, side, rise in itertools.product((11, 19, 30), ("start", "end", "middle"), (0, -1, 1)):
+        for gap, side, rise in itertools.product((11, 16, 24, 34), ("start", "end", "middle"), (0, -1, 1)):
             if side == "middle" and not rise:
                 continue
             left = {"start": a + gap, "end": a - gap - wide, "middle": a - wide / 2}[side]

@@ -17,7 +17,9 @@ from edgekd.report.machine import figure
 from edgekd.report.rows import Row
 
 COSTS = ("latency_p50_ms", "file_bytes")
+FASTER = {"file_bytes": "smaller", "latency_p50_ms": "faster"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # whatever slips through can load and run nothing
+STYLE = Path(__file__).with_name("page.css")
 RECIPE_LIMIT = 2**20  # characters
 
 
@@ -33,7 +35,7 @@ def write(run_folder: Path | str) -> Path:
 
 def render(result: Result, recipe: str = "") -> str:
     """The page. The same result gives the same page."""
-    title = f"edgekd: {result.task}"
+    title, style = f"edgekd: {result.task}", STYLE.read_text(encoding="utf-8")
     body = [f"<header><h1>{text(result.task)}</h1>{_summary(result)}</header>"]
     body += [_target(result, name, found) for name, found in result.targets.items()]
     body += [_environment(result.environment), _steps(result), _recipe(result, recipe), _everything(result.candidates)]
@@ -41,7 +43,7 @@ def render(result: Result, recipe: str = "") -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f"<title>{text(title)}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(filter(None, body))
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -77,11 +79,8 @@ def _sentence(result: Result, target: str, found: TargetResult) -> str:
         return f"nothing chosen{': ' + text(found.reason) if found.reason else ''}"
     listed = shown.rows(result, target)
     row = next(r for r in listed if r.chosen)
-    facts = [
-        f"{t} {word} than the teacher"
-        for n, word in (("file_bytes", "smaller"), ("latency_p50_ms", "faster"))
-        if (t := shown.smaller(row, listed, n))
-    ]
+    ratios = [f"{times} {word}" for name, word in FASTER.items() if (times := shown.smaller(row, listed, name))]
+    facts = [f"{' and '.join(ratios)} than the teacher"] if ratios else []
     teacher = next((r for r in listed if r.role == "teacher"), None)
     for name in shown.metrics(listed)[:1]:
         if name in row.figures:
@@ -113,7 +112,7 @@ def _charts(listed: Sequence[Row]) -> str:
         return '<p class="note">Quality and time were not measured for this target: no machine with its features took part.</p>'
     key = (
         '<p class="key"><span class="chosen">&#9673; chosen</span> <span class="front">&#9679; on the front</span> '
-        '<span class="reference">&#9632; reference</span> <span class="dominated">&#8226; beaten by another</span>; whiskers are 95 % intervals. '
+        '<span class="reference">&#9632; reference</span> <span class="dominated">&#8226; not on the front</span>; whiskers are 95 % intervals. '
         "Drawn are figures of the test split; front and choice were decided on validation.</p>"
     )
     return f'<div class="charts">{"".join(drawn)}</div>\n{key}'
@@ -137,7 +136,7 @@ def _figures(listed: Sequence[Row]) -> str:
         times = {n: shown.smaller(row, listed, n) for n in COSTS}
         cells = [f"<code>{text(row.candidate.id)}</code>" + (f" <small>{text(note)}</small>" if note and note != row.candidate.id else "")]
         for n in names:
-            extra = f"<small>{times[n]} {'smaller' if n == 'file_bytes' else 'faster'}</small>" if times.get(n) else ""
+            extra = f"<small>{times[n]} {FASTER[n]}</small>" if times.get(n) else ""
             cells.append(_cell(row.figures.get(n), extra))
         lines.append(cells)
         classes.append("chosen" if row.chosen else "front" if row.front else "reference" if row.role else "dominated")
@@ -183,7 +182,8 @@ def _steps(result: Result) -> str:
     if not result.steps:
         return ""
     lines = [[text(s.get("step", "")), text(s.get("stage", "")), "found finished" if s.get("reused") else "done", _seconds(s)] for s in result.steps]
-    return f"<section><h2>Steps</h2>\n<details><summary>{len(lines)} steps</summary>{table(['step', 'stage', '', 'seconds'], lines, left=3)}</details></section>"
+    listed = table(["step", "stage", "", "seconds"], lines, left=3)
+    return f"<section><h2>Steps</h2>\n<details><summary>{len(lines)} steps</summary>{listed}</details></section>"
 
 
 def _seconds(step: Mapping[str, Any]) -> str:
@@ -223,42 +223,3 @@ def _everything(candidates: Sequence[Candidate]) -> str:
         f"<section><h2>All figures</h2>\n<details><summary>{len(candidates)} files</summary>{listed}</details>\n"
         f"<details><summary>{len(lines)} measurements</summary>{table(head, lines, left=7)}</details></section>"
     )
-
-
-CSS = """
-:root { --bg: #fff; --fg: #1b1f24; --soft: #667080; --line: #e2e6eb; --card: #f6f8fa; --chosen: #0b7a43; --front: #1d62c9; --reference: #9a4f00; --dim: #8b94a0;
-  --bad: #b3261e; --open: #8a6100; }
-@media (prefers-color-scheme: dark) { :root { --bg: #12161b; --fg: #e4e8ed; --soft: #97a2b0; --line: #2b323b; --card: #1a2028; --chosen: #4ccf8b; --front: #79b0ff;
-  --reference: #f0a75a; --dim: #6b7684; --bad: #ff8a80; --open: #f2c14e; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--bg); color: var(--fg); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 28px 24px 60px; }
-h1 { font-size: 26px; margin: 0 0 8px; } h2 { font-size: 19px; margin: 36px 0 10px; padding-top: 14px; border-top: 1px solid var(--line); }
-h3 { font-size: 15px; margin: 22px 0 6px; }
-ul.summary { list-style: none; margin: 0; padding: 0; } ul.summary li { margin: 4px 0; }
-code, pre { font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-pre { background: var(--card); padding: 14px; overflow-x: auto; border-radius: 6px; }
-small { display: block; color: var(--soft); font-size: 11.5px; line-height: 1.35; } td:first-child small { display: inline; }
-sup { color: var(--soft); font-size: 10px; margin-left: 1px; line-height: 0; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; color: var(--soft); white-space: nowrap; } .n { text-align: right; white-space: nowrap; }
-tr.chosen { background: var(--card); font-weight: 600; } tr.chosen small { font-weight: 400; } tr.chosen td:first-child { box-shadow: inset 3px 0 var(--chosen); }
-tr.front td:first-child { box-shadow: inset 3px 0 var(--front); } tr.reference td:first-child { box-shadow: inset 3px 0 var(--reference); }
-tr.dominated { color: var(--soft); } td:first-child { white-space: nowrap; }
-.badge { display: inline-block; padding: 0 7px; border: 1px solid; border-radius: 4px; font-size: 11.5px; font-weight: 700; }
-.badge.pass { color: var(--chosen); } .badge.fail { color: var(--bad); } .badge.inconclusive { color: var(--open); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 16px; } figure { margin: 0; }
-.chart { width: 100%; height: auto; background: var(--card); border-radius: 8px; font-family: system-ui, sans-serif; }
-.chart text { fill: var(--fg); } .chart .tick { font-size: 11px; fill: var(--soft); } .chart .axis { font-size: 12px; fill: var(--soft); }
-.chart .label { font-size: 11.5px; } .chart text.dominated { fill: var(--soft); } .chart text.chosen { font-weight: 700; fill: var(--chosen); }
-.chart .grid { stroke: var(--line); stroke-width: 1; } .chart .line { fill: none; stroke: var(--front); stroke-width: 1.6; opacity: .55; }
-.chart .whisker { stroke-width: 1.2; opacity: .55; stroke: var(--dim); } .chart .dominated .mark { fill: var(--dim); opacity: .7; }
-.chart .front .mark { fill: var(--front); } .chart .front .whisker { stroke: var(--front); }
-.chart .reference .mark { fill: var(--reference); } .chart .reference .whisker { stroke: var(--reference); }
-.chart .chosen .mark { fill: var(--chosen); } .chart .chosen .ring { fill: none; stroke: var(--chosen); stroke-width: 1.8; }
-.chart .chosen .whisker { stroke: var(--chosen); opacity: .8; }
-.key, .note { color: var(--soft); font-size: 13px; margin: 8px 0 18px; } .key .chosen { color: var(--chosen); } .key .front { color: var(--front); }
-.key .reference { color: var(--reference); } details { margin: 8px 0; } summary { cursor: pointer; color: var(--soft); }
-@media print { main { max-width: none; } }
-"""

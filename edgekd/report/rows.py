@@ -82,9 +82,7 @@ def number(value: float, digits: int | None = None) -> str:
         return str(value)
     if digits is not None:
         return f"{value:,.{digits}f}"
-    if abs(value) >= 1000 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
 def digits(m: Measurement) -> int | None:

@@ -13,12 +13,15 @@ from edgekd.report import rows as shown
 from edgekd.report.rows import Row
 
 WIDE = 140  # columns where nobody says how many there are
+P90, AGREE, MEMORY = "latency_p90_ms interval", "agreement interval", "peak interval"
 LEAN = (  # what is left out, step by step, until a table fits
     (),
-    ("latency_p90_ms interval",),
-    ("latency_p90_ms interval", "agreement interval", "peak interval"),
-    ("latency_p90_ms interval", "agreement interval", "peak interval", "parameters"),
-    ("latency_p90_ms interval", "agreement interval", "peak interval", "parameters", "latency_p90_ms", "peak"),
+    (P90,),
+    (P90, MEMORY, AGREE),
+    (P90, MEMORY, AGREE, "parameters"),
+    (P90, MEMORY, AGREE, "parameters", "peak"),
+    (P90, MEMORY, AGREE, "parameters", "peak", "latency_p90_ms", "smaller"),
+    (P90, MEMORY, AGREE, "parameters", "peak", "latency_p90_ms", "smaller", "macs"),
 )
 
 
@@ -41,13 +44,15 @@ def _headline(result: Result, target: str) -> str:
 
 
 def _fit(found: Sequence[Row], width: int, colour: bool) -> str:
-    """The fullest table that fits; the leanest where none does."""
-    text = ""
+    """The fullest table that fits; the leanest where none does. What was left out is said."""
+    without: Sequence[str] = ()
     for without in LEAN:
-        text = _render(found, without, colour)
         if max(len(line) for line in _render(found, without, False).splitlines()) <= width:
             break
-    return text
+    names = shown.columns(found)
+    gone = [name for name in names if name in without or (name in shown.PEAK and "peak" in without)]
+    note = f"\nleft out of {width} columns: {', '.join(gone)} (in the report)" if gone else ""
+    return _render(found, without, colour) + note
 
 
 def _render(found: Sequence[Row], without: Sequence[str], colour: bool) -> str:
@@ -58,47 +63,59 @@ def _render(found: Sequence[Row], without: Sequence[str], colour: bool) -> str:
     from rich.text import Text
 
     names = [n for n in shown.columns(found) if n not in without and not (n in shown.PEAK and "peak" in without)]
+    ratio = "smaller" not in without and any(r.role == "teacher" for r in found)
+    common = {name: _common(found, name) for name in names}
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     grid.add_column("")
     grid.add_column("candidate", no_wrap=True)
     for name in names:
         m = next(row.figures[name] for row in found if name in row.figures)
-        grid.add_column(shown.title(name, m.unit), justify="right", no_wrap=True)
-        if name == "file_bytes" and any(r.role == "teacher" for r in found):
+        mark = f" {shown.MARKS[common[name]]}" if common[name] else ""
+        grid.add_column(shown.title(name, m.unit) + mark, justify="right", no_wrap=True)
+        if name == "file_bytes" and ratio:
             grid.add_column("smaller", justify="right", no_wrap=True)
     for row in found:
         cells = [">" if row.chosen else "*" if row.front else "", shown.clean(row.candidate.id)]
         for name in names:
-            cells.append(_cell(row, name, without))
-            if name == "file_bytes" and any(r.role == "teacher" for r in found):
+            cells.append(_cell(row, name, without, marked=not common[name]))
+            if name == "file_bytes" and ratio:
                 cells.append(shown.smaller(row, found))
         style = "bold green" if row.chosen else "" if row.front else "cyan" if row.role else "dim"
         grid.add_row(*(Text(cell) for cell in cells), style=style)
     out = io.StringIO()
-    Console(file=out, force_terminal=colour, color_system="standard" if colour else None, width=1000, markup=False, highlight=False).print(grid)
+    system = "standard" if colour else None
+    Console(file=out, force_terminal=colour, color_system=system, width=1000, markup=False, highlight=False, legacy_windows=False).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def _cell(row: Row, name: str, without: Sequence[str]) -> str:
+def _common(found: Sequence[Row], name: str) -> str:
+    """The origin that all figures of a column share: it stands in the heading; empty where they differ."""
+    known = {row.figures[name].origin for row in found if name in row.figures}
+    return known.pop() if len(known) == 1 else ""
+
+
+def _cell(row: Row, name: str, without: Sequence[str], marked: bool) -> str:
     m = row.figures.get(name)
     if m is None:
         return "-"
     bare = f"{'peak' if name in shown.PEAK else name} interval" in without
-    return " ".join(filter(None, [shown.value(m), "" if bare else shown.interval(m), shown.MARKS[m.origin]]))
+    return " ".join(filter(None, [shown.value(m), "" if bare else shown.interval(m), shown.MARKS[m.origin] if marked else ""]))
 
 
 def _legend(found: Sequence[Row]) -> list[str]:
     names = shown.columns(found)
-    marks = ", ".join(f"{shown.MARKS[o]} {shown.ORIGINS[o]}" for o in shown.origins(found, names))
-    lines = ["> chosen, * on the front (both decided on validation); quality is that of the test split; [low, high] is the 95 % interval"]
-    return [*lines, marks] if marks else lines
+    marks = "; ".join(f"{shown.MARKS[o]} {shown.ORIGINS[o]}" for o in shown.origins(found, names))
+    what = "quality is that of the test split; [low, high] is the 95 % interval; smaller: the file against the teacher's"
+    return ["> chosen, * on the front: both decided on validation", what, *([marks] if marks else [])]
 
 
 def _verdicts(result: Result) -> list[str]:
     lines = []
     for target, found in result.targets.items():
         lines.append(shown.verdict(target, found))
-        lines += [f"  {shown.check(c)}" for c in found.checks if c.candidate == found.chosen or found.chosen is None]
+        for c in found.checks:
+            whose = "" if c.candidate == found.chosen else f"{shown.clean(c.candidate)}: "
+            lines.append(f"  {whose}{shown.check(c)}")
     return lines
 
 
