@@ -18,7 +18,7 @@ from edgekd.decisions.rules import LOWER, Budget, Rule, fitted, parse, problems,
 from edgekd.errors import FAILED, INCONCLUSIVE, PASSED
 from edgekd.records import Candidate, Check, Measurement, Metric, Verdict
 
-__all__ = ["Budget", "Reference", "Rule", "exit_code", "excess", "judge", "overall", "problems", "read", "rules", "with_default"]
+__all__ = ["Budget", "Reference", "Rule", "exit_code", "excess", "judge", "limit", "overall", "problems", "read", "rules", "with_default"]
 
 SLACK = 1e-9  # what rounding may add to a figure that isn't counted
 Records = Mapping[str, np.ndarray]
@@ -84,12 +84,20 @@ def exit_code(verdicts: Iterable[Verdict], inconclusive: Literal["fail", "warn"]
     return INCONCLUSIVE if "inconclusive" in verdicts and inconclusive == "fail" else PASSED
 
 
-def excess(check: Check) -> float | None:
-    """How far a check's value is beyond its limit, in the check's unit; negative: what is left. None where there is no value."""
+def limit(check: Check) -> float | None:
+    """The limit of a check's rule, in the check's unit."""
     rule = fitted(parse(check.name, check.rule), check.unit)
-    if check.value is None or rule is None:
+    return None if rule is None else rule.limit
+
+
+def excess(check: Check) -> float | None:
+    """How far a check's value (of a predicted one: its bad end) is beyond the limit, in the check's unit; negative: what is left."""
+    bound = limit(check)
+    if bound is None or check.value is None:
         return None
-    return rule.limit - check.value if rule.kind == "min" else check.value - rule.limit
+    least = check.rule.startswith("min")
+    value = (check.low if least else check.high) if check.origin == "predicted" else check.value
+    return None if value is None else bound - value if least else value - bound
 
 
 # ---------------------------------------------------------------- figures

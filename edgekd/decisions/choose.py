@@ -1,0 +1,143 @@
+"""The choice for one target, by the contract's rule, from the validation split alone.
+
+Of the points within the budgets, the best by the first key of `minimize`; what its interval doesn't tell apart from the best is a tie, decided by
+the next key, then by `maximize`, bytes, MACs and the id. Candidates that differ by seed alone are one point and count by their mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgekd.decisions.budget import SLACK, excess, limit
+from edgekd.decisions.front import front
+from edgekd.records import Candidate, Check, Measurement, TargetResult
+
+REFERENCES = ("teacher", "alone")  # points that are shown and never chosen
+LAST = ("file_bytes", "macs")
+Figure = tuple[float, float, float]  # value, low, high; NaN where there is none
+Within = Callable[[Candidate], tuple[Check, ...]]
+NOTHING: Figure = (math.nan, math.nan, math.nan)
+
+
+class Select(Protocol):
+    """What a recipe's `[select]` says: names of measurements."""
+
+    maximize: Sequence[str]
+    minimize: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Over:
+    """A rule that a point breaks: by how much, in the measurement's unit and as a share of the limit."""
+
+    check: Check
+    by: float
+    share: float
+
+    def __str__(self) -> str:
+        unit = f" {self.check.unit}".rstrip()
+        return f"{self.check.name} is {self.by:.3g}{unit} beyond `{self.check.rule}`"
+
+
+def choose(candidates: Iterable[Candidate], *, target: str, select: Select, within: Within, references: Collection[str] = ()) -> TargetResult:
+    """Front, choice and its reason. `within`: a candidate's checks by point estimate on validation; `references`: ids that are never chosen."""
+    points = competing(candidates, target, references)
+    if not points:
+        return TargetResult((), None, None, (), f"nothing was made for {target}")
+    on_front = pareto(points, target, select)
+    checks = {c.id: within(c) for seeds in points.values() for c in seeds}
+    broken = {point: over([checks[c.id] for c in seeds]) for point, seeds in points.items()}
+    fit = [point for point, found in broken.items() if not found]
+    ids = tuple(c.id for point in on_front for c in points[point])
+    if not fit:
+        nearest = min(points, key=lambda p: (sum(o.share for o in broken[p]), p))
+        told = "; ".join(str(o) for o in broken[nearest])
+        count = "the only candidate is not" if len(points) == 1 else f"none of {len(points)} candidates is"
+        return TargetResult(ids, None, None, (), f"{count} within the budgets; the nearest is {nearest}: {told}")
+    point, how = best(fit, points, target, select)
+    chosen = _seed(points[point], checks, target, select)
+    return TargetResult(ids, chosen.id, None, (), f"{len(fit)} of {len(points)} within the budgets; {how}")
+
+
+def competing(candidates: Iterable[Candidate], target: str, references: Collection[str] = ()) -> dict[str, list[Candidate]]:
+    """{point: its seeds} without references, in their order. Where some were measured for the target, those that weren't don't compete."""
+    students = [c for c in candidates if c.id not in references and c.point not in REFERENCES]
+    measured = [c for c in students if any(m.target == target for m in c.measurements)]
+    points: dict[str, list[Candidate]] = {}
+    for candidate in measured or students:
+        points.setdefault(candidate.point, []).append(candidate)
+    return points
+
+
+def pareto(points: dict[str, list[Candidate]], target: str, select: Select) -> tuple[str, ...]:
+    """The points on the front of all keys of `select` that any point has a figure for."""
+    rows = {p: [figure(s, n, target)[0] for n in select.minimize] + [-figure(s, n, target)[0] for n in select.maximize] for p, s in points.items()}
+    names = list(rows)
+    return tuple(names[i] for i in front(list(rows.values())))
+
+
+def figure(seeds: Sequence[Candidate], name: str, target: str) -> Figure:
+    """The mean over seeds of a measurement: on validation where it is of a split."""
+    found = [m for m in (_of(c, name, target) for c in seeds) if m is not None]
+    if not found:
+        return NOTHING
+    value, low, high = (sum(getattr(m, field) for m in found) / len(found) for field in ("value", "low", "high"))
+    return value, low, high
+
+
+def _of(candidate: Candidate, name: str, target: str) -> Measurement | None:
+    named = [m for m in candidate.measurements if m.name == name and m.target in (None, target) and m.split in (None, "validation")]
+    finite = [m for m in named if all(map(math.isfinite, (m.value, m.low, m.high)))]
+    order = ("counted", "measured", "emulated", "predicted")
+    return min(finite, key=lambda m: (order.index(m.origin), m.target is None), default=None)
+
+
+def over(seeds: Sequence[tuple[Check, ...]]) -> list[Over]:
+    """The rules that a point breaks, given the checks of each of its seeds in one order. A rule without a figure is not broken."""
+    found = []
+    for checks in zip(*seeds, strict=True):
+        judged = [(c, by) for c in checks if c.verdict != "inconclusive" and (by := excess(c)) is not None]
+        if not judged or checks[0].level == "warn" or all(c.verdict == "pass" for c, _ in judged):
+            continue
+        check, by = judged[0][0], sum(by for _, by in judged) / len(judged)
+        if by > SLACK or all(c.verdict == "fail" for c, _ in judged):
+            found.append(Over(check, by, by / (abs(limit(check) or 0.0) or 1.0)))
+    return found
+
+
+def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, select: Select) -> tuple[str, str]:
+    """(the best point, how it was told from the others)."""
+    left, decided = list(fit), "it is the only one"
+    for name, sign in [*((n, 1.0) for n in select.minimize), *((n, -1.0) for n in select.maximize), *((n, 1.0) for n in LAST)]:
+        if len(left) == 1:
+            break
+        figures = {p: _turned(figure(points[p], name, target), sign) for p in left}
+        known = {p: f for p, f in figures.items() if not math.isnan(f[0])}
+        if not known:
+            continue
+        top = min(known.values(), key=lambda f: (f[0], f[2]))
+        close = [p for p, f in known.items() if f[1] <= top[2]]
+        if len(close) < len(left):
+            decided = f"{'lowest' if sign > 0 else 'highest'} {name}" + ("" if len(left) == len(fit) else ", after ties")
+        left = close
+    if len(left) > 1:
+        decided = "tied in everything, first by name"
+    return min(left), decided
+
+
+def _turned(f: Figure, sign: float) -> Figure:
+    return f if sign > 0 else (-f[0], -f[2], -f[1])
+
+
+def _seed(seeds: Sequence[Candidate], checks: dict[str, tuple[Check, ...]], target: str, select: Select) -> Candidate:
+    """Which of a point's seeds is delivered: one that breaks nothing by itself, the best on validation, then the first."""
+
+    def rank(candidate: Candidate) -> tuple:
+        broken = over([checks[candidate.id]])
+        quality = [-figure([candidate], name, target)[0] for name in select.maximize]
+        return sum(o.share for o in broken), [math.inf if math.isnan(q) else q for q in quality], candidate.seed
+
+    return min(seeds, key=rank)
