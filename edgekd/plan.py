@@ -104,7 +104,7 @@ class _Planner:
                 continue
             example = example if example is not None else _example(self.task, self.data("train"))
             for settings in {repr(s): s for s in (dict(w.into(line), **o) for w in self.wants() for o in self.own_sweep(line))}.values():
-                found = line.part(**settings).check(models.create(self.task, "student", 0), example)
+                found = line.part(**settings).check(models.create(self.task, "student", 0), example, self.task.forward)
                 problems += [
                     dataclasses.replace(p, place=f"{self.read.place}: stage {line.number} ({line.name}): {p.place}".rstrip(": ")) for p in found
                 ]
