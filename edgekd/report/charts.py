@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edgekd.report.rows import short
+
 WIDTH, HEIGHT = 560, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 14, 50
 GLYPH = 6.3  # width of a letter of a label, roughly
@@ -73,14 +75,6 @@ def ticks(low: float, high: float, log: bool = False, count: int = 6) -> list[fl
     return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def short(value: float) -> str:
-    """A tick's number: 1.2M, 96k, 0.05."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size * 0.9999:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.4g}"
-
-
 def _scale(values: Sequence[float], first: float, last: float, positive: bool = False) -> Scale:
     low, high = min(values), max(values)
     if positive and low > 0 and high / low > DECADE:
@@ -93,10 +87,10 @@ def _scale(values: Sequence[float], first: float, last: float, positive: bool = 
 def _axes(x: Scale, y: Scale, across: str, up: str) -> Iterator[str]:
     for v in ticks(x.low, x.high, x.log):
         yield f'<line class="grid" x1="{x(v):.1f}" x2="{x(v):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        yield f'<text class="tick" x="{x(v):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{short(v)}</text>'
+        yield f'<text class="tick" x="{x(v):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{short(v, 4)}</text>'
     for v in ticks(y.low, y.high):
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        yield f'<text class="tick" x="{LEFT - 7}" y="{y(v) + 4:.1f}" text-anchor="end">{short(v)}</text>'
+        yield f'<text class="tick" x="{LEFT - 7}" y="{y(v) + 4:.1f}" text-anchor="end">{short(v, 4)}</text>'
     log = ", logarithmic" if x.log else ""
     yield f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 12}" text-anchor="middle">{html.escape(across)}{log}</text>'
     middle = (TOP + HEIGHT - BOTTOM) / 2
@@ -124,7 +118,8 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[str]:
     taken: list[tuple[float, float, float, float]] = []
     for p in points:
         wide, a, b = GLYPH * len(p.label), x(p.x[0]), y(p.y[0])
-        for gap, side, rise in itertools.product((11, 16, 24, 34), ("start", "end", "middle"), (0, -1, 1)):
+        clear = 5 if p.kind == "chosen" else 0
+        for gap, side, rise in itertools.product((11 + clear, 16 + clear, 24, 34), ("start", "end", "middle"), (0, -1, 1)):
             if side == "middle" and not rise:
                 continue
             left = {"start": a + gap, "end": a - gap - wide, "middle": a - wide / 2}[side]

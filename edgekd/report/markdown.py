@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def render(result: Result) -> str:
         parts += [f"## {markdown(target)}", _table(listed), _caption(listed)]
         if found.checks:
             parts += ["### Budgets", summary(found.checks).rstrip()]
-    parts.append(f"Recipe sha256 `{markdown(result.recipe_sha256)}`. Machines: {_machines(result)}.")
+    parts.append(f"Recipe sha256 {_code(result.recipe_sha256)}. Machines: {_machines(result)}.")
     parts.append(f"Again: `{shlex.join(['edgekd', 'compress', 'recipe.toml'])}` in the run's folder.")
     return "\n\n".join(parts) + "\n"
 
@@ -43,9 +44,14 @@ def _table(listed: Sequence[Row]) -> str:
     for row in listed:
         mark = " **chosen**" if row.chosen else " (front)" if row.front else f" ({markdown(row.role)})" if row.role else ""
         times = shown.smaller(row, listed)
-        cells = [f"`{row.candidate.id}`{mark}", *(_cell(row, n) for n in names), f"1/{times[:-1]}" if times else ""]
+        cells = [f"{_code(row.candidate.id)}{mark}", *(_cell(row, n) for n in names), f"1/{times[:-1]}" if times else ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _code(name: str) -> str:
+    """A plain name as code; any other as text, where all can be escaped."""
+    return f"`{name}`" if re.fullmatch(r"[A-Za-z0-9_.+=-]+", name) else markdown(name)
 
 
 def _cell(row: Row, name: str) -> str:

@@ -18,7 +18,7 @@ ORIGINS = {
 FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop")  # quality that is no metric of a task
 PEAK = ("peak_rss_over_runtime_bytes", "peak_rss_bytes")
 TITLES = {
-    "file_bytes": "bytes", "macs": "MACs", "parameters": "parameters", "latency_p50_ms": "p50 ms", "latency_p90_ms": "p90 ms",
+    "file_bytes": "bytes", "macs": "MACs", "parameters": "params", "latency_p50_ms": "p50 ms", "latency_p90_ms": "p90 ms",
     "peak_rss_over_runtime_bytes": "peak MB", "peak_rss_bytes": "peak MB", "activation_bytes": "activations B",
 }  # fmt: skip
 VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
@@ -83,6 +83,15 @@ def number(value: float, digits: int | None = None) -> str:
     if digits is not None:
         return f"{value:,.{digits}f}"
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+
+
+def short(value: float, digits: int = 3) -> str:
+    """A number in little room: 1.23M, 96.2k, 0.05."""
+    value = float(f"{value:.{digits}g}")
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def digits(m: Measurement) -> int | None:

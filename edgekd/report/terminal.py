@@ -49,10 +49,16 @@ def _fit(found: Sequence[Row], width: int, colour: bool) -> str:
     for without in LEAN:
         if max(len(line) for line in _render(found, without, False).splitlines()) <= width:
             break
-    names = shown.columns(found)
-    gone = [name for name in names if name in without or (name in shown.PEAK and "peak" in without)]
-    note = f"\nleft out of {width} columns: {', '.join(gone)} (in the report)" if gone else ""
+    gone = [shown.title(n) for n in shown.columns(found) if _short(n) in without]
+    bare = [shown.title(n) for n in shown.columns(found) if f"{_short(n)} interval" in without and _short(n) not in without]
+    parts = [", ".join(gone), f"the intervals of {', '.join(bare)}" if bare else ""]
+    note = f"\nin the report, not in {width} columns: {' and '.join(filter(None, parts))}" if gone or bare else ""
     return _render(found, without, colour) + note
+
+
+def _short(name: str) -> str:
+    """The name that LEAN has for a measurement."""
+    return "peak" if name in shown.PEAK else name
 
 
 def _render(found: Sequence[Row], without: Sequence[str], colour: bool) -> str:
@@ -62,7 +68,7 @@ def _render(found: Sequence[Row], without: Sequence[str], colour: bool) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    names = [n for n in shown.columns(found) if n not in without and not (n in shown.PEAK and "peak" in without)]
+    names = [n for n in shown.columns(found) if _short(n) not in without]
     ratio = "smaller" not in without and any(r.role == "teacher" for r in found)
     common = {name: _common(found, name) for name in names}
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -98,8 +104,9 @@ def _cell(row: Row, name: str, without: Sequence[str], marked: bool) -> str:
     m = row.figures.get(name)
     if m is None:
         return "-"
-    bare = f"{'peak' if name in shown.PEAK else name} interval" in without
-    return " ".join(filter(None, [shown.value(m), "" if bare else shown.interval(m), shown.MARKS[m.origin] if marked else ""]))
+    bare = f"{_short(name)} interval" in without
+    value = shown.short(m.value) if name in ("macs", "parameters") else shown.value(m)
+    return " ".join(filter(None, [value, "" if bare else shown.interval(m), shown.MARKS[m.origin] if marked else ""]))
 
 
 def _legend(found: Sequence[Row]) -> list[str]:
@@ -121,7 +128,7 @@ def _verdicts(result: Result) -> list[str]:
 
 def _next(result: Result, folder: Path | str | None) -> list[str]:
     """The report's path and the commands to try next; a folder that isn't known is written RUN."""
-    home = "RUN" if folder is None else str(folder)
+    home = "RUN" if folder is None else shown.clean(str(folder))
     files = {c.id: c.file for c in result.candidates if c.file}
     verdicts = {t.verdict for t in result.targets.values()}
     commands = [["edgekd", "gate", home, *(["--why"] if verdicts & {"fail", "inconclusive"} else [])]]
@@ -131,4 +138,4 @@ def _next(result: Result, folder: Path | str | None) -> list[str]:
         if teacher and ours:
             commands.append(["edgekd", "compare", f"{home}/{teacher}", f"{home}/{ours}", "--target", target])
             break
-    return [f"report: {home}/report.html", *(f"next: {shlex.join(c)}" for c in commands)]
+    return [f"report: {home}/report.html", *(f"next: {shown.clean(shlex.join(c))}" for c in commands)]
