@@ -188,13 +188,13 @@ def problems(
     found: list[Problem] = []
     units = {**UNITS, **(metrics or {})}
     for target, table in gate.items():
-        where = f"{place}.{target}"
+        where = _under(place, target)
         if targets is not None and target != ANY and target not in targets:
             near = difflib.get_close_matches(target, [ANY, *targets], 1)
             hint = f"did you mean `{near[0]}`?" if near else f"targets: {', '.join(targets)}; `any` stands for all"
             found.append(Problem(where, f"no target is named `{target}`", hint))
         if not isinstance(table, Mapping):
-            found.append(Problem(where, "must be a table of measurements", f'[{where.rpartition(" ")[2]}] with top1 = "min 88 %"'))
+            found.append(Problem(where, "must be a table of measurements", f'[{target}] with top1 = "min 88 %"'))
             continue
         for name, value in table.items():
             lines(value, name, f"{where}.{name}", units, found)
@@ -211,10 +211,14 @@ def rules(gate: Mapping[str, Mapping[str, Any]], target: str, place: str = "reci
     wrong: list[Problem] = []
     merged = {name: (ANY, value) for name, value in gate.get(ANY, {}).items()} | {n: (target, v) for n, v in gate.get(target, {}).items()}
     for name, (table, value) in merged.items():
-        found += lines(value, name, f"{place}.{table}.{name}", UNITS, wrong)
+        found += lines(value, name, f"{_under(place, table)}.{name}", UNITS, wrong)
     if wrong:
         raise UsageError(*wrong)
     return tuple(found)
+
+
+def _under(place: str, table: str) -> str:
+    return f"{place}.{table}" if place.endswith("gate") else f"{place}: {table}"
 
 
 def with_default(gate: Mapping[str, Any], metric: str, unit: str = "%", targets: Sequence[str] | None = None) -> dict[str, Any]:
@@ -231,9 +235,9 @@ def with_default(gate: Mapping[str, Any], metric: str, unit: str = "%", targets:
     return made
 
 
-def read(path: Path | str, targets: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-    """The tables of a budget file: `[any]`, `[TARGET]`, or the same inside of `[gate]` (so that a recipe will do). Raises UsageError with
-    every problem."""
+def read(path: Path | str, targets: Iterable[str] | None = None, metrics: Mapping[str, str] | None = None) -> tuple[dict[str, Any], str]:
+    """(tables, their place) of a budget file: `[any]`, `[TARGET]`, or the same inside of `[gate]`, so that a recipe will do. `targets`,
+    `metrics`: see `problems`. Raises UsageError with every problem."""
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -247,11 +251,11 @@ def read(path: Path | str, targets: Iterable[str] | None = None) -> dict[str, di
         if beside:
             raise UsageError(Problem(where, f"has [gate.*] and also [{beside[0]}]", "put all tables inside of [gate], or none"))
         table, where = table["gate"], f"{path}: gate"
-    else:
-        where = f"{path}: budget"
-    found = problems(table, where, known)
+    elif "stage" in table:  # a recipe without a gate
+        table = {}
+    found = problems(table, where, known, metrics)
     if not any(isinstance(t, dict) and t for t in table.values()):
         found.append(Problem(str(path), "has no budget", '[any] with top1 = "min 88 %"'))
     if found:
         raise UsageError(*found)
-    return table
+    return table, where

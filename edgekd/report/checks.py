@@ -1,0 +1,44 @@
+"""The checks of a gate as text: the verdict first, then a line per check, and why where it is asked for or open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgekd.records import Check, Verdict
+from edgekd.report import machine
+from edgekd.report import rows as shown
+
+
+def render(checks: Sequence[Check], verdict: Verdict, heads: Mapping[str, str], skipped: Sequence[str] = (), basis: Sequence[str] | None = None) -> str:
+    """`heads`: {target: what was judged}; `skipped`: rules that were not; `basis`: per check, what it was judged on."""
+    lines = [headline(checks, verdict)]
+    told = list(zip(checks, basis or [""] * len(checks), strict=True))
+    for target, judged in heads.items():
+        mine = [(c, text) for c, text in told if c.target == target]
+        if not mine:
+            continue
+        lines += ["", f"{shown.clean(target)}: {shown.clean(judged)}"]
+        rows = [_cells(c) for c, _ in mine]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        for (c, text), row in zip(mine, rows, strict=True):
+            lines.append(("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip())
+            lines += [f"      {shown.clean(words)}" for words in (c.reason, text) if words]
+    if skipped:
+        lines += ["", "not judged (only what is deterministic was): " + "; ".join(shown.clean(s) for s in skipped)]
+    return "\n".join(lines)
+
+
+def headline(checks: Sequence[Check], verdict: Verdict) -> str:
+    """`edgekd gate  FAIL  5 checks: 1 failed, 2 inconclusive, 1 warned`."""
+    counts = {
+        "failed": sum(c.verdict == "fail" and c.level == "error" for c in checks),
+        "inconclusive": sum(c.verdict == "inconclusive" and c.level == "error" for c in checks),
+        "warned": sum(c.verdict != "pass" and c.level == "warn" for c in checks),
+    }
+    told = ", ".join(f"{n} {what}" for what, n in counts.items() if n) or "all passed"
+    return f"edgekd gate  {shown.VERDICTS[verdict]}  {len(checks)} check{'s' if len(checks) > 1 else ''}: {told}"
+
+
+def _cells(c: Check) -> tuple[str, ...]:
+    verdict = shown.VERDICTS[c.verdict] + (" (warning)" if c.level == "warn" and c.verdict != "pass" else "")
+    return verdict, shown.clean(c.name), shown.clean(c.rule), shown.clean(machine.figure(c))
