@@ -265,10 +265,13 @@ def _differs(path: Path, file: File) -> str:
         return "is missing"
     except OSError as error:
         return "is a link, and a bundle holds plain files" if path.is_symlink() else f"can't be read: {error.strerror}"
-    with open(descriptor, "rb") as given:
-        status = os.fstat(given.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             return "is not a plain file"
         if status.st_size != file.bytes:
             return f"has {status.st_size} bytes, the manifest says {file.bytes}"
-        return "" if hashlib.file_digest(given, "sha256").hexdigest() == file.sha256 else "differs from its digest in the manifest"
+        with open(descriptor, "rb", closefd=False) as given:
+            return "" if hashlib.file_digest(given, "sha256").hexdigest() == file.sha256 else "differs from its digest in the manifest"
+    finally:
+        os.close(descriptor)

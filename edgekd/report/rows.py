@@ -36,12 +36,16 @@ class Row:
 
 
 def rows(result: Result, target: str) -> tuple[Row, ...]:
-    """The references first, then the candidates that compete for a target, in the order of the run."""
+    """The references first, then the candidates that compete for a target, in the order of the run.
+
+    Where some were measured for the target, those that weren't don't compete; where none was, what was counted is shown of all."""
     roles = {id: role for role, id in result.references.items()}
     for c in result.candidates:  # seeds of a reference beyond the one it is named by
         roles.setdefault(c.id, next((roles[o.id] for o in result.candidates if o.point == c.point and o.id in roles), ""))
     found = result.targets[target]
-    shown = [c for c in result.candidates if roles[c.id] or _competes(c, target, found)]
+    measured = {c.id for c in result.candidates if not roles[c.id] and any(m.target == target for m in c.measurements)}
+    named = {*found.front, found.chosen, *(c.candidate for c in found.checks)}
+    shown = [c for c in result.candidates if roles[c.id] or not measured or c.id in measured | named]
     shown.sort(key=lambda c: _order(roles[c.id]))
     return tuple(Row(c, roles[c.id], c.id == found.chosen, c.id in found.front, figures(c, target)) for c in shown)
 
@@ -156,13 +160,6 @@ def check(c: Check) -> str:
 def clean(text: str) -> str:
     """Text from a file on one line, with control characters shown, not sent to a terminal."""
     return "".join(ch if ch.isprintable() else ascii(ch)[1:-1] for ch in text)
-
-
-def _competes(candidate: Candidate, target: str, found: TargetResult) -> bool:
-    """Whether a candidate is one of a target's: named by it, with figures for it, or with figures that hold for all alone."""
-    named = candidate.id in (*found.front, found.chosen, *(c.candidate for c in found.checks))
-    targets = {m.target for m in candidate.measurements if m.target is not None}
-    return named or target in targets or not targets
 
 
 def _order(role: str) -> int:
