@@ -13,7 +13,7 @@ import pytest
 from edgekd import results
 from edgekd.delivery import bundle
 from edgekd.errors import BaselineError, UsageError
-from edgekd.records import Candidate, Measurement, Metric, Result, TargetResult
+from edgekd.records import Candidate, Check, Measurement, Metric, Result, TargetResult
 
 MODEL = b"not really a model" * 100
 TOP1 = Metric("top1", "%", "higher", lambda outputs, labels: (outputs.argmax(1) == labels).astype(float), lambda r: 100 * float(r.mean()))
@@ -32,7 +32,8 @@ def run(tmp_path):
     other = dataclasses.replace(ours, target="pi", environment="def")
     found = (candidate("teacher", b"teacher"), candidate("small.int8", MODEL, size, ours, other))
     environment = {"abc": {"cpu": "A", "versions": {"onnxruntime": "1.31.1"}}, "def": {"versions": {"onnxruntime": "1.0"}}}
-    targets = {"host": TargetResult(("small.int8",), "small.int8", "pass"), "pi": TargetResult((), None, None)}
+    check = Check("host", "small.int8", "top1", "min 88 %", "pass", "error", 97.0, 95.0, 98.0, "%", "measured")
+    targets = {"host": TargetResult(("small.int8",), "small.int8", "pass", (check,)), "pi": TargetResult((), None, None)}
     result = Result("digits", "cd" * 32, environment, {"teacher": "teacher"}, found, targets)
     for name, data in (("teacher", b"teacher"), ("small.int8", MODEL)):
         (folder / "models").mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,7 @@ def test_a_bundle_holds_the_measured_file_and_says_what_it_is(run):
     assert manifest.inputs == (bundle.Tensor("input", "float32", (1, 8, 8)),) and manifest.outputs == (bundle.Tensor("output", "float32", (10,)),)
     assert manifest.test_digest == "ef" * 32 and manifest.recipe_sha256 == "cd" * 32 and manifest.versions["onnxruntime"] == "1.31.1"
     assert [(m.name, m.target) for m in manifest.measurements] == [("file_bytes", None), ("top1", "host")]
+    assert [c.rule for c in manifest.checks] == ["min 88 %"] and list(manifest.environment) == ["abc"] and manifest.golden is None
     assert manifest.gate == {"any": {"top1": "min 88 %"}}
     for name, file in manifest.files.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == file.sha256 and (folder / name).stat().st_size == file.bytes
@@ -268,6 +270,7 @@ def test_names_that_lead_elsewhere_are_refused(run, name):
         ({"inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]}, "greater than or equal"),
         ({"measurements": [{"name": "top1"}]}, "field required"),
         ({"verdict": "great"}, "verdict"),
+        ({"golden": "real"}, "golden"),
         ({"recipe_sha256": None}, "field required"),
     ],
 )

@@ -117,7 +117,7 @@ def test_a_targets_own_figure_goes_before_one_for_all_and_anothers_is_not_shown(
 
 def test_references_stand_first_and_other_targets_candidates_are_left_out(result):
     elsewhere = candidate("prune-0.5.int8-pi", 90.0, 1000, 1000, 1.0, target="pi")
-    counts = dataclasses.replace(elsewhere, id="other", point="other", measurements=(counted("file_bytes", 5),))  # of a target that nothing was measured for
+    counts = dataclasses.replace(elsewhere, id="other", point="other", measurements=(counted("file_bytes", 5),))
     twin = candidate("alone-1", 94.0, 98765, 1_234_567, 0.08, seed=1, point="alone")
     result = dataclasses.replace(result, candidates=(elsewhere, counts, *result.candidates[::-1], twin))
     shown = rows.rows(result, "host")

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le, MinLen
@@ -24,7 +24,7 @@ from annotated_types import Ge, Le, MinLen
 from edgekd import results
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256, sync, write_atomic
-from edgekd.records import Candidate, Measurement, Result, Verdict
+from edgekd.records import Candidate, Check, Measurement, Result, Verdict
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -53,7 +53,8 @@ class Tensor:
 @dataclass(frozen=True)
 class Manifest:
     """`manifest.json`. `model` names one of `files`; `measurements` are the candidate's that hold for the target; `gate`: the recipe's
-    budget lines for any target and for this one; `verdict`: what they came to when the bundle was made; `versions` of the machine that measured."""
+    budget lines for any target and for this one; `verdict` and `checks`: what they came to when the bundle was made; `environment`: the machines
+    that measured, `versions` those of the libraries that did; `golden`: whether its inputs are samples of the task or synthetic (None: not said)."""
 
     task: str
     target: str
@@ -70,6 +71,9 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     gate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Verdict | None = None
+    checks: tuple[Check, ...] = ()
+    environment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    golden: Literal["samples", "synthetic"] | None = None
     schema: str = f"edgekd.manifest/{VERSION}"
 
 
@@ -81,6 +85,7 @@ def write(
     *,
     golden_inputs: Mapping[str, np.ndarray],
     golden_outputs: Mapping[str, np.ndarray],
+    golden: Literal["samples", "synthetic"] | None = None,
 ) -> Path:
     """Makes RUN/bundles/<target>/, in place of an older one, whole or not at all. Golden arrays are [n, ...], the same n in all.
 
@@ -98,6 +103,9 @@ def write(
         results.save_arrays(part / "golden.npz", arrays)
         digest = _predictions(run, result, candidate_id, part)
         files = {p.name: File(sha256(p), p.stat().st_size) for p in sorted(part.iterdir())}
+        measurements = tuple(m for m in candidate.measurements if m.target in (None, target))
+        machines = {id: result.environment[id] for m in measurements if (id := m.environment) in result.environment}
+        found = result.targets[target]
         manifest = Manifest(
             task=result.task,
             target=target,
@@ -108,12 +116,15 @@ def write(
             files=files,
             inputs=_tensors(golden_inputs),
             outputs=_tensors(golden_outputs),
-            measurements=tuple(m for m in candidate.measurements if m.target in (None, target)),
+            measurements=measurements,
             test_digest=digest,
             recipe_sha256=result.recipe_sha256,
-            versions=_versions(result, candidate, target),
+            versions=_versions(machines),
             gate=_gate(run, target),
-            verdict=result.targets[target].verdict,
+            verdict=found.verdict,
+            checks=tuple(c for c in found.checks if c.candidate == candidate.id),
+            environment=machines,
+            golden=golden,
         )
         write_atomic(part / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
         _swap(part, bundles / target)
@@ -198,12 +209,11 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
     return tuple(Tensor(name, str(a.dtype), tuple(a.shape[1:])) for name, a in arrays.items())
 
 
-def _versions(result: Result, candidate: Candidate, target: str) -> dict[str, str]:
-    """Versions of the libraries that measured the candidate for the target, and edgekd's own."""
+def _versions(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Versions of the libraries on the machine that measured first, and edgekd's own."""
     from importlib import metadata
 
-    known = [m.environment for m in candidate.measurements if m.environment in result.environment and m.target in (None, target)]
-    found = result.environment[known[0]].get("versions", {}) if known else {}
+    found = next((facts.get("versions", {}) for facts in machines.values()), {})
     try:
         ours = {"edgekd": metadata.version("edgekd")}
     except metadata.PackageNotFoundError:

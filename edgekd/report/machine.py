@@ -21,7 +21,9 @@ def junit(checks: Sequence[Check]) -> str:
         suite.set("failures", str(sum(c.verdict == "fail" and c.level == "error" for c in mine)))
         suite.set("errors", str(sum(c.verdict == "inconclusive" and c.level == "error" for c in mine)))
         for c in mine:
-            case = xml.SubElement(suite, "testcase", classname=_xml(f"{c.target}.{c.candidate}"), name=_xml(f"{c.name} {c.rule}"), time="0")
+            case = xml.SubElement(
+                suite, "testcase", classname=_xml(".".join(filter(None, [c.target, c.candidate]))), name=_xml(f"{c.name} {c.rule}"), time="0"
+            )
             text = _xml(shown.check(c))
             if c.level == "error" and c.verdict != "pass":
                 xml.SubElement(case, "failure" if c.verdict == "fail" else "error", message=text, type=c.verdict).text = text
