@@ -21,8 +21,8 @@ from edgekd.delivery import bundle
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256, write_atomic
 from edgekd.records import Candidate, Check, Metric, Result, Verdict
-from edgekd.report import machine, markdown, page
 from edgekd.report import checks as table
+from edgekd.report import machine, markdown, page
 from edgekd.report import rows as shown
 
 CHOICE = "chosen"  # the name of the check that there is something to judge

@@ -110,7 +110,7 @@ def over(seeds: Sequence[tuple[Check, ...]]) -> list[Over]:
 
 def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, select: Select) -> tuple[str, str]:
     """(the best point, how it was told from the others)."""
-    left, decided = list(fit), "it is the only one"
+    left, tied, decided = list(fit), [], "it is the only one"
     for name, sign in [*((n, 1.0) for n in select.minimize), *((n, -1.0) for n in select.maximize), *((n, 1.0) for n in LAST)]:
         if len(left) == 1:
             break
@@ -120,11 +120,10 @@ def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, se
             continue
         top = min(known.values(), key=lambda f: (f[0], f[2]))
         close = [p for p, f in known.items() if f[1] <= top[2]]
-        if len(close) < len(left):
-            decided = f"{'lowest' if sign > 0 else 'highest'} {name}" + ("" if len(left) == len(fit) else ", after ties")
-        left = close
+        decided = f"{'lowest' if sign > 0 else 'highest'} {name}" + (f" (tied in {', '.join(tied)})" if tied else "")
+        left, tied = close, list(dict.fromkeys([*tied, name]))
     if len(left) > 1:
-        decided = "tied in everything, first by name"
+        decided = f"first by name (tied in {', '.join(tied)})"
     return min(left), decided
 
 

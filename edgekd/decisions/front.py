@@ -12,7 +12,9 @@ def front(rows: Sequence[Sequence[float]]) -> tuple[int, ...]:
     """Positions of the rows that no other row dominates, in their order. Every key is better the lower it is (negate what is to be maximized).
 
     A row dominates another if it is nowhere worse and somewhere better; equal rows stay together. A NaN is worse than every number."""
-    values = np.array([[math.inf if math.isnan(x) else x for x in row] for row in rows], np.float64).reshape(len(rows), -1)
+    if not rows:
+        return ()
+    values = np.array([[math.inf if math.isnan(x) else x for x in row] for row in rows], np.float64)
     kept = []
     for i, row in enumerate(values):
         beaten = ((values <= row).all(1) & (values < row).any(1)).any()

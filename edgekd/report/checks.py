@@ -9,7 +9,9 @@ from edgekd.report import machine
 from edgekd.report import rows as shown
 
 
-def render(checks: Sequence[Check], verdict: Verdict, heads: Mapping[str, str], skipped: Sequence[str] = (), basis: Sequence[str] | None = None) -> str:
+def render(
+    checks: Sequence[Check], verdict: Verdict, heads: Mapping[str, str], skipped: Sequence[str] = (), basis: Sequence[str] | None = None
+) -> str:
     """`heads`: {target: what was judged}; `skipped`: rules that were not; `basis`: per check, what it was judged on."""
     lines = [headline(checks, verdict)]
     told = list(zip(checks, basis or [""] * len(checks), strict=True))

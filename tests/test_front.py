@@ -1,0 +1,178 @@
+"""The front against a brute-force oracle, and the choice by the contract's rule."""
+
+import dataclasses
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekd.decisions import budget
+from edgekd.decisions.choose import choose
+from edgekd.decisions.front import front
+from edgekd.records import Candidate, Measurement
+
+SELECT = SimpleNamespace(maximize=("top1",), minimize=("latency_p50_ms", "file_bytes"))
+numbers = st.one_of(st.integers(0, 4).map(float), st.just(math.nan))
+tables = st.integers(1, 4).flatmap(lambda width: st.lists(st.lists(numbers, min_size=width, max_size=width), max_size=9))
+
+
+def dominates(a, b):
+    pairs = [(math.inf if math.isnan(x) else x, math.inf if math.isnan(y) else y) for x, y in zip(a, b, strict=True)]
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+@given(tables)
+@settings(max_examples=300, deadline=None)
+def test_front_is_what_nothing_dominates(rows):
+    assert front(rows) == tuple(i for i, row in enumerate(rows) if not any(dominates(other, row) for other in rows))
+
+
+def test_front_by_hand():
+    assert front([(1, 5), (2, 4), (3, 4), (1, 5), (math.nan, 1)]) == (0, 1, 3, 4)
+    assert front([]) == ()
+    assert front([(math.nan,), (math.nan,)]) == (0, 1)
+
+
+def counted(name, value, unit=""):
+    return Measurement(name, unit, value, value, value, 1, None, None, "counted")
+
+
+def measured(name, value, half=0.0, unit="ms", split=None, target="host"):
+    return Measurement(name, unit, value, value - half, value + half, 9, split, target, "measured")
+
+
+def candidate(id, top1, p50, size, *, half=0.0, seed=0, point=None, test=99.9, macs=1000, quality_half=0.0):
+    quality = [measured("top1", top1, quality_half, "%", "validation"), measured("top1", test, 0, "%", "test")]
+    cost = [measured("latency_p50_ms", p50, half), counted("file_bytes", size, "B"), counted("macs", macs)]
+    return Candidate(id, point or id, seed, (), (), "onnx", None, "00", (*quality, *cost))
+
+
+def within(lines, **gate):
+    rules = budget.rules({"any": lines, **gate}, "host")
+    return lambda c: budget.judge(rules, c, target="host", split="validation", point_estimate=True)
+
+
+def pick(candidates, lines=None, select=SELECT, **more):
+    return choose(candidates, target="host", select=select, within=within(lines or {}), **more)
+
+
+def test_the_fastest_within_the_budgets_is_chosen_on_validation():
+    found = pick([candidate("slow", 97, 3, 30), candidate("good", 95, 2, 30), candidate("fast", 80, 1, 30, test=99.99)], {"top1": "min 90 %"})
+    assert found.chosen == "good"
+    assert found.front == ("slow", "good", "fast")
+    assert found.reason == "2 of 3 within the budgets; lowest latency_p50_ms"
+
+
+def test_test_figures_decide_nothing():
+    one, two = candidate("one", 95, 2, 30, test=50), candidate("two", 96, 2, 30, test=99)
+    swapped = [dataclasses.replace(one, measurements=candidate("one", 95, 2, 30, test=99).measurements), two]
+    assert pick([one, two], {"top1": "min 90 %"}) == pick(swapped, {"top1": "min 90 %"})
+
+
+@pytest.mark.parametrize(
+    "a, b, chosen, how",  # top1, p50, its half interval, bytes, MACs, half interval of top1
+    [
+        ((90, 1.00, 0.10, 40), (90, 1.05, 0.10, 30), "b", "lowest file_bytes (tied in latency_p50_ms)"),  # the intervals overlap
+        ((90, 1.00, 0.01, 40), (90, 1.05, 0.01, 30), "a", "lowest latency_p50_ms"),  # they don't
+        ((91, 1, 0, 30, 9, 0.1), (92, 1, 0, 30, 9, 0.1), "b", "highest top1 (tied in latency_p50_ms, file_bytes)"),
+        ((91, 1, 0, 30, 9, 1.0), (92, 1, 0, 30, 8, 1.0), "b", "lowest macs (tied in latency_p50_ms, file_bytes, top1)"),
+        ((90, 1, 0, 30), (90, 1, 0, 30), "a", "first by name"),
+    ],
+)
+def test_differences_inside_of_the_intervals_are_ties(a, b, chosen, how):
+    def make(id, top1, p50, half, size, macs=1000, quality_half=0.0):
+        return candidate(id, top1, p50, size, half=half, macs=macs, quality_half=quality_half)
+
+    found = pick([make("b", *b), make("a", *a)])
+    assert found.chosen == chosen
+    assert how in found.reason
+
+
+def test_nothing_within_budget_shows_the_nearest_and_by_how_much():
+    found = pick([candidate("far", 80, 1, 30), candidate("near", 89.5, 1, 30)], {"top1": "min 90 %"})
+    assert found.chosen is None
+    assert found.reason == "none of 2 candidates is within the budgets; the nearest is near: top1 is 0.5 % beyond `min 90 %`"
+
+
+def test_nearest_counts_shares_of_the_limits():
+    near, far = candidate("near", 90, 1, 110), candidate("far", 90, 1.5, 99)  # 10 B of 100 B is nearer than 0.5 ms of 1 ms
+    assert "nearest is near: file_bytes is 10 B beyond" in pick([far, near], {"file_bytes": "max 100 B", "latency_p50_ms": "max 1 ms"}).reason
+
+
+def test_references_are_never_chosen_nor_on_the_front():
+    teacher, student = candidate("teacher", 99, 0.1, 1), candidate("s", 90, 2, 30)
+    assert pick([teacher, candidate("alone.s1", 99, 0.1, 1, point="alone"), student]).front == ("s",)
+    assert pick([student, candidate("gen1", 99, 0.1, 1)], references=("gen1",)).chosen == "s"
+
+
+def test_unknown_figures_are_no_reason_to_leave_a_candidate_out():
+    found = pick([candidate("a", 90, 1, 30)], {"activation_bytes": "max 5 kB"})
+    assert found.chosen == "a"
+
+
+def test_warnings_leave_no_candidate_out():
+    assert pick([candidate("a", 80, 1, 30)], {"top1": {"is": "min 90 %", "level": "warn"}}).chosen == "a"
+
+
+def test_candidates_of_another_target_do_not_compete():
+    other = dataclasses.replace(candidate("w8", 99, 1, 1), measurements=(counted("file_bytes", 1, "B"), measured("latency_p50_ms", 0.1, target="pi")))
+    found = pick([candidate("w7", 90, 2, 30), other])
+    assert (found.front, found.chosen) == (("w7",), "w7")
+
+
+def test_nothing_was_made():
+    assert pick([candidate("teacher", 99, 1, 1)]).reason == "nothing was made for host"
+
+
+def test_a_key_that_nobody_has_is_passed_over():
+    select = SimpleNamespace(maximize=("top1",), minimize=("instructions", "file_bytes"))
+    found = pick([candidate("a", 95, 1, 40), candidate("b", 90, 2, 30)], select=select)
+    assert (found.front, found.chosen) == (("a", "b"), "b")
+
+
+def test_who_lacks_a_figure_that_others_have_is_last():
+    bare = dataclasses.replace(candidate("bare", 99, 0.1, 1), measurements=candidate("bare", 99, 0.1, 1).measurements[:2] + (measured("load_ms", 1),))
+    assert pick([bare, candidate("b", 90, 2, 30)]).chosen == "b"
+
+
+def test_seeds_are_one_point_that_counts_by_its_mean():
+    lucky = [candidate("lucky.s0", 96, 1, 30, point="lucky"), candidate("lucky.s1", 82, 1, 30, point="lucky", seed=1)]  # mean 89
+    steady = [candidate("steady.s0", 91, 2, 30, point="steady"), candidate("steady.s1", 92, 2, 30, point="steady", seed=1)]
+    found = pick([*lucky, *steady], {"top1": "min 90 %"})
+    assert found.chosen == "steady.s1"  # of the point's seeds, the best on validation
+    assert found.reason.startswith("1 of 2 within the budgets")
+    assert set(found.front) == {"lucky.s0", "lucky.s1", "steady.s0", "steady.s1"}
+
+
+def test_of_a_point_within_by_its_mean_a_seed_that_breaks_nothing_is_delivered():
+    seeds = [candidate("p.s0", 89, 1, 30, point="p"), candidate("p.s1", 95, 1, 30, point="p", seed=1)]
+    assert pick(seeds, {"top1": "min 90 %"}).chosen == "p.s1"
+    select = SimpleNamespace(maximize=(), minimize=("latency_p50_ms",))
+    assert pick(seeds, {"top1": "min 90 %"}, select=select).chosen == "p.s1"
+
+
+values = st.tuples(st.integers(80, 99), st.integers(1, 4), st.integers(10, 13), st.integers(0, 1))
+
+
+def oracle(entries, floor):
+    """The contract's rule for exact ties, by sorting; intervals by elimination."""
+    left = [e for e in entries if e[1] >= floor]
+    for key, half in ((2, lambda e: e[4] / 2), (3, lambda e: 0)):
+        if left:
+            best = min(left, key=lambda e: (e[key], e[key] + half(e)))
+            left = [e for e in left if e[key] - half(e) <= best[key] + half(best)]
+    return min(left, key=lambda e: (-e[1], e[3], e[0]))[0] if left else None
+
+
+@given(st.lists(values, min_size=1, max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_choice_is_the_oracles_in_any_order(rows):
+    entries = [(f"c{i}", *row) for i, row in enumerate(rows)]
+    made = [candidate(id, top1, p50, size, half=half / 2) for id, top1, p50, size, half in entries]
+    expected = oracle(entries, 90)
+    for order in itertools.islice(itertools.permutations(made), 4):
+        found = pick(order, {"top1": "min 90 %"})
+        assert found.chosen == expected
