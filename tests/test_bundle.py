@@ -174,9 +174,10 @@ def test_only_the_file_that_was_measured_is_bundled(run):
     assert list((run / "bundles").iterdir()) == []
 
 
-def test_a_teacher_of_another_test_set_is_no_reference(run):
-    records = {"top1": np.ones(40)}
-    results.save_predictions(run / "predictions" / "teacher.npz", range(40), "00" * 32, np.ones((40, 10)), records, (TOP1,))
+@pytest.mark.parametrize("prefix, digest", [("t", "00" * 32), ("x", "ef" * 32)])
+def test_a_teacher_of_another_test_set_is_no_reference(run, prefix, digest):
+    ids, records = [f"{prefix}{i}" for i in range(40)], {"top1": np.ones(40)}
+    results.save_predictions(run / "predictions" / "teacher.npz", ids, digest, np.ones((40, 10)), records, (TOP1,))
     with pytest.raises(BaselineError, match="another test set"):
         write(run)
 
