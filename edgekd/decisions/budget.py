@@ -190,8 +190,8 @@ def _unpaired(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> 
     least, most = sorted((theirs.low, theirs.high))
     if least <= 0:
         return Figure(origin=ours.origin, reason=f"{rule.name} of the {rule.versus} is not above 0: nothing is relative to it")
-    ratios = (ours.value / theirs.value, ours.low / most if ours.low > 0 else ours.low / least, ours.high / least)
-    worse, low, high = (100 * sign * (r - 1) for r in ratios)
+    pairs = ((ours.value, theirs.value), (ours.low, most if ours.low > 0 else least), (ours.high, least))
+    worse, low, high = (sign * 100 * (a - b) / b for a, b in pairs)  # in this order: 1030 over 1000 is 3 % to the last digit
     return Figure(worse, *sorted((low, high)), unit, ours.origin)
 
 

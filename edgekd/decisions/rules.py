@@ -14,6 +14,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Required, get_args
 
@@ -29,6 +30,7 @@ Tables = dict[str, dict[str, str | list[str] | Line]]
 Budget = Tables | TypedDict("Gate", {"gate": Tables})
 
 ANY = "any"
+LARGEST = 10**18
 GRAMMAR = "min X, max X, drop max X vs teacher|baseline, or regress max X % vs teacher|baseline"
 ORIGINS: tuple[Origin, ...] = ("measured", "counted")  # what is accepted where a budget doesn't say
 QUALITY = "drop max 1.0 pt vs teacher"  # where a recipe has no budget of quality
@@ -78,7 +80,9 @@ def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] = UNIT
     match = _RULE.fullmatch(text.strip())
     if match is None:
         raise UsageError(Problem(place, f"`{text[:80]}` is no rule", _near(name, text, units)))
-    kind, number, written, versus = match[1].split()[0], float(match[2].replace("_", "")), match[3] or "", match[4]
+    kind, number, written, versus = match[1].split()[0], Decimal(match[2].replace("_", "")), match[3] or "", match[4]
+    if not abs(number) < LARGEST:
+        raise UsageError(Problem(place, f"`{text[:80]}` is out of any range"))
     if kind in ("min", "max") and versus:
         raise UsageError(Problem(place, f"`{text}` compares, but `{kind}` takes no `vs`", f"drop max {match[2]} {written} vs {versus}"))
     if kind in ("drop", "regress") and versus not in ("teacher", "baseline"):
@@ -95,16 +99,16 @@ def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] = UNIT
     return Rule(name, kind, limit, unit, versus, " ".join(text.split()), place=place)  # type: ignore[arg-type]
 
 
-def _convert(number: float, written: str, wanted: str | None, kind: str, name: str, place: str, text: str) -> tuple[float, str]:
-    """(number, unit) in the measurement's unit."""
+def _convert(number: Decimal, written: str, wanted: str | None, kind: str, name: str, place: str, text: str) -> tuple[float, str]:
+    """(number, unit) in the measurement's unit; in decimals, so that 0.29 kB are 290 bytes."""
     if wanted is None:  # a metric whose unit isn't known here; it is compared with the measurement's when judged
         for unit, scale in SCALES.items():
             if written in scale and (written or unit == ""):
-                return number * scale[written], unit
-        return number, written
+                return float(number * Decimal(str(scale[written]))), unit
+        return float(number), written
     scale = SCALES.get(wanted, {wanted: 1})
     if written in scale:
-        return number * scale[written], wanted
+        return float(number * Decimal(str(scale[written]))), wanted
     example = _EXAMPLE.get(wanted, f"0.1 {wanted}")
     if not written:
         raise UsageError(Problem(place, f"`{text}` has no unit", f"for example {example}"))
