@@ -341,6 +341,13 @@ def test_labels_cover_neither_each_other_nor_markers():
         assert not any(x < a + w and a < x + wide and abs(y - b) < charts.LINE for a, b, w in labels[:i])
 
 
+def test_in_a_crowd_the_front_is_labelled_alone():
+    for count, shown in ((10, True), (20, False)):
+        others = [dataclasses.replace(p, kind="dominated") for p in points(*((1.0 + i, 90.0 + i) for i in range(count)))]
+        labels = re.findall(r'class="label (\w+)"', charts.tradeoff([*others, *points((30.0, 80.0))], "ms", "%"))
+        assert ("dominated" in labels) == shown and labels.count("front") == 1
+
+
 # ---------------------------------------------------------------- markdown
 
 

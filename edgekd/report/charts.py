@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 560, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 14, 50
 GLYPH = 6.3  # width of a letter of a label, roughly
 LINE = 13  # height of a label
+CROWD = 12  # points, beyond which those that are not on the front have no label
 DECADE = 8.0  # costs that span more than this factor are drawn on a logarithmic scale
 
 Kind = Literal["chosen", "front", "reference", "dominated"]
@@ -117,9 +118,11 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[str]:
     marks = [(a - r, b - r, a + r, b + r) for r, a, b in reach]
     taken: list[tuple[float, float, float, float]] = []
     for p in points:
+        if p.kind == "dominated" and len(points) > CROWD:
+            continue
         wide, a, b = GLYPH * len(p.label), x(p.x[0]), y(p.y[0])
         clear = 5 if p.kind == "chosen" else 0
-        for gap, side, rise in itertools.product((11 + clear, 16 + clear, 24, 34), ("start", "end", "middle"), (0, -1, 1)):
+        for gap, side, rise in itertools.product((11 + clear, 16 + clear, 24, 34, 48), ("start", "end", "middle"), (0, -1, 1)):
             if side == "middle" and not rise:
                 continue
             left = {"start": a + gap, "end": a - gap - wide, "middle": a - wide / 2}[side]
