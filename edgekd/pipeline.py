@@ -9,33 +9,21 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekd import plan as planning
 from edgekd import recipe as recipes
 from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.observing import observe
+from edgekd.outcome import Outcome, conclude
 from edgekd.plan import Plan, Step
 from edgekd.recipe import Resolved
-from edgekd.records import Artifact, Made, Result, Run
+from edgekd.records import Artifact, Made, Run
 from edgekd.report.progress import Silent, reporter
 from edgekd.store import Store, write_atomic
 
 OURS = ("recipe.toml", "result.json", "report.html", "report.md", "log.jsonl", "models", "predictions", "bundles", "profile")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to: `exit_code` 0 passed, 1 failed, 3 inconclusive; `folder` the run's folder."""
-
-    result: Result
-    folder: Path
-    exit_code: int
-    text: str = ""
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def compress(
@@ -64,14 +52,16 @@ def compress(
         with _locked(folder):
             text = recipes.dump(resolved)
             _claim(folder, text, fresh)
-            log = _logger(folder / "log.jsonl")
+            log = store.log = _logger(folder / "log.jsonl")
             deadline = None if time_budget is None else time.monotonic() + time_budget
             made, steps = run_steps(plan, resolved, store, progress, log, deadline)
-            from edgekd import outcome
-
-            return outcome.conclude(resolved, plan, made, steps, store, folder, text, progress, log)
+            observed = observe(resolved, plan, made, store, folder, progress)
+            outcome = conclude(resolved, plan, made, steps, observed, folder, text, progress)
+            store.trim(keep=set(made))
+            return outcome
     finally:
         progress.close()
+        store.close()
 
 
 def run_steps(

@@ -354,7 +354,7 @@ def resolve(recipe: Read) -> Resolved:
             select = Select(maximize=(first.name,), minimize=select.minimize)
         elif first.better == "lower" and first.name not in select.minimize:
             select = Select(maximize=select.maximize, minimize=(*select.minimize, first.name))
-        gate = budget.with_default(gate, first.name)
+        gate = budget.with_default(gate, first.name, first.unit, [t.name for t in found if t is not None])
     problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=[t.name for t in found if t is not None])
     if problems:
         raise UsageError(*problems)

@@ -35,7 +35,9 @@ def fake_quantized(model: nn.Module, inputs: Any, **insert: Any) -> fx.GraphModu
 
 
 def load(artifact: Artifact, task: Task, example: Any) -> tuple[fx.GraphModule, fx.GraphModule, Any]:
-    """(captured float graph, fake-quantized model, grid) of a `quantized` artifact, bit for bit as it was trained."""
+    """(captured float graph, settled fake-quantized module, grid) of a `quantized` artifact, bit for bit as it was trained.
+
+    `exact.Settled(module)` computes it as the integer kernels do."""
     from edgekd import models
     from edgekd.quantization.capture import capture
     from edgekd.quantization.fake import apply

@@ -60,7 +60,9 @@ def first_difference(module: fx.GraphModule, grid: Grid, path: Path, names: Mapp
     """Where file and model part: the first site in graph order that differs by more than a step, with the two values and a likely cause.
 
     `names`: {site: its value in the file}; `inputs` tensors and `feed` arrays are the same few samples."""
-    ours = values_of(module, inputs)
+    from edgekd.quantization.exact import evaluate
+
+    ours = {site: values.numpy() for site, values in evaluate(module, inputs, sites=True)[1].items()}
     theirs = file_values(path, [names[s] for s in grid.sites if s in names], feed)
     for site in (name for name in ours if name in names):
         step = grid.sites[site].scale[0]
@@ -94,24 +96,6 @@ def _cause(a: np.ndarray, b: np.ndarray, site: Any) -> str:
         if 0 < bad.sum() < len(bad):
             return f"the weights of {int(bad.sum())} of {len(bad)} channels"
     return "its scale or weights" if difference.std() > 2 * scale else "the rounding of its kernel"
-
-
-def values_of(module: fx.GraphModule, inputs: Any) -> dict[str, np.ndarray]:
-    """{site: its values in the fake-quantized model}, in graph order."""
-    import torch
-
-    from edgekd.quantization.calibrate import call
-    from edgekd.quantization.fake import Value, parts
-
-    found: dict[str, np.ndarray] = {}
-    hooks = [v.register_forward_hook(lambda part, _, out: found.__setitem__(part.name, out.numpy())) for v in parts(module, Value)]
-    try:
-        with torch.no_grad():
-            call(module, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 def file_values(path: Path, names: list[str], feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,144 @@
+"""From observed files to a run's folder: the choice on validation, the gate on test, bundles, reports, result.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd import environment, results
+from edgekd.decisions import budget, choose
+from edgekd.delivery import bundle
+from edgekd.errors import FAILED, PASSED
+from edgekd.files import write_atomic
+from edgekd.observing import Observed
+from edgekd.plan import Plan
+from edgekd.recipe import Resolved
+from edgekd.records import Artifact, Candidate, Result, TargetResult
+from edgekd.report import markdown, page, terminal
+
+if TYPE_CHECKING:
+    from edgekd.report.progress import Silent
+
+GOLDEN = 8  # samples in a bundle's golden vectors
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: `exit_code` 0 passed, 1 failed, 3 inconclusive; `folder` the run's folder; printed: the trade-off table."""
+
+    result: Result
+    folder: Path
+    exit_code: int
+    text: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def conclude(
+    resolved: Resolved,
+    plan: Plan,
+    made: Mapping[str, Artifact],
+    steps: Sequence[Mapping],
+    observed: Sequence[Observed],
+    folder: Path,
+    text: str,
+    progress: Silent,
+) -> Outcome:
+    """Chooses, gates, and writes the folder. `text`: the recipe as resolved."""
+    records = {split: {o.point.id: _records(o, split, resolved) for o in observed} for split in ("validation", "test")}
+    candidates = [_candidate(o, plan, made) for o in observed]
+    references = {o.point.reference: o.point.id for o in reversed(observed) if o.point.reference}
+    metrics = {m.name: m for m in resolved.task.metrics}
+    teacher = references.get("teacher", "")
+
+    def judged(candidate: Candidate, target: str, split: str, point_estimate: bool):
+        given = {"records": records[split][candidate.id], "teacher": records[split].get(teacher), "metrics": metrics}
+        return budget.judge(budget.rules(resolved.gate, target), candidate, target=target, split=split, point_estimate=point_estimate, **given)
+
+    found: dict[str, TargetResult] = {}
+    for target in resolved.targets:
+        competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
+        result = choose.choose(
+            competing,
+            target=target.name,
+            select=resolved.select,
+            within=lambda c, t=target.name: judged(c, t, "validation", True),
+            references=[o.point.id for o in observed if o.point.reference],
+        )
+        chosen = next((c for c in candidates if c.id == result.chosen), None)
+        checks = judged(chosen, target.name, "test", False) if chosen is not None else ()
+        verdict = budget.overall(checks) if chosen is not None else "fail"
+        found[target.name] = dataclasses.replace(result, checks=checks, verdict=verdict)
+    facts = environment.describe()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    run = Result(resolved.task.name, digest, {environment.environment_id(facts): facts}, references, tuple(candidates), found, tuple(steps))
+    with progress.task("write the folder"):
+        run = _write(run, resolved, observed, records["test"], folder)
+    codes = [FAILED if t.chosen is None else budget.exit_code([t.verdict] if t.verdict else []) for t in found.values()]
+    code = next((c for c in (FAILED, *sorted(codes, reverse=True)) if c in codes), PASSED)
+    return Outcome(run, folder, code, terminal.table(run, folder))
+
+
+def _records(o: Observed, split: str, resolved: Resolved) -> dict[str, np.ndarray]:
+    labels = resolved.data(split).labels
+    return {m.name: np.asarray(m.records(o.outputs[split], labels), np.float64) for m in resolved.task.metrics}
+
+
+def _candidate(o: Observed, plan: Plan, made: Mapping[str, Artifact]) -> Candidate:
+    source = made[plan.steps[o.point.export].source]
+    form = "int8" if source.form == "quantized" else "float32"
+    stages = (*o.point.stages, form)
+    return Candidate(o.point.id, o.point.point, o.point.seed, o.point.parents, stages, "onnx", None, o.artifact.files["model.onnx"], o.measurements)
+
+
+def _write(run: Result, resolved: Resolved, observed: Sequence[Observed], records: Mapping[str, Any], folder: Path) -> Result:
+    """Models and predictions of the front, the choice and the references; bundles; reports; result.json last."""
+    shown = {id for t in run.targets.values() for id in (*t.front, t.chosen)} | set(run.references.values())
+    test, by_id = resolved.data("test"), {o.point.id: o for o in observed}
+    for name in ("models", "predictions", "bundles"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir()
+    kept = []
+    for candidate in run.candidates:
+        if candidate.id in shown:
+            o, file = by_id[candidate.id], f"models/{candidate.id}.onnx"
+            write_atomic(folder / file, o.file.read_bytes())
+            path = folder / "predictions" / f"{candidate.id}.npz"
+            results.save_predictions(path, test.ids, test.digest, o.outputs["test"], records[candidate.id], resolved.task.metrics)
+            candidate = dataclasses.replace(candidate, file=file)
+        kept.append(candidate)
+    run = dataclasses.replace(run, candidates=tuple(kept))
+    results.write(run, folder / "result.json")
+    for target, found in run.targets.items():
+        if found.chosen is not None:
+            inputs, outputs = golden(by_id[found.chosen], resolved)
+            bundle.write(folder, run, found.chosen, target, golden_inputs=inputs, golden_outputs=outputs)
+    markdown.write(folder)
+    page.write(folder)
+    return run
+
+
+def golden(o: Observed, resolved: Resolved) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Inputs and what the file answers to them: real samples if the task says that they may be shared, else noise of their shape."""
+    from edgekd.runtimes.onnxruntime import load
+
+    columns = resolved.data("test")
+    arrays = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    rows = {name: a[:GOLDEN] for name, a in arrays.items()}
+    if not resolved.task.shareable:
+        rows = {name: _noise(a, i) for i, (name, a) in enumerate(rows.items())}
+    return rows, load(str(o.file), 1)(rows)
+
+
+def _noise(like: np.ndarray, seed: int) -> np.ndarray:
+    """Seeded values that tell nothing of the data but its shape and type."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=like.shape).astype(like.dtype) if like.dtype.kind == "f" else rng.integers(0, 2, like.shape).astype(like.dtype)
