@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 560, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 14, 50
 GLYPH = 6.3  # width of a letter of a label, roughly
 LINE = 13  # height of a label
+FAR = 24  # pixels from a point to its label, from which a line joins them
 CROWD = 12  # points, beyond which those that are not on the front have no label
 DECADE = 8.0  # costs that span more than this factor are drawn on a logarithmic scale
 
@@ -122,7 +123,7 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[str]:
             continue
         wide, a, b = GLYPH * len(p.label), x(p.x[0]), y(p.y[0])
         clear = 5 if p.kind == "chosen" else 0
-        for gap, side, rise in itertools.product((11 + clear, 16 + clear, 24, 34, 48), ("start", "end", "middle"), (0, -1, 1)):
+        for gap, side, rise in itertools.product((11 + clear, 16 + clear, FAR, 34, 48), ("start", "end", "middle"), (0, -1, 1)):
             if side == "middle" and not rise:
                 continue
             left = {"start": a + gap, "end": a - gap - wide, "middle": a - wide / 2}[side]
@@ -131,6 +132,9 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[str]:
             inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT - BOTTOM
             if inside and not any(_overlap(box, other) for other in (*taken, *marks)):
                 taken.append(box)
+                if gap >= FAR:
+                    end = min(max(a, left), left + wide)
+                    yield f'<line class="leader" x1="{a:.1f}" y1="{b:.1f}" x2="{end:.1f}" y2="{base - 4 if end != a else base + 2:.1f}"/>'
                 yield f'<text class="label {p.kind}" x="{left:.1f}" y="{base:.1f}">{html.escape(p.label)}</text>'
                 break
 
