@@ -1,1 +1,3 @@
-"""Criteria of pruning: `name(weights) -> [channels]`, higher = keep. `weights`: of each layer in the group, [channels, values]."""
+"""Criteria of pruning: `name(group: Channels) -> [channels]`, higher = keep. `group.slices` has the weights of every layer that the channels
+touch, each [channels, numbers]. The folder is the list.
+"""

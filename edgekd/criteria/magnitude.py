@@ -1,16 +1,19 @@
-"""Keeps the channels with the largest weights."""
+"""Keep the channels with the largest weights, in all layers that they touch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+    from edgekd.pruning import Channels
 
-def magnitude(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The L2 norm of a channel in each layer, over that layer's mean norm, averaged over the layers of the group
-    (Fang et al. 2023, "DepGraph", section 3.3: group importance)."""
-    norms = [w.norm(dim=1) for w in weights]
-    return sum(n / n.mean().clamp_min(1e-12) for n in norms) / len(norms)
+
+def magnitude(group: Channels) -> torch.Tensor:
+    """Squared L2 norm of a channel's weights, mean over the coupled layers: Fang et al. 2023 (DepGraph, arXiv:2301.12900), equation 4,
+    without the sparse training; kernels, matrices and the scales of norms count, biases don't."""
+    import torch
+
+    scores = [s.values.square().sum(1) for s in group.slices if s.kind in ("conv", "linear", "norm")]
+    return torch.stack(scores).mean(0)

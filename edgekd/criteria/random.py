@@ -1,16 +1,17 @@
-"""Keeps channels by lot: the control for every other criterion."""
+"""Keep channels at random: the control that shows what another criterion is worth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+    from edgekd.pruning import Channels
 
-def random(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Scores from torch's generator, which a stage seeds."""
+
+def random(group: Channels) -> torch.Tensor:
+    """Uniform scores from torch's generator, which the stage seeds."""
     import torch
 
-    return torch.rand(len(weights[0]))
+    return torch.rand(group.channels)

@@ -1,7 +1,10 @@
-"""Pruning of coupled channels: which go together (`groups`), to what a model can be pruned (`points`), doing it (`apply`)."""
+"""Pruning: which channels belong together (`coupling`, by torch-pruning's dependency graph), proof that they can go (`proof`), what each width
+costs (`cost`), the widths for a share of the MACs (`points`), the plan of it all (`planning`), and what was removed, as JSON (`history`)."""
 
-from edgekd.pruning.apply import apply, prune, trial
-from edgekd.pruning.groups import Group, groups, macs_and_parameters
-from edgekd.pruning.points import PruningPlan, plan, problems
+from edgekd.pruning.coupling import Channels, Group, Member, Refusal, Slice
+from edgekd.pruning.history import apply
+from edgekd.pruning.planning import PruningPlan, groups, macs_and_parameters, plan, problems, prune
 
-__all__ = ["Group", "PruningPlan", "apply", "groups", "macs_and_parameters", "plan", "problems", "prune", "trial"]
+__all__ = [
+    "Channels", "Group", "Member", "PruningPlan", "Refusal", "Slice", "apply", "groups", "macs_and_parameters", "plan", "problems", "prune",
+]  # fmt: skip

@@ -105,9 +105,9 @@ def trial(model: nn.Module, example: Any, widths: Mapping[str, int], forward: An
     def attempt(some: Mapping[str, int]) -> str:
         trial = copy.deepcopy(model).eval()
         try:
+            prune(trial, example, some, lambda weights: torch.arange(len(weights[0]), 0, -1), forward)
             with torch.no_grad():
                 shape = run(model.eval(), example).shape
-                prune(trial, example, some, lambda weights: torch.arange(len(weights[0]), 0, -1), forward)
                 after = run(trial, example).shape
         except Exception as error:
             return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

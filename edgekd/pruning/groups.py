@@ -56,10 +56,11 @@ class Costs:
 
 def dependencies(model: nn.Module, example: Any, forward: Any = None):
     """torch-pruning's graph of the model. Raises UsageError where it can't be traced."""
+    import torch
     import torch_pruning as tp
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.enable_grad():  # it traces by autograd
             warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(
                 model.eval(), example, forward_fn=forward or (lambda model, inputs: model(inputs)), verbose=False

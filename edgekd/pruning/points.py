@@ -1,120 +1,95 @@
-"""Which shares of the multiply-accumulates a model can be pruned to. They depend on the architecture alone, never on trained weights, so that
-a plan can be checked before any training."""
+"""Widths for a share of the MACs. Which points can be reached depends on the architecture and the multiple alone."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.errors import Problem
-from edgekd.pruning.groups import Costs, Group, costs, groups
+from edgekd.pruning.cost import Cost
 
-if TYPE_CHECKING:
-    from torch import nn
-
-TOLERANCE = 0.02  # of the share that was asked for
-EXHAUSTIVE = 200_000  # combinations of widths that are tried one by one
-UNIFORM = 0.1  # what a unit of spread between the kept shares weighs against a unit of distance
+EVERY = 100_000  # up to so many points are all looked at
+EQUAL = 0.005  # points within half a percent of the MACs asked for count as equally near; the most even one is taken
+KEEP, ROUNDS = 24, 60  # of the search where there are more points
 
 
 @dataclass(frozen=True)
-class PruningPlan:
-    """Widths by the root of their group; `share` of the multiply-accumulates that they keep, of the `asked`; `fixed`: {root: why not}."""
+class Point:
+    """Units removed from each group, the MACs that are left, and how far the kept shares are from even."""
 
-    widths: Mapping[str, int]
-    share: float
-    asked: float
-    fixed: Mapping[str, str]
-    reachable: tuple[float, ...] = ()
-
-    @property
-    def off(self) -> float:
-        """How far, relative to what was asked."""
-        return abs(self.share - self.asked) / self.asked
+    removed: tuple[int, ...]
+    macs: int
+    spread: float
 
 
-def options(group: Group, multiple: int) -> list[int]:
-    """The widths a group may take: multiples of `multiple` below its own, and its own. One narrower than two multiples stays as it is."""
-    return [*range(multiple, group.width, multiple), group.width]
+def steps(width: int, unit: int, multiple: int) -> tuple[int, ...]:
+    """The widths that a group can have, ascending: multiples of `multiple` below `width` (and of `unit`), and `width` itself.
+    A group no wider than the multiple keeps its width."""
+    step = math.lcm(multiple, unit)
+    return (*range(step, width, step), width)
 
 
-def plan(model: nn.Module, example: Any, macs: float, multiple: int, forward: Any = None, keep: Sequence[str] = ()) -> PruningPlan:
-    """The widths whose cost is nearest to the share `macs`, kept shares as uniform as that allows; layers in `keep` stay. Deterministic."""
-    found = groups(model, example, forward, keep)
-    fixed = {g.root: g.fixed for g in found if g.fixed}
-    free, model_costs = [g for g in found if not g.fixed], costs(model, example, found, forward)
-    if macs >= 1 or not free:
-        return PruningPlan({g.root: g.width for g in free}, 1.0, macs, fixed, (1.0,))
-    choices = [options(g, multiple) for g in free]
-    full = np.array([g.width for g in free], float)
-    whole = float(model_costs.macs(np.ones(len(free))))
-    if np.prod([float(len(c)) for c in choices]) <= EXHAUSTIVE:
-        widths = np.array(list(itertools.product(*choices)), float)
-        shares = model_costs.macs(widths / full) / whole
-        best = int(np.argmin(_score(shares, widths / full, macs)))
-        reachable = shares
+def search(cost: Cost, widths: Sequence[int], units: Sequence[int], target: float, multiple: int) -> list[Point]:
+    """Points near `target` MACs, the best first: the most even of those within `EQUAL` of it, or else the nearest.
+
+    Even: least squares between each group's kept share and the one share that would hit the target, were widths not in steps.
+    All points are looked at where there are up to `EVERY`, else a beam search from even roundings."""
+    options = [steps(w, u, multiple) for w, u in zip(widths, units, strict=True)]
+    whole, unit = np.array(widths, np.int64), np.array(units, np.int64)
+    even = _even(cost, whole, unit, options, target)
+    grid = [np.array(o, np.int64) for o in options]
+
+    def judge(picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """picked [N, groups]: positions in `options` -> (MACs, spread) [N]."""
+        kept = np.stack([o[picked[:, g]] for g, o in enumerate(grid)], 1) if grid else np.zeros((len(picked), 0), np.int64)
+        return cost((whole - kept) // unit), ((kept / whole - even) ** 2).sum(1)
+
+    if math.prod(map(len, options)) <= EVERY:
+        picked = np.array(list(itertools.product(*(range(len(o)) for o in options))), np.int64).reshape(-1, len(options))
+        macs, spread = judge(picked)
     else:
-        line = np.array([[min(c, key=lambda w: (abs(w - r * c[-1]), w)) for c in choices] for r in np.linspace(0.01, 1, 400)], float)
-        reachable = model_costs.macs(line / full) / whole
-        start = line[int(np.argmin(np.abs(reachable - macs)))]
-        widths = _climb(start, choices, full, model_costs, whole, macs)[None]
-        shares, best = model_costs.macs(widths / full) / whole, 0
-        reachable = np.append(reachable, shares)
-    near = sorted({round(float(s), 4) for s in reachable}, key=lambda s: abs(s - macs))[:6]
-    return PruningPlan({g.root: int(w) for g, w in zip(free, widths[best], strict=True)}, float(shares[best]), macs, fixed, tuple(sorted(near)))
+        picked, macs, spread = _beam(judge, grid, whole, even, target)
+    far = np.abs(macs - target) / target
+    near = max(EQUAL, far.min())
+    order = np.lexsort((*(-picked.T), far, spread, np.where(far <= near + 1e-12, 0.0, far)))
+    found = picked[order[:2000]]
+    kept = [tuple(int((whole[g] - grid[g][p]) // unit[g]) for g, p in enumerate(row)) for row in found]
+    return [Point(k, int(m), float(s)) for k, m, s in zip(kept, macs[order], spread[order], strict=False)]
 
 
-def _score(shares: np.ndarray, kept: np.ndarray, macs: float) -> np.ndarray:
-    """Distance, beyond a quarter of the tolerance, before spread; smaller is better."""
-    off = np.abs(shares - macs) / macs
-    return np.maximum(off - TOLERANCE / 4, 0) * 100 + UNIFORM * kept.std(-1) + off * 1e-3
+def _even(cost: Cost, whole: np.ndarray, unit: np.ndarray, options: Sequence[Sequence[int]], target: float) -> float:
+    """The one kept share, of all groups that have a choice, that leaves `target` MACs; by bisection."""
+    free = np.array([len(o) > 1 for o in options], bool)
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        removed = np.where(free, (1 - middle) * whole / unit, 0.0)
+        low, high = (middle, high) if cost(removed) < target else (low, middle)
+    return high
 
 
-def _climb(start: np.ndarray, choices: list[list[int]], full: np.ndarray, model_costs: Costs, whole: float, macs: float) -> np.ndarray:
-    """Moves one group or two by one option at a time, as long as the score falls."""
-    index = np.array([c.index(int(w)) for c, w in zip(choices, start, strict=True)])
-    table = [np.array(c, float) for c in choices]
-    value = np.inf
-    while True:
-        moves = [index]
-        for g, step in itertools.product(range(len(table)), (-1, 1)):
-            if 0 <= index[g] + step < len(table[g]):
-                one = index.copy()
-                one[g] += step
-                moves.append(one)
-        singles = moves[1:]
-        for (i, a), (_, b) in itertools.combinations(enumerate(singles), 2):
-            both = a + b - index
-            if all(0 <= both[g] < len(table[g]) for g in np.flatnonzero(both != index)) and i < 60:
-                moves.append(both)
-        tried = np.array(moves)
-        kept = np.stack([table[g][tried[:, g]] for g in range(len(table))], 1) / full
-        scores = _score(model_costs.macs(kept) / whole, kept, macs)
-        best = int(np.argmin(scores))
-        if scores[best] >= value - 1e-12:
-            return np.array([t[i] for t, i in zip(table, index, strict=True)])
-        value, index = scores[best], tried[best]
-
-
-def problems(found: PruningPlan, multiple: int) -> list[Problem]:
-    """Why the plan can't be kept: nothing can be pruned, or the nearest point is further than 2 % from what was asked."""
-    reasons = "; ".join(f"`{root}`: {why}" for root, why in found.fixed.items())
-    if found.asked < 1 and not found.widths:
-        return [
-            Problem(
-                "macs", f"nothing in this model can be pruned ({reasons or 'it has no convolution or linear layer'})", "leave out the `prune` stage"
-            )
-        ]
-    if found.off > TOLERANCE:
-        points = ", ".join(f"{s:.3f}" for s in found.reachable)
-        text = f"{found.asked:g} can't be reached within 2 % with widths in multiples of {multiple}: the nearest is {found.share:.3f}"
-        return [
-            Problem(
-                "macs", text + (f" (kept as they are: {reasons})" if found.fixed else ""), f"points near it: {points}; or a smaller `multiple_of`"
-            )
-        ]
-    return []
+def _beam(judge, grid: Sequence[np.ndarray], whole: np.ndarray, even: float, target: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points seen while walking, one step of one group at a time, from the even roundings around `even` to the target."""
+    starts = [[int(np.abs(o - share * w).argmin()) for o, w in zip(grid, whole, strict=True)] for share in np.linspace(0.02, 1, 50)]
+    starts += [[int(np.abs(o - (even + d) * w).argmin()) for o, w in zip(grid, whole, strict=True)] for d in np.linspace(-0.1, 0.1, 21)]
+    last = np.array([len(o) - 1 for o in grid])
+    moves = np.concatenate([np.eye(len(grid), dtype=np.int64), -np.eye(len(grid), dtype=np.int64)])
+    seen: dict[tuple[int, ...], tuple[int, float]] = {}
+    front, best, stale = np.unique(np.array(starts, np.int64), axis=0), (np.inf, np.inf), 0
+    for _ in range(ROUNDS):
+        macs, spread = judge(front)
+        for row, m, s in zip(map(tuple, front.tolist()), macs.tolist(), spread.tolist(), strict=True):
+            seen[row] = (m, s)
+        miss = np.maximum(np.abs(macs - target) / target, EQUAL)
+        order = np.lexsort((*(-front.T), spread, miss))[:KEEP]
+        now = (float(miss[order[0]]), float(spread[order[0]])) if len(order) else best
+        best, stale = (now, 0) if now < best else (best, stale + 1)
+        if stale > 3 or not len(order):
+            break
+        around = (front[order][:, None, :] + moves).reshape(-1, len(grid))
+        around = np.unique(around[((around >= 0) & (around <= last)).all(1)], axis=0)
+        front = np.array([row for row in around.tolist() if tuple(row) not in seen], np.int64).reshape(-1, len(grid))
+    return np.array(list(seen), np.int64), np.array([m for m, _ in seen.values()]), np.array([s for _, s in seen.values()])

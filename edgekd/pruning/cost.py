@@ -1,0 +1,108 @@
+"""Multiply-accumulates: counted on a real forward, and as an exact function of the widths of a model's groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekd.pruning.coupling import Forward, Group
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+
+def count(model: nn.Module, example: Any, forward: Forward) -> int:
+    """MACs of one row: convolutions and matrix products, wherever they stand in `forward` (torch's own counter of operations, halved)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.enable_grad(), counter:  # without gradients, torch's transformer layers run as one operation that is not counted
+        forward(model, first_row(example))
+    return counter.get_total_flops() // 2
+
+
+def first_row(example: Any) -> Any:
+    return {name: t[:1] for name, t in example.items()} if isinstance(example, dict) else example[:1]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs as a function of the units removed from each group: rest + sum over layers of
+    per x (fan_in - lost_in . removed) x (fan_out - lost_out . removed). All integers, exact.
+
+    per, fan_in, fan_out [L]; lost_in, lost_out [L, groups]; a depthwise convolution has fan_in 1 and lost_in 0."""
+
+    rest: int
+    per: np.ndarray
+    fan_in: np.ndarray
+    fan_out: np.ndarray
+    lost_in: np.ndarray
+    lost_out: np.ndarray
+
+    def __call__(self, removed: np.ndarray) -> np.ndarray:
+        """removed [..., groups] -> MACs [...]; fractions of a unit are allowed."""
+        return self.rest + ((self.fan_in - removed @ self.lost_in.T) * (self.fan_out - removed @ self.lost_out.T)) @ self.per
+
+
+def cost(model: nn.Module, example: Any, forward: Forward, groups: Sequence[Group]) -> Cost:
+    """The cost of `model` (left unchanged, in evaluation mode) by what its layers do in one forward."""
+    import numpy as np
+    from torch import nn
+
+    places = _places(model, example, forward)
+    layers = {name: model.get_submodule(name) for name in places}
+    order = {name: i for i, name in enumerate(layers)}
+    fan_in, fan_out, per = (np.zeros(len(layers), np.int64) for _ in range(3))
+    lost_in, lost_out = (np.zeros((len(layers), len(groups)), np.int64) for _ in range(2))
+    depthwise = {name for name, m in layers.items() if not isinstance(m, nn.Linear) and m.groups == m.out_channels == m.in_channels}
+    for name, i in order.items():
+        m = layers[name]
+        linear = isinstance(m, nn.Linear)
+        fan_in[i] = 1 if name in depthwise else m.in_features if linear else m.in_channels // m.groups
+        fan_out[i] = m.out_features if linear else m.out_channels
+        per[i] = places[name] if linear else places[name] * math.prod(m.kernel_size)
+    for g, group in enumerate(groups):
+        for member in group.members:
+            i = order.get(member.layer)
+            if i is None:
+                continue
+            if member.side == "out":
+                lost_out[i, g] += len(member.index[0])
+            elif member.layer not in depthwise:
+                lost_in[i, g] += len(member.index[0]) // getattr(layers[member.layer], "groups", 1)
+    rest = count(model, example, forward) - int((per * fan_in * fan_out).sum())
+    return Cost(rest, per, fan_in, fan_out, lost_in, lost_out)
+
+
+def _places(model: nn.Module, example: Any, forward: Forward) -> dict[str, int]:
+    """Convolutions and linear layers by name -> at how many places (positions x calls) each works for one row."""
+    import torch
+    from torch import nn
+
+    found: dict[str, int] = {}
+
+    def hook(name: str):
+        def see(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            if isinstance(module, nn.Linear):
+                places = output.numel() // module.out_features
+            elif module.transposed:  # each input position is spread over the kernel
+                places = inputs[0].numel() // module.in_channels
+            else:
+                places = output.numel() // module.out_channels
+            found[name] = found.get(name, 0) + places
+
+        return see
+
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    handles = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
+    try:
+        with torch.enable_grad():
+            forward(model, first_row(example))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,0 +1,144 @@
+"""A pruning plan: which widths, decided from the architecture before any training; then which channels, decided by trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import Problem, UsageError
+from edgekd.pruning import cost, points
+from edgekd.pruning.coupling import Channels, Forward, Group, Refusal, coupled, removals, weights
+from edgekd.pruning.history import apply
+from edgekd.pruning.proof import Laboratory, proved
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+TOLERANCE = 0.02  # of the MACs asked for
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """`removed`: how many units of each group go; `asked` and `reached`: shares of the `before` MACs; `refused`: layers left as they are."""
+
+    asked: float
+    before: int
+    after: int
+    groups: tuple[Group, ...]
+    removed: tuple[int, ...]
+    refused: tuple[Refusal, ...]
+
+    @property
+    def reached(self) -> float:
+        return self.after / self.before
+
+    @property
+    def error(self) -> float:
+        """How far the point is from the MACs asked for, as a share of those."""
+        return abs(self.reached - self.asked) / self.asked
+
+    @property
+    def widths(self) -> Mapping[str, tuple[int, int]]:
+        """{layer that makes the channels: (width before, width after)}."""
+        return {g.name: (g.width, g.width - n * g.unit) for g, n in zip(self.groups, self.removed, strict=True)}
+
+
+def macs_and_parameters(model: nn.Module, example: Any, forward: Forward | None = None) -> tuple[int, int]:
+    """MACs of one row (convolutions and matrix products) and the number of parameters. `example`: inputs of one row or more."""
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        return cost.count(model, example, forward or _call), sum(p.numel() for p in model.parameters())
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+def groups(model: nn.Module, example: Any, *, forward: Forward | None = None, protect: Iterable[str] = ()) -> tuple[list[Group], list[Refusal]]:
+    """The groups of channels that can be pruned, and the layers that can't, each with the reason. The model is left as it is.
+    Raises UsageError where it can't be traced."""
+    forward = forward or _call
+    found, refused = coupled(model, example, forward, protect)
+    kept, more = proved(model, example, found, forward)
+    return kept, [*refused, *more]
+
+
+def plan(
+    model: nn.Module, example: Any, macs: float, multiple_of: int = 8, *, forward: Forward | None = None, protect: Iterable[str] = ()
+) -> PruningPlan:
+    """The widths that leave the share `macs` of the model's MACs, as near as can be reached and as even as possible.
+
+    Raises UsageError where the nearest point is further than 2 % of the MACs asked for, with the points that can be reached and with
+    every layer that can't be pruned."""
+    forward = forward or _call
+    if macs == 1.0:
+        whole, _ = macs_and_parameters(model, example, forward)
+        return PruningPlan(1.0, whole, whole, (), (), ())
+    found, refused = groups(model, example, forward=forward, protect=protect)
+    if not found:
+        raise UsageError(Problem("macs", "nothing in the model can be pruned", "macs = 1 keeps it as it is"), *map(_told, refused))
+    laboratory = Laboratory(model, example, found, forward)
+    whole = int(laboratory.cost(_none(found)))
+    near = points.search(laboratory.cost, [g.width for g in found], [g.unit for g in found], macs * whole, multiple_of)
+    best = near[0]
+    made = PruningPlan(macs, whole, best.macs, tuple(found), best.removed, tuple(refused))
+    if made.error > TOLERANCE:
+        raise UsageError(_too_far(made, near, multiple_of), *(_told(r) for r in refused if not r.is_output))
+    objection = laboratory.objection([range(n) for n in best.removed])
+    if objection is not None:
+        raise UsageError(Problem("macs", f"the model can't be pruned to {made.reached:.4g} of its MACs: {objection}"), *map(_told, refused))
+    return made
+
+
+def problems(model: nn.Module, example: Any, macs: float, multiple_of: int = 8, *, forward: Forward | None = None) -> list[Problem]:
+    """What stands against a plan, without raising."""
+    try:
+        plan(model, example, macs, multiple_of, forward=forward)
+    except UsageError as error:
+        return list(error.problems)
+    return []
+
+
+def prune(model: nn.Module, plan: PruningPlan, criterion: Callable[[Channels], torch.Tensor]) -> list[dict[str, Any]]:
+    """Removes from `model`, in place, the channels that `criterion` scores lowest (of equals, the last). Returns the history, which is JSON.
+    Raises UsageError for scores of another shape, or not finite."""
+    gone = [_lowest(criterion, weights(model, group), count) if count else () for group, count in zip(plan.groups, plan.removed, strict=True)]
+    history = removals(plan.groups, gone)
+    apply(model, history)
+    return history
+
+
+def _lowest(criterion: Callable[[Channels], torch.Tensor], channels: Channels, count: int) -> list[int]:
+    import torch
+
+    scores = torch.as_tensor(criterion(channels))
+    if tuple(scores.shape) != (channels.channels,) or not bool(scores.isfinite().all()):
+        name = getattr(criterion, "__name__", "criterion")
+        message = f"must give {channels.channels} finite scores for the channels of `{channels.name}`, gave shape {list(scores.shape)}"
+        raise UsageError(Problem(f"criterion `{name}`", message))
+    keep = torch.argsort(scores, descending=True, stable=True)[: channels.channels - count]
+    return sorted(set(range(channels.channels)) - set(keep.tolist()))
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    return model(inputs)
+
+
+def _none(found: list[Group]):
+    import numpy as np
+
+    return np.zeros(len(found), np.int64)
+
+
+def _told(refusal: Refusal) -> Problem:
+    return Problem(f"layer `{refusal.layer}`", f"is not pruned: {refusal.reason}")
+
+
+def _too_far(made: PruningPlan, near: list[points.Point], multiple_of: int) -> Problem:
+    """The refusal, with the nearest points below and above what was asked."""
+    shares = sorted({round(p.macs / made.before, 4) for p in near})
+    below, above = [s for s in shares if s <= made.asked][-4:], [s for s in shares if s > made.asked][:4]
+    message = f"{made.asked:g} of the MACs can't be reached in widths that are multiples of {multiple_of}: the nearest point is {made.reached:.4g}"
+    return Problem("macs", message, f"can be reached: {', '.join(f'{s:g}' for s in (*below, *above))}; or choose a smaller `multiple_of`")

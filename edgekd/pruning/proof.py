@@ -1,0 +1,173 @@
+"""Proof, by trying it, that the channels of a group can go: a model without them computes what it would if nobody looked at them.
+
+Tracing can be wrong (a hard-coded shape, channels that are shuffled, a mean over channels, an operation that it doesn't know). So weights are
+drawn at random, some channels of a group are removed, and the output is compared, in double precision, with that of the whole model whose
+layers ignore those channels; its MACs are counted, too. What differs is refused. Trained weights play no part in it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekd.pruning.cost import Cost, cost, count
+from edgekd.pruning.coupling import Forward, Group, Refusal, removals
+from edgekd.pruning.history import apply
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+WRONG = 1e-3  # of the effect of ignoring the channels; true removals differ by rounding, wrong ones by about the whole effect
+
+
+class Laboratory:
+    """A model with random weights, what it computes, and what each group costs: the place to try removals."""
+
+    def __init__(self, model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward):
+        self.forward, self.groups = forward, list(groups)
+        self.model, self.example, self.output = _prepared(model, example, forward)
+        self.cost: Cost = cost(self.model, self.example, forward, self.groups)
+
+    def objection(self, gone: Sequence[Sequence[int]]) -> str | None:
+        """Why removing the units `gone` of each group is wrong; None if it is right."""
+        history = removals(self.groups, gone)
+        pruned = copy.deepcopy(self.model)
+        try:
+            apply(pruned, history)
+            output = _run(pruned, self.example, self.forward)
+            macs = count(pruned, self.example, self.forward)
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            return f"the model does not run without some of its channels: {reason}"
+        if [t.shape for t in output] != [t.shape for t in self.output]:
+            return "its channels reach the model's output"
+        expected = _run(ignoring(copy.deepcopy(self.model), history), self.example, self.forward)
+        for new, right, whole in zip(output, expected, self.output, strict=True):
+            effect = (right - whole).abs().max().item()
+            rounding = 1e-9 if new.element_size() == 8 else 1e-5
+            if not (new - right).abs().max().item() <= WRONG * effect + rounding * right.abs().max().item():
+                return "without some of its channels the others give something else (a normalisation or mean over channels, or a reshape)"
+        predicted = int(self.cost(_counts(gone)))
+        return None if macs == predicted else f"the MACs do not follow from its width ({macs} counted, {predicted} expected)"
+
+
+def proved(model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward) -> tuple[list[Group], list[Refusal]]:
+    """The groups whose channels can go, one by one and together, and the others with the reason."""
+    laboratory = Laboratory(model, example, groups, forward)
+    picks = [_half(group, i) for i, group in enumerate(groups)]
+    if not groups or laboratory.objection(picks) is None:
+        return list(groups), []
+    kept, refused, gone = [], [], [()] * len(groups)
+    for i, (group, pick) in enumerate(zip(groups, picks, strict=True)):
+        reason = laboratory.objection([*gone[:i], pick, *gone[i + 1 :]])
+        if reason is None:
+            kept.append(group)
+            gone[i] = pick
+        else:
+            refused.append(Refusal(group.name, reason))
+    return kept, refused
+
+
+def ignoring(model: nn.Module, history: Sequence[dict[str, Any]]) -> nn.Module:
+    """`model` with its weights on the channels that `history` takes from a layer's inputs set to 0."""
+    import torch
+    from torch import nn
+
+    with torch.no_grad():
+        for step in history:
+            if step["side"] != "in":
+                continue
+            module = model.get_submodule(step["layer"])
+            if isinstance(module, nn.Linear):
+                module.weight[:, step["removed"]] = 0
+            elif module.transposed:
+                module.weight[step["removed"]] = 0
+            else:
+                inputs, outputs = module.in_channels // module.groups, module.out_channels // module.groups
+                for channel in step["removed"]:
+                    part, local = divmod(channel, inputs)
+                    module.weight[part * outputs : (part + 1) * outputs, local] = 0
+    return model
+
+
+def _counts(gone: Sequence[Sequence[int]]):
+    import numpy as np
+
+    return np.array([len(units) for units in gone], np.int64)
+
+
+def _half(group: Group, seed: int) -> list[int]:
+    """Half of a group's units, at random but always the same."""
+    import torch
+
+    return sorted(torch.randperm(group.units, generator=torch.Generator().manual_seed(seed))[: max(1, group.units // 2)].tolist())
+
+
+def _prepared(model: nn.Module, example: Any, forward: Forward) -> tuple[nn.Module, Any, list[torch.Tensor]]:
+    """(model with random weights, inputs, its output), in double precision, or in single where it does not run in double."""
+    import torch
+
+    for dtype in (torch.float64, torch.float32):
+        trial = randomised(copy.deepcopy(model).eval().to(dtype))
+        for draw in (True, False):
+            inputs = _inputs(example, dtype, draw)
+            try:
+                output = _run(trial, inputs, forward)
+            except Exception:
+                if dtype == torch.float32 and not draw:
+                    raise
+                continue
+            if all(bool(t.isfinite().all()) for t in output):
+                return trial, inputs, output
+    return trial, inputs, output
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Weights at random, the same at every call, none of them 0, at a scale that keeps signals alive through many layers."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not p.is_floating_point():
+                continue
+            if p.ndim > 1:
+                p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * (2 / max(1, p[0].numel())) ** 0.5)
+            elif name.endswith("bias"):
+                p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.3)
+            else:
+                p.copy_(torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.5)
+        for name, b in model.named_buffers():
+            if name.endswith("running_mean"):
+                b.copy_(torch.randn(b.shape, generator=generator, dtype=torch.float64) * 0.3)
+            elif name.endswith("running_var"):
+                b.copy_(torch.rand(b.shape, generator=generator, dtype=torch.float64) + 0.5)
+    return model
+
+
+def _inputs(example: Any, dtype: torch.dtype, draw: bool) -> Any:
+    """The example in `dtype`, its real numbers drawn anew (a blank image tells nothing), integers as they are."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+
+    def one(t: torch.Tensor) -> torch.Tensor:
+        if not t.is_floating_point():
+            return t
+        return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(dtype) if draw else t.to(dtype)
+
+    return {name: one(t) for name, t in example.items()} if isinstance(example, dict) else one(example)
+
+
+def _run(model: nn.Module, inputs: Any, forward: Forward) -> list[torch.Tensor]:
+    import torch
+
+    def flat(output: Any) -> list[torch.Tensor]:
+        if isinstance(output, dict):
+            output = list(output.values())
+        return [t for each in output for t in flat(each)] if isinstance(output, (list, tuple)) else [output.detach()]
+
+    with torch.enable_grad():  # torch's transformer layers take another way without gradients
+        return flat(forward(model, inputs))
