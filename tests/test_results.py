@@ -31,7 +31,14 @@ RESULT = Result(
         Candidate("teacher", "teacher", 0, (), ("teacher",), "onnx", "models/teacher.onnx", "00" * 32, FIGURES),
         Candidate("prune-0.5.s1", "prune-0.5", 1, ("teacher",), ("distill", "prune"), "onnx", None, "11" * 32, FIGURES),
     ),
-    {"host": TargetResult(("prune-0.5.s1",), "prune-0.5.s1", "pass", (Check("host", "prune-0.5.s1", "top1", "min 88 %", "pass", "error", 95.0, 93.0, 96.5, "%", "measured"),))},  # fmt: skip  # noqa: E501
+    {
+        "host": TargetResult(
+            ("prune-0.5.s1",),
+            "prune-0.5.s1",
+            "pass",
+            (Check("host", "prune-0.5.s1", "top1", "min 88 %", "pass", "error", 95.0, 93.0, 96.5, "%", "measured"),),
+        )
+    },
     ({"step": "teacher", "reused": True, "seconds": 1.5},),
 )
 

@@ -12,9 +12,7 @@ from edgekd.decisions.rules import Rule
 from edgekd.records import Candidate, Check
 
 
-def of(
-    check: Check, rule: Rule, candidate: Candidate, records: Records, reference: Reference | None, facts: Mapping[str, Mapping[str, Any]]
-) -> str:
+def of(check: Check, rule: Rule, candidate: Candidate, records: Records, reference: Reference | None, facts: Mapping[str, Mapping[str, Any]]) -> str:
     """`899 samples of the test split, paired: the teacher is right alone on 12, the candidate on 7, ..., 0.6 pt left`. Empty: no figure."""
     named = [m for m in candidate.measurements if m.name == check.name and m.target in (None, check.target) and m.split in (None, "test")]
     m = next((m for m in named if m.origin == check.origin), None)
