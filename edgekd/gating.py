@@ -199,6 +199,16 @@ def _baseline(folder: Path, names: list[str]) -> Baseline:
     return Baseline(folder, manifest.target, Reference(candidate.measurements, predictions.records if predictions else {}), predictions)
 
 
+def _comparable(baseline: Baseline, ours: results.Predictions | None) -> Baseline:
+    """The baseline, once it is found to be of the same test set; without its quality where ours isn't known."""
+    if baseline.predictions is None:
+        raise BaselineError(Problem(f"baseline {baseline.path}", "keeps no predictions: of which test set it is isn't known"))
+    if ours is None:
+        return replace(baseline, reference=Reference(tuple(m for m in baseline.reference.measurements if not m.split)))
+    _same_test(ours, baseline.predictions, f"baseline {baseline.path}", "what is judged")
+    return baseline
+
+
 def _same_test(ours: results.Predictions, theirs: results.Predictions, place: str, what: str) -> None:
     if ours.digest != theirs.digest or not np.array_equal(ours.ids, theirs.ids):
         raise BaselineError(Problem(place, f"is of another test set than {what}", "measure both on the same test samples"))
@@ -224,8 +234,9 @@ def _judge(subject: Subject, rules: tuple[Rule, ...], baseline: Baseline | None)
         raise BaselineError(*(Problem(r.place, f"`{r.text}` compares with a baseline, and none is given", hint) for r in wanting))
     mine = baseline if baseline is not None and baseline.target == subject.target else None
     ours = subject.predictions
-    if mine is not None and wanting and ours is not None and mine.predictions is not None:
-        _same_test(ours, mine.predictions, f"baseline {mine.path}", "what is judged")
+    sampled = {m.name for m in subject.candidate.measurements if m.split}
+    if mine is not None and any(r.versus == "baseline" and r.name in sampled for r in rules):
+        mine = _comparable(mine, ours)
     metrics = _metrics(subject)
     found = budgets.judge(
         rules,

@@ -1,0 +1,340 @@
+"""The verb `gate` on the folder of a run, copied elsewhere, and on a bundle: exit codes, baselines, machine outputs."""
+
+import dataclasses
+import json
+import shutil
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from edgekd import gating, intervals, results
+from edgekd.delivery import bundle
+from edgekd.errors import BaselineError, UsageError
+from edgekd.files import sha256
+from edgekd.metrics import top1
+from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
+
+N, DIGEST = 900, "d" * 64
+WRONG = {"teacher": range(18), "alone": range(60), "distill": range(5, 30), "prune-0.5": range(5, 32), "prune-0.5.int8": range(5, 33)}
+BYTES = {"teacher": 800_000, "alone": 90_000, "distill": 90_000, "prune-0.5": 50_000, "prune-0.5.int8": 15_000}
+RECIPE = '''task = "digits"
+targets = ["host"]
+[[stage]]
+use = "distill"
+[gate.any]
+top1 = "drop max 3.0 pt vs teacher"
+file_bytes = "max 20 kB"
+'''
+
+
+def right(wrong):
+    rows = np.ones(N)
+    rows[list(wrong)] = 0
+    return rows
+
+
+def make(folder, *, wrong=None, sizes=None, digest=DIGEST, p50=0.05, targets=("host",), chosen="prune-0.5.int8", recipe=RECIPE, environment="abc"):
+    """A folder of a run with five candidates, as `compress` leaves it."""
+    wrong, sizes = {**WRONG, **(wrong or {})}, {**BYTES, **(sizes or {})}
+    for name in ("models", "predictions"):
+        (folder / name).mkdir(parents=True)
+    found = []
+    for id, missed in wrong.items():
+        (folder / "models" / f"{id}.onnx").write_bytes(id.encode() + b"\0" * (sizes[id] - len(id)))
+        rows, outputs = right(missed), np.zeros((N, 10), np.float32)
+        results.save_predictions(folder / "predictions" / f"{id}.npz", range(N), digest, outputs, {"top1": rows}, [top1()])
+        figures = [Measurement("file_bytes", "B", sizes[id], sizes[id], sizes[id], 1, None, None, "counted")]
+        for target in targets:
+            low, high = intervals.wilson(int(rows.sum()), N)
+            share = (100 * rows.mean(), 100 * low, 100 * high)
+            figures += [Measurement("top1", "%", *share, N, split, target, "measured", 1, environment) for split in ("validation", "test")]
+            figures.append(Measurement("latency_p50_ms", "ms", p50, p50 * 0.98, p50 * 1.02, 6, None, target, "measured", 1, environment))
+        file = f"models/{id}.onnx"
+        found.append(Candidate(id, id, 0, (), (), "onnx", file, sha256(folder / file), tuple(figures)))
+    made = {t: TargetResult(tuple(WRONG)[2:], chosen, "pass", (), "" if chosen else "none of 3 candidates is within the budgets") for t in targets}
+    facts = {environment: {"cpu": "Example CPU", "versions": {"onnxruntime": "1.31.1"}}}
+    result = Result("digits", "ab" * 32, facts, {"teacher": "teacher", "alone": "alone"}, tuple(found), made)
+    results.write(result, folder / "result.json")
+    (folder / "recipe.toml").write_text(recipe)
+    return folder
+
+
+def bundled(folder, target="host"):
+    golden = {"input": np.zeros((2, 1, 8, 8), np.float32)}
+    result = results.read(folder)
+    return bundle.write(folder, result, result.targets[target].chosen, target, golden_inputs=golden, golden_outputs={"output": np.zeros((2, 10))})
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make(tmp_path / "run")
+
+
+def budget(tmp_path, text):
+    path = tmp_path / "budget.toml"
+    path.write_text(text)
+    return path
+
+
+def verdicts(gated):
+    return {c.name: c.verdict for c in gated.checks}
+
+
+def test_a_run_passes_by_its_own_gate(run):
+    gated = gating.gate(run)
+    assert verdicts(gated) == {"top1": "pass", "file_bytes": "pass"}
+    assert (gated.verdict, gated.exit_code) == ("pass", 0)
+    drop = gated.checks[0]
+    assert drop.value == pytest.approx(100 * 10 / N)  # 28 wrong, the teacher's 18
+    expected = 100 * intervals.paired_bound(right(WRONG["teacher"]), right(WRONG["prune-0.5.int8"]), 0.95, "high")
+    assert drop.high == pytest.approx(expected)
+    assert str(gated).splitlines()[0] == "edgekd gate  PASS  2 checks: all passed"
+
+
+def test_a_copied_run_suffices(run, tmp_path):
+    shutil.copytree(run, tmp_path / "there")
+    before = gating.gate(run).checks
+    shutil.rmtree(run)
+    assert [dataclasses.replace(c, place="") for c in gating.gate(tmp_path / "there").checks] == [dataclasses.replace(c, place="") for c in before]
+
+
+@pytest.mark.parametrize(
+    "text, expected, code",
+    [
+        ('top1 = "drop max 0.2 pt vs teacher"', "fail", 1),
+        ('top1 = "drop max 1.5 pt vs teacher"', "inconclusive", 3),
+        ('top1 = "min 90 %"', "pass", 0),
+        ('top1 = "min 97 %"', "inconclusive", 3),
+        ('file_bytes = "max 14999 B"', "fail", 1),
+        ('file_bytes = "max 15 kB"', "pass", 0),
+        ('file_bytes = { is = "max 1 kB", level = "warn" }', "fail", 0),
+        ('latency_p50_ms = "max 0.2 ms"', "pass", 0),
+        ('latency_p50_ms = "max 10 us"', "fail", 1),
+        ('latency_p50_ms = { is = "max 1 ms", accept = ["predicted"] }', "inconclusive", 3),
+        ('macs = "max 5 M"', "inconclusive", 3),
+    ],
+)
+def test_budgets_of_a_file_replace_the_runs(run, tmp_path, text, expected, code):
+    gated = gating.gate(run, budget=budget(tmp_path, f"[any]\n{text}\n"))
+    assert [c.verdict for c in gated.checks] == [expected]
+    assert gated.exit_code == code
+    assert gating.gate(run, budget=tmp_path / "budget.toml", inconclusive="warn").exit_code == (0 if code == 3 else code)
+
+
+def test_a_failure_counts_more_than_what_is_open(run, tmp_path):
+    path = budget(tmp_path, '[gate.any]\ntop1 = "min 97 %"\n[gate.host]\nfile_bytes = "max 1 kB"\n')
+    assert gating.gate(run, budget=path).exit_code == 1
+
+
+def test_wrong_budgets_are_refused_with_every_problem(run, tmp_path):
+    path = budget(tmp_path, '[any]\ntop1 = "min 97"\nfile_byts = "max 1 kB"\n[hots]\ntop1 = "min 9 %"\n')
+    with pytest.raises(UsageError) as error:
+        gating.gate(run, budget=path)
+    told = str(error.value)
+    assert len(error.value.problems) == 3
+    assert "has no unit" in told and "did you mean `file_bytes`" in told and "did you mean `host`" in told
+
+
+def test_a_budget_may_name_targets_of_other_runs_but_not_only_those(run, tmp_path):
+    from edgekd import targets
+
+    other = next(name for name in targets.names() if name != "host")
+    assert gating.gate(run, budget=budget(tmp_path, f'[{other}]\ntop1 = "min 99 %"\n[any]\ntop1 = "min 90 %"\n')).exit_code == 0
+    with pytest.raises(UsageError, match="nothing is judged"):
+        gating.gate(run, budget=budget(tmp_path, f'[{other}]\ntop1 = "min 99 %"\n'))
+
+
+def test_nothing_chosen_fails(tmp_path):
+    gated = gating.gate(make(tmp_path / "run", chosen=None))
+    assert gated.exit_code == 1
+    assert "none of 3 candidates is within the budgets" in str(gated)
+
+
+def test_one_target_of_two_that_fails_fails(tmp_path):
+    run = make(tmp_path / "run", targets=("host", "pi"))
+    gated = gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 90 %"\n[host]\nfile_bytes = "max 1 kB"\n'))
+    assert {(c.target, c.name): c.verdict for c in gated.checks} == {("host", "top1"): "pass", ("host", "file_bytes"): "fail", ("pi", "top1"): "pass"}
+    assert gated.exit_code == 1
+
+
+def test_only_deterministic_judges_counted_figures_and_says_what_it_leaves_out(run, tmp_path):
+    gated = gating.gate(run, only="deterministic")
+    assert verdicts(gated) == {"file_bytes": "pass"}
+    assert gated.skipped == ("host: top1 drop max 3.0 pt vs teacher",)
+    assert gated.skipped[0] in str(gated)
+    with pytest.raises(UsageError, match="nothing is judged"):
+        gating.gate(run, only="deterministic", budget=budget(tmp_path, '[any]\ntop1 = "min 1 %"\n'))
+
+
+def test_missing_predictions_are_inconclusive(run):
+    (run / "predictions" / "teacher.npz").unlink()
+    gated = gating.gate(run)
+    assert verdicts(gated)["top1"] == "inconclusive" and gated.exit_code == 3
+    (run / "predictions" / "prune-0.5.int8.npz").unlink()
+    assert gating.gate(run).exit_code == 3
+
+
+def test_a_model_that_is_not_the_one_measured_is_refused(run):
+    path = run / "models" / "prune-0.5.int8.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(BaselineError, match="differs from its digest") as error:
+        gating.gate(run)
+    assert error.value.exit_code == 5
+
+
+def test_a_metric_that_is_no_mean_is_as_the_run_judged_it(run, tmp_path):
+    result = results.read(run)
+    ours = [dataclasses.replace(m, value=m.value - 1) if m.name == "top1" else m for m in result.candidates[-1].measurements]  # not their mean
+    judged = Check("host", "prune-0.5.int8", "top1", "drop max 3.0 pt vs teacher", "fail", "error", 4.0, 3.5, 4.5, "pt", "measured")
+    target = dataclasses.replace(result.targets["host"], checks=(judged,))
+    candidates = (*result.candidates[:-1], dataclasses.replace(result.candidates[-1], measurements=tuple(ours)))
+    results.write(dataclasses.replace(result, candidates=candidates, targets={"host": target}), run / "result.json")
+    assert verdicts(gating.gate(run))["top1"] == "fail"
+    gated = gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "drop max 5 pt vs teacher"\n'))
+    assert verdicts(gated)["top1"] == "inconclusive" and "the task alone" in str(gated)
+
+
+@pytest.mark.parametrize("what", ["nothing", "empty", "file"])
+def test_what_is_no_run_is_refused(tmp_path, what):
+    path = tmp_path / what
+    if what == "empty":
+        path.mkdir()
+    elif what == "file":
+        path.write_text("x")
+    for verb in (gating.gate, gating.report):
+        with pytest.raises(UsageError, match="run"):
+            verb(path)
+
+
+def test_a_run_without_a_recipe_needs_a_budget(run, tmp_path):
+    (run / "recipe.toml").unlink()
+    with pytest.raises(UsageError, match="--budget"):
+        gating.gate(run)
+    assert gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 90 %"\n')).exit_code == 0
+
+
+# ---------------------------------------------------------------- bundles and baselines
+
+
+def test_a_bundle_alone_comes_to_what_its_run_came_to(run, tmp_path):
+    shutil.move(bundled(run), tmp_path / "bundle")
+    expected = gating.gate(run).checks
+    shutil.rmtree(run)
+    gated = gating.gate(tmp_path / "bundle")
+    assert {(c.name, c.verdict, c.value, c.high) for c in gated.checks} == {(c.name, c.verdict, c.value, c.high) for c in expected}
+
+
+def test_a_bundle_that_was_changed_is_refused(run):
+    folder = bundled(run)
+    (folder / "model.onnx").write_bytes(b"x")
+    with pytest.raises(BaselineError) as error:
+        gating.gate(folder)
+    assert error.value.exit_code == 5
+
+
+REGRESS = '[any]\nfile_bytes = "regress max 3 % vs baseline"\ntop1 = "drop max 2 pt vs baseline"\nlatency_p50_ms = "regress max 50 % vs baseline"\n'
+
+
+def test_a_run_is_compared_with_a_bundle(run, tmp_path):
+    path, last = budget(tmp_path, REGRESS), bundled(run)
+    same = gating.gate(run, budget=path, baseline=last)
+    assert verdicts(same) == {"file_bytes": "pass", "top1": "pass", "latency_p50_ms": "pass"}
+    assert [c.value for c in same.checks][:2] == [0, 0]
+    worse = make(tmp_path / "worse", wrong={"prune-0.5.int8": range(100, 170)}, sizes={"prune-0.5.int8": 15_451}, p50=0.09)
+    assert verdicts(gating.gate(worse, budget=path, baseline=last)) == {"file_bytes": "fail", "top1": "fail", "latency_p50_ms": "fail"}
+    elsewhere = make(tmp_path / "elsewhere", environment="other", sizes={"prune-0.5.int8": 15_450})
+    assert verdicts(gating.gate(elsewhere, budget=path, baseline=last)) == {"file_bytes": "pass", "top1": "pass", "latency_p50_ms": "inconclusive"}
+    assert gating.gate(bundled(worse), budget=path, baseline=last).exit_code == 1
+
+
+def test_a_baseline_that_is_missing_or_of_another_test_set_ends_in_5(run, tmp_path):
+    path = budget(tmp_path, REGRESS)
+    other = bundled(make(tmp_path / "other", digest="e" * 64))
+    broken = bundled(make(tmp_path / "broken"))
+    (broken / "predictions.npz").unlink()
+    foreign = bundled(make(tmp_path / "foreign", targets=("pi",)), "pi")
+    bare = make(tmp_path / "bare")
+    shutil.rmtree(bare / "predictions")
+    cases = {None: "none is given", tmp_path / "none": "can't be read", other: "another test set", broken: "is missing", foreign: "is for pi"}
+    for baseline, told in {**cases, bundled(bare): "keeps no predictions"}.items():
+        with pytest.raises(BaselineError, match=told) as error:
+            gating.gate(run, budget=path, baseline=baseline)
+        assert error.value.exit_code == 5
+    counted = budget(tmp_path, '[any]\nfile_bytes = "regress max 3 % vs baseline"\n')
+    assert gating.gate(run, budget=counted, baseline=other).exit_code == 0  # bytes need no test set
+
+
+def test_a_warning_is_not_paired_with_other_samples(run, tmp_path):
+    path = budget(tmp_path, '[any]\ntop1 = { is = "drop max 9 pt vs baseline", level = "warn" }\n')
+    with pytest.raises(BaselineError, match="another test set"):
+        gating.gate(run, budget=path, baseline=bundled(make(tmp_path / "other", digest="e" * 64)))
+
+
+def test_without_predictions_of_its_own_a_run_is_not_compared_by_quality(run, tmp_path):
+    last = bundled(run)
+    shutil.rmtree(run / "predictions")
+    path = budget(tmp_path, '[any]\ntop1 = "regress max 50 % vs baseline"\nfile_bytes = "regress max 3 % vs baseline"\n')
+    assert verdicts(gating.gate(run, budget=path, baseline=last)) == {"top1": "inconclusive", "file_bytes": "pass"}
+
+
+def test_a_warning_without_a_baseline_is_no_error(run, tmp_path):
+    path = budget(tmp_path, '[any]\nfile_bytes = { is = "regress max 3 % vs baseline", level = "warn" }\ntop1 = "min 90 %"\n')
+    gated = gating.gate(run, budget=path)
+    assert verdicts(gated)["file_bytes"] == "inconclusive" and gated.exit_code == 0
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def test_why_says_what_every_line_was_judged_on(run):
+    text = str(gating.gate(run, why=True))
+    assert "900 samples of the test split" in text
+    assert "the teacher is right alone on 15, the candidate on 5" in text  # 18..32 and 0..4
+    assert "exact, read from the file, 5000 B left" in text
+    assert "Example CPU" in text
+    assert "Example CPU" not in str(gating.gate(run))
+
+
+def test_machine_outputs(run, tmp_path):
+    files = {name: tmp_path / name for name in ("junit", "sarif", "json", "markdown")}
+    files["markdown"].write_text("before\n")
+    gated = gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 97 %"\nfile_bytes = "max 1 kB"\n'), **files)
+    suite = ElementTree.parse(files["junit"]).getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "1", "1")
+    assert len(json.loads(files["sarif"].read_text())["runs"][0]["results"]) == 2
+    table = json.loads(files["json"].read_text())
+    assert (table["schema"], table["verdict"], table["exit_code"]) == ("edgekd.gate/1", "fail", 1)
+    assert [c["name"] for c in table["checks"]] == [c.name for c in gated.checks]
+    assert files["markdown"].read_text().startswith("before\n### edgekd gate: FAIL")
+    before = files["json"].read_bytes()
+    gating.gate(run, budget=tmp_path / "budget.toml", json=files["json"])
+    assert files["json"].read_bytes() == before
+    with pytest.raises(UsageError, match="can't be written"):
+        gating.gate(run, json=tmp_path / "none" / "x.json")
+
+
+def test_names_of_a_run_are_shown_not_sent_to_the_terminal(tmp_path):
+    run = make(tmp_path / "run", chosen=None)
+    table = json.loads((run / "result.json").read_text())
+    table["targets"]["host"]["reason"] = "\x1b[31mred"
+    (run / "result.json").write_text(json.dumps(table))
+    assert "\x1b" not in str(gating.gate(run))
+
+
+def test_report_writes_both_files(run):
+    text = gating.report(run)
+    assert (run / "report.html").is_file() and (run / "report.md").is_file()
+    assert text.splitlines() == [str(run / "report.html"), str(run / "report.md")]
+
+
+@pytest.mark.parametrize(
+    "arguments, code",
+    [([], 0), (["--only", "deterministic"], 0), (["--budget", "none.toml"], 2), (["--baseline", "none"], 5), (["--why"], 0)],
+)
+def test_the_verb_exits_with_the_contracts_codes(run, arguments, code, capsys):
+    from edgekd.cli import run as main
+
+    assert main(["gate", str(run), *arguments]) == code
+    out = capsys.readouterr()
+    assert ("PASS" in out.out) == (code == 0) and ("error:" in out.err) == (code != 0)
