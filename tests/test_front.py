@@ -110,7 +110,16 @@ def test_references_are_never_chosen_nor_on_the_front():
 
 def test_unknown_figures_are_no_reason_to_leave_a_candidate_out():
     found = pick([candidate("a", 90, 1, 30)], {"activation_bytes": "max 5 kB"})
-    assert found.chosen == "a"
+    assert found.chosen == "a" and "not known: activation_bytes" in found.reason
+
+
+def test_who_is_not_known_to_be_within_loses_to_who_is():
+    fast = candidate("fast", 90, 1, 30)
+    blind = dataclasses.replace(fast, measurements=tuple(m for m in fast.measurements if m.name != "top1"))
+    found = pick([blind, candidate("slow", 95, 2, 40)], {"top1": "min 88 %"})
+    assert found.chosen == "slow" and found.reason.startswith("1 of 2 within")
+    assert pick([blind, candidate("slow", 80, 2, 40)], {"top1": "min 88 %"}).chosen == "fast"  # but before who is known not to be
+    assert pick([blind, candidate("slow", 95, 2, 40)], {"top1": {"is": "min 88 %", "level": "warn"}}).chosen == "fast"
 
 
 def test_warnings_leave_no_candidate_out():

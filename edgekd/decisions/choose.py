@@ -50,7 +50,9 @@ def choose(candidates: Iterable[Candidate], *, target: str, select: Select, with
     on_front = pareto(points, target, select)
     checks = {c.id: within(c) for seeds in points.values() for c in seeds}
     broken = {point: over([checks[c.id] for c in seeds]) for point, seeds in points.items()}
-    fit = [point for point, found in broken.items() if not found]
+    missing = {point: unknown([checks[c.id] for c in points[point]]) for point, found in broken.items() if not found}
+    fewest = min(map(len, missing.values()), default=0)
+    fit = [point for point, names in missing.items() if len(names) == fewest]  # what isn't known is not within where another is known to be
     ids = tuple(c.id for point in on_front for c in points[point])
     if not fit:
         nearest = min(points, key=lambda p: (sum(o.share for o in broken[p]), p))
@@ -59,7 +61,8 @@ def choose(candidates: Iterable[Candidate], *, target: str, select: Select, with
         return TargetResult(ids, None, None, (), f"{count} within the budgets; the nearest is {nearest}: {told}")
     point, how = best(fit, points, target, select)
     chosen = _seed(points[point], checks, target, select)
-    return TargetResult(ids, chosen.id, None, (), f"{len(fit)} of {len(points)} within the budgets; {how}")
+    open_ = f" (not known: {', '.join(missing[point])})" if missing[point] else ""
+    return TargetResult(ids, chosen.id, None, (), f"{len(fit)} of {len(points)} within the budgets{open_}; {how}")
 
 
 def competing(candidates: Iterable[Candidate], target: str, references: Collection[str] = ()) -> dict[str, list[Candidate]]:
@@ -96,7 +99,7 @@ def _of(candidate: Candidate, name: str, target: str) -> Measurement | None:
 
 
 def over(seeds: Sequence[tuple[Check, ...]]) -> list[Over]:
-    """The rules that a point breaks, given the checks of each of its seeds in one order. A rule without a figure is not broken."""
+    """The rules that a point breaks, given the checks of each of its seeds in one order. A rule without a figure is not broken: see `unknown`."""
     found = []
     for checks in zip(*seeds, strict=True):
         judged = [(c, by) for c in checks if c.verdict != "inconclusive" and (by := excess(c)) is not None]
@@ -106,6 +109,12 @@ def over(seeds: Sequence[tuple[Check, ...]]) -> list[Over]:
         if by > SLACK or all(c.verdict == "fail" for c, _ in judged):
             found.append(Over(check, by, by / (abs(limit(check) or 0.0) or 1.0)))
     return found
+
+
+def unknown(seeds: Sequence[tuple[Check, ...]]) -> list[str]:
+    """The names with a rule that none of a point's seeds could be judged by; warnings aside."""
+    blind = [rule[0] for rule in zip(*seeds, strict=True) if all(c.verdict == "inconclusive" for c in rule)]
+    return list(dict.fromkeys(c.name for c in blind if c.level == "error"))
 
 
 def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, select: Select) -> tuple[str, str]:
