@@ -123,6 +123,9 @@ def _run(folder: Path, budget: Path | str | None) -> tuple[list[Subject], Mappin
     file = folder / "recipe.toml" if budget is None else Path(budget)
     if not file.is_file() and budget is None:
         raise UsageError(Problem(str(folder), "has no recipe.toml to take budgets from", "give one with --budget"))
+    if budget is None and sha256(file) != result.recipe_sha256:
+        hint = f"other budgets are given with --budget, for example --budget {shlex.quote(str(file))}"
+        raise BaselineError(Problem(str(file), "differs from its digest in result.json: not the recipe of this run", hint))
     tables, place = budgets.read(file, {*result.targets, *targets.names()}, known)
     return [_of_run(folder, result, name) for name in result.targets], tables, place
 

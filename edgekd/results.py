@@ -148,17 +148,18 @@ def _problem(error: Mapping[str, Any], path: Path) -> Problem:
 
 def _inconsistent(result: Result) -> list[tuple[str, str]]:
     """What each part is right by itself and wrong together."""
-    found, ids = [], [c.id for c in result.candidates]
+    found, ids, seen = [], {c.id for c in result.candidates}, set()
     for i, c in enumerate(result.candidates):
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*", c.id):
+        if not re.fullmatch(r"\w[\w.+=-]*", c.id):
             found.append((f"candidates.{i}.id", f"{c.id[:60]!r} is no name for a file"))
-        if ids.index(c.id) != i:
+        if c.id in seen:
             found.append((f"candidates.{i}.id", f"`{c.id}` stands twice"))
+        seen.add(c.id)
         if c.file is not None and not inside(c.file):
             found.append((f"candidates.{i}.file", f"{c.file[:60]!r} leads out of the run's folder"))
         for j, m in enumerate(c.measurements):
-            if not (math.isfinite(m.value) and m.low <= m.value <= m.high and math.isfinite(m.low) and math.isfinite(m.high)):
-                found.append((f"candidates.{i}.measurements.{j} ({m.name})", f"{m.low} <= {m.value} <= {m.high} must hold, all of them finite"))
+            if not (all(map(math.isfinite, (m.value, m.low, m.high))) and m.low <= m.high):
+                found.append((f"candidates.{i}.measurements.{j} ({m.name})", f"{m.value} [{m.low}, {m.high}] is no figure with an interval"))
             elif m.origin == "counted" and not m.low == m.value == m.high:
                 found.append((f"candidates.{i}.measurements.{j} ({m.name})", "a counted figure has no interval: low = value = high"))
     named = [(f"references.{k}", v) for k, v in result.references.items()]
@@ -212,8 +213,8 @@ def _predictions(path: Path, arrays: Mapping[str, np.ndarray]) -> Predictions:
     for name, array in rows.items():
         if array.shape[:1] != ids.shape[:1]:
             problems.append(Problem(f"{path}: {name}", f"has shape {list(array.shape)}, but there are {len(ids) if ids.ndim else 'no'} samples"))
-        elif name.endswith((".records", ".teacher")) and (array.dtype.kind != "f" or not np.isfinite(array).all()):
-            problems.append(Problem(f"{path}: {name}", "must hold finite numbers"))
+        elif name.endswith((".records", ".teacher")) and array.dtype.kind != "f":
+            problems.append(Problem(f"{path}: {name}", f"must hold numbers, not {array.dtype}"))
     if problems:
         raise UsageError(*problems)
     outputs = {name.removeprefix("outputs."): a for name, a in arrays.items() if name.startswith("outputs.")} or arrays.get("outputs")

@@ -1,6 +1,7 @@
 """The verb `gate` on the folder of a run, copied elsewhere, and on a bundle: exit codes, baselines, machine outputs."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from xml.etree import ElementTree
@@ -18,14 +19,14 @@ from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
 N, DIGEST = 900, "d" * 64
 WRONG = {"teacher": range(18), "alone": range(60), "distill": range(5, 30), "prune-0.5": range(5, 32), "prune-0.5.int8": range(5, 33)}
 BYTES = {"teacher": 800_000, "alone": 90_000, "distill": 90_000, "prune-0.5": 50_000, "prune-0.5.int8": 15_000}
-RECIPE = '''task = "digits"
+RECIPE = """task = "digits"
 targets = ["host"]
 [[stage]]
 use = "distill"
 [gate.any]
 top1 = "drop max 3.0 pt vs teacher"
 file_bytes = "max 20 kB"
-'''
+"""
 
 
 def right(wrong):
@@ -54,7 +55,8 @@ def make(folder, *, wrong=None, sizes=None, digest=DIGEST, p50=0.05, targets=("h
         found.append(Candidate(id, id, 0, (), (), "onnx", file, sha256(folder / file), tuple(figures)))
     made = {t: TargetResult(tuple(WRONG)[2:], chosen, "pass", (), "" if chosen else "none of 3 candidates is within the budgets") for t in targets}
     facts = {environment: {"cpu": "Example CPU", "versions": {"onnxruntime": "1.31.1"}}}
-    result = Result("digits", "ab" * 32, facts, {"teacher": "teacher", "alone": "alone"}, tuple(found), made)
+    digest_of_recipe = hashlib.sha256(recipe.encode()).hexdigest()
+    result = Result("digits", digest_of_recipe, facts, {"teacher": "teacher", "alone": "alone"}, tuple(found), made)
     results.write(result, folder / "result.json")
     (folder / "recipe.toml").write_text(recipe)
     return folder
@@ -207,6 +209,15 @@ def test_what_is_no_run_is_refused(tmp_path, what):
             verb(path)
 
 
+def test_a_recipe_that_was_edited_since_is_not_the_runs_own_gate(run):
+    path = run / "recipe.toml"
+    path.write_text(path.read_text().replace("3.0 pt", "50 pt"))
+    with pytest.raises(BaselineError, match="not the recipe of this run") as error:
+        gating.gate(run)
+    assert error.value.exit_code == 5 and "--budget" in str(error.value)
+    assert gating.gate(run, budget=path).exit_code == 0  # said aloud, it is a budget like any other
+
+
 def test_a_run_without_a_recipe_needs_a_budget(run, tmp_path):
     (run / "recipe.toml").unlink()
     with pytest.raises(UsageError, match="--budget"):
@@ -263,6 +274,13 @@ def test_a_baseline_that_is_missing_or_of_another_test_set_ends_in_5(run, tmp_pa
         assert error.value.exit_code == 5
     counted = budget(tmp_path, '[any]\nfile_bytes = "regress max 3 % vs baseline"\n')
     assert gating.gate(run, budget=counted, baseline=other).exit_code == 0  # bytes need no test set
+
+
+def test_samples_in_another_order_are_not_paired(run):
+    path = run / "predictions" / "teacher.npz"
+    results.save_arrays(path, {**results.load_arrays(path), "sample_id": results.load_predictions(path).ids[::-1]})
+    with pytest.raises(BaselineError, match="another test set"):
+        gating.gate(run)
 
 
 def test_a_warning_is_not_paired_with_other_samples(run, tmp_path):
