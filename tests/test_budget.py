@@ -336,6 +336,22 @@ def test_regress_of_a_rate_is_its_fall():
     assert verdict({"tokens_per_s": "regress max 10 % vs baseline"}, m("tokens_per_s", 12, 11, 13, "1/s"), baseline=base) == "pass"
 
 
+def test_a_drop_of_a_time_is_its_rise():
+    base = Reference((m("latency_p50_ms", 1.0, 0.9, 1.2, "ms"),))
+    (found,) = judge({"latency_p50_ms": "drop max 0.5 ms vs baseline"}, m("latency_p50_ms", 1.3, 1.1, 1.35, "ms"), baseline=base)
+    assert (found.value, found.low, found.high) == pytest.approx((0.3, 1.1 - 1.2, 1.35 - 0.9))
+    assert (found.verdict, found.unit) == ("pass", "ms")
+
+
+def test_records_that_are_not_numbers_are_inconclusive():
+    a, b = records(5), records(5)
+    a[7] = math.nan
+    metric = top1()
+    for metrics in ({}, {"top1": metric}):
+        found = judge({"top1": "drop max 9 pt vs teacher"}, top1_of(b), records={"top1": a}, teacher={"top1": b}, metrics=metrics)
+        assert found[0].verdict == "inconclusive"
+
+
 def check(result, level="error"):
     return Check("host", "c", "x", "max 1", result, level, None, None, None, "", None)
 

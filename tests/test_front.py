@@ -68,6 +68,9 @@ def test_the_fastest_within_the_budgets_is_chosen_on_validation():
 
 def test_test_figures_decide_nothing():
     one, two = candidate("one", 95, 2, 30, test=50), candidate("two", 96, 2, 30, test=99)
+    turned = [candidate("one", 95, 2, 30, test=99), candidate("two", 96, 2, 30, test=9)]
+    turned = [dataclasses.replace(c, measurements=c.measurements[::-1]) for c in turned]
+    assert pick(turned).chosen == "two"  # the figures of test come first here, and would decide the tie the other way
     swapped = [dataclasses.replace(one, measurements=candidate("one", 95, 2, 30, test=99).measurements), two]
     assert pick([one, two], {"top1": "min 90 %"}) == pick(swapped, {"top1": "min 90 %"})
 

@@ -96,9 +96,9 @@ def test_a_figure_that_is_no_number_is_not_written(path, number):
         (("candidates", 1, "seed"), 1.0, "candidates.1.seed"),
         (("candidates", 0, "measurements", 0, "origin"), "guessed", "candidates.0.measurements.0.origin"),
         (("candidates", 0, "measurements", 0, "value"), "95", "candidates.0.measurements.0.value"),
-        (("candidates", 0, "measurements", 0, "value"), math.nan, "must hold"),
-        (("candidates", 0, "measurements", 0, "high"), math.inf, "must hold"),
-        (("candidates", 0, "measurements", 0, "low"), 99.0, "99.0 <= 95.0"),
+        (("candidates", 0, "measurements", 0, "value"), math.nan, "is no figure"),
+        (("candidates", 0, "measurements", 0, "high"), math.inf, "is no figure"),
+        (("candidates", 0, "measurements", 0, "low"), 99.0, "95.0 [99.0, 96.5]"),
         (("candidates", 0, "measurements", 1, "high"), 5000, "counted figure has no interval"),
         (("candidates", 0, "id"), "../../x", "no name for a file"),
         (("candidates", 1, "id"), "teacher", "stands twice"),
@@ -209,8 +209,7 @@ def told_of(path):
         ({"test_digest": np.zeros(2)}, "one string"),
         ({"outputs": np.ones((2, 4))}, "there are 3 samples"),
         ({"top1.records": np.ones(4)}, "there are 3 samples"),
-        ({"top1.records": np.array([1, np.nan, 0])}, "finite numbers"),
-        ({"top1.records": np.array(["a", "b", "c"])}, "finite numbers"),
+        ({"top1.records": np.array(["a", "b", "c"])}, "must hold numbers"),
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(tmp_path, change, told):
