@@ -120,7 +120,8 @@ def _write(run: Result, resolved: Resolved, observed: Sequence[Observed], record
     for target, found in run.targets.items():
         if found.chosen is not None:
             inputs, outputs = golden(by_id[found.chosen], resolved)
-            bundle.write(folder, run, found.chosen, target, golden_inputs=inputs, golden_outputs=outputs)
+            kind = "samples" if resolved.task.shareable else "synthetic"
+            bundle.write(folder, run, found.chosen, target, golden_inputs=inputs, golden_outputs=outputs, golden=kind)
     markdown.write(folder)
     page.write(folder)
     return run
