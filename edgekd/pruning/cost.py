@@ -7,22 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekd.pruning.coupling import Forward, Group
+from edgekd.pruning.coupling import Forward, Group, tensors
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import nn
 
 
-def count(model: nn.Module, example: Any, forward: Forward) -> int:
-    """MACs of one row: convolutions and matrix products, wherever they stand in `forward` (torch's own counter of operations, halved)."""
+def run(model: nn.Module, inputs: Any, forward: Forward) -> tuple[list[torch.Tensor], int]:
+    """One forward: (the tensors of its output, its MACs). MACs are those of convolutions and matrix products, wherever they stand
+    (torch's own counter of operations, halved)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
     with torch.enable_grad(), counter:  # without gradients, torch's transformer layers run as one operation that is not counted
-        forward(model, first_row(example))
-    return counter.get_total_flops() // 2
+        output = tensors(forward(model, inputs))
+    return [t.detach() for t in output], counter.get_total_flops() // 2
 
 
 def first_row(example: Any) -> Any:
@@ -48,12 +50,12 @@ class Cost:
         return self.rest + ((self.fan_in - removed @ self.lost_in.T) * (self.fan_out - removed @ self.lost_out.T)) @ self.per
 
 
-def cost(model: nn.Module, example: Any, forward: Forward, groups: Sequence[Group]) -> Cost:
-    """The cost of `model` (left unchanged, in evaluation mode) by what its layers do in one forward."""
+def cost(model: nn.Module, row: Any, forward: Forward, groups: Sequence[Group], macs: int) -> Cost:
+    """The cost of `model` (in evaluation mode), whose MACs are `macs`, by what its layers do in a forward of one row."""
     import numpy as np
     from torch import nn
 
-    places = _places(model, example, forward)
+    places = _places(model, row, forward)
     layers = {name: model.get_submodule(name) for name in places}
     order = {name: i for i, name in enumerate(layers)}
     fan_in, fan_out, per = (np.zeros(len(layers), np.int64) for _ in range(3))
@@ -74,11 +76,11 @@ def cost(model: nn.Module, example: Any, forward: Forward, groups: Sequence[Grou
                 lost_out[i, g] += len(member.index[0])
             elif member.layer not in depthwise:
                 lost_in[i, g] += len(member.index[0]) // getattr(layers[member.layer], "groups", 1)
-    rest = count(model, example, forward) - int((per * fan_in * fan_out).sum())
+    rest = macs - int((per * fan_in * fan_out).sum())
     return Cost(rest, per, fan_in, fan_out, lost_in, lost_out)
 
 
-def _places(model: nn.Module, example: Any, forward: Forward) -> dict[str, int]:
+def _places(model: nn.Module, row: Any, forward: Forward) -> dict[str, int]:
     """Convolutions and linear layers by name -> at how many places (positions x calls) each works for one row."""
     import torch
     from torch import nn
@@ -101,7 +103,7 @@ def _places(model: nn.Module, example: Any, forward: Forward) -> dict[str, int]:
     handles = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
     try:
         with torch.enable_grad():
-            forward(model, first_row(example))
+            forward(model, row)
     finally:
         for handle in handles:
             handle.remove()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,60 +61,76 @@ class Refusal:
         return f"layer `{self.layer}`: {self.reason}"
 
 
-@dataclass(frozen=True)
-class Slice:
-    """The weights of one layer by channel of the group: `values` [channels, numbers]. `kind`: conv, linear, norm, embedding, other."""
-
-    layer: str
-    kind: str
-    side: str
-    values: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Channels:
-    """What a criterion sees of a group: how many channels there are to rank, and their weights in every layer."""
-
-    name: str
-    channels: int
-    slices: tuple[Slice, ...]
-
-
 def coupled(model: nn.Module, example: Any, forward: Forward, protect: Iterable[str] = ()) -> tuple[list[Group], list[Refusal]]:
     """Every group of coupled channels that torch-pruning finds, and those that its layers rule out. `protect`: layers to be left as they are.
     Raises UsageError where the model can't be traced."""
-    import torch_pruning as tp
-
     model = copy.deepcopy(model).eval()
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point() or p.is_complex())
     try:
         graph = _traced(model, example, forward)
-        found = list(graph.get_all_groups(root_module_types=(tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, tp.ops.TORCH_EMBED)))
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UsageError(Problem("model", f"can't be traced for pruning: {reason}", "its forward must run on a batch of 2 with gradients")) from error
+        hint = "its forward must run on a batch of 2, with gradients"
+        raise UsageError(Problem("model", f"can't be traced for pruning: {first_line(error)}", hint)) from error
     names, tied = {m: n for n, m in model.named_modules()}, _tied(model)
-    made = [_group(graph, each, names, tied, set(protect)) for each in found]
+    found = _followed(graph, names)
+    made = [each if isinstance(each, Refusal) else _group(graph, each, names, tied, set(protect)) for each in found]
+    order = {name: i for i, name in enumerate(names.values())}
+    made.sort(key=lambda each: order[each.name if isinstance(each, Group) else each.layer])
+    taken: dict[tuple[str, str, int], str] = {}
+    made = [each if isinstance(each, Refusal) else _apart(each, taken) for each in made]
     return [g for g in made if isinstance(g, Group)], list(dict.fromkeys(g for g in made if isinstance(g, Refusal)))
+
+
+def _apart(group: Group, taken: dict[tuple[str, str, int], str]) -> Group | Refusal:
+    """The group, noted in `taken`, or why not: a channel belongs to one group."""
+    own = {(m.layer, m.side, i) for m in group.members for unit in m.index for i in unit}
+    other = next((taken[channel] for channel in sorted(own) if channel in taken), None)
+    if other is not None:
+        return Refusal(group.name, f"some of its channels are coupled to those of `{other}`, others not")
+    taken.update(dict.fromkeys(own, group.name))
+    return group
 
 
 def _traced(model: nn.Module, example: Any, forward: Forward) -> Any:
     import torch
     import torch_pruning as tp
 
+    def differentiable(output: Any) -> list[torch.Tensor]:
+        return [t for t in tensors(output) if t.grad_fn is not None]
+
     with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", category=UserWarning, module="torch_pruning")  # unknown operations, bare parameters: proof.py tries them
-        return tp.DependencyGraph().build_dependency(model, example, forward_fn=forward, output_transform=_tensors, verbose=False)
+        return tp.DependencyGraph().build_dependency(model, example, forward_fn=forward, output_transform=differentiable, verbose=False)
 
 
-def _tensors(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output that depend on parameters."""
+def _followed(graph: Any, names: dict) -> Iterator[Any]:
+    """torch-pruning's group of every layer that makes channels, each group once; where it fails to follow them, a refusal."""
+    import torch_pruning as tp
+
+    seen = set()
+    for module in graph.module2node:
+        if module in seen or not isinstance(module, (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, tp.ops.TORCH_EMBED)):
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        try:
+            group = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(pruner.get_out_channels(module))))
+        except Exception as error:
+            yield Refusal(names[module], f"its channels can't be followed through the model ({type(error).__name__}: {first_line(error)})")
+            continue
+        seen |= {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
+        yield group
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors of a model's output, in order."""
     if isinstance(output, dict):
         output = list(output.values())
-    if isinstance(output, (list, tuple)):
-        return [t for each in output for t in _tensors(each)]
-    return [output] if getattr(output, "grad_fn", None) is not None else []
+    return [t for each in output for t in tensors(each)] if isinstance(output, (list, tuple)) else [output]
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _tied(model: nn.Module) -> set[str]:
@@ -133,9 +149,8 @@ def _group(graph: Any, found: Any, names: dict, tied: set[str], protect: set[str
     from torch.nn.utils import parametrize
     from torch_pruning.ops import OPTYPE
 
-    root = found[0].dep.target.module
-    name, size = names[root], len(found[0].idxs)
-    parts, rows, kinds = 1, [], _kinds()
+    root, size = found[0].dep.target, len(found[0].idxs)
+    name, parts, rows, kinds = _first_maker(graph, found, names, root), 1, [], _kinds()
     for item in found:
         module, kind = item.dep.target.module, item.dep.target.type
         if kind == OPTYPE.OUTPUT:
@@ -166,7 +181,7 @@ def _group(graph: Any, found: Any, names: dict, tied: set[str], protect: set[str
             return Refusal(name, f"`{layer}` is protected")
         rows.append((layer, kinds[kind], side, there, item.idxs, item.root_idxs))
     if not any(side == "in" for _, _, side, *_ in rows):
-        return Refusal(name, "no layer takes its channels in: they are an output, or end in an operation that is not traced")
+        return Refusal(name, "no layer takes its channels in: they are the model's output", is_output=True)
     if size % parts or size == parts:
         return Refusal(name, f"a grouped convolution has only {size / parts:g} of its {size} channels per group")
     members = [_member(*row, size=size, parts=parts) for row in rows]
@@ -174,6 +189,20 @@ def _group(graph: Any, found: Any, names: dict, tied: set[str], protect: set[str
         layer = rows[members.index(None)][0]
         return Refusal(name, f"its channels don't arrive one for one at `{layer}` (a split, a reshape or a mix in between)")
     return Group(name, size, parts, tuple(members))
+
+
+def _first_maker(graph: Any, found: Any, names: dict, root: Any) -> str:
+    """The first layer of the model, in its own order, that makes these channels: what the group is called."""
+    makers = {names[root.module]}
+    for item in found:
+        node = item.dep.target
+        if (
+            _kinds().get(node.type) in ("conv", "linear", "embedding")
+            and graph.is_out_channel_pruning_fn(item.dep.handler)
+            and len(item.idxs) == len(found[0].idxs)
+        ):
+            makers.add(names[node.module])
+    return next(name for name in names.values() if name in makers)
 
 
 def _width(graph: Any, module: nn.Module, side: str) -> int | None:
@@ -207,45 +236,3 @@ def removals(groups: Iterable[Group], gone: Iterable[Sequence[int]]) -> list[dic
         for member in group.members if len(units) else ():
             sides.setdefault((member.layer, member.side, member.width), []).extend(i for u in units for i in member.index[u])
     return [removal(layer, side, width, removed) for (layer, side, width), removed in sides.items()]
-
-
-def weights(model: nn.Module, group: Group) -> Channels:
-    """The weights of a group, channel by channel, as a criterion wants them. Where channels go in units, a unit counts as one."""
-    slices = []
-    for member in group.members:
-        rows = _rows(model, member)
-        if rows is not None:
-            values = rows.detach().float()[_long(member.index)].flatten(1)  # [units, channels per unit, numbers]
-            slices.append(Slice(member.layer, "conv" if member.kind == "depthwise" else member.kind, member.side, values))
-    return Channels(group.name, group.units, tuple(slices))
-
-
-def _long(index: Sequence[Sequence[int]]) -> torch.Tensor:
-    import torch
-
-    return torch.tensor(index, dtype=torch.long)
-
-
-def _rows(model: nn.Module, member: Member) -> torch.Tensor | None:
-    """A layer's weight as [channels of the member's side, numbers]; None for a norm without weights."""
-    if member.side.startswith("axis "):
-        return model.get_parameter(member.layer).movedim(int(member.side.removeprefix("axis ")), 0).flatten(1)
-    module = model.get_submodule(member.layer)
-    weight = module.weight
-    if weight is None or member.kind in ("norm", "other"):
-        return None if weight is None else weight[:, None]
-    if member.kind == "depthwise":
-        return weight.flatten(1)
-    if member.kind == "embedding" or (member.kind == "linear" and member.side == "in"):
-        return weight.transpose(0, 1)
-    if member.kind == "linear":
-        return weight
-    if module.transposed:  # [in, out / groups, ...]
-        return weight.flatten(1) if member.side == "in" else _by_part(weight.transpose(0, 1), module.groups)
-    return weight.flatten(1) if member.side == "out" else _by_part(weight.transpose(0, 1), module.groups)
-
-
-def _by_part(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """[a, b, ...] whose second axis goes in `groups` parts, each seeing `a` channels of its own -> [groups * a, numbers]."""
-    a, b = weight.shape[:2]
-    return weight.reshape(a, groups, b // groups, -1).transpose(0, 1).reshape(groups * a, -1)

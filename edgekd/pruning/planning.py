@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import Problem, UsageError
 from edgekd.pruning import cost, points
-from edgekd.pruning.coupling import Channels, Forward, Group, Refusal, coupled, removals, weights
+from edgekd.pruning.coupling import Forward, Group, Refusal, coupled, removals
 from edgekd.pruning.history import apply
 from edgekd.pruning.proof import Laboratory, proved
+from edgekd.pruning.weights import Channels, weights
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,8 @@ def macs_and_parameters(model: nn.Module, example: Any, forward: Forward | None 
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        return cost.count(model, example, forward or _call), sum(p.numel() for p in model.parameters())
+        _, macs = cost.run(model, cost.first_row(example), forward or _call)
+        return macs, sum(p.numel() for p in model.parameters())
     finally:
         for module, was in training.items():
             module.training = was

@@ -12,7 +12,7 @@ import numpy as np
 from edgekd.pruning.cost import Cost
 
 EVERY = 100_000  # up to so many points are all looked at
-EQUAL = 0.005  # points within half a percent of the MACs asked for count as equally near; the most even one is taken
+EQUAL = 0.01  # points within one percent of the MACs asked for count as equally near: the most even one is taken
 KEEP, ROUNDS = 24, 60  # of the search where there are more points
 
 

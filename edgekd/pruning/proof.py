@@ -11,8 +11,11 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekd.pruning.cost import Cost, cost, count
-from edgekd.pruning.coupling import Forward, Group, Refusal, removals
+import numpy as np
+
+from edgekd.errors import Problem, UsageError
+from edgekd.pruning.cost import Cost, cost, first_row, run
+from edgekd.pruning.coupling import Forward, Group, Refusal, first_line, removals
 from edgekd.pruning.history import apply
 
 if TYPE_CHECKING:
@@ -27,47 +30,49 @@ class Laboratory:
 
     def __init__(self, model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward):
         self.forward, self.groups = forward, list(groups)
-        self.model, self.example, self.output = _prepared(model, example, forward)
-        self.cost: Cost = cost(self.model, self.example, forward, self.groups)
+        self.model, self.example, self.output, macs = _prepared(model, first_row(example), forward)
+        self.cost: Cost = cost(self.model, self.example, forward, self.groups, macs)
 
     def objection(self, gone: Sequence[Sequence[int]]) -> str | None:
         """Why removing the units `gone` of each group is wrong; None if it is right."""
         history = removals(self.groups, gone)
-        pruned = copy.deepcopy(self.model)
         try:
-            apply(pruned, history)
-            output = _run(pruned, self.example, self.forward)
-            macs = count(pruned, self.example, self.forward)
+            output, macs = run(apply(copy.deepcopy(self.model), history), self.example, self.forward)
         except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            return f"the model does not run without some of its channels: {reason}"
+            return f"the model does not run without some of its channels, as if its forward named their number ({first_line(error)})"
         if [t.shape for t in output] != [t.shape for t in self.output]:
             return "its channels reach the model's output"
-        expected = _run(ignoring(copy.deepcopy(self.model), history), self.example, self.forward)
+        expected, _ = run(ignoring(copy.deepcopy(self.model), history), self.example, self.forward)
         for new, right, whole in zip(output, expected, self.output, strict=True):
             effect = (right - whole).abs().max().item()
             rounding = 1e-9 if new.element_size() == 8 else 1e-5
             if not (new - right).abs().max().item() <= WRONG * effect + rounding * right.abs().max().item():
                 return "without some of its channels the others give something else (a normalisation or mean over channels, or a reshape)"
-        predicted = int(self.cost(_counts(gone)))
+        predicted = int(self.cost(np.array([len(units) for units in gone], np.int64)))
         return None if macs == predicted else f"the MACs do not follow from its width ({macs} counted, {predicted} expected)"
 
 
 def proved(model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward) -> tuple[list[Group], list[Refusal]]:
-    """The groups whose channels can go, one by one and together, and the others with the reason."""
+    """The groups whose channels can go, one by one and together, and the others with the reason: all at once, or by halves."""
+    if not groups:
+        return [], []
     laboratory = Laboratory(model, example, groups, forward)
-    picks = [_half(group, i) for i, group in enumerate(groups)]
-    if not groups or laboratory.objection(picks) is None:
-        return list(groups), []
-    kept, refused, gone = [], [], [()] * len(groups)
-    for i, (group, pick) in enumerate(zip(groups, picks, strict=True)):
-        reason = laboratory.objection([*gone[:i], pick, *gone[i + 1 :]])
+    gone: list[Sequence[int]] = [()] * len(groups)
+    refused: dict[int, Refusal] = {}
+
+    def settle(some: range) -> None:
+        trial = [_half(group, i) if i in some else gone[i] for i, group in enumerate(groups)]
+        reason = laboratory.objection(trial)
         if reason is None:
-            kept.append(group)
-            gone[i] = pick
+            gone[:] = trial
+        elif len(some) == 1:
+            refused[some[0]] = Refusal(groups[some[0]].name, reason)
         else:
-            refused.append(Refusal(group.name, reason))
-    return kept, refused
+            settle(some[: len(some) // 2])
+            settle(some[len(some) // 2 :])
+
+    settle(range(len(groups)))
+    return [g for i, g in enumerate(groups) if i not in refused], list(refused.values())
 
 
 def ignoring(model: nn.Module, history: Sequence[dict[str, Any]]) -> nn.Module:
@@ -92,12 +97,6 @@ def ignoring(model: nn.Module, history: Sequence[dict[str, Any]]) -> nn.Module:
     return model
 
 
-def _counts(gone: Sequence[Sequence[int]]):
-    import numpy as np
-
-    return np.array([len(units) for units in gone], np.int64)
-
-
 def _half(group: Group, seed: int) -> list[int]:
     """Half of a group's units, at random but always the same."""
     import torch
@@ -105,8 +104,8 @@ def _half(group: Group, seed: int) -> list[int]:
     return sorted(torch.randperm(group.units, generator=torch.Generator().manual_seed(seed))[: max(1, group.units // 2)].tolist())
 
 
-def _prepared(model: nn.Module, example: Any, forward: Forward) -> tuple[nn.Module, Any, list[torch.Tensor]]:
-    """(model with random weights, inputs, its output), in double precision, or in single where it does not run in double."""
+def _prepared(model: nn.Module, example: Any, forward: Forward) -> tuple[nn.Module, Any, list[torch.Tensor], int]:
+    """(model with random weights, inputs, its output, its MACs), in double precision, or in single where it does not run in double."""
     import torch
 
     for dtype in (torch.float64, torch.float32):
@@ -114,14 +113,14 @@ def _prepared(model: nn.Module, example: Any, forward: Forward) -> tuple[nn.Modu
         for draw in (True, False):
             inputs = _inputs(example, dtype, draw)
             try:
-                output = _run(trial, inputs, forward)
-            except Exception:
+                output, macs = run(trial, inputs, forward)
+            except Exception as error:
                 if dtype == torch.float32 and not draw:
-                    raise
+                    raise UsageError(Problem("model", f"does not run on one row: {first_line(error)}")) from error
                 continue
             if all(bool(t.isfinite().all()) for t in output):
-                return trial, inputs, output
-    return trial, inputs, output
+                return trial, inputs, output, macs
+    raise UsageError(Problem("model", "gives values that are not finite, for random weights and inputs"))
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -159,15 +158,3 @@ def _inputs(example: Any, dtype: torch.dtype, draw: bool) -> Any:
         return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(dtype) if draw else t.to(dtype)
 
     return {name: one(t) for name, t in example.items()} if isinstance(example, dict) else one(example)
-
-
-def _run(model: nn.Module, inputs: Any, forward: Forward) -> list[torch.Tensor]:
-    import torch
-
-    def flat(output: Any) -> list[torch.Tensor]:
-        if isinstance(output, dict):
-            output = list(output.values())
-        return [t for each in output for t in flat(each)] if isinstance(output, (list, tuple)) else [output.detach()]
-
-    with torch.enable_grad():  # torch's transformer layers take another way without gradients
-        return flat(forward(model, inputs))

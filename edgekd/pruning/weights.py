@@ -1,0 +1,69 @@
+"""The weights of a group, channel by channel: what a criterion ranks by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekd.pruning.coupling import Group, Member
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The weights of one layer by channel of the group: `values` [channels, numbers]. `kind`: conv, linear, norm, embedding, other."""
+
+    layer: str
+    kind: str
+    side: str
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What a criterion sees of a group: how many channels there are to rank, and their weights in every layer."""
+
+    name: str
+    channels: int
+    slices: tuple[Slice, ...]
+
+
+def weights(model: nn.Module, group: Group) -> Channels:
+    """The weights of a group, channel by channel, as a criterion wants them. Where channels go in units, a unit counts as one."""
+    import torch
+
+    slices = []
+    for member in group.members:
+        rows = _rows(model, member)
+        if rows is not None:
+            values = rows.detach().float()[torch.tensor(member.index)].flatten(1)  # [units, channels per unit, numbers]
+            slices.append(Slice(member.layer, "conv" if member.kind == "depthwise" else member.kind, member.side, values))
+    return Channels(group.name, group.units, tuple(slices))
+
+
+def _rows(model: nn.Module, member: Member) -> torch.Tensor | None:
+    """A layer's weight as [channels of the member's side, numbers]; None for a norm without weights."""
+    if member.side.startswith("axis "):
+        return model.get_parameter(member.layer).movedim(int(member.side.removeprefix("axis ")), 0).flatten(1)
+    module = model.get_submodule(member.layer)
+    weight = module.weight
+    if weight is None or member.kind in ("norm", "other"):
+        return None if weight is None else weight[:, None]
+    if member.kind == "depthwise":
+        return weight.flatten(1)
+    if member.kind == "embedding" or (member.kind == "linear" and member.side == "in"):
+        return weight.transpose(0, 1)
+    if member.kind == "linear":
+        return weight
+    if module.transposed:  # [in, out / groups, ...]
+        return weight.flatten(1) if member.side == "in" else _by_part(weight.transpose(0, 1), module.groups)
+    return weight.flatten(1) if member.side == "out" else _by_part(weight.transpose(0, 1), module.groups)
+
+
+def _by_part(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """[a, b, ...] whose second axis goes in `groups` parts, each seeing `a` channels of its own -> [groups * a, numbers]."""
+    a, b = weight.shape[:2]
+    return weight.reshape(a, groups, b // groups, -1).transpose(0, 1).reshape(groups * a, -1)
