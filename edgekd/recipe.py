@@ -355,11 +355,27 @@ def resolve(recipe: Read) -> Resolved:
         elif first.better == "lower" and first.name not in select.minimize:
             select = Select(maximize=select.maximize, minimize=(*select.minimize, first.name))
         gate = budget.with_default(gate, first.name, first.unit, [t.name for t in found if t is not None])
-    problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=[t.name for t in found if t is not None])
+    names = [t.name for t in found if t is not None]
+    metrics = {m.name: m.unit for m in task.metrics} if isinstance(task, Task) else None
+    problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=names, metrics=metrics)
+    problems += _select_problems(select, metrics, f"{recipe.place}: select")
     if problems:
         raise UsageError(*problems)
     threads = recipe.recipe.threads or min(2, environment.cores())
     return Resolved(recipe, task, load, tuple(found), threads, select, gate)
+
+
+def _select_problems(select: Select, metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
+    """Keys that nothing is measured by."""
+    from edgekd.decisions.rules import UNITS
+
+    known, problems = [*UNITS, *(metrics or {})], []
+    for key, names in (("maximize", select.maximize), ("minimize", select.minimize)):
+        for name in (n for n in names if metrics is not None and n not in known):
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
+            problems.append(Problem(f"{place}.{key}", f"nothing is measured by the name `{name}`", hint))
+    return problems
 
 
 def _beside(name: str, folder: Path) -> str:

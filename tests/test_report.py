@@ -400,3 +400,16 @@ def test_machine_formats_take_hostile_names_and_no_checks(result):
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in machine.summary(bad).splitlines()}) == 1
     assert ElementTree.fromstring(machine.junit([])).get("tests") == "0" and json.loads(machine.sarif([]))["runs"][0]["results"] == []
     assert len(machine.summary([]).splitlines()) == 2
+
+
+def test_an_int8_choice_that_is_slower_than_its_float_parent_is_said():
+    def candidate(id, parents, stages, p50):
+        figure = Measurement("latency_p50_ms", "ms", p50, p50 - 0.01, p50 + 0.01, 6, None, "host", "measured", 1, "e")
+        return Candidate(id, id, 0, parents, stages, "onnx", f"models/{id}.onnx", "0" * 64, (figure,))
+
+    def said(p50):
+        both = (candidate("prune", (), ("prune", "float32"), 0.5), candidate("quantize", ("prune",), ("prune", "quantize", "int8"), p50))
+        return rows.caution(Result("t", "0" * 64, {"e": {}}, {}, both, {"host": TargetResult(("quantize",), "quantize", "pass")}), "host")
+
+    assert "0.60" not in said(0.3) and said(0.3) == "" and said(0.515) == ""  # faster; not told apart
+    assert "quantize takes 1.20 x the time of the float prune" in said(0.6)

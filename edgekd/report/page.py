@@ -69,8 +69,13 @@ def _summary(result: Result) -> str:
     lines = []
     for name, found in result.targets.items():
         badge = f'<span class="badge {found.verdict}">{shown.VERDICTS[found.verdict]}</span> ' if found.verdict else ""
-        lines.append(f"<li>{badge}<b>{text(name)}</b>: {_sentence(result, name, found)}</li>")
+        lines.append(f"<li>{badge}<b>{text(name)}</b>: {_sentence(result, name, found)}{_caution(result, name)}</li>")
     return f'<ul class="summary">{"".join(lines)}</ul>'
+
+
+def _caution(result: Result, target: str) -> str:
+    caution = shown.caution(result, target)
+    return f". {text(caution)}" if caution else ""
 
 
 def _sentence(result: Result, target: str, found: TargetResult) -> str:

@@ -145,6 +145,22 @@ def verdict(target: str, found: TargetResult) -> str:
     return f"{clean(target)}: {gate}{chosen}" + (f" ({clean(found.reason)})" if found.reason else "")
 
 
+def caution(result: Result, target: str) -> str:
+    """What a reader of the table would misread: an int8 choice that is slower than the float model it was made from. '' where it is not."""
+    listed = {row.candidate.id: row for row in rows(result, target)}
+    ours = next((row for row in listed.values() if row.chosen), None)
+    if ours is None or "int8" not in ours.candidate.stages:
+        return ""
+    parent = next((listed[p] for p in ours.candidate.parents if p in listed), None)
+    a, b = ours.figures.get("latency_p50_ms"), parent.figures.get("latency_p50_ms") if parent is not None else None
+    if a is None or b is None or a.low <= b.high:
+        return ""
+    return (
+        f"int8 is slower here: {clean(ours.candidate.id)} takes {a.value / b.value:.2f} x the time of the float {clean(parent.candidate.id)}; "
+        "at this size conversions cost more than integers save"
+    )
+
+
 def check(c: Check) -> str:
     """`top1 drop max 1 pt vs teacher: PASS at -0.3 [-1.1, 0.4] pt measured`."""
     figure = ""
