@@ -94,10 +94,12 @@ def plan(
     return made
 
 
-def problems(model: nn.Module, example: Any, macs: float, multiple_of: int = 8, *, forward: Forward | None = None) -> list[Problem]:
+def problems(
+    model: nn.Module, example: Any, macs: float, multiple_of: int = 8, *, forward: Forward | None = None, protect: Iterable[str] = ()
+) -> list[Problem]:
     """What stands against a plan, without raising."""
     try:
-        plan(model, example, macs, multiple_of, forward=forward)
+        plan(model, example, macs, multiple_of, forward=forward, protect=protect)
     except UsageError as error:
         return list(error.problems)
     return []

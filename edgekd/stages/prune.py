@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le
 
 from edgekd import components, models
-from edgekd.errors import Problem
+from edgekd.errors import Problem, UsageError
 from edgekd.records import Artifact, Made, Run
 from edgekd.stages.distill import KD
 from edgekd.train import Training, learn, seeded
@@ -20,11 +23,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Prune(Training):
     """`macs`: the share of the source's MACs to keep, 1 keeps the model as it is. Widths become multiples of `multiple_of` (a target can
-    raise it); a layer that is no wider keeps its width. `criterion`: which channels go first. The other settings are of the recovery."""
+    raise it); a layer that is no wider keeps its width. `criterion`: which channels go first. `keep`: layers, or modules that hold them, that
+    are left as they are. The other settings are of the recovery."""
 
     macs: Annotated[float, Gt(0), Le(1)] = 0.5
     multiple_of: Annotated[int, Ge(1)] = 8
     criterion: str = "magnitude"
+    keep: tuple[str, ...] = ()
     losses: tuple[dict[str, Any], ...] = KD
     cache: bool = True
     reads: ClassVar = ("train",)
@@ -33,7 +38,13 @@ class Prune(Training):
         """What stands against pruning `model` so far; the architecture alone decides. Asked before any training."""
         from edgekd import pruning
 
-        return pruning.problems(model, example, self.macs, self.multiple_of, forward=forward)
+        names = [name for name, _ in model.named_modules() if name]
+        found = [Problem("keep", f"the model has no layer `{name}`", _near(name, names)) for name in self.keep if name not in names]
+        try:
+            components.find("criteria", self.criterion)
+        except UsageError as error:
+            found += [dataclasses.replace(problem, place="criterion") for problem in error.problems]
+        return found + pruning.problems(model, example, self.macs, self.multiple_of, forward=forward, protect=self.keep)
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         import numpy as np
@@ -44,7 +55,7 @@ class Prune(Training):
         columns, record = run.data("train"), models.record_of(source)
         module, example = models.load(source, run.task), take(columns, np.arange(2, dtype=np.int64) % len(columns)).inputs
         with seeded(run.seed, run.threads):
-            plan = pruning.plan(module, example, self.macs, self.multiple_of, forward=run.task.forward)
+            plan = pruning.plan(module, example, self.macs, self.multiple_of, forward=run.task.forward, protect=self.keep)
             history = pruning.prune(module, plan, components.find("criteria", self.criterion))
         macs, parameters = pruning.macs_and_parameters(module, example, run.task.forward)
         facts: dict[str, Any] = {"macs": macs, "parameters": parameters, "asked": self.macs, "reached": round(plan.reached, 6)}
@@ -54,3 +65,8 @@ class Prune(Training):
             facts |= learn(module, run, self, teacher=teacher)
         models.save(run.folder, module, model=record["model"], pruning=[*(record["pruning"] or []), *history])
         return Made("torch", facts)
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, 3)
+    return f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "names are those of `named_modules()`"

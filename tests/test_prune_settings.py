@@ -1,0 +1,58 @@
+"""The settings of the `prune` stage that name things: layers to keep, a criterion. Read from a recipe's table, wrong ones told at once."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekd import Task, arrays, components, models
+from edgekd.records import Artifact, Run
+from edgekd.sources.columns import load
+from edgekd.stages.prune import Prune
+from edgekd.stages.train import Train
+
+
+def net():
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
+def halves(group):
+    """Keeps the second half of the channels: a criterion of one's own."""
+    return torch.arange(group.channels, dtype=torch.float32)
+
+
+def test_settings_are_read_from_a_table():
+    settings, problems = components.settings_of(Prune, {"macs": 0.7, "keep": ["0"], "criterion": "random", "epochs": 2}, "stage 1")
+    assert not problems
+    stage = Prune(**settings)
+    assert (stage.macs, stage.keep, stage.criterion, stage.multiple_of, stage.epochs) == (0.7, ("0",), "random", 8, 2)
+    for table in ({"macs": 0}, {"macs": 1.5}, {"multiple_of": 0}, {"keep": "0"}):
+        assert components.settings_of(Prune, table, "stage 1")[1], table
+
+
+def test_layers_that_are_not_there_and_criteria_that_are_not_known_are_told_together():
+    problems = Prune(macs=0.01, keep=("3", "encoder"), criterion="magnitud").check(net(), torch.zeros(2, 6))
+    assert [p.place for p in problems] == ["keep", "criterion", "macs"]
+    assert "`encoder`" in problems[0].message and "`magnitude`" in problems[1].hint
+
+
+def test_kept_layers_keep_their_channels_and_a_criterion_of_ones_own_decides(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 6)).astype(np.float32), rng.integers(0, 3, 80)
+    task = Task("toy", "1", {"student": net}, arrays(x[:60], y[:60], x[60:], y[60:], validation=0.2), (), classes=3)
+
+    def run(name):
+        (tmp_path / name).mkdir()
+        return Run(task, 0, 1, tmp_path / name, tmp_path / f"{name}.scratch", lambda split: load(task, split))
+
+    labels = {"losses": ({"use": "cross_entropy"},), "epochs": 1}
+    first = run("student")
+    Train(**labels)(None, first)
+    source = Artifact("key", "torch", {}, {}, "", {}, 0, {}, first.folder)
+    second = run("pruned")
+    made = Prune(macs=0.64, keep=("2",), criterion=f"{__name__}:halves", lr=1e-12, weight_decay=0.0, **labels)(source, second)
+    pruned = models.load(Artifact("key", "torch", {}, {}, "", {}, 0, {}, second.folder), task)
+    assert made.facts["widths"].keys() == {"4"} and pruned[0].out_features == pruned[2].out_features == 32
+    left = pruned[4].out_features
+    assert left < 32 and abs(made.facts["reached"] - 0.64) <= 0.02 * 0.64
+    whole = models.load(source, task)
+    assert torch.allclose(pruned[4].weight, whole[4].weight[-left:], atol=1e-6)
