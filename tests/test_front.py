@@ -125,6 +125,12 @@ def test_who_is_not_known_to_be_within_loses_to_who_is():
     assert pick([blind, candidate("slow", 95, 2, 40)], {"top1": {"is": "min 88 %", "level": "warn"}}).chosen == "fast"
 
 
+def test_a_point_is_known_by_any_of_its_seeds():
+    seeds = [candidate("p.s0", 90, 1, 30, point="p"), candidate("p.s1", 90, 1, 30, point="p", seed=1)]
+    seeds[1] = dataclasses.replace(seeds[1], measurements=tuple(m for m in seeds[1].measurements if m.name != "top1"))
+    assert pick([*seeds, candidate("slow", 95, 2, 40)], {"top1": "min 88 %"}).chosen == "p.s0"
+
+
 def test_warnings_leave_no_candidate_out():
     assert pick([candidate("a", 80, 1, 30)], {"top1": {"is": "min 90 %", "level": "warn"}}).chosen == "a"
 
