@@ -426,7 +426,7 @@ def test_widths_are_multiples_or_whole():
     assert points.steps(48, 6, 4) == (12, 24, 36, 48)
 
 
-@pytest.mark.parametrize("share, multiple", [(0.8, 8), (0.5, 8), (0.35, 8), (0.5, 4), (0.31, 16)])
+@pytest.mark.parametrize("share, multiple", [(0.8, 8), (0.5, 8), (0.35, 8), (0.5, 4), (0.8, 16)])
 def test_no_point_is_nearer_than_the_one_taken(share, multiple):
     """Against every combination of widths, counted by a formula of its own for this network."""
     plan = pruning.plan(residual(), IMAGE, share, multiple)
@@ -489,8 +489,8 @@ def test_what_cannot_be_pruned_is_named_when_it_stands_in_the_way():
         pruning.plan(encoder(), SEQUENCE, 0.2)
     assert [p.place for p in caught.value.problems] == ["macs", "layer `embed`", "layer `qkv`"]
     with pytest.raises(UsageError, match="nothing in the model can be pruned") as caught:
-        pruning.plan(reparametrized(), VECTOR, 0.5)
-    assert "parametrization" in str(caught.value)
+        pruning.plan(nn.Sequential(reparametrized()[0], nn.Linear(64, 4)), VECTOR, 0.5)
+    assert [p.place for p in caught.value.problems] == ["macs", "layer `0`", "layer `1`"] and "parametrization" in str(caught.value)
 
 
 def test_the_plan_is_the_architecture_s():
@@ -550,7 +550,7 @@ def test_magnitude_by_hand_and_least_goes_first():
     assert model[0].weight[:, 0].tolist() == [1.0, 3.0]
 
 
-@pytest.mark.parametrize("model", ["residual", "vgg", "grouped", "dense", "u_net"])
+@pytest.mark.parametrize("model", ["residual", "vgg", "dense", "u_net"])
 def test_magnitude_is_torch_pruning_s(model):
     import torch_pruning as tp
 
@@ -565,7 +565,7 @@ def test_magnitude_is_torch_pruning_s(model):
         root = built.get_submodule(group.name)
         their = importance(graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, list(range(group.width))))
         ours = magnitude()(pruning.weights.weights(built, group))
-        torch.testing.assert_close(ours, their.reshape(group.unit, -1).sum(0))
+        torch.testing.assert_close(ours, their)
 
 
 @pytest.mark.parametrize("scores", [lambda group: torch.zeros(3), lambda group: torch.full((group.channels,), float("nan"))])
@@ -609,7 +609,7 @@ def made(stage, run, source, teacher=()):
 def test_stage_prunes_recovers_and_reloads(tmp_path, task, trained):
     events = []
     run = run_in(tmp_path / "pruned", task, log=lambda **event: events.append(event))
-    pruned = made(Prune(macs=0.5, epochs=3), run, trained, (trained,))  # the teacher runs live
+    pruned = made(Prune(macs=0.5, multiple_of=4, epochs=3), run, trained, (trained,))  # the teacher runs live
     module = models.load(pruned, task)
     macs, parameters = pruning.macs_and_parameters(module, torch.zeros(2, 6))
     assert (pruned.facts["macs"], pruned.facts["parameters"]) == (macs, parameters)
@@ -621,7 +621,7 @@ def test_stage_prunes_recovers_and_reloads(tmp_path, task, trained):
 
 def test_stage_resumes_to_the_bit(tmp_path, task, trained, monkeypatch):
     monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
-    stage = Prune(macs=0.5, epochs=3, criterion="random", batch=32, **LABELS)
+    stage = Prune(macs=0.5, multiple_of=4, epochs=3, criterion="random", batch=32, **LABELS)
     whole = made(stage, run_in(tmp_path / "whole", task), trained)
 
     def stop(done, total, text):
@@ -640,13 +640,13 @@ def test_stage_keeps_the_model_at_1_and_prunes_again(tmp_path, task, trained):
     same = made(Prune(macs=1.0, **LABELS), run_in(tmp_path / "same", task), trained)
     x = torch.randn(4, 6)
     assert torch.equal(models.load(same, task)(x), models.load(trained, task)(x))
-    once = made(Prune(macs=0.7, epochs=1, **LABELS), run_in(tmp_path / "once", task), trained)
-    twice = made(Prune(macs=0.7, epochs=1, **LABELS), run_in(tmp_path / "twice", task), once)
+    once = made(Prune(macs=0.7, multiple_of=2, epochs=1, **LABELS), run_in(tmp_path / "once", task), trained)
+    twice = made(Prune(macs=0.7, multiple_of=2, epochs=1, **LABELS), run_in(tmp_path / "twice", task), once)
     assert twice.facts["macs"] / once.facts["macs"] == pytest.approx(0.7, rel=0.02)
     assert models.load(twice, task)(x).shape == (4, 3)
 
 
 def test_stage_check_tells_before_training():
-    assert Prune(macs=0.5).check(small(), torch.zeros(2, 6)) == []
+    assert Prune(macs=0.5, multiple_of=4).check(small(), torch.zeros(2, 6)) == []
     (problem,) = Prune(macs=0.05, multiple_of=16).check(small(), torch.zeros(2, 6))
     assert problem.place == "macs" and "can be reached" in problem.hint

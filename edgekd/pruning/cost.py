@@ -19,10 +19,12 @@ def run(model: nn.Module, inputs: Any, forward: Forward) -> tuple[list[torch.Ten
     """One forward: (the tensors of its output, its MACs). MACs are those of convolutions and matrix products, wherever they stand
     (torch's own counter of operations, halved)."""
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with torch.enable_grad(), counter:  # without gradients, torch's transformer layers run as one operation that is not counted
+    # fused transformer layers (taken without gradients), attention and recurrent layers would count as nothing: run their parts one by one
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), counter:
         output = tensors(forward(model, inputs))
     return [t.detach() for t in output], counter.get_total_flops() // 2
 
