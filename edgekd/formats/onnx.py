@@ -19,7 +19,7 @@ import numpy as np
 
 from edgekd.errors import RunFailed
 from edgekd.files import write_atomic
-from edgekd.records import Grid
+from edgekd.records import Grid, Site
 
 if TYPE_CHECKING:
     import onnx
@@ -85,12 +85,14 @@ def _quiet():
 
 
 def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
-    """A copy of the graph with a marker after each value and weight that has a site, and after what only moves such values."""
+    """A copy of the graph with a marker after each value and weight that has a site, and after what only moves such values. Activations that
+    the lattice makes superfluous are left out: onnxruntime recognizes few of them, and keeps the layer before the others in float."""
     import torch
     from torch import nn
 
     from edgekd.quantization.capture import readable
-    from edgekd.quantization.sites import place
+    from edgekd.quantization.fake import absorbs
+    from edgekd.quantization.sites import clip, place
 
     class Mark(nn.Module):
         def __init__(self, site: str):
@@ -111,6 +113,8 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
             continue
         if site not in grid.sites:
             raise RunFailed(f"the grid has no site `{site}`")
+        if node.name in placement.values and clip(node) and absorbs(placement.values[site], grid.sites[site].scale[0], *_ends(grid.sites[site])):
+            node.target, node.args, node.kwargs = torch.ops.aten.alias.default, node.args[:1], {}
         module.add_submodule(f"mark_{node.name}", Mark(site))
         users = list(node.users)
         with module.graph.inserting_after(node):
@@ -119,6 +123,10 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
             user.replace_input_with(node, called)
     module.recompile()
     return module
+
+
+def _ends(site: Site) -> tuple[int, int]:
+    return site.zero_point, site.high
 
 
 def _pool(graph: onnx.GraphProto) -> None:

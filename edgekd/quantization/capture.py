@@ -9,22 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import Problem, UsageError
+from edgekd.quantization.rewrite import by_rows, written_out
+from edgekd.quantization.sites import WEIGHTED, operator
 
 if TYPE_CHECKING:
     import torch
     from torch import fx, nn
-
-# where the output channels stand in the weight of each operator that batch norm folds into
-CHANNEL_AXIS = {"conv1d": 0, "conv2d": 0, "conv3d": 0, "linear": 0, "conv_transpose1d": 1, "conv_transpose2d": 1, "conv_transpose3d": 1}
-
-
-def operator(node: fx.Node) -> str:
-    """The plain name of what a node calls: `conv2d`, `add`, `relu`; '' for nodes that call nothing."""
-    if node.op != "call_function":
-        return ""
-    packet = getattr(node.target, "overloadpacket", None)
-    name = packet.__name__ if packet is not None else getattr(node.target, "__name__", str(node.target))
-    return name.removesuffix("_")
 
 
 def capture(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], torch.Tensor] | None = None) -> fx.GraphModule:
@@ -54,7 +44,7 @@ def capture(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], 
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, tensors, dynamic_shapes=shapes if plain else (shapes,), strict=False)
+            program = written_out(torch.export.export(module, tensors, dynamic_shapes=shapes if plain else (shapes,), strict=False))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
@@ -62,6 +52,7 @@ def capture(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], 
         ) from error
     graph = fx.GraphModule(*_unlifted(program))
     fold(graph)
+    by_rows(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     _drop_unused(graph)
@@ -119,7 +110,7 @@ def fold(module: fx.GraphModule) -> None:
         if operator(node) != "batch_norm":
             continue
         layer = node.args[0]
-        axis = CHANNEL_AXIS.get(operator(layer))
+        axis = WEIGHTED.get(operator(layer))
         arguments = [a if a is None or isinstance(a, (int, float, bool)) else getattr(module, a.target, None) for a in node.args[1:]]
         if axis is None or len(layer.users) > 1 or layer.args[1].op != "get_attr" or arguments[4] is True:
             continue
@@ -172,5 +163,6 @@ def graph_digest(module: fx.GraphModule) -> str:
     lines = []
     for node in module.graph.nodes:
         shape = tuple(getattr(module, node.target).shape) if node.op == "get_attr" else ""
-        lines.append(f"{node.op} {node.name} {node.target if node.op != 'placeholder' else ''} {node.args} {dict(node.kwargs)} {shape}")
+        target = node.target if isinstance(node.target, str) or hasattr(node.target, "overloadpacket") else operator(node)  # no address of a function
+        lines.append(f"{node.op} {node.name} {target if node.op != 'placeholder' else ''} {node.args} {dict(node.kwargs)} {shape}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from edgekd.quantization.capture import operator
-from edgekd.quantization.fake import Bias, Value, Weight
-from edgekd.quantization.sites import MOVES, WEIGHTED
+from edgekd.quantization.fake import Bias, Value, Weight, absorbs
+from edgekd.quantization.sites import MOVES, WEIGHTED, clip, operator
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class WeightLattice:
 
 @dataclass(frozen=True)
 class Sum:
-    """An accumulator: whole numbers [n, ...] whose unit along `axis` is a float32 product of scales; `low`, `high`: a clip that waits."""
+    """An accumulator: whole numbers [n, ...] whose unit along `axis` is a float32 product of scales; `relu`: one that waits."""
 
     q: torch.Tensor
     scale: np.ndarray
@@ -115,6 +114,8 @@ class _Exact(fx.Interpreter):
             return _layer(node, name, args, kwargs)
         if name == "add" and len(args) == 2 and all(isinstance(a, Lattice) for a in args) and not kwargs:
             return tuple(args)
+        if clip(node) and isinstance(args[0], Sum | tuple) and self._absorbed(node):
+            return args[0]
         if name == "relu":
             (x,) = args
             if isinstance(x, Sum):
@@ -137,6 +138,13 @@ class _Exact(fx.Interpreter):
         ):
             return _pool(args[0], (2, 3))
         return node.target(*fx.node.map_aggregate(args, _real), **fx.node.map_aggregate(kwargs, _real))
+
+
+    def _absorbed(self, node):
+        """Whether the lattice that a clipped value is rounded to clips by itself."""
+        (site,) = node.users
+        part = self.fetch_attr(site.target) if site.op == "call_module" else None
+        return isinstance(part, Value) and absorbs(part.limits, part.scale.item(), int(part.zero_point.item()), part.high)
 
 
 def _real(x: Any) -> Any:

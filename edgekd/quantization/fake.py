@@ -1,22 +1,24 @@
 """Fake-quantized models: the captured graph with a module at every site that rounds to its lattice.
 
-In training the fused operators of torch are used (straight-through gradient inside the range, none outside: Jacob et al. 2018). In evaluation
-the arithmetic is written out as ONNX defines it, so that the exported file can be held to it: q = clamp(round_half_even(x / s) + z), x = (q - z) s.
+In evaluation the arithmetic is what ONNX defines: q = clamp(round_half_even(x / s) + z), x = (q - z) s; in training x / s is x (1 / s), which
+differs near ties only, and gradients pass straight through the rounding.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from edgekd.errors import RunFailed
+from edgekd.errors import Problem, RunFailed
 from edgekd.quantization.capture import graph_digest, readable
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.sites import place
+from edgekd.quantization.sites import Limits, place
 from edgekd.records import Grid, Scheme, Site
 
 if TYPE_CHECKING:
@@ -25,64 +27,95 @@ if TYPE_CHECKING:
 SMALLEST = 2.0**-100  # of a scale: far from float32's subnormals, so that products of two are normal too
 BIAS_BITS = 30  # a bias stays below 2**30 steps: the accumulator has room for the sum
 AVERAGE = 0.02  # share of a new batch in the moving range
+FURTHEST = 64.0  # times that a learned scale may leave the calibrated one behind, either way
+
+
+class Rounded(torch.autograd.Function):
+    """x on a lattice, by passes that torch vectorizes (its fused operator does not, keeps a mask, and makes steps under 6.1e-5 coarser).
+
+    The gradient passes straight through inside the range and not outside (Jacob et al. 2018); that of the scale is LSQ's (Esser et al. 2020,
+    equation 3): (rounded - x) / scale inside, the bound in steps outside, times `factor`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: int, high: int, factor: float | None) -> torch.Tensor:
+        step = scale.item()
+        rounded = x.mul(1 / step).round_().clamp_(-zero, high - zero).mul_(step)
+        ctx.save_for_backward(x, *([rounded] if factor is not None else []))
+        ctx.step, ctx.factor, ctx.ends = step, factor, ((-zero - 0.5) * step, (high - zero + 0.5) * step)
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        x, *kept = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.ends)
+        if ctx.factor is None:
+            return inside, None, None, None, None
+        scale = torch.sum(gradient * kept[0]) - torch.sum(inside * x)
+        return inside, (scale * (ctx.factor / ctx.step)).reshape(1), None, None, None
 
 
 class Value(nn.Module):
     """Fake quantization of one value [...]: unsigned, one scale. `mode` observe (histogram, passes through) | train | exact."""
 
-    def __init__(self, name: str, bits: int, learned: bool = False):
+    def __init__(self, name: str, bits: int, learned: bool = False, limits: Limits = Limits()):  # noqa: B008  (frozen)
         super().__init__()
-        self.name, self.high, self.learned, self.mode, self.follows = name, 2**bits - 1, learned, "observe", True
+        self.name, self.high, self.limits, self.mode = name, 2**bits - 1, limits, "observe"
+        self.learned = learned and not limits.share
+        self.widest = math.inf  # scale that a learned one does not pass
         self.histogram = Histogram()
-        self.register_buffer("low_value", torch.tensor(float("inf")))
-        self.register_buffer("high_value", torch.tensor(float("-inf")))
+        self.register_buffer("low_value", torch.zeros(1))
+        self.register_buffer("high_value", torch.zeros(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
-        scale = torch.ones(1)
-        if learned:
-            self.scale = nn.Parameter(scale)
-        else:
-            self.register_buffer("scale", scale)
+        self.register_buffer("follows", torch.ones(1, dtype=torch.int32))
+        self.register_buffer("scale", torch.ones(1))
+        if self.learned:
+            self.gain = nn.Parameter(torch.ones(1))
+
+    def step(self) -> torch.Tensor:
+        """[1] scale in use. What is learned is its ratio to the calibrated one, so that a learning rate means the same everywhere."""
+        if not self.learned:
+            return self.scale
+        self.gain.data.clamp_(1 / FURTHEST, min(FURTHEST, self.widest / self.scale.item()))
+        return self.scale * self.gain
 
     def set_range(self, low: float, high: float) -> None:
         """The lattice that covers [low, high] and holds zero exactly."""
-        scale, zero_point = lattice(low, high, self.high)
-        self.scale.data.fill_(scale)
+        scale, zero_point = lattice(low, high, self.high, self.limits)
+        self.scale.fill_(scale)
         self.zero_point.fill_(zero_point)
         self.low_value.fill_(min(low, 0.0))
         self.high_value.fill_(max(high, 0.0))
+        if self.limits.output:
+            self.widest = scale
+        elif math.isfinite(self.limits.low) and math.isfinite(self.limits.high):
+            self.widest = lattice(self.limits.low, self.limits.high, self.high, self.limits)[0]
+
+    def follow(self, x: torch.Tensor) -> None:
+        """Moves the range towards that of `x` by a moving average."""
+        low, high = torch.aminmax(x.detach())
+        self.low_value.lerp_(low.clamp_max(0), AVERAGE)
+        self.high_value.lerp_(high.clamp_min(0), AVERAGE)
+        scale, zero_point = lattice(self.low_value.item(), self.high_value.item(), self.high, self.limits)
+        self.scale.fill_(scale)
+        self.zero_point.fill_(zero_point)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.mode == "observe":
             if not x.isfinite().all():
-                raise RunFailed(
-                    f"calibration met values that are not finite at `{self.name}`\n  hint: look for NaN in the inputs, or a layer that overflows"
-                )
+                message = f"calibration met values that are not finite at `{self.name}`"
+                raise RunFailed(Problem("", message, "look for NaN in the inputs, or a layer that overflows"))
             self.histogram.add(x.detach().float().numpy())
             return x
         if self.mode == "exact":
             q = torch.clamp(torch.round(x / self.scale) + self.zero_point, 0, self.high)
             return (q - self.zero_point) * self.scale
         if self.learned:
-            # Esser et al. 2020 (LSQ): the gradient of the step is scaled by 1 / sqrt(values * steps)
+            # the step's gradient is scaled by 1 / sqrt(values of a sample * steps) (Esser et al. 2020, section 2.2)
             factor = (x.numel() / len(x) * self.high) ** -0.5
-            scale = self.scale.abs().clamp_min(SMALLEST)
-            return torch._fake_quantize_learnable_per_tensor_affine(x, scale, self.zero_point.float(), 0, self.high, factor)
-        follow = torch.tensor([1 if self.follows and self.training else 0])
-        return torch.fused_moving_avg_obs_fake_quant(
-            x,
-            follow,
-            torch.ones(1, dtype=torch.long),
-            self.low_value,
-            self.high_value,
-            self.scale,
-            self.zero_point,
-            AVERAGE,
-            0,
-            self.high,
-            -1,
-            False,
-            False,
-        )
+            return Rounded.apply(x, self.step(), self.zero_point.item(), self.high, factor)
+        if self.training and not self.limits.share and self.follows.item():
+            self.follow(x)
+        return Rounded.apply(x, self.scale, self.zero_point.item(), self.high, None)
 
 
 class Weight(nn.Module):
@@ -91,11 +124,16 @@ class Weight(nn.Module):
     def __init__(self, name: str, axis: int, bits: int, learned: bool, weight: torch.Tensor):
         super().__init__()
         self.name, self.axis, self.high, self.mode, self.learned = name, axis, 2 ** (bits - 1) - 1, "observe", learned
-        start = self.widest(weight.detach())
+        self.register_buffer("scale", self.widest(weight.detach()))
         if learned:
-            self.scale = nn.Parameter(start)
-        else:
-            self.register_buffer("scale", start)
+            self.gain = nn.Parameter(torch.ones_like(self.scale))
+
+    def step(self) -> torch.Tensor:
+        """[channels] scales in use; `gain` is what is learned of them."""
+        if not self.learned:
+            return self.scale
+        self.gain.data.clamp_(1 / FURTHEST, FURTHEST)
+        return self.scale * self.gain
 
     def widest(self, weight: torch.Tensor) -> torch.Tensor:
         """[channels] scales that no weight exceeds. A dead channel takes the widest of the others: any scale holds its zeros."""
@@ -114,18 +152,17 @@ class Weight(nn.Module):
         if self.mode == "exact":
             scale = self.shaped(weight)
             return torch.clamp(torch.round(weight / scale), -self.high, self.high) * scale
-        if not self.learned:
-            self.scale.copy_(self.widest(weight.detach()))
-        scale = self.scale.abs().clamp_min(SMALLEST) if self.learned else self.scale
         if self.learned:
+            scale, zero = self.step(), torch.zeros_like(self.scale)
             factor = (weight.numel() / len(scale) * self.high) ** -0.5
-            zero = torch.zeros_like(self.scale.detach())
             if self.axis < 0:
                 return torch._fake_quantize_learnable_per_tensor_affine(weight, scale, zero, -self.high, self.high, factor)
             return torch._fake_quantize_learnable_per_channel_affine(weight, scale, zero, self.axis, -self.high, self.high, factor)
+        self.scale.copy_(self.widest(weight.detach()))
+        zero = torch.zeros(len(self.scale), dtype=torch.int32)
         if self.axis < 0:
-            return torch.fake_quantize_per_tensor_affine(weight, scale, torch.zeros(1, dtype=torch.int32), -self.high, self.high)
-        return torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros(len(scale), dtype=torch.int32), self.axis, -self.high, self.high)
+            return torch.fake_quantize_per_tensor_affine(weight, self.scale, zero, -self.high, self.high)
+        return torch.fake_quantize_per_channel_affine(weight, self.scale, zero, self.axis, -self.high, self.high)
 
 
 class Bias(nn.Module):
@@ -139,18 +176,30 @@ class Bias(nn.Module):
     def forward(self, bias: torch.Tensor) -> torch.Tensor:
         if self.mode == "observe":
             return bias
-        scale = (self.operands[0].scale * self.operands[1].scale).detach().abs()
+        scale = (self.operands[0].step() * self.operands[1].step()).detach()
         rounded = torch.clamp(torch.round(bias / scale), -(2.0**31), 2.0**31 - 128) * scale
         return bias + (rounded - bias).detach() if self.mode == "train" else rounded
 
 
-def lattice(low: float, high: float, steps: int) -> tuple[float, int]:
+def lattice(low: float, high: float, steps: int, limits: Limits = Limits()) -> tuple[float, int]:  # noqa: B008  (frozen)
     """(scale, zero point) of the unsigned lattice with `steps` steps over [low, high] widened to hold 0; the scale is a float32."""
+    if limits.share:
+        return 1 / (steps + 1), 0
     low, high = min(float(low), 0.0), max(float(high), 0.0)
-    scale = float(torch.tensor((high - low) / steps, dtype=torch.float32))
+    scale = float(np.float32((high - low) / steps))
     if scale < SMALLEST:
         return 1.0, 0  # a value that is always zero
+    for found in (scale, float(np.float32(scale * (1 - 2**-20)))):  # a symmetric range has its zero half between two steps: one end would stick out
+        zero_point = int(min(max(round(-low / found), 0), steps))
+        if absorbs(limits, found, zero_point, steps):
+            return found, zero_point
     return scale, int(min(max(round(-low / scale), 0), steps))
+
+
+def absorbs(limits: Limits, scale: float, zero_point: int, steps: int) -> bool:
+    """Whether rounding to the lattice clips by itself as the activation before it does, which is then not computed."""
+    ends = np.round(np.array([limits.low, limits.high], np.float32) / np.float32(scale)) + zero_point
+    return bool(ends[0] <= 0 and ends[1] >= steps)
 
 
 def insert(graph: fx.GraphModule, scheme: Scheme = Scheme(), *, learned: bool = False) -> fx.GraphModule:  # noqa: B008  (frozen)
@@ -158,8 +207,8 @@ def insert(graph: fx.GraphModule, scheme: Scheme = Scheme(), *, learned: bool = 
     module = copy.deepcopy(graph)
     placement, nodes = place(module), {n.name: n for n in module.graph.nodes}
     module.meta["placement"], module.meta["scheme"], module.meta["digest"] = placement, scheme, graph_digest(graph)
-    for name in placement.values:
-        module.add_submodule(f"value_{name}", Value(name, scheme.activation_bits, learned))
+    for name, limits in placement.values.items():
+        module.add_submodule(f"value_{name}", Value(name, scheme.activation_bits, learned, limits))
         _after(module, nodes[name], f"value_{name}")
     for target, site in placement.weights.items():
         axis = site.axis if scheme.per_channel else -1
@@ -199,7 +248,7 @@ def set_mode(module: nn.Module, mode: Literal["observe", "train", "exact"]) -> n
 def freeze(module: nn.Module) -> None:
     """Averaged ranges stand still from now on."""
     for value in parts(module, Value):
-        value.follows = False
+        value.follows.zero_()
 
 
 def settle(module: fx.GraphModule) -> Grid:
@@ -207,10 +256,10 @@ def settle(module: fx.GraphModule) -> Grid:
     with torch.no_grad():
         placement = module.meta["placement"]
         for value in parts(module, Value):
-            value.scale.data.copy_(value.scale.data.abs().clamp_min(SMALLEST))
+            _keep(value, value.step())
         for target in placement.weights:
             part, weight = module.get_submodule(f"weight_{target}"), getattr(module, target)
-            part.scale.data.copy_(part.scale.data.abs().clamp_min(SMALLEST) if part.learned else part.widest(weight))
+            _keep(part, part.step() if part.learned else part.widest(weight))
         for bias in placement.biases.values():  # a channel whose bias would not fit takes a wider scale
             value, part, tensor = (
                 module.get_submodule(f"value_{bias.value}"),
@@ -218,9 +267,15 @@ def settle(module: fx.GraphModule) -> Grid:
                 getattr(module, bias.target),
             )
             needed = tensor.abs() / (value.scale * 2.0**BIAS_BITS)
-            part.scale.data.copy_(torch.maximum(part.scale, needed.max().reshape(1) if part.axis < 0 else needed))
+            part.scale.copy_(torch.maximum(part.scale, needed.max().reshape(1) if part.axis < 0 else needed))
     set_mode(module, "exact")
     return grid_of(module)
+
+
+def _keep(part: Value | Weight, scale: torch.Tensor) -> None:
+    part.scale.copy_(scale.clamp_min(SMALLEST))
+    if part.learned:
+        part.gain.data.fill_(1)
 
 
 def grid_of(module: fx.GraphModule) -> Grid:
@@ -240,8 +295,8 @@ def apply(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
     module = insert(graph, grid.scheme)
     for value in parts(module, Value):
         site = grid.sites[value.name]
-        value.scale.data.fill_(site.scale[0])
+        value.scale.fill_(site.scale[0])
         value.zero_point.fill_(site.zero_point)
     for part in parts(module, Weight):
-        part.scale.data.copy_(torch.tensor(grid.sites[part.name].scale))
+        part.scale.copy_(torch.tensor(grid.sites[part.name].scale))
     return set_mode(module.eval(), "exact")

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from edgekd.quantization.capture import operator
 
 if TYPE_CHECKING:
     from torch import fx
 
-# operators with a weight: {name: axis of the output channels in it}
+# operators with a weight, which batch norm folds into: {name: axis of the output channels in it}
 WEIGHTED = {"conv1d": 0, "conv2d": 0, "conv3d": 0, "linear": 0, "conv_transpose1d": 1, "conv_transpose2d": 1, "conv_transpose3d": 1}
 # operators that read and write integers (onnxruntime has an integer kernel, or the operator stands between such ones)
 INTEGER = {
     *WEIGHTED, "matmul", "mm", "bmm", "add", "mul", "cat", "mean",
     "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
 }  # fmt: skip
-# activations that the requantization before them absorbs: they only clip
-CLIPS = {"relu", "relu6", "hardtanh", "clamp"}
 # operators that move values without changing them: what comes out lies on the lattice of what went in
 MOVES = {
     "flatten", "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "slice", "select", "max_pool1d", "max_pool2d",
-    "dropout", "dropout1d", "dropout2d", "feature_dropout", "alias", "clone", "contiguous", "expand", "chunk", "split", "split_with_sizes", "unbind", "getitem",
-    "upsample_nearest2d", "detach", "identity",
+    "dropout", "dropout1d", "dropout2d", "feature_dropout", "alias", "clone", "contiguous", "expand", "chunk", "split", "split_with_sizes", "unbind",
+    "getitem", "upsample_nearest2d", "detach", "identity",
 }  # fmt: skip
+
+
+def operator(node: fx.Node) -> str:
+    """The plain name of what a node calls: `conv2d`, `add`, `relu`; '' for nodes that call nothing."""
+    if node.op != "call_function":
+        return ""
+    packet = getattr(node.target, "overloadpacket", None)
+    name = packet.__name__ if packet is not None else getattr(node.target, "__name__", str(node.target))
+    return name.removesuffix("_")
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,23 @@ class Bias:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What is known of a value before any data. `low`, `high`: a clipping activation makes it and lets nothing else through; `share`: a softmax
+    makes it, and onnxruntime's integer kernel is right for the lattice 0, 1/256, ... 255/256 only (others wrap around or round down);
+    `output`: it is the graph's, whose step training must not widen."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    share: bool = False
+    output: bool = False
+
+
+@dataclass(frozen=True)
 class Placement:
-    """`values`: names of nodes whose value has a site, in graph order; `tied` {node that moves values: site it lies on};
+    """`values` {name of a node whose value has a site: Limits}, in graph order; `tied` {node that moves values: site it lies on};
     `weights` {attribute: Weight}; `biases` {node that reads it: Bias}, since a layer that is called twice has two."""
 
-    values: tuple[str, ...]
+    values: dict[str, Limits]
     tied: dict[str, str]
     weights: dict[str, Weight]
     biases: dict[str, Bias]
@@ -60,15 +78,16 @@ def place(module: fx.GraphModule) -> Placement:
     if an integer operator reads it, or if it is the graph's output; values that are only moved are tied to their source."""
     graph = module.graph
     source: dict[fx.Node, fx.Node] = {}  # moved value -> the value that it was
-    wanted: set[fx.Node] = set()
+    wanted, outputs = set(), set()
     for node in graph.nodes:
-        if operator(node) in MOVES and isinstance(node.args[0], type(node)) and _floats(node):
+        if operator(node) in MOVES and _moved(node, source):
             source[node] = source.get(node.args[0], node.args[0])
         if _integer(node):
             wanted |= {source.get(n, n) for n in _operands(node)}
             wanted.add(_clipped(node))
         if node.op == "output":
-            wanted |= {source.get(n, n) for n in node.all_input_nodes}
+            outputs = {source.get(n, n) for n in node.all_input_nodes}
+            wanted |= outputs
     wanted = {n for n in wanted if _floats(n) and n.op != "get_attr"}
     weights, biases = {}, {}
     for node in graph.nodes:
@@ -83,8 +102,29 @@ def place(module: fx.GraphModule) -> Placement:
         origin = source.get(node.args[0], node.args[0])
         if name not in ("matmul", "mm") and len(node.args) > 2 and node.args[2] is not None and node.args[2].op == "get_attr" and origin in wanted:
             biases[node.name] = Bias(node.args[2].target, origin.name, node.args[1].target)
-    tied = {n.name: s.name for n, s in source.items() if s in wanted}
-    return Placement(tuple(n.name for n in graph.nodes if n in wanted), tied, weights, biases)
+    tied = {n.name: s.name for n, s in source.items() if s in wanted and _floats(n)}
+    values = [n for n in graph.nodes if n in wanted]
+    limits = {n.name: Limits(*(clip(n) or (-math.inf, math.inf)), operator(n) in ("softmax", "_softmax"), n in outputs) for n in values}
+    return Placement(limits, tied, weights, biases)
+
+
+def clip(node: fx.Node) -> tuple[float, float] | None:
+    """The interval that an activation which only clips lets through: the requantization before it can absorb that. None for other nodes."""
+    name = operator(node)
+    if name in ("relu", "relu6"):
+        return 0.0, 6.0 if name == "relu6" else math.inf
+    if name not in ("hardtanh", "clamp"):
+        return None
+    keys, defaults = (("min_val", "max_val"), (-1.0, 1.0)) if name == "hardtanh" else (("min", "max"), (-math.inf, math.inf))
+    given = [node.args[i] if len(node.args) > i else node.kwargs.get(key) for i, key in enumerate(keys, 1)]
+    low, high = (default if g is None else g for g, default in zip(given, defaults, strict=True))
+    return (float(low), float(high)) if all(isinstance(b, int | float) for b in (low, high)) else None
+
+
+def _moved(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
+    """Whether the first operand of a moving operator is a value of numbers, or the parts that another one split it into."""
+    first = node.args[0]
+    return isinstance(first, type(node)) and (_floats(first) if operator(node) != "getitem" else first in source)
 
 
 def _integer(node: fx.Node) -> bool:
@@ -107,7 +147,7 @@ _BINARY = {"add", "mul", "matmul", "mm", "bmm"}
 def _clipped(node: fx.Node) -> fx.Node:
     """The clipping activation that alone reads `node`, else `node`."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and operator(users[0]) in CLIPS else node
+    return users[0] if len(users) == 1 and clip(users[0]) else node
 
 
 def _floats(node: fx.Node) -> bool:
