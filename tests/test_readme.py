@@ -1,0 +1,77 @@
+"""Every block of the README does what it says."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import edgekd
+from edgekd.cli import cli
+from edgekd.cli import run as command
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.S)
+
+
+def block(language, holding):
+    return next(text for name, text in BLOCKS if name == language and holding in text)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The example's two files in a folder, with a store of its own and hurried timing."""
+    import sys
+
+    import tiny
+
+    from edgekd import measure
+
+    (tmp_path / "mytask.py").write_text(block("python", "edgekd.Task("))
+    (tmp_path / "recipe.toml").write_text(block("toml", "[[stage]]"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    tiny.hurry()
+    yield tmp_path
+    sys.modules.pop("mytask", None)
+
+
+def test_the_example_of_ones_own_is_short_and_runs(project, capsys):
+    assert len([line for line in (project / "mytask.py").read_text().splitlines() if line.strip()]) <= 25
+    for line in (line.removeprefix("edgekd ").split() for line in block("sh", "edgekd compress recipe.toml").splitlines() if line):
+        assert command([*line, "--quiet"] if line[0] == "compress" else line) == 0
+    assert "PASS" in capsys.readouterr().out
+    scope: dict = {}
+    exec(block("python", "run = edgekd.compress("), scope)
+    assert scope["run"].exit_code == 0 and "0" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_verbs_of_the_table_are_those_that_there_are():
+    listed = set(re.findall(r"`edgekd (\w+)", TEXT[TEXT.index("## The verbs") :]))
+    assert listed == set(cli.commands)
+
+
+def test_settings_that_the_text_names_are_taken():
+    from edgekd import recipe
+
+    sets = re.findall(r"--set (\S+?=[^`\s]+)", TEXT)
+    assert len(sets) >= 2 and recipe.read(None, sets=[s for s in sets if s != "STAGE.KEY=VALUE"])
+
+
+def test_shipped_recipes_plan():
+    from edgekd import plan, recipe
+
+    shipped = [p for p in [*ROOT.glob("edgekd/**/*.toml"), *ROOT.glob("benchmarks/**/*.toml")] if "stage" in tomllib.loads(p.read_text())]
+    assert shipped
+    for path in shipped:
+        if "digits" in path.read_text():  # others need data that is not here
+            assert plan.make(recipe.resolve(recipe.read(path))).points
+        else:
+            assert recipe.read(path).stages
+
+
+def test_public_names_of_the_text_exist():
+    for name in set(re.findall(r"edgekd\.(\w+)\(", TEXT)):
+        assert hasattr(edgekd, name), name
