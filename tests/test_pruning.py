@@ -215,6 +215,15 @@ def recurrent():
     return Net(run, before=nn.Linear(6, 16), lstm=nn.LSTM(16, 32, batch_first=True), after=nn.Linear(32, 64), head=nn.Linear(64, 3))
 
 
+def gru():
+    """torch runs a GRU as many small operations, which torch-pruning can't follow."""
+
+    def run(m, x):
+        return m.head(F.relu(m.after(m.gru(F.relu(m.before(x)))[0][:, -1])))
+
+    return Net(run, before=nn.Linear(6, 16), gru=nn.GRU(16, 32, batch_first=True), after=nn.Linear(32, 64), head=nn.Linear(64, 3))
+
+
 def signal():
     layers = [nn.Conv1d(4, 16, 5), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 32, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(32, 3))
@@ -257,6 +266,7 @@ ZOO = {  # name: (model, example, {group: width}, {layer refused: part of the re
     "bare_kernel": (bare_kernel, IMAGE, {"b": 32}, {"a": "`kernel`"}),
     "tied": (tied, torch.zeros(2, 6), {"6": 64}, {"0": "shares a weight", "2": "shares a weight", "4": "shares a weight"}),
     "gated": (gated, IMAGE, {"mix": 16}, {"both": "one for one at `mix`"}),
+    "gru": (gru, SEQUENCE, {"after": 64}, {"before": "can't be followed"}),
     "recurrent": (recurrent, SEQUENCE, {"after": 64}, {"before": "LSTM"}),
     "reparametrized": (reparametrized, VECTOR, {"3": 32}, {"0": "parametrization"}),
 }
