@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SMALLEST = 2.0**-100  # of a scale: far from float32's subnormals, so that products of two are normal too
 BIAS_BITS = 30  # a bias stays below 2**30 steps: the accumulator has room for the sum
+BIAS_HIGH = 2**31 - 128  # the largest float32 that an int32 holds
 AVERAGE = 0.02  # share of a new batch in the moving range
 FURTHEST = 64.0  # times that a learned scale may leave the calibrated one behind, either way
 
@@ -52,6 +53,36 @@ class Rounded(torch.autograd.Function):
             return inside, None, None, None, None
         scale = torch.sum(gradient * kept[0]) - torch.sum(inside * x)
         return inside, (scale * (ctx.factor / ctx.step)).reshape(1), None, None, None
+
+
+class Straight(torch.autograd.Function):
+    """x at whole multiples of `scale`, at most `high` of them; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, high: int) -> torch.Tensor:
+        return x.div(scale).round_().clamp_(-high, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        return gradient, None, None
+
+
+class Stepped(torch.autograd.Function):
+    """A weight at whole multiples of learned scales [1, channels, 1], with the gradients of `Rounded`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, high: int, factor: float) -> torch.Tensor:
+        rounded = x.div(scale).round_().clamp_(-high, high).mul_(scale)
+        ctx.save_for_backward(x, rounded, scale)
+        ctx.high, ctx.factor = high, factor
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        x, rounded, scale = ctx.saved_tensors
+        inside = torch.where(x.abs() < scale * (ctx.high + 0.5), gradient, 0)
+        steps = (gradient * rounded - inside * x).sum_to_size(scale.shape) / scale
+        return inside, steps * ctx.factor, None, None
 
 
 class Value(nn.Module):
@@ -92,10 +123,12 @@ class Value(nn.Module):
 
     def follow(self, x: torch.Tensor) -> None:
         """Moves the range towards that of `x` by a moving average."""
-        low, high = torch.aminmax(x.detach())
-        self.low_value.lerp_(low.clamp_max(0), AVERAGE)
-        self.high_value.lerp_(high.clamp_min(0), AVERAGE)
-        scale, zero_point = lattice(self.low_value.item(), self.high_value.item(), self.high, self.limits)
+        low, high = (end.item() for end in torch.aminmax(x.detach()))
+        low = self.low_value.item() + AVERAGE * (min(low, 0.0) - self.low_value.item())
+        high = self.high_value.item() + AVERAGE * (max(high, 0.0) - self.high_value.item())
+        self.low_value.fill_(low)
+        self.high_value.fill_(high)
+        scale, zero_point = lattice(low, high, self.high, self.limits)
         self.scale.fill_(scale)
         self.zero_point.fill_(zero_point)
 
@@ -137,14 +170,16 @@ class Weight(nn.Module):
 
     def widest(self, weight: torch.Tensor) -> torch.Tensor:
         """[channels] scales that no weight exceeds. A dead channel takes the widest of the others: any scale holds its zeros."""
-        flat = weight.abs().amax() if self.axis < 0 else weight.abs().amax([d for d in range(weight.ndim) if d != self.axis])
-        flat = flat.reshape(-1) / self.high
-        largest = flat.max()
-        spare = torch.where(largest > SMALLEST, largest, torch.ones_like(largest))
-        return torch.where(flat > SMALLEST, flat, spare)
+        dims = [d for d in range(weight.ndim) if d != self.axis]
+        scale = weight.abs().amax(dims).reshape(-1) / self.high
+        if scale.min().item() > SMALLEST:
+            return scale
+        largest = scale.max().item()
+        return torch.where(scale > SMALLEST, scale, largest if largest > SMALLEST else 1.0)
 
-    def shaped(self, like: torch.Tensor) -> torch.Tensor:
-        return self.scale if self.axis < 0 else self.scale.reshape([-1 if d == self.axis else 1 for d in range(like.ndim)])
+    def shaped(self, like: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        """[1, channels, 1] scales beside a weight [..., channels, ...]"""
+        return (self.scale if scale is None else scale).reshape([-1 if d == self.axis else 1 for d in range(like.ndim)])
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         if self.mode == "observe":
@@ -153,16 +188,9 @@ class Weight(nn.Module):
             scale = self.shaped(weight)
             return torch.clamp(torch.round(weight / scale), -self.high, self.high) * scale
         if self.learned:
-            scale, zero = self.step(), torch.zeros_like(self.scale)
-            factor = (weight.numel() / len(scale) * self.high) ** -0.5
-            if self.axis < 0:
-                return torch._fake_quantize_learnable_per_tensor_affine(weight, scale, zero, -self.high, self.high, factor)
-            return torch._fake_quantize_learnable_per_channel_affine(weight, scale, zero, self.axis, -self.high, self.high, factor)
+            return Stepped.apply(weight, self.shaped(weight, self.step()), self.high, (weight.numel() / len(self.scale) * self.high) ** -0.5)
         self.scale.copy_(self.widest(weight.detach()))
-        zero = torch.zeros(len(self.scale), dtype=torch.int32)
-        if self.axis < 0:
-            return torch.fake_quantize_per_tensor_affine(weight, self.scale, zero, -self.high, self.high)
-        return torch.fake_quantize_per_channel_affine(weight, self.scale, zero, self.axis, -self.high, self.high)
+        return Straight.apply(weight, self.shaped(weight), self.high)  # nothing is outside the range
 
 
 class Bias(nn.Module):
@@ -176,9 +204,7 @@ class Bias(nn.Module):
     def forward(self, bias: torch.Tensor) -> torch.Tensor:
         if self.mode == "observe":
             return bias
-        scale = (self.operands[0].step() * self.operands[1].step()).detach()
-        rounded = torch.clamp(torch.round(bias / scale), -(2.0**31), 2.0**31 - 128) * scale
-        return bias + (rounded - bias).detach() if self.mode == "train" else rounded
+        return Straight.apply(bias, (self.operands[0].step() * self.operands[1].step()).detach(), BIAS_HIGH)
 
 
 def lattice(low: float, high: float, steps: int, limits: Limits = Limits()) -> tuple[float, int]:  # noqa: B008  (frozen)
@@ -198,6 +224,8 @@ def lattice(low: float, high: float, steps: int, limits: Limits = Limits()) -> t
 
 def absorbs(limits: Limits, scale: float, zero_point: int, steps: int) -> bool:
     """Whether rounding to the lattice clips by itself as the activation before it does, which is then not computed."""
+    if limits.low == -math.inf and limits.high == math.inf:
+        return True
     ends = np.round(np.array([limits.low, limits.high], np.float32) / np.float32(scale)) + zero_point
     return bool(ends[0] <= 0 and ends[1] >= steps)
 
