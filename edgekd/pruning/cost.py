@@ -62,11 +62,10 @@ def cost(model: nn.Module, row: Any, forward: Forward, groups: Sequence[Group], 
     order = {name: i for i, name in enumerate(layers)}
     fan_in, fan_out, per = (np.zeros(len(layers), np.int64) for _ in range(3))
     lost_in, lost_out = (np.zeros((len(layers), len(groups)), np.int64) for _ in range(2))
-    depthwise = {name for name, m in layers.items() if not isinstance(m, nn.Linear) and m.groups == m.out_channels == m.in_channels}
     for name, i in order.items():
         m = layers[name]
         linear = isinstance(m, nn.Linear)
-        fan_in[i] = 1 if name in depthwise else m.in_features if linear else m.in_channels // m.groups
+        fan_in[i] = m.in_features if linear else m.in_channels // m.groups
         fan_out[i] = m.out_features if linear else m.out_channels
         per[i] = places[name] if linear else places[name] * math.prod(m.kernel_size)
     for g, group in enumerate(groups):
@@ -76,7 +75,7 @@ def cost(model: nn.Module, row: Any, forward: Forward, groups: Sequence[Group], 
                 continue
             if member.side == "out":
                 lost_out[i, g] += len(member.index[0])
-            elif member.layer not in depthwise:
+            else:
                 lost_in[i, g] += len(member.index[0]) // getattr(layers[member.layer], "groups", 1)
     rest = macs - int((per * fan_in * fan_out).sum())
     return Cost(rest, per, fan_in, fan_out, lost_in, lost_out)
