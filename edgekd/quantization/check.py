@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.errors import RunFailed
+from edgekd.errors import Problem, RunFailed
 from edgekd.records import Grid
 
 if TYPE_CHECKING:
@@ -115,7 +115,5 @@ def file_values(path: Path, names: list[str], feed: Mapping[str, np.ndarray]) ->
 
 def refuse(equality: Equality, where: str) -> None:
     """Raises RunFailed for a broken rule."""
-    raise RunFailed(
-        f"the exported file is not the model that was trained: {'; '.join(equality.reasons)}; {where}\n"
-        "  hint: `quantize` with fewer exotic operators, or keep this model in float"
-    )
+    message = f"the exported file is not the model that was trained: {'; '.join(equality.reasons)}; {where}"
+    raise RunFailed(Problem("", message, "`quantize` with fewer exotic operators, or keep this model in float"))
