@@ -84,6 +84,8 @@ def run_steps(
             with progress.task(f"[{number}/{len(plan.steps)}] {step.label}") as advance:
                 artifact = make(step, made, parents, resolved, store, advance, log)
         made[step.key] = artifact
+        if "reached" in artifact.facts and not reused:
+            progress.say(f"  {step.label}: {artifact.facts['reached']:.4g} of the MACs kept, {artifact.facts['asked']:g} asked")
         seconds = artifact.facts.get("seconds", 0.0) if reused else time.monotonic() - begun
         steps.append({"key": step.key, "step": step.label, "stage": step.stage, "reused": reused, "seconds": round(seconds, 3)})
         log(event="step", **steps[-1])

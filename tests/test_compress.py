@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tiny
 
 import edgekd
-import tiny
 from edgekd import results
 from edgekd.cli import run as command
 

@@ -649,10 +649,11 @@ def test_stage_resumes_to_the_bit(tmp_path, task, trained, monkeypatch):
         assert (whole.folder / file).read_bytes() == (again.folder / file).read_bytes()
 
 
-def test_stage_keeps_the_model_at_1_and_prunes_again(tmp_path, task, trained):
-    same = made(Prune(macs=1.0, **LABELS), run_in(tmp_path / "same", task), trained)
+def test_stage_prunes_nothing_at_1_but_trains_on_and_prunes_again(tmp_path, task, trained):
+    same = made(Prune(macs=1.0, epochs=1, **LABELS), run_in(tmp_path / "same", task), trained)
     x = torch.randn(4, 6)
-    assert torch.equal(models.load(same, task)(x), models.load(trained, task)(x))
+    assert same.facts["reached"] == 1.0 and same.facts["epochs"] == 1 and models.record_of(same)["pruning"] == []
+    assert not torch.equal(models.load(same, task)(x), models.load(trained, task)(x))
     once = made(Prune(macs=0.7, multiple_of=2, epochs=1, **LABELS), run_in(tmp_path / "once", task), trained)
     twice = made(Prune(macs=0.7, multiple_of=2, epochs=1, **LABELS), run_in(tmp_path / "twice", task), once)
     assert twice.facts["macs"] / once.facts["macs"] == pytest.approx(0.7, rel=0.02)

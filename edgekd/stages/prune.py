@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Training):
-    """`macs`: the share of the source's MACs to keep, 1 keeps the model as it is. Widths become multiples of `multiple_of` (a target can
+    """`macs`: the share of the source's MACs to keep; at 1 none is pruned, and the model is trained on like the others. Widths become multiples of `multiple_of` (a target can
     raise it); a layer that is no wider keeps its width. `criterion`: which channels go first. `keep`: layers, or modules that hold them, that
     are left as they are. The other settings are of the recovery."""
 
@@ -61,8 +61,7 @@ class Prune(Training):
         facts: dict[str, Any] = {"macs": macs, "parameters": parameters, "asked": self.macs, "reached": round(plan.reached, 6)}
         facts |= {"widths": {name: list(pair) for name, pair in plan.widths.items()}, "refused": [str(r) for r in plan.refused]}
         run.log(event="pruned", **facts)
-        if history:
-            facts |= learn(module, run, self, teacher=teacher)
+        facts |= learn(module, run, self, teacher=teacher)  # at macs = 1 too: points of a sweep have equal budgets
         models.save(run.folder, module, model=record["model"], pruning=[*(record["pruning"] or []), *history])
         return Made("torch", facts)
 
