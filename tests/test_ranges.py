@@ -1,0 +1,146 @@
+"""Histograms of streams, and the ranges that calibration takes from them: by hand, and against brute force."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from edgekd.components import names
+from edgekd.quantization import calibrated, fake
+from edgekd.quantization.histogram import BINS, Histogram
+from edgekd.ranges.entropy import entropy
+from edgekd.ranges.minmax import minmax
+from edgekd.ranges.mse import mse
+from edgekd.ranges.percentile import percentile
+
+ALL = {"minmax": minmax, "percentile": percentile, "mse": mse, "entropy": entropy}
+
+
+def histogram(*batches):
+    found = Histogram()
+    for batch in batches:
+        found.add(np.asarray(batch, np.float32))
+    return found
+
+
+def test_every_range_is_tested_here():
+    assert set(names("ranges")) == set(ALL)
+
+
+class TestHistogram:
+    @given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30), min_size=1, max_size=6))
+    @settings(max_examples=60, deadline=None)
+    def test_counts_every_value_in_its_bin_whatever_the_order(self, batches):
+        found, values = histogram(*batches), np.concatenate([np.asarray(b, np.float32) for b in batches])
+        assert found.counts.sum() == len(values)
+        assert (found.low, found.high) == (values.min(), values.max())
+        assert np.abs(values).max() <= max(found.width, 0) or found.width == 0
+        if found.width:
+            centers = (found.edges[1:] + found.edges[:-1]) / 2
+            kept = np.sort(np.repeat(centers, found.counts))
+            assert np.abs(kept - np.sort(values)).max() <= 1.001 * found.width / BINS  # half a bin, and the edge it may fall on
+
+    def test_doubling_merges_pairs(self):
+        found = histogram([-1.0, -0.5, 0.0, 0.25, 1.0], [3.0])
+        assert found.width == 4.0 and found.counts.sum() == 6
+        edges = found.edges
+        for value in (-1.0, -0.5, 0.0, 0.25, 1.0, 3.0):
+            inside = (edges[:-1] <= value + 1e-9) & (value < edges[1:] + 2 * 4.0 / BINS)
+            assert found.counts[inside].sum() >= 1, value
+
+    def test_zeros_before_the_first_number(self):
+        found = histogram([0.0] * 7, [2.0])
+        assert found.counts[BINS // 2] == 7 and found.counts[-1] == 1
+
+    def test_size_is_fixed(self):
+        found = histogram(*[np.random.default_rng(i).normal(0, 10**i, 1000) for i in range(8)])
+        assert found.counts.shape == (BINS,) and found.counts.sum() == 8000
+
+
+class TestRanges:
+    @pytest.mark.parametrize("name", ALL)
+    def test_never_outside_of_what_was_seen(self, name):
+        for values in ([0.0], [0.0, 0.0], [5.0], [-3.0, -1.0], np.linspace(0, 1, 1000), np.random.default_rng(0).normal(0, 1, 5000)):
+            found = histogram(values)
+            low, high = ALL[name](found)
+            assert np.isfinite([low, high]).all() and low <= high
+            assert min(low, 0) >= min(found.low, 0) - 1e-12 and max(high, 0) <= max(found.high, 0) + 1e-12
+
+    def test_minmax(self):
+        assert minmax(histogram([1.0, -2.0], [7.5])) == (-2.0, 7.5)
+
+    def test_percentile_by_hand(self):
+        values = np.linspace(0, 1000, 10001)  # one value each 0.1: 98 % leave 100 values off each end
+        low, high = percentile(histogram(values), share=98)
+        width = 2 * 1000 / BINS
+        assert low == pytest.approx(10, abs=width) and high == pytest.approx(990, abs=width)
+        assert percentile(histogram(values), share=100) == (0.0, 1000.0)
+        oracle = np.percentile(values, [1, 99])
+        assert (low, high) == pytest.approx(tuple(oracle), abs=width)
+
+    def test_mse_is_the_best_of_a_brute_force_on_the_values(self):
+        """Rounding every value, no histogram: no clipping range does better by more than the bins' width explains."""
+        rng = np.random.default_rng(3)
+        for values in (rng.laplace(0, 1, 20000), np.abs(rng.normal(0, 1, 20000)), np.concatenate([rng.normal(0, 1, 20000), [60.0]])):
+            for bits in (4, 8):
+
+                def error(low, high, values=values, bits=bits):
+                    scale, zero = fake.lattice(low, high, 2**bits - 1)
+                    return ((np.clip(np.round(values / scale) + zero, 0, 2**bits - 1) - zero) * scale - values).__pow__(2).mean()
+
+                low, high = mse(histogram(values), bits=bits)
+                best = min(error(min(values.min(), 0) * t, values.max() * t) for t in np.linspace(0.01, 1, 300))
+                assert error(low, high) <= 1.06 * best, (bits, error(low, high), best)
+        assert mse(histogram(values), bits=3)[1] < 20 < mse(histogram(values), bits=8)[1]  # the outlier costs most of three bits, little of eight
+
+    def test_entropy_keeps_a_uniform_whole_and_gives_up_an_outlier(self):
+        rng = np.random.default_rng(4)
+        assert entropy(histogram(rng.uniform(0, 1, 50000)))[1] > 0.95
+        low, high = entropy(histogram(np.concatenate([rng.normal(0, 1, 50000), [-30.0, 30.0]])))
+        assert 2 < high < 15 and -15 < low < -2
+
+    def test_entropy_by_hand(self):
+        """Two levels for four bins: of the ranges tried, the whole one's divergence is computed by hand."""
+        found = Histogram(low=0.0, high=1.0, width=1.0)
+        found.counts[:] = 0
+        found.counts[BINS // 2 :] = np.repeat([8, 8, 1, 1], BINS // 8)  # piecewise constant over the quarters of [0, 1]
+        low, high = entropy(found, bits=2, tries=2)
+        assert (low, high) == (0.0, 1.0)  # four levels hold four constants: no loss at all
+
+
+class TestCalibration:
+    def net(self):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_sites_take_the_range_of_all_batches(self, name):
+        x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
+        module = calibrated(self.net(), x.split(50), ranges=name)
+        (value,) = [v for v in fake.parts(module, fake.Value) if v.limits.output]
+        outputs = self.net()(x).detach().numpy()
+        low, high = ALL[name](histogram(*np.split(outputs, 6)), **({"bits": 8} if name in ("mse", "entropy") else {}))
+        assert (value.scale.item(), value.zero_point.item()) == pytest.approx(fake.lattice(low, high, 255), rel=1e-5)
+
+    def test_memory_does_not_grow_with_the_samples(self):
+        """What calibration holds at its peak with 40 times the batches."""
+        net, peaks = self.net(), []
+        for batches in (3, 3, 120):
+            stream = (torch.randn(64, 6) for _ in range(batches))
+            tracemalloc.start()
+            calibrated(net, stream)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert peaks[2] < 1.05 * peaks[1], peaks  # the first run also fills torch's caches
+
+    def test_no_data_is_refused(self):
+        from edgekd.errors import RunFailed
+        from edgekd.quantization.calibrate import calibrate
+        from edgekd.quantization.capture import capture
+
+        with pytest.raises(RunFailed, match="saw no values at `"):
+            calibrate(fake.insert(capture(self.net(), torch.randn(2, 6))), [])
