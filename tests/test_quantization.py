@@ -23,7 +23,7 @@ def stirred(model, seed=0):
     """Random weights, and batch statistics that folding must get right."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
+        for p in module.parameters(recurse=False):
             p.data = torch.randn(p.shape, generator=generator) * (0.5 if p.ndim > 1 else 0.1) / max(1, p[0].numel()) ** 0.5
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.weight.data = 1 + 0.2 * torch.randn(module.weight.shape, generator=generator)
@@ -126,6 +126,8 @@ class TestFamilies:
             assert np.allclose(load(str(tmp_path / "m.onnx"), 1)({"input": x[:rows].numpy()})["output"], model(x[:rows]).detach().numpy(), atol=1e-5)
 
     def test_int8_file_is_the_fake_quantized_model(self, family, tmp_path):
+        import onnx
+
         name, model, x = family
         ours, theirs, grid, path, names = exported(model, x, tmp_path)
         step = grid.sites[list(names)[-1]].scale[0]
@@ -135,13 +137,7 @@ class TestFamilies:
             ["ConvTranspose"] if name == "depthwise" else []
         )  # onnxruntime has no such
         assert abs(ours - model(x).detach().numpy()).mean() < 0.1 * model(x).std()  # and it is no other model
-
-    def test_weights_stand_once_as_int8(self, family, tmp_path):
-        import onnx
-
-        _, model, x = family
-        *_, path, _ = exported(model, x, tmp_path)
-        tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+        tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}  # weights stand once, as int8
         large = [t for t in tensors.values() if t.ndim > 1 and t.size > 24 and t.dtype == np.float32]
         assert [t.shape for t in large] == ([(1, 6, 16)] if isinstance(model, Encoder) else [])  # positions are added in float
         unique = {id(p): p for p in capture(model, x[:2]).parameters() if p.ndim > 1 and p.shape != (1, 6, 16)}
@@ -154,15 +150,6 @@ class TestFamilies:
             module(x[:32]).square().sum().backward()
             dead = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
             assert dead == []
-
-    def test_same_bytes_from_another_call(self, family, tmp_path):
-        _, model, x = family
-        (tmp_path / "elsewhere").mkdir()
-        first, second = exported(model, x, tmp_path)[3], exported(model, x, tmp_path / "elsewhere")[3]
-        assert first.read_bytes() == second.read_bytes()
-        assert b"/" not in first.read_bytes().replace(b"edgekd.onnx/1", b"") or not any(
-            w in first.read_bytes() for w in (b"site-packages", b".py", b"/work", b"/home")
-        )
 
 
 def test_grid_round_trip(tmp_path):
@@ -221,6 +208,25 @@ def test_biases_round_at_the_product_of_scales_and_pass_the_gradient():
     assert b.grad.tolist() == [1.0, 1.0]
 
 
+def test_learned_ranges_have_the_gradients_of_torch():
+    """Against torch's learnable operators (LSQ)."""
+    x, g = data((5, 7), 8) * 2, data((5, 7), 8, seed=2)
+    value = fake.Value("v", 8, True)
+    value.set_range(-3.0, 4.0)
+    value.mode = "train"
+    ours, theirs, scale = x.clone().requires_grad_(), x.clone().requires_grad_(), value.scale.clone().requires_grad_()
+    value(ours).backward(g)
+    torch._fake_quantize_learnable_per_tensor_affine(theirs, scale, value.zero_point.float(), 0, 255, (35 * 255) ** -0.5).backward(g)
+    assert torch.equal(ours.grad, theirs.grad) and torch.allclose(value.gain.grad, scale.grad * value.scale)
+    assert (ours.grad == 0).any()  # some values are outside
+    weight = fake.Weight("w", 0, 8, True, 0.7 * x)
+    weight.mode = "train"
+    ours, theirs, scale = x.clone().requires_grad_(), x.clone().requires_grad_(), weight.scale.clone().requires_grad_()
+    weight(ours).backward(g)
+    torch._fake_quantize_learnable_per_channel_affine(theirs, scale, torch.zeros(8), 0, -127, 127, (35 * 127) ** -0.5).backward(g)
+    assert torch.equal(ours.grad, theirs.grad) and torch.allclose(weight.gain.grad, scale.grad * weight.scale, atol=1e-6)
+
+
 @pytest.mark.parametrize("bits, most", [(8, 127), (7, 63), (4, 7)])
 def test_weight_bits_bound_the_file(tmp_path, bits, most):
     import onnx
@@ -270,6 +276,70 @@ class TestOddities:
         model = stirred(residual((8,), channels=3, classes=7))
         module = calibrated(model, [data((3, 8, 8), 2)[:2]])
         assert fake.settle(module).sites
+
+    def test_softmax_at_the_end(self, tmp_path):
+        """onnxruntime's integer softmax wraps around on any lattice but that of 1/256."""
+        model = nn.Sequential(stirred(nn.Linear(8, 5)), nn.Softmax(-1))
+        assert self.check(model, data((8,), 200), tmp_path).max() < 1
+
+    def test_clips_of_all_kinds_keep_integer_kernels(self, tmp_path):
+        class Clips(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(5))
+
+            def forward(self, x):
+                clips = [F.hardtanh, F.relu6, lambda x: x.clamp(-2, 1), lambda x: torch.clamp(x, max=0.5), lambda x: torch.clamp(x, min=0)]
+                for layer, clip in zip(self.layers, clips, strict=True):
+                    x = clip(layer(x) * 1.0 if clip is F.relu6 else layer(x))
+                return x
+
+        model = stirred(Clips())
+        for layer in model.layers:
+            layer.weight.data *= 8
+        self.check(model, data((3, 5, 5), 100), tmp_path)
+        assert format.float_kernels(tmp_path / "model.onnx") == []
+
+    def test_split_values_stay_integers(self, tmp_path):
+        class Shuffled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 3, 1, 1)
+
+            def forward(self, x):
+                left, right = F.relu(self.a(x)).chunk(2, 1)
+                x = torch.cat([left, self.b(right)], 1)
+                return x.view(-1, 2, 4, 6, 6).transpose(1, 2).reshape(-1, 8, 6, 6).mean((2, 3))
+
+        self.check(stirred(Shuffled()), data((8, 6, 6), 100), tmp_path)
+        assert format.float_kernels(tmp_path / "model.onnx") == []
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_fused_attention_is_written_out(self, tmp_path, masked):
+        class Attention(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 3)
+
+            def forward(self, x):
+                q, k, v = self.qkv(x).reshape(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+                return self.head(F.scaled_dot_product_attention(q, k, v, is_causal=masked).transpose(1, 2).reshape(-1, 5, 8).mean(1))
+
+        model, x = stirred(Attention()), data((5, 8), 100)
+        assert torch.allclose(capture(model, x[:2])(x), model(x), atol=1e-6)
+        self.check(model, x, tmp_path)
+        assert format.float_kernels(tmp_path / "model.onnx") == []
+
+    def test_tiny_values_keep_fine_steps(self):
+        """torch's own observer makes no step finer than 6.1e-5."""
+        model, x = stirred(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))), data((4,), 64) * 1e-5
+        for layer in (model[0], model[2]):
+            layer.bias.data.zero_()
+        module = fake_quantized(model, x).train()
+        for _ in range(3):
+            outputs = module(x)
+        assert outputs.unique().numel() > 40
+        assert max(s.scale[0] for s in fake.settle(module.eval()).sites.values() if s.axis is None) < 1e-6
 
     def test_nan_in_calibration_names_the_site(self):
         x = data((3, 8, 8), 8)
@@ -367,15 +437,23 @@ class Random(nn.Module):
         before = x
         for step, layer in zip(self.steps, self.layers, strict=True):
             y = layer(x)
-            y = {
-                "relu": F.relu, "swish": F.silu, "pool": lambda t: F.avg_pool2d(t, 2, 1), "max": lambda t: F.max_pool2d(t, 3, 1, 1),
-                "add": lambda t: t + (before if before.shape == t.shape else t), "cat": lambda t: torch.cat([t, t.relu()], 1), "mul": lambda t: t * torch.sigmoid(t),
-            }.get(step, lambda t: t)(y)  # fmt: skip
+            y = self.shape(step, y, before)
             before, x = x, y
         return self.head(x.mean((2, 3)))
 
+    @staticmethod
+    def shape(step, t, before):
+        if step == "add":
+            return t + (before if before.shape == t.shape else t)
+        if step == "cat":
+            return torch.cat([t, t.relu()], 1)
+        if step == "mul":
+            return t * torch.sigmoid(t)
+        plain = {"relu": F.relu, "swish": F.silu, "pool": lambda x: F.avg_pool2d(x, 2, 1), "max": lambda x: F.max_pool2d(x, 3, 1, 1)}
+        return plain.get(step, lambda x: x)(t)
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(graphs())
 def test_random_graphs_agree(tmp_path_factory, drawn):
     steps, seed = drawn
