@@ -104,6 +104,7 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
 
     module, placement = copy.deepcopy(graph), place(graph)
     wanted = {name: name for name in placement.values} | placement.tied
+    plain = {n for n in module.graph.nodes if n.name not in wanted}  # onnxruntime makes one lattice of two with nothing between
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and node.target in placement.weights:
             site = readable(node.target)
@@ -113,7 +114,7 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
             continue
         if site not in grid.sites:
             raise RunFailed(f"the grid has no site `{site}`")
-        if node.name in placement.values and clip(node) and absorbs(placement.values[site], grid.sites[site].scale[0], *_ends(grid.sites[site])):
+        if clip(node) and node.args[0] in plain and absorbs(placement.values[site], grid.sites[site].scale[0], *_ends(grid.sites[site])):
             node.target, node.args, node.kwargs = torch.ops.aten.alias.default, node.args[:1], {}
         module.add_submodule(f"mark_{node.name}", Mark(site))
         users = list(node.users)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import Problem, UsageError
-from edgekd.quantization.rewrite import by_rows, written_out
+from edgekd.quantization.rewrite import by_rows, pooled, without_neutral, written_out
 from edgekd.quantization.sites import WEIGHTED, operator
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ def capture(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], 
             Problem("model", f"can't be captured as a graph: {reason}", "avoid Python control flow on values and fixed batch sizes")
         ) from error
     graph = fx.GraphModule(*_unlifted(program))
+    without_neutral(graph.graph)
     fold(graph)
     by_rows(graph.graph)
+    pooled(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     _drop_unused(graph)

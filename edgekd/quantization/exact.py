@@ -7,6 +7,7 @@ depth of a network such steps add up. Whole numbers leave nothing to add up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,6 +123,8 @@ class _Exact(fx.Interpreter):
                 return replace(x, relu=True)
             if isinstance(x, tuple):
                 return (*x, "relu")
+        if clip(node) == (0.0, math.inf) and isinstance(args[0], Lattice):
+            return replace(args[0], q=args[0].q.clamp_min(0))
         if name in MOVES and isinstance(args[0], Lattice):
             moved = node.target(args[0].q, *args[1:], **kwargs)
             return replace(args[0], q=moved) if isinstance(moved, torch.Tensor) else tuple(replace(args[0], q=m) for m in moved)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 BINS = 4096
+TINY = 2.0**-100  # what no lattice tells from zero
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Histogram:
         low, high = float(values.min()), float(values.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         reach = max(abs(low), abs(high))
-        if reach == 0 and self.width == 0:
+        if reach < TINY and self.width == 0:
             self.counts[BINS // 2] += values.size
             return
         if self.width == 0:
@@ -38,7 +39,7 @@ class Histogram:
             self.counts[:] = 0
             self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
             self.width *= 2
-        index = ((values.ravel() + self.width) * (BINS / (2 * self.width))).astype(np.int64)
+        index = ((values.ravel() / self.width + 1) * (BINS / 2)).astype(np.int64)
         self.counts += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
 
     @property

@@ -1,4 +1,4 @@
-"""Operators written as ones that integer kernels know: attention as two products of matrices, linear layers over rows."""
+"""Operators written as ones that integer kernels know: attention as two products of matrices, linear layers over rows, means as pooling."""
 
 from __future__ import annotations
 
@@ -44,6 +44,39 @@ def written_out(program: torch.export.ExportedProgram) -> torch.export.ExportedP
     if not any(node.target is fused for node in program.graph.nodes):
         return program
     return program.run_decompositions({fused: attention})
+
+
+NEUTRAL = {"mul": 1, "div": 1, "add": 0, "sub": 0}
+
+
+def without_neutral(graph: fx.Graph) -> None:
+    """Drops x * 1, x / 1, x + 0 and x - 0: onnxruntime drops them too, and then makes one lattice of the two on either side."""
+    for node in list(graph.nodes):
+        name = operator(node)
+        if name not in NEUTRAL or node.kwargs or not isinstance(node.args[1], int | float) or node.args[1] != NEUTRAL[name]:
+            continue
+        if isinstance(node.args[0], type(node)) and node.meta["val"].dtype == node.args[0].meta["val"].dtype:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def pooled(graph: fx.Graph) -> None:
+    """A mean over height and width that drops them becomes one that keeps them, and a view: global average pooling has an integer kernel."""
+    import torch
+
+    for node in list(graph.nodes):
+        if operator(node) != "mean" or node.kwargs or len(node.args) < 2 or not node.args[1] or node.args[0].meta["val"].ndim != 4:
+            continue
+        if sorted(d % 4 for d in node.args[1]) != [2, 3] or node.args[2:] not in ((), (False,)):
+            continue
+        result, readers = node.meta["val"], list(node.users)
+        node.args = (*node.args[:2], True)
+        node.meta["val"] = node.args[0].meta["val"].mean((2, 3), True)
+        with graph.inserting_after(node):
+            flat = graph.call_function(torch.ops.aten.flatten.using_ints, (node, 1))
+        flat.meta = {"val": result}
+        for reader in readers:
+            reader.replace_input_with(node, flat)
 
 
 def by_rows(graph: fx.Graph) -> None:

@@ -75,7 +75,7 @@ class Placement:
 
 def place(module: fx.GraphModule) -> Placement:
     """Sites of a captured graph. A value has one if an integer operator makes it (after a clipping activation that alone reads it),
-    if an integer operator reads it, or if it is the graph's output; values that are only moved are tied to their source."""
+    if an integer operator reads it, or if it is the graph's output; values that are only moved, or cut at zero, are tied to their source."""
     graph = module.graph
     source: dict[fx.Node, fx.Node] = {}  # moved value -> the value that it was
     wanted, outputs = set(), set()
@@ -89,6 +89,13 @@ def place(module: fx.GraphModule) -> Placement:
             outputs = {source.get(n, n) for n in node.all_input_nodes}
             wanted |= outputs
     wanted = {n for n in wanted if _floats(n) and n.op != "get_attr"}
+    for node in graph.nodes:  # the positive part of a value that lies on a lattice lies on it too
+        if node in wanted and clip(node) == (0.0, math.inf) and source.get(node.args[0], node.args[0]) in wanted:
+            wanted.discard(node)
+            source[node] = source.get(node.args[0], node.args[0])
+        elif node in source:
+            source[node] = source.get(source[node], source[node])
+    outputs = {source.get(n, n) for n in outputs}
     weights, biases = {}, {}
     for node in graph.nodes:
         name, axis = operator(node), WEIGHTED.get(operator(node))
