@@ -61,22 +61,23 @@ def imported(path: str) -> Any:
     return target
 
 
-def parameters(part: Callable) -> dict[str, inspect.Parameter]:
-    """The keyword settings of a part: all fields of a dataclass, the keyword-only parameters of a function (all, where it has none)."""
-    every = dict(inspect.signature(part).parameters)
-    if dataclasses.is_dataclass(part):
-        return every
-    only = {name: p for name, p in every.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    return only or {name: p for name, p in every.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD}
+# what is passed by position to the parts of a kind; the other parameters are settings
+POSITIONAL = {"losses": 3, "ranges": 1, "criteria": 1}
+
+
+def parameters(part: Callable, skip: int = 0) -> dict[str, inspect.Parameter]:
+    """The settings of a part: all fields of a dataclass, the parameters of a function after the first `skip`."""
+    every = list(inspect.signature(part).parameters.items())[skip:]
+    return {name: p for name, p in every if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)}
 
 
 @cache
-def model_of(part: Callable) -> Any:
+def model_of(part: Callable, skip: int = 0) -> Any:
     """A strict pydantic model of a part's settings, built from its signature."""
     import pydantic
 
     fields = {}
-    for name, p in parameters(part).items():
+    for name, p in parameters(part, skip).items():
         fields[name] = (_hint(part, name, p), ... if p.default is inspect.Parameter.empty else p.default)
     config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
     return pydantic.create_model(getattr(part, "__name__", "part"), __config__=config, **fields)
@@ -88,7 +89,10 @@ def _hint(part: Callable, name: str, p: inspect.Parameter) -> Any:
         return typing.get_type_hints(part, include_extras=True).get(name, Any)
     if p.annotation is inspect.Parameter.empty:
         return Any
-    return eval(p.annotation, dict(inspect.unwrap(part).__globals__)) if isinstance(p.annotation, str) else p.annotation
+    try:
+        return eval(p.annotation, dict(inspect.unwrap(part).__globals__)) if isinstance(p.annotation, str) else p.annotation
+    except NameError:  # a name for type checkers only: any value will do
+        return Any
 
 
 def check(model: Any, table: Mapping[str, Any], place: str) -> tuple[Any, list[Problem]]:
@@ -115,7 +119,7 @@ def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
     return Problem(where, f"{message}, not {given!r}" if isinstance(given, (str, int, float, bool, list)) and len(repr(given)) < 60 else message)
 
 
-def settings_of(part: Callable, table: Mapping[str, Any], place: str) -> tuple[dict[str, Any], list[Problem]]:
+def settings_of(part: Callable, table: Mapping[str, Any], place: str, skip: int = 0) -> tuple[dict[str, Any], list[Problem]]:
     """The keyword arguments for `part` with defaults filled in, and every problem of `table`."""
-    made, problems = check(model_of(part), table, place)
+    made, problems = check(model_of(part, skip), table, place)
     return ({name: getattr(made, name) for name in type(made).model_fields} if made is not None else {}), problems

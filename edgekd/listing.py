@@ -30,12 +30,13 @@ def _parts(kind: str) -> str:
             continue
         part = getattr(module, name, None) or getattr(module, "".join(w.capitalize() for w in name.split("_")), None)
         text = inspect.getdoc(part if kind == "metrics" else module) or ""
-        rows.append((name, text.split("\n\n")[0].replace("\n", " "), _settings(part) if callable(part) and kind != "formats" else ""))
+        settings = _settings(part, components.POSITIONAL.get(kind, 0)) if callable(part) and kind != "formats" else ""
+        rows.append((name, text.split("\n\n")[0].replace("\n", " "), settings))
     return _table(kind, ("name", "what it is", "settings"), rows)
 
 
-def _settings(part: Any) -> str:
-    settings = components.parameters(part).items()
+def _settings(part: Any, skip: int) -> str:
+    settings = components.parameters(part, skip).items()
     return ", ".join(
         n if p.default is inspect.Parameter.empty else f"{n} = {p.default!r}"
         for n, p in settings

@@ -50,7 +50,7 @@ def compress(
         if dry_run:
             return _describe(plan, store)
         with _locked(folder):
-            text = recipes.dump(resolved)
+            text = recipes.dump(resolved, folder)
             _claim(folder, text, fresh)
             log = store.log = _logger(folder / "log.jsonl")
             deadline = None if time_budget is None else time.monotonic() + time_budget

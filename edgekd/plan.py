@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekd import fingerprint
-from edgekd.errors import UsageError
+from edgekd.errors import Problem, UsageError
 from edgekd.recipe import Read, Resolved, StageLine
 from edgekd.records import Task
-
-CONTROL_LOSS = ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.0},)
 
 
 @dataclass(frozen=True)
@@ -95,10 +93,10 @@ class _Planner:
         self.made: dict[str, str] = {}  # name of a model table -> key
 
     def check(self) -> None:
-        """Asks every stage that can tell before training whether its settings can work on the student."""
+        """Asks every stage that can tell before training whether its settings can work on the student, and tries every loss once."""
         from edgekd import models
 
-        problems, example = [], None
+        problems, example = self.rehearsals(), None
         for line in self.read.stages:
             if not hasattr(line.part, "check") or any(s.use == line.use and s.number < line.number for s in self.read.stages):
                 continue
@@ -110,6 +108,33 @@ class _Planner:
                 ]
         if problems:
             raise UsageError(*dict.fromkeys(problems))
+
+    def rehearsals(self) -> list[Problem]:
+        """What is wrong with the losses: each is called once on a few samples, with fresh models for student and teacher."""
+        from edgekd import models
+        from edgekd.train import rehearse
+
+        found = []
+        student, teacher = (models.create(self.task, name, 0) for name in ("student", "teacher"))
+        lines = [(f"stage {s.number} ({s.name})", s.settings.get("losses", ()), student) for s in self.read.stages if s.settings.get("mode") != "ptq"]
+        for name, table in self.read.models.items():
+            if "train" in table:
+                lines.append((f"model.{name}.train", table["train"]["losses"], models.create(self.task, name, 0)))
+        for where, losses, model in lines:
+            for number, message, hint in rehearse(losses, model, teacher, self.task, self.data("train")):
+                found.append(Problem(f"{self.read.place}: {where}: losses[{number}]", message, hint))
+        return found
+
+    def control(self, line: StageLine) -> tuple[dict[str, Any], ...]:
+        """The losses of `alone`: those of the stage that need no teacher, of weight 1 together; else those that the teacher is trained by."""
+        from edgekd.train import terms
+
+        losses = line.settings["losses"]
+        labels = [t for t, term in zip(losses, terms(losses), strict=True) if not term.needs_teacher() and term.weight > 0]
+        whole = sum(t["weight"] for t in labels)
+        if labels:
+            return tuple({**t, "weight": t["weight"] / whole} for t in labels)
+        return self.read.models["teacher"].get("train", {}).get("losses", ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.0},))
 
     def own_sweep(self, line: StageLine) -> list[dict[str, Any]]:
         keys = {k.partition(".")[2]: v for k, v in self.read.recipe.sweep.items() if k.partition(".")[0] == line.name}
@@ -130,7 +155,7 @@ class _Planner:
         first = self.read.stages[0]
         for seed in seeds:
             if recipe.control and first.use == "distill":
-                settings = {k: v for k, v in first.settings.items() if k != "cache"} | {"losses": CONTROL_LOSS}
+                settings = {k: v for k, v in first.settings.items() if k != "cache"} | {"losses": self.control(first)}
                 key = self.step("train", settings, "alone", seed)
                 self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), key, every, reference="alone")
         groups = self.wants()

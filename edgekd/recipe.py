@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -244,7 +245,9 @@ def _loss(table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict
     if not callable(part):
         problems.append(Problem(where, f"`{table['use']}` can't be called"))
         return dict(table)
-    hyper, found = components.settings_of(part, {k: v for k, v in table.items() if k not in ("use", "weight")}, where)
+    hyper, found = components.settings_of(
+        part, {k: v for k, v in table.items() if k not in ("use", "weight")}, where, components.POSITIONAL["losses"]
+    )
     problems += found
     return {"use": table["use"], "weight": weight, **hyper}
 
@@ -438,14 +441,23 @@ def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list
     return files + data.check(task, load, roles=roles)
 
 
-def dump(resolved: Resolved) -> str:
-    """The recipe as resolved, with every default written out: reading it again gives the same keys."""
+def dump(resolved: Resolved, place: Path | None = None) -> str:
+    """The recipe as resolved, with every default written out: reading it again gives the same keys. Paths are told from `place`, the folder
+    that it is written to (None: as they were)."""
     import tomli_w
 
-    form = resolved.read.recipe
+    form, home = resolved.read.recipe, resolved.read.folder
+
+    def moved(value: Any) -> Any:
+        """A path beside the recipe as seen from `place`; anything else as it is."""
+        if place is None or not isinstance(value, str) or Path(value).is_absolute() or not (home / value).exists():
+            return value
+        return os.path.relpath(home / value, place.resolve())
+
+    task = form.task if isinstance(form.task, str) else {k: v if k == "use" else moved(v) for k, v in form.task.items()}
     table: dict[str, Any] = {
-        "task": form.task,
-        "targets": list(form.targets),
+        "task": task,
+        "targets": [moved(name) if name.endswith(".toml") else name for name in form.targets],
         "seed": form.seed,
         "threads": resolved.threads,
         "control": form.control,
@@ -454,7 +466,7 @@ def dump(resolved: Resolved) -> str:
         {"use": s.use, "name": s.name, **({"teacher": s.teacher} if s.teacher else {}), **_plain(s.settings)} for s in resolved.read.stages
     ]
     table["model"] = {
-        name: {k: _plain({n: x for n, x in v.items() if n != "model"}) if k == "train" else v for k, v in m.items() if v is not None}
+        name: {k: _plain({n: x for n, x in v.items() if n != "model"}) if k == "train" else moved(v) for k, v in m.items() if v is not None}
         for name, m in resolved.read.models.items()
     }
     if form.sweep:

@@ -201,6 +201,43 @@ def combine(functions: Sequence[tuple[Term, Callable]], student: Signals, teache
     return total, parts
 
 
+def rehearse(losses: Sequence[Mapping[str, Any]], student: nn.Module, teacher: nn.Module, task: Task, columns: Any) -> Iterator[tuple[int, str, str]]:
+    """Calls every term once on a few samples and goes one step back: (number, what is wrong, hint) of those that can't work."""
+    import numpy as np
+    import torch
+
+    from edgekd.sources.columns import take
+
+    forward = task.forward or (lambda model, inputs: model(inputs))
+    batch = take(columns, np.arange(min(4, len(columns)), dtype=np.int64))
+    with torch.random.fork_rng(devices=[]):
+        seen = Signals(forward(student.eval(), batch.inputs))
+        with torch.no_grad():
+            taught = Signals(forward(teacher.eval(), batch.inputs))
+        shapes = f"outputs {_shape(seen.output)}, labels {_shape(batch.labels)}"
+        for number, term in enumerate(terms(losses)):
+            try:
+                rows = term.function()(seen, taught, batch, **term.hyper)
+                (rows * batch.weight).sum().backward(retain_graph=True) if rows.ndim else rows.backward(retain_graph=True)
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+                yield (
+                    number,
+                    f"`{term.use}` can't work on this task ({shapes}): {type(error).__name__}: {reason}",
+                    "name a loss that fits outputs and labels",
+                )
+                continue
+            if rows.ndim and tuple(rows.shape) != (len(batch.index),):
+                yield number, f"`{term.use}` gives shape {list(rows.shape)} for {len(batch.index)} samples", "one value per sample, or one in all"
+            elif not any(p.grad is not None for p in student.parameters()):
+                yield number, f"`{term.use}` has no gradient with respect to the student", "don't detach the student's output"
+            student.zero_grad(set_to_none=True)
+
+
+def _shape(value: Any) -> str:
+    return "none" if value is None else str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__
+
+
 def make_optimizer(module: nn.Module, settings: Training) -> torch.optim.Optimizer:
     """Weight decay on matrices and kernels only: norms, biases and learned ranges stay free."""
     import torch

@@ -162,3 +162,15 @@ def test_profile_and_compare_of_a_file(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "b.json").read_text())["schema"] == "edgekd.profile/1" and json.loads((tmp_path / "t.json").read_text())
     code, out, _ = say(capsys, "compare", "a.onnx", "b.onnx", "--preset", "quick", "--quiet")
     assert code == 0 and "B / A" in out and "A / A" in out
+
+
+def test_losses_that_do_not_fit_the_task_are_told_before_training(tmp_path, capsys):
+    text = TASK.format(change="", classes=3)
+    text += "def shapeless(student, teacher, batch):\n    return student.output\n"
+    text += "def detached(student, teacher, batch):\n    return student.output.detach().sum(1)\n"
+    (tmp_path / "losstask.py").write_text(text)
+    losses = '[{ use = "losstask:shapeless" }, { use = "losstask:detached" }, { use = "kl" }]'
+    (tmp_path / "r.toml").write_text(f'task = "losstask:task"\n[[stage]]\nuse = "distill"\nlosses = {losses}\n')
+    code, _, err = say(capsys, "compress", "r.toml")
+    assert code == 2 and "losses[0]" in err and "[4, 3] for 4 samples" in err and "losses[1]" in err, err
+    assert "losses[2]" not in err and not (tmp_path / "runs").exists()

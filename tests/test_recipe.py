@@ -134,3 +134,18 @@ def test_resolved_recipe_says_everything_and_repeats_the_run(tmp_path):
     assert list(plan.make(first).steps) == list(plan.make(second).steps)
     table = tomllib.loads(text)
     assert table["threads"] >= 1 and table["stage"][0]["lr"] > 0 and table["gate"]["any"]["top1"]
+
+
+def test_a_loss_of_ones_own_needs_no_settings_and_may_have_some(tmp_path, monkeypatch):
+    (tmp_path / "ownloss.py").write_text(
+        "def plain(student, teacher, batch):\n    return student.output\n"
+        "def tuned(student, teacher: 'Signals', batch, sharp: float = 2.0):\n    return student.output\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    losses = [{"use": "ownloss:plain"}, {"use": "ownloss:tuned", "sharp": 3.0}]
+    (line,) = recipe.read({**GOOD, "stage": [{"use": "distill", "losses": losses}]}).stages
+    assert line.settings["losses"] == ({"use": "ownloss:plain", "weight": 1.0}, {"use": "ownloss:tuned", "weight": 1.0, "sharp": 3.0})
+    assert line.teacher == "teacher"
+    assert any(
+        "sharpp" in p and "did you mean `sharp`" in p for p in told({**GOOD, "stage": [{"use": "train", "losses": [{**losses[1], "sharpp": 1}]}]})
+    )

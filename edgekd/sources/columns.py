@@ -46,9 +46,15 @@ def load(task: Task, split: str) -> Columns:
         inputs, labels = _stack(task, rows, place)
         ids = [i if row.id is None else row.id for i, row in enumerate(rows)]
         weight = np.array([row.weight for row in rows], np.float32)
-    inputs = {k: np.ascontiguousarray(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else np.ascontiguousarray(inputs)
+    inputs = {k: _single(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else _single(inputs)
     labels = None if labels is None else np.asarray(labels)
     return Columns(split, inputs, labels, ids, weight, fingerprint.data(inputs, labels, ids, weight))
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    """Real inputs as float32, what models are made of; whole numbers stay what they are."""
+    array = np.asarray(array)
+    return np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else array.dtype)
 
 
 def _stack(task: Task, rows: list, place: str):
