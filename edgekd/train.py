@@ -218,7 +218,12 @@ def rehearse(losses: Sequence[Mapping[str, Any]], student: nn.Module, teacher: n
         for number, term in enumerate(terms(losses)):
             try:
                 rows = term.function()(seen, taught, batch, **term.hyper)
-                (rows * batch.weight).sum().backward(retain_graph=True) if rows.ndim else rows.backward(retain_graph=True)
+                if rows.ndim and tuple(rows.shape) != (len(batch.index),):
+                    yield number, f"`{term.use}` gives shape {list(rows.shape)} for {len(batch.index)} samples", "one value per sample, or one in all"
+                elif not rows.requires_grad:
+                    yield number, f"`{term.use}` has no gradient with respect to the student", "don't detach the student's output"
+                else:
+                    rows.sum().backward(retain_graph=True)
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
                 yield (
@@ -226,11 +231,6 @@ def rehearse(losses: Sequence[Mapping[str, Any]], student: nn.Module, teacher: n
                     f"`{term.use}` can't work on this task ({shapes}): {type(error).__name__}: {reason}",
                     "name a loss that fits outputs and labels",
                 )
-                continue
-            if rows.ndim and tuple(rows.shape) != (len(batch.index),):
-                yield number, f"`{term.use}` gives shape {list(rows.shape)} for {len(batch.index)} samples", "one value per sample, or one in all"
-            elif not any(p.grad is not None for p in student.parameters()):
-                yield number, f"`{term.use}` has no gradient with respect to the student", "don't detach the student's output"
             student.zero_grad(set_to_none=True)
 
 

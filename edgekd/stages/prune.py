@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Prune(Training):
     """`macs`: the share of the source's MACs to keep; at 1 none is pruned, and the model is trained on like the others. Widths become
-    multiples of `multiple_of` (a target can raise it); a layer that is no wider keeps its width. `criterion`: which channels go first. `keep`: layers, or modules that hold them, that
-    are left as they are. The other settings are of the recovery."""
+    multiples of `multiple_of` (a target can raise it); a layer that is no wider keeps its width. `criterion`: which channels go first.
+    `keep`: layers, or modules that hold them, that are left as they are. The other settings are of the recovery."""
 
     macs: Annotated[float, Gt(0), Le(1)] = 0.5
     multiple_of: Annotated[int, Ge(1)] = 8
