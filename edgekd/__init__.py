@@ -20,6 +20,7 @@ _HOME = {
     "arrays": "edgekd.data",
     "from_loader": "edgekd.data",
     "top1": "edgekd.metrics",
+    "mean_error": "edgekd.metrics",
     **dict.fromkeys(("Task", "Sample", "Metric", "Signals", "Batch", "Measurement", "Candidate", "Result"), "edgekd.records"),
     **dict.fromkeys(("EdgekdError", "UsageError", "EnvironmentUnfit", "BaselineError", "RunFailed"), "edgekd.errors"),
 }

@@ -79,7 +79,7 @@ def model_of(part: Callable, skip: int = 0) -> Any:
     fields = {}
     for name, p in parameters(part, skip).items():
         fields[name] = (_hint(part, name, p), ... if p.default is inspect.Parameter.empty else p.default)
-    config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     return pydantic.create_model(getattr(part, "__name__", "part"), __config__=config, **fields)
 
 

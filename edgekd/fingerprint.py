@@ -209,6 +209,8 @@ class Walk:
         carried = [self.value(v) for v in (cells, x.__defaults__, x.__kwdefaults__)]
         if syntax.is_loose(home, x.__globals__.get("__file__")):
             return [x.__qualname__, *carried, self.value(x.__code__), self.globals(x.__code__, x.__globals__)]
+        if "<" in x.__qualname__:  # lambdas and functions inside of functions: the name does not say which of the module's they are
+            carried.append(self.value(x.__code__))
         return [f"{syntax.true_name(home)}:{x.__qualname__}", *carried]
 
     def bytecode(self, x: types.CodeType) -> list[Any]:

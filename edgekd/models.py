@@ -26,10 +26,11 @@ def create(task: Task, name: str, seed: int) -> nn.Module:
         return task.models[name]()
 
 
-def save(folder: Path, module: nn.Module, *, model: str, pruning: list | None = None) -> None:
-    """Writes the module's parameters and buffers, and how to build it: `task.models[model]`, then the pruning history."""
+def save(folder: Path, module: nn.Module, *, model: str, pruning: list | None = None, seed: int = 0) -> None:
+    """Writes the module's parameters and buffers, and how to build it: `task.models[model]` created with `seed` (a module may draw more than
+    its state holds), then the pruning history."""
     write_tensors(folder / "weights.safetensors", module.state_dict())
-    record = {"schema": "edgekd.model/1", "model": model, "pruning": pruning}
+    record = {"schema": "edgekd.model/1", "model": model, "pruning": pruning, "seed": seed}
     (folder / "model.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
@@ -47,7 +48,7 @@ def record_of(artifact: Artifact) -> Mapping[str, Any]:
 
 def build(record: Mapping[str, Any], task: Task) -> nn.Module:
     """The module that `model.json` describes, its weights not loaded yet."""
-    module = create(task, record["model"], 0)
+    module = create(task, record["model"], record.get("seed", 0))
     if record["pruning"]:
         from edgekd.pruning import apply
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgekd import fingerprint
 from edgekd.errors import Problem, UsageError
-from edgekd.recipe import Read, Resolved, StageLine
+from edgekd.recipe import Read, Resolved, StageLine, at
 from edgekd.records import Task
 
 
@@ -66,7 +66,7 @@ class Wants:
     weight_bits: int
 
     def into(self, line: StageLine) -> dict[str, Any]:
-        """The stage's settings for such a target: never looser than the recipe says."""
+        """The stage's settings for such a target: never looser than the recipe says, nor than its sweep."""
         settings = dict(line.settings)
         if "multiple_of" in settings:
             settings["multiple_of"] = max(settings["multiple_of"], self.multiple_of)
@@ -101,13 +101,18 @@ class _Planner:
             if not hasattr(line.part, "check") or any(s.use == line.use and s.number < line.number for s in self.read.stages):
                 continue
             example = example if example is not None else _example(self.task, self.data("train"))
-            for settings in {repr(s): s for s in (dict(w.into(line), **o) for w in self.wants() for o in self.own_sweep(line))}.values():
-                found = line.part(**settings).check(models.create(self.task, "student", 0), example, self.task.forward)
+            for settings in {repr(s): s for s in (w.into(at(line, o)) for w in self.wants() for o in self.own_sweep(line))}.values():
+                found = line.part(**settings).check(models.create(self.task, self.student, 0), example, self.task.forward)
                 problems += [
                     dataclasses.replace(p, place=f"{self.read.place}: stage {line.number} ({line.name}): {p.place}".rstrip(": ")) for p in found
                 ]
         if problems:
             raise UsageError(*dict.fromkeys(problems))
+
+    @property
+    def student(self) -> str:
+        """Which of the task's models the stages work on."""
+        return self.read.stages[0].settings.get("model", "student")
 
     def rehearsals(self) -> list[Problem]:
         """What is wrong with the losses: each is called once on a few samples, with fresh models for student and teacher."""
@@ -115,13 +120,15 @@ class _Planner:
         from edgekd.train import rehearse
 
         found = []
-        student, teacher = (models.create(self.task, name, 0) for name in ("student", "teacher"))
-        lines = [(f"stage {s.number} ({s.name})", s.settings.get("losses", ()), student) for s in self.read.stages if s.settings.get("mode") != "ptq"]
+        student, teacher = (models.create(self.task, name, 0) for name in (self.student, "teacher"))
+        swept = [at(line, own) for line in self.read.stages for own in self.own_sweep(line)]
+        lines = [(f"stage {s.number} ({s.name})", s.settings.get("losses", ()), student, teacher if s.teacher else None)
+                 for s in swept if s.settings.get("mode") != "ptq"]  # fmt: skip
         for name, table in self.read.models.items():
             if "train" in table:
-                lines.append((f"model.{name}.train", table["train"]["losses"], models.create(self.task, name, 0)))
-        for where, losses, model in lines:
-            for number, message, hint in rehearse(losses, model, teacher, self.task, self.data("train")):
+                lines.append((f"model.{name}.train", table["train"]["losses"], models.create(self.task, table["train"]["model"], 0), None))
+        for where, losses, model, taught in lines:
+            for number, message, hint in rehearse(losses, model, taught, self.task, self.data("train")):
                 found.append(Problem(f"{self.read.place}: {where}: losses[{number}]", message, hint))
         return found
 
@@ -156,7 +163,8 @@ class _Planner:
         for seed in seeds:
             if recipe.control and first.use == "distill":
                 settings = {k: v for k, v in first.settings.items() if k != "cache"} | {"losses": self.control(first)}
-                key = self.step("train", settings, "alone", seed)
+                start = self.model("student") if "student" in recipe.model else None
+                key = self.step("train", settings, "alone", seed, source=start)
                 self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), key, every, reference="alone")
         groups = self.wants()
         swept = {k: v for k, v in recipe.sweep.items() if k != "seed"}
@@ -169,9 +177,9 @@ class _Planner:
         source = self.model("student") if "student" in self.read.recipe.model else None
         parents, stages, suffix, known = ("teacher",), (), "", {"teacher": self.model("teacher")}
         for stage in self.read.stages:
-            settings = want.into(stage)
             own = {k.partition(".")[2]: v for k, v in swept.items() if k.partition(".")[0] == stage.name}
-            settings |= own
+            stage = at(stage, own)
+            settings = want.into(stage)
             suffix += "".join(f"-{_short(v)}" for v in own.values())
             if len(groups) > 1 and any(w.into(stage) != want.into(stage) for w in groups):
                 suffix += f"-w{want.weight_bits}" if "weight_bits" in settings else f"-m{want.multiple_of}"
@@ -211,20 +219,26 @@ class _Planner:
 
     def step(self, use: str, settings: Mapping[str, Any], label: str, seed: int, *, source: str | None = None, teacher: tuple[str, ...] = ()) -> str:
         from edgekd import components
-        from edgekd.train import terms
+        from edgekd.train import terms, views_of
 
         part_class = components.find("stages", use)
         settings = dict(settings)
         if "augment_seed" in {f.name for f in dataclasses.fields(part_class)}:
             settings["augment_seed"] = self.read.recipe.seed
+        if "epochs" in {f.name for f in dataclasses.fields(part_class)}:
+            settings["views"] = views_of(part_class(**settings), self.task)
         part = part_class(**settings)
         filled = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
-        objects = [part_class, *self.task.models.values(), *(term.function() for term in terms(filled.get("losses", ())))]
+        objects = [part_class, dict(self.task.models), *(term.function() for term in terms(filled.get("losses", ())))]
         objects += [f for f in (self.task.collate, self.task.augment, self.task.forward) if f is not None]
         if isinstance(filled.get("criterion"), str):
             objects.append(components.find("criteria", filled["criterion"]))
+        if isinstance(filled.get("ranges"), str):
+            objects.append(components.find("ranges", filled["ranges"]))
         inputs = {"source": [source] if source else [], "teacher": list(teacher)}
         read = {split: self.data(split).digest for split in part_class.reads} | {"version": self.task.version, "draws": str(self.task.draws)}
+        if use == "export":
+            read |= {"name": self.task.name, "inputs": repr(self.task.inputs), "outputs": repr(self.task.outputs)}
         if self.task.assets:
             read["assets"] = fingerprint.files(self.task.assets)
         key = fingerprint.key(

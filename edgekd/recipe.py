@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import os
 import sys
 import tomllib
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 
 from edgekd import components
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import EdgekdError, Problem, UsageError
 from edgekd.records import Task
 
 if TYPE_CHECKING:
@@ -52,8 +54,9 @@ class Recipe(Strict):
 
     task: str | dict[str, Any]
     targets: tuple[str, ...] = pydantic.Field(("host",), min_length=1)
-    seed: int = 0
-    threads: Annotated[int, pydantic.Field(ge=1)] | None = None
+    modules: str = "."  # where modules that the recipe names lie, seen from it
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
+    threads: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None
     control: bool = True
     stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
     model: dict[str, ModelTable] = {}
@@ -72,6 +75,7 @@ class StageLine:
     part: type
     settings: Mapping[str, Any]
     teacher: str | None
+    table: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def read(source: Path | str | Mapping[str, Any] | None = None, sets: Iterable[st
         form, _ = components.check(Recipe, {"task": "digits", "stage": [{"use": "train"}]} | {k: v for k, v in raw.items() if k not in wrong}, place)
         if form is None:
             raise UsageError(*problems)
-    look_beside(folder)
+    look_beside(folder / form.modules)
     stages = _stages(form, place, problems)
     models = _models(form, place, problems)
     _references(form, stages, place, problems)
@@ -152,9 +156,10 @@ def _apply_sets(raw: dict[str, Any], sets: Iterable[str], problems: list[Problem
             problems.append(Problem(place, "is not of the form STAGE.KEY=VALUE", "for example --set distill.epochs=20"))
             continue
         value = _value(value_text.strip())
-        stages = {s.get("name", s.get("use")): s for s in raw.get("stage", []) if isinstance(s, dict)} if isinstance(raw.get("stage"), list) else {}
-        if keys[0] == "sweep" and len(keys) > 1:
-            raw.setdefault("sweep", {})[".".join(keys[1:])] = value
+        tables = [s for s in raw["stage"] if isinstance(s, dict)] if isinstance(raw.get("stage"), list) else []
+        stages = {str(s.get("name", s.get("use"))): s for s in tables}
+        if keys[0] == "sweep" and len(keys) > 1 and isinstance(raw.setdefault("sweep", {}), dict):
+            raw["sweep"][".".join(keys[1:])] = value
             continue
         if keys[0] in stages:
             where, keys = stages[keys[0]], keys[1:]
@@ -170,9 +175,13 @@ def _apply_sets(raw: dict[str, Any], sets: Iterable[str], problems: list[Problem
             problems.append(Problem(place, "names a stage but none of its keys", "STAGE.KEY=VALUE"))
             continue
         for key in keys[:-1]:
-            where = where.setdefault(key, {}) if isinstance(where, dict) else {}
+            where = where.setdefault(key, {}) if isinstance(where, dict) else None
+        if not isinstance(where, dict):
+            problems.append(Problem(place, f"`{'.'.join(path.strip().split('.')[:-1])}` is no table, it has no keys"))
+            continue
         where[keys[-1]] = value
-        raw.get("sweep", {}).pop(path.strip(), None)
+        if isinstance(raw.get("sweep"), dict):
+            raw["sweep"].pop(path.strip(), None)
     return raw
 
 
@@ -196,13 +205,27 @@ def _stages(form: Recipe, place: str, problems: list[Problem]) -> list[StageLine
         part = _find("stages", use, where, problems)
         if part is None:
             continue
-        if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        name = name if isinstance(name, str) else repr(name)
+        if not name[:1].isalnum() or not name.replace("-", "").replace("_", "").isalnum():
             problems.append(Problem(where, f"`name` must be letters, digits, - and _, not {name!r}"))
         if any(line.name == name for line in lines) or name in form.model or name in ("teacher", "alone"):
             problems.append(Problem(where, f"the name `{name}` is taken", 'give this stage a `name = "..."` of its own'))
         settings = _settings(part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, where, problems)
-        lines.append(StageLine(number, name, use, part, settings, _teacher(table, part, settings, where, problems)))
+        lines.append(StageLine(number, name, use, part, settings, _teacher(table, part, settings, where, problems), table))
     return lines
+
+
+def at(line: StageLine, own: Mapping[str, Any]) -> StageLine:
+    """The stage at a point of the sweep: its settings read again with the point's `own`, and the teacher that they then need."""
+    if not own:
+        return line
+    problems: list[Problem] = []
+    table = {**line.table, **own}
+    settings = _settings(line.part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, line.name, problems)
+    teacher = _teacher(table, line.part, settings, line.name, problems)
+    if problems:
+        raise UsageError(*problems)
+    return StageLine(line.number, line.name, line.use, line.part, settings, teacher, table)
 
 
 def public_stages() -> list[str]:
@@ -242,8 +265,8 @@ def _loss(table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict
     part = _find("losses", table["use"], where, problems)
     if part is None:
         return dict(table)
-    if not callable(part):
-        problems.append(Problem(where, f"`{table['use']}` can't be called"))
+    if not inspect.isroutine(part) and not isinstance(part, type | functools.partial):
+        problems.append(Problem(where, f"`{table['use']}` is {type(part).__name__}, not a function"))
         return dict(table)
     hyper, found = components.settings_of(
         part, {k: v for k, v in table.items() if k not in ("use", "weight")}, where, components.POSITIONAL["losses"]
@@ -260,7 +283,7 @@ def _teacher(table: Mapping[str, Any], part: type, settings: Mapping[str, Any], 
     for term in terms([t for t in settings.get("losses", ()) if isinstance(t.get("use"), str)]):
         try:
             wants += [term.use] if term.needs_teacher() else []
-        except UsageError:
+        except (UsageError, TypeError, ValueError):
             continue  # told already
     trains = "losses" in components.parameters(part) and settings.get("mode") != "ptq"
     teacher = table.get("teacher", "teacher" if wants and trains else None)
@@ -411,7 +434,12 @@ def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:
     if problems:
         raise UsageError(*problems)
     settings = {k: folder / v if isinstance(v, Path) and not v.is_absolute() else v for k, v in settings.items()}
-    made = task(**settings)
+    try:
+        made = task(**settings)
+    except EdgekdError:
+        raise
+    except Exception as error:  # the task is the user's own code
+        raise UsageError(Problem("", f"`{use}` failed: {type(error).__name__}: {error}")) from error
     if not isinstance(made, Task):
         raise UsageError(Problem("", f"`{use}` returned {type(made).__name__}, not an edgekd.Task"))
     return made
@@ -438,7 +466,15 @@ def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list
         for name, m in recipe.models.items()
         if m.get("weights") and not (recipe.folder / m["weights"]).is_file()
     ]
-    return files + data.check(task, load, roles=roles)
+    unknown = [
+        Problem(f"{recipe.place}: {where}: model", f"the task has no model `{name}`", f"models: {', '.join(task.models)}")
+        for where, name in [
+            *((f"stage {s.number} ({s.name})", s.settings.get("model")) for s in recipe.stages),
+            *((f"model.{n}.train", m["train"].get("model")) for n, m in recipe.models.items() if "train" in m and n in task.models),
+        ]
+        if name is not None and name not in task.models
+    ]
+    return files + unknown + data.check(task, load, roles=roles)
 
 
 def dump(resolved: Resolved, place: Path | None = None) -> str:
@@ -466,15 +502,33 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
         {"use": s.use, "name": s.name, **({"teacher": s.teacher} if s.teacher else {}), **_plain(s.settings)} for s in resolved.read.stages
     ]
     table["model"] = {
-        name: {k: _plain({n: x for n, x in v.items() if n != "model"}) if k == "train" else moved(v) for k, v in m.items() if v is not None}
+        name: {
+            k: _plain({n: x for n, x in v.items() if n != "model" or x != name}) if k == "train" else moved(v) for k, v in m.items() if v is not None
+        }
         for name, m in resolved.read.models.items()
     }
+    if place is not None and _names_modules(form, resolved):
+        table["modules"] = os.path.relpath(home / form.modules, place.resolve())
     if form.sweep:
         table["sweep"] = form.sweep
     table["select"] = {"maximize": list(resolved.select.maximize), "minimize": list(resolved.select.minimize)}
     if resolved.gate:
         table["gate"] = resolved.gate
     return tomli_w.dumps(_plain(table))
+
+
+def _names_modules(form: Recipe, resolved: Resolved) -> bool:
+    """Whether the recipe names code of one's own, as `package.module:name`."""
+    task = form.task if isinstance(form.task, str) else str(form.task.get("use"))
+    losses = [t for s in resolved.read.stages for t in s.settings.get("losses", ())]
+    losses += [t for m in resolved.read.models.values() for t in m.get("train", {}).get("losses", ())]
+    uses = [
+        task,
+        *(s.use for s in resolved.read.stages),
+        *(t["use"] for t in losses),
+        *(str(s.settings.get("criterion", "")) for s in resolved.read.stages),
+    ]
+    return any(":" in use for use in uses)
 
 
 def _plain(value: Any) -> Any:

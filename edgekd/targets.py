@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -90,6 +91,8 @@ def _parse(path: Path) -> Target:
     from pydantic import TypeAdapter, ValidationError
 
     problems, target = _unknown(path.name, raw), None
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", path.stem):
+        problems.append(Problem(path.name, "a target's name is made of letters, digits, `.`, `_` and `-`", "rename the file"))
     if path.stem == HOST:
         problems.append(Problem(path.name, "`host` is this machine", "give the file another name"))
     try:

@@ -41,9 +41,9 @@ class Term:
         return components.find("losses", self.use)
 
     def needs_teacher(self) -> bool:
-        """Whether the part's `teacher` is not optional."""
+        """Whether the part's `teacher` is not optional (one that is not annotated is taken to be needed)."""
         parameter = inspect.signature(self.function()).parameters.get("teacher")
-        if parameter is None or parameter.annotation is inspect.Parameter.empty:
+        if parameter is None:
             return False
         return not any(word in str(parameter.annotation) for word in ("None", "Optional"))
 
@@ -201,7 +201,9 @@ def combine(functions: Sequence[tuple[Term, Callable]], student: Signals, teache
     return total, parts
 
 
-def rehearse(losses: Sequence[Mapping[str, Any]], student: nn.Module, teacher: nn.Module, task: Task, columns: Any) -> Iterator[tuple[int, str, str]]:
+def rehearse(
+    losses: Sequence[Mapping[str, Any]], student: nn.Module, teacher: nn.Module | None, task: Task, columns: Any
+) -> Iterator[tuple[int, str, str]]:
     """Calls every term once on a few samples and goes one step back: (number, what is wrong, hint) of those that can't work."""
     import numpy as np
     import torch
@@ -213,7 +215,7 @@ def rehearse(losses: Sequence[Mapping[str, Any]], student: nn.Module, teacher: n
     with torch.random.fork_rng(devices=[]):
         seen = Signals(forward(student.eval(), batch.inputs))
         with torch.no_grad():
-            taught = Signals(forward(teacher.eval(), batch.inputs))
+            taught = None if teacher is None else Signals(forward(teacher.eval(), batch.inputs))
         shapes = f"outputs {_shape(seen.output)}, labels {_shape(batch.labels)}"
         for number, term in enumerate(terms(losses)):
             try:

@@ -149,3 +149,97 @@ def test_a_loss_of_ones_own_needs_no_settings_and_may_have_some(tmp_path, monkey
     assert any(
         "sharpp" in p and "did you mean `sharp`" in p for p in told({**GOOD, "stage": [{"use": "train", "losses": [{**losses[1], "sharpp": 1}]}]})
     )
+
+
+OWN = """
+import numpy as np
+from torch import nn
+import edgekd
+x, y = np.random.default_rng(0).normal(size=(60, 4)).astype("float32"), np.arange(60) % 3
+class N(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(4, 8), act, nn.Linear(8, 3)
+    def forward(self, x):
+        return self.b(self.act(self.a(x)))
+def make(models, **more):
+    return edgekd.Task(name="mine", version="1", models=models, data=edgekd.arrays(x[:40], y[:40], x[40:], y[40:]), metrics=(edgekd.top1(),),
+                       classes=3, augment=lambda x, u: x + u[:, :1], **more)
+one = make({"teacher": lambda: N(nn.ReLU()), "student": lambda: N(nn.ReLU())})
+two = make({"teacher": lambda: N(nn.Tanh()), "student": lambda: N(nn.Tanh())})
+mixed = make({"teacher": lambda: N(nn.ReLU()), "student": lambda: N(nn.Tanh())})
+swapped = make({"teacher": lambda: N(nn.Tanh()), "student": lambda: N(nn.ReLU())})
+fewer = make({"teacher": lambda: N(nn.ReLU()), "student": lambda: N(nn.ReLU())}, views=2)
+named = make({"teacher": lambda: N(nn.ReLU()), "student": lambda: N(nn.ReLU())}, outputs=("logits",))
+"""
+
+
+def keys_of(source, **more):
+    from edgekd import plan
+
+    return {s.label: k for k, s in plan.make(recipe.resolve(recipe.read(source, **more))).steps.items()}
+
+
+def test_keys_know_what_decides_the_product(tmp_path, monkeypatch):
+    (tmp_path / "keytask.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stages = [{"use": "distill", "epochs": 4}, {"use": "quantize", "epochs": 1}]
+    keys = {name: keys_of({"task": f"keytask:{name}", "stage": stages}) for name in ("one", "two", "mixed", "swapped", "fewer", "named")}
+    for name in ("two", "mixed", "swapped"):  # lambdas of one module are told apart, and which model is which
+        assert not set(keys["one"].values()) & set(keys[name].values()), name
+    assert keys["mixed"]["teacher"] != keys["swapped"]["teacher"]
+    assert keys["one"]["alone"] != keys["fewer"]["alone"] and keys["one"]["distill"] != keys["fewer"]["distill"]
+    assert keys["one"]["distill"] == keys["named"]["distill"] and keys["one"]["export distill"] != keys["named"]["export distill"]
+    ranges = [keys_of({"task": "keytask:one", "stage": stages}, sets=[f"quantize.ranges={r}"])["quantize"] for r in ("mse", "minmax")]
+    assert ranges[0] != ranges[1] == keys["one"]["quantize"]
+
+
+def test_a_dumped_recipe_gives_the_same_keys_from_its_own_folder(tmp_path, monkeypatch):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/dumptask.py").write_text(OWN)
+    text = 'task = "dumptask:mixed"\n[[stage]]\nuse = "distill"\nepochs = 2\n[model.teacher]\ntrain = { model = "student", epochs = 1 }\n'
+    (tmp_path / "project/recipe.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    first = recipe.resolve(recipe.read(tmp_path / "project/recipe.toml"))
+    run = tmp_path / "elsewhere/run"
+    run.mkdir(parents=True)
+    (run / "recipe.toml").write_text(recipe.dump(first, run))
+    assert keys_of(tmp_path / "project/recipe.toml") == keys_of(run / "recipe.toml")
+    assert tomllib.loads((run / "recipe.toml").read_text())["modules"] == "../../project"
+
+
+def test_a_sweep_gives_way_to_what_a_target_wants(tmp_path):
+    from edgekd import plan, targets
+
+    (tmp_path / "narrow.toml").write_text(
+        'title = "narrow"\narchitecture = "x86-64"\nchannel_multiple = 8\nint8 = { weight_bits = 7 }\n'
+        'sources = { title = "made up", architecture = "made up", channel_multiple = "made up", int8 = "made up" }\n'
+    )
+    assert targets.load(str(tmp_path / "narrow.toml")).int8.weight_bits == 7
+    sets = ["sweep.quantize.weight_bits=[8, 6]", "sweep.prune.multiple_of=[4, 8]"]
+    steps = plan.make(recipe.resolve(recipe.read(None, sets=sets, targets=[str(tmp_path / "narrow.toml")]))).steps.values()
+    assert {s.settings["weight_bits"] for s in steps if s.stage == "quantize"} == {7, 6}
+    assert {s.settings["multiple_of"] for s in steps if s.stage == "prune"} == {8}
+
+
+def test_a_swept_mode_gets_the_teacher_that_it_needs():
+    from edgekd import plan
+
+    made = plan.make(recipe.resolve(recipe.read(None, sets=["quantize.mode=ptq", 'sweep.quantize.mode=["ptq", "qat"]'])))
+    teachers = {s.settings["mode"]: bool(s.teacher) for s in made.steps.values() if s.stage == "quantize"}
+    assert teachers == {"ptq": False, "qat": True}
+
+
+@pytest.mark.parametrize(
+    "sets, text",
+    [
+        (["task.x=1"], "is no table"),
+        (["sweep=3"], "sweep"),
+        (["distill.lr=inf"], "lr"),
+        (["seed=99999999999999999999"], "seed"),
+        (["distill.name=[1]"], "letters, digits"),
+        (['distill.losses=[{use="math:pi"}]'], "not a function"),
+    ],
+)
+def test_odd_settings_are_problems_not_errors(sets, text):
+    assert any(text in p for p in told(GOOD, sets=sets))

@@ -107,7 +107,10 @@ def training(rounds: int, steps: int) -> dict:
             print(f"\rround {number + 1}/{rounds}", end="", file=sys.stderr)
         print(file=sys.stderr)
     ratios = {n: sorted(a / b for a, b in zip(times[n], times["plain"], strict=True)) for n in times}
-    return {n: {"ms": statistics.median(times[n]), "ratio": statistics.median(r), "low": r[len(r) // 10], "high": r[-1 - len(r) // 10]} for n, r in ratios.items()}
+    return {
+        n: {"ms": statistics.median(times[n]), "ratio": statistics.median(r), "low": r[len(r) // 10], "high": r[-1 - len(r) // 10]}
+        for n, r in ratios.items()
+    }
 
 
 def _batch(data, start):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.data.arrays import PARTS
+from edgekd.data.arrays import PARTS, Arrays
 from edgekd.errors import EdgekdError, Problem
 from edgekd.records import Metric, Task
 
@@ -73,7 +73,7 @@ def _read(task: Task, name: str) -> Any:
     samples = task.data(name)
     if samples is None or not len(samples):
         return SimpleNamespace(inputs=np.zeros((0,)), labels=None, ids=None)
-    if task.collate is None and hasattr(samples, "inputs") and hasattr(samples, "labels"):
+    if task.collate is None and isinstance(samples, Arrays):
         return samples
     rows = [samples[i] for i in range(len(samples))]
     if task.collate is not None:
@@ -137,13 +137,16 @@ def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
         if both:
             text = f"{len(both)} ids stand in both {one} and {two}, such as {min(both, key=str)!r}"
             yield Problem(f"{place}: data", text, "make the splits disjoint; ids that mean other samples need other names")
-    if "test" in splits:
-        content = {name: _digests(s.inputs) for name, s in splits.items()}
-        seen = set(content.get("train", [])) | set(content.get("validation", []))
-        again = sum(d in seen for d in content["test"])
-        if again >= SAME * len(content["test"]):
-            text = f"{again} of {len(content['test'])} test samples stand in train or validation, value for value"
-            yield Problem(f"{place}: data", text, "test on samples that training and choosing don't see")
+    content = {name: _digests(s.inputs) for name, s in splits.items()}
+    for late, early, hint in (
+        ("test", ("train", "validation"), "test on samples that training and choosing don't see"),
+        ("validation", ("train",), "choose on samples that training doesn't see"),
+    ):
+        seen = {d for name in early for d in content.get(name, [])}
+        again = sum(d in seen for d in content.get(late, []))
+        if again and again >= SAME * len(content[late]):
+            text = f"{again} of {len(content[late])} {late} samples stand in {' or '.join(early)}, value for value"
+            yield Problem(f"{place}: data", text, hint)
 
 
 def _digests(inputs: Any) -> list[int]:

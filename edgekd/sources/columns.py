@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd import fingerprint
+from edgekd.data import Arrays
 from edgekd.errors import Problem, UsageError
 from edgekd.records import Batch, Task
 
@@ -37,7 +38,7 @@ def load(task: Task, split: str) -> Columns:
     place = f"task {task.name}: data({split!r})"
     if samples is None or len(samples) == 0:
         raise UsageError(Problem(place, "the split is empty", "return at least one sample for each of train, validation and test"))
-    if task.collate is None and hasattr(samples, "inputs") and hasattr(samples, "labels"):  # array-backed: nothing to stack
+    if task.collate is None and isinstance(samples, Arrays):  # nothing to stack
         inputs, labels = samples.inputs, samples.labels
         ids = list(getattr(samples, "ids", None) or range(len(samples)))
         weight = np.ones(len(samples), np.float32)

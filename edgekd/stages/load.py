@@ -21,5 +21,5 @@ class Load:
 
     def __call__(self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         module = models.bring(Path(self.weights), models.create(run.task, self.model, run.seed))
-        models.save(run.folder, module, model=self.model)
+        models.save(run.folder, module, model=self.model, seed=run.seed)
         return Made("torch", {"parameters": sum(p.numel() for p in module.parameters())})

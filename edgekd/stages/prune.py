@@ -62,7 +62,7 @@ class Prune(Training):
         facts |= {"widths": {name: list(pair) for name, pair in plan.widths.items()}, "refused": [str(r) for r in plan.refused]}
         run.log(event="pruned", **facts)
         facts |= learn(module, run, self, teacher=teacher)  # at macs = 1 too: points of a sweep have equal budgets
-        models.save(run.folder, module, model=record["model"], pruning=[*(record["pruning"] or []), *history])
+        models.save(run.folder, module, model=record["model"], pruning=[*(record["pruning"] or []), *history], seed=record["seed"])
         return Made("torch", facts)
 
 

@@ -50,7 +50,7 @@ class Quantize(Training):
             facts |= learn(module, run, self, teacher=teacher, forward=call, on_epoch=lambda epoch: fake.freeze(module) if epoch >= still else None)
         found = fake.settle(module.eval())
         graph.load_state_dict({name: t for name, t in module.state_dict().items() if name in graph.state_dict()})
-        models.save(run.folder, graph, model=record["model"], pruning=record["pruning"])
+        models.save(run.folder, graph, model=record["model"], pruning=record["pruning"], seed=record["seed"])
         grid.write(found, run.folder / "grid.json")
         return Made("quantized", facts)
 

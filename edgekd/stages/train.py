@@ -19,7 +19,7 @@ class Train(Training):
 
     def __call__(self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         module = models.create(run.task, self.model, run.seed) if source is None else models.load(source, run.task)
-        record = {"model": self.model, "pruning": None} if source is None else models.record_of(source)
+        record = {"model": self.model, "pruning": None, "seed": run.seed} if source is None else models.record_of(source)
         facts = learn(module, run, self, teacher=teacher)
-        models.save(run.folder, module, model=record["model"], pruning=record["pruning"])
+        models.save(run.folder, module, model=record["model"], pruning=record["pruning"], seed=record["seed"])
         return Made("torch", {**facts, "parameters": sum(p.numel() for p in module.parameters())})
