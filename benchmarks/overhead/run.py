@@ -86,12 +86,13 @@ def training(rounds: int, steps: int) -> dict:
         answers = torch.cat([logits(_batch(data, i)).output for i in range(0, len(data), BATCH)])
         np.save(Path(folder) / "logits.npy", answers.numpy()[None])
         known = cached(Artifact("", "logits", {}, {}, "", {}, 0, {}, Path(folder)), len(data), 1)
-        example = torch.from_numpy(data.inputs[:2])
+        example = torch.from_numpy(data.inputs[:BATCH])
         kinds = {
             "plain": stepper(student(), data, plain),
             "cached teacher": stepper(student(), data, distil, known),
             "live teacher": stepper(student(), data, distil, live(teacher, work)),
             "qat": stepper(fake_quantized(student().eval(), example), data, plain),
+            "qat, learned": stepper(fake_quantized(student().eval(), example, learned=True), data, plain),
             "plain again": stepper(student(), data, plain),
         }
         for step in kinds.values():
