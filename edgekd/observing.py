@@ -15,8 +15,8 @@ import numpy as np
 from edgekd import environment, measure, targets
 from edgekd.plan import Plan, Point
 from edgekd.probes import memory, quality, static
-from edgekd.recipe import Resolved
 from edgekd.records import Artifact, Made, Measurement
+from edgekd.resolving import Resolved
 from edgekd.store import Store
 
 if TYPE_CHECKING:

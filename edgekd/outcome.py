@@ -19,9 +19,9 @@ from edgekd.errors import FAILED, PASSED
 from edgekd.files import write_atomic
 from edgekd.observing import Observed
 from edgekd.plan import Plan
-from edgekd.recipe import Resolved
 from edgekd.records import Artifact, Candidate, Result, TargetResult
 from edgekd.report import markdown, page, terminal
+from edgekd.resolving import Resolved
 
 if TYPE_CHECKING:
     from edgekd.report.progress import Silent

@@ -14,13 +14,14 @@ from typing import Any
 
 from edgekd import plan as planning
 from edgekd import recipe as recipes
+from edgekd import resolving
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.observing import observe
 from edgekd.outcome import Outcome, conclude
 from edgekd.plan import Plan, Step
-from edgekd.recipe import Resolved
 from edgekd.records import Artifact, Made, Run
 from edgekd.report.progress import Silent, reporter
+from edgekd.resolving import Resolved
 from edgekd.store import Store, write_atomic
 
 OURS = ("recipe.toml", "result.json", "report.html", "report.md", "log.jsonl", "models", "predictions", "bundles", "profile")
@@ -40,7 +41,7 @@ def compress(
     """Runs a recipe (None: the built-in one) as `edgekd compress` does. `time_budget` in seconds; `dry_run` returns the plan as text.
 
     Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export check fails."""
-    resolved = recipes.resolve(recipes.read(recipe, sets, targets))
+    resolved = resolving.resolve(recipes.read(recipe, sets, targets))
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
     store = Store()
     progress = reporter(quiet)
@@ -50,7 +51,7 @@ def compress(
         if dry_run:
             return _describe(plan, store)
         with _locked(folder):
-            text = recipes.dump(resolved, folder)
+            text = resolving.dump(resolved, folder)
             _claim(folder, text, fresh)
             log = store.log = _logger(folder / "log.jsonl")
             deadline = None if time_budget is None else time.monotonic() + time_budget

@@ -11,8 +11,9 @@ from typing import Any
 
 from edgekd import fingerprint
 from edgekd.errors import Problem, UsageError
-from edgekd.recipe import Read, Resolved, StageLine, at
+from edgekd.recipe import Read, StageLine, at
 from edgekd.records import Task
+from edgekd.resolving import Resolved
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,25 @@
-"""Recipes: TOML read strictly, every problem told at once, before anything is computed.
-
-`read` checks the form and every part's settings against its signature; `resolve` adds what the recipe refers to (task, targets, budgets).
-"""
+"""Recipes: TOML read strictly, every problem told at once. `read` checks the form, and every part's settings against its signature; what a
+recipe refers to (task, targets, budgets) is found by `resolving`."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import inspect
-import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 
 from edgekd import components
-from edgekd.errors import EdgekdError, Problem, UsageError
-from edgekd.records import Task
+from edgekd.errors import Problem, UsageError
 
 if TYPE_CHECKING:
-    from edgekd.train import Training
+    pass
 
 BUILT_IN = Path(__file__).parent / "tasks" / "digits.toml"
 STAGE_KEYS = ("use", "name", "teacher")  # what a [[stage]] says beside its part's settings
@@ -344,200 +338,3 @@ def _sweep(form: Recipe, stages: list[StageLine], place: str, problems: list[Pro
             continue
         for value in values:
             _settings(by_name[name].part, {key: value}, where, problems)
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A recipe with what it refers to: ready to be planned. `data(split)` gives loaded columns, read once."""
-
-    read: Read
-    task: Task
-    data: Callable[[str], Any]
-    targets: tuple[Any, ...]
-    threads: int
-    select: Select
-    gate: Mapping[str, Mapping[str, Any]]
-
-
-def resolve(recipe: Read) -> Resolved:
-    """Finds task and targets, fills the defaults that depend on them. Raises UsageError with every problem of all of them."""
-    from edgekd import environment, targets
-    from edgekd.decisions import budget
-    from edgekd.sources import columns
-
-    problems: list[Problem] = []
-    task = _gather(lambda: find_task(recipe.recipe.task, recipe.folder), f"{recipe.place}: task", problems)
-    found = [
-        _gather(lambda name=name: targets.load(_beside(name, recipe.folder)), f"{recipe.place}: targets", problems)
-        for name in dict.fromkeys(recipe.recipe.targets)
-    ]
-    load = cache(lambda split: columns.load(task, split))
-    select, gate = recipe.recipe.select, {name: dict(lines) for name, lines in recipe.recipe.gate.items()}
-    if isinstance(task, Task) and task.metrics:
-        problems += _task_problems(task, recipe, load)
-        first = task.metrics[0]
-        if not select.maximize and first.better == "higher":
-            select = Select(maximize=(first.name,), minimize=select.minimize)
-        elif first.better == "lower" and first.name not in select.minimize:
-            select = Select(maximize=select.maximize, minimize=(*select.minimize, first.name))
-        gate = budget.with_default(gate, first.name, first.unit, [t.name for t in found if t is not None])
-    names = [t.name for t in found if t is not None]
-    metrics = {m.name: m.unit for m in task.metrics} if isinstance(task, Task) else None
-    problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=names, metrics=metrics)
-    problems += _select_problems(select, metrics, f"{recipe.place}: select")
-    if problems:
-        raise UsageError(*problems)
-    threads = recipe.recipe.threads or min(2, environment.cores())
-    return Resolved(recipe, task, load, tuple(found), threads, select, gate)
-
-
-def _select_problems(select: Select, metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
-    """Keys that nothing is measured by."""
-    from edgekd.decisions.rules import UNITS
-
-    known, problems = [*UNITS, *(metrics or {})], []
-    for key, names in (("maximize", select.maximize), ("minimize", select.minimize)):
-        for name in (n for n in names if metrics is not None and n not in known):
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
-            problems.append(Problem(f"{place}.{key}", f"nothing is measured by the name `{name}`", hint))
-    return problems
-
-
-def _beside(name: str, folder: Path) -> str:
-    path = folder / name
-    return str(path) if name.endswith(".toml") and not Path(name).is_absolute() and path.is_file() else name
-
-
-def _gather(make: Any, where: str, problems: list[Problem]) -> Any:
-    try:
-        return make()
-    except UsageError as error:
-        problems += [Problem(f"{where}: {p.place}" if p.place else where, p.message, p.hint) for p in error.problems]
-        return None
-
-
-def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:
-    """A task: a built-in name, `package.module:name`, or {use = one of these, ...settings of its function}; paths are beside the recipe."""
-    table = {"use": spec} if isinstance(spec, str) else dict(spec)
-    use = table.pop("use", None)
-    if not isinstance(use, str):
-        raise UsageError(Problem("", "`use` is missing", 'task = "digits", or { use = "image_folder", path = "..." }'))
-    task = components.imported(use) if ":" in use else _built_in_task(use)
-    if isinstance(task, Task):
-        if table:
-            raise UsageError(Problem("", f"`{use}` takes no settings, but {', '.join(table)} is given"))
-        return task
-    if not callable(task):
-        raise UsageError(Problem("", f"`{use}` is {type(task).__name__}, not a task", "name an edgekd.Task, or a function that returns one"))
-    settings, problems = components.settings_of(task, table, use)
-    if problems:
-        raise UsageError(*problems)
-    settings = {k: folder / v if isinstance(v, Path) and not v.is_absolute() else v for k, v in settings.items()}
-    try:
-        made = task(**settings)
-    except EdgekdError:
-        raise
-    except Exception as error:  # the task is the user's own code
-        raise UsageError(Problem("", f"`{use}` failed: {type(error).__name__}: {error}")) from error
-    if not isinstance(made, Task):
-        raise UsageError(Problem("", f"`{use}` returned {type(made).__name__}, not an edgekd.Task"))
-    return made
-
-
-def _built_in_task(use: str) -> Any:
-    import importlib
-
-    known = components.names("tasks")
-    if use not in known:
-        near = difflib.get_close_matches(use, known, 1)
-        hint = f"did you mean `{near[0]}`?" if near else f"built in: {', '.join(known)}; your own: `package.module:name`"
-        raise UsageError(Problem("", f"no task is named `{use}`", hint))
-    module = importlib.import_module(f"edgekd.tasks.{use}")
-    return module.task if hasattr(module, "task") else getattr(module, use)
-
-
-def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list[Problem]:
-    from edgekd import data
-
-    roles = tuple(dict.fromkeys(("teacher", "student", *recipe.recipe.model)))
-    files = [
-        Problem(f"{recipe.place}: model.{name}: weights", f"there is no file `{m['weights']}`", "paths are looked for beside the recipe")
-        for name, m in recipe.models.items()
-        if m.get("weights") and not (recipe.folder / m["weights"]).is_file()
-    ]
-    unknown = [
-        Problem(f"{recipe.place}: {where}: model", f"the task has no model `{name}`", f"models: {', '.join(task.models)}")
-        for where, name in [
-            *((f"stage {s.number} ({s.name})", s.settings.get("model")) for s in recipe.stages),
-            *((f"model.{n}.train", m["train"].get("model")) for n, m in recipe.models.items() if "train" in m and n in task.models),
-        ]
-        if name is not None and name not in task.models
-    ]
-    return files + unknown + data.check(task, load, roles=roles)
-
-
-def dump(resolved: Resolved, place: Path | None = None) -> str:
-    """The recipe as resolved, with every default written out: reading it again gives the same keys. Paths are told from `place`, the folder
-    that it is written to (None: as they were)."""
-    import tomli_w
-
-    form, home = resolved.read.recipe, resolved.read.folder
-
-    def moved(value: Any) -> Any:
-        """A path beside the recipe as seen from `place`; anything else as it is."""
-        if place is None or not isinstance(value, str) or Path(value).is_absolute() or not (home / value).exists():
-            return value
-        return os.path.relpath(home / value, place.resolve())
-
-    task = form.task if isinstance(form.task, str) else {k: v if k == "use" else moved(v) for k, v in form.task.items()}
-    table: dict[str, Any] = {
-        "task": task,
-        "targets": [moved(name) if name.endswith(".toml") else name for name in form.targets],
-        "seed": form.seed,
-        "threads": resolved.threads,
-        "control": form.control,
-    }
-    table["stage"] = [
-        {"use": s.use, "name": s.name, **({"teacher": s.teacher} if s.teacher else {}), **_plain(s.settings)} for s in resolved.read.stages
-    ]
-    table["model"] = {
-        name: {
-            k: _plain({n: x for n, x in v.items() if n != "model" or x != name}) if k == "train" else moved(v) for k, v in m.items() if v is not None
-        }
-        for name, m in resolved.read.models.items()
-    }
-    if place is not None and _names_modules(form, resolved):
-        table["modules"] = os.path.relpath(home / form.modules, place.resolve())
-    if form.sweep:
-        table["sweep"] = form.sweep
-    table["select"] = {"maximize": list(resolved.select.maximize), "minimize": list(resolved.select.minimize)}
-    if resolved.gate:
-        table["gate"] = resolved.gate
-    return tomli_w.dumps(_plain(table))
-
-
-def _names_modules(form: Recipe, resolved: Resolved) -> bool:
-    """Whether the recipe names code of one's own, as `package.module:name`."""
-    task = form.task if isinstance(form.task, str) else str(form.task.get("use"))
-    losses = [t for s in resolved.read.stages for t in s.settings.get("losses", ())]
-    losses += [t for m in resolved.read.models.values() for t in m.get("train", {}).get("losses", ())]
-    uses = [
-        task,
-        *(s.use for s in resolved.read.stages),
-        *(t["use"] for t in losses),
-        *(str(s.settings.get("criterion", "")) for s in resolved.read.stages),
-    ]
-    return any(":" in use for use in uses)
-
-
-def _plain(value: Any) -> Any:
-    """What TOML can say: no None, tuples as lists, without what the plan fills in."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items() if v is not None and k not in FILLED_IN}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def training_of(line: StageLine) -> Training | None:
-    """The stage's settings as its part, or None if it does not train."""
-    return line.part(**line.settings) if "epochs" in {f.name for f in dataclasses.fields(line.part)} else None

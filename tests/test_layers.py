@@ -14,7 +14,7 @@ LAYERS = [  # low to high; a module may import its own layer and those before it
     {"tasks", "data", "metrics", "networks", "augmentation", "targets"},
     {"losses", "teachers", "sources", "criteria", "ranges", "formats", "probes", "pruning", "quantization", "train", "models", "measure", "hosts"},
     {"stages", "decisions", "report", "delivery"},
-    {"recipe", "plan", "pipeline", "observing", "outcome", "gating", "measuring", "listing"},
+    {"recipe", "resolving", "plan", "pipeline", "observing", "outcome", "gating", "measuring", "listing"},
     {"__init__", "__main__", "cli"},
 ]
 DEVICE = {"runtimes"}  # copied to devices: knows nothing of edgekd; anybody may load it

@@ -61,13 +61,13 @@ def test_settings_that_the_text_names_are_taken():
 
 
 def test_shipped_recipes_plan():
-    from edgekd import plan, recipe
+    from edgekd import plan, recipe, resolving
 
     shipped = [p for p in [*ROOT.glob("edgekd/**/*.toml"), *ROOT.glob("benchmarks/**/*.toml")] if "stage" in tomllib.loads(p.read_text())]
     assert shipped
     for path in shipped:
         if "digits" in path.read_text():  # others need data that is not here
-            assert plan.make(recipe.resolve(recipe.read(path))).points
+            assert plan.make(resolving.resolve(recipe.read(path))).points
         else:
             assert recipe.read(path).stages
 

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from edgekd import recipe
+from edgekd import recipe, resolving
 from edgekd.errors import UsageError
 
 GOOD = {"task": "digits", "stage": [{"use": "distill"}]}
@@ -126,11 +126,11 @@ def test_files_that_are_no_recipes(tmp_path):
 def test_resolved_recipe_says_everything_and_repeats_the_run(tmp_path):
     from edgekd import plan
 
-    first = recipe.resolve(recipe.read(None, sets=["quantize.epochs=3"]))
-    text = recipe.dump(first)
+    first = resolving.resolve(recipe.read(None, sets=["quantize.epochs=3"]))
+    text = resolving.dump(first)
     (tmp_path / "recipe.toml").write_text(text)
-    second = recipe.resolve(recipe.read(tmp_path / "recipe.toml"))
-    assert recipe.dump(second) == text
+    second = resolving.resolve(recipe.read(tmp_path / "recipe.toml"))
+    assert resolving.dump(second) == text
     assert list(plan.make(first).steps) == list(plan.make(second).steps)
     table = tomllib.loads(text)
     assert table["threads"] >= 1 and table["stage"][0]["lr"] > 0 and table["gate"]["any"]["top1"]
@@ -177,7 +177,7 @@ named = make({"teacher": lambda: N(nn.ReLU()), "student": lambda: N(nn.ReLU())},
 def keys_of(source, **more):
     from edgekd import plan
 
-    return {s.label: k for k, s in plan.make(recipe.resolve(recipe.read(source, **more))).steps.items()}
+    return {s.label: k for k, s in plan.make(resolving.resolve(recipe.read(source, **more))).steps.items()}
 
 
 def test_keys_know_what_decides_the_product(tmp_path, monkeypatch):
@@ -200,10 +200,10 @@ def test_a_dumped_recipe_gives_the_same_keys_from_its_own_folder(tmp_path, monke
     text = 'task = "dumptask:mixed"\n[[stage]]\nuse = "distill"\nepochs = 2\n[model.teacher]\ntrain = { model = "student", epochs = 1 }\n'
     (tmp_path / "project/recipe.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    first = recipe.resolve(recipe.read(tmp_path / "project/recipe.toml"))
+    first = resolving.resolve(recipe.read(tmp_path / "project/recipe.toml"))
     run = tmp_path / "elsewhere/run"
     run.mkdir(parents=True)
-    (run / "recipe.toml").write_text(recipe.dump(first, run))
+    (run / "recipe.toml").write_text(resolving.dump(first, run))
     assert keys_of(tmp_path / "project/recipe.toml") == keys_of(run / "recipe.toml")
     assert tomllib.loads((run / "recipe.toml").read_text())["modules"] == "../../project"
 
@@ -217,7 +217,7 @@ def test_a_sweep_gives_way_to_what_a_target_wants(tmp_path):
     )
     assert targets.load(str(tmp_path / "narrow.toml")).int8.weight_bits == 7
     sets = ["sweep.quantize.weight_bits=[8, 6]", "sweep.prune.multiple_of=[4, 8]"]
-    steps = plan.make(recipe.resolve(recipe.read(None, sets=sets, targets=[str(tmp_path / "narrow.toml")]))).steps.values()
+    steps = plan.make(resolving.resolve(recipe.read(None, sets=sets, targets=[str(tmp_path / "narrow.toml")]))).steps.values()
     assert {s.settings["weight_bits"] for s in steps if s.stage == "quantize"} == {7, 6}
     assert {s.settings["multiple_of"] for s in steps if s.stage == "prune"} == {8}
 
@@ -225,7 +225,7 @@ def test_a_sweep_gives_way_to_what_a_target_wants(tmp_path):
 def test_a_swept_mode_gets_the_teacher_that_it_needs():
     from edgekd import plan
 
-    made = plan.make(recipe.resolve(recipe.read(None, sets=["quantize.mode=ptq", 'sweep.quantize.mode=["ptq", "qat"]'])))
+    made = plan.make(resolving.resolve(recipe.read(None, sets=["quantize.mode=ptq", 'sweep.quantize.mode=["ptq", "qat"]'])))
     teachers = {s.settings["mode"]: bool(s.teacher) for s in made.steps.values() if s.stage == "quantize"}
     assert teachers == {"ptq": False, "qat": True}
 
