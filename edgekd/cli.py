@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 
 import click
 
@@ -209,7 +210,7 @@ def run(arguments: list[str] | None = None) -> int:
 def _internal(error: Exception) -> int:
     """The contract promises an exit code and no traceback, whatever happens."""
     if os.environ.get("EDGEKD_DEBUG"):
-        raise error
+        traceback.print_exception(error)
     click.echo(f"error: internal error: {type(error).__name__}: {error}\n  hint: EDGEKD_DEBUG=1 shows the traceback", err=True)
     return BROKEN
 

@@ -95,7 +95,8 @@ def gate(
     heads = {s.target: s.candidate.id if s.candidate else "nothing chosen" for s in subjects}
     text = table.render(checks, verdict, heads, skipped, told if why else None)
     if verdict != "pass" and not why:
-        text += f"\n\nnext: edgekd gate {shlex.quote(str(folder))} --why"
+        same = [*(["--budget", str(budget)] if budget else []), *(["--baseline", str(baseline)] if baseline else [])]
+        text += f"\n\nnext: {shlex.join(['edgekd', 'gate', str(folder), *same, '--why'])}"
     gated = Gated(tuple(checks), verdict, code, tuple(skipped), text)
     _machines(gated, junit, markdown, sarif, json)
     return gated

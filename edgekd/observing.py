@@ -116,6 +116,9 @@ def _all(o: Observed, teacher: Observed | None, timed: Mapping[int, tuple], reso
             columns = resolved.data(split)
             reference = None if teacher is None or teacher is o else teacher.outputs[split]
             figures = quality.measure(o.outputs[split], columns.labels, resolved.task.metrics, teacher=reference, split=split)
-            found += [dataclasses.replace(m, target=target.name, environment=machine, threads=1) for m in figures]
-        found += [dataclasses.replace(m, target=target.name) for m in timed[target.threads]]
+            more = targets.surplus(target, facts)
+            note = f"on a machine that also has {', '.join(more)}" if more else ""
+            found += [dataclasses.replace(m, target=target.name, environment=machine, threads=1, note=m.note or note) for m in figures]
+        if not targets.surplus(target, facts):  # a machine with more would show the time of other kernels
+            found += [dataclasses.replace(m, target=target.name) for m in timed[target.threads]]
     return tuple(found)

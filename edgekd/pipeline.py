@@ -71,6 +71,7 @@ def run_steps(
     """Every step of the plan that the time allows: found finished in the store, or made. ({key: artifact}, what was done)."""
     made: dict[str, Artifact] = {}
     steps: list[dict[str, Any]] = []
+    checked = False
     for number, step in enumerate(plan.steps.values(), 1):
         needed = [key for keys in step.inputs.values() for key in keys]
         if any(key not in made for key in needed):
@@ -79,6 +80,9 @@ def run_steps(
         artifact = store.find(step.key, parents)
         reused, begun = artifact is not None, time.monotonic()
         if artifact is None:
+            if not checked:
+                planning.traceable(resolved)
+                checked = True
             if deadline is not None and time.monotonic() > deadline and step.stage != "export":
                 log(event="out of time", step=step.label)
                 continue

@@ -103,9 +103,12 @@ def read(source: Path | str | Mapping[str, Any] | None = None, sets: Iterable[st
     models = _models(form, place, problems)
     _references(form, stages, place, problems)
     _sweep(form, stages, place, problems)
+    made = Read(form, tuple(stages), models, place, folder, raw)
     if problems:
-        raise UsageError(*dict.fromkeys(problems))
-    return Read(form, tuple(stages), models, place, folder, raw)
+        from edgekd.resolving import find
+
+        raise UsageError(*dict.fromkeys([*problems, *find(made)[1]]))  # what it refers to is told in the same go
+    return made
 
 
 def look_beside(folder: Path) -> None:
@@ -332,6 +335,8 @@ def _sweep(form: Recipe, stages: list[StageLine], place: str, problems: list[Pro
             problems += [Problem(where, f"{v!r} is no whole number") for v in values if isinstance(v, bool) or not isinstance(v, int)]
             continue
         name, _, key = path.partition(".")
+        if name not in by_name and name in [str(t.get("name", t.get("use"))) for t in form.stage]:
+            continue  # the stage itself is told to be wrong
         if name not in by_name or not key:
             near = difflib.get_close_matches(name, list(by_name), 1)
             problems.append(Problem(where, f"no stage is named `{name}`", f"did you mean `{near[0]}.{key}`?" if near else 'write "STAGE.KEY"'))

@@ -15,6 +15,8 @@ from edgekd.errors import EdgekdError, Problem, UsageError
 from edgekd.recipe import FILLED_IN, Read, Recipe, Select
 from edgekd.records import Task
 
+OTHERS = ("top1", "top5", "map50", "perplexity", "tokens_per_s", "instructions")  # known names that only some tasks measure
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -31,6 +33,14 @@ class Resolved:
 
 def resolve(recipe: Read) -> Resolved:
     """Finds task and targets, fills the defaults that depend on them. Raises UsageError with every problem of all of them."""
+    resolved, problems = find(recipe)
+    if problems:
+        raise UsageError(*problems)
+    return resolved
+
+
+def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
+    """What a recipe refers to, as far as it can be found, and every problem with it."""
     from edgekd import environment, targets
     from edgekd.decisions import budget
     from edgekd.sources import columns
@@ -53,12 +63,23 @@ def resolve(recipe: Read) -> Resolved:
         gate = budget.with_default(gate, first.name, first.unit, [t.name for t in found if t is not None])
     names = [t.name for t in found if t is not None]
     metrics = {m.name: m.unit for m in task.metrics} if isinstance(task, Task) else None
-    problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=names, metrics=metrics)
+    whole = None if None in found else names  # a target that was not found is told, not also as unknown to the gate
+    problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=whole, metrics=metrics)
     problems += _select_problems(select, metrics, f"{recipe.place}: select")
-    if problems:
-        raise UsageError(*problems)
+    problems += _unmeasured(gate, metrics, f"{recipe.place}: gate")
     threads = recipe.recipe.threads or min(2, environment.cores())
-    return Resolved(recipe, task, load, tuple(found), threads, select, gate)
+    return Resolved(recipe, task, load, tuple(found), threads, select, gate), problems
+
+
+def _unmeasured(gate: Mapping[str, Any], metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
+    """Budgets on the metrics of other tasks: nothing would ever measure them."""
+    tables = [(t, table) for t, table in gate.items() if isinstance(table, Mapping)] if metrics is not None else []
+    return [
+        Problem(f"{place}.{target}.{name}", f"the task does not measure `{name}`", f"its metrics: {', '.join(metrics or ())}")
+        for target, table in tables
+        for name in table
+        if name in OTHERS and name not in (metrics or ())
+    ]
 
 
 def _select_problems(select: Select, metrics: Mapping[str, str] | None, place: str) -> list[Problem]:

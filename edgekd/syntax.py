@@ -22,7 +22,7 @@ OFF_PATH = {
     *("records", "errors"),  # ground: plain records and messages; what a field means is in the code that uses it
     *("components", "store", "files", "locks", "fingerprint", "syntax", "intervals", "environment", "results"),  # tools: find, keep, count
     *("__init__", "__main__", "cli", "listing", "doctor"),  # surface
-    *("recipe", "resolving", "plan", "pipeline", "outcome", "observing", "measuring", "gating"),  # flow: what it brings, settings and data, is in the key
+    *("recipe", "resolving", "plan", "pipeline", "outcome", "observing", "measuring", "gating"),  # flow: what it brings is in the key
     "data.soundness",
     *("decisions", "report", "delivery"),  # read what was made
     *("measure", "hosts", "probes", "targets"),  # observe what was made

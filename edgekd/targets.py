@@ -15,6 +15,7 @@ from edgekd import environment
 from edgekd.errors import Problem, UsageError
 from edgekd.records import Architecture, Feature, Runtime, Scheme, Target
 
+KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")  # features that runtimes choose int8 and float kernels by
 HOST = "host"
 
 
@@ -70,6 +71,11 @@ def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
     if facts["architecture"] != target.architecture:
         return [target.architecture]
     return [feature for feature in target.features if feature not in facts["features"]]
+
+
+def surplus(target: Target, facts: Mapping[str, Any]) -> list[str]:
+    """Features of a machine that the target has not and that choose other kernels: a time taken there is not the target's."""
+    return [] if target.name == HOST else [f for f in facts["features"] if f in KERNELS and f not in target.features]
 
 
 def _folder() -> Path | None:

@@ -233,7 +233,7 @@ def test_targets_that_want_different_lattices_share_what_they_can(made, place):
 def test_killed_at_random_moments_ends_in_the_same_bytes(made, place, tmp_path):
     """SIGKILL, again and again, then left alone: every file that the contract lists is byte for byte that of the undisturbed run."""
     environment = {**os.environ, "EDGEKD_STORE": str(tmp_path / "store"), "PYTHONPATH": str(HERE)}
-    line = [sys.executable, str(HERE / "tiny.py"), "compress", str(place / "recipe.toml"), "--out", str(tmp_path / "run"), "--quiet"]
+    line = [sys.executable, str(HERE / "tiny.py"), "compress", str(place / "recipe.toml"), "--out", str(place / "killed"), "--quiet"]
     rng, kills = random.Random(0), 0
     for _ in range(8):
         process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -246,4 +246,4 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(made, place, tmp_path):
             kills += 1
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert kills > 0 and reproducible(tmp_path / "run") == reproducible(made.folder)
+    assert kills > 0 and reproducible(place / "killed") == reproducible(made.folder)

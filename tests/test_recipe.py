@@ -50,6 +50,7 @@ def test_all_problems_at_once(tmp_path):
         ("losses[2]: `use` is missing", "hint: one of"),
         ("losses[3]: weight", "at least 0, not -2"),
         ("model.teacher: has both", "train it, or bring it"),
+        ("model.teacher: weights", "there is no file `x`"),
         ("nothing is named `teecher`", "did you mean `teacher`?"),
         ("sweep.distill.epoch", "did you mean `epochs`?"),
     ]

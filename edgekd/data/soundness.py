@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,8 @@ def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
         if not _makes(make):
             given = type(make).__name__
             yield Problem(f"{place}: models[{name!r}]", f"is a {given}, not a function that makes one", "give `lambda: MyNet()`, not `MyNet()`")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(task.name)):
+        yield Problem(f"{place}: name", f"{task.name!r} can't name a folder", "use letters, digits, `.`, `_` and `-`")
     if not task.metrics:
         yield Problem(f"{place}: metrics", "is empty", "metrics=(edgekd.top1(),)")
     names = [m.name for m in task.metrics if isinstance(m, Metric)]

@@ -32,7 +32,7 @@ def render(result: Result) -> str:
         if found.checks:
             parts += ["### Budgets", summary(found.checks).rstrip()]
     parts.append(f"Recipe sha256 {_code(result.recipe_sha256)}. Machines: {_machines(result)}.")
-    parts.append(f"Again: `{shlex.join(['edgekd', 'compress', 'recipe.toml'])}` in the run's folder.")
+    parts.append(f"Again: `{shlex.join(['edgekd', 'compress', 'recipe.toml', '--out', '.'])}` in the run's folder.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -197,7 +197,7 @@ def _seconds(step: Mapping[str, Any]) -> str:
 
 
 def _recipe(result: Result, recipe: str) -> str:
-    again = shlex.join(["edgekd", "compress", "recipe.toml"])
+    again = shlex.join(["edgekd", "compress", "recipe.toml", "--out", "."])
     parts = ["<section><h2>Recipe, and how to repeat</h2>"]
     parts.append(f"<p>In the folder of this run: <code>{text(again)}</code>. The recipe's SHA-256 is <code>{text(result.recipe_sha256)}</code>.</p>")
     if recipe:
