@@ -131,7 +131,9 @@ def test_interrupt_is_130_and_nothing_is_lost(tmp_path):
     import time
 
     code = "from edgekd.cli import run; import sys; sys.exit(run(['compress', '--quiet', '--out', 'run']))"
-    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite that runs in the background has it ignored
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ, preexec_fn=heard, **streams)
     for _ in range(600):
         if (tmp_path / "run/log.jsonl").exists() and "epoch" in (tmp_path / "run/log.jsonl").read_text():
             break
