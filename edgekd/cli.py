@@ -42,7 +42,7 @@ def cli():
     """Distil, prune and quantize a teacher for the edge; profile, choose and gate the exported file.
 
     \b
-    edgekd compress                 the built-in example: handwritten digits, about three minutes
+    edgekd compress                 the built-in example: handwritten digits, about a minute
     edgekd compress recipe.toml     your own
     """
 
