@@ -35,3 +35,24 @@ def affine(
     if ground == "edge":
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return F.grid_sample(images - ground, grid, align_corners=False) + ground
+
+
+def shifted(images: torch.Tensor, u: torch.Tensor, *, pixels: int, flip: bool = False) -> torch.Tensor:
+    """Shifts images [B, C, H, W] by whole pixels, up to `pixels` down and right, by u [B, 2 or 3]; mirrored left to right in half the
+    cases if `flip` (the third draw). What comes in from outside is the image mirrored at its edge. One gather, no interpolation."""
+    import torch
+
+    height, width = images.shape[2:]
+    down, right = (u[:, :2] * (2 * pixels + 1)).floor().long().clamp(max=2 * pixels).sub(pixels).unbind(1)
+    rows = _mirrored(torch.arange(height) + down[:, None], height)
+    columns = _mirrored(torch.arange(width) + right[:, None], width)
+    if flip:
+        columns = torch.where(u[:, 2:3] < 0.5, width - 1 - columns, columns)
+    batch = torch.arange(len(images))[:, None, None]
+    return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _mirrored(position: torch.Tensor, size: int) -> torch.Tensor:
+    """Positions outside [0, size) reflected at the first and the last."""
+    position = position.abs()
+    return (size - 1 - (size - 1 - position).abs()).abs()

@@ -50,3 +50,19 @@ def perceptron(widths: Sequence[int], *, features: int, classes: int) -> nn.Modu
         layers += [nn.Linear(before, width), nn.BatchNorm1d(width), nn.ReLU()]
         before = width
     return nn.Sequential(*layers, nn.Linear(before, classes))
+
+
+def plain(widths: Sequence[int], *, channels: int, classes: int, stem: int) -> nn.Module:
+    """A wide and shallow network that learns in few epochs, on images [B, channels, H, W] -> logits [B, classes].
+
+    A 2x2 stem of `stem`; per width two 3x3 convolutions, the first halved by a maximum before its norm; global maximum, one linear layer.
+    The shape is that of airbench94 (Jordan 2024, arXiv 2404.00498), without its fixed first layer and its scaled head."""
+    from torch import nn
+
+    layers: list[nn.Module] = [nn.Conv2d(channels, stem, 2), nn.ReLU()]
+    before = stem
+    for width in widths:
+        layers += [nn.Conv2d(before, width, 3, 1, 1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        before = width
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(before, classes))

@@ -53,7 +53,8 @@ class Training:
     """The settings that every stage which trains shares. Stages extend it with their own fields; it has no behaviour to inherit.
 
     `batch` rows, `lr` peak learning rate, `warmup` share of the steps; `views` None: the task's own number.
-    `augment_seed` is filled in by the plan, so that the teacher's cache and its students see the same views."""
+    `augment_seed` is filled in by the plan, so that the teacher's cache and its students see the same views. `precision` bfloat16: the
+    student's convolutions and matrix products in bfloat16 (weights, norms, losses and the teacher stay float32), channels last."""
 
     epochs: Annotated[int, Ge(1)] = 30
     batch: Annotated[int, Ge(1)] = 64
@@ -66,6 +67,7 @@ class Training:
     clip: Annotated[float, Gt(0)] | None = None
     views: Annotated[int, Ge(1)] | None = None
     augment_seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
     losses: tuple[dict[str, Any], ...] = ({"use": "cross_entropy"},)
 
 
@@ -146,7 +148,7 @@ def fit(
     optimizer = make_optimizer(student, settings)
     total = settings.epochs * steps_per_epoch
     sums, begun = {}, time.monotonic()
-    with seeded(run.seed, run.threads):
+    with seeded(run.seed, run.threads), laid_out(student, settings.precision) as autocast:
         epoch, position, saved = restore(run.scratch, student, optimizer)
         if saved:
             run.log(event="resumed", epoch=epoch, position=position)
@@ -163,7 +165,9 @@ def fit(
                 rate = settings.lr * pace(step, total, settings)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                seen, taught = Signals(forward(student, batch.inputs)), None if teacher is None else teacher(batch)
+                taught = None if teacher is None else teacher(batch)
+                with autocast():
+                    seen = Signals(forward(student, batch.inputs))
                 loss, parts = combine(functions, seen, taught, batch)
                 _finite(loss, parts, epoch, position, rate)
                 optimizer.zero_grad(set_to_none=True)
@@ -277,6 +281,21 @@ def seeded(seed: int, threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def laid_out(module: nn.Module, precision: str) -> Iterator[Callable[[], Any]]:
+    """Gives the context that the forward pass runs in. For bfloat16 the weights are laid out channels last meanwhile, as its kernels want."""
+    import torch
+
+    if precision == "float32":
+        yield contextlib.nullcontext
+        return
+    module.to(memory_format=torch.channels_last)
+    try:
+        yield lambda: torch.autocast("cpu", torch.bfloat16)
+    finally:
+        module.to(memory_format=torch.contiguous_format)
 
 
 def _finite(loss: torch.Tensor, parts: Mapping[str, torch.Tensor], epoch: int, position: int, rate: float) -> None:

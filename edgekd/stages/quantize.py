@@ -27,6 +27,7 @@ class Quantize(Training):
     frozen: Annotated[float, Gt(0), Le(1)] = 0.5
     epochs: Annotated[int, Ge(1)] = 10
     lr: Annotated[float, Gt(0)] = 5e-4
+    precision: Literal["float32"] = "float32"  # a lattice's values are not bfloat16's
     losses: tuple[dict[str, Any], ...] = KD
     cache: bool = True
     reads: ClassVar = ("train",)
