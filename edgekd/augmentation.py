@@ -38,8 +38,8 @@ def affine(
 
 
 def shifted(images: torch.Tensor, u: torch.Tensor, *, pixels: int, flip: bool = False) -> torch.Tensor:
-    """Shifts images [B, C, H, W] by whole pixels, up to `pixels` down and right, by u [B, 2 or 3]; mirrored left to right in half the
-    cases if `flip` (the third draw). What comes in from outside is the image mirrored at its edge. One gather, no interpolation."""
+    """Shifts images [B, C, H, W] by whole pixels, up to `pixels` along each axis, by u [B, 2 or 3]; before that, mirrored left to right in
+    half the cases if `flip` (the third draw). What comes in from outside is the image mirrored at its edge. One gather, no interpolation."""
     import torch
 
     height, width = images.shape[2:]

@@ -23,7 +23,7 @@ OFF_PATH = {
     *("components", "store", "files", "locks", "fingerprint", "syntax", "intervals", "environment", "results"),  # tools: find, keep, count
     *("__init__", "__main__", "cli", "listing", "doctor"),  # surface
     *("recipe", "resolving", "plan", "pipeline", "outcome", "observing", "measuring", "gating"),  # flow: what it brings is in the key
-    "data.soundness",
+    *("data.soundness", "data.cifar"),  # what was read is in the data's digest
     *("decisions", "report", "delivery"),  # read what was made
     *("measure", "hosts", "probes", "targets"),  # observe what was made
 }  # fmt: skip

@@ -45,6 +45,20 @@ def test_kl_is_scipys_sum_over_classes(temperature):
     assert np.allclose(kl(Signals(student), Signals(teacher), batch_of([0] * 7), temperature=temperature), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_standardized_kl_by_hand():
+    # z = [1, 2, 3]: mean 2, deviation sqrt(2 / 2) = 1, so [-1, 0, 1]; a row of another scale and shift is the same row
+    student, teacher = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]), torch.tensor([[10.0, 30.0, 50.0], [3.0, 2.0, 1.0]])
+    value = kl(Signals(student), Signals(teacher), batch_of([0, 0]), temperature=1.0, standardize=True)
+    assert torch.equal(value[0], torch.tensor(0.0)) or value[0].abs() < 1e-6
+    q, p = softmax(np.array([-1, -1, 2]) / np.sqrt(3)), softmax(np.array([1.0, 0.0, -1.0]))  # deviation of [0, 0, 1] is sqrt(1/3)
+    assert value[1].item() == pytest.approx(rel_entr(p, q).sum(), rel=1e-5)
+    z = torch.zeros(2, 5, requires_grad=True)  # no deviation at all
+    kl(Signals(z), Signals(logits(2, 5, 0)), batch_of([0, 0]), standardize=True).sum().backward()
+    assert z.grad.isfinite().all()
+    with pytest.raises(ValueError, match="2 classes"):
+        kl(Signals(torch.zeros(1, 2)), Signals(torch.zeros(1, 2)), batch_of([0]), standardize=True)
+
+
 def test_t_squared_keeps_the_gradient():
     """At high temperature T^2 KL has the gradient of half the squared distance of centred logits, over C: independent of T."""
     teacher, z = logits(5, 10, 2), logits(5, 10, 3)

@@ -1,15 +1,20 @@
 """The built-in tasks: sound, deterministic, and honest about folders and files that are wrong."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
+import torch
 
 from edgekd import components
+from edgekd.augmentation import shifted
 from edgekd.data import check
+from edgekd.data.cifar import cifar10 as read_cifar10
 from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.records import Task
 from edgekd.tasks import digits
+from edgekd.tasks.cifar10 import cifar10
 from edgekd.tasks.image_folder import image_folder, split_of
 from edgekd.tasks.npz import npz
 
@@ -255,6 +260,102 @@ def test_npz_never_unpickles_and_survives_rubbish(tmp_path):
     assert "one array" in told(lambda: npz(path=tmp_path / "e.npy"))
 
 
+# ---------------------------------------------------------------- CIFAR-10
+
+
+def cifar_rows(seed, count=20):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 3, 32, 32)).astype(np.uint8), (np.arange(count) % 10).astype(np.uint8)
+
+
+def cifar_folder(folder, kind):
+    """The files of CIFAR-10 in one of their forms, 20 images each; returns (train images, train labels, test images)."""
+    folder.mkdir(parents=True)
+    parts = [cifar_rows(n) for n in range(6)]  # 0 is test
+    for number, (images, labels) in enumerate(parts):
+        if kind == "binary":
+            rows = np.concatenate([labels[:, None], images.reshape(20, -1)], 1)
+            (folder / (f"data_batch_{number}.bin" if number else "test_batch.bin")).write_bytes(rows.tobytes())
+            continue
+        name = folder / (f"train_{number}.npz" if number else "test.npz")
+        if kind == "image":
+            np.savez(name, image=images.transpose(0, 2, 3, 1), label=labels)
+        else:  # green is taken off red and blue, then differences along height and width, all modulo 256: undone by loops in the other order
+            planes = images.transpose(1, 0, 2, 3).copy()
+            planes[0] -= planes[1]
+            planes[2] -= planes[1]
+            planes[:, :, :, 1:] = planes[:, :, :, 1:] - planes[:, :, :, :-1]
+            planes[:, :, 1:] = planes[:, :, 1:] - planes[:, :, :-1]
+            np.savez(name, residual=planes, label=labels)
+    return np.concatenate([p[0] for p in parts[1:]]), np.concatenate([p[1] for p in parts[1:]]), parts[0][0]
+
+
+@pytest.mark.parametrize("kind", ["binary", "archive", "image", "residual"])
+def test_cifar10_gives_the_pixels_back_from_every_form(tmp_path, kind):
+    x, y, x_test = cifar_folder(tmp_path / "cifar-10-batches-bin", "binary" if kind == "archive" else kind)
+    path = tmp_path / "cifar-10-batches-bin"
+    if kind == "archive":
+        path = tmp_path / "cifar-10-binary.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(tmp_path / "cifar-10-batches-bin", "cifar-10-batches-bin")
+    images, labels = read_cifar10(path, "train")
+    assert np.array_equal(images, x) and np.array_equal(labels, y) and labels.dtype == np.int64
+    assert np.array_equal(read_cifar10(path, "test")[0], x_test)
+    if kind == "binary":
+        assert np.array_equal(read_cifar10(tmp_path, "test")[0], x_test)  # the folder that holds the usual one
+
+
+def test_cifar10_task_is_sound_and_holds_validation_out(tmp_path, monkeypatch):
+    x, y, _ = cifar_folder(tmp_path / "data", "image")
+    task = cifar10(path=tmp_path / "data", validation=30)
+    assert check(task) == [] and [len(task.data(s)) for s in ("train", "validation", "test")] == [70, 30, 20]
+    assert not set(task.data("train").ids) & set(task.data("validation").ids)
+    assert np.bincount(task.data("validation").labels).tolist() == [3] * 10
+    where = int(task.data("train").ids[5].split("/")[1])
+    mean, deviation = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2470, 0.2435, 0.2616])
+    assert np.allclose(task.data("train").inputs[5], (x[where] / 255 - mean[:, None, None]) / deviation[:, None, None], atol=1e-5)
+    monkeypatch.setenv("EDGEKD_CIFAR10", str(tmp_path / "data"))
+    assert cifar10(validation=30).data("test").inputs.shape == (20, 3, 32, 32)
+    assert len({cifar10(**s).version for s in ({}, {"widths": (16, 24, 40)}, {"blocks": 2}, {"validation": 10})}) == 4
+    monkeypatch.delenv("EDGEKD_CIFAR10")
+    assert "EDGEKD_CIFAR10" in told(lambda: cifar10())
+
+
+def test_cifar10_refuses_what_is_none(tmp_path):
+    folder = tmp_path / "data"
+    cifar_folder(folder, "binary")
+    (folder / "data_batch_3.bin").write_bytes(b"x" * 5000)
+    assert "data_batch_3.bin" in told(lambda: read_cifar10(folder, "train")) and "3073" in told(lambda: read_cifar10(folder, "train"))
+    (folder / "data_batch_3.bin").write_bytes(b"\x0b" * 3073)
+    assert "labels" in told(lambda: read_cifar10(folder, "train"))
+    assert "no such" in told(lambda: read_cifar10(tmp_path / "none", "train"))
+    (tmp_path / "py").mkdir()
+    assert "holds no CIFAR-10" in told(lambda: read_cifar10(tmp_path / "py", "train"))
+    (tmp_path / "py" / "data_batch_1").write_bytes(b"\x80\x04N.")
+    assert "pickle" in told(lambda: read_cifar10(tmp_path / "py", "train"))
+    (tmp_path / "a.tar.gz").write_bytes(b"rubbish")
+    assert "no archive" in told(lambda: read_cifar10(tmp_path / "a.tar.gz", "train"))
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
+        archive.add(folder / "test_batch.bin", "test_batch.bin")
+    assert "data_batch_1.bin" in told(lambda: read_cifar10(tmp_path / "b.tar.gz", "train"))
+    for content in ({"label": np.zeros(3, np.uint8)}, {"image": np.zeros((3, 32, 32, 3), np.uint8), "label": np.zeros(2, np.uint8)}, {}):
+        np.savez(folder / "test.npz", **content)
+        (folder / "test_batch.bin").unlink(missing_ok=True)
+        assert "test.npz" in told(lambda: read_cifar10(folder, "test"))
+
+
+def test_shifted_is_a_window_of_the_mirrored_image():
+    x = torch.arange(2 * 3 * 7 * 9, dtype=torch.float32).view(2, 3, 7, 9)
+    wide, mirrored = (torch.nn.functional.pad(images, (2, 2, 2, 2), mode="reflect") for images in (x, x.flip(3)))
+    for down in range(5):
+        for right in range(5):
+            u = torch.tensor([[(down + 0.5) / 5, (right + 0.5) / 5, 0.7], [(down + 0.5) / 5, (right + 0.5) / 5, 0.2]])
+            seen = shifted(x, u, pixels=2, flip=True)
+            window = (slice(None), slice(down, down + 7), slice(right, right + 9))
+            assert torch.equal(seen[0], wide[0][window]) and torch.equal(seen[1], mirrored[1][window])
+    assert torch.equal(shifted(x, torch.full((2, 2), 0.5), pixels=2), x)
+
+
 # ---------------------------------------------------------------- as a recipe sees them
 
 
@@ -266,6 +367,7 @@ def test_npz_never_unpickles_and_survives_rubbish(tmp_path):
         (image_folder, {"path": "x", "validation": 1.0}, "validation"),
         (image_folder, {"path": "x", "chanels": 3}, "did you mean `channels`"),
         (npz, {}, "path: is missing"),
+        (cifar10, {"path": "x", "blocks": 0}, "blocks"),
         (npz, {"path": "x", "teacher": 1}, "teacher"),
     ],
 )

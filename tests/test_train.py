@@ -75,6 +75,47 @@ def test_resumed_is_bit_equal_to_undisturbed(tmp_path, task, monkeypatch, optimi
     assert made.facts["steps"] == 12
 
 
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 160)
+    x = rng.normal(size=(160, 3, 8, 8)).astype(np.float32)
+    x[np.arange(160), y] += 1.0
+    splits = arrays(x[:120], y[:120], x[120:], y[120:], validation=0.2)
+    conv = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    return Task("pictures", "1", {"teacher": conv, "student": conv}, splits, (), classes=3)
+
+
+def test_bfloat16_learns_resumes_to_the_bit_and_keeps_float32_weights(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+    stage = Train(epochs=12, batch=32, lr=0.05, optimizer="sgd", precision="bfloat16")
+    whole = run_in(tmp_path / "whole", pictures)
+    assert stage(None, whole).facts["losses"]["cross_entropy"] < 0.9 < np.log(3)
+    kept = weights(whole)
+    assert {t.dtype for n, t in kept.items() if "num_batches" not in n} == {torch.float32}
+    exact = run_in(tmp_path / "exact", pictures)
+    dataclasses.replace(stage, precision="float32")(None, exact)
+    differences = [(kept[n] - t).abs().max().item() for n, t in weights(exact).items() if n.endswith("weight")]
+    assert 1e-5 < max(differences) < 0.1  # it is another arithmetic, and the same training
+
+    def stop(done, total, text):
+        if done == 7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        stage(None, run_in(tmp_path / "cut", pictures, progress=stop))
+    again = run_in(tmp_path / "cut", pictures)
+    stage(None, again)
+    assert same(kept, weights(again))
+
+
+def test_bfloat16_lays_weights_out_channels_last_only_meanwhile(tmp_path, pictures):
+    seen, module = [], models.create(pictures, "student", 0)
+    watch = lambda model, inputs: seen.append(model[0].weight.is_contiguous(memory_format=torch.channels_last)) or model(inputs)
+    learn(module, run_in(tmp_path, pictures), Training(epochs=1, precision="bfloat16"), forward=watch)
+    assert all(seen) and module[0].weight.is_contiguous()
+
+
 def test_another_seed_is_another_model_and_the_start_is_shared(task):
     first, second = models.create(task, "student", 0), models.create(task, "student", 1)
     assert not torch.equal(first[0].weight, second[0].weight)

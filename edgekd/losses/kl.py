@@ -12,12 +12,29 @@ if TYPE_CHECKING:
     import torch
 
 
-def kl(student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0) -> torch.Tensor:
+def kl(
+    student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0, standardize: bool = False
+) -> torch.Tensor:
     """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) per row: logits [B, C] -> [B].
 
-    Hinton, Vinyals, Dean 2015, section 2: T^2 keeps the gradient's size independent of T. Summed over classes, never averaged."""
+    Hinton, Vinyals, Dean 2015, section 2: T^2 keeps the gradient's size independent of T. Summed over classes, never averaged.
+    `standardize`: each row of logits is first brought to mean 0 and deviation 1, so that a small student need not reach the teacher's
+    scale (Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1)."""
     from torch.nn import functional as F
 
-    q = F.log_softmax(student.output.float() / temperature, dim=-1)
-    p = F.log_softmax(teacher.output.float() / temperature, dim=-1)
+    z_s, z_t = student.output.float(), teacher.output.float()
+    if standardize:
+        z_s, z_t = standardized(z_s), standardized(z_t)
+    q = F.log_softmax(z_s / temperature, dim=-1)
+    p = F.log_softmax(z_t / temperature, dim=-1)
     return temperature**2 * F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+
+
+def standardized(logits: torch.Tensor) -> torch.Tensor:
+    """(z - mean) / deviation of each row [..., C]; the deviation is the sample's (divided by C - 1), as in the authors' code.
+
+    Raises ValueError for two classes or fewer: all that is left of two logits is which of them is larger."""
+    if logits.shape[-1] < 3:
+        raise ValueError(f"logits of {logits.shape[-1]} classes can't be standardized: only their order would be left")
+    centred = logits - logits.mean(-1, keepdim=True)
+    return centred / (centred.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1) + 1e-12).sqrt()
