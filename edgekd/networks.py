@@ -52,12 +52,19 @@ def perceptron(widths: Sequence[int], *, features: int, classes: int) -> nn.Modu
     return nn.Sequential(*layers, nn.Linear(before, classes))
 
 
-def plain(widths: Sequence[int], *, channels: int, classes: int, stem: int) -> nn.Module:
+def plain(widths: Sequence[int], *, channels: int, classes: int, stem: int, mirrored: bool = False) -> nn.Module:
     """A wide and shallow network that learns in few epochs, on images [B, channels, H, W] -> logits [B, classes].
 
     A 2x2 stem of `stem`; per width two 3x3 convolutions, the first halved by a maximum before its norm; global maximum, one linear layer.
-    The shape is that of airbench94 (Jordan 2024, arXiv 2404.00498), without its fixed first layer and its scaled head."""
+    The shape is that of airbench94 (Jordan 2024, arXiv 2404.00498), without its fixed first layer and its scaled head. `mirrored`: in
+    evaluation the logits are the mean over the image and its mirror image, left to right, at twice the work; training is the same."""
+    import torch
     from torch import nn
+
+    class Mirrored(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen = super().forward(x)
+            return seen if self.training else (seen + super().forward(x.flip(3))) / 2
 
     layers: list[nn.Module] = [nn.Conv2d(channels, stem, 2), nn.ReLU()]
     before = stem
@@ -65,4 +72,5 @@ def plain(widths: Sequence[int], *, channels: int, classes: int, stem: int) -> n
         layers += [nn.Conv2d(before, width, 3, 1, 1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU()]
         layers += [nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         before = width
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+    layers += [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(before, classes)]
+    return Mirrored(*layers) if mirrored else nn.Sequential(*layers)

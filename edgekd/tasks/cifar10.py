@@ -56,7 +56,7 @@ def cifar10(
 
 
 def teacher() -> torch.nn.Module:
-    return plain((64, 256, 256), channels=3, classes=10, stem=24)
+    return plain((64, 256, 256), channels=3, classes=10, stem=24, mirrored=True)
 
 
 def augment(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
