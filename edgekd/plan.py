@@ -219,7 +219,8 @@ class _Planner:
         if not settings.get("cache", True):
             return (model,)
         views = views_of(stage.part(**settings), self.task)
-        return (self.step("answer", {"views": views}, f"answers of {stage.teacher}", self.read.recipe.seed, teacher=(model,)),)
+        wanted = {"views": views, "precision": settings["teacher_precision"]}
+        return (self.step("answer", wanted, f"answers of {stage.teacher}", self.read.recipe.seed, teacher=(model,)),)
 
     def model(self, name: str) -> str:
         """The key of a `[model.NAME]`: loaded from its file, or trained."""

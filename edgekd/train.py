@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHECKPOINT_SECONDS = 10.0
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Training:
 
     `batch` rows, `lr` peak learning rate, `warmup` share of the steps; `views` None: the task's own number.
     `augment_seed` is filled in by the plan, so that the teacher's cache and its students see the same views. `precision` bfloat16: the
-    student's convolutions and matrix products in bfloat16 (weights, norms, losses and the teacher stay float32), channels last."""
+    student's convolutions and matrix products in bfloat16 (weights, norms and losses stay float32), channels last; `teacher_precision`: the
+    same for the teacher."""
 
     epochs: Annotated[int, Ge(1)] = 30
     batch: Annotated[int, Ge(1)] = 64
@@ -67,7 +69,8 @@ class Training:
     clip: Annotated[float, Gt(0)] | None = None
     views: Annotated[int, Ge(1)] | None = None
     augment_seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
+    teacher_precision: Precision = "float32"
     losses: tuple[dict[str, Any], ...] = ({"use": "cross_entropy"},)
 
 
@@ -93,7 +96,7 @@ def learn(
 
     columns, views = run.data("train"), views_of(settings, run.task)
     source = epochs(columns, run.task, batch=settings.batch, seed=run.seed, augment_seed=settings.augment_seed, views=views)
-    teach = teacher_of(teacher, run.task, len(columns), views)
+    teach = teacher_of(teacher, run.task, len(columns), views, settings.teacher_precision)
     return fit(
         module,
         source,
@@ -112,7 +115,7 @@ def views_of(settings: Training, task: Task) -> int:
     return 1 if task.augment is None else min(settings.views or task.views, settings.epochs)
 
 
-def teacher_of(teacher: Sequence, task: Task, rows: int, views: int) -> Callable[[Batch], Signals] | None:
+def teacher_of(teacher: Sequence, task: Task, rows: int, views: int, precision: Precision = "float32") -> Callable[[Batch], Signals] | None:
     """The callable for a stage's teacher artifact: its cached logits, or the model itself."""
     if not teacher:
         return None
@@ -124,7 +127,7 @@ def teacher_of(teacher: Sequence, task: Task, rows: int, views: int) -> Callable
     from edgekd import models
     from edgekd.teachers.live import live
 
-    return live(models.load(artifact, task), task)
+    return live(models.load(artifact, task), task, precision)
 
 
 def fit(
@@ -284,7 +287,7 @@ def seeded(seed: int, threads: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def laid_out(module: nn.Module, precision: str) -> Iterator[Callable[[], Any]]:
+def laid_out(module: nn.Module, precision: Precision) -> Iterator[Callable[[], Any]]:
     """Gives the context that the forward pass runs in. For bfloat16 the weights are laid out channels last meanwhile, as its kernels want."""
     import torch
 

@@ -11,6 +11,7 @@ from annotated_types import Ge
 
 from edgekd.errors import RunFailed
 from edgekd.records import Artifact, Made, Run
+from edgekd.train import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Answer:
 
     views: Annotated[int, Ge(1)] = 1
     augment_seed: int = 0
+    precision: Precision = "float32"
     batch: Annotated[int, Ge(1)] = 256
     reads: ClassVar = ("train",)
 
@@ -32,7 +34,7 @@ class Answer:
         from edgekd.train import seeded
 
         (model,), columns = teacher, run.data("train")
-        teach, logits = live(models.load(model, run.task), run.task), None
+        teach, logits = live(models.load(model, run.task), run.task, self.precision), None
         with seeded(run.seed, run.threads):
             for view in range(self.views):
                 for start in range(0, len(columns), self.batch):

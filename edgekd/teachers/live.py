@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgekd.records import Batch, Signals, Task
+from edgekd.train import Precision, laid_out
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def live(model: nn.Module, task: Task) -> Callable[[Batch], Signals]:
+def live(model: nn.Module, task: Task, precision: Precision = "float32") -> Callable[[Batch], Signals]:
     """The frozen `model` (evaluation mode: its dropout and batch statistics stand still) on the batch's own view."""
     import torch
 
@@ -19,7 +20,7 @@ def live(model: nn.Module, task: Task) -> Callable[[Batch], Signals]:
     forward = task.forward or (lambda model, inputs: model(inputs))
 
     def teach(batch: Batch) -> Signals:
-        with torch.no_grad():
+        with torch.no_grad(), laid_out(model, precision) as autocast, autocast():
             return Signals(forward(model, batch.inputs))
 
     return teach
