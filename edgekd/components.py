@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -62,7 +63,7 @@ def imported(path: str) -> Any:
 
 
 # what is passed by position to the parts of a kind; the other parameters are settings
-POSITIONAL = {"losses": 3, "ranges": 1, "criteria": 1}
+POSITIONAL = {"losses": 3, "ensembles": 2, "ranges": 1, "criteria": 1}
 
 
 def parameters(part: Callable, skip: int = 0) -> dict[str, inspect.Parameter]:
@@ -90,7 +91,8 @@ def _hint(part: Callable, name: str, p: inspect.Parameter) -> Any:
     if p.annotation is inspect.Parameter.empty:
         return Any
     try:
-        return eval(p.annotation, dict(inspect.unwrap(part).__globals__)) if isinstance(p.annotation, str) else p.annotation
+        known = vars(sys.modules[part.__module__]) if isinstance(part, type) else inspect.unwrap(part).__globals__
+        return eval(p.annotation, dict(known)) if isinstance(p.annotation, str) else p.annotation
     except NameError:  # a name for type checkers only: any value will do
         return Any
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekd import fingerprint
+from edgekd import components, fingerprint
 from edgekd.errors import Problem, UsageError
 from edgekd.recipe import Read, StageLine, at
 from edgekd.records import Task
 from edgekd.resolving import Resolved
+
+GUIDED = ("combine", "teacher_precision", "balance", "ema")  # settings that a control without teachers has no use for
 
 
 @dataclass(frozen=True)
@@ -133,26 +135,43 @@ class _Planner:
         return self.read.stages[0].settings.get("model", "student")
 
     def rehearsals(self) -> list[Problem]:
-        """What is wrong with the losses: each is called once on a few samples, with fresh models for student and teacher."""
+        """What is wrong with the losses: each is called once on a few samples, with fresh models for student and teachers."""
         from edgekd import models
-        from edgekd.train import rehearse
+        from edgekd.terms import EMA, PEERS, rehearse
 
-        found = []
-        student, teacher = (models.create(self.task, name, 0) for name in (self.student, "teacher"))
+        found, fresh = [], lambda name: models.create(self.task, name, 0)
         swept = [at(line, own) for line in self.read.stages for own in self.own_sweep(line)]
-        lines = [(f"stage {s.number} ({s.name})", s.settings.get("losses", ()), student, teacher if s.teacher else None)
-                 for s in swept if s.settings.get("mode") != "ptq"]  # fmt: skip
+        lines = [(f"stage {s.number} ({s.name})", s.use, s.settings, self.student, s.teacher) for s in swept if s.settings.get("mode") != "ptq"]
         for name, table in self.read.models.items():
-            if "train" in table:
-                lines.append((f"model.{name}.train", table["train"]["losses"], models.create(self.task, table["train"]["model"], 0), None))
-        for where, losses, model, taught in lines:
-            for number, message, hint in rehearse(losses, model, taught, self.task, self.data("train")):
+            way = next((w for w in ("train", "distill") if w in table), None)
+            if way is not None:
+                lines.append((f"model.{name}.{way}", way, table[way], table[way]["model"], table.get("teacher", ())))
+        for where, use, settings, model, teachers in lines:
+            guides = {name: fresh(self.model_of(name)) for name in teachers} | {PEERS: fresh(model), EMA: fresh(model)}
+            guides[""] = guides[teachers[0]] if teachers else guides[PEERS]
+            shows = {name: self.read.models.get(name, {}).get("shows", "logits") for name in teachers}
+            shows[""] = next((s for s in shows.values() if s != "logits"), "logits")
+            losses = settings.get("losses", ())
+            for number, term in enumerate(losses if use == "quantize" else ()):
+                if term.get("on"):
+                    text = "a quantized model is one graph, its modules have no paths"
+                    found.append(Problem(f"{self.read.place}: {where}: losses[{number}]: on", text, "tap layers in a stage before"))
+            if use == "quantize":
+                losses = [{k: v for k, v in t.items() if k != "on"} if not t.get("on") else {"use": "cross_entropy"} for t in losses]
+            for number, message, hint in rehearse(losses, fresh(model), guides, self.task, self.data("train"), shows):
                 found.append(Problem(f"{self.read.place}: {where}: losses[{number}]", message, hint))
         return found
 
+    def model_of(self, teacher: str) -> str:
+        """Which of the task's models a teacher is: a `[model.NAME]`'s, or the student for a stage."""
+        table = self.read.models.get(teacher)
+        if table is None:
+            return self.student
+        return next((table[way]["model"] for way in ("train", "distill") if way in table), teacher)
+
     def control(self, line: StageLine) -> tuple[dict[str, Any], ...]:
         """The losses of `alone`: those of the stage that need no teacher, of weight 1 together; else those that the teacher is trained by."""
-        from edgekd.train import terms
+        from edgekd.terms import terms
 
         losses = line.settings["losses"]
         labels = [t for t, term in zip(losses, terms(losses), strict=True) if not term.needs_teacher() and term.weight > 0]
@@ -180,7 +199,8 @@ class _Planner:
         first = self.read.stages[0]
         for seed in seeds:
             if recipe.control and first.use == "distill":
-                settings = {k: v for k, v in first.settings.items() if k != "cache"} | {"losses": self.control(first)}
+                shared = {f.name for f in dataclasses.fields(components.find("stages", "train"))}
+                settings = {k: v for k, v in first.settings.items() if k in shared and k not in GUIDED} | {"losses": self.control(first)}
                 start = self.model("student") if "student" in recipe.model else None
                 key = self.step("train", settings, "alone", seed, source=start)
                 self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), key, every, reference="alone")
@@ -203,27 +223,36 @@ class _Planner:
                 suffix += f"-w{want.weight_bits}" if "weight_bits" in settings else f"-m{want.multiple_of}"
             base = f"{stage.name}{suffix}"
             label = _named(base, seed, seeds)
-            source = self.step(stage.use, settings, label, seed, source=source, teacher=self.teacher(stage, settings, known, seed))
+            settings, taught = self.taught(stage.teacher, settings, known)
+            source = self.step(stage.use, settings, label, seed, source=source, teacher=taught)
             stages += (stage.name,)
             known[stage.name] = source
             self.point(label, base, seed, parents, stages, source, targets)
             parents = (label,)
 
-    def teacher(self, stage: StageLine, settings: Mapping[str, Any], known: Mapping[str, str], seed: int) -> tuple[str, ...]:
-        """The key of the stage's teacher: its cached answers, or the model itself where the stage says `cache = false`."""
-        from edgekd.train import views_of
+    def taught(
+        self, teachers: tuple[str, ...], settings: Mapping[str, Any], known: Mapping[str, str] | None = None
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """(settings with the teachers' names, their keys): of each teacher its cached answers, or the model itself where the stage says
+        `cache = false` or a term looks inside it."""
+        from edgekd.terms import tapped, terms
 
-        if stage.teacher is None:
-            return ()
-        model = known.get(stage.teacher) or self.model(stage.teacher)
-        if not settings.get("cache", True):
-            return (model,)
-        views = views_of(stage.part(**settings), self.task)
-        wanted = {"views": views, "precision": settings["teacher_precision"]}
-        return (self.step("answer", wanted, f"answers of {stage.teacher}", self.read.recipe.seed, teacher=(model,)),)
+        keys, known = [], known or {}
+        if not teachers:
+            return dict(settings), ()
+        views = 1 if self.task.augment is None else min(settings.get("views") or self.task.views, settings["epochs"])
+        for name in teachers:
+            model, table = known.get(name) or self.model(name), self.read.models.get(name, {})
+            shown = {key: table[key] for key in ("shows", "top") if table.get("shows", "logits") != "logits"}
+            if not shown and (not settings.get("cache", True) or tapped(terms(settings["losses"]), name)):
+                keys.append(model)
+                continue
+            wanted = {"views": views, "precision": settings["teacher_precision"], **shown}
+            keys.append(self.step("answer", wanted, f"answers of {name}", self.read.recipe.seed, teacher=(model,)))
+        return {**settings, "teachers": teachers}, tuple(keys)
 
     def model(self, name: str) -> str:
-        """The key of a `[model.NAME]`: loaded from its file, or trained."""
+        """The key of a `[model.NAME]`: loaded from its file, trained, or distilled from another."""
         if name in self.made:
             return self.made[name]
         table, seed = self.read.models[name], self.read.recipe.seed
@@ -232,13 +261,16 @@ class _Planner:
             path = self.read.folder / table["weights"]
             settings = {"model": name, "weights": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             self.made[name] = self.step("load", settings, name, seed)
+        elif "distill" in table:
+            settings, keys = self.taught(table["teacher"], table["distill"])
+            self.made[name] = self.step("distill", settings, name, seed, teacher=keys)
         else:
             self.made[name] = self.step("train", table["train"], name, seed)
         return self.made[name]
 
     def step(self, use: str, settings: Mapping[str, Any], label: str, seed: int, *, source: str | None = None, teacher: tuple[str, ...] = ()) -> str:
-        from edgekd import components
-        from edgekd.train import terms, views_of
+        from edgekd.terms import terms
+        from edgekd.train import views_of
 
         part_class = components.find("stages", use)
         settings = dict(settings)
@@ -250,6 +282,8 @@ class _Planner:
         filled = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
         objects = [part_class, dict(self.task.models), *(term.function() for term in terms(filled.get("losses", ())))]
         objects += [f for f in (self.task.collate, self.task.augment, self.task.forward) if f is not None]
+        if filled.get("combine"):
+            objects.append(components.find("ensembles", filled["combine"]["use"]))
         if isinstance(filled.get("criterion"), str):
             objects.append(components.find("criteria", filled["criterion"]))
         if isinstance(filled.get("ranges"), str):

@@ -8,10 +8,10 @@ import functools
 import inspect
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = Path(__file__).parent / "tasks" / "digits.toml"
 STAGE_KEYS = ("use", "name", "teacher")  # what a [[stage]] says beside its part's settings
-FILLED_IN = ("augment_seed", "sha256")  # settings that the plan fills in
+FILLED_IN = ("augment_seed", "sha256", "teachers")  # settings that the plan fills in
 
 
 class Strict(pydantic.BaseModel):
@@ -31,9 +31,13 @@ class Strict(pydantic.BaseModel):
 
 
 class ModelTable(Strict):
-    """`[model.NAME]`: how a model that stages refer to is made. `train`: settings of the train stage; or `weights`: a file."""
+    """`[model.NAME]`: how a model that stages refer to is made. `train`: settings of the train stage; or `distill`: those of the distill stage,
+    with its teacher (an assistant, a generation); or `weights`: a file. `shows`: what others learn from it, see the answer stage."""
 
     train: dict[str, Any] | None = None
+    distill: dict[str, Any] | None = None
+    shows: Literal["logits", "top", "label"] = "logits"
+    top: Annotated[int, pydantic.Field(ge=1)] = 5
     weights: str | None = None
     seed: int | None = None
 
@@ -61,14 +65,14 @@ class Recipe(Strict):
 
 @dataclass(frozen=True)
 class StageLine:
-    """One `[[stage]]`, read: its name, its part, its settings with defaults filled in, and the teacher it learns from."""
+    """One `[[stage]]`, read: its name, its part, its settings with defaults filled in, and the teachers it learns from."""
 
     number: int
     name: str
     use: str
     part: type
     settings: Mapping[str, Any]
-    teacher: str | None
+    teacher: tuple[str, ...]
     table: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -101,7 +105,7 @@ def read(source: Path | str | Mapping[str, Any] | None = None, sets: Iterable[st
     look_beside(folder / form.modules)
     stages = _stages(form, place, problems)
     models = _models(form, place, problems)
-    _references(form, stages, place, problems)
+    _references(form, stages, models, place, problems)
     _sweep(form, stages, place, problems)
     made = Read(form, tuple(stages), models, place, folder, raw)
     if problems:
@@ -208,21 +212,21 @@ def _stages(form: Recipe, place: str, problems: list[Problem]) -> list[StageLine
         if any(line.name == name for line in lines) or name in form.model or name in ("teacher", "alone"):
             problems.append(Problem(where, f"the name `{name}` is taken", 'give this stage a `name = "..."` of its own'))
         settings = _settings(part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, where, problems)
-        lines.append(StageLine(number, name, use, part, settings, _teacher(table, part, settings, where, problems), table))
+        lines.append(StageLine(number, name, use, part, settings, _teachers(table, part, settings, where, problems), table))
     return lines
 
 
 def at(line: StageLine, own: Mapping[str, Any]) -> StageLine:
-    """The stage at a point of the sweep: its settings read again with the point's `own`, and the teacher that they then need."""
+    """The stage at a point of the sweep: its settings read again with the point's `own`, and the teachers that they then need."""
     if not own:
         return line
     problems: list[Problem] = []
     table = {**line.table, **own}
     settings = _settings(line.part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, line.name, problems)
-    teacher = _teacher(table, line.part, settings, line.name, problems)
+    teachers = _teachers(table, line.part, settings, line.name, problems)
     if problems:
         raise UsageError(*problems)
-    return StageLine(line.number, line.name, line.use, line.part, settings, teacher, table)
+    return StageLine(line.number, line.name, line.use, line.part, settings, teachers, table)
 
 
 def public_stages() -> list[str]:
@@ -253,74 +257,169 @@ def _settings(part: type, table: Mapping[str, Any], where: str, problems: list[P
 
 def _loss(table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
     """One loss term with its defaults filled in."""
+    from edgekd.terms import KEYS
+
     if not isinstance(table.get("use"), str):
         problems.append(Problem(where, "`use` is missing", f"one of {', '.join(components.names('losses'))}, or `package.module:name`"))
         return dict(table)
     weight = table.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
         problems.append(Problem(f"{where}: weight", f"must be a number of at least 0, not {weight!r}"))
+    on, teacher, schedule = table.get("on"), table.get("teacher"), table.get("schedule")
+    if on is not None and (not isinstance(on, list | tuple) or not on or not all(isinstance(p, str) and p.strip() for p in on)):
+        problems.append(Problem(f"{where}: on", f"must be a list of paths, not {on!r}", 'for example on = ["layer2 -> layer3"]'))
+        on = None
+    if teacher is not None and not isinstance(teacher, str):
+        problems.append(Problem(f"{where}: teacher", f"must be one name, not {teacher!r}"))
     part = _find("losses", table["use"], where, problems)
     if part is None:
         return dict(table)
     if not inspect.isroutine(part) and not isinstance(part, type | functools.partial):
         problems.append(Problem(where, f"`{table['use']}` is {type(part).__name__}, not a function"))
         return dict(table)
-    hyper, found = components.settings_of(
-        part, {k: v for k, v in table.items() if k not in ("use", "weight")}, where, components.POSITIONAL["losses"]
-    )
+    hyper, found = components.settings_of(part, {k: v for k, v in table.items() if k not in KEYS}, where, components.POSITIONAL["losses"])
     problems += found
-    return {"use": table["use"], "weight": weight, **hyper}
+    if schedule is not None:
+        problems += _schedule(schedule, part, hyper, f"{where}: schedule")
+    more = {key: value for key, value in (("on", on), ("teacher", teacher), ("schedule", schedule)) if value is not None}
+    return {"use": table["use"], "weight": weight, **more, **hyper}
 
 
-def _teacher(table: Mapping[str, Any], part: type, settings: Mapping[str, Any], where: str, problems: list[Problem]) -> str | None:
-    """The teacher that a stage names, by default `teacher` where one of its terms needs one."""
-    from edgekd.train import terms
+def _schedule(schedule: Any, part: Any, hyper: Mapping[str, Any], where: str) -> list[Problem]:
+    """What is wrong with {"weight" or a setting: [[share of the training, value], ...]}."""
+    example = "for example schedule = { weight = [[0, 0], [0.2, 1]] }"
+    if not isinstance(schedule, Mapping) or not schedule:
+        return [Problem(where, f"must be a table, not {schedule!r}", example)]
+    found: list[Problem] = []
+    known = ["weight"] + ([] if isinstance(part, type) else [k for k, v in hyper.items() if isinstance(v, int | float) and not isinstance(v, bool)])
+    for name, curve in schedule.items():
+        if name not in known:
+            found.append(Problem(f"{where}.{name}", "is nothing that can change over the training", f"one of {', '.join(known)}"))
+        elif (
+            not isinstance(curve, list | tuple)
+            or not curve
+            or not all(map(_point, curve))
+        ):
+            found.append(Problem(f"{where}.{name}", f"must be a list of [share, value], not {curve!r}", example))
+        elif [p[0] for p in curve] != sorted(p[0] for p in curve) or not all(0 <= p[0] <= 1 for p in curve):
+            found.append(Problem(f"{where}.{name}", "shares must go from 0 to 1, in order", example))
+        elif name == "weight":
+            found += [Problem(f"{where}.weight", f"{v} is below 0") for _, v in curve if v < 0]
+        else:
+            for value in dict.fromkeys(v for _, v in curve):
+                _, wrong = components.settings_of(part, {**hyper, name: value}, where, components.POSITIONAL["losses"])
+                found += wrong
+    return found
 
-    wants = []
-    for term in terms([t for t in settings.get("losses", ()) if isinstance(t.get("use"), str)]):
+
+def _point(value: Any) -> bool:
+    numbers = isinstance(value, list | tuple) and len(value) == 2
+    return numbers and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+
+
+def _teachers(table: Mapping[str, Any], part: type, settings: Mapping[str, Any], where: str, problems: list[Problem]) -> tuple[str, ...]:
+    """The teachers that a stage names (one, or a list), by default `teacher` where one of its terms needs one that nobody else is."""
+    from edgekd.terms import EMA, PEERS, terms
+
+    losses, wants, named = settings.get("losses", ()), [], []
+    for number, term in enumerate(terms([t for t in losses if isinstance(t.get("use"), str)])):
         try:
-            wants += [term.use] if term.needs_teacher() else []
+            if not term.needs_teacher():
+                continue
         except (UsageError, TypeError, ValueError):
             continue  # told already
+        if term.teacher is None:
+            wants.append(term.use)
+        elif term.teacher == PEERS and settings.get("peers", 1) < 2:
+            problems.append(Problem(f"{where}: losses[{number}]: teacher", "there are no peers", "set `peers` of a distill stage to 2 or more"))
+        elif term.teacher not in (EMA, PEERS):
+            named.append(term.teacher)
     trains = "losses" in components.parameters(part) and settings.get("mode") != "ptq"
-    teacher = table.get("teacher", "teacher" if wants and trains else None)
-    if teacher is not None and not isinstance(teacher, str):
-        problems.append(Problem(f"{where}: teacher", f"must be the name of one model or stage, not {teacher!r}"))
-        return None
-    return teacher if trains else None
+    default = list(dict.fromkeys([*(["teacher"] if wants and settings.get("peers", 1) < 2 else []), *named]))
+    teacher = table.get("teacher", default)
+    names = [teacher] if isinstance(teacher, str) else teacher
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+        problems.append(Problem(f"{where}: teacher", f"must be the name of a model or stage, or a list of such, not {teacher!r}"))
+        return ()
+    if len(set(names)) < len(names):
+        problems.append(Problem(f"{where}: teacher", "names one twice"))
+    problems += [
+        Problem(f"{where}: losses: teacher", f"`{n}` is none of the stage's teachers", f"they are {', '.join(names)}")
+        for n in named
+        if n not in names
+    ]
+    if settings.get("combine") is not None:
+        problems += _combine(settings["combine"], f"{where}: combine")
+        if len(names) < 2:
+            problems.append(Problem(f"{where}: combine", "there is only one teacher", 'teacher = ["one", "two"]'))
+    return tuple(names) if trains else ()
+
+
+def _combine(table: Mapping[str, Any], where: str) -> list[Problem]:
+    problems: list[Problem] = []
+    if not isinstance(table.get("use"), str):
+        return [Problem(where, "`use` is missing", f"one of {', '.join(components.names('ensembles'))}")]
+    part = _find("ensembles", table["use"], where, problems)
+    if part is not None:
+        problems += components.settings_of(part, {k: v for k, v in table.items() if k != "use"}, where, components.POSITIONAL["ensembles"])[1]
+    return problems
 
 
 def _models(form: Recipe, place: str, problems: list[Problem]) -> dict[str, dict[str, Any]]:
-    """`[model.*]` tables with their train settings filled in."""
+    """`[model.*]` tables with their settings filled in."""
+    from edgekd.stages.distill import Distill
     from edgekd.stages.train import Train
 
     models: dict[str, dict[str, Any]] = {}
     for name, table in {"teacher": ModelTable(), **form.model}.items():
         where = f"{place}: model.{name}"
-        if table.train is not None and table.weights is not None:
-            problems.append(Problem(where, "has both `train` and `weights`", "train it, or bring it"))
+        ways = [way for way in ("train", "distill", "weights") if getattr(table, way) is not None]
+        if len(ways) > 1:
+            problems.append(Problem(where, f"has both {' and '.join(f'`{w}`' for w in ways)}", "train it, distil it, or bring it"))
+        models[name] = {"seed": table.seed, "shows": table.shows, "top": table.top}
         if table.weights is not None:
-            models[name] = {"weights": table.weights, "seed": table.seed}
+            models[name]["weights"] = table.weights
+        elif table.distill is not None:
+            given = {"model": name, **table.distill}
+            settings = _settings(Distill, {k: v for k, v in given.items() if k not in STAGE_KEYS}, f"{where}.distill", problems)
+            models[name] |= {"distill": settings, "teacher": _teachers(given, Distill, settings, f"{where}.distill", problems)}
         else:
-            settings = _settings(Train, {"model": name, **(table.train or {})}, f"{where}.train", problems)
-            models[name] = {"train": settings, "seed": table.seed}
+            models[name]["train"] = _settings(Train, {"model": name, **(table.train or {})}, f"{where}.train", problems)
     return models
 
 
-def _references(form: Recipe, stages: list[StageLine], place: str, problems: list[Problem]) -> None:
-    """Teachers must be models, or stages that come before."""
+def _references(form: Recipe, stages: list[StageLine], models: Mapping[str, Mapping[str, Any]], place: str, problems: list[Problem]) -> None:
+    """Teachers must be models, or stages that come before; models that learn from one another must not go round in a circle."""
     for line in stages:
         known = ["teacher", *form.model, *(s.name for s in stages if s.number < line.number)]
-        if line.teacher is not None and line.teacher not in known:
-            near = difflib.get_close_matches(line.teacher, known, 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(dict.fromkeys(known))}"
-            problems.append(Problem(f"{place}: stage {line.number} ({line.name}): teacher", f"nothing is named `{line.teacher}`", hint))
+        problems += _strangers(line.teacher, known, f"{place}: stage {line.number} ({line.name}): teacher")
+    for name, table in models.items():
+        problems += _strangers(table.get("teacher", ()), list(models), f"{place}: model.{name}: teacher")
+        chain, ahead = set(), [name]
+        while ahead:
+            for other in models.get(ahead.pop(), {}).get("teacher", ()):
+                if other == name:
+                    problems.append(Problem(f"{place}: model.{name}: teacher", "learns from itself in the end", "name teachers that are made before"))
+                    ahead = []
+                    break
+                ahead += [] if other in chain else [other]
+                chain.add(other)
     if stages and stages[0].number == 1 and stages[0].use not in ("distill", "train") and "student" not in form.model:
         hint = 'begin with a `distill` or `train` stage, or bring the student: [model.student] weights = "student.safetensors"'
         problems.append(Problem(f"{place}: stage 1 ({stages[0].name})", f"`{stages[0].use}` needs a student that was trained", hint))
     for line in stages:
         if line.use == "quantize" and line.number < len(form.stage):
             problems.append(Problem(f"{place}: stage {line.number} ({line.name})", "`quantize` must be the last stage", "move it to the end"))
+
+
+def _strangers(teachers: Iterable[str], known: Sequence[str], where: str) -> list[Problem]:
+    found = []
+    for teacher in teachers:
+        if teacher not in known:
+            near = difflib.get_close_matches(teacher, known, 1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(dict.fromkeys(known))}"
+            found.append(Problem(where, f"nothing is named `{teacher}`", hint))
+    return found
 
 
 def _sweep(form: Recipe, stages: list[StageLine], place: str, problems: list[Problem]) -> None:

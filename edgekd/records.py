@@ -102,10 +102,12 @@ class Batch:
 
 @dataclass
 class Signals:
-    """What a model shows of one batch. `output`: logits [B, C] (or {head: tensor}); `taps`: {dotted path: tensor}."""
+    """What a model shows of one batch. `output`: logits [B, C] (or {head: tensor}), None of a black box, which shows its `label` [B] only;
+    `taps`: {dotted path: tensor}."""
 
     output: Any
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    label: torch.Tensor | None = None
 
 
 # ---------------------------------------------------------------- finished work

@@ -151,7 +151,9 @@ def _built_in_task(use: str) -> Any:
 def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list[Problem]:
     from edgekd import data
 
-    roles = tuple(dict.fromkeys(("teacher", "student", *recipe.recipe.model)))
+    way = lambda m: next((m[w] for w in ("train", "distill") if w in m), {})
+    made = {name: way(m).get("model", name) for name, m in recipe.models.items()}
+    roles = tuple(dict.fromkeys((made["teacher"], "student", *(model for name, model in made.items() if model == name or model in task.models))))
     files = [
         Problem(f"{recipe.place}: model.{name}: weights", f"there is no file `{m['weights']}`", "paths are looked for beside the recipe")
         for name, m in recipe.models.items()
@@ -161,7 +163,7 @@ def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list
         Problem(f"{recipe.place}: {where}: model", f"the task has no model `{name}`", f"models: {', '.join(task.models)}")
         for where, name in [
             *((f"stage {s.number} ({s.name})", s.settings.get("model")) for s in recipe.stages),
-            *((f"model.{n}.train", m["train"].get("model")) for n, m in recipe.models.items() if "train" in m and n in task.models),
+            *((f"model.{n}", way(m).get("model")) for n, m in recipe.models.items() if way(m).get("model") != n),
         ]
         if name is not None and name not in task.models
     ]
@@ -190,14 +192,9 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
         "control": form.control,
     }
     table["stage"] = [
-        {"use": s.use, "name": s.name, **({"teacher": s.teacher} if s.teacher else {}), **_plain(s.settings)} for s in resolved.read.stages
+        {"use": s.use, "name": s.name, **({"teacher": list(s.teacher)} if s.teacher else {}), **_plain(s.settings)} for s in resolved.read.stages
     ]
-    table["model"] = {
-        name: {
-            k: _plain({n: x for n, x in v.items() if n != "model" or x != name}) if k == "train" else moved(v) for k, v in m.items() if v is not None
-        }
-        for name, m in resolved.read.models.items()
-    }
+    table["model"] = {name: _model(name, m, moved) for name, m in resolved.read.models.items()}
     if place is not None and _names_modules(form, resolved):
         table["modules"] = os.path.relpath(home / form.modules, place.resolve())
     if form.sweep:
@@ -208,11 +205,24 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
     return tomli_w.dumps(_plain(table))
 
 
+def _model(name: str, table: Mapping[str, Any], moved: Callable[[Any], Any]) -> dict[str, Any]:
+    """A `[model.NAME]` written out; what it shows only if that is not all."""
+    found = {}
+    for key, value in table.items():
+        if key in ("train", "distill"):
+            found[key] = _plain({n: x for n, x in value.items() if n != "model" or x != name})
+            if table.get("teacher"):
+                found[key]["teacher"] = list(table["teacher"])
+        elif value is not None and key != "teacher" and not (key in ("shows", "top") and table.get("shows") == "logits"):
+            found[key] = moved(value)
+    return found
+
+
 def _names_modules(form: Recipe, resolved: Resolved) -> bool:
     """Whether the recipe names code of one's own, as `package.module:name`."""
     task = form.task if isinstance(form.task, str) else str(form.task.get("use"))
     losses = [t for s in resolved.read.stages for t in s.settings.get("losses", ())]
-    losses += [t for m in resolved.read.models.values() for t in m.get("train", {}).get("losses", ())]
+    losses += [t for m in resolved.read.models.values() for way in ("train", "distill") for t in m.get(way, {}).get("losses", ())]
     uses = [
         task,
         *(s.use for s in resolved.read.stages),

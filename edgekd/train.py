@@ -1,4 +1,4 @@
-"""The one training loop: `fit`. A mode of training is a value given to it (a teacher, a source, terms), not a class.
+"""The one training loop: `fit`. A mode of training is a value given to it (teachers, a source, terms), not a class.
 
 Training resumes exactly: modules, optimizer, random state, epoch and position are saved; order and augmentation are functions of the seed.
 """
@@ -6,21 +6,20 @@ Training resumes exactly: modules, optimizer, random state, epoch and position a
 from __future__ import annotations
 
 import contextlib
-import inspect
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
-from edgekd import components
+from edgekd import taps
+from edgekd.checkpoints import restore, save
 from edgekd.errors import RunFailed
+from edgekd.guides import Guides, dry
 from edgekd.records import Batch, Run, Signals, Task
+from edgekd.terms import Term, bind, gradient_norms, is_module, parts, tapped, terms, total
 
 if TYPE_CHECKING:
     import torch
@@ -30,25 +29,6 @@ CHECKPOINT_SECONDS = 10.0
 Precision = Literal["float32", "bfloat16"]
 
 
-@dataclass(frozen=True)
-class Term:
-    """One loss of a recipe: the part `use`, its weight, and its own settings."""
-
-    use: str
-    weight: float
-    hyper: Mapping[str, Any] = field(default_factory=dict)
-
-    def function(self) -> Callable:
-        return components.find("losses", self.use)
-
-    def needs_teacher(self) -> bool:
-        """Whether the part's `teacher` is not optional (one that is not annotated is taken to be needed)."""
-        parameter = inspect.signature(self.function()).parameters.get("teacher")
-        if parameter is None:
-            return False
-        return not any(word in str(parameter.annotation) for word in ("None", "Optional"))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """The settings that every stage which trains shares. Stages extend it with their own fields; it has no behaviour to inherit.
@@ -56,7 +36,9 @@ class Training:
     `batch` rows, `lr` peak learning rate, `warmup` share of the steps; `views` None: the task's own number.
     `augment_seed` is filled in by the plan, so that the teacher's cache and its students see the same views. `precision` bfloat16: the
     student's convolutions and matrix products in bfloat16 (weights, norms and losses stay float32), channels last; `teacher_precision`: the
-    same for the teacher."""
+    same for the teacher. `teachers` (filled in by the plan): the names of the stage's teachers; `combine`: how several make one.
+    `ema`: decay of the averaged student that terms with teacher "ema" hear. `balance`: terms are scaled by their gradients' norms, so that the
+    weights are shares of the gradient."""
 
     epochs: Annotated[int, Ge(1)] = 30
     batch: Annotated[int, Ge(1)] = 64
@@ -71,16 +53,15 @@ class Training:
     augment_seed: int = 0
     precision: Precision = "float32"
     teacher_precision: Precision = "float32"
+    teachers: tuple[str, ...] = ()
+    combine: dict[str, Any] | None = None
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.999
+    balance: bool = False
     losses: tuple[dict[str, Any], ...] = ({"use": "cross_entropy"},)
 
 
-def terms(losses: Sequence[Mapping[str, Any]]) -> tuple[Term, ...]:
-    """Recipe tables {use, weight, ...hyper} as terms."""
-    return tuple(Term(t["use"], float(t.get("weight", 1.0)), {k: v for k, v in t.items() if k not in ("use", "weight")}) for t in losses)
-
-
 def learn(
-    module: nn.Module,
+    module: nn.Module | Sequence[nn.Module],
     run: Run,
     settings: Training,
     *,
@@ -88,23 +69,29 @@ def learn(
     forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains `module` in place by `settings` on the task's train split; `teacher`: artifacts, `logits` (cached) or `torch` (live);
-    `forward`: how the module is called, by default as the task says.
+    """Trains `module` in place by `settings` on the task's train split; several modules learn together, each from the others (Zhang et al. 2018,
+    "Deep Mutual Learning"). `teacher`: artifacts, `logits` (cached) or `torch` (live); `forward`: how a module is called, by default as the task
+    says.
 
     Returns facts: epochs, steps, seconds, the last epoch's mean of every term."""
     from edgekd.sources.epochs import epochs, spans
 
     columns, views = run.data("train"), views_of(settings, run.task)
     source = epochs(columns, run.task, batch=settings.batch, seed=run.seed, augment_seed=settings.augment_seed, views=views)
-    teach = teacher_of(teacher, run.task, len(columns), views, settings.teacher_precision)
+    losses = terms(settings.losses)
+    names = settings.teachers or tuple("" for _ in teacher)
+    teach = {
+        name: teacher_of(artifact, run.task, len(columns), views, settings.teacher_precision, tapped(losses, name))
+        for name, artifact in zip(names, teacher, strict=True)
+    }
     return fit(
         module,
         source,
-        terms(settings.losses),
+        losses,
         settings=settings,
         steps_per_epoch=len(spans(len(columns), settings.batch)),
         run=run,
-        teacher=teach,
+        teachers=teach,
         forward=forward,
         on_epoch=on_epoch,
     )
@@ -115,11 +102,10 @@ def views_of(settings: Training, task: Task) -> int:
     return 1 if task.augment is None else min(settings.views or task.views, settings.epochs)
 
 
-def teacher_of(teacher: Sequence, task: Task, rows: int, views: int, precision: Precision = "float32") -> Callable[[Batch], Signals] | None:
-    """The callable for a stage's teacher artifact: its cached logits, or the model itself."""
-    if not teacher:
-        return None
-    (artifact,) = teacher
+def teacher_of(
+    artifact: Any, task: Task, rows: int, views: int, precision: Precision = "float32", paths: Sequence[str] = ()
+) -> Callable[[Batch], Signals]:
+    """The callable for a stage's teacher artifact: its cached answers, or the model itself, tapped at `paths`."""
     if artifact.form == "logits":
         from edgekd.teachers.cached import cached
 
@@ -127,37 +113,58 @@ def teacher_of(teacher: Sequence, task: Task, rows: int, views: int, precision: 
     from edgekd import models
     from edgekd.teachers.live import live
 
-    return live(models.load(artifact, task), task, precision)
+    return live(models.load(artifact, task), task, precision, paths)
 
 
 def fit(
-    student: nn.Module,
+    student: nn.Module | Sequence[nn.Module],
     source: Callable[[int, int], Iterator[Batch]],
     terms: Sequence[Term],
     *,
     settings: Training,
     steps_per_epoch: int,
     run: Run,
-    teacher: Callable[[Batch], Signals] | None = None,
+    teachers: Mapping[str, Callable[[Batch], Signals]] | None = None,
     forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Trains `student` for `settings.epochs` over `source(epoch, start)`. The loss of a batch is
-    sum over terms of weight x (sum of row losses x sample weights / sum of sample weights)."""
+    sum over terms of weight x (sum of row losses x sample weights / sum of sample weights), and over students where several learn together."""
     import torch
+    from torch import nn
 
-    functions = [(term, term.function()) for term in terms]
+    students = list(student) if isinstance(student, Sequence) else [student]
     forward = forward or run.task.forward or (lambda model, inputs: model(inputs))
-    optimizer = make_optimizer(student, settings)
-    total = settings.epochs * steps_per_epoch
+    total_steps = settings.epochs * steps_per_epoch
     sums, begun = {}, time.monotonic()
-    with seeded(run.seed, run.threads), laid_out(student, settings.precision) as autocast:
-        epoch, position, saved = restore(run.scratch, student, optimizer)
+    with seeded(run.seed, run.threads), contextlib.ExitStack() as stack:
+        autocast = contextlib.nullcontext
+        for one in students:
+            autocast = stack.enter_context(laid_out(one, settings.precision))
+        guides = Guides(students, terms, settings, dict(teachers or {}), forward, autocast)  # first: what it copies is not hooked yet
+        looks = [taps.watch(one, tapped(terms)) for one in students]
+
+        def see(number: int, batch: Batch) -> Signals:
+            with autocast():
+                return Signals(forward(students[number], batch.inputs), looks[number]())
+
+        bound = [bind(terms, lambda number=number: dry(number, students, see, guides, source)) for number in range(len(students))]
+        learners = nn.ModuleList([*(b.call for each in bound for b in each if is_module(b.call)), *guides.modules()])
+        balance = None
+        if settings.balance:
+            from edgekd.balance import Balance
+
+            learners.append(balance := Balance(len(terms)))
+        whole = nn.ModuleList([*students, learners]) if len(students) > 1 or len(learners) else students[0]
+        optimizer = make_optimizer(whole, settings)
+        weights = [p for p in students[0].parameters() if p.requires_grad]
+        epoch, position, saved = restore(run.scratch, whole, optimizer)
         if saved:
             run.log(event="resumed", epoch=epoch, position=position)
             sums = saved
         checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
-        student.train()
+        for one in (*students, learners):
+            one.train()
         while epoch < settings.epochs:
             if position == 0:
                 sums = {"rows": 0.0}
@@ -165,86 +172,46 @@ def fit(
                     on_epoch(epoch)
             for batch in source(epoch, position):
                 step = epoch * steps_per_epoch + position
-                rate = settings.lr * pace(step, total, settings)
+                rate, share = settings.lr * pace(step, total_steps, settings), step / total_steps
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                taught = None if teacher is None else teacher(batch)
-                with autocast():
-                    seen = Signals(forward(student, batch.inputs))
-                loss, parts = combine(functions, seen, taught, batch)
-                _finite(loss, parts, epoch, position, rate)
+                for b in learners:
+                    b.__dict__["share"] = share  # a part that learns may change its ways over the training
+                shared = guides.before(batch)
+                seen = [see(number, batch) for number in range(len(students))]
+                each = [parts(bound[i], seen[i], guides.of(i, seen, shared), batch, share) for i in range(len(students))]
+                if position == 0:
+                    run.log(event="gradients", epoch=epoch + 1, **gradient_norms(each[0], weights))
+                if balance is not None:
+                    each = [balance.weigh(found, weights, step) if i == 0 else balance.weigh(found) for i, found in enumerate(each)]
+                loss = sum((total(found) for found in each[1:]), total(each[0]))
+                own = [guide.own for guide in guides.modules() if getattr(guide, "own", None) is not None]
+                _finite(loss, each[0], epoch, position, rate)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                sum(own, loss).backward()
                 if settings.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(student.parameters(), settings.clip)
+                    for one in students:
+                        torch.nn.utils.clip_grad_norm_(one.parameters(), settings.clip)
                 optimizer.step()
-                for name, value in parts.items():
+                guides.after(students[0])
+                for name, _, value in each[0]:
                     sums[name] = sums.get(name, 0.0) + value.item() * len(batch.index)
                 sums["rows"] += len(batch.index)
                 position += 1
-                run.progress(step + 1, total, f"epoch {epoch + 1}/{settings.epochs} loss {loss.item():.3f}")
+                run.progress(step + 1, total_steps, f"epoch {epoch + 1}/{settings.epochs} loss {loss.item():.3f}")
                 if time.monotonic() > checkpoint_at and position < steps_per_epoch:
-                    save(run.scratch, student, optimizer, epoch, position, sums)
+                    save(run.scratch, whole, optimizer, epoch, position, sums)
                     checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
             means = {name: value / sums["rows"] for name, value in sums.items() if name != "rows"}
             run.log(event="epoch", epoch=epoch + 1, lr=rate, **means)
             epoch, position = epoch + 1, 0
             if time.monotonic() > checkpoint_at or epoch == settings.epochs:
-                save(run.scratch, student, optimizer, epoch, 0, sums)
+                save(run.scratch, whole, optimizer, epoch, 0, sums)
                 checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
-    student.eval()
+    for one in students:
+        one.eval()
     means = {name: value / sums["rows"] for name, value in sums.items() if name != "rows"}
-    return {"epochs": settings.epochs, "steps": total, "seconds": round(time.monotonic() - begun, 3), "losses": means}
-
-
-def combine(functions: Sequence[tuple[Term, Callable]], student: Signals, teacher: Signals | None, batch: Batch) -> tuple[torch.Tensor, dict]:
-    """(total, {term: its unweighted mean}) of a batch. Weighted mean over rows, divided once."""
-    total, parts = None, {}
-    for term, function in functions:
-        rows = function(student, teacher, batch, **term.hyper)
-        mean = rows if rows.ndim == 0 else (rows * batch.weight).sum() / batch.weight.sum()
-        parts[term.use if term.use not in parts else f"{term.use}.{len(parts)}"] = mean.detach()
-        total = term.weight * mean if total is None else total + term.weight * mean
-    return total, parts
-
-
-def rehearse(
-    losses: Sequence[Mapping[str, Any]], student: nn.Module, teacher: nn.Module | None, task: Task, columns: Any
-) -> Iterator[tuple[int, str, str]]:
-    """Calls every term once on a few samples and goes one step back: (number, what is wrong, hint) of those that can't work."""
-    import numpy as np
-    import torch
-
-    from edgekd.sources.columns import take
-
-    forward = task.forward or (lambda model, inputs: model(inputs))
-    batch = take(columns, np.arange(min(4, len(columns)), dtype=np.int64))
-    with torch.random.fork_rng(devices=[]):
-        seen = Signals(forward(student.eval(), batch.inputs))
-        with torch.no_grad():
-            taught = None if teacher is None else Signals(forward(teacher.eval(), batch.inputs))
-        shapes = f"outputs {_shape(seen.output)}, labels {_shape(batch.labels)}"
-        for number, term in enumerate(terms(losses)):
-            try:
-                rows = term.function()(seen, taught, batch, **term.hyper)
-                if rows.ndim and tuple(rows.shape) != (len(batch.index),):
-                    yield number, f"`{term.use}` gives shape {list(rows.shape)} for {len(batch.index)} samples", "one value per sample, or one in all"
-                elif not rows.requires_grad:
-                    yield number, f"`{term.use}` has no gradient with respect to the student", "don't detach the student's output"
-                else:
-                    rows.sum().backward(retain_graph=True)
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-                yield (
-                    number,
-                    f"`{term.use}` can't work on this task ({shapes}): {type(error).__name__}: {reason}",
-                    "name a loss that fits outputs and labels",
-                )
-            student.zero_grad(set_to_none=True)
-
-
-def _shape(value: Any) -> str:
-    return "none" if value is None else str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__
+    return {"epochs": settings.epochs, "steps": total_steps, "seconds": round(time.monotonic() - begun, 3), "losses": means}
 
 
 def make_optimizer(module: nn.Module, settings: Training) -> torch.optim.Optimizer:
@@ -301,62 +268,8 @@ def laid_out(module: nn.Module, precision: Precision) -> Iterator[Callable[[], A
         module.to(memory_format=torch.contiguous_format)
 
 
-def _finite(loss: torch.Tensor, parts: Mapping[str, torch.Tensor], epoch: int, position: int, rate: float) -> None:
+def _finite(loss: torch.Tensor, parts: Sequence[tuple[str, float, torch.Tensor]], epoch: int, position: int, rate: float) -> None:
     if not math.isfinite(loss.item()):
-        bad = ", ".join(f"{name} = {value.item():.3g}" for name, value in parts.items())
+        bad = ", ".join(f"{name} = {value.item():.3g}" for name, _, value in parts)
         raise RunFailed(f"training diverged: the loss is {loss.item()} at epoch {epoch + 1}, step {position + 1}, learning rate {rate:.3g} ({bad})"
                         "\n  hint: lower `lr`, lengthen `warmup` or set `clip`; look for inputs that are not finite")  # fmt: skip
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, position: int, sums: Mapping[str, float]) -> None:
-    """One safetensors file, put in place by rename: a kill leaves the old checkpoint or the new one."""
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {f"module.{name}": t.detach().clone() for name, t in module.state_dict().items()}
-    numbers: dict[str, Any] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value.detach().clone()
-            else:
-                numbers[f"{index}.{name}"] = value
-    tensors["random"] = torch.get_rng_state()
-    header = {"epoch": epoch, "position": position, "sums": dict(sums), "optimizer": numbers}
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "checkpoint.part"
-    save_file({name: t.contiguous() for name, t in tensors.items()}, part, metadata={"edgekd": json.dumps(header)})
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, folder / "checkpoint.safetensors")
-
-
-def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int, dict[str, float]]:
-    """(epoch, position, sums) of the checkpoint, its state loaded; (0, 0, {}) where there is none that can be read."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / "checkpoint.safetensors"
-    if not path.is_file():
-        return 0, 0, {}
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["edgekd"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        return 0, 0, {}
-    module.load_state_dict({n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")})
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, slot = name.split(".", 2)
-            state.setdefault(int(index), {})[slot] = value
-    for name, value in header["optimizer"].items():
-        index, slot = name.split(".", 1)
-        state.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random"])
-    return header["epoch"], header["position"], header["sums"]

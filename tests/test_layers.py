@@ -12,14 +12,15 @@ LAYERS = [  # low to high; a module may import its own layer and those before it
     {"records", "errors"},
     {"components", "store", "fingerprint", "intervals", "environment", "results", "files", "locks", "syntax"},
     {"tasks", "data", "metrics", "networks", "augmentation", "targets"},
-    {"losses", "teachers", "sources", "criteria", "ranges", "formats", "probes", "pruning", "quantization", "train", "models", "measure", "hosts"},
+    {"losses", "teachers", "ensembles", "sources", "criteria", "ranges", "formats", "probes", "pruning", "quantization", "train", "models"}
+    | {"terms", "taps", "guides", "balance", "checkpoints", "measure", "hosts"},
     {"stages", "decisions", "report", "delivery"},
     {"recipe", "resolving", "plan", "pipeline", "observing", "outcome", "gating", "measuring", "listing"},
     {"__init__", "__main__", "cli"},
 ]
 DEVICE = {"runtimes"}  # copied to devices: knows nothing of edgekd; anybody may load it
-PARTS = {"losses", "teachers", "criteria", "ranges", "formats", "probes", "stages", "decisions", "report", "delivery"}
-BRING = {"stages": {"losses", "teachers", "criteria", "ranges", "formats"}}  # a stage brings parts together
+PARTS = {"losses", "teachers", "ensembles", "criteria", "ranges", "formats", "probes", "stages", "decisions", "report", "delivery"}
+BRING = {"stages": {"losses", "teachers", "ensembles", "criteria", "ranges", "formats"}}  # a stage brings parts together
 
 
 def unit(path: Path) -> str:

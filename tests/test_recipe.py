@@ -49,7 +49,7 @@ def test_all_problems_at_once(tmp_path):
         ("losses[1]: temperature", "greater than 0, not -1.0"),
         ("losses[2]: `use` is missing", "hint: one of"),
         ("losses[3]: weight", "at least 0, not -2"),
-        ("model.teacher: has both", "train it, or bring it"),
+        ("model.teacher: has both", "train it, distil it, or bring it"),
         ("model.teacher: weights", "there is no file `x`"),
         ("nothing is named `teecher`", "did you mean `teacher`?"),
         ("sweep.distill.epoch", "did you mean `epochs`?"),
@@ -111,9 +111,9 @@ def test_a_sweep_is_the_only_list_of_choices():
 
 def test_the_teacher_is_named_where_a_term_needs_one():
     alone = {"use": "train", "losses": [{"use": "cross_entropy"}]}
-    assert [s.teacher for s in recipe.read({**GOOD, "stage": [alone, {"use": "prune"}]}).stages] == [None, "teacher"]
+    assert [s.teacher for s in recipe.read({**GOOD, "stage": [alone, {"use": "prune"}]}).stages] == [(), ("teacher",)]
     labels = {"use": "distill", "losses": [{"use": "cross_entropy"}]}
-    assert recipe.read({**GOOD, "stage": [labels]}).stages[0].teacher is None
+    assert recipe.read({**GOOD, "stage": [labels]}).stages[0].teacher == ()
 
 
 def test_files_that_are_no_recipes(tmp_path):
@@ -146,7 +146,7 @@ def test_a_loss_of_ones_own_needs_no_settings_and_may_have_some(tmp_path, monkey
     losses = [{"use": "ownloss:plain"}, {"use": "ownloss:tuned", "sharp": 3.0}]
     (line,) = recipe.read({**GOOD, "stage": [{"use": "distill", "losses": losses}]}).stages
     assert line.settings["losses"] == ({"use": "ownloss:plain", "weight": 1.0}, {"use": "ownloss:tuned", "weight": 1.0, "sharp": 3.0})
-    assert line.teacher == "teacher"
+    assert line.teacher == ("teacher",)
     assert any(
         "sharpp" in p and "did you mean `sharp`" in p for p in told({**GOOD, "stage": [{"use": "train", "losses": [{**losses[1], "sharpp": 1}]}]})
     )

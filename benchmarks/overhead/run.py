@@ -46,9 +46,10 @@ def stepper(module, data, terms, teacher=None):
     """A function that makes one training step: the very parts that the training loop uses."""
     from edgekd.records import Signals
     from edgekd.sources.columns import take
-    from edgekd.train import Training, combine, make_optimizer
+    from edgekd.terms import bind, parts, total
+    from edgekd.train import Training, make_optimizer
 
-    optimizer, functions = make_optimizer(module, Training()), [(t, t.function()) for t in terms]
+    optimizer, bound = make_optimizer(module, Training()), bind(terms, lambda: None)
     module.train()
     position = [0]
 
@@ -56,8 +57,8 @@ def stepper(module, data, terms, teacher=None):
         start = position[0] % (len(data) - BATCH)
         position[0] += BATCH
         batch = take(data, np.arange(start, start + BATCH, dtype=np.int64))
-        seen, taught = Signals(module(batch.inputs)), None if teacher is None else teacher(batch)
-        loss, _ = combine(functions, seen, taught, batch)
+        seen, taught = Signals(module(batch.inputs)), {} if teacher is None else {"": teacher(batch)}
+        loss = total(parts(bound, seen, taught, batch))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -75,7 +76,7 @@ def training(rounds: int, steps: int) -> dict:
     from edgekd.records import Artifact
     from edgekd.teachers.cached import cached
     from edgekd.teachers.live import live
-    from edgekd.train import terms
+    from edgekd.terms import terms
 
     torch.set_num_threads(1)
     work, data = task(), columns(BATCH * 16)

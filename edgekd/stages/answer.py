@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -16,11 +16,14 @@ from edgekd.train import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """logits.npy float32 [views, rows, C], in the order of the split. `batch` rows at a time."""
+    """logits.npy float32 [views, rows, C], in the order of the split, `batch` rows at a time. `shows` "top": of a grey box the `top` greatest
+    log-probabilities (values.npy [views, rows, top], classes.npy); "label": of a black box its answer alone (labels.npy [views, rows])."""
 
     views: Annotated[int, Ge(1)] = 1
     augment_seed: int = 0
     precision: Precision = "float32"
+    shows: Literal["logits", "top", "label"] = "logits"
+    top: Annotated[int, Ge(1)] = 5
     batch: Annotated[int, Ge(1)] = 256
     reads: ClassVar = ("train",)
 
@@ -34,28 +37,39 @@ class Answer:
         from edgekd.train import seeded
 
         (model,), columns = teacher, run.data("train")
-        teach, logits = live(models.load(model, run.task), run.task, self.precision), None
+        teach, rooms, outputs = live(models.load(model, run.task), run.task, self.precision), {}, []
         with seeded(run.seed, run.threads):
             for view in range(self.views):
                 for start in range(0, len(columns), self.batch):
                     index = np.arange(start, min(start + self.batch, len(columns)), dtype=np.int64)
-                    rows = teach(see(take(columns, index, view), run.task, self.augment_seed)).output.float().numpy()
-                    if logits is None:
-                        shape = (self.views, len(columns), *rows.shape[1:])
-                        logits = _room(run.folder / "logits.npy", shape)
-                    if not np.isfinite(rows).all():
+                    rows = teach(see(take(columns, index, view), run.task, self.augment_seed)).output.float()
+                    if not np.isfinite(rows.numpy()).all():
                         raise RunFailed(f"the teacher's output is not finite for samples {start} to {start + len(index) - 1} of view {view}")
-                    logits[view, index] = rows
+                    outputs = list(rows.shape[1:])
+                    for name, array in self.shown(rows).items():
+                        if name not in rooms:
+                            rooms[name] = _room(run.folder / f"{name}.npy", (self.views, len(columns), *array.shape[1:]), array.dtype)
+                        rooms[name][view, index] = array
                 run.progress(view + 1, self.views, f"view {view + 1}/{self.views}")
-        logits.flush()
-        return Made("logits", {"views": self.views, "rows": len(columns), "outputs": list(logits.shape[2:])})
+        for room in rooms.values():
+            room.flush()
+        return Made("logits", {"views": self.views, "rows": len(columns), "outputs": outputs, "shows": self.shows})
+
+    def shown(self, logits):
+        """{file: array} of what the teacher shows of logits [B, C]."""
+        if self.shows == "label":
+            return {"labels": logits.argmax(-1).numpy().astype("int32")}
+        if self.shows == "top":
+            values, classes = logits.log_softmax(-1).topk(min(self.top, logits.shape[-1]), -1)
+            return {"values": values.numpy(), "classes": classes.numpy().astype("int32")}
+        return {"logits": logits.numpy()}
 
 
-def _room(path: Path, shape: tuple[int, ...]):
-    """A new memory-mapped float32 array; its blocks are reserved, since a map that meets a full disk ends the process."""
+def _room(path: Path, shape: tuple[int, ...], dtype: Any):
+    """A new memory-mapped array; its blocks are reserved, since a map that meets a full disk ends the process."""
     import numpy as np
 
-    logits = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    logits = np.lib.format.open_memmap(path, "w+", dtype, shape)
     with open(path, "r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return logits

@@ -1,23 +1,27 @@
-"""Distils a teacher into a student: labels and the teacher's softened outputs, weighted (Hinton, Vinyals, Dean 2015)."""
+"""Distils teachers into a student: labels and the teachers' softened outputs, weighted (Hinton, Vinyals, Dean 2015)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Le
 
 from edgekd.records import Artifact, Made, Run
-from edgekd.stages.train import Train
+from edgekd.stages.train import Train, learned
 
 KD = ({"use": "cross_entropy", "weight": 0.1}, {"use": "kl", "weight": 0.9, "temperature": 4.0})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Train):
-    """`Train` with a teacher. `cache` False runs the teacher live on every batch instead of once per view."""
+    """`Train` with teachers. `cache` False runs a teacher live on every batch instead of once per view (one that a term looks inside always
+    is). `peers`: how many students learn together, each from its own start and from the others; the first is kept."""
 
     losses: tuple[dict[str, Any], ...] = KD
     cache: bool = True
+    peers: Annotated[int, Ge(1), Le(8)] = 1
     reads: ClassVar = ("train",)
 
     def __call__(self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
-        return Train.__call__(self, source, run, teacher=teacher, data=data)
+        return learned(self, source, run, teacher, self.peers)

@@ -18,8 +18,14 @@ class Train(Training):
     reads: ClassVar = ("train",)
 
     def __call__(self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
-        module = models.create(run.task, self.model, run.seed) if source is None else models.load(source, run.task)
-        record = {"model": self.model, "pruning": None, "seed": run.seed} if source is None else models.record_of(source)
-        facts = learn(module, run, self, teacher=teacher)
-        models.save(run.folder, module, model=record["model"], pruning=record["pruning"], seed=record["seed"])
-        return Made("torch", {**facts, "parameters": sum(p.numel() for p in module.parameters())})
+        return learned(self, source, run, teacher)
+
+
+def learned(stage: Train, source: Artifact | None, run: Run, teacher: tuple[Artifact, ...], peers: int = 1) -> Made:
+    """Trains `stage.model` from its start, or `source` on, and saves it; of `peers` that learn together, the first is saved."""
+    module = models.create(run.task, stage.model, run.seed) if source is None else models.load(source, run.task)
+    record = {"model": stage.model, "pruning": None, "seed": run.seed} if source is None else models.record_of(source)
+    others = [models.create(run.task, stage.model, run.seed + 1000 * number) for number in range(1, peers)]
+    facts = learn([module, *others] if others else module, run, stage, teacher=teacher)
+    models.save(run.folder, module, model=record["model"], pruning=record["pruning"], seed=record["seed"])
+    return Made("torch", {**facts, "parameters": sum(p.numel() for p in module.parameters())})

@@ -1,4 +1,4 @@
-"""A teacher that ran once per view: its logits, memory-mapped."""
+"""A teacher that ran once per view: its answers, memory-mapped."""
 
 from __future__ import annotations
 
@@ -9,15 +9,31 @@ from edgekd.records import Artifact, Batch, Signals
 
 
 def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signals]:
-    """Reads logits.npy [views, rows, C] of an `answer` artifact. Raises RunFailed if it is of another shape than the data needs."""
+    """Reads an `answer` artifact: logits.npy [views, rows, C], or what a grey or black box shows of them (see that stage). Raises RunFailed if
+    it is of another shape than the data needs."""
     import numpy as np
     import torch
 
-    logits = np.load(answers.folder / "logits.npy", mmap_mode="r", allow_pickle=False)
-    if logits.shape[:2] != (views, rows):
-        raise RunFailed(f"the teacher's cached logits have shape {list(logits.shape)}, the data needs [{views}, {rows}, classes]")
+    def read(name: str):
+        array = np.load(answers.folder / name, mmap_mode="r", allow_pickle=False)
+        if array.shape[:2] != (views, rows):
+            raise RunFailed(f"the teacher's cached {name[:-4]} have shape {list(array.shape)}, the data needs [{views}, {rows}, ...]")
+        return lambda batch: torch.from_numpy(array[batch.view, batch.index.numpy()])
 
-    def teach(batch: Batch) -> Signals:
-        return Signals(torch.from_numpy(logits[batch.view, batch.index.numpy()]))
+    if (answers.folder / "labels.npy").is_file():
+        labels = read("labels.npy")
+        return lambda batch: Signals(None, label=labels(batch))
+    if (answers.folder / "classes.npy").is_file():
+        values, classes, count = read("values.npy"), read("classes.npy"), answers.facts["outputs"][-1]
+        return lambda batch: Signals(spread(values(batch), classes(batch).long(), count))
+    logits = read("logits.npy")
+    return lambda batch: Signals(logits(batch))
 
-    return teach
+
+def spread(values, classes, count: int):
+    """Log-probabilities [B, C] of the top k ones [B, k] and their classes [B, k]; what is left of the mass is shared evenly by the others."""
+    import torch
+
+    left = (1 - values.exp().sum(-1, keepdim=True)).clamp_min(1e-7)
+    every = torch.log(left / max(1, count - values.shape[-1])).expand(-1, count).clone()
+    return every.scatter_(-1, classes, values)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgekd.records import Batch, Signals, Task
+from edgekd.taps import watch
 from edgekd.train import Precision, laid_out
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def live(model: nn.Module, task: Task, precision: Precision = "float32") -> Callable[[Batch], Signals]:
-    """The frozen `model` (evaluation mode: its dropout and batch statistics stand still) on the batch's own view."""
+def live(model: nn.Module, task: Task, precision: Precision = "float32", paths: Sequence[str] = ()) -> Callable[[Batch], Signals]:
+    """The frozen `model` (evaluation mode: its dropout and batch statistics stand still) on the batch's own view, with its values at `paths`."""
     import torch
 
     model = model.eval().requires_grad_(False)
-    forward = task.forward or (lambda model, inputs: model(inputs))
+    forward, tapped = task.forward or (lambda model, inputs: model(inputs)), watch(model, paths)
 
     def teach(batch: Batch) -> Signals:
         with torch.no_grad(), laid_out(model, precision) as autocast, autocast():
-            return Signals(forward(model, batch.inputs))
+            return Signals(forward(model, batch.inputs), tapped())
 
     return teach

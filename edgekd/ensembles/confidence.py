@@ -1,0 +1,27 @@
+"""The teachers' probabilities, weighted sample by sample by how well each knows the label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from annotated_types import Gt
+
+from edgekd.records import Batch, Signals
+
+
+def confidence(signals: Mapping[str, Signals], batch: Batch, *, temperature: Annotated[float, Gt(0)] = 1.0) -> Signals:
+    """T log(sum_m w_m softmax(z_m / T)) with w_m = (1 - softmax_m(H_m)) / (M - 1), H_m the cross-entropy of teacher m with the label:
+    logits [B, C] each, labels [B] -> [B, C].
+
+    Zhang, Chen, Wang 2022, "Confidence-Aware Multi-Teacher Knowledge Distillation", eq. 4."""
+    import torch
+    from torch.nn import functional as F
+
+    logits = torch.stack([s.output.float() for s in signals.values()])
+    if len(logits) == 1:
+        return Signals(logits[0])
+    loss = torch.stack([F.cross_entropy(z, batch.labels.long(), reduction="none") for z in logits])
+    weight = (1 - torch.softmax(loss, 0)) / (len(logits) - 1)
+    every = F.log_softmax(logits / temperature, -1) + weight.clamp_min(1e-12).log().unsqueeze(-1)
+    return Signals(temperature * torch.logsumexp(every, 0))

@@ -1,0 +1,29 @@
+"""The teachers' probabilities, with weights that are learned from the labels while the student learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from edgekd.records import Batch, Signals
+
+
+class Learned(nn.Module):
+    """log(sum_m w_m softmax(z_m)) with w = softmax(theta) over the teachers, theta from 0: logits [B, C] each -> [B, C].
+
+    theta learns by `own`, the cross-entropy of the mixture with the labels (a stacked generalization, Wolpert 1992, on the mixture's weights);
+    what the student hears is detached, so the student's loss doesn't pull the weights towards a teacher that is easy to follow."""
+
+    def __init__(self, names: Sequence[str], classes: int):
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(len(names)))
+        self.own: torch.Tensor | None = None
+
+    def forward(self, signals: Mapping[str, Signals], batch: Batch) -> Signals:
+        every = torch.stack([F.log_softmax(s.output.float(), -1) for s in signals.values()])
+        mixed = torch.logsumexp(every + F.log_softmax(self.theta, 0)[:, None, None], 0)
+        self.own = F.nll_loss(mixed, batch.labels.long())
+        return Signals(mixed.detach())

@@ -1,0 +1,87 @@
+"""Whom a student learns from: given teachers, an ensemble of them, the average of its own past, its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekd import components, taps
+from edgekd.records import Batch, Signals
+from edgekd.terms import EMA, PEERS, Term, is_module, tapped
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekd.train import Training
+
+
+class Guides:
+    """All that the students of one training learn from: given teachers, their ensemble, the average of the student's past, one another."""
+
+    def __init__(
+        self, students: Sequence[nn.Module], terms: Sequence[Term], settings: Training, teachers: dict, forward: Callable, autocast: Callable
+    ):
+        from edgekd.teachers.ema import Ema
+
+        self.given, self.peers = teachers, len(students) > 1
+        named = [term.teacher or "" for term in terms if term.needs_teacher()]
+        self.single = next(iter(teachers)) if len(teachers) == 1 else None
+        self.combine, self.combined = None, "" in named and len(teachers) > 1
+        if self.combined:
+            table = settings.combine or {"use": "mean"}
+            hyper = {k: v for k, v in table.items() if k != "use"}
+            part = components.find("ensembles", table["use"])
+            self.combine = part(tuple(teachers), 0, **hyper) if is_module(part) else (lambda signals, batch: part(signals, batch, **hyper))
+        self.ema = None
+        if EMA in named:
+            look = {}
+
+            def see(module: nn.Module, batch: Batch) -> Signals:
+                if not look:
+                    look["taken"] = taps.watch(module, tapped([t for t in terms if t.teacher == EMA]))
+                with autocast():
+                    return Signals(forward(module, batch.inputs), look["taken"]())
+
+            self.ema = Ema(students[0], settings.ema, see)
+
+    def modules(self) -> list[nn.Module]:
+        """Those with a state that a checkpoint has to hold."""
+        return [part for part in (self.combine, self.ema) if part is not None and is_module(part)]
+
+    def before(self, batch: Batch) -> dict[str, Signals]:
+        """What every student hears of a batch, by teacher; "" is the one teacher, or the ensemble of several."""
+        heard = {name: teach(batch) for name, teach in self.given.items()}
+        if self.single is not None:
+            heard[""] = heard[self.single]
+        elif self.combine is not None:
+            heard[""] = self.combine({name: heard[name] for name in self.given}, batch)
+        if self.ema is not None:
+            heard[EMA] = self.ema(batch)
+        return heard
+
+    def of(self, number: int, seen: Sequence[Signals], heard: Mapping[str, Signals]) -> dict[str, Any]:
+        """What student `number` hears: of its peers as they are now, without a gradient."""
+        if not self.peers:
+            return dict(heard)
+        others = [Signals(s.output.detach(), {k: t.detach() for k, t in s.taps.items()}) for i, s in enumerate(seen) if i != number]
+        return {"": others, **heard, PEERS: others}
+
+    def after(self, student: nn.Module) -> None:
+        """Once the step is made."""
+        if self.ema is not None:
+            self.ema.update(student)
+
+
+def dry(number: int, students: Sequence[nn.Module], see: Callable, guides: Guides, source: Callable) -> tuple[Signals, dict, Batch]:
+    """What a student and its teachers show of the first batch, in evaluation mode and without a trace: for parts that ask for shapes."""
+    import torch
+
+    batch = next(iter(source(0, 0)))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for one in students:
+            one.eval()
+        seen = [see(i, batch) for i in range(len(students))]
+        heard = guides.of(number, seen, guides.before(batch))
+        for one in students:
+            one.train()
+    return seen[number], {name: g[0] if isinstance(g, list) else g for name, g in heard.items()}, batch

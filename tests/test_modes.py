@@ -1,0 +1,353 @@
+"""Whom a student learns from: inner layers, peers, its own past, several teachers, grey and black boxes; each resumes to the bit."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgekd import Task, arrays, components, models
+from edgekd.balance import Balance
+from edgekd.ensembles.confidence import confidence
+from edgekd.ensembles.learned import Learned
+from edgekd.ensembles.mean import mean
+from edgekd.ensembles.mean_logits import mean_logits
+from edgekd.ensembles.routed import routed
+from edgekd.errors import UsageError
+from edgekd.records import Artifact, Batch, Run, Signals
+from edgekd.sources.columns import load
+from edgekd.stages.answer import Answer
+from edgekd.stages.distill import Distill
+from edgekd.stages.train import Train
+from edgekd.taps import pairs, watch
+from edgekd.teachers.cached import cached, spread
+from edgekd.teachers.ema import Ema
+from edgekd.terms import Term, curve_at, gradient_norms, rehearse, terms
+
+
+def net(width):
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 3))
+
+
+@pytest.fixture
+def task():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(150, 6)).astype(np.float32)
+    y = (x @ rng.normal(size=(6, 3))).argmax(1)
+    splits = arrays(x[:100], y[:100], x[100:], y[100:], validation=0.2)
+    noise = lambda inputs, u: inputs + 0.1 * (u[:, :1] - 0.5)
+    return Task("toy", "1", {"teacher": lambda: net(16), "student": lambda: net(4)}, splits, (), classes=3, augment=noise, draws=1, views=3)
+
+
+def run_in(folder, task, seed=0, **more):
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    return Run(task, seed, 1, folder / "out", folder / "scratch", lambda split: load(task, split), **more)
+
+
+def artifact(run, form="torch", facts=None):
+    return Artifact("key", form, {}, {}, "", {}, 0, facts or {}, run.folder)
+
+
+def weights(run):
+    return models.read_tensors(run.folder / "weights.safetensors")
+
+
+def teacher_in(folder, task, epochs=2, seed=0):
+    run = run_in(folder, task, seed)
+    Train(model="teacher", epochs=epochs, batch=20)(None, run)
+    return artifact(run)
+
+
+def batch_of(labels):
+    labels = torch.tensor(labels)
+    return Batch(None, labels, torch.arange(len(labels)), torch.ones(len(labels)))
+
+
+class Stop(Exception):
+    pass
+
+
+# a term that learns: the student's tapped value, by a linear map, near the teacher's
+class Near(nn.Module):
+    def __init__(self, student: Signals, teacher: Signals, batch: Batch, *, bias: bool = True):
+        super().__init__()
+        (ours,), (theirs,) = student.taps.values(), teacher.taps.values()
+        self.map = nn.Linear(ours.shape[1], theirs.shape[1], bias=bias)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
+        (ours,), (theirs,) = student.taps.values(), teacher.taps.values()
+        return (self.map(ours.float()) - theirs.float()).square().mean(1)
+
+
+NEAR = {"use": "test_modes:Near", "weight": 0.5, "on": ["2 -> 2"]}
+CE, KL = {"use": "cross_entropy", "weight": 1.0}, {"use": "kl", "weight": 1.0}
+MODES = {
+    "taps": {"losses": (CE, NEAR)},
+    "peers": {"losses": (CE, KL), "peers": 2},
+    "ema": {"losses": (CE, {**KL, "teacher": "ema", "schedule": {"weight": [[0, 0], [0.5, 1]]}}), "ema": 0.9},
+    "learned ensemble": {"losses": (CE, KL), "combine": {"use": "learned"}, "teachers": ("one", "two")},
+    "balanced": {"losses": (CE, KL), "balance": True},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("stop_at", [5, 7])
+def test_every_mode_resumes_to_the_bit(tmp_path, task, monkeypatch, mode, stop_at):
+    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+    given = MODES[mode]
+    teachers = [teacher_in(tmp_path / f"teacher{i}", task, seed=i) for i in range(len(given.get("teachers", ())) or (mode in ("taps", "balanced")))]
+    stage = Distill(epochs=3, batch=20, lr=0.01, **given)
+    whole = run_in(tmp_path / "whole", task)
+    stage(None, whole, teacher=tuple(teachers))
+
+    def stop(done, total, text):
+        if done == stop_at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        stage(None, run_in(tmp_path / "cut", task, progress=stop), teacher=tuple(teachers))
+    again = run_in(tmp_path / "cut", task)
+    stage(None, again, teacher=tuple(teachers))
+    kept = weights(whole)
+    assert all(torch.equal(t, weights(again)[n]) for n, t in kept.items())
+    assert set(kept) == set(models.create(task, "student", 0).state_dict())  # nothing of projectors, peers or averages is left
+
+
+def test_modes_are_not_all_the_same_training(tmp_path, task):
+    teacher = teacher_in(tmp_path / "t", task)
+    found = {}
+    for mode, given in {**MODES, "plain": {"losses": (CE, KL)}}.items():
+        teachers = {"taps": (teacher,), "plain": (teacher,), "balanced": (teacher,), "learned ensemble": (teacher, teacher)}.get(mode, ())
+        run = run_in(tmp_path / mode, task)
+        Distill(epochs=2, batch=20, lr=0.01, **given)(None, run, teacher=teachers)
+        found[mode] = weights(run)["0.weight"]
+    names = list(found)
+    for i, one in enumerate(names):
+        for other in names[:i]:
+            same = {one, other} == {"plain", "learned ensemble"}  # two times the same teacher is that teacher
+            assert torch.allclose(found[one], found[other], atol=1e-5) == same, (one, other)
+
+
+# ---------------------------------------------------------------- taps
+
+
+def test_pairs_and_watch():
+    assert pairs(["a.b -> c@input", " d "]) == (("a.b", "c@input"), ("d", "d"))
+
+    class Inner(nn.Module):
+        def forward(self, x):
+            return [x + 1, x]
+
+    model = nn.Sequential(nn.Linear(2, 3), Inner(), nn.Identity())
+    twice = nn.Sequential(model[0])
+    model[2].forward = lambda pair: twice[0](pair[0][:, :2])  # the first layer is called again
+    look = watch(model, ["0", "0@input", "1", "1@input"])
+    x = torch.ones(4, 2)
+    model(x)
+    seen = look()
+    assert torch.equal(seen["0@input"], x) and torch.equal(seen["0"], model[0](x)) and torch.equal(seen["1"], seen["0"] + 1)
+    with pytest.raises(UsageError, match="not called"):
+        look()
+        look()
+    with pytest.raises(UsageError, match="did you mean `0`|its modules are"):
+        watch(model, ["00"])
+    assert set(model.state_dict()) == {"0.weight", "0.bias"}
+
+
+def test_projectors_learn_and_get_gradients(tmp_path, task):
+    teacher, run = teacher_in(tmp_path / "t", task), run_in(tmp_path / "s", task)
+    events = []
+    run = run_in(tmp_path / "s", task, log=lambda **e: events.append(e))
+    Distill(epochs=30, batch=20, lr=0.05, losses=(NEAR,))(None, run, teacher=(teacher,))
+    means = [e["test_modes:Near"] for e in events if e["event"] == "epoch"]
+    assert means[-1] < 0.7 * means[0]
+    assert all(e["test_modes:Near"] > 0 for e in events if e["event"] == "gradients")
+
+
+# ---------------------------------------------------------------- peers
+
+
+def test_peers_gradients_never_cross(tmp_path, task, monkeypatch):
+    """The loss of one peer has no gradient in the other: with the other's own terms at weight 0, it stays where it was, but for batch norm."""
+    from edgekd.train import fit
+
+    one, two = (models.create(task, "student", seed) for seed in (0, 1))
+    before = {n: p.clone() for n, p in two.named_parameters()}
+    run = run_in(tmp_path, task)
+    batch = next(iter([Batch(torch.randn(8, 6), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), torch.arange(8), torch.ones(8))]))
+    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", 1e9)
+    seen = []
+
+    def loss(student, teacher, batch):  # only the first peer's rows count: the second has the first's output as its teacher
+        mine = len(seen) % 2 == 0
+        seen.append(teacher.output.requires_grad)
+        return (student.output - teacher.output).square().sum(1) * (1.0 if mine else 0.0)
+
+    monkeypatch.setitem(components.__dict__, "find", lambda folder, use: loss)
+    settings = Distill(epochs=1, batch=8, weight_decay=0.0, optimizer="sgd", lr=0.1)
+    fit([one, two], lambda epoch, start: iter([batch]), [Term("own", 1.0)], settings=settings, steps_per_epoch=1, run=run)
+    assert seen and not any(seen)
+    assert all(torch.equal(p, before[n]) for n, p in two.named_parameters())
+    assert not torch.equal(one[0].weight, models.create(task, "student", 0)[0].weight)
+
+
+def test_peers_begin_apart_and_the_first_is_the_lone_students_start(tmp_path, task):
+    starts = []
+    loss = {"use": "cross_entropy", "weight": 1.0}
+    monitor = run_in(tmp_path, task, progress=lambda *a: None)
+    Distill(epochs=1, batch=20, lr=1e-9, losses=(loss, KL), peers=3)(None, monitor)
+    first = weights(monitor)["0.weight"]
+    assert torch.allclose(first, models.create(task, "student", 0)[0].weight, atol=1e-6)
+    starts = [models.create(task, "student", 1000 * n)[0].weight for n in range(3)]
+    assert not torch.equal(starts[0], starts[1]) and not torch.equal(starts[1], starts[2])
+
+
+# ---------------------------------------------------------------- the student's own past
+
+
+def test_ema_by_hand():
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(student.weight, 1.0)
+    ema = Ema(student, 0.75, lambda module, batch: Signals(module(batch)))
+    nn.init.constant_(student.weight, 5.0)
+    ema.update(student)
+    assert ema(torch.ones(1, 1)).output.item() == pytest.approx(0.75 * 1 + 0.25 * 5)
+    assert not ema(torch.ones(1, 1)).output.requires_grad and "average.weight" in ema.state_dict()
+
+
+# ---------------------------------------------------------------- ensembles
+
+
+def of(rows):
+    return Signals(torch.tensor([rows], dtype=torch.float32).log())
+
+
+def test_ensembles_by_hand():
+    signals, batch = {"a": of([0.8, 0.2]), "b": of([0.4, 0.6])}, batch_of([0])
+    assert mean(signals, batch).output.softmax(-1)[0].tolist() == pytest.approx([0.6, 0.4])
+    softened = lambda s: (s.output / 2).softmax(-1)
+    expected = (softened(signals["a"]) + softened(signals["b"])) / 2
+    assert torch.allclose((mean(signals, batch, temperature=2.0).output / 2).softmax(-1), expected)
+    geometric = math.sqrt(0.8 * 0.4) / (math.sqrt(0.8 * 0.4) + math.sqrt(0.2 * 0.6))
+    assert mean_logits(signals, batch).output.softmax(-1)[0, 0].item() == pytest.approx(geometric)
+    # H = -ln 0.8, -ln 0.4; softmax(H) = [1/0.8, 1/0.4] / sum = [1/3, 2/3], so w = [2/3, 1/3]
+    assert confidence(signals, batch).output.softmax(-1)[0, 0].item() == pytest.approx(2 / 3 * 0.8 + 1 / 3 * 0.4)
+    assert torch.equal(confidence({"a": signals["a"]}, batch).output, signals["a"].output)
+
+
+def test_mean_of_probabilities_survives_an_over_confident_teacher():
+    right, loud = of([0.9, 0.05, 0.05]), Signals(torch.tensor([[0.0, 200.0, 0.0]]))
+    signals, batch = {"a": right, "b": right, "c": loud}, batch_of([0])
+    assert mean(signals, batch).output.argmax() == 0 and mean_logits(signals, batch).output.argmax() == 1
+
+
+def test_routed_asks_the_teacher_of_the_class():
+    signals = {"a": Signals(torch.zeros(3, 3)), "b": Signals(torch.ones(3, 3))}
+    found = routed(signals, batch_of([0, 2, 1]), classes={"a": (0, 1), "b": (2,)}).output
+    assert found[:, 0].tolist() == [0.0, 1.0, 0.0]
+    wrong = {"no teacher for the classes 1": {"a": (0,), "b": (2,)}, "another": {"a": (0, 1), "b": (1, 2)}, "named c": {"c": (0,)}}
+    for word, classes in wrong.items():
+        with pytest.raises(ValueError, match=word):
+            routed(signals, batch_of([0, 1, 2]), classes=classes)
+
+
+def test_learned_weights_find_the_better_teacher():
+    torch.manual_seed(0)
+    labels = torch.randint(0, 3, (64,))
+    good, bad = 3.0 * nn.functional.one_hot(labels, 3).float(), torch.randn(64, 3)
+    part, batch = Learned(("good", "bad"), 3), batch_of(labels.tolist())
+    optimizer = torch.optim.SGD(part.parameters(), lr=1.0)
+    for _ in range(50):
+        heard = part({"good": Signals(good), "bad": Signals(bad)}, batch)
+        optimizer.zero_grad()
+        part.own.backward()
+        optimizer.step()
+    assert part.theta.softmax(0)[0] > 0.9 and not heard.output.requires_grad
+
+
+@pytest.mark.parametrize("name", components.names("ensembles"))
+def test_ensembles_keep_their_contract(name):
+    """Finite at extremes, no gradient to the teachers' liking, a lone teacher stays itself up to a shift of its logits."""
+    part = components.find("ensembles", name)
+    if isinstance(part, type):
+        part = part(("a",), 3)
+    hyper = {"classes": {"a": (0, 1, 2)}} if name == "routed" else {}
+    batch = batch_of([0, 1, 2, 0])
+    for scale in (0.0, 1.0, 1e4):
+        logits = scale * torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32))
+        found = part({"a": Signals(logits)}, batch, **hyper).output
+        assert found.shape == (4, 3) and found.isfinite().all() and not found.requires_grad
+        assert torch.allclose(found.softmax(-1), logits.softmax(-1), atol=1e-5)
+
+
+# ---------------------------------------------------------------- schedules and balance
+
+
+def test_curves_by_hand():
+    curve = [[0.2, 1.0], [0.6, 3.0], [0.6, 5.0]]
+    assert [curve_at(curve, s) for s in (0.0, 0.2, 0.4, 0.6, 0.9)] == [1.0, 1.0, 2.0, 3.0, 5.0]
+    term = Term("kl", 1.0, {"temperature": 4.0}, schedule={"weight": [[0, 0], [1, 1]], "temperature": [[0, 8], [1, 2]]})
+    assert term.at(0.5) == (0.5, {"temperature": 5.0})
+
+
+def test_balance_makes_weights_shares_of_the_gradient():
+    w = torch.ones(2, requires_grad=True)
+    found = [("a", 1.0, 100.0 * w.sum()), ("b", 1.0, 0.01 * w.sum()), ("c", 2.0, w.sum())]
+    balanced = Balance(3).weigh(found, [w], 0)
+    norms = gradient_norms(balanced, [w])
+    assert norms["a"] == pytest.approx(norms["b"], rel=1e-4) and norms["c"] == pytest.approx(2 * norms["a"], rel=1e-4)
+    still = Balance(2)
+    nothing = [("a", 1.0, w.sum()), ("b", 3.0, torch.zeros(()))]
+    assert [weight for _, weight, _ in still.weigh(nothing, [w], 0)] == [1.0, 3.0]
+
+
+def test_gradient_norms_are_logged_with_every_term(tmp_path, task):
+    events = []
+    run = run_in(tmp_path, task, log=lambda **e: events.append(e))
+    Train(epochs=2, batch=20, losses=(CE,))(None, run)
+    found = [e for e in events if e["event"] == "gradients"]
+    assert len(found) == 2 and all(e["cross_entropy"] > 0 for e in found)
+
+
+# ---------------------------------------------------------------- grey and black boxes
+
+
+def test_a_grey_box_keeps_the_mass_it_does_not_show():
+    values, classes = torch.log(torch.tensor([[0.5, 0.3]])), torch.tensor([[2, 0]])
+    assert spread(values, classes, 4).exp()[0].tolist() == pytest.approx([0.3, 0.1, 0.5, 0.1], rel=1e-5)
+
+
+def test_boxes_show_no_more_than_they_say(tmp_path, task):
+    teacher = teacher_in(tmp_path / "t", task)
+    answers = {}
+    for shows in ("logits", "top", "label"):
+        run = run_in(tmp_path / shows, task)
+        made = Answer(views=3, shows=shows, top=2)(None, run, teacher=(teacher,))
+        answers[shows] = cached(artifact(run, "logits", made.facts), 80, 3)
+        assert {p.name for p in run.folder.iterdir()} == {
+            "logits": {"logits.npy"}, "top": {"values.npy", "classes.npy"}, "label": {"labels.npy"}
+        }[shows]  # fmt: skip
+    batch = batch_of([0] * 10)
+    batch.view = 1
+    full = answers["logits"](batch).output
+    assert torch.allclose(answers["top"](batch).output.softmax(-1), full.softmax(-1), atol=1e-5)  # of three classes two tell all
+    black = answers["label"](batch)
+    assert black.output is None and torch.equal(black.label, full.argmax(-1).int())
+
+
+def test_a_black_box_can_not_be_asked_for_its_distribution(task):
+    student, teacher = models.create(task, "student", 0), models.create(task, "teacher", 0)
+    guides, data = {"": teacher}, load(task, "train")
+    ((number, message, hint),) = rehearse((CE, KL), student, guides, task, data, {"": "label"})
+    assert number == 1 and "black box" in message and "hard" in hint
+    ((number, message, _),) = rehearse((CE, NEAR), student, guides, task, data, {"": "top"})
+    assert number == 1 and "looks inside" in message
+    ((_, message, hint),) = rehearse(({**NEAR, "on": ["2 -> 22"]},), student, guides, task, data)
+    assert "no such module" in message and "2" in hint
+    assert list(rehearse((CE, KL, NEAR), student, guides, task, data)) == []
+
+
+def test_terms_read_the_keys_of_all_terms():
+    (term,) = terms([{"use": "kl", "weight": 2, "on": ["a -> b"], "teacher": "x", "schedule": {"weight": [[0, 1]]}, "temperature": 3.0}])
+    assert term == Term("kl", 2.0, {"temperature": 3.0}, (("a", "b"),), "x", {"weight": [[0, 1]]})
