@@ -138,7 +138,8 @@ def _describe(plan: Plan, store: Store) -> str:
             known[step.key] = store.digest(artifact)
         lines.append(f"{'finished' if artifact else 'to do   '}  {step.label:<28} {step.stage:<9} {step.key[:12]}")
     todo = sum(line.startswith("to do") for line in lines)
-    return "\n".join([*lines, f"{len(lines)} steps, {todo} to do, {len(plan.points)} candidates"])
+    heard = [f"{where}: {line}" for where, told in plan.losses.items() for line in told]
+    return "\n".join([*lines, *heard, f"{len(lines)} steps, {todo} to do, {len(plan.points)} candidates"])
 
 
 @contextlib.contextmanager

@@ -55,10 +55,11 @@ class Point:
 
 @dataclass
 class Plan:
-    """`steps` by key, in an order that can be run; `points` in the order of the table."""
+    """`steps` by key, in an order that can be run; `points` in the order of the table; `losses`: what each stage's terms look at."""
 
     steps: dict[str, Step] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
+    losses: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,10 @@ class _Planner:
                     found.append(Problem(f"{self.read.place}: {where}: losses[{number}]: on", text, "tap layers in a stage before"))
             if use == "quantize":
                 losses = [{k: v for k, v in t.items() if k != "on"} if not t.get("on") else {"use": "cross_entropy"} for t in losses]
-            for number, message, hint in rehearse(losses, fresh(model), guides, self.task, self.data("train"), shows):
+            told: list[str] = []
+            for number, message, hint in rehearse(losses, fresh(model), guides, self.task, self.data("train"), shows, told):
                 found.append(Problem(f"{self.read.place}: {where}: losses[{number}]", message, hint))
+            self.plan.losses.setdefault(where, told)
         return found
 
     def model_of(self, teacher: str) -> str:

@@ -180,10 +180,12 @@ def rehearse(
     task: Task,
     columns: Any,
     shows: Mapping[str, str] | None = None,
+    told: list[str] | None = None,
 ) -> Iterator[tuple[int, str, str]]:
     """Calls every term once on a few samples and goes one step back: (number, what is wrong, hint) of those that can't work.
 
-    `guides`: {teacher's name: module}, "" for the one of terms that name none; `shows`: {teacher's name: what others see of it}."""
+    `guides`: {teacher's name: module}, "" for the one of terms that name none; `shows`: {teacher's name: what others see of it};
+    `told` gets a line for every term that works: its weight, what it looks at, what it learns."""
     import numpy as np
     import torch
 
@@ -230,6 +232,8 @@ def rehearse(
                     yield number, f"`{term.use}` has no gradient with respect to the student", "don't detach the student's output"
                 else:
                     rows.sum().backward()
+                    if told is not None:
+                        told.append(_line(term, bound, seen, taught))
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
                 kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
@@ -238,6 +242,21 @@ def rehearse(
                     kind, reason, hint = "", "the teacher shows labels only (a black box), the term needs more", 'use = "hard" learns from its labels'
                 yield number, f"`{term.use}` can't work on this task ({shapes}): {kind}{reason}", hint
             student.zero_grad(set_to_none=True)
+
+
+def _line(term: Term, bound: Bound, seen: Signals, taught: Signals | None) -> str:
+    """What a term does, for people: `hint: weight 0.5; layer2 [4, 16, 8, 8] -> layer3 [4, 64, 8, 8]; learns 1,088 parameters`."""
+    weight = " to ".join(dict.fromkeys(f"{term.at(share)[0]:g}" for share in (0.0, 1.0)))
+    found = [f"{term.use}: weight {weight}"]
+    if term.teacher:
+        found[0] += f", hears {term.teacher}"
+    for ours, theirs in term.on:
+        right = f" -> {theirs} {_shape(taught.taps[theirs])}" if taught is not None and theirs in taught.taps else ""
+        found.append(f"{ours} {_shape(seen.taps[ours])}{right}")
+    if is_module(bound.call):
+        count = sum(p.numel() for p in bound.call.parameters())
+        found.append(f"learns {count:,} parameters" if count else "nothing to learn, shapes are equal")
+    return "; ".join(found)
 
 
 def _shape(value: Any) -> str:
