@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
+from edgekd.losses._standardize import standardized
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -28,13 +29,3 @@ def kl(
     q = F.log_softmax(z_s / temperature, dim=-1)
     p = F.log_softmax(z_t / temperature, dim=-1)
     return temperature**2 * F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
-
-
-def standardized(logits: torch.Tensor) -> torch.Tensor:
-    """(z - mean) / deviation of each row [..., C]; the deviation is the sample's (divided by C - 1), as in the authors' code.
-
-    Raises ValueError for two classes or fewer: all that is left of two logits is which of them is larger."""
-    if logits.shape[-1] < 3:
-        raise ValueError(f"logits of {logits.shape[-1]} classes can't be standardized: only their order would be left")
-    centred = logits - logits.mean(-1, keepdim=True)
-    return centred / (centred.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1) + 1e-12).sqrt()

@@ -1,0 +1,35 @@
+"""Generalized Jensen-Shannon divergence of the softened distributions: bounded, between forward and reverse KL."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt, Lt
+
+from edgekd.records import Batch, Signals
+
+if TYPE_CHECKING:
+    import torch
+
+
+def jsd(
+    student: Signals,
+    teacher: Signals,
+    batch: Batch,
+    *,
+    beta: Annotated[float, Gt(0), Lt(1)] = 0.5,
+    temperature: Annotated[float, Gt(0)] = 4.0,
+) -> torch.Tensor:
+    """T^2 (beta KL(p || m) + (1 - beta) KL(q || m)) per row, m = beta p + (1 - beta) q: logits [B, C] -> [B]; p the teacher's, q the student's.
+
+    Agarwal et al. 2024 ("On-Policy Distillation", GKD), eq. 1. Not rescaled: near beta = 0 it is beta KL(p || q), near 1 it is
+    (1 - beta) KL(q || p). T^2 is as in `kl`; the paper has T = 1."""
+    import torch
+    from torch.nn import functional as F
+
+    q = F.log_softmax(student.output.float() / temperature, dim=-1)
+    p = F.log_softmax(teacher.output.float() / temperature, dim=-1)
+    m = torch.logaddexp(p + math.log(beta), q + math.log1p(-beta))
+    parts = (beta * F.kl_div(m, p, reduction="none", log_target=True), (1 - beta) * F.kl_div(m, q, reduction="none", log_target=True))
+    return temperature**2 * sum(parts).sum(-1)
