@@ -12,12 +12,12 @@ from edgekd.records import Batch, Signals
 
 
 class heads(nn.Module):
-    """`labels` x cross-entropy + `output` x T^2 KL(student's own output || head) + `hint` x hint, per row, the mean over taps: taps, logits [B, C] -> [B].
+    """`labels` x cross-entropy + `output` x T^2 KL(own output || head) + `hint` x hint, per row: the student's taps and logits [B, C] -> [B].
 
-    Zhang et al. 2019, eqs. 2 to 5, defaults as there (alpha = 0.3, no hint). A head is the pooled tap and one Linear, where the paper has
-    convolutions before it. The hint is the mean square between the last tap (pooled, detached; give the deepest last) and a Linear of each
-    other one. The output itself is detached, as in the authors' code: it learns from the terms beside this one. T^2 as in Hinton et al. 2015.
-    It needs no teacher."""
+    Zhang et al. 2019 ("Be Your Own Teacher"), section 3, with their alpha = 0.3, but the mean over heads instead of the sum, and T^2 as in Hinton
+    et al. 2015. A head is the pooled tap and one Linear, where the paper has convolutions before it. The hint is the mean square between a Linear of
+    each tap but the last and the last one (pooled, detached: give the deepest last), where the paper has the sum. The output is detached: it
+    learns from the terms beside this one. No teacher is needed."""
 
     def __init__(
         self,
