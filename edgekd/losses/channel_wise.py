@@ -1,0 +1,28 @@
+"""Channel-wise distillation: each channel as a distribution over the picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt
+
+from edgekd.losses._taps import pairs, same_channels
+from edgekd.records import Batch, Signals
+
+if TYPE_CHECKING:
+    import torch
+
+
+def channel_wise(student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0) -> torch.Tensor:
+    """T^2 KL(softmax(t / T) || softmax(s / T)) over positions, the mean over channels, per row: maps [B, C, H, W] -> [B].
+
+    Shu et al. 2021, section 3. Channels must match: the paper's 1x1 convolution for others is not part of this term. Maps of different size are
+    averaged down to the smaller first. T = 4 is usual for maps of logits, 1 for pyramid features."""
+    import torch
+    from torch.nn import functional as F
+
+    rows = []
+    for s, t in pairs(student, teacher):
+        q, p = (F.log_softmax(x.flatten(2) / temperature, dim=-1) for x in same_channels(s, t))
+        rows.append(temperature**2 * F.kl_div(q, p, reduction="none", log_target=True).sum(-1).mean(1))
+    return torch.stack(rows).mean(0)

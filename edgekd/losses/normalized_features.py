@@ -1,0 +1,32 @@
+"""Distillation by correlation: features after each channel is brought to mean 0 and deviation 1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.losses._taps import pairs, same_channels, unit
+from edgekd.records import Batch, Signals
+
+if TYPE_CHECKING:
+    import torch
+
+
+def normalized_features(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
+    """Half the mean square of (z_s - z_t) per row, z = each channel standardized over batch and positions: maps [B, C, H, W] -> [B].
+
+    Cao et al. 2022 ("PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient"): the mean over rows
+    is 1 - the mean of the channels' correlations; exactly, since the deviation divides by n. A row's value depends on its batch through mean and
+    deviation. Channels must match; maps of different size are averaged down to the smaller first. A channel that is constant has no gradient."""
+    import torch
+
+    rows = []
+    for s, t in pairs(student, teacher):
+        z_s, z_t = (_standardized(x) for x in same_channels(s, t))
+        rows.append((z_s - z_t).square().mean((1, 2, 3)) / 2)
+    return torch.stack(rows).mean(0)
+
+
+def _standardized(x: torch.Tensor) -> torch.Tensor:
+    centred = x - x.mean((0, 2, 3), keepdim=True)
+    n = x.shape[0] * x.shape[2] * x.shape[3]
+    return unit(centred, dim=(0, 2, 3)) * n**0.5

@@ -1,0 +1,25 @@
+"""Similarity preserving: rows that are alike to the teacher shall be alike to the student."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.losses._taps import pairs, unit
+from edgekd.records import Batch, Signals
+
+if TYPE_CHECKING:
+    import torch
+
+
+def similarity(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
+    """|G_s - G_t|_F^2 / B^2, G = f f^T of the flattened features with its rows brought to length 1: taps [B, ...] -> [].
+
+    Tung and Mori 2019, section 3, with a mean over layers instead of a sum. Shapes may differ in all but B; a usual weight is 3000. Sample weights
+    don't enter: an entry of G is of two rows. Small batches (below 32 or so) show few relations."""
+    import torch
+
+    terms = []
+    for s, t in pairs(student, teacher):
+        g_s, g_t = (unit(f @ f.T) for f in (s.flatten(1), t.flatten(1)))
+        terms.append((g_s - g_t).square().mean())
+    return torch.stack(terms).mean()
