@@ -12,15 +12,15 @@ from scipy.special import log_softmax, logsumexp, rel_entr, softmax
 from edgekd import components
 from edgekd.losses.attention import attention
 from edgekd.losses.channel_wise import channel_wise
-from edgekd.losses.contrastive import contrastive
-from edgekd.losses.heads import heads
-from edgekd.losses.hint import hint
+from edgekd.losses.contrastive import Contrastive
+from edgekd.losses.heads import Heads
+from edgekd.losses.hint import Hint
 from edgekd.losses.normalized_features import normalized_features
 from edgekd.losses.patient import patient
 from edgekd.losses.relational import relational
 from edgekd.losses.similarity import similarity
 from edgekd.records import Batch, Signals
-from edgekd.train import Term
+from edgekd.terms import Term
 
 MAPS = ["attention", "channel_wise", "normalized_features"]
 FUNCTIONS = ["attention", "channel_wise", "normalized_features", "patient", "relational", "similarity"]
@@ -174,11 +174,11 @@ def test_patient_by_cosine():
 def test_hint_by_hand():
     # equal shapes: no projector. [1, 2] - [0, 4]: (1 + 4) / 2
     student, teacher = tensor([1.0, 2.0]), tensor([0.0, 4.0])
-    term = hint(taps(student), taps(teacher), batch_of([0]))
+    term = Hint(taps(student), taps(teacher), batch_of([0]))
     assert not list(term.parameters()) and term(taps(student), taps(teacher), batch_of([0])).item() == pytest.approx(2.5)
     # Linear from 2 to 1: 3 * 1 - 1 * 2 + 0.5 = 1.5; 1.5 - 5 = -3.5
     teacher = tensor([5.0])
-    term = hint(taps(student), taps(teacher), batch_of([0]))
+    term = Hint(taps(student), taps(teacher), batch_of([0]))
     with torch.no_grad():
         term.projectors[0].weight.copy_(tensor([3.0, -1.0]))
         term.projectors[0].bias.fill_(0.5)
@@ -189,7 +189,7 @@ def test_hint_by_numpy():
     """Convolution 1x1 and BatchNorm of the batch, then the mean square; where sizes differ, means of the larger's blocks."""
     student, teacher = draw(4, 3, 4, 4), draw(4, 5, 2, 2, seed=1)
     torch.manual_seed(0)
-    term = hint(taps(student), taps(teacher), batch_of([0] * 4))
+    term = Hint(taps(student), taps(teacher), batch_of([0] * 4))
     blocks = student.double().numpy().reshape(4, 3, 2, 2, 2, 2).mean((3, 5))
     mixed = np.einsum("bchw,oc->bohw", blocks, term.projectors[0][0].weight.detach().double().numpy()[:, :, 0, 0])
     axes = (0, 2, 3)
@@ -200,7 +200,7 @@ def test_hint_by_numpy():
 
 @pytest.mark.parametrize("ours, theirs", [((4, 3, 6, 6), (4, 3, 3, 3)), ((4, 3, 3, 6), (4, 5, 6, 3)), ((4, 7, 3), (4, 7, 5)), ((4, 3), (4, 5))])
 def test_hint_projects_only_what_differs(ours, theirs):
-    term = hint(taps(draw(*ours)), taps(draw(*theirs)), batch_of([0] * 4))
+    term = Hint(taps(draw(*ours)), taps(draw(*theirs)), batch_of([0] * 4))
     assert bool(list(term.parameters())) == (ours[-1 if len(ours) < 4 else 1] != theirs[-1 if len(theirs) < 4 else 1])
     assert term(taps(draw(*ours)), taps(draw(*theirs)), batch_of([0] * 4)).shape == (4,)
 
@@ -210,7 +210,7 @@ def test_hint_learns():
     student = draw(32, 4)
     teacher = student @ draw(4, 6, seed=1)
     torch.manual_seed(0)
-    term = hint(taps(student), taps(teacher), batch_of([0] * 32))
+    term = Hint(taps(student), taps(teacher), batch_of([0] * 32))
     optimizer = torch.optim.Adam(term.parameters(), lr=0.1)
     for _ in range(300):
         optimizer.zero_grad()
@@ -235,7 +235,7 @@ def plain(term):
 def test_contrastive_by_hand():
     # orthogonal rows, equal on both sides: cosine 1 with the own row, 0 with the other; T = 1/ln 3: ln(1 + 1/3)
     x = tensor([2.0, 0.0], [0.0, 5.0])
-    term = plain(contrastive(taps(x), taps(x), batch_of([0, 1]), dim=2, temperature=1 / math.log(3)))
+    term = plain(Contrastive(taps(x), taps(x), batch_of([0, 1]), dim=2, temperature=1 / math.log(3)))
     assert torch.allclose(term(taps(x), taps(x), batch_of([0, 1])), torch.full((2,), math.log(4 / 3)))
     assert torch.allclose(term(taps(x), taps(x.flip(0)), batch_of([0, 1])), torch.full((2,), math.log(4.0)))
     assert torch.equal(term(taps(x), taps(x), batch_of([1, 1])), torch.zeros(2))  # no negatives left
@@ -248,7 +248,7 @@ def test_contrastive_by_hand():
 def test_contrastive_by_scipy():
     student, teacher, labels = draw(6, 3, 2, 2), draw(6, 4, 5, seed=1), [0, 1, 2, 0, 1, 0]
     torch.manual_seed(0)
-    term = contrastive(taps(student), taps(teacher), batch_of(labels), dim=7, temperature=0.2)
+    term = Contrastive(taps(student), taps(teacher), batch_of(labels), dim=7, temperature=0.2)
     arrays = [p.detach().double().numpy() for p in (term.student[0].weight, term.student[0].bias, term.teacher[0].weight, term.teacher[0].bias)]
     a, b = student.double().mean((2, 3)).numpy() @ arrays[0].T + arrays[1], teacher.double().mean(1).numpy() @ arrays[2].T + arrays[3]
     near = (1 - cdist(a, b, "cosine")) / 0.2
@@ -267,7 +267,7 @@ def test_contrastive_by_scipy():
 def test_heads_by_hand():
     # a head that gives [0, ln 3] -> q = [1/4, 3/4]; own output [0, 0] -> p = [1/2, 1/2]; KL = 1/2 ln(4/3)
     student = taps(tensor([1.0]), output=torch.zeros(1, 2))
-    term = heads(student, None, batch_of([0]), labels=2.0, output=3.0, temperature=1.0)
+    term = Heads(student, None, batch_of([0]), labels=2.0, output=3.0, temperature=1.0)
     with torch.no_grad():
         term.classifiers[0].weight.copy_(tensor([0.0], [math.log(3.0)]))
         term.classifiers[0].bias.zero_()
@@ -281,7 +281,7 @@ def test_heads_by_scipy():
     first, last, output, labels = draw(5, 3, 4, 2), draw(5, 6, seed=1), draw(5, 4, seed=2, scale=3.0), [0, 1, 2, 3, 0]
     student = taps(first, last, output=output)
     torch.manual_seed(0)
-    term = heads(student, None, batch_of(labels), labels=0.7, output=0.3, hint=0.05, temperature=3.0)
+    term = Heads(student, None, batch_of(labels), labels=0.7, output=0.3, hint=0.05, temperature=3.0)
     affine = lambda x, layer: x @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
     features = first.double().numpy().mean((2, 3)), last.double().numpy()
     expected = 0.0
@@ -298,11 +298,11 @@ def test_heads_leave_the_output_alone():
     """The output teaches the heads and learns nothing from them; nor does the last tap from the hint."""
     first, last, output = draw(4, 3).requires_grad_(), draw(4, 5, seed=1).requires_grad_(), draw(4, 2, seed=2).requires_grad_()
     student, batch = taps(first, last, output=output), batch_of([0, 1, 0, 1])
-    term = heads(student, None, batch, hint=1.0)
+    term = Heads(student, None, batch, hint=1.0)
     term(student, None, batch).sum().backward()
     assert output.grad is None and first.grad.abs().sum() > 0 and last.grad.abs().sum() > 0
     first.grad = last.grad = None
-    term = heads(student, None, batch, labels=0.0, output=0.0, hint=1.0)
+    term = Heads(student, None, batch, labels=0.0, output=0.0, hint=1.0)
     term(student, None, batch).sum().backward()
     assert first.grad.abs().sum() > 0 and (last.grad is None or not last.grad.any())
 
@@ -310,12 +310,12 @@ def test_heads_leave_the_output_alone():
 def test_heads_tell_what_is_missing():
     student, unlabelled = taps(draw(2, 3), output=draw(2, 4)), Batch(None, None, torch.arange(2), torch.ones(2))
     with pytest.raises(ValueError, match="labels"):
-        heads(student, None, unlabelled)
-    assert heads(student, None, unlabelled, labels=0.0)(student, None, unlabelled).shape == (2,)
+        Heads(student, None, unlabelled)
+    assert Heads(student, None, unlabelled, labels=0.0)(student, None, unlabelled).shape == (2,)
     with pytest.raises(ValueError, match="two or more"):
-        heads(student, None, batch_of([0, 1]), hint=0.1)
+        Heads(student, None, batch_of([0, 1]), hint=0.1)
     with pytest.raises(ValueError, match="tap"):
-        heads(taps(output=draw(2, 4)), None, batch_of([0, 1]))
+        Heads(taps(output=draw(2, 4)), None, batch_of([0, 1]))
 
 
 # ---------------------------------------------------------------- what all of them keep

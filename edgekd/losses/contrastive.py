@@ -11,7 +11,7 @@ from edgekd.losses._taps import pairs, pooled, unit
 from edgekd.records import Batch, Signals
 
 
-class contrastive(nn.Module):
+class Contrastive(nn.Module):
     """-log softmax of <g_s(s_i), g_t(t_j)> / temperature at j = i, per row, the mean of both directions (i and j changed): taps -> [B].
 
     After Tian et al. 2020 (CRD), with two departures: the negatives are the other rows of the batch, not a memory bank, and so the loss is the

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 def hard(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
-    """-log softmax(z_s)_y per row, y = argmax z_t: logits [B, C] -> [B].
+    """-log softmax(z_s)_y per row, y the teacher's label, or the argmax of its logits: logits [B, C] -> [B].
 
-    The teacher's part of Touvron et al. 2021 ("DeiT"), eq. 3, hard-label distillation; the labels' part is `cross_entropy`. A teacher's
-    labels as one-hot rows do as its logits. Of equal logits the first class counts."""
+    The teacher's part of Touvron et al. 2021 ("DeiT"), eq. 3, hard-label distillation; the labels' part is `cross_entropy`. Of equal
+    logits the first class counts."""
     from torch.nn import functional as F
 
-    return F.cross_entropy(student.output.float(), teacher.output.float().argmax(-1), reduction="none")
+    labels = teacher.label if teacher.label is not None else teacher.output.float().argmax(-1)
+    return F.cross_entropy(student.output.float(), labels.long(), reduction="none")

@@ -11,7 +11,7 @@ from edgekd.losses._taps import pooled
 from edgekd.records import Batch, Signals
 
 
-class heads(nn.Module):
+class Heads(nn.Module):
     """`labels` x cross-entropy + `output` x T^2 KL(own output || head) + `hint` x hint, per row: the student's taps and logits [B, C] -> [B].
 
     Zhang et al. 2019 ("Be Your Own Teacher"), section 3, with their alpha = 0.3, but the mean over heads instead of the sum, and T^2 as in Hinton

@@ -7,7 +7,7 @@ from edgekd.losses._taps import pairs, projector, same_size
 from edgekd.records import Batch, Signals
 
 
-class hint(nn.Module):
+class Hint(nn.Module):
     """Mean square of r(f_s) - f_t per row: maps [B, C, H, W], vectors [B, D] or tokens [B, T, D] -> [B]; r: see `_taps.projector`.
 
     FitNets, Romero et al. 2015, eq. 3, with a mean instead of half the sum, r linear with BatchNorm instead of a convolution with ReLU, and trained
