@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def hard(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
     """-log softmax(z_s)_y per row, y = argmax z_t: logits [B, C] -> [B].
 
-    The teacher's part of Touvron et al. 2021 ("DeiT"), eq. 3, hard-label distillation; the labels' part is `cross_entropy`. A teacher's
+    The teacher's part of Touvron et al. 2021 ("DeiT"), hard-label distillation; the labels' part is `cross_entropy`. A teacher's
     labels as one-hot rows do as its logits. Of equal logits the first class counts."""
     from torch.nn import functional as F
 
