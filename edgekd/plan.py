@@ -177,7 +177,7 @@ class _Planner:
         from edgekd.terms import terms
 
         losses = line.settings["losses"]
-        labels = [t for t, term in zip(losses, terms(losses), strict=True) if not term.needs_teacher() and term.weight > 0]
+        labels = [t for t, term in zip(losses, terms(losses), strict=True) if not term.needs_teacher() and not term.on and term.weight > 0]
         whole = sum(t["weight"] for t in labels)
         if labels:
             return tuple({**t, "weight": t["weight"] / whole} for t in labels)

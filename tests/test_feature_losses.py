@@ -1,5 +1,6 @@
 """Terms on intermediate layers: values by hand, independent oracles, and one contract for all of them."""
 
+import importlib
 import inspect
 import math
 
@@ -27,6 +28,11 @@ FUNCTIONS = ["attention", "channel_wise", "normalized_features", "patient", "rel
 MODULES = ["contrastive", "heads", "hint"]
 WHOLE = ["relational", "similarity"]  # one value for the batch
 TOGETHER = [*WHOLE, "normalized_features", "contrastive"]  # rows that know their batch
+
+
+def test_every_term_on_taps_is_in_this_suite():
+    inside = {n for n in components.names("losses") if "losses._taps" in inspect.getsource(importlib.import_module(f"edgekd.losses.{n}"))}
+    assert inside == {*FUNCTIONS, *MODULES}
 
 
 def batch_of(labels):

@@ -24,7 +24,7 @@ def dist(
     """tau^2 (beta (1 - mean over rows of r) + gamma (1 - mean over classes of r)): logits [B, C] -> [].
 
     r is Pearson's correlation of softmax(z_s / tau) with softmax(z_t / tau), over the classes of a row ("inter") and over the rows of a class
-    ("intra"). Huang et al. 2022, eq. 7 to 10; tau^2 and the defaults as in the authors' code (CIFAR-100: beta = gamma = 2, tau = 4). A row of
+    ("intra"). Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher"; tau^2 and the defaults as in the authors' code. A row of
     sample weight w counts as w rows. Like theirs, a class or row without spread has r = 0: a batch of one row learns from its row alone."""
     from torch.nn import functional as F
 

@@ -23,8 +23,8 @@ def jsd(
 ) -> torch.Tensor:
     """T^2 (beta KL(p || m) + (1 - beta) KL(q || m)) per row, m = beta p + (1 - beta) q: logits [B, C] -> [B]; p the teacher's, q the student's.
 
-    Agarwal et al. 2024 ("On-Policy Distillation", GKD), eq. 1. Not rescaled: near beta = 0 it is beta KL(p || q), near 1 it is
-    (1 - beta) KL(q || p). T^2 is as in `kl`; the paper has T = 1."""
+    The generalized divergence of Agarwal et al. 2024 ("On-Policy Distillation of Language Models"). Not rescaled: near beta = 0 it is
+    beta KL(p || q), near 1 it is (1 - beta) KL(q || p). T and T^2 as in `kl`, which they have not."""
     import torch
     from torch.nn import functional as F
 

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def kl(
-    student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0, standardize: bool = False
-) -> torch.Tensor:
+def kl(student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0, standardize: bool = False) -> torch.Tensor:
     """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) per row: logits [B, C] -> [B].
 
     Hinton, Vinyals, Dean 2015, section 2: T^2 keeps the gradient's size independent of T. Summed over classes, never averaged.

@@ -27,8 +27,8 @@ def mlkd(
     """Sum over temperatures T of T^2 mean_i KL(p_i || q_i) + |P P' - Q Q'|^2 / B + |P' P - Q' Q|^2 / C: logits [B, C] -> [].
 
     P, Q are the probabilities [B, C] of teacher and student at T, |.|^2 the sum of squares. Jin, Wang, Lin 2023, the instance, batch and class
-    levels, each with a weight. The class level grows with the square of B, as theirs. The authors multiply means by a mask of less confident
-    rows, which only halves them: here is no mask. They add up a weak and a strong view of each image: here it is the one view of the batch.
+    levels, each with a weight. The class level grows with the square of B, as theirs. The authors' code multiplies means by a mask of the less
+    confident rows or classes, which only scales them: here every row counts. It adds up a weak and a strong view: here is the batch's one.
     `standardize`: as in `kl`, on the instance level only (as Sun et al. 2024 do). A row of sample weight w counts as w rows."""
     from torch.nn import functional as F
 

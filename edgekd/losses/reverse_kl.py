@@ -18,8 +18,8 @@ def reverse_kl(
 ) -> torch.Tensor:
     """T^2 KL(softmax(z_s / T) || softmax(z_t / T)) per row: logits [B, C] -> [B].
 
-    The divergence of Gu et al. 2024 ("MiniLLM", eq. 1), here of one distribution over classes and with its exact gradient, so nothing is
-    sampled; T^2 as in `kl`. `standardize`: as in `kl`."""
+    The divergence that Gu et al. 2024 ("MiniLLM") minimise, here of one distribution over classes and with its exact gradient, so nothing is
+    sampled. T^2 as in `kl`. `standardize`: as in `kl`."""
     from torch.nn import functional as F
 
     z_s, z_t = student.output.float(), teacher.output.float()

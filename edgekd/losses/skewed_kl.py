@@ -24,9 +24,9 @@ def skewed_kl(
 ) -> torch.Tensor:
     """T^2 KL(p || alpha p + (1 - alpha) q) per row: logits [B, C] -> [B]; p the teacher's softened distribution, q the student's.
 
-    `reverse`: T^2 KL(q || alpha q + (1 - alpha) p). Ko et al. 2024 ("DistiLLM"), section 3.1, alpha as there. Never above T^2 ln(1 / alpha).
-    The authors leave out the teacher's entropy in the forward direction, which has no gradient; here the value is the divergence. T^2 is as
-    in `kl`; the paper has T = 1."""
+    `reverse`: T^2 KL(q || alpha q + (1 - alpha) p). Ko et al. 2024 ("DistiLLM"), skew KL and skew reverse KL, alpha as there. Never above
+    T^2 ln(1 / alpha). The authors' code leaves out the teacher's entropy, which has no gradient; here the value is the divergence. T and T^2 as
+    in `kl`, which they have not."""
     import torch
     from torch.nn import functional as F
 
