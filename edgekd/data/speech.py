@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import wave
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
@@ -155,8 +156,9 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
             columns = {name: file[name] for name in (*needed, "rate") if name in file.files}
     except FileNotFoundError:
         raise UsageError(Problem(str(path), "there is no such file", HINT)) from None
-    except (BadZipFile, OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise UsageError(Problem(str(path), f"is no .npz file of numbers: {str(error).splitlines()[0]}", "write it with numpy.savez")) from None
+    except (BadZipFile, OSError, ValueError, EOFError, AttributeError, TypeError, zlib.error) as error:
+        text = f"is no .npz file of numbers: {error or type(error).__name__}"
+        raise UsageError(Problem(str(path), text, "write it with numpy.savez; arrays of objects are not read")) from None
     if missing:
         raise UsageError(Problem(str(path), f"has no {', '.join(missing)}", f"it needs {', '.join(needed)}"))
     wrong = _wrong(columns)
