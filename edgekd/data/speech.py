@@ -11,6 +11,7 @@ import hashlib
 import re
 import wave
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
@@ -92,19 +93,19 @@ def _share(name: str) -> float:
 
 
 def _clips(files: list[Path], root: Path, labels: np.ndarray, speakers: list[str], test: np.ndarray, classes: tuple[str, ...]) -> Clips:
-    audio, rates, problems = [], [], []
+    audio, rates, problems = [], {}, []
     for file in files:
         try:
-            sound, rate = _wave(file)
+            sound, rates[file] = _wave(file)
             audio.append(sound)
-            rates.append(rate)
-            if rate != rates[0]:
-                problems.append(Problem(str(file), f"has {rate} samples a second, {files[0].name} {rates[0]}", "bring all files to one rate"))
         except UsageError as error:
             problems += error.problems
+    usual = Counter(rates.values()).most_common(1)[0][0] if rates else 0
+    other = [(file, rate) for file, rate in rates.items() if rate != usual]
+    problems += [Problem(str(f), f"has {rate} samples a second, most have {usual}", "bring all files to one rate") for f, rate in other]
     if problems:
         raise UsageError(*_first(problems))
-    return Clips(audio, labels.astype(np.int64), speakers, [f.relative_to(root).as_posix() for f in files], test, classes, rates[0])
+    return Clips(audio, labels.astype(np.int64), speakers, [f.relative_to(root).as_posix() for f in files], test, classes, usual)
 
 
 def _wave(path: Path) -> tuple[np.ndarray, int]:
@@ -113,7 +114,7 @@ def _wave(path: Path) -> tuple[np.ndarray, int]:
         with open(path, "rb") as opened, wave.open(opened) as file:
             form, raw = file.getparams(), file.readframes(file.getnframes())
     except (wave.Error, EOFError, OSError) as error:
-        raise UsageError(Problem(str(path), f"can't be read as .wav: {error or 'it ends too early'}", "PCM, mono, 16 or 8 bits")) from None
+        raise UsageError(Problem(str(path), f"can't be read as .wav: {str(error) or 'it ends too early'}", "PCM, mono, 16 or 8 bits")) from None
     if form.nchannels != 1 or form.sampwidth not in (1, 2):
         raise UsageError(Problem(str(path), f"has {form.nchannels} channels of {8 * form.sampwidth} bits", "PCM, mono, 16 or 8 bits"))
     if not form.nframes or form.framerate < 1 or len(raw) != form.nframes * form.sampwidth:
@@ -157,7 +158,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise UsageError(Problem(str(path), "there is no such file", HINT)) from None
     except (BadZipFile, OSError, ValueError, EOFError, AttributeError, TypeError, zlib.error) as error:
-        text = f"is no .npz file of numbers: {error or type(error).__name__}"
+        text = f"is no .npz file of numbers: {str(error) or type(error).__name__}"
         raise UsageError(Problem(str(path), text, "write it with numpy.savez; arrays of objects are not read")) from None
     if missing:
         raise UsageError(Problem(str(path), f"has no {', '.join(missing)}", f"it needs {', '.join(needed)}"))
