@@ -101,6 +101,18 @@ def test_class_folders_and_8_bits(tmp_path):
     assert clips.test[0] == clips.test[2]  # anna stands on one side
 
 
+def test_in_class_folders_a_speaker_stays_on_one_side(tmp_path):
+    for word in ("no", "yes", "stop"):
+        for number in range(30):
+            record(tmp_path / word / f"s{number}_nohash_0.wav", tone(440, 20))
+    clips = read(tmp_path)
+    sides = {}
+    for speaker, test in zip(clips.speakers, clips.test.tolist(), strict=True):
+        sides.setdefault(speaker, set()).add(test)
+    assert len(sides) == 30 and all(len(s) == 1 for s in sides.values())
+    assert 1 <= sum(s == {True} for s in sides.values()) <= 12  # a fifth, by the hash of the name
+
+
 def test_wrong_wavs_are_all_told(tmp_path):
     flat(tmp_path, digits=2)
     record(tmp_path / "0_anna_0.wav", np.zeros((40, 2), np.int16), channels=2)

@@ -152,7 +152,7 @@ def _columns(path: Path) -> Clips:
 def _npz(path: Path) -> dict[str, np.ndarray]:
     needed = ("audio", "offset", "label", "speaker", "speaker_name")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             missing = [name for name in needed if name not in file.files]
             columns = {name: file[name] for name in (*needed, "rate") if name in file.files}
     except FileNotFoundError:
