@@ -56,3 +56,35 @@ def _mirrored(position: torch.Tensor, size: int) -> torch.Tensor:
     """Positions outside [0, size) reflected at the first and the last."""
     position = position.abs()
     return (size - 1 - (size - 1 - position).abs()).abs()
+
+
+def spectral(
+    images: torch.Tensor, u: torch.Tensor, *, shift: int = 0, gain: float = 0.0, bands: int = 0, frames: int = 0, ground: float = 0.0
+) -> torch.Tensor:
+    """Shifts log spectrograms [B, C, frames, bands] in time, makes them louder or softer, and hides a stripe of each axis, by u [B, 6 or more].
+
+    shift: up to `shift` whole frames each way, what comes in is silence (the value `ground`, which nothing falls below); loudness: up to
+    `gain` added or taken off what is not silence; then up to `bands` bands and `frames` frames beside each other become 0, the mean (Park et al.
+    2019, "SpecAugment", section 2: one mask of each kind, no warping of time)."""
+    import torch
+
+    length, width = images.shape[2:]
+    later = (u[:, :1] * (2 * shift + 1)).floor().long().clamp(max=2 * shift) - shift
+    source = torch.arange(length) - later
+    inside = ((source >= 0) & (source < length))[:, None, :, None]
+    moved = images.gather(2, source.clamp(0, length - 1)[:, None, :, None].expand_as(images))
+    louder = ((2 * u[:, 1] - 1) * gain)[:, None, None, None]
+    heard = inside & (moved > ground + 1e-4)  # silence amplified is silence
+    made = torch.where(heard, moved + louder, ground).clamp(min=ground)
+    hidden = _stripe(u[:, 2], u[:, 3], bands, width)[:, None, None, :] | _stripe(u[:, 4], u[:, 5], frames, length)[:, None, :, None]
+    return made.masked_fill(hidden, 0.0)
+
+
+def _stripe(wide: torch.Tensor, place: torch.Tensor, most: int, size: int) -> torch.Tensor:
+    """[B, size] true in a run of 0 to `most` (by `wide`, in [0, 1)) positions that lies anywhere (by `place`)."""
+    import torch
+
+    width = (wide * (most + 1)).floor().clamp(max=most)
+    start = (place * (size - width + 1)).floor()
+    at = torch.arange(size)
+    return (at >= start[:, None]) & (at < (start + width)[:, None])
