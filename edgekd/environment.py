@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -112,3 +113,15 @@ def _number(text: str, times: float) -> float | None:
         return round(float(text) * times, 3)
     except ValueError:
         return None
+
+
+def forget_peak() -> None:
+    """Begins to count this process's peak memory anew, where the system can (Linux: proc(5), clear_refs)."""
+    with contextlib.suppress(OSError):
+        (_SYSTEM / "proc/self/clear_refs").write_text("5")
+
+
+def peak_rss() -> int | None:
+    """Bytes that this process had in memory at most since `forget_peak`; None where the system doesn't tell."""
+    line = _field(_read("proc/self/status"), "VmHWM")
+    return 1024 * int(line.split()[0]) if line else None

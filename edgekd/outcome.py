@@ -121,7 +121,8 @@ def _write(run: Result, resolved: Resolved, observed: Sequence[Observed], record
         if found.chosen is not None:
             inputs, outputs = golden(by_id[found.chosen], resolved)
             kind = "samples" if resolved.task.shareable else "synthetic"
-            bundle.write(folder, run, found.chosen, target, golden_inputs=inputs, golden_outputs=outputs, golden=kind)
+            before = None if resolved.task.before is None else resolved.task.before()
+            bundle.write(folder, run, found.chosen, target, golden_inputs=inputs, golden_outputs=outputs, golden=kind, before=before)
     markdown.write(folder)
     page.write(folder)
     return run

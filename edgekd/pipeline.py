@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekd import environment, resolving
 from edgekd import plan as planning
 from edgekd import recipe as recipes
-from edgekd import resolving
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.observing import observe
 from edgekd.outcome import Outcome, conclude
@@ -92,7 +92,8 @@ def run_steps(
         if "reached" in artifact.facts and not reused:
             progress.say(f"  {step.label}: {artifact.facts['reached']:.4g} of the MACs kept, {artifact.facts['asked']:g} asked")
         seconds = artifact.facts.get("seconds", 0.0) if reused else time.monotonic() - begun
-        steps.append({"key": step.key, "step": step.label, "stage": step.stage, "reused": reused, "seconds": round(seconds, 3)})
+        cost = {"seconds": round(seconds, 3), "peak_rss_bytes": artifact.facts.get("peak_rss_bytes")}
+        steps.append({"key": step.key, "step": step.label, "stage": step.stage, "reused": reused, **cost})
         log(event="step", **steps[-1])
     found = sum(s["reused"] for s in steps)
     if found:
@@ -107,10 +108,12 @@ def make(step: Step, made: Mapping[str, Artifact], parents: Mapping[str, str], r
 
     def build(folder: Path, scratch: Path) -> Made:
         begun = time.monotonic()
+        environment.forget_peak()
         run = Run(resolved.task, step.seed, resolved.threads, folder, scratch, resolved.data, advance, lambda **event: log(step=step.label, **event))
         source = made[step.source] if step.source else None
         product = step.part(source, run, teacher=tuple(made[key] for key in step.teacher))
-        return Made(product.form, {**product.facts, "seconds": round(time.monotonic() - begun, 3)})
+        cost = {"seconds": round(time.monotonic() - begun, 3), "peak_rss_bytes": environment.peak_rss()}
+        return Made(product.form, {**product.facts, **cost})
 
     try:
         return store.make(

@@ -65,6 +65,7 @@ class Task:
     forward   (model, inputs) -> output tensor; default: `model(inputs)`.
     classes   labels are integers in [0, classes); None where labels are of another kind.
     assets    files that the task opens by itself: their bytes count in the keys of finished work.
+    before    what makes the network's inputs of raw ones, as the bytes of an ONNX file: it travels with the bundles.
     shareable whether real samples may travel in golden vectors; else seeded synthetic inputs.
     """
 
@@ -83,6 +84,7 @@ class Task:
     outputs: tuple[str, ...] = ("output",)
     assets: tuple[str, ...] = ()
     licences: Mapping[str, str] = field(default_factory=dict)
+    before: Callable[[], bytes] | None = None
     shareable: bool = False
 
 

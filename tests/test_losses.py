@@ -13,6 +13,7 @@ from scipy.stats import entropy, pearsonr, zscore
 
 from edgekd import components
 from edgekd.losses.cross_entropy import cross_entropy
+from edgekd.losses.curriculum_kl import CurriculumKl
 from edgekd.losses.dist import dist
 from edgekd.losses.dkd import dkd
 from edgekd.losses.hard import hard
@@ -376,6 +377,29 @@ def test_settings_are_bounded():
     assert components.settings_of(mlkd, {"temperatures": [1.0, 4.0]}, "", 3)[0]["temperatures"] == (1.0, 4.0)
 
 
+def test_curriculum_temperature_by_hand_and_against_the_student():
+    student, teacher, batch = Signals(logits(5, 4, 0).requires_grad_()), Signals(logits(5, 4, 1)), batch_of([0] * 5)
+    term = CurriculumKl(student, teacher, batch, start=3.0, span=8.0)
+    assert torch.allclose(term(student, teacher, batch), kl(student, teacher, batch, temperature=3.0), atol=1e-6)  # 1 + 8 sigmoid(theta) = 3
+    gradients = []
+    for share in (0.0, 0.025, 0.05, 1.0):  # lambda is 0, 1/2, 1, 1
+        term.share, term.theta.grad = share, None
+        term(student, teacher, batch).sum().backward()
+        gradients.append(term.theta.grad.item())
+    step = 1e-3
+    with torch.no_grad():
+        start = term.theta.item()
+        values = []
+        for move in (step, -step):
+            term.theta.fill_(start + move)
+            values.append(term(student, teacher, batch).sum().item())
+    slope = (values[0] - values[1]) / (2 * step)
+    assert gradients[0] == 0 and gradients[1] == pytest.approx(-slope / 2, rel=1e-2)
+    assert gradients[2] == gradients[3] == pytest.approx(-slope, rel=1e-2)  # descending it climbs the loss
+    with pytest.raises(ValueError, match="between"):
+        CurriculumKl(student, teacher, batch, start=5.0, span=3.0)
+
+
 def test_parts_of_losses_are_not_listed():
     assert "_standardize" not in components.names("losses") and {"kl", "dkd", "dist"} <= set(components.names("losses"))
 
@@ -392,7 +416,9 @@ class TestContract:
     A term may give one value per batch instead, if its rows don't separate."""
 
     def call(self, name, student, teacher, labels):
-        return components.find("losses", name)(Signals(student), Signals(teacher), batch_of(labels))
+        given = Signals(student), Signals(teacher), batch_of(labels)
+        part = components.find("losses", name)
+        return part(*given)(*given) if isinstance(part, type) else part(*given)
 
     def test_one_value_per_row(self, name):
         student, teacher, labels = logits(6, 4, 0), logits(6, 4, 1), [0, 1, 2, 3, 0, 1]

@@ -1,7 +1,8 @@
 """A bundle: the chosen file of one target, golden vectors, predictions on the test set, and a manifest that vouches for each by digest.
 
 RUN/bundles/<target>/ holds model.<ext>, golden.npz (`inputs.<name>`, `outputs.<name>` [n, ...]: what the file answered in its runtime),
-predictions.npz where the run kept them (with the teacher's records, so that a bundle alone can be gated) and manifest.json.
+predictions.npz where the run kept them (with the teacher's records, so that a bundle alone can be gated), before.onnx where the task has
+a front end (what makes the model's inputs of raw ones), and manifest.json.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgekd.files import sha256, sync, write_atomic
 from edgekd.records import Candidate, Check, Measurement, Result, Verdict
 
 VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, BEFORE = "manifest.json", "before.onnx"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 LIMIT = 2**40  # bytes of one file: a number beyond is a mistake or an attack
 FILES = 64
@@ -86,8 +87,10 @@ def write(
     golden_inputs: Mapping[str, np.ndarray],
     golden_outputs: Mapping[str, np.ndarray],
     golden: Literal["samples", "synthetic"] | None = None,
+    before: bytes | None = None,
 ) -> Path:
-    """Makes RUN/bundles/<target>/, in place of an older one, whole or not at all. Golden arrays are [n, ...], the same n in all.
+    """Makes RUN/bundles/<target>/, in place of an older one, whole or not at all. Golden arrays are [n, ...], the same n in all; `before`: the
+    ONNX file that makes the model's inputs of raw ones.
 
     Raises UsageError where there is nothing to bundle, BaselineError where the model's file is not the one that was measured."""
     run = Path(run_folder)
@@ -101,6 +104,8 @@ def write(
         model = _copy(run / str(candidate.file), part, candidate.sha256)
         arrays = {f"inputs.{k}": v for k, v in golden_inputs.items()} | {f"outputs.{k}": v for k, v in golden_outputs.items()}
         results.save_arrays(part / "golden.npz", arrays)
+        if before is not None:
+            write_atomic(part / BEFORE, before)
         digest = _predictions(run, result, candidate_id, part)
         files = {p.name: File(sha256(p), p.stat().st_size) for p in sorted(part.iterdir())}
         measurements = tuple(m for m in candidate.measurements if m.target in (None, target))

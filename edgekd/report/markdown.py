@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgekd import results
 from edgekd.files import write_atomic
@@ -31,6 +32,8 @@ def render(result: Result) -> str:
         parts += [f"## {markdown(target)}", _table(listed), _caption(listed)]
         if found.checks:
             parts += ["### Budgets", summary(found.checks).rstrip()]
+    if result.steps:
+        parts += ["## What it cost", _steps(result.steps)]
     parts.append(f"Recipe sha256 {_code(result.recipe_sha256)}. Machines: {_machines(result)}.")
     parts.append(f"Again: `{shlex.join(['edgekd', 'compress', 'recipe.toml', '--out', '.'])}` in the run's folder.")
     return "\n\n".join(parts) + "\n"
@@ -46,6 +49,15 @@ def _table(listed: Sequence[Row]) -> str:
         times = shown.smaller(row, listed)
         cells = [f"{_code(row.candidate.id)}{mark}", *(_cell(row, n) for n in names), f"1/{times[:-1]}" if times else ""]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _steps(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Time and memory of every step, when it was made; of what was found finished, those of then."""
+    lines = ["| step | stage | seconds | peak MB |", "|---|---|---:|---:|"]
+    for step in steps:
+        cells = [markdown(str(step.get("step", ""))), markdown(str(step.get("stage", ""))), *shown.cost(step)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

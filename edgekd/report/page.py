@@ -186,14 +186,10 @@ def _fact(value: Any) -> str:
 def _steps(result: Result) -> str:
     if not result.steps:
         return ""
-    lines = [[text(s.get("step", "")), text(s.get("stage", "")), "found finished" if s.get("reused") else "done", _seconds(s)] for s in result.steps]
-    listed = table(["step", "stage", "", "seconds"], lines, left=3)
+    done = lambda s: "found finished" if s.get("reused") else "done"
+    lines = [[text(s.get("step", "")), text(s.get("stage", "")), done(s), *shown.cost(s)] for s in result.steps]
+    listed = table(["step", "stage", "", "seconds", "peak MB"], lines, left=3)
     return f"<section><h2>Steps</h2>\n<details><summary>{len(lines)} steps</summary>{listed}</details></section>"
-
-
-def _seconds(step: Mapping[str, Any]) -> str:
-    value = step.get("seconds")
-    return f"{value:.1f}" if isinstance(value, int | float) else ""
 
 
 def _recipe(result: Result, recipe: str) -> str:

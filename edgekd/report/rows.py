@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
 
@@ -180,3 +181,10 @@ def clean(text: str) -> str:
 
 def _order(role: str) -> int:
     return {"teacher": 0, "": 2}.get(role, 1)
+
+
+def cost(step: Mapping[str, Any]) -> tuple[str, str]:
+    """(seconds, peak memory in MB) of a step of `result.json`; empty where it isn't known."""
+    seconds, peak = step.get("seconds"), step.get("peak_rss_bytes")
+    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
+    return (f"{seconds:.1f}" if number(seconds) else "", f"{peak / 1e6:.0f}" if number(peak) else "")

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
 from edgekd.augmentation import spectral
 from edgekd.data import Arrays, Splits, arrays
-from edgekd.data.logmel import LogMel, logmel
+from edgekd.data.logmel import LogMel, frontend_onnx, logmel
 from edgekd.data.speech import Clips, read
 from edgekd.errors import Problem, UsageError
 from edgekd.metrics import top1
@@ -74,6 +74,7 @@ def speech(
         ),
         draws=6,
         views=16,
+        before=lambda: frontend_onnx(front).SerializeToString(deterministic=True),
         shareable=shareable,
     )
 
