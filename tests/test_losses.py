@@ -307,14 +307,16 @@ def test_dist_sees_neither_scale_nor_shift_of_probabilities():
     assert value(dist, mixed, p.log(), gamma=0.0).item() == pytest.approx(0, abs=1e-5) and value(dist, mixed, p.log(), beta=0.0) > 1e-3
 
 
-@pytest.mark.parametrize("term", [dist, mlkd])
-def test_weights_count_rows(term):
+@pytest.mark.parametrize("term, levels", [(dist, ("beta", "gamma")), (mlkd, LEVELS)])
+def test_weights_count_rows(term, levels):
     """The loop has no rows to weigh in one value per batch: the term does. Weight 2 is the row twice, weight 0 the row left out."""
     student, teacher = logits(6, 4, 0, 2.0), logits(6, 4, 1, 2.0)
-    times = torch.tensor([2, 0, 1, 3, 1, 0])
-    repeated = value(term, student.repeat_interleave(times, 0), teacher.repeat_interleave(times, 0))
-    assert torch.allclose(value(term, student, teacher, weight=times), repeated, rtol=1e-4)
-    assert not torch.allclose(value(term, student, teacher), repeated, rtol=1e-2)
+    times = torch.tensor([3, 0, 1, 2, 4, 0])
+    for level in levels:  # each alone: they differ in size
+        hyper = {other: float(other == level) for other in levels}
+        repeated = value(term, student.repeat_interleave(times, 0), teacher.repeat_interleave(times, 0), **hyper)
+        assert torch.allclose(value(term, student, teacher, weight=times, **hyper), repeated, rtol=1e-4), level
+        assert not torch.allclose(value(term, student, teacher, **hyper), repeated, rtol=1e-2), level
 
 
 @pytest.mark.parametrize("term", [dist, mlkd])
@@ -359,15 +361,8 @@ def test_mlkd_standardizes_the_instance_level_only():
 
 
 def test_settings_are_bounded():
-    too_low = {
-        "kl": "temperature",
-        "reverse_kl": "temperature",
-        "soft_cross_entropy": "temperature",
-        "jsd": "beta",
-        "skewed_kl": "alpha",
-        "dist": "tau",
-    }
-    bad = {name: {key: 0.0} for name, key in too_low.items()}
+    bad = {name: {"temperature": 0.0} for name in ("kl", "reverse_kl", "soft_cross_entropy")}
+    bad |= {"jsd": {"beta": 1.0}, "skewed_kl": {"alpha": 0.0}, "dist": {"tau": 0.0}}
     bad |= {"dkd": {"beta": -1.0}, "mlkd": {"temperatures": []}, "logit_mse": {"x": 1}, "hard": {"x": 1}}
     for name, table in bad.items():
         part = components.find("losses", name)
@@ -438,8 +433,9 @@ class TestContract:
         assert value.isfinite().all() and student.grad.isfinite().all() and (value > -1e-4).all()
 
     def test_half_precision_is_computed_in_single(self, name):
-        value = self.call(name, logits(4, 4, 0).half(), logits(4, 4, 1).half(), [0, 1, 2, 3])
-        assert value.dtype == torch.float32
+        student, teacher = logits(4, 4, 0).half(), logits(4, 4, 1).half()
+        got = self.call(name, student, teacher, [0, 1, 2, 3])
+        assert got.dtype == torch.float32 and torch.equal(got, self.call(name, student.float(), teacher.float(), [0, 1, 2, 3]))
 
     def test_rows_are_independent(self, name):
         student, teacher = logits(6, 4, 0), logits(6, 4, 1)

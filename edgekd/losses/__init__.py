@@ -1,5 +1,5 @@
 """Loss terms: `name(student: Signals, teacher: Signals | None, batch, *, hyper=...)` -> unreduced [B] (or [] where rows don't separate).
 
-The one loop applies sample weights and the term's `weight`, and divides once. A term whose `teacher` is not optional needs one:
-a recipe that gives it none is refused before training. The folder is the list.
+The one loop applies sample weights and the term's `weight`, and divides once; a term that gives [] applies the sample weights itself. A term
+whose `teacher` is not optional needs one: a recipe that gives it none is refused before training. The folder is the list.
 """
