@@ -140,6 +140,12 @@ class TestStages:
             loss[mode] = F.cross_entropy(outputs, torch.from_numpy(columns.labels)).item()
         assert loss["qat"] < 0.5 * loss["ptq"], loss
 
+    @pytest.mark.parametrize("observer", ["averaged", "learned"])
+    def test_divergence_is_named_with_its_cure(self, trained, tmp_path, observer):
+        task, source = trained
+        with pytest.raises(RunFailed, match="diverged.*(?s:.*)lower `lr`"):
+            Quantize(epochs=6, batch=16, lr=1e30, optimizer="sgd", observer=observer, losses=LABELS)(source, run_in(tmp_path, task))
+
     def test_learned_ranges_move_and_the_outputs_step_does_not_widen(self, trained, tmp_path):
         task, source = trained
         found = {}

@@ -71,6 +71,9 @@ class Value(nn.Module):
     def follow(self, x: torch.Tensor) -> None:
         """Moves the range towards that of `x` by a moving average."""
         low, high = (end.item() for end in torch.aminmax(x.detach()))
+        if not math.isfinite(high - low):
+            message = f"training diverged: the values at `{self.name}` are not finite"
+            raise RunFailed(Problem("", message, "lower `lr`, lengthen `warmup` or set `clip`; folded norms want smaller steps than training did"))
         low = self.low_value.item() + AVERAGE * (min(low, 0.0) - self.low_value.item())
         high = self.high_value.item() + AVERAGE * (max(high, 0.0) - self.high_value.item())
         self.low_value.fill_(low)

@@ -1,0 +1,183 @@
+"""Every way of distillation against its control: equal budget of epochs, equal starts, several seeds, the exported file scored in onnxruntime.
+
+    EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz python benchmarks/distillation/run.py --seeds 0 1 2 [--only NAME ...] [--digits]
+    python benchmarks/distillation/run.py --tables
+
+What is finished is found in the store; a killed run goes on. RESULTS.md is made from result.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+RESULT, TABLES = HERE / "result.json", HERE / "RESULTS.md"
+TEACHER = HERE.parent / "cifar10" / "teacher.safetensors"
+CE = {"use": "cross_entropy", "weight": 1.0}
+KD = [{"use": "cross_entropy", "weight": 0.1}, {"use": "kl", "weight": 0.9, "temperature": 4.0}]
+
+
+def distil(losses, **more):
+    return {"use": "distill", "losses": losses, **more}
+
+
+# ---------------------------------------------------------------- the worlds: what all recipes of one share
+
+WORLDS = {
+    "digits": {"task": "worlds:digits", "model": {"teacher": {"train": {"epochs": 60}}}, "epochs": {"epochs": 30, "lr": 0.004}},
+    "omitted": {"task": "worlds:omitted", "from": "digits", "epochs": {"epochs": 30, "lr": 0.004}},
+    "few": {"task": "worlds:few", "from": "digits", "epochs": {"epochs": 120, "lr": 0.004}},
+    "cifar": {
+        "task": "worlds:cifar",
+        "model": {"teacher": {"weights": str(TEACHER)}},
+        "epochs": {"epochs": 20, "views": 10, "batch": 64, "optimizer": "sgd", "lr": 0.05, "precision": "bfloat16", "teacher_precision": "bfloat16"},
+    },
+}
+PLAIN = [distil([CE])]
+LAYERS = ["3 -> 5", "4 -> 12", "5 -> 19"]  # the ends of the student's three parts, and the teacher's of the same size
+ALONE = {"train": {"model": "student"}}
+PAST = {"use": "kl", "weight": 1.0, "teacher": "ema", "schedule": {"weight": [[0, 0], [0.3, 1]]}}
+# (world, what is shown, name, stages or a table of them and models, control of that name, expected)
+METHODS = [
+    ("omitted", "labels only", PLAIN, None, "recall"),
+    ("omitted", "soft targets", [distil([{"use": "kl", "weight": 1.0, "temperature": 4.0}])], "labels only", "recall"),
+    ("few", "60 labels", PLAIN, None, "top1"),
+    ("digits", "614 more without labels, from the teacher", [distil([{"use": "kl", "weight": 1.0}], epochs=11)], ("few", "60 labels"), "top1"),
+    ("cifar", "alone", PLAIN, None, "top1"),
+    ("cifar", "KD", [distil(KD)], "alone", "top1"),
+    ("cifar", "KD, teacher live", [distil(KD, cache=False)], "KD", "top1"),
+    ("cifar", "KD, standardized", [distil([KD[0], {"use": "kl", "weight": 9.0, "temperature": 2.0, "standardize": True}])], "KD", "top1"),
+    ("cifar", "DKD", [distil([CE, {"use": "dkd", "weight": 1.0, "beta": 2.0}])], "KD", "top1"),
+    ("cifar", "DIST", [distil([CE, {"use": "dist", "weight": 1.0, "beta": 2.0, "gamma": 2.0, "tau": 4.0}])], "KD", "top1"),
+    ("cifar", "reverse KL", [distil([KD[0], {"use": "reverse_kl", "weight": 0.9}])], "KD", "top1"),
+    ("cifar", "logits' squares", [distil([KD[0], {"use": "logit_mse", "weight": 0.1}])], "KD", "top1"),
+    ("cifar", "learned temperature", [distil([KD[0], {"use": "curriculum_kl", "weight": 0.9}])], "KD", "top1"),
+    ("cifar", "hard labels (black box)", [distil([{"use": "hard"}])], "alone", "top1"),
+    ("cifar", "KD + attention", [distil([*KD, {"use": "attention", "weight": 1000.0, "on": LAYERS}])], "KD", "top1"),
+    ("cifar", "KD + hint", [distil([*KD, {"use": "hint", "weight": 1.0, "on": LAYERS[-1:]}])], "KD", "top1"),
+    ("cifar", "KD + similarity", [distil([*KD, {"use": "similarity", "weight": 300.0, "on": LAYERS[-1:]}])], "KD", "top1"),
+    ("cifar", "KD + contrastive", [distil([*KD, {"use": "contrastive", "weight": 0.2, "on": LAYERS[-1:]}])], "KD", "top1"),
+    ("cifar", "mutual, two peers", [distil([CE, {"use": "kl", "weight": 1.0, "temperature": 1.0}], peers=2)], "alone", "top1"),
+    ("cifar", "own average (EMA)", [distil([CE, PAST], ema=0.99)], "alone", "top1"),
+    ("cifar", "auxiliary heads", [distil([CE, {"use": "heads", "weight": 0.5, "on": ["3", "4"]}])], "alone", "top1"),
+    ("cifar", "born again", ({"first": ALONE}, [distil([CE, {"use": "kl", "weight": 1.0}], teacher="first")]), "alone", "top1"),
+    ("cifar", "teacher's assistant", ({"assistant": {"distill": {"losses": KD}}}, [distil(KD, teacher="assistant")]), "KD", "top1"),
+    ("cifar", "QAT 8 bits, labels", [distil(KD), {"use": "quantize", "losses": [CE]}], None, "top1"),
+    ("cifar", "QAT 8 bits, teacher", [distil(KD), {"use": "quantize", "losses": KD}], "QAT 8 bits, labels", "top1"),
+    ("cifar", "QAT 4 bits, labels", [distil(KD), {"use": "quantize", "weight_bits": 4, "losses": [CE]}], None, "top1"),
+    ("cifar", "QAT 4 bits, teacher", [distil(KD), {"use": "quantize", "weight_bits": 4, "losses": KD}], "QAT 4 bits, labels", "top1"),
+    ("cifar", "pruned to half, labels", [distil(KD), {"use": "prune", "losses": [CE]}], None, "top1"),
+    ("cifar", "pruned to half, teacher", [distil(KD), {"use": "prune", "losses": KD}], "pruned to half, labels", "top1"),
+]  # fmt: skip
+
+
+def recipe(world: str, made, seed: int, brought: dict) -> dict:
+    """The recipe of a method: its stages with the world's epochs; stages after the first have a quarter of them."""
+    base = WORLDS[world]
+    models, stages = made if isinstance(made, tuple) else ({}, made)
+    short = {**base["epochs"], "epochs": max(1, base["epochs"]["epochs"] // 4), "lr": base["epochs"]["lr"] / 5}
+    filled = []
+    for number, stage in enumerate(stages):
+        own = base["epochs"] if number == 0 else short
+        filled.append({**{k: v for k, v in own.items() if stage["use"] != "quantize" or k != "precision"}, **stage})
+    tables = dict(base.get("model", {})) | ({"teacher": {"weights": brought[base["from"]]}} if "from" in base else {})
+    for name, table in models.items():
+        tables[name] = {way: {**base["epochs"], **settings} for way, settings in table.items()} | {"seed": seed}
+    return {"task": base["task"], "threads": 1, "control": False, "stage": filled, "model": tables, "sweep": {"seed": [seed]}}
+
+
+def made_by(given: dict, folder: Path):
+    """(the last candidate's file, seconds of its last stage, the task) of a recipe: trained and exported, or found."""
+    from edgekd import pipeline, plan, recipe, resolving
+    from edgekd.report.progress import reporter
+    from edgekd.store import Store
+
+    resolved, store = resolving.resolve(recipe.read(given)), Store()
+    planned = plan.make(resolved)
+    made, steps = pipeline.run_steps(planned, resolved, store, reporter(True), lambda **event: None)
+    point = planned.points[-1]
+    cost = made[point.step].facts
+    return made[point.export].folder / "model.onnx", made[point.step], cost.get("seconds", 0.0), resolved.task
+
+
+def figure(path: Path, task, kind: str) -> float:
+    """Percent right in onnxruntime on the test images: of all, or of the class that was left out."""
+    import onnxruntime
+    import worlds
+
+    test = task.data("test")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    answers = np.concatenate([session.run(None, {name: test.inputs[i : i + 100]})[0].argmax(1) for i in range(0, len(test.labels), 100)])
+    right = answers == test.labels
+    return 100 * float((right[test.labels == worlds.OMITTED] if kind == "recall" else right).mean())
+
+
+def run(seeds: list[int], only: list[str] | None, digits: bool) -> None:
+    from edgekd import environment
+
+    sys.path.insert(0, str(HERE))
+    brought = {}
+    if not only or digits:
+        artifact = made_by(recipe("digits", [{"use": "train", "model": "teacher", "epochs": 60}], 0, {}), HERE)[1]
+        brought["digits"] = str(artifact.folder / "weights.safetensors")
+    for seed in seeds:
+        for world, name, made, control, kind in METHODS:
+            if (only and name not in only) or (digits and world == "cifar"):
+                continue
+            path, _, seconds, task = made_by(recipe(world, made, seed, brought), HERE)
+            value = figure(path, task, kind)
+            result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"schema": "edgekd.benchmark.distillation/1", "methods": {}}
+            entry = result["methods"].setdefault(f"{world}: {name}", {"kind": kind, "control": control_of(world, control), "seeds": {}})
+            entry["seeds"][str(seed)] = {"value": value, "seconds": seconds}
+            result |= {"environment": environment.describe(), "command": "EDGEKD_CIFAR10=... python benchmarks/distillation/run.py --seeds 0 1 2"}
+            RESULT.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"seed {seed}  {world}: {name:45} {value:6.2f} %  {seconds:6.1f} s", flush=True)
+
+
+def control_of(world: str, control) -> str | None:
+    return None if control is None else ": ".join(control) if isinstance(control, tuple) else f"{world}: {control}"
+
+
+def tables() -> None:
+    from edgekd import intervals
+
+    result = json.loads(RESULT.read_text())
+    lines = ["# Distillation: results", "", "Written by `run.py --tables` from `result.json`; don't edit. Differences are paired by seed, with",
+             "their 95 % interval by Student's t where there are several seeds. Top-1 (or recall) is of the exported file in onnxruntime.", "",
+             "| method | control | seeds | % | difference in points | time, control = 1 |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for name, entry in result["methods"].items():
+        values = entry["seeds"]
+        mean = sum(v["value"] for v in values.values()) / len(values)
+        control = result["methods"].get(entry["control"] or "", {}).get("seeds", {})
+        both = [s for s in values if s in control]
+        gap, ratio = "", ""
+        if both:
+            each = [values[s]["value"] - control[s]["value"] for s in both]
+            gap = f"{each[0]:+.2f}" if len(each) == 1 else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*intervals.mean(each))
+            ratio = f"{sum(values[s]['seconds'] for s in both) / max(1e-9, sum(control[s]['seconds'] for s in both)):.2f}"
+        lines.append(f"| {name} | {entry['control'] or ''} | {len(values)} | {mean:.2f} | {gap} | {ratio} |")
+    facts = result["environment"]
+    lines += ["", f"Again: `{result['command']}`. {facts['cpu']}, {', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}."]
+    TABLES.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--digits", action="store_true", help="only what needs no CIFAR-10")
+    parser.add_argument("--tables", action="store_true")
+    given = parser.parse_args()
+    if not given.tables:
+        run(given.seeds, given.only, given.digits)
+    tables()
+
+
+if __name__ == "__main__":
+    main()
