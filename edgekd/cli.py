@@ -14,7 +14,7 @@ import click
 from edgekd import __version__
 from edgekd.errors import BROKEN, INTERRUPTED, EdgekdError
 
-LISTED = ("targets", "tasks", "stages", "losses", "criteria", "ranges", "formats", "runtimes", "metrics")
+LISTED = ("targets", "tasks", "stages", "losses", "ensembles", "criteria", "ranges", "formats", "runtimes", "metrics")
 SCHEMAS = ("result", "manifest", "budget", "target", "recipe")
 
 

@@ -40,7 +40,7 @@ def _settings(part: Any, skip: int) -> str:
     return ", ".join(
         n if p.default is inspect.Parameter.empty else f"{n} = {p.default!r}"
         for n, p in settings
-        if n != "augment_seed" and len(repr(p.default)) < 60
+        if n not in ("augment_seed", "teachers") and len(repr(p.default)) < 60
     )
 
 

@@ -23,7 +23,7 @@ def say(capsys, *arguments):
     return code, out, err
 
 
-@pytest.mark.parametrize("kind", ["targets", "tasks", "stages", "losses", "criteria", "ranges", "formats", "runtimes", "metrics"])
+@pytest.mark.parametrize("kind", ["targets", "tasks", "stages", "losses", "ensembles", "criteria", "ranges", "formats", "runtimes", "metrics"])
 def test_list(capsys, kind):
     code, out, _ = say(capsys, "list", kind)
     assert code == 0 and len(out.splitlines()) >= 3
