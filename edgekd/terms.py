@@ -100,7 +100,7 @@ def looked_at(term: Term, seen: Signals, guide: Signals | None) -> tuple[Signals
     ours = Signals(seen.output, {path: seen.taps[path] for path, _ in term.on})
     if guide is None or not guide.taps:
         return ours, guide
-    return ours, Signals(guide.output, {path: guide.taps[path] for _, path in term.on})
+    return ours, Signals(guide.output, {path: guide.taps[path] for _, path in term.on if path in guide.taps}, guide.label)
 
 
 def is_module(part: Any) -> bool:

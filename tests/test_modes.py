@@ -15,6 +15,7 @@ from edgekd.ensembles.mean import mean
 from edgekd.ensembles.mean_logits import mean_logits
 from edgekd.ensembles.routed import routed
 from edgekd.errors import UsageError
+from edgekd.metrics import top1
 from edgekd.records import Artifact, Batch, Run, Signals
 from edgekd.sources.columns import load
 from edgekd.stages.answer import Answer
@@ -351,3 +352,99 @@ def test_a_black_box_can_not_be_asked_for_its_distribution(task):
 def test_terms_read_the_keys_of_all_terms():
     (term,) = terms([{"use": "kl", "weight": 2, "on": ["a -> b"], "teacher": "x", "schedule": {"weight": [[0, 1]]}, "temperature": 3.0}])
     assert term == Term("kl", 2.0, {"temperature": 3.0}, (("a", "b"),), "x", {"weight": [[0, 1]]})
+
+
+# ---------------------------------------------------------------- in a recipe
+
+
+def world():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(220, 6)).astype(np.float32)
+    y = (x @ rng.normal(size=(6, 3))).argmax(1)
+    splits = arrays(x[:140], y[:140], x[140:], y[140:], validation=0.3)
+    return Task("world", "1", {"teacher": lambda: net(16), "student": lambda: net(8)}, splits, (top1(),), classes=3)
+
+
+WORLD = world()
+SHORT = {"epochs": 2, "batch": 32}
+RECIPE = {
+    "task": "test_modes:WORLD",
+    "threads": 1,
+    "control": False,
+    "model": {
+        "teacher": {"train": SHORT},
+        "other": {"train": {"model": "teacher", **SHORT}, "seed": 5},
+        "assistant": {"distill": {"model": "student", "teacher": "teacher", **SHORT}},
+        "oracle": {"train": {"model": "teacher", **SHORT}, "shows": "label"},
+    },
+    "stage": [
+        {
+            "use": "distill",
+            **SHORT,
+            "teacher": ["teacher", "other", "assistant"],
+            "combine": {"use": "confidence"},
+            "losses": [CE, KL, {**KL, "teacher": "assistant", "schedule": {"temperature": [[0, 8], [1, 2]]}}],
+        },
+        {"use": "distill", "name": "inside", **SHORT, "losses": [CE, NEAR, {"use": "heads", "on": ["1", "2"]}]},
+        {"use": "distill", "name": "outside", **SHORT, "teacher": "oracle", "losses": [{"use": "hard"}]},
+        {"use": "distill", "name": "together", **SHORT, "losses": [CE, KL], "peers": 2},
+    ],
+}
+
+
+def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_path, monkeypatch):
+    import onnx
+
+    from edgekd import pipeline, plan, recipe, resolving
+    from edgekd.report.progress import reporter
+    from edgekd.store import Store
+
+    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
+    resolved = resolving.resolve(recipe.read(RECIPE))
+    planned = plan.make(resolved)
+    wanted = [(s.label, s.stage) for s in planned.steps.values()]
+    assert ("assistant", "distill") in wanted and ("answers of oracle", "answer") in wanted
+    inside = next(s for s in planned.steps.values() if s.label == "inside")
+    assert planned.steps[inside.teacher[0]].stage == "train"  # a teacher that is looked into is live
+    assert any("heads" in line and "learns" in line for line in planned.losses["stage 2 (inside)"])
+    again = tmp_path / "recipe.toml"
+    again.write_text(resolving.dump(resolved, tmp_path))
+    assert list(plan.make(resolving.resolve(recipe.read(again))).steps) == list(planned.steps)
+    made, _ = pipeline.run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
+    sizes = {p.id: made[p.export].files and (made[p.export].folder / "model.onnx") for p in planned.points}
+    plain = {i.name: tuple(i.dims) for i in onnx.load(sizes["distill"]).graph.initializer}
+    for name in ("inside", "outside", "together"):
+        assert {i.name: tuple(i.dims) for i in onnx.load(sizes[name]).graph.initializer} == plain
+
+
+@pytest.mark.parametrize(
+    "stage, words",
+    [
+        ({"losses": [{"use": "kl", "teacher": "peers"}]}, ("no peers", "`peers`")),
+        ({"losses": [{"use": "kl", "teacher": "other"}], "teacher": "teacher"}, ("none of the stage's teachers",)),
+        ({"combine": {"use": "meen"}, "teacher": ["teacher", "other"]}, ("did you mean `mean`",)),
+        ({"combine": {"use": "mean"}}, ("only one teacher",)),
+        ({"teacher": ["teacher", "teacher"]}, ("names one twice",)),
+        ({"losses": [{"use": "kl", "schedule": {"temperature": [[0, -1]]}}]}, ("greater than 0",)),
+        ({"losses": [{"use": "kl", "schedule": {"temprature": [[0, 1]]}}]}, ("nothing that can change",)),
+        ({"losses": [{"use": "kl", "schedule": {"weight": [[0.5, 1], [0.2, 1]]}}]}, ("in order",)),
+        ({"losses": [{"use": "kl", "on": "layer"}]}, ("list of paths",)),
+        ({"losses": [{"use": "hint", "on": ["22"]}]}, ("no such module",)),
+        ({"losses": [{"use": "hint", "on": ["0"]}], "teacher": "oracle"}, ("shows its label only",)),
+        ({"losses": [{"use": "kl"}], "teacher": "oracle"}, ("black box",)),
+    ],
+)
+def test_what_a_recipe_can_not_mean(stage, words):
+    from edgekd import plan, recipe, resolving
+
+    with pytest.raises(UsageError) as caught:
+        plan.make(resolving.resolve(recipe.read({**RECIPE, "stage": [{"use": "distill", **SHORT, **stage}]})))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_models_do_not_learn_from_themselves():
+    from edgekd import recipe
+
+    circle = {"a": {"distill": {"model": "student", "teacher": "b"}}, "b": {"distill": {"model": "student", "teacher": "a"}}}
+    with pytest.raises(UsageError, match="learns from itself"):
+        recipe.read({**RECIPE, "model": {**RECIPE["model"], **circle}})

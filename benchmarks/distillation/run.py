@@ -45,7 +45,7 @@ PAST = {"use": "kl", "weight": 1.0, "teacher": "ema", "schedule": {"weight": [[0
 # (world, what is shown, name, stages or a table of them and models, control of that name, expected)
 METHODS = [
     ("omitted", "labels only", PLAIN, None, "recall"),
-    ("omitted", "soft targets", [distil([{"use": "kl", "weight": 1.0, "temperature": 4.0}])], "labels only", "recall"),
+    ("omitted", "soft targets", [distil([{"use": "kl", "weight": 1.0, "temperature": 8.0}])], "labels only", "recall"),
     ("few", "60 labels", PLAIN, None, "top1"),
     ("digits", "614 more without labels, from the teacher", [distil([{"use": "kl", "weight": 1.0}], epochs=11)], ("few", "60 labels"), "top1"),
     ("cifar", "alone", PLAIN, None, "top1"),
@@ -106,16 +106,28 @@ def made_by(given: dict, folder: Path):
 
 
 def figure(path: Path, task, kind: str) -> float:
-    """Percent right in onnxruntime on the test images: of all, or of the class that was left out."""
-    import onnxruntime
+    """Percent right in onnxruntime on the test images: of all ("top1"); or of the class that was left out ("recall"), once one number, chosen
+    for the accuracy on the validation images, was added to its logit: nothing in training told the student how often to expect it."""
     import worlds
 
     test = task.data("test")
+    logits = answers(path, test.inputs)
+    if kind == "recall":
+        held = task.data("validation")
+        seen = answers(path, held.inputs)
+        shifts = np.linspace(0, 2 * np.ptp(seen), 400)
+        best = max(shifts, key=lambda shift: ((seen + shift * (np.arange(10) == worlds.OMITTED)).argmax(1) == held.labels).mean())
+        logits = logits + best * (np.arange(10) == worlds.OMITTED)
+    right = logits.argmax(1) == test.labels
+    return 100 * float((right[test.labels == worlds.OMITTED] if kind == "recall" else right).mean())
+
+
+def answers(path: Path, inputs: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    answers = np.concatenate([session.run(None, {name: test.inputs[i : i + 100]})[0].argmax(1) for i in range(0, len(test.labels), 100)])
-    right = answers == test.labels
-    return 100 * float((right[test.labels == worlds.OMITTED] if kind == "recall" else right).mean())
+    return np.concatenate([session.run(None, {name: inputs[i : i + 100]})[0] for i in range(0, len(inputs), 100)])
 
 
 def run(seeds: list[int], only: list[str] | None, digits: bool) -> None:
