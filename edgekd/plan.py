@@ -180,7 +180,7 @@ class _Planner:
         first = self.read.stages[0]
         for seed in seeds:
             if recipe.control and first.use == "distill":
-                settings = {k: v for k, v in first.settings.items() if k != "cache"} | {"losses": self.control(first)}
+                settings = {k: v for k, v in first.settings.items() if k not in ("cache", "teacher_precision")} | {"losses": self.control(first)}
                 start = self.model("student") if "student" in recipe.model else None
                 key = self.step("train", settings, "alone", seed, source=start)
                 self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), key, every, reference="alone")
