@@ -514,3 +514,30 @@ def test_random_graphs_agree(tmp_path_factory, drawn):
     equality = check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0])
     assert equality.reasons == (), (steps, seed, equality)
     assert format.float_kernels(path) == []
+
+
+def test_sums_of_two_lattices_are_the_kernels_to_the_last_bit():
+    """Random scales and zero points, all 65,536 pairs of values each, against onnxruntime's own QLinearAdd."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    from edgekd.quantization.exact import Lattice, _sum_of_two
+
+    rng = np.random.default_rng(0)
+    qa, qb = (grid.ravel().astype(np.uint8) for grid in np.meshgrid(np.arange(256), np.arange(256), indexing="ij"))
+    for _ in range(40):
+        scales, zeros = rng.uniform(0.01, 0.3, 3).astype(np.float32), rng.integers(0, 256, 3)
+        names = [f"{kind}{i}" for i in range(3) for kind in "sz"]
+        values = [v for s, z in zip(scales, zeros, strict=True) for v in (np.array(s, np.float32), np.array(z, np.uint8))]
+        tensor = lambda name: helper.make_tensor_value_info(name, TensorProto.UINT8, ["n"])
+        node = helper.make_node("QLinearAdd", ["a", *names[:2], "b", *names[2:4], *names[4:]], ["y"], domain="com.microsoft")
+        constants = [numpy_helper.from_array(v, n) for n, v in zip(names, values, strict=True)]
+        graph = helper.make_graph([node], "sum", [tensor("a"), tensor("b")], [tensor("y")], constants)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+        raw = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+        theirs = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"]).run(None, {"a": qa, "b": qb})[0]
+        a, b = (
+            Lattice(torch.from_numpy(q.astype(np.float64) - z), s, int(z)) for q, s, z in zip((qa, qb), scales[:2], zeros[:2], strict=True)
+        )
+        ours = torch.clamp(_sum_of_two(a, b, scales[2], int(zeros[2])) + 0.0, 0, 255)
+        assert np.array_equal(ours.numpy().astype(np.uint8), theirs)

@@ -3,6 +3,7 @@
     EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz python benchmarks/cifar10/run.py --seed 0
     python benchmarks/cifar10/run.py --tables            RESULTS.md and the README's table again, from result.json alone
     python benchmarks/cifar10/run.py --score model.onnx  a file's accuracy on the 10,000 test images, by onnxruntime alone
+    python benchmarks/cifar10/run.py --teacher           trains the teacher anew (half an hour) and puts its weights beside this file
 
 Runs the recipes of this folder through `edgekd compress` with their variations (what is finished is found, a killed run goes on), then times
 all files of the seed against each other in one interleaved run on one thread, and puts the seed's rows into result.json.
@@ -96,6 +97,20 @@ def artifact_of(store, export: str, step: str):
     if found is None or step not in parents:
         raise SystemExit(f"the store lost {export}")
     return found
+
+
+def teacher(out: Path) -> None:
+    """Runs teacher.toml and keeps its weights: kernels and matrices in half precision, norms and biases as they are."""
+    import edgekd
+    from edgekd import plan, recipe, resolving
+    from edgekd.models import read_tensors, write_tensors
+    from edgekd.store import Store
+
+    print(edgekd.compress(HERE / "teacher.toml", out=out / "teacher", quiet=False))
+    planned, store = plan.make(resolving.resolve(recipe.read(HERE / "teacher.toml"))), Store()
+    trained = next(step for step in planned.steps.values() if step.stage == "train")
+    tensors = read_tensors(store.find(trained.key, {}).folder / "weights.safetensors")
+    write_tensors(HERE / "teacher.safetensors", {name: t.half() if t.ndim > 1 else t for name, t in tensors.items()})
 
 
 def score(path: Path) -> float:
@@ -239,11 +254,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-cifar10"))
     parser.add_argument("--tables", action="store_true")
     parser.add_argument("--score", type=Path)
+    parser.add_argument("--teacher", action="store_true")
     given = parser.parse_args()
     if given.tables:
         tables()
     elif given.score:
         print(f"{score(given.score):.2f} %")
+    elif given.teacher:
+        teacher(given.out)
     elif given.make:
         make(given.make, given.seed)
     else:

@@ -216,8 +216,12 @@ def _requantize(part: Value, x: Any) -> Lattice:
 
 
 def _sum_of_two(a: Lattice, b: Lattice, scale: np.float32, zero: int) -> torch.Tensor:
-    """onnxruntime's QLinearAdd: a_q r_a + b_q r_b + (z - (r_a z_a + r_b z_b)) with r = scale / scale_out, fused multiply-adds in float32."""
+    """onnxruntime's QLinearAdd: a_q r_a + (b_q r_b + (z - (r_a z_a + r_b z_b))) with r = scale / scale_out, in float32.
+
+    Every product but r_b z_b is one with its sum (a fused multiply-add, as the kernel for AVX2 is compiled): of 20 million sums of
+    random lattices none came out otherwise, 60 did in plain float32, and a sum beside a tie is enough to set a network apart."""
     ra, rb = np.float32(a.scale / scale), np.float32(b.scale / scale)
-    fixed = np.float32(np.float32(zero) - np.float32(np.float32(ra * np.float32(a.zero)) + np.float32(rb * np.float32(b.zero))))
-    first = ((a.q + a.zero) * float(ra) + float(fixed)).float()
-    return torch.round(((b.q + b.zero) * float(rb) + first.double()).float())
+    zeros = np.float32(np.float64(ra) * a.zero + np.float64(np.float32(rb * np.float32(b.zero))))
+    fixed = np.float32(np.float32(zero) - zeros)
+    first = ((b.q + b.zero) * float(rb) + float(fixed)).float()
+    return torch.round(((a.q + a.zero) * float(ra) + first.double()).float())

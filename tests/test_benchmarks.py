@@ -1,0 +1,65 @@
+"""Committed results: tables are made from them and nothing else, and the delivered file is the one that they tell of."""
+
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CIFAR = ROOT / "benchmarks" / "cifar10"
+
+
+def script(path: Path):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{path.parent.name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    run = script(CIFAR / "run.py")
+    monkeypatch.setattr(run, "TABLES", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(run, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+    return run
+
+
+def test_cifar10_tables_are_those_of_the_result(cifar, tmp_path):
+    cifar.tables()
+    assert (tmp_path / "RESULTS.md").read_text() == (CIFAR / "RESULTS.md").read_text()
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+    assert "<!-- cifar10" in (ROOT / "README.md").read_text()
+
+
+def test_cifar10_tables_follow_the_result(cifar, tmp_path, monkeypatch):
+    """The table is computed: another result gives another table."""
+    result = json.loads((CIFAR / "result.json").read_text())
+    for seed in result["seeds"].values():
+        seed["rows"]["QAT with teacher"]["top1"][0] = 12.34
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    monkeypatch.setattr(cifar, "RESULT", tmp_path / "result.json")
+    cifar.tables()
+    assert "12.34" in (tmp_path / "RESULTS.md").read_text() and "12.34" in (tmp_path / "README.md").read_text()
+    assert "met by 0 of" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_cifar10_delivered_file():
+    result = json.loads((CIFAR / "result.json").read_text())
+    row = next(iter(result["seeds"].values()))["rows"]["QAT with teacher"]
+    raw = (CIFAR / "student.onnx").read_bytes()
+    assert hashlib.sha256(raw).hexdigest() == row["sha256"] and len(raw) == row["file_bytes"] <= 98496
+    assert not {n.domain for n in onnx.load_from_string(raw).graph.node} - {"", "ai.onnx"}
+    assert row["top1"][0] >= 88.5
+
+
+@pytest.mark.skipif("EDGEKD_CIFAR10" not in os.environ, reason="EDGEKD_CIFAR10 names no data")
+def test_cifar10_delivered_file_scores_what_the_result_says(cifar):
+    result = json.loads((CIFAR / "result.json").read_text())
+    row = next(iter(result["seeds"].values()))["rows"]["QAT with teacher"]
+    assert np.isclose(cifar.score(CIFAR / "student.onnx"), row["top1"][0], atol=0.05)
