@@ -53,7 +53,7 @@ print(edgekd.recipe.BUILT_IN.is_file())
     home, names, loaded, tasks, recipe = done.stdout.splitlines()
     assert Path(home).is_relative_to(site) and names == loaded and recipe == "True"
     assert set(names.split()) == {"host", *(p.stem for p in (ROOT / "targets").glob("*.toml"))}
-    assert tasks == "digits image_folder npz"
+    assert tasks == "cifar10 digits image_folder npz"
 
 
 def pins() -> dict[str, str]:
