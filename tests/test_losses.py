@@ -381,7 +381,7 @@ def test_curriculum_temperature_by_hand_and_against_the_student():
         term.share, term.theta.grad = share, None
         term(student, teacher, batch).sum().backward()
         gradients.append(term.theta.grad.item())
-    step = 1e-3
+    step = 1e-2
     with torch.no_grad():
         start = term.theta.item()
         values = []
@@ -389,8 +389,8 @@ def test_curriculum_temperature_by_hand_and_against_the_student():
             term.theta.fill_(start + move)
             values.append(term(student, teacher, batch).sum().item())
     slope = (values[0] - values[1]) / (2 * step)
-    assert gradients[0] == 0 and gradients[1] == pytest.approx(-slope / 2, rel=1e-2)
-    assert gradients[2] == gradients[3] == pytest.approx(-slope, rel=1e-2)  # descending it climbs the loss
+    assert gradients[0] == 0 and gradients[1] == pytest.approx(-slope / 2, rel=2e-2)
+    assert gradients[2] == gradients[3] == pytest.approx(-slope, rel=2e-2)  # descending it climbs the loss
     with pytest.raises(ValueError, match="between"):
         CurriculumKl(student, teacher, batch, start=5.0, span=3.0)
 
