@@ -35,7 +35,7 @@ def resolve(recipe: Read) -> Resolved:
     """Finds task and targets, fills the defaults that depend on them. Raises UsageError with every problem of all of them."""
     resolved, problems = find(recipe)
     if problems:
-        raise UsageError(*problems)
+        raise UsageError(*dict.fromkeys(problems))  # data that can't be read is told by every split
     return resolved
 
 

@@ -344,6 +344,13 @@ def test_cifar10_refuses_what_is_none(tmp_path):
         assert "test.npz" in told(lambda: read_cifar10(folder, "test"))
 
 
+def test_data_that_can_not_be_read_is_told_once(tmp_path):
+    from edgekd import recipe, resolving
+
+    given = {"task": {"use": "cifar10", "path": str(tmp_path)}, "stage": [{"use": "distill"}]}
+    assert told(lambda: resolving.resolve(recipe.read(given))).count("holds no CIFAR-10") == 1
+
+
 def test_shifted_is_a_window_of_the_mirrored_image():
     x = torch.arange(2 * 3 * 7 * 9, dtype=torch.float32).view(2, 3, 7, 9)
     wide, mirrored = (torch.nn.functional.pad(images, (2, 2, 2, 2), mode="reflect") for images in (x, x.flip(3)))

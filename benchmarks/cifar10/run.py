@@ -269,4 +269,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from edgekd import EdgekdError
+
+    try:
+        main()
+    except EdgekdError as error:
+        raise SystemExit(f"error: {error}") from None
