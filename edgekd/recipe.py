@@ -348,6 +348,10 @@ def _teachers(table: Mapping[str, Any], part: type, settings: Mapping[str, Any],
         for n in named
         if n not in names
     ]
+    for number, term in enumerate(terms([t for t in losses if isinstance(t.get("use"), str)]) if len(names) > 1 else ()):
+        if term.on and term.use in wants and term.teacher is None:
+            text = f"`{term.use}` looks inside a teacher, and the stage has {len(names)}"
+            problems.append(Problem(f"{where}: losses[{number}]: teacher", text, f"name one: {', '.join(names)}"))
     if settings.get("combine") is not None:
         problems += _combine(settings["combine"], f"{where}: combine")
         if len(names) < 2:

@@ -432,6 +432,7 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
         ({"losses": [{"use": "hint", "on": ["22"]}]}, ("no such module",)),
         ({"losses": [{"use": "hint", "on": ["0"]}], "teacher": "oracle"}, ("shows its label only",)),
         ({"losses": [{"use": "kl"}], "teacher": "oracle"}, ("black box",)),
+        ({"losses": [{"use": "hint", "on": ["0"]}], "teacher": ["teacher", "other"]}, ("looks inside a teacher", "name one")),
     ],
 )
 def test_what_a_recipe_can_not_mean(stage, words):
