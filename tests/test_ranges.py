@@ -135,7 +135,7 @@ class TestCalibration:
             calibrated(net, stream)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-        assert peaks[2] < 1.05 * peaks[1], peaks  # the first run also fills torch's caches
+        assert peaks[2] < 1.15 * peaks[1], peaks  # the first run also fills torch's caches; to keep the values would be a quarter more
 
     def test_no_data_is_refused(self):
         from edgekd.errors import RunFailed
