@@ -26,23 +26,21 @@ class Guides:
         self.given, self.peers = teachers, len(students) > 1
         named = [term.teacher or "" for term in terms if term.needs_teacher()]
         self.single = next(iter(teachers)) if len(teachers) == 1 else None
-        self.combine, self.combined = None, "" in named and len(teachers) > 1
-        if self.combined:
+        self.combine = None
+        if "" in named and len(teachers) > 1:
             table = settings.combine or {"use": "mean"}
             hyper = {k: v for k, v in table.items() if k != "use"}
             part = components.find("ensembles", table["use"])
             self.combine = part(tuple(teachers), 0, **hyper) if is_module(part) else (lambda signals, batch: part(signals, batch, **hyper))
         self.ema = None
         if EMA in named:
-            look = {}
 
             def see(module: nn.Module, batch: Batch) -> Signals:
-                if not look:
-                    look["taken"] = taps.watch(module, tapped([t for t in terms if t.teacher == EMA]))
                 with autocast():
-                    return Signals(forward(module, batch.inputs), look["taken"]())
+                    return Signals(forward(module, batch.inputs), look())
 
             self.ema = Ema(students[0], settings.ema, see)
+            look = taps.watch(self.ema.average, tapped([t for t in terms if t.teacher == EMA], EMA))
 
     def modules(self) -> list[nn.Module]:
         """Those with a state that a checkpoint has to hold."""

@@ -87,10 +87,7 @@ class Bound:
         """(weight, losses [B] or []) at `share` of the training."""
         weight, hyper = self.term.at(share)
         hyper = {} if is_module(self.call) else hyper
-        return weight, self.call(*self.looked_at(seen, guide), batch, **hyper)
-
-    def looked_at(self, seen: Signals, guide: Signals | None) -> tuple[Signals, Signals | None]:
-        return looked_at(self.term, seen, guide)
+        return weight, self.call(*looked_at(self.term, seen, guide), batch, **hyper)
 
 
 def looked_at(term: Term, seen: Signals, guide: Signals | None) -> tuple[Signals, Signals | None]:

@@ -217,6 +217,27 @@ def test_ema_by_hand():
     assert not ema(torch.ones(1, 1)).output.requires_grad and "average.weight" in ema.state_dict()
 
 
+def test_the_own_past_is_tapped_at_the_teachers_path(tmp_path, task):
+    """With a path for each side the average is looked at where the recipe says, beside a term that taps another teacher elsewhere."""
+    teacher, seen = teacher_in(tmp_path / "t", task), []
+
+    class Watch(nn.Module):
+        def __init__(self, student, teacher, batch):
+            super().__init__()
+            seen.append((tuple(student.taps), tuple(teacher.taps)))
+
+        def forward(self, student, teacher, batch):
+            return (student.output - teacher.output).square().mean(1)
+
+    components_find, components.find = components.find, lambda folder, use: Watch if use == "watch" else components_find(folder, use)
+    try:
+        losses = ({"use": "watch", "teacher": "ema", "on": ["0 -> 2"]}, {**NEAR, "on": ["4 -> 1"]})
+        Distill(epochs=1, batch=20, losses=losses)(None, run_in(tmp_path / "s", task), teacher=(teacher,))
+    finally:
+        components.find = components_find
+    assert seen == [(("0",), ("2",))]
+
+
 # ---------------------------------------------------------------- ensembles
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
-from edgekd.losses._standardize import standardized
+from edgekd.losses.kl import kl
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -20,11 +20,4 @@ def reverse_kl(
 
     The divergence that Gu et al. 2024 ("MiniLLM") minimise, here of one distribution over classes and with its exact gradient, so nothing is
     sampled. T^2 as in `kl`. `standardize`: as in `kl`."""
-    from torch.nn import functional as F
-
-    z_s, z_t = student.output.float(), teacher.output.float()
-    if standardize:
-        z_s, z_t = standardized(z_s), standardized(z_t)
-    q = F.log_softmax(z_s / temperature, dim=-1)
-    p = F.log_softmax(z_t / temperature, dim=-1)
-    return temperature**2 * F.kl_div(p, q, reduction="none", log_target=True).sum(-1)
+    return kl(teacher, student, batch, temperature=temperature, standardize=standardize)
