@@ -71,12 +71,13 @@ def array_digest(arrays: Any) -> str:
     return hasher.hexdigest()
 
 
-def data(inputs: Any, labels: np.ndarray | None, ids: Iterable[Any], weight: np.ndarray | None) -> str:
-    """sha256 of a split: inputs [N, ...] or {name: [N, ...]}, labels, ids in their order, weights."""
+def data(inputs: Any, labels: np.ndarray | None, ids: Iterable[Any], weight: np.ndarray | None, tags: Sequence[Sequence[str]] | None = None) -> str:
+    """sha256 of a split: inputs [N, ...] or {name: [N, ...]}, labels, ids in their order, weights, tags if there are any."""
     named = {f"inputs.{name}": array for name, array in inputs.items()} if isinstance(inputs, Mapping) else {"inputs": inputs}
     named |= {name: array for name, array in (("labels", labels), ("weight", weight)) if array is not None}
     names = json.dumps([i.item() if isinstance(i, np.generic) else i for i in ids], separators=(",", ":"))
-    return _sha256([array_digest(named), hashlib.sha256(names.encode()).hexdigest()])
+    tagged = [] if tags is None else [_sha256([list(t) for t in tags])]
+    return _sha256([array_digest(named), hashlib.sha256(names.encode()).hexdigest(), *tagged])
 
 
 def files(paths: Iterable[str | Path]) -> str:

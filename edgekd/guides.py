@@ -12,6 +12,7 @@ from edgekd.terms import EMA, PEERS, Term, is_module, tapped
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekd.sources.columns import Columns
     from edgekd.train import Training
 
 
@@ -28,10 +29,7 @@ class Guides:
         self.single = next(iter(teachers)) if len(teachers) == 1 else None
         self.combine = None
         if "" in named and len(teachers) > 1:
-            table = settings.combine or {"use": "mean"}
-            hyper = {k: v for k, v in table.items() if k != "use"}
-            part = components.find("ensembles", table["use"])
-            self.combine = part(tuple(teachers), 0, **hyper) if is_module(part) else (lambda signals, batch: part(signals, batch, **hyper))
+            self.combine = ensemble(settings.combine, tuple(teachers))
         self.ema = None
         if EMA in named:
 
@@ -68,6 +66,35 @@ class Guides:
         """Once the step is made."""
         if self.ema is not None:
             self.ema.update(student)
+
+
+def ensemble(table: Mapping[str, Any] | None, names: Sequence[str]) -> Callable[[Mapping[str, Signals], Batch], Signals]:
+    """The part that a recipe's `combine` names, ready to be called; None: the mean of probabilities."""
+    table = table or {"use": "mean"}
+    hyper = {k: v for k, v in table.items() if k != "use"}
+    part = components.find("ensembles", table["use"])
+    return part(tuple(names), 0, **hyper) if is_module(part) else (lambda signals, batch: part(signals, batch, **hyper))
+
+
+def rehearse(table: Mapping[str, Any] | None, names: Sequence[str], outputs: Sequence[int], columns: Columns) -> list[tuple[str, str]]:
+    """[(what is wrong, hint)] with an ensemble of teachers whose outputs are [B, *outputs]: it is called on a sample of every kind."""
+    import numpy as np
+    import torch
+
+    from edgekd.sources.columns import take
+
+    labels = columns.labels.tolist() if columns.labels is not None and columns.labels.ndim == 1 else [None] * len(columns)
+    kinds = dict(zip(zip(labels, columns.tags or [()] * len(columns), strict=True), range(len(columns)), strict=True))
+    batch = take(columns, np.array(sorted(kinds.values()), dtype=np.int64))
+    signals = {name: Signals(torch.randn(len(batch.index), *outputs, generator=torch.Generator().manual_seed(0))) for name in names}
+    try:
+        ensemble(table, names)(signals, batch)
+    except Exception as error:
+        known = isinstance(error, ValueError)
+        return [
+            (str(error) if known else f"can't work on this task: {type(error).__name__}: {error}", "`edgekd list ensembles` shows what each needs")
+        ]
+    return []
 
 
 def dry(number: int, students: Sequence[nn.Module], see: Callable, guides: Guides, source: Callable) -> tuple[Signals, dict, Batch]:

@@ -137,6 +137,7 @@ class _Planner:
 
     def rehearsals(self) -> list[Problem]:
         """What is wrong with the losses: each is called once on a few samples, with fresh models for student and teachers."""
+        from edgekd import guides as guides_module
         from edgekd import models
         from edgekd.terms import EMA, PEERS, rehearse
 
@@ -163,7 +164,20 @@ class _Planner:
             for number, message, hint in rehearse(losses, fresh(model), guides, self.task, self.data("train"), shows, told):
                 found.append(Problem(f"{self.read.place}: {where}: losses[{number}]", message, hint))
             self.plan.losses.setdefault(where, told)
+            if settings.get("combine"):
+                wrong = guides_module.rehearse(settings["combine"], teachers, self.outputs(model), self.data("train"))
+                found += [Problem(f"{self.read.place}: {where}: combine", *told) for told in wrong]
         return found
+
+    def outputs(self, model: str) -> list[int]:
+        """The shape of what a fresh `model` answers to one sample."""
+        import torch
+
+        from edgekd import models
+
+        forward = self.task.forward or (lambda module, inputs: module(inputs))
+        with torch.no_grad():
+            return list(forward(models.create(self.task, model, 0).eval(), _example(self.task, self.data("train"))).shape[1:])
 
     def model_of(self, teacher: str) -> str:
         """Which of the task's models a teacher is: a `[model.NAME]`'s, or the student for a stage."""
@@ -180,7 +194,8 @@ class _Planner:
         labels = [t for t, term in zip(losses, terms(losses), strict=True) if not term.needs_teacher() and not term.on and term.weight > 0]
         whole = sum(t["weight"] for t in labels)
         if labels:
-            return tuple({**t, "weight": t["weight"] / whole} for t in labels)
+            alone = [t if t.get("schedule", {}).get("by") != "agreement" else {k: v for k, v in t.items() if k != "schedule"} for t in labels]
+            return tuple({**t, "weight": t["weight"] / whole} for t in alone)
         return self.read.models["teacher"].get("train", {}).get("losses", ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.0},))
 
     def own_sweep(self, line: StageLine) -> list[dict[str, Any]]:
@@ -226,7 +241,7 @@ class _Planner:
                 suffix += f"-w{want.weight_bits}" if "weight_bits" in settings else f"-m{want.multiple_of}"
             base = f"{stage.name}{suffix}"
             label = _named(base, seed, seeds)
-            settings, taught = self.taught(stage.teacher, settings, known)
+            settings, taught = self.taught(stage.use, stage.teacher, settings, known)
             source = self.step(stage.use, settings, label, seed, source=source, teacher=taught)
             stages += (stage.name,)
             known[stage.name] = source
@@ -234,25 +249,31 @@ class _Planner:
             parents = (label,)
 
     def taught(
-        self, teachers: tuple[str, ...], settings: Mapping[str, Any], known: Mapping[str, str] | None = None
+        self, use: str, teachers: tuple[str, ...], settings: Mapping[str, Any], known: Mapping[str, str] | None = None
     ) -> tuple[dict[str, Any], tuple[str, ...]]:
         """(settings with the teachers' names, their keys): of each teacher its cached answers, or the model itself where the stage says
-        `cache = false` or a term looks inside it."""
+        `cache = false` or a term looks inside it; then of each its answers to the validation split, if a schedule follows the agreement."""
         from edgekd.terms import tapped, terms
+        from edgekd.train import views_of
 
-        keys, known = [], known or {}
         if not teachers:
             return dict(settings), ()
-        views = 1 if self.task.augment is None else min(settings.get("views") or self.task.views, settings["epochs"])
+        losses = terms(settings["losses"])
+        views, precision = views_of(components.find("stages", use)(**settings), self.task), settings["teacher_precision"]
+        keys, judged, known = [], [], known or {}
         for name in teachers:
             model, table = known.get(name) or self.model(name), self.read.models.get(name, {})
             shown = {key: table[key] for key in ("shows", "top") if table.get("shows", "logits") != "logits"}
-            if not shown and (not settings.get("cache", True) or tapped(terms(settings["losses"]), name)):
-                keys.append(model)
-                continue
-            wanted = {"views": views, "precision": settings["teacher_precision"], **shown}
-            keys.append(self.step("answer", wanted, f"answers of {name}", self.read.recipe.seed, teacher=(model,)))
-        return {**settings, "teachers": teachers}, tuple(keys)
+
+            def answers(label: str, wanted: dict[str, Any], model: str = model, name: str = name) -> str:
+                wanted["precision"] = precision
+                return self.step("answer", wanted, f"answers of {name}{label}", self.read.recipe.seed, teacher=(model,))
+
+            live = not shown and (not settings.get("cache", True) or tapped(losses, name))
+            keys.append(model if live else answers("", {"views": views, **shown}))
+            if any(term.by == "agreement" for term in losses):
+                judged.append(answers(" (validation)", {"split": "validation", "shows": "label"}))
+        return {**settings, "teachers": teachers}, (*keys, *judged)
 
     def model(self, name: str) -> str:
         """The key of a `[model.NAME]`: loaded from its file, trained, or distilled from another."""
@@ -265,7 +286,7 @@ class _Planner:
             settings = {"model": name, "weights": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             self.made[name] = self.step("load", settings, name, seed)
         elif "distill" in table:
-            settings, keys = self.taught(table["teacher"], table["distill"])
+            settings, keys = self.taught("distill", table["teacher"], table["distill"])
             self.made[name] = self.step("distill", settings, name, seed, teacher=keys)
         else:
             self.made[name] = self.step("train", table["train"], name, seed)
@@ -292,7 +313,7 @@ class _Planner:
         if isinstance(filled.get("ranges"), str):
             objects.append(components.find("ranges", filled["ranges"]))
         inputs = {"source": [source] if source else [], "teacher": list(teacher)}
-        read = {split: self.data(split).digest for split in part_class.reads} | {"version": self.task.version, "draws": str(self.task.draws)}
+        read = {split: self.data(split).digest for split in part.reads} | {"version": self.task.version, "draws": str(self.task.draws)}
         if use == "export":
             read |= {"name": self.task.name, "inputs": repr(self.task.inputs), "outputs": repr(self.task.outputs)}
         if self.task.assets:

@@ -4,26 +4,20 @@ recipe refers to (task, targets, budgets) is found by `resolving`."""
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from edgekd import components
 from edgekd.errors import Problem, UsageError
-
-if TYPE_CHECKING:
-    pass
+from edgekd.settings import STAGE_KEYS, find_part, public_stages, stage_settings, teachers_of
 
 BUILT_IN = Path(__file__).parent / "tasks" / "digits.toml"
-STAGE_KEYS = ("use", "name", "teacher")  # what a [[stage]] says beside its part's settings
-FILLED_IN = ("augment_seed", "sha256", "teachers")  # settings that the plan fills in
 
 
 class Strict(pydantic.BaseModel):
@@ -203,7 +197,7 @@ def _stages(form: Recipe, place: str, problems: list[Problem]) -> list[StageLine
         if not isinstance(use, str):
             problems.append(Problem(f"{place}: stage {number}", "`use` is missing", f"one of {', '.join(public_stages())}"))
             continue
-        part = _find("stages", use, where, problems)
+        part = find_part("stages", use, where, problems)
         if part is None:
             continue
         name = name if isinstance(name, str) else repr(name)
@@ -211,8 +205,8 @@ def _stages(form: Recipe, place: str, problems: list[Problem]) -> list[StageLine
             problems.append(Problem(where, f"`name` must be letters, digits, - and _, not {name!r}"))
         if any(line.name == name for line in lines) or name in form.model or name in ("teacher", "alone"):
             problems.append(Problem(where, f"the name `{name}` is taken", 'give this stage a `name = "..."` of its own'))
-        settings = _settings(part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, where, problems)
-        lines.append(StageLine(number, name, use, part, settings, _teachers(table, part, settings, where, problems), table))
+        settings = stage_settings(part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, where, problems)
+        lines.append(StageLine(number, name, use, part, settings, teachers_of(table, part, settings, where, problems), table))
     return lines
 
 
@@ -222,151 +216,11 @@ def at(line: StageLine, own: Mapping[str, Any]) -> StageLine:
         return line
     problems: list[Problem] = []
     table = {**line.table, **own}
-    settings = _settings(line.part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, line.name, problems)
-    teachers = _teachers(table, line.part, settings, line.name, problems)
+    settings = stage_settings(line.part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, line.name, problems)
+    teachers = teachers_of(table, line.part, settings, line.name, problems)
     if problems:
         raise UsageError(*problems)
     return StageLine(line.number, line.name, line.use, line.part, settings, teachers, table)
-
-
-def public_stages() -> list[str]:
-    """Stages that a recipe's line may name: those that make a model from a model."""
-    return [name for name in components.names("stages") if name not in ("answer", "load", "export")]
-
-
-def _find(folder: str, use: Any, where: str, problems: list[Problem]) -> Any:
-    try:
-        return components.find(folder, str(use), public_stages() if folder == "stages" else None)
-    except UsageError as error:
-        problems += [Problem(where, p.message, p.hint) for p in error.problems]
-        return None
-
-
-def _settings(part: type, table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
-    """A part's settings with defaults; the settings of its loss terms and criterion checked against theirs."""
-    filled = [Problem(f"{where}: {k}", "is filled in by edgekd", "leave it out") for k in FILLED_IN if k in table]
-    settings, found = components.settings_of(part, table, where)
-    problems += filled + found
-    losses = settings.get("losses", () if settings else table.get("losses", ()))
-    if losses and all(isinstance(t, dict) for t in losses):
-        settings["losses"] = tuple(_loss(t, f"{where}: losses[{i}]", problems) for i, t in enumerate(losses))
-    elif "losses" in settings:
-        problems.append(Problem(f"{where}: losses", "is empty", 'for example losses = [{ use = "cross_entropy" }]'))
-    return settings
-
-
-def _loss(table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
-    """One loss term with its defaults filled in."""
-    from edgekd.terms import KEYS
-
-    if not isinstance(table.get("use"), str):
-        problems.append(Problem(where, "`use` is missing", f"one of {', '.join(components.names('losses'))}, or `package.module:name`"))
-        return dict(table)
-    weight = table.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-        problems.append(Problem(f"{where}: weight", f"must be a number of at least 0, not {weight!r}"))
-    on, teacher, schedule = table.get("on"), table.get("teacher"), table.get("schedule")
-    if on is not None and (not isinstance(on, list | tuple) or not on or not all(isinstance(p, str) and p.strip() for p in on)):
-        problems.append(Problem(f"{where}: on", f"must be a list of paths, not {on!r}", 'for example on = ["layer2 -> layer3"]'))
-        on = None
-    if teacher is not None and not isinstance(teacher, str):
-        problems.append(Problem(f"{where}: teacher", f"must be one name, not {teacher!r}"))
-    part = _find("losses", table["use"], where, problems)
-    if part is None:
-        return dict(table)
-    if not inspect.isroutine(part) and not isinstance(part, type | functools.partial):
-        problems.append(Problem(where, f"`{table['use']}` is {type(part).__name__}, not a function"))
-        return dict(table)
-    hyper, found = components.settings_of(part, {k: v for k, v in table.items() if k not in KEYS}, where, components.POSITIONAL["losses"])
-    problems += found
-    if schedule is not None:
-        problems += _schedule(schedule, part, hyper, f"{where}: schedule")
-    more = {key: value for key, value in (("on", on), ("teacher", teacher), ("schedule", schedule)) if value is not None}
-    return {"use": table["use"], "weight": weight, **more, **hyper}
-
-
-def _schedule(schedule: Any, part: Any, hyper: Mapping[str, Any], where: str) -> list[Problem]:
-    """What is wrong with {"weight" or a setting: [[share of the training, value], ...]}."""
-    example = "for example schedule = { weight = [[0, 0], [0.2, 1]] }"
-    if not isinstance(schedule, Mapping) or not schedule:
-        return [Problem(where, f"must be a table, not {schedule!r}", example)]
-    found: list[Problem] = []
-    known = ["weight"] + ([] if isinstance(part, type) else [k for k, v in hyper.items() if isinstance(v, int | float) and not isinstance(v, bool)])
-    for name, curve in schedule.items():
-        if name not in known:
-            found.append(Problem(f"{where}.{name}", "is nothing that can change over the training", f"one of {', '.join(known)}"))
-        elif (
-            not isinstance(curve, list | tuple)
-            or not curve
-            or not all(map(_point, curve))
-        ):
-            found.append(Problem(f"{where}.{name}", f"must be a list of [share, value], not {curve!r}", example))
-        elif [p[0] for p in curve] != sorted(p[0] for p in curve) or not all(0 <= p[0] <= 1 for p in curve):
-            found.append(Problem(f"{where}.{name}", "shares must go from 0 to 1, in order", example))
-        elif name == "weight":
-            found += [Problem(f"{where}.weight", f"{v} is below 0") for _, v in curve if v < 0]
-        else:
-            for value in dict.fromkeys(v for _, v in curve):
-                _, wrong = components.settings_of(part, {**hyper, name: value}, where, components.POSITIONAL["losses"])
-                found += wrong
-    return found
-
-
-def _point(value: Any) -> bool:
-    numbers = isinstance(value, list | tuple) and len(value) == 2
-    return numbers and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-
-
-def _teachers(table: Mapping[str, Any], part: type, settings: Mapping[str, Any], where: str, problems: list[Problem]) -> tuple[str, ...]:
-    """The teachers that a stage names (one, or a list), by default `teacher` where one of its terms needs one that nobody else is."""
-    from edgekd.terms import EMA, PEERS, terms
-
-    losses, wants, named = settings.get("losses", ()), [], []
-    for number, term in enumerate(terms([t for t in losses if isinstance(t.get("use"), str)])):
-        try:
-            if not term.needs_teacher():
-                continue
-        except (UsageError, TypeError, ValueError):
-            continue  # told already
-        if term.teacher is None:
-            wants.append(term.use)
-        elif term.teacher == PEERS and settings.get("peers", 1) < 2:
-            problems.append(Problem(f"{where}: losses[{number}]: teacher", "there are no peers", "set `peers` of a distill stage to 2 or more"))
-        elif term.teacher not in (EMA, PEERS):
-            named.append(term.teacher)
-    trains = "losses" in components.parameters(part) and settings.get("mode") != "ptq"
-    default = list(dict.fromkeys([*(["teacher"] if wants and settings.get("peers", 1) < 2 else []), *named]))
-    teacher = table.get("teacher", default)
-    names = [teacher] if isinstance(teacher, str) else teacher
-    if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
-        problems.append(Problem(f"{where}: teacher", f"must be the name of a model or stage, or a list of such, not {teacher!r}"))
-        return ()
-    if len(set(names)) < len(names):
-        problems.append(Problem(f"{where}: teacher", "names one twice"))
-    problems += [
-        Problem(f"{where}: losses: teacher", f"`{n}` is none of the stage's teachers", f"they are {', '.join(names)}")
-        for n in named
-        if n not in names
-    ]
-    for number, term in enumerate(terms([t for t in losses if isinstance(t.get("use"), str)]) if len(names) > 1 else ()):
-        if term.on and term.use in wants and term.teacher is None:
-            text = f"`{term.use}` looks inside a teacher, and the stage has {len(names)}"
-            problems.append(Problem(f"{where}: losses[{number}]: teacher", text, f"name one: {', '.join(names)}"))
-    if settings.get("combine") is not None:
-        problems += _combine(settings["combine"], f"{where}: combine")
-        if len(names) < 2:
-            problems.append(Problem(f"{where}: combine", "there is only one teacher", 'teacher = ["one", "two"]'))
-    return tuple(names) if trains else ()
-
-
-def _combine(table: Mapping[str, Any], where: str) -> list[Problem]:
-    problems: list[Problem] = []
-    if not isinstance(table.get("use"), str):
-        return [Problem(where, "`use` is missing", f"one of {', '.join(components.names('ensembles'))}")]
-    part = _find("ensembles", table["use"], where, problems)
-    if part is not None:
-        problems += components.settings_of(part, {k: v for k, v in table.items() if k != "use"}, where, components.POSITIONAL["ensembles"])[1]
-    return problems
 
 
 def _models(form: Recipe, place: str, problems: list[Problem]) -> dict[str, dict[str, Any]]:
@@ -385,10 +239,10 @@ def _models(form: Recipe, place: str, problems: list[Problem]) -> dict[str, dict
             models[name]["weights"] = table.weights
         elif table.distill is not None:
             given = {"model": name, **table.distill}
-            settings = _settings(Distill, {k: v for k, v in given.items() if k not in STAGE_KEYS}, f"{where}.distill", problems)
-            models[name] |= {"distill": settings, "teacher": _teachers(given, Distill, settings, f"{where}.distill", problems)}
+            settings = stage_settings(Distill, {k: v for k, v in given.items() if k not in STAGE_KEYS}, f"{where}.distill", problems)
+            models[name] |= {"distill": settings, "teacher": teachers_of(given, Distill, settings, f"{where}.distill", problems)}
         else:
-            models[name]["train"] = _settings(Train, {"model": name, **(table.train or {})}, f"{where}.train", problems)
+            models[name]["train"] = stage_settings(Train, {"model": name, **(table.train or {})}, f"{where}.train", problems)
     return models
 
 
@@ -445,4 +299,4 @@ def _sweep(form: Recipe, stages: list[StageLine], place: str, problems: list[Pro
             problems.append(Problem(where, f"no stage is named `{name}`", f"did you mean `{near[0]}.{key}`?" if near else 'write "STAGE.KEY"'))
             continue
         for value in values:
-            _settings(by_name[name].part, {key: value}, where, problems)
+            stage_settings(by_name[name].part, {key: value}, where, problems)

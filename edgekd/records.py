@@ -93,13 +93,15 @@ class Task:
 
 @dataclass
 class Batch:
-    """Rows of one split as tensors. `index` [B] int64: positions in the split; `view`: which augmented view this is."""
+    """Rows of one split as tensors. `index` [B] int64: positions in the split; `view`: which augmented view this is; `tags`: B tuples, None
+    where no sample of the split has any."""
 
     inputs: Any
     labels: torch.Tensor | None
     index: torch.Tensor
     weight: torch.Tensor
     view: int = 0
+    tags: Sequence[tuple[str, ...]] | None = None
 
 
 @dataclass

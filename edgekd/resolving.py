@@ -12,8 +12,9 @@ from typing import Any
 
 from edgekd import components
 from edgekd.errors import EdgekdError, Problem, UsageError
-from edgekd.recipe import FILLED_IN, Read, Recipe, Select
+from edgekd.recipe import Read, Recipe, Select
 from edgekd.records import Task
+from edgekd.settings import FILLED_IN
 
 OTHERS = ("top1", "top5", "map50", "perplexity", "tokens_per_s", "instructions")  # known names that only some tasks measure
 

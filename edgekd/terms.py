@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 KEYS = ("use", "weight", "on", "teacher", "schedule")  # what a term says beside its part's settings
 PEERS, EMA = "peers", "ema"  # teachers that a training makes by itself
-Curve = Sequence[Sequence[float]]  # [[share of the training, value], ...]: straight lines between, flat outside
+BY = ("training", "agreement")  # what schedules follow: the share of the training that is done, or agreement with the teacher
+Curve = Sequence[Sequence[float]]  # [[share, value], ...]: straight lines between, flat outside
 
 
 @dataclass(frozen=True)
 class Term:
     """One loss of a recipe: the part `use`, its weight, its own settings (`hyper`). `on`: paths in student and teacher; `teacher`: which of
-    the stage's teachers, "peers", or "ema" (None: all that the stage has); `schedule`: {"weight" or a setting: curve over the training}."""
+    the stage's teachers, "peers", or "ema" (None: all that the stage has); `schedule`: {"weight" or a setting: curve}, over the training; or,
+    with `by` "agreement", over the share of validation samples that the student answers as the teacher does (see `agreement`)."""
 
     use: str
     weight: float
@@ -30,6 +32,7 @@ class Term:
     on: tuple[tuple[str, str], ...] = ()
     teacher: str | None = None
     schedule: Mapping[str, Curve] = field(default_factory=dict)
+    by: str = "training"
 
     def function(self) -> Callable:
         return components.find("losses", self.use)
@@ -41,10 +44,11 @@ class Term:
             return False
         return not any(word in str(parameter.annotation) for word in ("None", "Optional"))
 
-    def at(self, share: float) -> tuple[float, Mapping[str, Any]]:
-        """(weight, settings) once `share` of the training is done."""
+    def at(self, share: float, agreement: Mapping[str, float] | None = None) -> tuple[float, Mapping[str, Any]]:
+        """(weight, settings) once `share` of the training is done, at this `agreement` by teacher."""
         if not self.schedule:
             return self.weight, self.hyper
+        share = share if self.by == "training" else (agreement or {}).get(self.teacher or "", 0.0)
         now = {name: curve_at(curve, share) for name, curve in self.schedule.items()}
         return now.pop("weight", self.weight), {**self.hyper, **now}
 
@@ -69,7 +73,8 @@ def terms(losses: Sequence[Mapping[str, Any]]) -> tuple[Term, ...]:
             {k: v for k, v in t.items() if k not in KEYS},
             taps.pairs(t.get("on") or ()),
             t.get("teacher"),
-            t.get("schedule") or {},
+            {k: v for k, v in (t.get("schedule") or {}).items() if k != "by"},
+            (t.get("schedule") or {}).get("by", "training"),
         )
         for t in losses
     )
@@ -83,10 +88,15 @@ class Bound:
     term: Term
     call: Callable
 
-    def rows(self, seen: Signals, guide: Signals | None, batch: Batch, share: float) -> tuple[float, torch.Tensor]:
-        """(weight, losses [B] or []) at `share` of the training."""
-        weight, hyper = self.term.at(share)
-        hyper = {} if is_module(self.call) else hyper
+    def rows(
+        self, seen: Signals, guide: Signals | None, batch: Batch, share: float, agreement: Mapping[str, float] | None = None
+    ) -> tuple[float, torch.Tensor]:
+        """(weight, losses [B] or []) at `share` of the training. A part that learns has its settings as attributes."""
+        weight, hyper = self.term.at(share, agreement)
+        if is_module(self.call):
+            for name in self.term.schedule.keys() - {"weight"}:
+                setattr(self.call, name, hyper[name])
+            hyper = {}
         return weight, self.call(*looked_at(self.term, seen, guide), batch, **hyper)
 
 
@@ -126,7 +136,12 @@ def guide_of(term: Term, guides: Mapping[str, Any]) -> Any:
 
 
 def parts(
-    bound: Sequence[Bound], seen: Signals, guides: Mapping[str, Any], batch: Batch, share: float = 0.0
+    bound: Sequence[Bound],
+    seen: Signals,
+    guides: Mapping[str, Any],
+    batch: Batch,
+    share: float = 0.0,
+    agreement: Mapping[str, float] | None = None,
 ) -> list[tuple[str, float, torch.Tensor]]:
     """(name, weight, mean) of every term. A mean is over rows by sample weight, divided once; of several teachers (peers), over them too."""
     found = []
@@ -134,9 +149,18 @@ def parts(
         guide = guide_of(b.term, guides)
         means = []
         for one in guide if isinstance(guide, list) else [guide]:
-            weight, rows = b.rows(seen, one, batch, share)
+            weight, rows = b.rows(seen, one, batch, share, agreement)
             means.append(rows if rows.ndim == 0 else (rows * batch.weight).sum() / batch.weight.sum())
         found.append((b.name, weight, means[0] if len(means) == 1 else sum(means) / len(means)))
+    return found
+
+
+def settings_at(bound: Sequence[Bound], share: float, agreement: Mapping[str, float] | None) -> dict[str, float]:
+    """{term.setting: value} of all that schedules change, for the log."""
+    found = {}
+    for b in bound:
+        weight, hyper = b.term.at(share, agreement)
+        found |= {f"{b.name}.{name}": weight if name == "weight" else hyper[name] for name in b.term.schedule}
     return found
 
 

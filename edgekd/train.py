@@ -19,11 +19,13 @@ from edgekd.checkpoints import restore, save
 from edgekd.errors import RunFailed
 from edgekd.guides import Guides, dry
 from edgekd.records import Batch, Run, Signals, Task
-from edgekd.terms import Term, bind, gradient_norms, is_module, parts, tapped, terms, total
+from edgekd.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, terms, total
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from edgekd.agreement import Agreement
 
 CHECKPOINT_SECONDS = 10.0
 Precision = Literal["float32", "bfloat16"]
@@ -80,10 +82,16 @@ def learn(
     source = epochs(columns, run.task, batch=settings.batch, seed=run.seed, augment_seed=settings.augment_seed, views=views)
     losses = terms(settings.losses)
     names = settings.teachers or tuple("" for _ in teacher)
+    given, judged = teacher[: len(names)], teacher[len(names) :]  # the plan adds their answers to the validation split where a schedule asks
     teach = {
         name: teacher_of(artifact, run.task, len(columns), views, settings.teacher_precision, tapped(losses, name))
-        for name, artifact in zip(names, teacher, strict=True)
+        for name, artifact in zip(names, given, strict=True)
     }
+    agreement = None
+    if judged:
+        from edgekd.agreement import Agreement
+
+        agreement = Agreement(dict(zip(names, judged, strict=True)), run.data("validation"))
     return fit(
         module,
         source,
@@ -92,6 +100,7 @@ def learn(
         steps_per_epoch=len(spans(len(columns), settings.batch)),
         run=run,
         teachers=teach,
+        agreement=agreement,
         forward=forward,
         on_epoch=on_epoch,
     )
@@ -125,11 +134,13 @@ def fit(
     steps_per_epoch: int,
     run: Run,
     teachers: Mapping[str, Callable[[Batch], Signals]] | None = None,
+    agreement: Agreement | None = None,
     forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Trains `student` for `settings.epochs` over `source(epoch, start)`. The loss of a batch is
-    sum over terms of weight x (sum of row losses x sample weights / sum of sample weights), and over students where several learn together."""
+    sum over terms of weight x (sum of row losses x sample weights / sum of sample weights), and over students where several learn together.
+    `agreement`: taken before every epoch, for schedules that follow it."""
     import torch
     from torch import nn
 
@@ -155,6 +166,8 @@ def fit(
             from edgekd.balance import Balance
 
             learners.append(balance := Balance(len(terms)))
+        if agreement is not None:
+            learners.append(agreement)
         whole = nn.ModuleList([*students, learners]) if len(students) > 1 or len(learners) else students[0]
         optimizer = make_optimizer(whole, settings)
         weights = [p for p in students[0].parameters() if p.requires_grad]
@@ -170,6 +183,10 @@ def fit(
                 sums = {"rows": 0.0}
                 if on_epoch is not None:
                     on_epoch(epoch)
+                if agreement is not None:
+                    with autocast():
+                        agreement.look(students[0], forward)
+                    run.log(event="agreement", epoch=epoch + 1, **agreement.now())
             for batch in source(epoch, position):
                 step = epoch * steps_per_epoch + position
                 rate, share = settings.lr * pace(step, total_steps, settings), step / total_steps
@@ -177,11 +194,13 @@ def fit(
                     group["lr"] = rate
                 for b in learners:
                     b.__dict__["share"] = share  # a part that learns may change its ways over the training
+                agreed = agreement.now() if agreement is not None else None
                 shared = guides.before(batch)
                 seen = [see(number, batch) for number in range(len(students))]
-                each = [parts(bound[i], seen[i], guides.of(i, seen, shared), batch, share) for i in range(len(students))]
+                each = [parts(bound[i], seen[i], guides.of(i, seen, shared), batch, share, agreed) for i in range(len(students))]
                 if position == 0:
                     run.log(event="gradients", epoch=epoch + 1, **gradient_norms(each[0], weights))
+                    run.log(event="settings", epoch=epoch + 1, **settings_at(bound[0], share, agreed))
                 if balance is not None:
                     each = [balance.weigh(found, weights, step) if i == 0 else balance.weigh(found) for i, found in enumerate(each)]
                 loss = sum((total(found) for found in each[1:]), total(each[0]))

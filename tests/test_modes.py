@@ -1,14 +1,17 @@
 """Whom a student learns from: inner layers, peers, its own past, several teachers, grey and black boxes; each resumes to the bit."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from toys import Stop, artifact, net, run_in, teacher_in, toy_task, weights
 
 from edgekd import Task, arrays, components, models
 from edgekd.balance import Balance
+from edgekd.data import Arrays
 from edgekd.ensembles.confidence import confidence
 from edgekd.ensembles.learned import Learned
 from edgekd.ensembles.mean import mean
@@ -16,8 +19,9 @@ from edgekd.ensembles.mean_logits import mean_logits
 from edgekd.ensembles.routed import routed
 from edgekd.errors import UsageError
 from edgekd.metrics import top1
-from edgekd.records import Artifact, Batch, Run, Signals
+from edgekd.records import Batch, Sample, Signals
 from edgekd.sources.columns import load
+from edgekd.sources.epochs import epochs
 from edgekd.stages.answer import Answer
 from edgekd.stages.distill import Distill
 from edgekd.stages.train import Train
@@ -27,46 +31,14 @@ from edgekd.teachers.ema import Ema
 from edgekd.terms import Term, curve_at, gradient_norms, rehearse, terms
 
 
-def net(width):
-    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 3))
-
-
 @pytest.fixture
 def task():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(150, 6)).astype(np.float32)
-    y = (x @ rng.normal(size=(6, 3))).argmax(1)
-    splits = arrays(x[:100], y[:100], x[100:], y[100:], validation=0.2)
-    noise = lambda inputs, u: inputs + 0.1 * (u[:, :1] - 0.5)
-    return Task("toy", "1", {"teacher": lambda: net(16), "student": lambda: net(4)}, splits, (), classes=3, augment=noise, draws=1, views=3)
-
-
-def run_in(folder, task, seed=0, **more):
-    (folder / "out").mkdir(parents=True, exist_ok=True)
-    return Run(task, seed, 1, folder / "out", folder / "scratch", lambda split: load(task, split), **more)
-
-
-def artifact(run, form="torch", facts=None):
-    return Artifact("key", form, {}, {}, "", {}, 0, facts or {}, run.folder)
-
-
-def weights(run):
-    return models.read_tensors(run.folder / "weights.safetensors")
-
-
-def teacher_in(folder, task, epochs=2, seed=0):
-    run = run_in(folder, task, seed)
-    Train(model="teacher", epochs=epochs, batch=20)(None, run)
-    return artifact(run)
+    return toy_task()
 
 
 def batch_of(labels):
     labels = torch.tensor(labels)
     return Batch(None, labels, torch.arange(len(labels)), torch.ones(len(labels)))
-
-
-class Stop(Exception):
-    pass
 
 
 # a term that learns: the student's tapped value, by a linear map, near the teacher's
@@ -274,6 +246,35 @@ def test_routed_asks_the_teacher_of_the_class():
             routed(signals, batch_of([0, 1, 2]), classes=classes)
 
 
+def test_routed_asks_the_teacher_of_the_tag():
+    signals = {"day": Signals(torch.zeros(3, 3)), "night": Signals(torch.ones(3, 3))}
+    batch = dataclasses.replace(batch_of([0, 2, 1]), tags=[("dark", "wet"), (), ("bright",)])
+    assert routed(signals, batch, tags={"day": ("bright",), "night": ("dark",)} | {"day": ()}).output[:, 0].tolist() == [1.0, 0.0, 0.0]
+    wrong = {
+        "sample 1, tagged with nothing, has no teacher": {"day": ("bright",), "night": ("dark",)},
+        "tagged dark, wet, has the teachers day and night": {"day": ("wet",), "night": ("dark",)},
+        "all the rest: day, night": {"day": (), "night": ()},
+    }
+    for words, tags in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            routed(signals, batch, tags=tags)
+    with pytest.raises(ValueError, match="no tags"):
+        routed(signals, batch_of([0, 2, 1]), tags={"day": ()})
+
+
+def test_tags_reach_the_batch_and_the_key(task):
+    """From samples and from arrays, through augmentation; other tags are other data."""
+    rows = [Sample(np.zeros(6, np.float32), 0, i, ("odd",) if i % 2 else ()) for i in range(4)]
+    plain = dataclasses.replace(task, data=lambda split: [dataclasses.replace(r, tags=()) for r in rows])
+    columns = load(dataclasses.replace(task, data=lambda split: rows), "train")
+    source = epochs(columns, task, batch=4, seed=0, augment_seed=0, views=1)
+    (batch,) = source(0, 0)
+    assert [len(t) for t in batch.tags] == [int(i) % 2 for i in batch.index]
+    assert load(plain, "train").tags is None and load(plain, "train").digest != columns.digest
+    held = Arrays(np.zeros((2, 6), np.float32), np.zeros(2, np.int64), ["a", "b"], [("x",), ()])
+    assert load(dataclasses.replace(task, data=lambda split: held), "train").tags == [("x",), ()] and held[0].tags == ("x",)
+
+
 def test_learned_weights_find_the_better_teacher():
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (64,))
@@ -404,7 +405,7 @@ RECIPE = {
             **SHORT,
             "teacher": ["teacher", "other", "assistant"],
             "combine": {"use": "confidence"},
-            "losses": [CE, KL, {**KL, "teacher": "assistant", "schedule": {"temperature": [[0, 8], [1, 2]]}}],
+            "losses": [CE, KL, {**KL, "teacher": "assistant", "schedule": {"by": "agreement", "temperature": [[0, 8], [1, 2]]}}],
         },
         {"use": "distill", "name": "inside", **SHORT, "losses": [CE, NEAR, {"use": "heads", "on": ["1", "2"]}]},
         {"use": "distill", "name": "outside", **SHORT, "teacher": "oracle", "losses": [{"use": "hard"}]},
@@ -427,6 +428,8 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
     assert ("assistant", "distill") in wanted and ("answers of oracle", "answer") in wanted
     inside = next(s for s in planned.steps.values() if s.label == "inside")
     assert planned.steps[inside.teacher[0]].stage == "train"  # a teacher that is looked into is live
+    judged = [s for s in planned.steps.values() if s.settings.get("split") == "validation"]
+    assert {s.label for s in judged} == {f"answers of {n} (validation)" for n in ("teacher", "other", "assistant")}
     assert any("heads" in line and "learns" in line for line in planned.losses["stage 2 (inside)"])
     again = tmp_path / "recipe.toml"
     again.write_text(resolving.dump(resolved, tmp_path))
@@ -454,6 +457,12 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
         ({"losses": [{"use": "hint", "on": ["0"]}], "teacher": "oracle"}, ("shows its label only",)),
         ({"losses": [{"use": "kl"}], "teacher": "oracle"}, ("black box",)),
         ({"losses": [{"use": "hint", "on": ["0"]}], "teacher": ["teacher", "other"]}, ("looks inside a teacher", "name one")),
+        ({"combine": {"use": "routed"}, "teacher": ["teacher", "other"]}, ("give either",)),
+        ({"combine": {"use": "routed", "tags": {"teacher": ["a"]}}, "teacher": ["teacher", "other"]}, ("combine", "have no tags")),
+        ({"combine": {"use": "routed", "classes": {"teacher": [0, 1]}}, "teacher": ["teacher", "other"]}, ("no teacher for the classes 2",)),
+        ({"losses": [{**CE, "schedule": {"by": "agreement", "weight": [[0, 1]]}}]}, ("has none that is given",)),
+        ({"losses": [{"use": "kl", "schedule": {"by": "agrement", "weight": [[0, 1]]}}]}, ("one of training, agreement",)),
+        ({"losses": [{"use": "contrastive", "on": ["2"], "schedule": {"dim": [[0, 8]]}}]}, ("one of weight, temperature",)),
     ],
 )
 def test_what_a_recipe_can_not_mean(stage, words):

@@ -536,8 +536,6 @@ def test_sums_of_two_lattices_are_the_kernels_to_the_last_bit():
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
         raw = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
         theirs = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"]).run(None, {"a": qa, "b": qb})[0]
-        a, b = (
-            Lattice(torch.from_numpy(q.astype(np.float64) - z), s, int(z)) for q, s, z in zip((qa, qb), scales[:2], zeros[:2], strict=True)
-        )
+        a, b = (Lattice(torch.from_numpy(q.astype(np.float64) - z), s, int(z)) for q, s, z in zip((qa, qb), scales[:2], zeros[:2], strict=True))
         ours = torch.clamp(_sum_of_two(a, b, scales[2], int(zeros[2])) + 0.0, 0, 255)
         assert np.array_equal(ours.numpy().astype(np.uint8), theirs)

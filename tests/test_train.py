@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toys import Stop, artifact, net, run_in, toy_task, weights
 
 from edgekd import Task, arrays, models
 from edgekd.checkpoints import restore, save
 from edgekd.errors import RunFailed
-from edgekd.records import Artifact, Batch, Run, Signals
-from edgekd.sources.columns import load
+from edgekd.records import Batch, Signals
 from edgekd.stages.answer import Answer
 from edgekd.stages.distill import Distill
 from edgekd.stages.train import Train
@@ -19,39 +19,13 @@ from edgekd.terms import Bound, Term, parts, total
 from edgekd.train import Training, learn, make_optimizer, pace
 
 
-def net(width):
-    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 3))
-
-
 @pytest.fixture
 def task():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(150, 6)).astype(np.float32)
-    y = (x @ rng.normal(size=(6, 3))).argmax(1)
-    splits = arrays(x[:100], y[:100], x[100:], y[100:], validation=0.2)
-    noise = lambda inputs, u: inputs + 0.1 * (u[:, :1] - 0.5)
-    return Task("toy", "1", {"teacher": lambda: net(16), "student": lambda: net(4)}, splits, (), classes=3, augment=noise, draws=1, views=3)
-
-
-def run_in(folder, task, seed=0, **more):
-    (folder / "out").mkdir(parents=True, exist_ok=True)
-    return Run(task, seed, 1, folder / "out", folder / "scratch", lambda split: load(task, split), **more)
-
-
-def artifact(run, form, task):
-    return Artifact("key", form, {}, {}, "", {}, 0, {}, run.folder)
-
-
-def weights(run):
-    return models.read_tensors(run.folder / "weights.safetensors")
+    return toy_task()
 
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -135,13 +109,13 @@ def test_training_leaves_the_callers_random_state_alone(tmp_path, task):
 def test_cached_teacher_equals_live(tmp_path, task):
     teacher_run = run_in(tmp_path / "teacher", task)
     Train(model="teacher", epochs=2)(None, teacher_run)
-    teacher = artifact(teacher_run, "torch", task)
+    teacher = artifact(teacher_run, "torch")
     results = {}
     for batch in (20, 32):  # 80 samples: the answers' batches are of the students' size, and of another
         answers_run = run_in(tmp_path / f"answers{batch}", task)
         made = Answer(views=3, augment_seed=7, batch=20)(None, answers_run, teacher=(teacher,))
         assert made.facts == {"views": 3, "rows": 80, "outputs": [3], "shows": "logits"}
-        for name, given in (("cached", artifact(answers_run, "logits", task)), ("live", teacher)):
+        for name, given in (("cached", artifact(answers_run, "logits")), ("live", teacher)):
             run = run_in(tmp_path / f"{name}{batch}", task)
             made = Distill(epochs=6, batch=batch, augment_seed=7)(None, run, teacher=(given,))
             results[name, batch] = weights(run), made.facts["losses"]
@@ -159,11 +133,11 @@ def test_cached_logits_are_the_live_ones_bit_for_bit_in_the_same_batches(tmp_pat
 
     run = run_in(tmp_path / "t", task)
     Train(model="teacher", epochs=1)(None, run)
-    teacher = artifact(run, "torch", task)
+    teacher = artifact(run, "torch")
     answers_run = run_in(tmp_path / "a", task)
     Answer(views=2, augment_seed=3, batch=16)(None, answers_run, teacher=(teacher,))
     columns, teach = run.data("train"), live(models.load(teacher, task), task)
-    read = cached(artifact(answers_run, "logits", task), len(columns), 2)
+    read = cached(artifact(answers_run, "logits"), len(columns), 2)
     for view in range(2):
         for start in range(0, 80, 16):
             batch = see(take(columns, np.arange(start, start + 16), view), task, 3)
@@ -176,7 +150,7 @@ def test_cached_logits_of_other_data_are_refused(tmp_path, task):
     run = run_in(tmp_path, task)
     np.save(run.folder / "logits.npy", np.zeros((2, 79, 3), np.float32))
     with pytest.raises(RunFailed, match=r"\[2, 79, 3\].*\[3, 80, \.\.\.\]"):
-        Distill(epochs=3)(None, run, teacher=(artifact(run, "logits", task),))
+        Distill(epochs=3)(None, run, teacher=(artifact(run, "logits"),))
 
 
 def test_divergence_is_named(tmp_path, task):
@@ -225,12 +199,12 @@ def test_teacher_is_frozen_and_in_evaluation_mode(tmp_path, task):
     run = run_in(tmp_path / "t", task)
     Train(model="teacher", epochs=1)(None, run)
     before = weights(run)
-    module = models.load(artifact(run, "torch", task), task).train()
+    module = models.load(artifact(run, "torch"), task).train()
     from edgekd.teachers.live import live
 
     teach = live(module, task)
     batch = Batch(torch.randn(8, 6), None, torch.arange(8), torch.ones(8))
     assert torch.equal(teach(batch).output, teach(batch).output)  # dropout stands still
     student = net(4)
-    learned = learn(student, run_in(tmp_path / "s", task), Training(epochs=1, losses=({"use": "kl"},)), teacher=(artifact(run, "torch", task),))
+    learned = learn(student, run_in(tmp_path / "s", task), Training(epochs=1, losses=({"use": "kl"},)), teacher=(artifact(run, "torch"),))
     assert learned["losses"]["kl"] > 0 and same(before, weights(run))

@@ -20,7 +20,7 @@ from edgekd.runtimes import worker
 FOLDER = Path(worker.__file__).parent
 
 # a runtime of a few lines: `model` is a text file that says how it behaves
-FAKE = '''
+FAKE = """
 import os, signal, sys, time
 import numpy as np
 
@@ -54,7 +54,7 @@ def load(path, threads):
     infer.outputs = ("double", "row") if "scalar" not in how else ("double",)
     infer.kept = kept
     return infer
-'''
+"""
 STEADY = {"warmup_runs": 10, "warmup_s": 0, "warmup_cap_s": 0.1, "runs": 5, "steady_s": 0, "cap_s": 1}
 
 

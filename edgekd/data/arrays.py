@@ -16,11 +16,12 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Arrays(Sequence[Sample]):
-    """Samples that lie in arrays: `inputs` [N, ...] or {name: [N, ...]}, `labels` [N, ...] or None, `ids`: N of them."""
+    """Samples that lie in arrays: `inputs` [N, ...] or {name: [N, ...]}, `labels` [N, ...] or None, `ids`: N of them, `tags`: N tuples or None."""
 
     inputs: Any
     labels: np.ndarray | None
     ids: list[str]
+    tags: Sequence[tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -33,7 +34,8 @@ class Arrays(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         inputs = {k: v[index] for k, v in self.inputs.items()} if isinstance(self.inputs, Mapping) else self.inputs[index]
-        return Sample(inputs, None if self.labels is None else self.labels[index], self.ids[index])
+        tags = () if self.tags is None else tuple(self.tags[index])
+        return Sample(inputs, None if self.labels is None else self.labels[index], self.ids[index], tags)
 
 
 @dataclass(frozen=True)

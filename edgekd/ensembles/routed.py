@@ -1,29 +1,68 @@
-"""Each sample is taught by the teacher that is responsible for its class."""
+"""Each sample is taught by the teacher that is responsible for its class, or for its tag."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from edgekd.records import Batch, Signals
 
-
-def routed(signals: Mapping[str, Signals], batch: Batch, *, classes: dict[str, tuple[int, ...]]) -> Signals:
-    """The logits [B, C] of the teacher whose `classes` {teacher: class numbers} hold the sample's label.
-
-    Raises ValueError where a class has no teacher, or two, or a teacher is not of the ensemble."""
+if TYPE_CHECKING:
     import torch
 
-    strangers = [name for name in classes if name not in signals]
+
+def routed(
+    signals: Mapping[str, Signals],
+    batch: Batch,
+    *,
+    classes: dict[str, tuple[int, ...]] | None = None,
+    tags: dict[str, tuple[str, ...]] | None = None,
+) -> Signals:
+    """The logits [B, C] of the teacher whose `classes` {teacher: class numbers} hold the sample's label; or whose `tags` {teacher: tags} hold
+    one of the sample's, where a teacher with no tags, [], has all samples that no other has.
+
+    Raises ValueError where both or neither are given, a class or sample has no teacher or two, or a teacher is not of the ensemble."""
+    import torch
+
+    if (classes is None) == (tags is None):
+        raise ValueError("give either `classes` or `tags`")
+    strangers = [name for name in (classes or tags or {}) if name not in signals]
     if strangers:
         raise ValueError(f"no teacher of the ensemble is named {', '.join(strangers)}; it has {', '.join(signals)}")
-    count = next(iter(signals.values())).output.shape[-1]
+    every = torch.stack([s.output.float() for s in signals.values()])
+    owner = by_class(list(signals), classes, batch, every.shape[-1]) if classes is not None else by_tag(list(signals), tags or {}, batch)
+    return Signals(every[owner, torch.arange(len(batch.index))])
+
+
+def by_class(names: Sequence[str], classes: Mapping[str, Sequence[int]], batch: Batch, count: int) -> torch.Tensor:
+    """[B] the number of the teacher for each sample's class."""
+    import torch
+
     owner = torch.full((count,), -1)
-    for number, name in enumerate(signals):
+    for number, name in enumerate(names):
         for label in classes.get(name, ()):
             if not 0 <= label < count or owner[label] >= 0:
                 raise ValueError(f"class {label} of {name} " + ("has another teacher too" if 0 <= label < count else f"is none of the {count}"))
             owner[label] = number
     if (owner < 0).any():
         raise ValueError(f"no teacher for the classes {', '.join(str(c) for c in torch.nonzero(owner < 0).flatten().tolist())}")
-    every = torch.stack([s.output.float() for s in signals.values()])
-    return Signals(every[owner[batch.labels.long()], torch.arange(len(batch.labels))])
+    return owner[batch.labels.long()]
+
+
+def by_tag(names: Sequence[str], tags: Mapping[str, Sequence[str]], batch: Batch) -> torch.Tensor:
+    """[B] the number of the teacher for each sample's tags."""
+    import torch
+
+    if batch.tags is None:
+        raise ValueError("the samples have no tags: a task's data gives them, Sample(tags=...)")
+    rest = [names.index(name) for name, own in tags.items() if not own]
+    if len(rest) > 1:
+        raise ValueError(f"two teachers have all the rest: {', '.join(names[i] for i in rest)}")
+    owner = []
+    for row, own in enumerate(batch.tags):
+        found = [i for i, name in enumerate(names) if set(own) & set(tags.get(name, ()))] or rest
+        if len(found) != 1:
+            text = f"has the teachers {' and '.join(names[i] for i in found)}" if found else "has no teacher; one with tags = [] gets all the rest"
+            raise ValueError(f"sample {int(batch.index[row])}, tagged {', '.join(own) or 'with nothing'}, {text}")
+        owner.append(found[0])
+    return torch.tensor(owner)

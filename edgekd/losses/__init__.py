@@ -2,4 +2,7 @@
 
 The one loop applies sample weights and the term's `weight`, and divides once; a term that gives [] applies the sample weights itself. A term
 whose `teacher` is not optional needs one: a recipe that gives it none is refused before training. The folder is the list.
+
+One that learns is an `nn.Module` class, built as `Name(student, teacher, batch, *, hyper=...)` from the signals of a dry run and called with the
+same three; its `changing` names the settings, kept as attributes, that a schedule may change.
 """

@@ -1,6 +1,6 @@
 """Contrastive distillation: a student's row is to be told from all others by the teacher's."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -18,6 +18,8 @@ class Contrastive(nn.Module):
     softmax over one positive and them (InfoNCE) instead of the binary one against N samples of noise. As there, rows of the same class are no
     negatives (where labels are class numbers), and g are two linear embeddings to `dim`, brought to length 1; both learn. Maps and tokens are
     averaged over positions first. A row's value depends on its batch; large batches give more negatives."""
+
+    changing: ClassVar = ("temperature",)
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """KL to the teacher at a temperature that is learned against the student: tasks get harder as it learns."""
 
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -17,6 +17,8 @@ class CurriculumKl(nn.Module):
     Li et al. 2023, "Curriculum Temperature for Knowledge Distillation" (CTKD), the global form: theta climbs the gradient that the student
     descends, times lambda, which rises from 0 to `force` by half a cosine over the first share `ramp` of the training. Theirs are T from 1 to
     21 and ten of 240 epochs of ramp; theta begins where T is 1 + span / 2 there, at `start` here."""
+
+    changing: ClassVar = ("force",)
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Be your own teacher: classifiers on the student's inner layers learn from labels and from its own output."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -18,6 +18,8 @@ class Heads(nn.Module):
     et al. 2015. A head is the pooled tap and one Linear, where the paper has convolutions before it. The hint is the mean square between a Linear of
     each tap but the last and the last one (pooled, detached: give the deepest last), where the paper has the sum. The output is detached: it
     learns from the terms beside this one. No teacher is needed."""
+
+    changing: ClassVar = ("labels", "output", "temperature")
 
     def __init__(
         self,

@@ -142,7 +142,6 @@ class _Exact(fx.Interpreter):
             return _pool(args[0], (2, 3))
         return node.target(*fx.node.map_aggregate(args, _real), **fx.node.map_aggregate(kwargs, _real))
 
-
     def _absorbed(self, node):
         """Whether the lattice that a clipped value is rounded to clips by itself."""
         (site,) = node.users

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Columns:
-    """A loaded split. `inputs` [N, ...] or {name: [N, ...]}; `labels` [N, ...] or None; `digest`: sha256 of all of it."""
+    """A loaded split. `inputs` [N, ...] or {name: [N, ...]}; `labels` [N, ...] or None; `tags`: N tuples, or None where no sample has any;
+    `digest`: sha256 of all of it."""
 
     split: str
     inputs: Any
@@ -27,6 +28,7 @@ class Columns:
     ids: list
     weight: np.ndarray
     digest: str
+    tags: list[tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -40,16 +42,18 @@ def load(task: Task, split: str) -> Columns:
         raise UsageError(Problem(place, "the split is empty", "return at least one sample for each of train, validation and test"))
     if task.collate is None and isinstance(samples, Arrays):  # nothing to stack
         inputs, labels = samples.inputs, samples.labels
-        ids = list(getattr(samples, "ids", None) or range(len(samples)))
-        weight = np.ones(len(samples), np.float32)
+        ids = list(samples.ids)
+        weight, tags = np.ones(len(samples), np.float32), samples.tags
     else:
         rows = [samples[i] for i in range(len(samples))]
         inputs, labels = _stack(task, rows, place)
         ids = [i if row.id is None else row.id for i, row in enumerate(rows)]
         weight = np.array([row.weight for row in rows], np.float32)
+        tags = [tuple(row.tags) for row in rows]
     inputs = {k: _single(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else _single(inputs)
     labels = None if labels is None else np.asarray(labels)
-    return Columns(split, inputs, labels, ids, weight, fingerprint.data(inputs, labels, ids, weight))
+    tags = list(tags) if tags is not None and any(tags) else None
+    return Columns(split, inputs, labels, ids, weight, fingerprint.data(inputs, labels, ids, weight, tags), tags)
 
 
 def _single(array: np.ndarray) -> np.ndarray:
@@ -85,7 +89,8 @@ def take(columns: Columns, index: np.ndarray, view: int = 0) -> Batch:
 
     inputs = {k: gather(v) for k, v in columns.inputs.items()} if isinstance(columns.inputs, Mapping) else gather(columns.inputs)
     labels = None if columns.labels is None else gather(columns.labels)
-    return Batch(inputs, labels, torch.from_numpy(index), gather(columns.weight), view)
+    tags = None if columns.tags is None else [columns.tags[i] for i in index]
+    return Batch(inputs, labels, torch.from_numpy(index), gather(columns.weight), view, tags)
 
 
 def batches(columns: Columns, size: int) -> Iterator[Batch]:

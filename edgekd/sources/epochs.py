@@ -3,6 +3,7 @@ so training resumes exactly and a cached teacher sees the very inputs that its s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -44,7 +45,7 @@ def see(batch: Batch, task: Task, seed: int) -> Batch:
     if task.augment is None:
         return batch
     u = torch.from_numpy(chance(seed, batch.index.numpy(), batch.view, task.draws))
-    return Batch(task.augment(batch.inputs, u), batch.labels, batch.index, batch.weight, batch.view)
+    return dataclasses.replace(batch, inputs=task.augment(batch.inputs, u))
 
 
 def epochs(columns: Columns, task: Task, *, batch: int, seed: int, augment_seed: int, views: int) -> Callable[[int, int], Iterator[Batch]]:

@@ -1,11 +1,11 @@
-"""A teacher's answers to the train split: it runs once per view, and its logits are kept."""
+"""A teacher's answers to a split: it runs once per view, and its logits are kept."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -17,7 +17,10 @@ from edgekd.train import Precision
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """logits.npy float32 [views, rows, C], in the order of the split, `batch` rows at a time. `shows` "top": of a grey box the `top` greatest
-    log-probabilities (values.npy [views, rows, top], classes.npy); "label": of a black box its answer alone (labels.npy [views, rows])."""
+    log-probabilities (values.npy [views, rows, top], classes.npy); "label": of a black box its answer alone (labels.npy [views, rows]). Splits
+    other than train are seen as they are."""
+
+    split: Literal["train", "validation"] = "train"
 
     views: Annotated[int, Ge(1)] = 1
     augment_seed: int = 0
@@ -25,7 +28,10 @@ class Answer:
     shows: Literal["logits", "top", "label"] = "logits"
     top: Annotated[int, Ge(1)] = 5
     batch: Annotated[int, Ge(1)] = 256
-    reads: ClassVar = ("train",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.split,)
 
     def __call__(self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         import numpy as np
@@ -36,13 +42,14 @@ class Answer:
         from edgekd.teachers.live import live
         from edgekd.train import seeded
 
-        (model,), columns = teacher, run.data("train")
+        (model,), columns = teacher, run.data(self.split)
         teach, rooms, outputs = live(models.load(model, run.task), run.task, self.precision), {}, []
         with seeded(run.seed, run.threads):
             for view in range(self.views):
                 for start in range(0, len(columns), self.batch):
                     index = np.arange(start, min(start + self.batch, len(columns)), dtype=np.int64)
-                    rows = teach(see(take(columns, index, view), run.task, self.augment_seed)).output.float()
+                    batch = take(columns, index, view)
+                    rows = teach(see(batch, run.task, self.augment_seed) if self.split == "train" else batch).output.float()
                     if not np.isfinite(rows.numpy()).all():
                         raise RunFailed(f"the teacher's output is not finite for samples {start} to {start + len(index) - 1} of view {view}")
                     outputs = list(rows.shape[1:])

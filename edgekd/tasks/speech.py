@@ -41,16 +41,20 @@ def speech(
 
     `path` (default: the environment variable EDGEKD_SPEECH): see `edgekd.data.speech`. With a `speaker`, all of that speaker's clips are test
     and nobody else's; without, the recordings' own test part is. Of the others the share `validation` is held out by class. Mean and
-    deviation are those of the clips to train on. `teacher` (5 blocks) and `student` (4 blocks): widths of DS-CNN networks; 64 is
-    the paper's small one. Raises UsageError where the data can't be read or the split leaves nothing."""
+    deviation are those of the clips to train on; a clip's tag is its speaker. `teacher` (5 blocks) and `student` (4 blocks): widths of DS-CNN
+    networks; 64 is the paper's small one. Raises UsageError where the data can't be read or the split leaves nothing."""
     where = path or os.environ.get(VARIABLE)
     if not where:
         raise UsageError(Problem("task speech", "has no data", f'task = {{ use = "speech", path = "..." }}, or set {VARIABLE}'))
     clips = read(Path(where))
     rows = _split(Path(where), clips, speaker, validation)
     front = frontend(clips, rows["train"], seconds, mels)
+    tags = [(s,) if s else () for s in clips.speakers]
     data = Splits(
-        {name: Arrays(logmel([clips.audio[i] for i in at], front), clips.labels[at], [clips.ids[i] for i in at]) for name, at in rows.items()}
+        {
+            name: Arrays(logmel([clips.audio[i] for i in at], front), clips.labels[at], [clips.ids[i] for i in at], [tags[i] for i in at])
+            for name, at in rows.items()
+        }
     )
     classes = len(clips.classes)
     settings = {"speaker": speaker, "classes": classes, "teacher": teacher, "student": student, "validation": validation}
