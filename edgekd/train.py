@@ -200,7 +200,8 @@ def fit(
                 each = [parts(bound[i], seen[i], guides.of(i, seen, shared), batch, share, agreed) for i in range(len(students))]
                 if position == 0:
                     run.log(event="gradients", epoch=epoch + 1, **gradient_norms(each[0], weights))
-                    run.log(event="settings", epoch=epoch + 1, **settings_at(bound[0], share, agreed))
+                    if any(b.term.schedule for b in bound[0]):
+                        run.log(event="settings", epoch=epoch + 1, **settings_at(bound[0], share, agreed))
                 if balance is not None:
                     each = [balance.weigh(found, weights, step) if i == 0 else balance.weigh(found) for i, found in enumerate(each)]
                 loss = sum((total(found) for found in each[1:]), total(each[0]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ def distil(losses, **more):
 
 WORLDS = {
     "digits": {"task": "worlds:digits", "model": {"teacher": {"train": {"epochs": 60}}}, "epochs": {"epochs": 30, "lr": 0.004}},
-    "omitted": {"task": "worlds:omitted", "from": "digits", "epochs": {"epochs": 30, "lr": 0.004}},
+    "omitted": {"task": "worlds:omitted", "from": "digits", "epochs": {"epochs": 120, "lr": 0.004}},
+    "experts": {"task": "worlds:digits", "from": "digits", "epochs": {"epochs": 30, "lr": 0.004}},
     "few": {"task": "worlds:few", "from": "digits", "epochs": {"epochs": 120, "lr": 0.004}},
     "cifar": {
         "task": "worlds:cifar",
@@ -42,13 +44,36 @@ WORLDS = {
 PLAIN = [distil([CE])]
 LAYERS = ["3 -> 5", "4 -> 12", "5 -> 19"]  # the ends of the student's three parts, and the teacher's of the same size
 ALONE = {"train": {"model": "student"}}
+SOFT, SOFTER = ([distil([{"use": "kl", "weight": 1.0, "temperature": t}])] for t in (4.0, 20.0))
+ROUTES = {"use": "routed", "classes": {"low": [0, 1, 2, 3, 4], "high": [5, 6, 7, 8, 9]}}
+FALLING = {"by": "agreement", "temperature": [[0.3, 8.0], [0.9, 2.0]]}
 PAST = {"use": "kl", "weight": 1.0, "teacher": "ema", "schedule": {"weight": [[0, 0], [0.3, 1]]}}
+
+
+def taught_by(*names, **combine):
+    """Models that were brought, and a stage that learns from them alone, from one or from all."""
+    stage = distil([{"use": "kl", "weight": 1.0, "temperature": 2.0}], teacher=list(names))
+    return {name: {"weights": name} for name in names if name != "teacher"}, [stage | ({"combine": combine} if combine else {})]
+
+
 # (world, what is shown, name, stages or a table of them and models, control of that name, expected)
 METHODS = [
-    ("omitted", "labels only", PLAIN, None, "recall"),
-    ("omitted", "soft targets", [distil([{"use": "kl", "weight": 1.0, "temperature": 4.0}])], "labels only", "recall"),
+    ("omitted", "labels, a number added", PLAIN, None, "shifted"),
+    ("omitted", "soft targets (T = 4), a number added", SOFT, "labels, a number added", "shifted"),
+    ("omitted", "soft targets (T = 20), a number added", SOFTER, "labels, a number added", "shifted"),
+    ("omitted", "labels", PLAIN, None, "recall"),
+    ("omitted", "soft targets (T = 20)", SOFTER, "labels", "recall"),
     ("few", "60 labels", PLAIN, None, "top1"),
     ("digits", "614 more without labels, from the teacher", [distil([{"use": "kl", "weight": 1.0}], epochs=11)], ("few", "60 labels"), "top1"),
+    ("experts", "one that knows 0 to 4", taught_by("low"), None, "top1"),
+    ("experts", "one that knows 5 to 9", taught_by("high"), "one that knows 0 to 4", "top1"),
+    ("experts", "both, mean of probabilities", taught_by("low", "high"), "one that knows 0 to 4", "top1"),
+    ("experts", "both, mean of logits", taught_by("low", "high", use="mean_logits"), "both, mean of probabilities", "top1"),
+    ("experts", "both, by confidence", taught_by("low", "high", use="confidence"), "both, mean of probabilities", "top1"),
+    ("experts", "both, learned weights", taught_by("low", "high", use="learned"), "both, mean of probabilities", "top1"),
+    ("experts", "both, routed by class", taught_by("low", "high", **ROUTES), "both, mean of probabilities", "top1"),
+    ("experts", "a loud one of three, mean of probabilities", taught_by("teacher", "high", "loud"), None, "top1"),
+    ("experts", "a loud one of three, mean of logits", taught_by("teacher", "high", "loud", use="mean_logits"), "a loud one of three, mean of probabilities", "top1"),
     ("cifar", "alone", PLAIN, None, "top1"),
     ("cifar", "KD", [distil(KD)], "alone", "top1"),
     ("cifar", "KD, teacher live", [distil(KD, cache=False)], "KD", "top1"),
@@ -58,6 +83,7 @@ METHODS = [
     ("cifar", "reverse KL", [distil([KD[0], {"use": "reverse_kl", "weight": 0.9}])], "KD", "top1"),
     ("cifar", "logits' squares", [distil([KD[0], {"use": "logit_mse", "weight": 0.1}])], "KD", "top1"),
     ("cifar", "learned temperature", [distil([KD[0], {"use": "curriculum_kl", "weight": 0.9}])], "KD", "top1"),
+    ("cifar", "temperature by agreement", [distil([KD[0], {**KD[1], "schedule": FALLING}])], "KD", "top1"),
     ("cifar", "hard labels (black box)", [distil([{"use": "hard"}])], "alone", "top1"),
     ("cifar", "KD + attention", [distil([*KD, {"use": "attention", "weight": 1000.0, "on": LAYERS}])], "KD", "top1"),
     ("cifar", "KD + hint", [distil([*KD, {"use": "hint", "weight": 1.0, "on": LAYERS[-1:]}])], "KD", "top1"),
@@ -89,12 +115,13 @@ def recipe(world: str, made, seed: int, brought: dict) -> dict:
         filled.append({**{k: v for k, v in own.items() if k not in left_out}, **stage})
     tables = dict(base.get("model", {})) | ({"teacher": {"weights": brought[base["from"]]}} if "from" in base else {})
     for name, table in models.items():
-        tables[name] = {way: {**base["epochs"], **settings} for way, settings in table.items()} | {"seed": seed}
+        weights = brought.get(table.get("weights"))
+        tables[name] = {"weights": weights} if weights else {way: {**base["epochs"], **s} for way, s in table.items()} | {"seed": seed}
     return {"task": base["task"], "threads": 1, "control": False, "stage": filled, "model": tables, "sweep": {"seed": [seed]}}
 
 
-def made_by(given: dict, folder: Path):
-    """(the last candidate's file, its artifact, seconds of all training for it, the task) of a recipe: trained and exported, or found."""
+def made_by(given: dict, number: int = -1):
+    """(a candidate's file, its artifact, seconds of all training but the teacher's, the task) of a recipe: made, or found in the store."""
     from edgekd import pipeline, plan, recipe, resolving
     from edgekd.report.progress import reporter
     from edgekd.store import Store
@@ -102,26 +129,27 @@ def made_by(given: dict, folder: Path):
     resolved, store = resolving.resolve(recipe.read(given)), Store()
     planned = plan.make(resolved)
     made, steps = pipeline.run_steps(planned, resolved, store, reporter(True), lambda **event: None)
-    point = planned.points[-1]
-    cost = sum(made[step.key].facts.get("seconds", 0.0) for step in planned.steps.values() if step.stage not in ("export", "load", "answer"))
+    point = planned.points[number]
+    trained = [s.key for s in planned.steps.values() if s.stage not in ("export", "load", "answer") and s.key != planned.points[0].step]
+    cost = sum(made[key].facts.get("seconds", 0.0) for key in trained)
     return made[point.export].folder / "model.onnx", made[point.step], cost, resolved.task
 
 
 def figure(path: Path, task, kind: str) -> float:
-    """Percent right in onnxruntime on the test images: of all ("top1"); or of the class that was left out ("recall"), once one number, chosen
-    for the accuracy on the validation images, was added to its logit: nothing in training told the student how often to expect it."""
+    """Percent right in onnxruntime on the test images: of all ("top1"); of the class that was left out ("recall"), as it is, or ("shifted") once
+    one number, chosen for the accuracy on the validation images, was added to its logit: no label told the student how often to expect it."""
     import worlds
 
     test = task.data("test")
     logits = answers(path, test.inputs)
-    if kind == "recall":
+    if kind == "shifted":
         held = task.data("validation")
         seen = answers(path, held.inputs)
         shifts = np.linspace(0, 2 * np.ptp(seen), 400)
         best = max(shifts, key=lambda shift: ((seen + shift * (np.arange(10) == worlds.OMITTED)).argmax(1) == held.labels).mean())
         logits = logits + best * (np.arange(10) == worlds.OMITTED)
     right = logits.argmax(1) == test.labels
-    return 100 * float((right[test.labels == worlds.OMITTED] if kind == "recall" else right).mean())
+    return 100 * float((right[test.labels == worlds.OMITTED] if kind != "top1" else right).mean())
 
 
 def answers(path: Path, inputs: np.ndarray) -> np.ndarray:
@@ -132,19 +160,33 @@ def answers(path: Path, inputs: np.ndarray) -> np.ndarray:
     return np.concatenate([session.run(None, {name: inputs[i : i + 100]})[0] for i in range(0, len(inputs), 100)])
 
 
+def bring(seed: int) -> dict[str, str]:
+    """{name: weights file} of the digits' teachers: one that knows all, two that know half of the digits each, and one of these whose logits
+    are ten times what they were: as often right, far too sure."""
+    from edgekd.models import read_tensors, write_tensors
+
+    found = {}
+    for name, world, of in (("digits", "digits", 0), ("low", "low", seed), ("high", "high", seed)):
+        given = recipe("digits", [distil([CE], epochs=1)], 0, {}) | {"task": f"worlds:{world}"}
+        given["model"] = {"teacher": {"train": {"epochs": 60}, "seed": of}}
+        found[name] = str(made_by(given, 0)[1].folder / "weights.safetensors")  # the first point is the teacher
+    tensors = read_tensors(Path(found["low"]))
+    last = max({name.partition(".")[0] for name in tensors}, key=int)
+    found["loud"] = str(Path(tempfile.mkdtemp()) / "loud.safetensors")
+    write_tensors(Path(found["loud"]), {n: 10 * t if n.partition(".")[0] == last else t for n, t in tensors.items()})
+    return found
+
+
 def run(seeds: list[int], only: list[str] | None, digits: bool) -> None:
     from edgekd import environment
 
     sys.path.insert(0, str(HERE))
-    brought = {}
-    if not only or digits:
-        artifact = made_by(recipe("digits", [{"use": "train", "model": "teacher", "epochs": 60}], 0, {}), HERE)[1]
-        brought["digits"] = str(artifact.folder / "weights.safetensors")
     for seed in seeds:
+        brought = bring(seed) if digits or not only else {}
         for world, name, made, control, kind in METHODS:
             if (only and name not in only) or (digits and world == "cifar"):
                 continue
-            path, _, seconds, task = made_by(recipe(world, made, seed, brought), HERE)
+            path, _, seconds, task = made_by(recipe(world, made, seed, brought))
             value = figure(path, task, kind)
             result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"schema": "edgekd.benchmark.distillation/1", "methods": {}}
             entry = result["methods"].setdefault(f"{world}: {name}", {"kind": kind, "control": control_of(world, control), "seeds": {}})

@@ -50,7 +50,8 @@ def wide() -> object:
     return residual((24, 48, 96), channels=3, classes=10, blocks=2)
 
 
-digits = only(built_in.task, lambda labels: np.ones(len(labels), bool), "digits")
+EXPERTS = dict.fromkeys(("teacher", "low", "high", "loud"), built_in.teacher) | {"student": built_in.student}
+digits = only(built_in.task, lambda labels: np.ones(len(labels), bool), "digits", models=EXPERTS)
 omitted = only(built_in.task, lambda labels: labels != OMITTED, "digits-omitted")
 few = only(built_in.task, first(LABELLED), "digits-few")
 low = only(built_in.task, lambda labels: labels < 5, "digits-low")  # what one specialist has seen, and the other
