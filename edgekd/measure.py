@@ -67,10 +67,14 @@ class Comparison:
     note: str = ""
 
 
-def score(model: Path, inputs: Inputs, *, threads: int = 1, folder: Path, run: Any = local.run) -> dict[str, np.ndarray]:
-    """{output: [n, ...]}: what a file answers to all samples, in its runtime. `inputs`: array [n, ...], or {input: array}."""
-    schedule = [{"id": "s0-outputs", "subject": "s0", "pass": "outputs", "batch": 64}]
-    lines = _run(folder / "job", {"s0": model}, inputs, schedule, {}, threads, run, lambda *_: None, {"s0": model.name})
+def score(
+    model: Path, inputs: Inputs, *, threads: int = 1, folder: Path, run: Any = local.run, launch: Mapping[str, Any] | None = None, cap_s: float = 0
+) -> dict[str, np.ndarray]:
+    """{output: [n, ...]}: what a file answers to all samples, in its runtime. `inputs`: array [n, ...], or {input: array}. `launch`: under an
+    emulator (see hosts.emulator); `cap_s`: the first samples only, as many as take so many seconds."""
+    entry = {"id": "s0-outputs", "subject": "s0", "pass": "outputs", "batch": 16 if cap_s else 64} | ({"cap_s": cap_s} if cap_s else {})
+    settings = {"launch": dict(launch)} if launch else {}
+    lines = _run(folder / "job", {"s0": model}, inputs, [entry], settings, threads, run, lambda *_: None, {"s0": model.name})
     names = lines["s0-outputs"]["outputs"]
     return {name: np.load(folder / "job" / "out" / "s0-outputs" / f"{i}.npy", allow_pickle=False) for i, name in enumerate(names)}
 
@@ -272,6 +276,7 @@ def build(
         "files": {k: _sha256(p) for k, p in {**files, **sources}.items()} | {file: _digest(arrays[name]) for name, file in named.items()},
         "subjects": {subject: {"model": f"models/{same[path]}.onnx", "inputs": named} for subject, path in models.items()},
         "schedule": schedule,
+        **({"launch": settings["launch"]} if "launch" in settings else {}),
     }
     if _without_schedule(_stored(folder / "job.json")) == _without_schedule(job):
         worker.write(folder / "job.json", json.dumps(job, indent=1).encode())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, results
+from edgekd import environment, proving, results
 from edgekd.decisions import budget, choose
 from edgekd.delivery import bundle
 from edgekd.errors import FAILED, PASSED
@@ -25,6 +25,7 @@ from edgekd.resolving import Resolved
 
 if TYPE_CHECKING:
     from edgekd.report.progress import Silent
+    from edgekd.store import Store
 
 GOLDEN = 8  # samples in a bundle's golden vectors
 
@@ -50,9 +51,10 @@ def conclude(
     observed: Sequence[Observed],
     folder: Path,
     text: str,
+    store: Store,
     progress: Silent,
 ) -> Outcome:
-    """Chooses, gates, and writes the folder. `text`: the recipe as resolved."""
+    """Chooses, runs the chosen int8 files as the targets' other CPUs, gates, and writes the folder. `text`: the recipe as resolved."""
     records = {split: {o.point.id: _records(o, split, resolved) for o in observed} for split in ("validation", "test")}
     candidates = [_candidate(o, plan, made) for o in observed]
     references = {o.point.reference: o.point.id for o in reversed(observed) if o.point.reference}
@@ -64,6 +66,7 @@ def conclude(
         return budget.judge(budget.rules(resolved.gate, target), candidate, target=target, split=split, point_estimate=point_estimate, **given)
 
     found: dict[str, TargetResult] = {}
+    proven: dict[str, dict] = {}
     for target in resolved.targets:
         competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
         result = choose.choose(
@@ -74,6 +77,11 @@ def conclude(
             references=[o.point.id for o in observed if o.point.reference],
         )
         chosen = next((c for c in candidates if c.id == result.chosen), None)
+        if chosen is not None and chosen.id not in proven and "int8" in chosen.stages:
+            o = next(o for o in observed if o.point.id == chosen.id)
+            proven[chosen.id] = proving.prove(o, resolved, store, progress)
+            chosen = dataclasses.replace(chosen, measurements=proving.added(chosen.measurements, proven[chosen.id]))
+            candidates = [chosen if c.id == chosen.id else c for c in candidates]
         checks = judged(chosen, target.name, "test", False) if chosen is not None else ()
         verdict = budget.overall(checks) if chosen is not None else "fail"
         found[target.name] = dataclasses.replace(result, checks=checks, verdict=verdict)

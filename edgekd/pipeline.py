@@ -57,7 +57,7 @@ def compress(
             deadline = None if time_budget is None else time.monotonic() + time_budget
             made, steps = run_steps(plan, resolved, store, progress, log, deadline)
             observed = observe(resolved, plan, made, store, folder, progress)
-            outcome = conclude(resolved, plan, made, steps, observed, folder, text, progress)
+            outcome = conclude(resolved, plan, made, steps, observed, folder, text, store, progress)
             store.trim(keep=set(made))
             return outcome
     finally:

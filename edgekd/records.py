@@ -215,7 +215,8 @@ class Target:
     """Facts of a kind of device and of its runtime: data, not code. None: not known, or not the same on all devices of the kind.
 
     `clock_mhz`: highest sustained; `caches`: {l1d, l2, l3, ...: bytes}; `channel_multiple`: the widths that its kernels run well at;
-    `int8`: the lattice that its kernels compute exactly on; `sources`: {fact: where it is from}."""
+    `int8`: the lattice that its kernels compute exactly on; `emulated_as`: the name of its CPU to an emulator (qemu's -cpu);
+    `sources`: {fact: where it is from}."""
 
     name: Annotated[str, MinLen(1)]
     title: Annotated[str, MinLen(1)]
@@ -230,6 +231,7 @@ class Target:
     threads: Annotated[int, Ge(1), Le(1024)] = 1
     int8: Scheme = Scheme()
     channel_multiple: Annotated[int, Ge(1), Le(1024)] = 8
+    emulated_as: Annotated[str, MinLen(1)] | None = None
     sources: Mapping[str, Annotated[str, MinLen(1)]] = field(default_factory=dict)
 
 

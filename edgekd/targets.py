@@ -60,8 +60,8 @@ def host(facts: Mapping[str, Any]) -> Target:
 
 def _weight_bits(architecture: str, features: Iterable[str]) -> int:
     """8 where products of unsigned and signed bytes add up exactly; 7 where onnxruntime's x86 kernels use vpmaddubsw, which saturates at
-    16 bits (core/mlas/lib/platform.cpp: everything below AVX-VNNI and AVX512-VNNI): 2 * 255 * 63 < 2^15 <= 2 * 255 * 127."""
-    return 7 if architecture == "x86-64" and not {"avx512_vnni", "avx_vnni"} & set(features) else 8
+    16 bits (core/mlas/lib/platform.cpp: AVX2 without AVX-VNNI or AVX512-VNNI): 2 * 255 * 63 < 2^15 <= 2 * 255 * 127. Below AVX2 nothing saturates."""
+    return 7 if architecture == "x86-64" and "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features) else 8
 
 
 def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:

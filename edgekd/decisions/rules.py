@@ -33,11 +33,13 @@ ANY = "any"
 LARGEST = 10**18
 GRAMMAR = "min X, max X, drop max X vs teacher|baseline, or regress max X % vs teacher|baseline"
 ORIGINS: tuple[Origin, ...] = ("measured", "counted")  # what is accepted where a budget doesn't say
+EMULATED = ("target_spread", "host_agreement")  # what only emulation tells
 QUALITY = "drop max 1.0 pt vs teacher"  # where a recipe has no budget of quality
 
 # names in use and their units; a metric of one's own is known by the task
 UNITS: Mapping[str, str] = {
     "top1": "%", "top5": "%", "map50": "%", "agreement": "%", "ece": "%", "worst_class_drop": "pt", "kl_to_teacher": "nat", "perplexity": "",
+    "target_spread": "pt", "host_agreement": "%",
     "latency_p50_ms": "ms", "latency_p90_ms": "ms", "load_ms": "ms", "first_ms": "ms", "tokens_per_s": "1/s", "file_bytes": "B",
     "activation_bytes": "B", "peak_rss_bytes": "B", "peak_rss_over_runtime_bytes": "B", "parameters": "", "macs": "", "instructions": "",
 }  # fmt: skip
@@ -94,9 +96,14 @@ def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] = UNIT
     if kind == "drop" and wanted == "%":
         wanted = "pt"
     limit, unit = _convert(number, written, wanted, kind, name, place, text)
-    if kind in ("min", "max") and unit == "%" and name in ("top1", "top5", "map50", "agreement", "ece") and not 0 <= limit <= 100:
+    if kind in ("min", "max") and unit == "%" and name in ("top1", "top5", "map50", "agreement", "host_agreement", "ece") and not 0 <= limit <= 100:
         raise UsageError(Problem(place, f"{name} lies between 0 and 100 %, so `{text}` can't be met or says nothing"))
-    return Rule(name, kind, limit, unit, versus, " ".join(text.split()), place=place)  # type: ignore[arg-type]
+    return Rule(name, kind, limit, unit, versus, " ".join(text.split()), accepted(name), place=place)  # type: ignore[arg-type]
+
+
+def accepted(name: str) -> tuple[Origin, ...]:
+    """The origins that a rule on `name` accepts where the budget doesn't say."""
+    return (*ORIGINS, "emulated") if name in EMULATED else ORIGINS
 
 
 def _convert(number: Decimal, written: str, wanted: str | None, kind: str, name: str, place: str, text: str) -> tuple[float, str]:
@@ -153,7 +160,7 @@ def _example(name: str, units: Mapping[str, str]) -> str:
 
 def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems: list[Problem]) -> list[Rule]:
     """The rules of one key of a table; what is wrong goes to `problems`."""
-    accept, level, texts = ORIGINS, "error", value
+    accept, level, texts = accepted(name), "error", value
     if isinstance(value, Mapping):
         for key in value:
             if key not in ("is", "accept", "level"):
@@ -161,12 +168,12 @@ def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems:
                 problems.append(Problem(f"{place}.{key}", "unknown key", f"did you mean `{near[0]}`?" if near else "keys: is, accept, level"))
         if "is" not in value:
             problems.append(Problem(place, "`is` is missing", f'for example {{ is = "{_example(name, units)}", level = "warn" }}'))
-        texts, level, accept = value.get("is", []), value.get("level", "error"), value.get("accept", ORIGINS)
+        texts, level, accept = value.get("is", []), value.get("level", "error"), value.get("accept", accepted(name))
         if level not in get_args(Level):
             problems.append(Problem(f"{place}.level", f"must be error or warn, not {level!r}"))
         if not isinstance(accept, (list, tuple)) or not accept or not all(o in get_args(Origin) for o in accept):
             problems.append(Problem(f"{place}.accept", f"must be a list of {', '.join(get_args(Origin))}, not {accept!r}"))
-            accept = ORIGINS
+            accept = accepted(name)
         elif "emulated" in accept and units.get(name) in ("ms", "1/s"):
             problems.append(Problem(f"{place}.accept", "a time is never emulated", 'for example accept = ["measured", "predicted"]'))
     if isinstance(texts, (list, tuple)) and not texts and not (isinstance(value, Mapping) and "is" not in value):

@@ -30,6 +30,9 @@ def render(result: Result) -> str:
     for target, found in result.targets.items():
         listed = shown.rows(result, target)
         parts += [f"## {markdown(target)}", _table(listed), _caption(listed)]
+        proof = shown.proof(result, target)
+        if proof:
+            parts.append(f"Emulated: {markdown(proof)}.")
         if found.checks:
             parts += ["### Budgets", summary(found.checks).rstrip()]
     if result.steps:

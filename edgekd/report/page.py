@@ -74,8 +74,7 @@ def _summary(result: Result) -> str:
 
 
 def _caution(result: Result, target: str) -> str:
-    caution = shown.caution(result, target)
-    return f". {text(caution)}" if caution else ""
+    return "".join(f". {text(told)}" for told in (shown.proof(result, target), shown.caution(result, target)) if told)
 
 
 def _sentence(result: Result, target: str, found: TargetResult) -> str:

@@ -16,7 +16,7 @@ ORIGINS = {
     "emulated": "emulated, never a time",
     "predicted": "predicted, with its interval",
 }
-FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop")  # quality that is no metric of a task
+FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop", "target_spread", "host_agreement")  # quality that is no metric of a task
 PEAK = ("peak_rss_over_runtime_bytes", "peak_rss_bytes")
 TITLES = {
     "file_bytes": "bytes", "macs": "MACs", "parameters": "params", "latency_p50_ms": "p50 ms", "latency_p90_ms": "p90 ms",
@@ -160,6 +160,16 @@ def caution(result: Result, target: str) -> str:
         f"int8 is slower here: {clean(ours.candidate.id)} takes {a.value / b.value:.2f} x the time of the float {clean(parent.candidate.id)}; "
         "at this size conversions cost more than integers save"
     )
+
+
+def proof(result: Result, target: str) -> str:
+    """What emulation showed of the chosen file for this target: `as Haswell: all outputs equal to this machine's (899 samples); ...`, or ''."""
+    chosen = next((c for c in result.candidates if c.id == result.targets[target].chosen), None)
+    found = {m.name: m for m in (chosen.measurements if chosen is not None else ()) if m.target == target and m.origin == "emulated"}
+    same, spread = found.get("host_agreement"), found.get("target_spread")
+    told = [] if same is None else [f"{same.note}, {number(same.value)} % of {same.n} answers"]
+    told += [] if spread is None else [f"spread over CPUs {number(spread.value)} {spread.unit} ({spread.n} samples: {spread.note})"]
+    return clean("; ".join(told))
 
 
 def check(c: Check) -> str:

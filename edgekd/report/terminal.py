@@ -123,8 +123,9 @@ def _verdicts(result: Result) -> list[str]:
         for c in found.checks:
             whose = "" if c.candidate == found.chosen else f"{shown.clean(c.candidate)}: "
             lines.append(f"  {whose}{shown.check(c)}")
-        caution = shown.caution(result, target)
-        lines += [f"  note: {caution}"] if caution else []
+        lines += [
+            f"  {label}: {text}" for label, text in (("emulated", shown.proof(result, target)), ("note", shown.caution(result, target))) if text
+        ]
     return lines
 
 

@@ -1,7 +1,8 @@
 """Runs a job on a device: `python worker.py job.json` does every entry of the schedule in a process of its own and writes `out/`.
 
 job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects {id: {model, inputs {name: .npy}}},
-            schedule [{id, subject, pass, ...settings}], seconds (limit of one process)
+            schedule [{id, subject, pass, ...settings}], seconds (limit of one process), launch {command, variables}: what a process is
+            started with instead of this Python (an emulator)
 out/results.jsonl   a line per finished process;  out/<id>.npy  its steady times in ns;  out/<id>/<i>.npy  outputs;  out/<id>.json  a trace
 out/done.json       written last: {finished, failed}
 
@@ -10,7 +11,7 @@ Run again, it skips what is finished: a killed process, or a line cut in half, i
 time       load, first inference, warm-up until stable, steady state       settings: warmup_runs, warmup_s, warmup_cap_s, runs, steady_s, cap_s
 memory     load and `runs` inferences, then the process's peak
 bare       the same process without a model: runtime and inputs alone
-outputs    every row of the inputs through the file in batches of `batch` (or of the size that the file fixes)
+outputs    every row of the inputs through the file in batches of `batch` (or of the size that the file fixes), as many as fit into `cap_s`
 operators  the runtime's own clock per operator (a separate run, for it perturbs)
 
 Imports numpy and the one runtime, nothing of edgekd; Python 3.8.
@@ -117,9 +118,10 @@ def _alone(path):
 
 def _in_fresh_process(job_file, number, job):
     """(result line, None) or (None, why it failed)."""
-    threads = str(job["threads"])
+    threads, launch = str(job["threads"]), job.get("launch") or {}
     environment = dict(os.environ, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
-    command = [sys.executable, os.path.abspath(__file__), str(job_file), "--entry", str(number)]
+    environment.update(launch.get("variables", {}))
+    command = [*launch.get("command", [sys.executable]), os.path.abspath(__file__), str(job_file), "--entry", str(number)]
     try:
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=job.get("seconds", 600))
     except subprocess.TimeoutExpired as late:
@@ -244,8 +246,10 @@ def _outputs(runtime, model, arrays, job, what, out):
     infer = runtime.load(model, job["threads"])
     rows, fixed = _rows(arrays), {shape[0] for _, shape in infer.inputs.values() if shape and shape[0] is not None}
     size = min(fixed) if fixed else what["batch"]
-    parts = {name: [] for name in infer.outputs}
+    parts, stop, begun = {name: [] for name in infer.outputs}, 0, time.monotonic()
     for start in range(0, rows, size):
+        if start and what.get("cap_s") and time.monotonic() - begun > what["cap_s"]:
+            break
         stop = min(start + size, rows)
         for name, value in infer(_feed(infer, arrays, start, stop)).items():
             value = np.asarray(value)
@@ -260,7 +264,7 @@ def _outputs(runtime, model, arrays, job, what, out):
             file.flush()
             os.fsync(file.fileno())
         os.replace(folder / ".tmp", folder / f"{i}.npy")
-    return {"outputs": list(infer.outputs), "n": rows}
+    return {"outputs": list(infer.outputs), "n": stop}
 
 
 def _operators(runtime, model, arrays, job, what, out):

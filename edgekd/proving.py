@@ -1,0 +1,134 @@
+"""The same score on every CPU, executed: an int8 file runs under the instruction set of each target that this machine has more than, by emulation,
+and what it answers there is held against what it answers here."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd import environment, intervals, measure, targets
+from edgekd.errors import EnvironmentUnfit
+from edgekd.hosts import emulator
+from edgekd.probes import quality
+from edgekd.records import Made, Measurement, Metric, Target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgekd.observing import Observed
+    from edgekd.report.progress import Silent
+    from edgekd.resolving import Resolved
+    from edgekd.store import Store
+
+SECONDS = 90.0  # that a file runs under one instruction set: as many samples as fit
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a file answers here and as `target`, to the same `rows` of a split, in the same order."""
+
+    target: str
+    cpu: str
+    rows: np.ndarray
+    here: np.ndarray
+    there: np.ndarray
+
+
+def devices(wanted: Sequence[Target]) -> list[Target]:
+    """Those of the targets that only emulation can stand for here: this machine has kernels that they have not."""
+    facts = environment.describe()
+    return [t for t in wanted if t.emulated_as and not targets.matches(t, facts) and targets.surplus(t, facts)]
+
+
+def prove(o: Observed, resolved: Resolved, store: Store, progress: Silent) -> dict[str, tuple[Measurement, ...]]:
+    """{target: measurements} of the file on the test split, for its targets: what emulation showed of each, and the spread over all targets of
+    the recipe. Where there is no emulator, that is said."""
+    columns, found = resolved.data("test"), []
+    here = o.outputs["test"]
+    wanted = devices(resolved.targets)
+    if isinstance(here, Mapping) or not wanted:
+        return {}
+    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    order = np.random.default_rng(0).permutation(len(columns))
+    with progress.task(f"run {o.point.id} as other CPUs") as advance:
+        for number, device in enumerate(wanted, 1):
+            try:
+                there = _kept(o, device, {name: a[order] for name, a in inputs.items()}, columns.digest, store)
+            except EnvironmentUnfit as error:
+                progress.say(f"not run as {device.name}: {error}")
+                continue
+            rows = order[: len(there)]
+            found.append(Answers(device.name, device.emulated_as or "", rows, here[rows], there))
+            advance(number, len(wanted), device.name)
+    made = figures(found, columns.labels, resolved.task.metrics)
+    spread = made.get("", ())
+    return {t: tuple(replace(m, target=t) for m in made.get(t, spread)) for t in o.point.targets} if made else {}
+
+
+def added(measured: Sequence[Measurement], proven: Mapping[str, Sequence[Measurement]]) -> tuple[Measurement, ...]:
+    """A candidate's measurements and what emulation showed. Where a target's answers are others than this machine's, what was taken of them on
+    the test split here is none of the target's, and goes."""
+    others = {t for t, figures in proven.items() if any(m.name == "host_agreement" and m.value < 100 for m in figures)}
+    kept = [m for m in measured if not (m.target in others and m.split == "test" and m.origin == "measured")]
+    return (*kept, *(m for figures in proven.values() for m in figures))
+
+
+def _kept(o: Observed, device: Target, inputs: Mapping[str, np.ndarray], digest: str, store: Store) -> np.ndarray:
+    """The file's answers as `device`, taken once and kept in the store."""
+    launch = emulator.launch(device)
+    identity = repr(("emulated", o.artifact.key, digest, device.emulated_as, environment.environment_id(environment.describe()), SECONDS))
+    key, parents = hashlib.sha256(identity.encode()).hexdigest(), {o.artifact.key: store.digest(o.artifact)}
+    kept = store.find(key, parents)
+    if kept is None:
+
+        def build(place: Path, scratch: Path) -> Made:
+            (answered,) = measure.score(o.file, inputs, folder=scratch, launch=launch, cap_s=SECONDS).values()
+            np.save(place / "outputs.npy", answered, allow_pickle=False)
+            return Made("outputs", {"samples": len(answered)})
+
+        kept = store.make(key, stage="outputs", settings={}, seed=None, inputs={"source": (o.artifact.key,)}, parents=parents, build=build)
+    return np.load(kept.folder / "outputs.npy", allow_pickle=False)
+
+
+def figures(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric]) -> dict[str, tuple[Measurement, ...]]:
+    """{target: measurements}, all `emulated`: the metrics; host_agreement, the share of answers that are this machine's; and target_spread, the
+    greatest difference in the first metric between this machine and all targets, on the samples that all of them saw (under "" as well).
+
+    Agreement and spread are exact for their samples; the spread's note has the 95 % interval, simultaneous over the pairs, of the difference
+    on all data."""
+    spread, made = _spread(found, labels, metrics), {}
+    for a in found:
+        same = float((a.here == a.there).mean())
+        note = f"as {a.cpu}: {'all outputs equal' if same == 1 else f'{100 * same:.2f} % of the outputs equal'} to this machine's"
+        truth, taken = None if labels is None else labels[a.rows], []
+        for m in quality.measure(a.there, truth, metrics, split="test", teacher=a.here):
+            if m.name == "agreement":
+                m = replace(m, name="host_agreement", low=m.value, high=m.value)
+            elif m.name not in {metric.name for metric in metrics}:
+                continue
+            taken.append(replace(m, target=a.target, origin="emulated", note=note))
+        made[a.target] = (*taken, *spread)
+    return {"": spread, **made} if made else {}
+
+
+def _spread(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric]) -> tuple[Measurement, ...]:
+    if not found or labels is None or not metrics:
+        return ()
+    metric, n = metrics[0], min(len(a.rows) for a in found)
+    rows = found[0].rows[:n]  # all go through the samples in one order
+    records: dict[str, Any] = {"here": metric.records(found[0].here[:n], labels[rows])}
+    records |= {a.target: metric.records(a.there[:n], labels[rows]) for a in found}
+    values = {name: metric.value(r) for name, r in records.items()}
+    pairs = list(itertools.combinations(records.values(), 2))
+    limits = [intervals.paired_of(metric, a, b, 1 - 0.05 / len(pairs)) for a, b in pairs]
+    widest = max(max(abs(low), abs(high)) for _, low, high in limits)
+    spread = max(values.values()) - min(values.values())
+    unit = "pt" if metric.unit == "%" else metric.unit
+    text = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    note = f"{metric.name} {text}; on all data at most {widest:.2g} {unit} (95 %)"
+    return (Measurement("target_spread", unit, spread, spread, spread, n, "test", None, "emulated", note=note),)
