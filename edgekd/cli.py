@@ -74,17 +74,28 @@ def compress(recipe, targets, out, sets, time_budget, fresh, dry_run, quiet):
 
 @cli.command()
 @click.argument("model", type=click.Path())
-@click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file.")
+@click.option("--target", "targets", multiple=True, metavar="T", help="A target's name or file [default: host]; several with --on emulator.")
+@click.option("--on", type=click.Choice(["emulator"]), help="Run as the target's CPU by emulation: what the file answers there, no times.")
 @click.option("--data", type=click.Path(), help="An .npz with `inputs` and optionally `labels`; without: seeded random inputs.")
 @click.option("--preset", type=click.Choice(["quick", "standard", "certify"]), default="standard", show_default=True)
 @click.option("--json", "json_file", type=click.Path(), help="Write the measurements to this file.")
 @click.option("--trace", type=click.Path(), help="Write a Chrome trace of the operators to this file.")
 @quiet_option
-def profile(model, target, data, preset, json_file, trace, quiet):
-    """Measure an exported MODEL: latency, load, memory, operators; and accuracy where the data has labels."""
-    from edgekd.measuring import profile
+def profile(model, targets, on, data, preset, json_file, trace, quiet):
+    """Measure an exported MODEL: latency, load, memory, operators; and accuracy where the data has labels.
 
-    outcome = profile(model, target=target, data=data, preset=preset, json=json_file, trace=trace, quiet=quiet)
+    With --on emulator: what it answers under each target's instruction set, held against this machine.
+    """
+    from edgekd import measuring
+    from edgekd.errors import Problem, UsageError
+
+    if on == "emulator":
+        outcome = measuring.emulate(model, targets=targets, data=data, json=json_file, quiet=quiet)
+    elif len(targets) > 1:
+        raise UsageError(Problem("--target", f"{len(targets)} are given, and times are taken for one", "--on emulator runs as several"))
+    else:
+        target = targets[0] if targets else "host"
+        outcome = measuring.profile(model, target=target, data=data, preset=preset, json=json_file, trace=trace, quiet=quiet)
     click.echo(str(outcome))
     return outcome.exit_code
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, measure, targets
+from edgekd import environment, measure, proving
+from edgekd import targets as devices
 from edgekd.errors import PASSED, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import sha256, write_atomic
+from edgekd.hosts import emulator
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static
 from edgekd.probes import trace as tracing
@@ -48,6 +50,25 @@ class Profile:
         if self.operators:
             parts.append(_slowest(self.operators))
         return "\n\n".join([*parts, *([self.note] if self.note else [])])
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """What `profile --on emulator` found out about one file: per target what was emulated, and the spread over all. Prints as a table."""
+
+    model: str
+    sha256: str
+    measurements: tuple[Measurement, ...]
+    environment: Mapping[str, Any]
+    note: str = ""
+    exit_code: int = PASSED
+
+    def __str__(self) -> str:
+        names = list(dict.fromkeys(m.target for m in self.measurements if m.target))
+        parts = [f"{self.model}, emulated on {self.environment['cpu']}"]
+        parts += [f"{name}\n{table([m for m in self.measurements if m.target == name])}" for name in names]
+        parts.append(table([m for m in self.measurements if m.target is None]) if any(m.target is None for m in self.measurements) else "")
+        return "\n\n".join(p for p in (*parts, self.note) if p)
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,54 @@ def profile(
     return found
 
 
+def emulate(
+    model: Path | str,
+    *,
+    targets: Sequence[str] = (),
+    data: Path | str | None = None,
+    seconds: float = proving.SECONDS,
+    json: Path | str | None = None,
+    quiet: bool = True,
+) -> Emulated:
+    """Runs an exported file under the instruction set of each target (default: all that can be emulated here), on as many samples as take
+    `seconds` each, and holds the answers against this machine's. Raises as `profile` does, EnvironmentUnfit without an emulator."""
+    facts, path = environment.describe(), Path(model)
+    wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
+    launches = {t.name: emulator.launch(t) for t in wanted}
+    parsed = static.read(path)
+    inputs, labels = (_random(parsed), None) if data is None else _data(Path(data))
+    count = len(next(iter(inputs.values())))
+    order = np.random.default_rng(0).permutation(count)
+    mixed = {name: a[order] for name, a in inputs.items()}
+    progress, found = reporter(quiet), []
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("run as other CPUs") as advance, _user_error():
+            here = _single(measure.score(path, mixed, folder=Path(folder) / "here"), path)
+            for number, t in enumerate(wanted, 1):
+                there = _single(measure.score(path, mixed, folder=Path(folder) / t.name, launch=launches[t.name], cap_s=seconds), path)
+                found.append(proving.Answers(t.name, t.emulated_as or "", order[: len(there)], here[: len(there)], there))
+                advance(number, len(wanted), t.name)
+    finally:
+        progress.close()
+    metric = None if labels is None else top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
+    try:
+        made = proving.figures(found, labels, [metric] if metric else [])
+    except ValueError as error:
+        raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
+    flat = [*(m for t in launches for m in made[t] if m.name != "target_spread"), *made[""]]
+    note = "" if data is not None else f"inputs: {SAMPLES} random samples (seed 0); --data FILE.npz runs your own"
+    result = Emulated(path.name, sha256(path), tuple(flat), facts, note)
+    if json is not None:
+        _write(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(result).items() if k != "exit_code"}})
+    return result
+
+
+def _single(answers: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
+    if len(answers) > 1:
+        raise UsageError(Problem(str(path), f"has {len(answers)} outputs", "a file with one output can be held against itself"))
+    return next(iter(answers.values()))
+
+
 def compare(
     a: Path | str,
     b: Path | str,
@@ -172,8 +241,8 @@ def _threads(measurements: Sequence[Measurement]) -> str:
 
 def _here(target: str) -> tuple[dict[str, Any], Target]:
     """(facts of this machine, the target), where this machine can stand for the target."""
-    device, facts = targets.load(target), environment.describe()
-    lacking = targets.matches(device, facts)
+    device, facts = devices.load(target), environment.describe()
+    lacking = devices.matches(device, facts)
     if lacking:
         hint = "a time that was not taken on the target's kind of machine is not measured; --target host profiles for this one"
         raise EnvironmentUnfit(Problem(f"target {device.name}", f"this machine lacks {', '.join(lacking)}", hint))

@@ -401,7 +401,7 @@ def test_damaged_data_files(tmp_path, damage):
 
 
 def test_a_machine_that_lacks_a_targets_features_measures_nothing_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring.targets, "load", lambda name: Target(name="board", title="t", architecture="x86-64", features=("amx_int8", "sve2")))
+    monkeypatch.setattr(measuring.devices, "load", lambda name: Target(name="board", title="t", architecture="x86-64", features=("amx_int8", "sve2")))
     facts = environment.describe()
     monkeypatch.setattr(environment, "describe", lambda: {**facts, "architecture": "x86-64", "features": ["avx2"]})
     with pytest.raises(EnvironmentUnfit, match="this machine lacks amx_int8, sve2"):
