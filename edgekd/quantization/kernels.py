@@ -77,7 +77,7 @@ def requantized(sums: np.ndarray, scale: np.ndarray, axis: int, target: Target) 
 
 
 def conv(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
-    """x [n, c, *s], w [o, c / groups, *k], bias [o] of int32 already at x_scale * w_scale -> [n, o, *s']. Padding is the zero point, which is 0 here."""
+    """x [n, c, *s], w [o, c / groups, *k], bias [o] int32 at x_scale * w_scale -> [n, o, *s']. Padding is the zero point: 0 once that is taken."""
     x, w = operands[:2]
     groups, seen = attributes.get("group", 1), windows(x.whole(), w.q.shape[2:], attributes, 0)  # [n, c, *s', *k]
     space, kernel = range(2, x.q.ndim), range(x.q.ndim, 2 * x.q.ndim - 2)
