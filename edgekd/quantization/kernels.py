@@ -106,13 +106,15 @@ def matmul(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> 
 
 
 def add(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
-    """qladd_avx2.cpp: fma(a, r_a, fma(b, r_b, z - (r_a z_a + r_b z_b))), r = scale / y_scale, on stored integers; the inner r_a z_a is fused too.
-    A fused multiply-add rounds once: float64 holds the product of two float32 exactly, and the sum nearly so."""
+    """qladd_avx2.cpp: fma(a, r_a, fma(b, r_b, z - fma(r_a, z_a, r_b z_b))), r = scale / y_scale, on stored integers. The operands change places if
+    the first is one number beside a row of the other (qlinear_binary_op.cc; a row as the file lays it out, whatever the kernels' layout).
+    A fused multiply-add rounds once: float64 holds the product of 8 bits and a float32 exactly, and the sum nearly so."""
     a, b = operands
+    if a.q.size == 1 < b.q.size or a.q.ndim and b.q.ndim and a.q.shape[-1] == 1 < b.q.shape[-1]:
+        a, b = b, a
     ra, rb = a.scale / target.scale, b.scale / target.scale
     zeros = F(np.float64(ra) * int(a.zero) + np.float64(rb * F(b.zero)))
-    fixed = F(target.zero) - zeros
-    inner = (b.q.astype(np.float64) * rb + fixed).astype(F)
+    inner = (b.q.astype(np.float64) * rb + (F(target.zero) - zeros)).astype(F)
     return target.saturate(np.rint((a.q.astype(np.float64) * ra + inner).astype(F)))
 
 
