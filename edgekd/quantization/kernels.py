@@ -76,6 +76,12 @@ def requantized(sums: np.ndarray, scale: np.ndarray, axis: int, target: Target) 
     return target.rounded(wrapped(sums).astype(F) * factor)
 
 
+def converted(steps: np.ndarray) -> np.ndarray:
+    """float32 to the nearest int32, halves to even, as cvtps2dq does: what an int32 can't hold becomes -2^31, however large and positive. The
+    kernels that convert before they saturate then give the lowest value where the highest is due."""
+    return np.where(np.abs(steps) < 2.0**31, np.rint(steps), -(2.0**31))
+
+
 def conv(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
     """x [n, c, *s], w [o, c / groups, *k], bias [o] int32 at x_scale * w_scale -> [n, o, *s']. Padding is the zero point: 0 once that is taken."""
     x, w = operands[:2]
@@ -115,13 +121,13 @@ def add(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.
     ra, rb = a.scale / target.scale, b.scale / target.scale
     zeros = F(np.float64(ra) * int(a.zero) + np.float64(rb * F(b.zero)))
     inner = (b.q.astype(np.float64) * rb + (F(target.zero) - zeros)).astype(F)
-    return target.saturate(np.rint((a.q.astype(np.float64) * ra + inner).astype(F)))
+    return target.saturate(converted((a.q.astype(np.float64) * ra + inner).astype(F)))
 
 
 def multiply(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
     """qlmul.cpp: round(float32(a b) * (a_scale * b_scale / y_scale) + z): the zero point comes before the rounding, so halves go to even q."""
     a, b = operands
-    return target.saturate(np.rint((a.whole() * b.whole()).astype(F) * (a.scale * b.scale / target.scale) + F(target.zero)))
+    return target.saturate(converted((a.whole() * b.whole()).astype(F) * (a.scale * b.scale / target.scale) + F(target.zero)))
 
 
 def global_average(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
@@ -144,7 +150,7 @@ def average(attributes: Mapping, operands: Sequence[Lattice], target: Target) ->
     count: Any = F(len(places))
     if not attributes.get("count_include_pad", 0):
         count = windows(np.ones(x.q.shape, F), kernel, attributes, F(0)).sum(tuple(range(x.q.ndim, seen.ndim)), dtype=F)
-    return target.saturate(np.rint(total / count / target.scale + F(target.zero)))
+    return target.saturate(converted(total / count / target.scale + F(target.zero)))
 
 
 def maximum(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
