@@ -106,7 +106,7 @@ def onnxruntimes(kernel, arrays, scales, zeros, **attributes):
 class TestKernels:
     """All values, on random lattices, on steps that are powers of two, and on ratios of small whole numbers: where ties are."""
 
-    @pytest.fixture(params=range(18))
+    @pytest.fixture(params=range(9))
     def lattices(self, request):
         rng = np.random.default_rng(request.param)
         kinds = (rng.uniform(0.01, 0.3, 3), np.exp2(rng.integers(-8, -2, 3)), rng.integers(1, 9, 3) / 255)
@@ -118,7 +118,7 @@ class TestKernels:
         more = {"channels_last": 0} if "Pool" in kernel else {"opset": 20} if operator == "Softmax" else {}
         theirs = onnxruntimes(kernel, arrays, scales, zeros, **attributes, **more)
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
-        assert len(np.unique(theirs)) > 1
+        assert theirs.size < 60000 or len(np.unique(theirs)) > 4
 
     def test_sums_and_products(self, lattices):
         rng, scales, zeros = lattices

@@ -172,7 +172,7 @@ def onto(x: Lattice, target: Target) -> np.ndarray:
 
 def sigmoid(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
     """qlinear_lookup_table.cc: quantize(sigmoid(dequantize(q)))."""
-    return target.quantize(1 / (1 + np.exp(-operands[0].real().astype(np.float64))))
+    return target.quantize(0.5 + 0.5 * np.tanh(operands[0].real().astype(np.float64) / 2))
 
 
 def softmax(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
