@@ -288,7 +288,7 @@ PLAIN = {
 }
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from(KINDS), min_size=2, max_size=6),
     st.sampled_from(["", "dead", "outlier", "huge", "tiny"]),
