@@ -19,6 +19,8 @@ from torch import fx, nn
 from edgekd.quantization.fake import Bias, Value, Weight, absorbs
 from edgekd.quantization.sites import MOVES, WEIGHTED, clip, operator
 
+AVERAGES = ("avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d")  # onnxruntime's QLinearAveragePool
+
 
 @dataclass(frozen=True)
 class Lattice:
@@ -59,6 +61,46 @@ class Sum:
         return found.clamp_min(0) if self.relu else found
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """A sum over `count` values of one lattice."""
+
+    q: torch.Tensor
+    scale: np.float32
+    count: int
+
+    def real(self) -> torch.Tensor:
+        return (self.q * float(self.scale) / self.count).float()
+
+
+@dataclass(frozen=True)
+class Two:
+    """The sum or the product of two lattices, not yet rounded; `relu`: one that waits."""
+
+    a: Lattice
+    b: Lattice
+    product: bool = False
+    relu: bool = False
+
+    def real(self) -> torch.Tensor:
+        a, b = self.a.real(), self.b.real()
+        found = a * b if self.product else a + b
+        return found.clamp_min(0) if self.relu else found
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Means over windows of one lattice, in float32, not yet rounded."""
+
+    values: torch.Tensor
+
+    def real(self) -> torch.Tensor:
+        return self.values
+
+
+WAITING = Sum | Pooled | Two | Mean  # what a kernel has in hand before it rounds
+
+
 def evaluate(module: fx.GraphModule, inputs: Any, sites: bool = False) -> Any:
     """What the settled fake-quantized `module` computes for `inputs` (tensor or {name: tensor}), in real numbers.
 
@@ -90,7 +132,7 @@ class _Exact(fx.Interpreter):
         self.seen: dict[str, torch.Tensor] = {}
 
     def output(self, target, args, kwargs):
-        return fx.node.map_aggregate(args[0], lambda x: x.real() if isinstance(x, Lattice | Sum) else x)
+        return fx.node.map_aggregate(args[0], lambda x: x.real() if isinstance(x, Lattice | WAITING) else x)
 
     def call_module(self, target, args, kwargs):
         part, (x,) = self.fetch_attr(target), args
@@ -113,16 +155,14 @@ class _Exact(fx.Interpreter):
         name = operator(node)
         if name in WEIGHTED and isinstance(args[0], Lattice) and isinstance(args[1], WeightLattice):
             return _layer(node, name, args, kwargs)
-        if name == "add" and len(args) == 2 and all(isinstance(a, Lattice) for a in args) and not kwargs:
-            return tuple(args)
-        if clip(node) and isinstance(args[0], Sum | tuple) and self._absorbed(node):
+        if name in ("add", "mul") and len(args) == 2 and all(isinstance(a, Lattice) for a in args) and not kwargs:
+            return Two(*args, product=name == "mul")
+        if name in AVERAGES and isinstance(args[0], Lattice) and not (name == "adaptive_avg_pool2d" and list(args[1]) == [1, 1]):
+            return Mean(node.target(args[0].real(), *args[1:], **kwargs))
+        if clip(node) and isinstance(args[0], WAITING) and self._absorbed(node):
             return args[0]
-        if name == "relu":
-            (x,) = args
-            if isinstance(x, Sum):
-                return replace(x, relu=True)
-            if isinstance(x, tuple):
-                return (*x, "relu")
+        if name == "relu" and isinstance(args[0], Sum | Two):
+            return replace(args[0], relu=True)
         if clip(node) == (0.0, math.inf) and isinstance(args[0], Lattice):
             return replace(args[0], q=args[0].q.clamp_min(0))
         if name in MOVES and isinstance(args[0], Lattice):
@@ -150,7 +190,7 @@ class _Exact(fx.Interpreter):
 
 
 def _real(x: Any) -> Any:
-    if isinstance(x, Lattice | Sum):
+    if isinstance(x, Lattice | WAITING):
         return x.real()
     if isinstance(x, WeightLattice):
         return x.real
@@ -179,18 +219,6 @@ def _layer(node: fx.Node, name: str, args: tuple, kwargs: Mapping[str, Any]) -> 
     return made
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """A sum over `count` values of one lattice."""
-
-    q: torch.Tensor
-    scale: np.float32
-    count: int
-
-    def real(self) -> torch.Tensor:
-        return (self.q * float(self.scale) / self.count).float()
-
-
 def _pool(x: Lattice, dims: tuple[int, ...]) -> Any:
     return Pooled(x.q.sum(dims, keepdim=True), x.scale, int(np.prod([x.q.shape[d] for d in dims])))
 
@@ -203,14 +231,17 @@ def _requantize(part: Value, x: Any) -> Lattice:
         q = torch.round(x.q.float() * factor) + zero
     elif isinstance(x, Pooled):
         q = torch.round(x.q.float() * float(np.float32(x.scale / np.float32(scale * np.float32(x.count))))) + zero
-    elif isinstance(x, tuple):
-        a, b = x[:2]
-        q = _sum_of_two(a, b, scale, zero)
+    elif isinstance(x, Two) and x.product:  # QLinearMul, and QLinearAveragePool below, add the zero point before they round
+        q = torch.round((x.a.q * x.b.q).float() * float(np.float32(x.a.scale * x.b.scale) / scale) + zero)
+    elif isinstance(x, Two):
+        q = _sum_of_two(x.a, x.b, scale, zero)
+    elif isinstance(x, Mean):
+        q = torch.round(x.values / torch.tensor(scale) + zero)
     elif isinstance(x, Lattice):
         q = torch.round(x.real() / float(scale)) + zero
     else:
         q = torch.round(x / torch.tensor(scale)) + zero
-    floor = zero if (isinstance(x, Sum) and x.relu) or (isinstance(x, tuple) and len(x) > 2) else 0
+    floor = zero if isinstance(x, Sum | Two) and x.relu else 0
     return Lattice(torch.clamp(q, floor, part.high).double() - zero, scale, zero)
 
 
