@@ -2,14 +2,14 @@
 
 Which layers those are follows onnxruntime core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc, as seen in its optimized files:
 a Conv whose only user is QuantizeLinear, perhaps after a Relu or Clip that the lattice makes superfluous; MatMul and Gemm also where none of
-their users is one. Everything else stays in float.
+their users is one. A Gemm with a bias has alpha = beta = 1. Everything else stays in float.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,8 +82,10 @@ def _operands(node: onnx.NodeProto, constants: Mapping, makers: Mapping, users: 
     x, weight = (lattice(makers.get(n), constants) for n in node.input[:2])
     if x is None or weight is None or weight.constant is None or x.zero.dtype.itemsize > 1 or weight.constant.dtype not in (np.int8, np.uint8):
         return None
-    if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
+    alpha = attribute(node, "alpha", 1.0)
+    if len(node.input) > 2 and (alpha, attribute(node, "beta", 1.0)) != (1, 1):
         return None
+    weight = replace(weight, scale=weight.scale * np.float32(alpha))
     after = users.get(node.output[0], [])
     added = _added(node, after, constants)
     if added is not None:
