@@ -63,6 +63,13 @@ class Operands:
     def groups(self) -> int:
         return attribute(self.node, "group", 1) if self.node.op_type == "Conv" else 1
 
+    @property
+    def plain(self) -> bool:
+        """Whether the sums are those of one matrix per group, and padding is given in numbers."""
+        if self.node.op_type == "Conv":
+            return attribute(self.node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+        return self.weight.constant.ndim == 2
+
 
 def read(model: onnx.ModelProto) -> list[Operands]:
     """The layers with constant 8-bit weights that are computed in integers, in the file's order."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 LOW, HIGH = -(2**15), 2**15 - 1
+SLICE = 10**8  # weights times input values of the rows that are looked at together
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,14 @@ def audit(model: onnx.ModelProto, feed: Mapping[str, np.ndarray] | None = None) 
     """The layers with integer operands in the file's order; with `feed` ({input: array}) also what its values do there.
 
     Each layer is judged by the exact values that reach it, so run this where products are exact (VNNI, ARM); changes of earlier layers are not
-    in those of later ones. Products of two activations are unsigned, so exact, and not listed."""
+    in those of later ones. Products of two activations are unsigned, so exact, and not listed. A layer that `simulate` doesn't know (`plain` of its
+    operands is false) has no figures of a feed."""
     found = read(model)
     layers = tuple(_bounded(o) for o in found)
     if feed is None:
         return layers
     values = _values(model, [o.x.q for o in found], feed)
-    return tuple(_seen(layer, o, simulate(o, values[o.x.q])) for layer, o in zip(layers, found, strict=True))
+    return tuple(_seen(layer, o, values[o.x.q]) if o.plain else layer for layer, o in zip(layers, found, strict=True))
 
 
 def safe_bits(model: onnx.ModelProto) -> dict[str, int]:
@@ -145,11 +147,18 @@ def _bounded(o: Operands) -> Layer:
     return Layer(o.node.output[0], o.node.op_type, o.weight.constant.shape, max(-low, high), low < LOW or high > HIGH)
 
 
-def _seen(layer: Layer, o: Operands, result: Result) -> Layer:
-    apart = np.abs(result.saturating - result.exact)
-    steps = apart if o.output is not None or o.next is None else apart * (o.x.scale[0] * o.weight.scale.astype(np.float64) / o.next.scale[0])
-    most = None if o.next is None else float(steps.max(initial=0))
-    return replace(layer, pairs=result.outside / max(1, result.pairs), changed=float((apart > 0).sum() / max(1, apart.size)), most=most)
+def _seen(layer: Layer, o: Operands, x: np.ndarray) -> Layer:
+    """The layer with what happens to its inputs `x`, a few rows at a time: an image becomes kernel-size times as large."""
+    step = 1.0 if o.output is not None or o.next is None else o.x.scale[0] * o.weight.scale.astype(np.float64) / o.next.scale[0]
+    rows = len(x) if o.node.op_type == "Gemm" else max(1, SLICE // max(1, o.rows.size * x[:1].size))
+    outside, pairs, changed, outputs, most = 0, 0, 0, 0, 0.0
+    for first in range(0, len(x), rows):
+        result = simulate(o, x[first : first + rows])
+        apart = np.abs(result.saturating - result.exact)
+        outside, pairs = outside + result.outside, pairs + result.pairs
+        changed, outputs = changed + int(np.count_nonzero(apart)), outputs + apart.size
+        most = max(most, float((apart * step).max(initial=0)))
+    return replace(layer, pairs=outside / max(1, pairs), changed=changed / max(1, outputs), most=None if o.next is None else most)
 
 
 def _values(model: onnx.ModelProto, names: list[str], feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -161,4 +170,4 @@ def _values(model: onnx.ModelProto, names: list[str], feed: Mapping[str, np.ndar
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
-        return {**feed, **file_values(path, names, feed)}
+        return {**feed, **file_values(path, [n for n in names if n not in feed], feed)}
