@@ -7,7 +7,8 @@ core/providers/cpu/quantization/qlinearconv.cc, mlas/lib/convsym.cpp), and along
 QgemmU8X8KernelAvx2.S). Signed activations are made unsigned first: + 128.
 
 Exact everywhere: convolutions with one input and one output channel per group (vpmaddwd on words), unsigned weights (U8U8 kernels, vpmaddwd), weights
-within [-64, 64] (2 * 64 * 255 = 32640), and, on AVX2, every layer in a session with `session.x64quantprecision` = 1, which takes the U8U8 kernels.
+within [-64, 64] (2 * 64 * 255 = 32640), and every layer in a session with `session.x64quantprecision` = 1, which takes the U8U8 kernels (but
+onnxruntime 1.31 can't open files so where layers share the initializer of a weight or of its zero point).
 Without AVX2 the kernels for Linux are exact too; those for Windows use pmaddubsw (mlas/lib/qgemm_kernel_sse41.cpp) and the same pairs.
 """
 
