@@ -45,7 +45,12 @@ def equalize(graph: fx.GraphModule) -> list[tuple[str, str]]:
 
     found = pairs(graph)
     nodes = {n.name: n for n in graph.graph.nodes}
-    names = {nodes[name].args[i].target for p in found for name, i in ((p.first, 1), (p.second, 1), (p.first, 2)) if len(nodes[name].args) > i and nodes[name].args[i]}
+    names = {
+        nodes[name].args[i].target
+        for p in found
+        for name, i in ((p.first, 1), (p.second, 1), (p.first, 2))
+        if len(nodes[name].args) > i and nodes[name].args[i]
+    }
     tensors = {name: getattr(graph, name).detach().double() for name in names}  # many small steps, rounded to float32 once
     for _ in range(ROUNDS):
         moved = 0.0
@@ -141,7 +146,12 @@ def follow(node: fx.Node, axis: int) -> tuple[int, int] | None:
         if axis == before.ndim - 1 and after.shape[-1] == before.shape[-1]:
             return after.ndim - 1, 1
         rest = before.shape[2:]
-        if axis == 1 and after.ndim == 2 and all(isinstance(d, int) for d in (*rest, after.shape[1])) and after.shape[1] == before.shape[1] * math.prod(rest):
+        if (
+            axis == 1
+            and after.ndim == 2
+            and all(isinstance(d, int) for d in (*rest, after.shape[1]))
+            and after.shape[1] == before.shape[1] * math.prod(rest)
+        ):
             return 1, math.prod(rest)
         return None
     if name in ("transpose", "permute"):

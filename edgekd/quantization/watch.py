@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,6 @@ def watch(graph: fx.GraphModule, batches: Iterable[Any], names: Collection[str])
         seen: dict[str, torch.Tensor] = {}
         interpreter = Watching(graph)
         interpreter.extra_traceback = False
-        with torch.no_grad():
-            try:
-                interpreter.run(*(inputs.values() if isinstance(inputs, Mapping) else (inputs,)))
-            except Last:
-                pass
+        with torch.no_grad(), contextlib.suppress(Last):
+            interpreter.run(*(inputs.values() if isinstance(inputs, Mapping) else (inputs,)))
         yield seen
