@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched by these and cut, so that it reaches 0 and 1 (equation 23)
 START, END = 20.0, 2.0  # beta of equation 24: at first only what is nearly settled is drawn to an end, at last everything
 LAMBDA = 0.01  # weight of equation 24 beside the error, which is told in that of nearest rounding
+LEAST = 1.0  # weight of equation 24's mean in layers of few weights: else some would end between two points
 WARM = 0.2  # share of the steps before equation 24 counts
 
 
@@ -35,7 +36,7 @@ class Change:
 
 
 def adaround(
-    graph: fx.GraphModule, float_graph: fx.GraphModule, batches: Iterable[Any], *, steps: int = 400, lr: float = 0.01, rows: int = 64, seed: int = 0
+    graph: fx.GraphModule, float_graph: fx.GraphModule, batches: Iterable[Any], *, steps: int = 400, lr: float = 0.03, rows: int = 64, seed: int = 0
 ) -> dict[str, Change]:
     """Learns the rounding of each layer's weight of the settled fake-quantized `graph`, in graph order, and sets the weight to the lattice
     points chosen: plain rounding then gives them. `float_graph` is what sites were inserted into; its weights are read, not changed.
@@ -73,7 +74,7 @@ def learn(
     y: torch.Tensor,
     *,
     steps: int = 400,
-    lr: float = 0.01,
+    lr: float = 0.03,
     rows: int = 64,
     seed: int = 0,
 ) -> tuple[torch.Tensor, Change]:
@@ -94,7 +95,8 @@ def learn(
             h = rectified(v)
             loss = (output(x[some], torch.clamp(below + h, -high, high) * scale) - y[some]).square().mean() / at_first
             if step >= WARM * steps:
-                loss = loss + LAMBDA * regular(h, beta((step / steps - WARM) / (1 - WARM))).sum()
+                drawn = regular(h, beta((step / steps - WARM) / (1 - WARM)))
+                loss = loss + max(LAMBDA * drawn.numel(), LEAST) * drawn.mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
