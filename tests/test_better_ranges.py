@@ -88,7 +88,7 @@ class TestEqualize:
             (ds_cnn((8, 16, 12), classes=3), (4, 1, 20, 16), 5),
             (residual((8, 16), channels=1, classes=3), (4, 1, 8, 8), 2),
             (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)), (4, 1, 8, 8), 1),
-            (nn.Sequential(nn.Conv2d(2, 8, 3), nn.LeakyReLU(), nn.Conv2d(8, 4, 3, groups=4), nn.Conv2d(4, 4, 1)), (4, 2, 8, 8), 2),
+            (nn.Sequential(nn.Conv2d(2, 8, 3), nn.LeakyReLU(), nn.Conv2d(8, 12, 3, groups=2), nn.Conv2d(12, 4, 1)), (4, 2, 8, 8), 2),
             (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 6, bias=False), nn.Linear(6, 2)), (4, 3, 6), 2),
             (nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(4, 4, 3)), (4, 3, 12), 1),
         ],
