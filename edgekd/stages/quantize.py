@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from edgekd import models
+from edgekd.errors import Problem
 from edgekd.records import Artifact, Made, Run, Scheme
 from edgekd.stages.distill import KD
 from edgekd.train import Training, learn
+
+if TYPE_CHECKING:
+    from torch import fx, nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize(Training):
     """`ranges`: what the lattices start from, on `samples` of the train split. `observer`: in training, ranges follow a moving average
     (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`). `weight_bits` 7 where 16-bit
-    products would saturate; a target can lower it."""
+    products would saturate; a target can lower it. `before`: what makes weights and values easier to hold before ranges are looked for;
+    `after`: what makes up for the rounding once they are fixed, with `ptq`; both in the order given."""
 
     mode: Literal["qat", "ptq"] = "qat"
     ranges: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
     observer: Literal["averaged", "learned"] = "averaged"
     samples: Annotated[int, Ge(1)] = 512
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
+    before: tuple[Literal["equalize", "smooth"], ...] = ()
+    after: tuple[Literal["adaround", "bias_correction"], ...] = ()
     frozen: Annotated[float, Gt(0), Le(1)] = 0.5
     epochs: Annotated[int, Ge(1)] = 10
     lr: Annotated[float, Gt(0)] = 5e-4
@@ -32,6 +40,15 @@ class Quantize(Training):
     cache: bool = True
     reads: ClassVar = ("train",)
 
+    def check(self, model: nn.Module, example: Any, forward: Any = None) -> list[Problem]:
+        """What of the settings doesn't go together. Asked before any training."""
+        found = []
+        if self.mode == "qat" and self.after:
+            found.append(Problem("after", "is for calibration alone: training makes up for the rounding by itself", 'mode = "ptq", or leave it out'))
+        if "adaround" in self.after[1:] and "bias_correction" in self.after[: self.after.index("adaround")]:
+            found.append(Problem("after", "biases would be corrected for a rounding that then changes", 'after = ["adaround", "bias_correction"]'))
+        return found
+
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         from edgekd import quantization
         from edgekd.quantization import fake, grid
@@ -39,21 +56,44 @@ class Quantize(Training):
         from edgekd.quantization.capture import capture
         from edgekd.train import seeded
 
+        samples = lambda: _calibration(columns, min(self.samples, len(columns)))
         columns, record = run.data("train"), models.record_of(source)
         graph = capture(models.load(source, run.task), quantization.example_of(columns), run.task.forward)
-        module = fake.insert(graph, Scheme(weight_bits=self.weight_bits), learned=self.mode == "qat" and self.observer == "learned")
-        with seeded(run.seed, run.threads):
-            calibrate(module, _calibration(columns, min(self.samples, len(columns))), self.ranges)
         facts: dict[str, Any] = {"samples": min(self.samples, len(columns)), "parameters": sum(p.numel() for p in graph.parameters())}
+        with seeded(run.seed, run.threads):
+            facts |= {name: _eased(name, graph, samples()) for name in self.before}
+            module = fake.insert(graph, Scheme(weight_bits=self.weight_bits), learned=self.mode == "qat" and self.observer == "learned")
+            calibrate(module, samples(), self.ranges)
         if self.mode == "qat":
             fake.set_mode(module, "train")
             still = self.epochs - max(1, round(self.frozen * self.epochs))
             facts |= learn(module, run, self, teacher=teacher, forward=call, on_epoch=lambda epoch: fake.freeze(module) if epoch >= still else None)
         found = fake.settle(module.eval())
+        with seeded(run.seed, run.threads):
+            facts |= {name: _made_up(name, module, graph, samples(), run.seed) for name in self.after}
         graph.load_state_dict({name: t for name, t in module.state_dict().items() if name in graph.state_dict()})
         models.save(run.folder, graph, model=record["model"], pruning=record["pruning"], seed=record["seed"])
         grid.write(found, run.folder / "grid.json")
         return Made("quantized", facts)
+
+
+def _eased(name: str, graph: fx.GraphModule, batches: Any) -> list[list[Any]]:
+    """Makes a captured graph easier to hold, in place; returns the layers that it touched."""
+    from edgekd.quantization.equalize import equalize
+    from edgekd.quantization.smooth import smooth
+
+    touched = equalize(graph) if name == "equalize" else [(norm, *layers) for norm, layers in smooth(graph, batches).items()]
+    return [list(names) for names in touched]
+
+
+def _made_up(name: str, module: fx.GraphModule, graph: fx.GraphModule, batches: Any, seed: int) -> dict[str, Any]:
+    """Makes up for the rounding of a settled `module`, in place and on the same lattices; returns what came of each layer."""
+    from edgekd.quantization.adaround import adaround
+    from edgekd.quantization.correction import correct
+
+    if name == "bias_correction":
+        return correct(module, graph, batches)
+    return {layer: dataclasses.asdict(change) for layer, change in adaround(module, graph, batches, seed=seed).items()}
 
 
 def _calibration(columns: Any, samples: int):
