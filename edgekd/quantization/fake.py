@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from edgekd.errors import Problem, RunFailed
 from edgekd.quantization.capture import graph_digest, readable
 from edgekd.quantization.histogram import Histogram
+from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, SMALLEST, lattice
+from edgekd.quantization.lattice import absorbs as absorbs
 from edgekd.quantization.rounding import Rounded, Stepped, Straight
 from edgekd.quantization.sites import Limits, place
 from edgekd.records import Grid, Scheme, Site
@@ -25,9 +26,6 @@ from edgekd.records import Grid, Scheme, Site
 if TYPE_CHECKING:
     from torch import fx
 
-SMALLEST = 2.0**-100  # of a scale: far from float32's subnormals, so that products of two are normal too
-BIAS_BITS = 30  # a bias stays below 2**30 steps: the accumulator has room for the sum
-BIAS_HIGH = 2**31 - 128  # the largest float32 that an int32 holds
 AVERAGE = 0.02  # share of a new batch in the moving range
 FURTHEST = 64.0  # times that a learned scale may leave the calibrated one behind, either way
 
@@ -155,29 +153,6 @@ class Bias(nn.Module):
         if self.mode == "observe":
             return bias
         return Straight.apply(bias, (self.operands[0].step() * self.operands[1].step()).detach(), BIAS_HIGH)
-
-
-def lattice(low: float, high: float, steps: int, limits: Limits = Limits()) -> tuple[float, int]:  # noqa: B008  (frozen)
-    """(scale, zero point) of the unsigned lattice with `steps` steps over [low, high] widened to hold 0; the scale is a float32."""
-    if limits.share:
-        return 1 / (steps + 1), 0
-    low, high = min(float(low), 0.0), max(float(high), 0.0)
-    scale = float(np.float32((high - low) / steps))
-    if scale < SMALLEST:
-        return 1.0, 0  # a value that is always zero
-    for found in (scale, float(np.float32(scale * (1 - 2**-20)))):  # a symmetric range has its zero half between two steps: one end would stick out
-        zero_point = int(min(max(round(-low / found), 0), steps))
-        if absorbs(limits, found, zero_point, steps):
-            return found, zero_point
-    return scale, int(min(max(round(-low / scale), 0), steps))
-
-
-def absorbs(limits: Limits, scale: float, zero_point: int, steps: int) -> bool:
-    """Whether rounding to the lattice clips by itself as the activation before it does, which is then not computed."""
-    if limits.low == -math.inf and limits.high == math.inf:
-        return True
-    ends = np.round(np.array([limits.low, limits.high], np.float32) / np.float32(scale)) + zero_point
-    return bool(ends[0] <= 0 and ends[1] >= steps)
 
 
 def insert(graph: fx.GraphModule, scheme: Scheme = Scheme(), *, learned: bool = False) -> fx.GraphModule:  # noqa: B008  (frozen)
