@@ -15,6 +15,7 @@ _HOME = {
     "compress": "edgekd.pipeline",
     "profile": "edgekd.measuring",
     "compare": "edgekd.measuring",
+    "quantize": "edgekd.quantizing",
     "gate": "edgekd.gating",
     "report": "edgekd.gating",
     "arrays": "edgekd.data",

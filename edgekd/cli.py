@@ -101,6 +101,25 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
 
 
 @cli.command()
+@click.argument("model", type=click.Path())
+@click.option("--data", required=True, type=click.Path(), help="An .npz with `inputs` (or an array per input name) and optionally `labels`.")
+@click.option("--out", required=True, type=click.Path(), help="The int8 file to write.")
+@click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file: the weights' bits are its.")
+@click.option("--ranges", default="minmax", show_default=True, metavar="R", help="How ranges are taken: minmax, percentile, entropy, mse.")
+@click.option("--weight-bits", type=click.Choice(["8", "7"]), help="Instead of the target's; 7 is exact on every CPU.")
+@click.option("--samples", type=int, default=512, show_default=True, help="Use at most this many samples.")
+@quiet_option
+def quantize(model, data, out, target, ranges, weight_bits, samples, quiet):
+    """Quantize a float ONNX MODEL of any making to int8 by samples of its inputs, and check the file."""
+    from edgekd.quantizing import quantize
+
+    bits = None if weight_bits is None else int(weight_bits)
+    outcome = quantize(model, data=data, out=out, target=target, ranges=ranges, weight_bits=bits, samples=samples, quiet=quiet)
+    click.echo(str(outcome))
+    return outcome.exit_code
+
+
+@cli.command()
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
 @click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file.")

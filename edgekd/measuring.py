@@ -109,7 +109,7 @@ def profile(
     facts, device = _here(target)
     path = Path(model)
     parsed = static.read(path)
-    inputs, labels = (_random(parsed), None) if data is None else _data(Path(data))
+    inputs, labels = (_random(parsed), None) if data is None else read_arrays(Path(data))
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
@@ -149,7 +149,7 @@ def emulate(
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
     launches = {t.name: emulator.launch(t) for t in wanted}
     parsed = static.read(path)
-    inputs, labels = (_random(parsed), None) if data is None else _data(Path(data))
+    inputs, labels = (_random(parsed), None) if data is None else read_arrays(Path(data))
     count = len(next(iter(inputs.values())))
     order = np.random.default_rng(0).permutation(count)
     mixed = {name: a[order] for name, a in inputs.items()}
@@ -196,7 +196,7 @@ def compare(
     facts, device = _here(target)
     paths = [Path(a), Path(b)]
     first = _read_all(paths)[0]
-    inputs = _random(first) if data is None else _data(Path(data))[0]
+    inputs = _random(first) if data is None else read_arrays(Path(data))[0]
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("time both files") as advance, _user_error():
@@ -286,7 +286,7 @@ def _quality(
     return [dataclasses.replace(m, target=device.name) for m in figures]
 
 
-def _data(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """(inputs by name, labels) of an .npz; the name "" stands for a file's only input. Raises UsageError with every problem."""
     try:
         with zipfile.ZipFile(path) as archive:

@@ -382,7 +382,7 @@ def test_wrong_data_files(tmp_path, arrays, messages):
     path = tmp_path / "d.npz"
     np.savez(path, **arrays)
     with pytest.raises(UsageError) as caught:
-        measuring._data(path)
+        measuring.read_arrays(path)
     assert len(caught.value.problems) == len(messages)
     for message in messages:
         assert caught.match(message)
@@ -395,9 +395,9 @@ def test_damaged_data_files(tmp_path, damage):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] if damage == "cut" else data[:200] + b"\0" * 50 + data[250:] if damage == "flip" else damage)
     with pytest.raises(UsageError, match="d.npz"):
-        measuring._data(path)
+        measuring.read_arrays(path)
     with pytest.raises(UsageError, match="No such file"):
-        measuring._data(Path("nowhere.npz"))
+        measuring.read_arrays(Path("nowhere.npz"))
 
 
 def test_a_machine_that_lacks_a_targets_features_measures_nothing_for_it(tmp_path, monkeypatch):

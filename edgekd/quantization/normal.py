@@ -127,7 +127,7 @@ def _store(graph: onnx.GraphProto, wanted: str, array: np.ndarray) -> str:
     from onnx import numpy_helper
 
     name = fresh(graph, wanted)
-    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
     return name
 
 

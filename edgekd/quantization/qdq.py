@@ -68,7 +68,7 @@ def render(model: onnx.ModelProto, graph: Graph, placement: Placement, grid: Map
 
     def constant(wanted: str, array: np.ndarray) -> str:
         name = name_of(wanted)
-        tensors.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array), name))
+        tensors.setdefault(name, numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def rounded(raw: str, name: str, output: str) -> list[onnx.NodeProto]:
