@@ -55,7 +55,7 @@ class Agreement:
 @dataclass(frozen=True)
 class Quantized:
     """What `quantize` made. Prints as a table. `differ`: values of integer operators that onnxruntime computes otherwise than simulated; None if it
-    could not be checked. `top1`: (float, int8) where the data has labels."""
+    could not be checked; `audited` whether saturation was looked at. `top1`: (float, int8) where the data has labels."""
 
     model: str
     out: str
@@ -67,13 +67,14 @@ class Quantized:
     layers: tuple[Row, ...]
     agreements: tuple[Agreement, ...]
     differ: int | None
+    audited: bool = True
     top1: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     exit_code: int = PASSED
 
     def __str__(self) -> str:
         integer = [r for r in self.layers if not r.reason]
-        head = f"{self.model} -> {self.out}: {self.before:,} -> {self.after:,} bytes ({self.before / self.after:.2f}x smaller), "
+        head = f"{self.model} -> {self.out}: {self.before:,} -> {self.after:,} bytes ({_ratio(self.before, self.after)}), "
         head += f"{len(integer)} of {len(self.layers)} layers in int8, weights of {self.weight_bits} bits for {self.target}"
         parts = [head, _table(self.layers), _agreement(self), _saturation(self)]
         return "\n\n".join(p for p in (*parts, "\n".join(self.notes)) if p)
@@ -109,7 +110,7 @@ def quantize(
             place.write_bytes(content)
             few = {name: a[: _affordable(made.float_model, foreign.fixed_rows(parsed), count)] for name, a in arrays.items()}
             differ = _simulated(place, few, notes)
-            layers = _rows(made, place, few, notes)
+            layers, audited = _rows(made, place, few, notes)
             agreements, top1 = _beside(path, place, arrays, labels, foreign.fixed_rows(parsed))
     finally:
         progress.close()
@@ -123,7 +124,7 @@ def quantize(
     if any(a.snr_db < 20 for a in agreements):
         notes.append("less than 20 dB: try --ranges percentile or mse, or keep this model in float")
     sizes = path.stat().st_size, len(content)
-    return Quantized(path.name, str(out), *sizes, target, scheme.weight_bits, count, layers, agreements, differ, top1, tuple(notes))
+    return Quantized(path.name, str(out), *sizes, target, scheme.weight_bits, count, layers, agreements, differ, audited, top1, tuple(notes))
 
 
 # ---------------------------------------------------------------- what was given
@@ -230,6 +231,9 @@ def _finished(model: onnx.ModelProto) -> bytes:
     from edgekd import __version__
 
     model.producer_name, model.producer_version = "edgekd", __version__
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        part.doc_string = ""  # stack traces of whoever exported it
+        del part.metadata_props[:]
     kept = {p.key: p.value for p in model.metadata_props} | {"edgekd.schema": "edgekd.onnx/1"}
     onnx.helper.set_model_props(model, kept)
     return model.SerializeToString(deterministic=True)
@@ -263,7 +267,7 @@ def _simulated(path: Path, few: Mapping[str, np.ndarray], notes: list[str]) -> i
     return 0
 
 
-def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray], notes: list[str]) -> tuple[Row, ...]:
+def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray], notes: list[str]) -> tuple[tuple[Row, ...], bool]:
     from edgekd.formats.onnx import float_kernels
     from edgekd.quantization import saturation
 
@@ -273,15 +277,15 @@ def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray], notes: list[str
         found = {known.name.removesuffix(".raw"): known for known in saturation.audit(made.model, few)}
     except Exception as error:
         notes.append(f"saturation was not looked at: {str(error).strip().splitlines()[0][:200]}")
-        found = {}
+        found = None
     rows = []
     for known in made.placement.layers:
         reason = known.reason or ("onnxruntime keeps it in float" if known.name in still else "")
         before, after = _bytes(known, sizes, made)
-        audit = found.get(known.name)
+        audit = (found or {}).get(known.name)
         more = {} if audit is None or reason else {"can_saturate": audit.can_saturate, "changed": audit.changed}
         rows.append(Row(known.label, known.kind, before, after, reason, **more))
-    return tuple(rows)
+    return tuple(rows), found is not None
 
 
 def _bytes(known: Layer, sizes: Mapping[str, Any], made: Made) -> tuple[int, int]:
@@ -329,6 +333,10 @@ def _beside(
 # ---------------------------------------------------------------- the print
 
 
+def _ratio(before: int, after: int) -> str:
+    return f"{before / after:.2f}x smaller" if after < before else "not smaller: it has few weights"
+
+
 def _table(layers: tuple[Row, ...]) -> str:
     rows = [("layer", "operator", "float", "int8", "")]
     for r in layers:
@@ -360,6 +368,8 @@ def _agreement(made: Quantized) -> str:
 
 def _saturation(made: Quantized) -> str:
     found = [r for r in made.layers if r.can_saturate]
+    if not made.audited:
+        return ""
     if not found:
         return "on AVX2 without VNNI: no layer saturates"
     width = max(len(r.name) for r in found)
