@@ -373,7 +373,8 @@ def _saturation(made: Quantized) -> str:
     if not found:
         return "on AVX2 without VNNI: no layer saturates"
     width = max(len(r.name) for r in found)
-    lines = [f"on AVX2 without VNNI {len(found)} layers can saturate; --weight-bits 7 makes them exact on every CPU"]
+    count = "1 layer" if len(found) == 1 else f"{len(found)} layers"
+    lines = [f"on AVX2 without VNNI {count} can saturate; --weight-bits 7 is exact on every CPU"]
     for r in found:
-        lines.append(f"  {r.name:<{width}}  {'' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}".rstrip())
+        lines.append(f"  {r.name:<{width}}  {'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}")
     return "\n".join(lines)

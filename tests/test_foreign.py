@@ -1,7 +1,6 @@
 """Float ONNX files of any making become int8 files that agree with them, whose integer operators compute what the file says."""
 
 import io
-import os
 import warnings
 from contextlib import redirect_stdout
 
@@ -16,10 +15,9 @@ from torch.nn import functional as F
 
 from edgekd import quantizing, targets
 from edgekd.cli import run as command
-from edgekd.errors import RunFailed, UsageError
+from edgekd.errors import RunFailed
 from edgekd.formats.onnx import float_kernels
-from edgekd.quantization import foreign, normal, placing, qdq, simulate
-from edgekd.quantization.lattice import lattice
+from edgekd.quantization import foreign, normal, simulate
 from edgekd.records import Scheme
 
 ROWS = 48
@@ -50,13 +48,14 @@ def stir(module, seed=0):
     return module.eval()
 
 
-def traced(module, *shape, opset=13, fixed=False):
+def traced(make, *shape, opset=13, fixed=False):
     torch.manual_seed(0)
-    example, buffer = torch.randn(2, *shape), io.BytesIO()
+    module, example, buffer = stir(make()), torch.randn(2, *shape), io.BytesIO()
     axes = {} if fixed else {"x": {0: "n"}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.onnx.export(stir(module), (example,), buffer, dynamo=False, opset_version=opset, input_names=["x"], output_names=["y"], dynamic_axes=axes)
+        names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
+        torch.onnx.export(module, (example,), buffer, dynamo=False, opset_version=opset, **names)
     return onnx.load_model_from_string(buffer.getvalue()), {"x": numbers(ROWS, *shape)}
 
 
@@ -180,8 +179,14 @@ def odd(drowned=False):
 
 def moved():
     """Values that are padded, cut, split, turned, picked and clipped between integer operators; limits that hold no zero."""
-    stored = {"w": numbers(8, 3, 3, 3), "v": numbers(4, 4, 1, 1), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "i": np.array([1, 0, 3, 2]), "sizes": np.array([4, 4])}
-    stored |= {"low": np.array(0.5, np.float32), "high": np.array(1.5, np.float32), "minus": np.array(-1, np.float32)}
+    stored = {"w": numbers(8, 3, 3, 3), "v": numbers(4, 4, 1, 1), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    stored |= {
+        "i": np.array([1, 0, 3, 2]),
+        "sizes": np.array([4, 4]),
+        "low": np.array(0.5, np.float32),
+        "high": np.array(1.5, np.float32),
+        "minus": np.array(-1, np.float32),
+    }
     stored |= {"s": np.array([1]), "e": np.array([6]), "ax": np.array([2])}
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"]),
@@ -201,19 +206,299 @@ def moved():
     return file(nodes, {"x": ["n", 3, 8, 8]}, {"y": ["n", 4]}, stored, opset=13), {"x": numbers(ROWS, 3, 8, 8)}
 
 
-MOBILE = lambda: nn.Sequential(block(3, 16, stride=2), block(16, 16, 16), nn.Conv2d(16, 24, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
-CASES = {  # {name: (what makes it, least dB with 7-bit weights, layers that stay float)}
-    "mobile": (lambda: traced(MOBILE(), 3, 12, 12, opset=11), 20, 0),
-    "fixed": (lambda: traced(MOBILE(), 3, 12, 12, fixed=True), 20, 0),
-    "residual": (lambda: traced(Residual(), 3, 12, 12), 20, 0),
-    "squeeze": (lambda: traced(Squeeze(), 3, 8, 8), 20, 0),
-    "up": (lambda: traced(Up(), 3, 8, 8), 20, 1),
-    "attention": (lambda: traced(Attention(), 6, 24, opset=17), 20, 0),
-    "modern": (modern, 20, 0),
-    "gemms": (gemms, 20, 0),
-    "tokens": (lambda: tokens(1), 20, 0),
-    "open tokens": (lambda: tokens(2), 20, 0),
-    "shared": (shared, 20, 0),
-    "odd": (odd, 20, 0),
-    "moved": (moved, 20, 0),
+def mobile():
+    tail = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
+    return nn.Sequential(block(3, 16, stride=2), block(16, 16, 16), nn.Conv2d(16, 24, 1), *tail)
+
+
+CASES = {  # {name: (what makes it, least dB with 7-bit weights: 3 below what was measured, layers that stay float)}
+    "mobile": (lambda: traced(mobile, 3, 12, 12, opset=11), 44, 0),
+    "fixed": (lambda: traced(mobile, 3, 12, 12, fixed=True), 41, 0),
+    "residual": (lambda: traced(Residual, 3, 12, 12), 36, 0),
+    "squeeze": (lambda: traced(Squeeze, 3, 8, 8), 41, 0),
+    "up": (lambda: traced(Up, 3, 8, 8), 34, 1),
+    "attention": (lambda: traced(Attention, 6, 24, opset=17), 35, 0),
+    "modern": (modern, 35, 0),
+    "gemms": (gemms, 32, 0),
+    "tokens": (lambda: tokens(1), 31, 0),
+    "open tokens": (lambda: tokens(2), 31, 0),
+    "shared": (shared, 31, 0),
+    "odd": (odd, 31, 0),
+    "moved": (moved, 40, 0),
 }
+EXACT = [7] if targets.load("host").int8.weight_bits == 7 else [7, 8]  # bits of weights whose products this machine adds exactly
+
+
+def given(folder, model, arrays):
+    onnx.save(model, folder / "float.onnx")
+    np.savez(folder / "data.npz", **arrays)
+    return {"model": folder / "float.onnx", "data": folder / "data.npz", "out": folder / "int8.onnx"}
+
+
+def answers(path, arrays):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    size = session.get_inputs()[0].shape[0]
+    parts = [session.run(None, feed) for feed in foreign.batches(arrays, size if isinstance(size, int) else ROWS)]
+    return [np.concatenate(p) for p in zip(*parts, strict=True)]
+
+
+def decibels(wanted, made):
+    return 10 * np.log10((wanted.astype(float) ** 2).sum() / ((wanted - made).astype(float) ** 2).sum())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_int8_agrees_with_float(name, tmp_path):
+    (model, arrays), least, left = (CASES[name][0](), *CASES[name][1:])
+    paths = given(tmp_path, model, arrays)
+    wanted = answers(paths["model"], arrays)
+    for bits in EXACT:
+        made = quantizing.quantize(**paths, weight_bits=bits)
+        onnx.checker.check_model(onnx.load(paths["out"]), full_check=True)
+        assert made.differ == 0 and made.audited and made.notes == ()
+        assert sum(bool(r.reason) for r in made.layers) == left == len(float_kernels(paths["out"]))
+        for output, a, b in zip(made.agreements, wanted, answers(paths["out"], arrays), strict=True):
+            assert decibels(a, b) >= least and output.snr_db == pytest.approx(decibels(a, b), abs=0.01)
+        assert all(r.after < r.before for r in made.layers if not r.reason and r.before)
+        assert any(r.can_saturate for r in made.layers) == (bits == 8)
+        assert (made.before, made.after) == (paths["model"].stat().st_size, paths["out"].stat().st_size)
+
+
+def test_wide_files_get_nearly_four_times_smaller(tmp_path):
+    made = quantizing.quantize(**given(tmp_path, *traced(lambda: nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)), 256)))
+    assert made.before / made.after > 3.8 and "3.8" in str(made) or "3.9" in str(made)
+
+
+def test_as_good_as_onnxruntimes_own_quantization(tmp_path):
+    from onnxruntime import quantization as theirs
+
+    model, arrays = CASES["residual"][0]()
+    paths = given(tmp_path, model, arrays)
+
+    class Reader(theirs.CalibrationDataReader):
+        feeds = iter([arrays])
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    kinds = {"activation_type": theirs.QuantType.QUInt8, "weight_type": theirs.QuantType.QInt8, "reduce_range": True, "per_channel": True}
+    theirs.quantize_static(paths["model"], tmp_path / "theirs.onnx", Reader(), **kinds)
+    quantizing.quantize(**paths, weight_bits=7)
+    wanted, ours, other = (answers(p, arrays)[0] for p in (paths["model"], paths["out"], tmp_path / "theirs.onnx"))
+    assert decibels(wanted, ours) >= decibels(wanted, other) - 0.5
+
+
+def test_numbers_by_hand(tmp_path):
+    """x in [-1, 1.55] has scale 0.01 and zero point 100; rows of weights reach 1.27 and 2.54; biases are in steps of
+    0.01 * 0.01 and 0.01 * 0.02."""
+    w, b = np.array([[1.27, -0.5], [2.54, 1.0], [0, 0]], np.float32), np.array([0.5, -0.3, 1e4], np.float32)
+    model = file([helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)], {"x": ["n", 2]}, {"y": ["n", 3]}, {"w": w, "b": b})
+    made = foreign.quantize(model, {"x": np.array([[-1, 0], [1.55, 1]], np.float32)}, scheme=Scheme(weight_bits=8))
+    sites = made.grid.sites
+    assert sites["x"].zero_point == 100 and sites["x"].scale[0] == pytest.approx(0.01)
+    # the dead row takes the widest of the others, and then what its bias needs: 1e4 / (0.01 * 2^30)
+    assert sites["w"].scale == pytest.approx((0.01, 0.02, 1e6 / 2**30 if 1e6 / 2**30 > 0.02 else 0.02)) and sites["w"].axis == 0
+    stored = {i.name: numpy_helper.to_array(i) for i in made.model.graph.initializer}
+    assert stored["w.q"].tolist() == [[127, -50], [127, 50], [0, 0]]
+    assert stored["y.bias.q"].tolist() == [5000, -1500, pytest.approx(1e4 / (0.01 * 0.02))]
+
+
+def placed(model, arrays):
+    return foreign.quantize(model, arrays)
+
+
+def test_what_float_operators_alone_read_is_not_rounded():
+    made = placed(*CASES["attention"][0]())
+    reads = {k.label: k.x for k in made.placement.layers}
+    outputs = {k.name for k in made.placement.layers}
+    assert made.placement.values.keys().isdisjoint(n.output[0] for n in made.float_model.graph.node if n.op_type == "Add")  # the residual stream
+    assert "y" not in made.placement.values and len(reads) == 7 and outputs
+    shares = [name for name, limits in made.placement.values.items() if limits.share]
+    assert len(shares) == 1 and made.grid.sites[shares[0]].scale == (1 / 256,)
+
+
+def test_sums_of_what_has_lattices_are_integers():
+    made = placed(*CASES["residual"][0]())
+    values, nodes = made.placement.values, made.float_model.graph.node
+    (add,) = [n for n in nodes if n.op_type == "Add"]
+    clip = next(n for n in nodes if n.input[0] == add.output[0])
+    assert add.output[0] not in values and clip.output[0] in values  # the Relu's lattice cuts by itself
+    assert sum(n.op_type == "Relu" for n in made.model.graph.node) == 0
+    pool = next(n for n in nodes if n.op_type == "MaxPool")
+    assert made.placement.tied[pool.output[0]] == pool.input[0]
+
+
+def test_limits_without_zero_keep_their_layer_and_their_clip():
+    made = placed(*moved())
+    assert {"g", "b"} <= made.placement.values.keys() and "h" not in made.placement.values
+    kinds = [n.op_type for n in made.model.graph.node]
+    assert kinds.count("Clip") == 1
+
+
+def test_channels_that_are_drowned_are_told(tmp_path, capsys):
+    paths = given(tmp_path, *odd(drowned=True))
+    assert command(["quantize", str(paths["model"]), "--data", str(paths["data"]), "--out", str(paths["out"]), "--weight-bits", "7", "--quiet"]) == 0
+    assert "less than 20 dB" in capsys.readouterr().out
+
+
+def test_ranges_by_name(tmp_path):
+    """One outlier in 48 rows: percentile ranges leave it out, and the others gain."""
+    model, arrays = gemms()
+    arrays["x"][0] *= 200
+    grids = [foreign.quantize(model, arrays, ranges=r).grid.sites["x"].scale[0] for r in ("minmax", "percentile", "mse", "entropy")]
+    assert grids[0] == max(grids) and grids[3] < grids[0] / 2
+
+
+def test_a_subgraph_keeps_what_it_reads(tmp_path):
+    value = lambda n: helper.make_tensor_value_info(n, TensorProto.FLOAT, None)
+    yes = helper.make_graph([helper.make_node("Relu", ["a"], ["t"])], "yes", [], [value("t")])
+    no = helper.make_graph([helper.make_node("MatMul", ["a", "w2"], ["e"])], "no", [], [value("e")])
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"]),
+        helper.make_node("Gemm", ["a", "w"], ["b"]),
+        helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        helper.make_node("Greater", ["m", "three"], ["g"]),
+        helper.make_node("If", ["g"], ["i"], then_branch=yes, else_branch=no),
+        helper.make_node("Add", ["i", "b"], ["y"]),
+    ]
+    stored = {"w": numbers(8, 8), "w2": numbers(8, 8, seed=1), "three": np.array(3, np.float32)}
+    made = quantizing.quantize(**given(tmp_path, file(nodes, {"x": ["n", 8]}, {"y": ["n", 8]}, stored), {"x": numbers(ROWS, 8)}), weight_bits=7)
+    assert made.agreements[0].snr_db > 30 and made.differ is None and "not held against the simulation" in str(made)
+
+
+# ---------------------------------------------------------------- as a command
+
+
+def say(capsys, *arguments):
+    code = command(["quantize", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+def test_the_print(tmp_path, capsys):
+    model, arrays = CASES["up"][0]()
+    paths = given(tmp_path, model, arrays)
+    code, out, _ = say(capsys, paths["model"], "--data", paths["data"], "--out", paths["out"], "--quiet", "--samples", 40, "--weight-bits", "7")
+    assert code == 0 and "2 of 3 layers in int8" in out and "onnxruntime has no integer kernel for ConvTranspose" in out and "40 samples" in out
+    assert "0 values differ" in out and "no layer saturates" in out and list(tmp_path.glob(".*")) == []
+    np.savez(tmp_path / "labelled.npz", inputs=numbers(ROWS, 12), labels=np.zeros(ROWS, np.int64))
+    onnx.save(gemms()[0], paths["model"])
+    code, out, _ = say(capsys, paths["model"], "--data", tmp_path / "labelled.npz", "--out", paths["out"], "--quiet", "--weight-bits", EXACT[-1])
+    zeros = float((answers(paths["model"], {"x": numbers(ROWS, 12)})[0].argmax(1) == 0).mean())
+    assert code == 0 and f"top1: {100 * zeros:.2f} % float" in out
+    assert ("can saturate" in out) == (EXACT[-1] == 8)
+
+
+def test_few_samples_work_and_are_told(tmp_path, capsys):
+    model, arrays = gemms()
+    paths = given(tmp_path, model, {"x": arrays["x"][:1]})
+    code, out, _ = say(capsys, paths["model"], "--data", paths["data"], "--out", paths["out"], "--quiet")
+    assert code == 0 and "calibrated on 1 sample only" in out
+
+
+def test_all_problems_at_once(tmp_path, capsys):
+    model, arrays = gemms()
+    x = arrays["x"].copy()
+    x[3, 2] = np.nan
+    paths = given(tmp_path, model, {"x": x, "z": x})
+    wrong = ("--target", "host2", "--ranges", "minmaxx", "--samples", 0)
+    code, out, err = say(capsys, paths["model"], "--data", paths["data"], "--out", tmp_path / "no" / "int8.onnx", *wrong)
+    assert code == 2 and not out and "6 problems" in err and err.count("hint:") == 6
+    for part in ("in 1 of 48 samples", "z is no input", "host2", "did you mean `minmax`", "there is no folder", "0 are none"):
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    "arrays, part",
+    [
+        ({"x": numbers(4, 5)}, "samples of shape [5], the model takes [n, 12]"),
+        ({"z": numbers(4, 12)}, "has no array for the input x"),
+        ({"x": np.zeros((4, 12), "U3")}, "the model takes float32"),
+        ({"labels": np.zeros(4)}, "has no `inputs`"),
+    ],
+)
+def test_wrong_data(arrays, part, tmp_path, capsys):
+    paths = given(tmp_path, gemms()[0], arrays)
+    code, _, err = say(capsys, paths["model"], "--data", paths["data"], "--out", paths["out"])
+    assert code == 2 and part in err and not paths["out"].exists()
+
+
+def wrong_files():
+    x, y, w = {"x": ["n", 8]}, {"y": ["n", 8]}, numbers(8, 8)
+    gemm = helper.make_node("Gemm", ["x", "w"], ["y"])
+    infinite = w.copy()
+    infinite[0, 0] = np.inf
+    half = [helper.make_node("Cast", ["w"], ["v"], to=1), helper.make_node("MatMul", ["x", "v"], ["y"])]
+    exploding = [helper.make_node("Gemm", ["x", "w"], ["a"]), helper.make_node("Exp", ["a"], ["b"]), helper.make_node("Gemm", ["b", "w"], ["y"])]
+    quantized = foreign.quantize(file([gemm], x, y, {"w": w}), {"x": numbers(ROWS, 8)}).model
+    return {
+        "is quantized already": quantized,
+        "no layer can be quantized": file([helper.make_node("Relu", ["x"], ["y"])], x, y, {}),
+        "the weight w holds numbers that are not finite": file([gemm], x, y, {"w": infinite}),
+        "16-bit floats": file(half, x, y, {"w": w.astype(np.float16)}),
+        "numbers are not finite in calibration": file(exploding, x, y, {"w": w * 100}),
+    }
+
+
+@pytest.mark.parametrize("part", ["is quantized", "no layer can", "the weight w holds", "16-bit floats", "are not finite in calibration"])
+def test_wrong_files(part, tmp_path, capsys):
+    model = next(m for name, m in wrong_files().items() if part in name)
+    paths = given(tmp_path, model, {"x": numbers(ROWS, 8)})
+    code, _, err = say(capsys, paths["model"], "--data", paths["data"], "--out", paths["out"])
+    assert code == 2 and part in err and "hint:" in err and not paths["out"].exists()
+
+
+def test_the_model_itself_is_not_replaced(tmp_path, capsys):
+    paths = given(tmp_path, *gemms())
+    before = paths["model"].read_bytes()
+    code, _, err = say(capsys, paths["model"], "--data", paths["data"], "--out", paths["model"])
+    assert code == 2 and "is the model itself" in err and paths["model"].read_bytes() == before
+    (tmp_path / "junk.onnx").write_bytes(b"junk" * 99)
+    assert say(capsys, tmp_path / "junk.onnx", "--data", paths["data"], "--out", paths["out"])[0] == 2
+
+
+def test_an_integer_operator_that_differs_refuses_the_file(tmp_path, monkeypatch):
+    paths = given(tmp_path, *gemms())
+    honest = simulate.KERNELS["Gemm"]
+    monkeypatch.setitem(simulate.KERNELS, "Gemm", lambda *given: honest(*given) ^ 1)
+    with pytest.raises(RunFailed, match="integer operators otherwise than the file says: Gemm"):
+        quantizing.quantize(**paths, weight_bits=7)
+    assert not paths["out"].exists()
+
+
+# ---------------------------------------------------------------- the normal form
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_normal_form_computes_the_same(name, tmp_path):
+    model, arrays = CASES[name][0]()
+    made = normal.normalized(model)
+    onnx.checker.check_model(made, full_check=True)
+    paths = given(tmp_path, model, arrays), tmp_path / "normal.onnx"
+    onnx.save(made, paths[1])
+    for a, b in zip(answers(paths[0]["model"], arrays), answers(paths[1], arrays), strict=True):
+        assert decibels(a, b + 0.0) > 100 or np.array_equal(a, b)
+    kinds = {n.op_type for n in made.graph.node}
+    assert "BatchNormalization" not in kinds and "Constant" not in kinds and next(o.version for o in made.opset_import) >= 13
+
+
+def test_padding_in_numbers(tmp_path):
+    """All sizes from 5 to 9 with kernels, strides and dilations, against onnxruntime's own auto_pad."""
+    for size, kernel, stride, dilation, kind in [(5, 3, 2, 1, "UPPER"), (6, 3, 2, 1, "LOWER"), (7, 2, 2, 1, "LOWER"), (9, 3, 1, 2, "UPPER")]:
+        given = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "dilations": [dilation] * 2, "auto_pad": f"SAME_{kind}"}
+        node = helper.make_node("Conv", ["x", "w"], ["y"], **given)
+        model = file([node], {"x": ["n", 2, size, size]}, {"y": None}, {"w": numbers(3, 2, kernel, kernel)})
+        made = normal.normalized(model)
+        assert not any(a.name == "auto_pad" for a in made.graph.node[0].attribute)
+        for part, name in ((model, "a.onnx"), (made, "b.onnx")):
+            onnx.save(part, tmp_path / name)
+        x = {"x": numbers(2, 2, size, size)}
+        assert np.allclose(*(answers(tmp_path / n, x)[0] for n in ("a.onnx", "b.onnx")), atol=1e-5)
+
+
+def test_no_torch_is_needed(tmp_path):
+    import subprocess
+    import sys
+
+    paths = given(tmp_path, *gemms())
+    call = "quantize(sys.argv[1], data=sys.argv[2], out=sys.argv[3])"
+    script = f"import sys; from edgekd.quantizing import quantize; {call}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script, *map(str, paths.values())], check=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ def quantize(
     shown = _everything(float_model, first, place_name)
     _same(model, float_model, first, place_name)
     graph = graph_of(float_model, shown)
-    placement = place(graph)
+    placement = _labelled(place(graph), {n.name for n in model.graph.node})
     _possible(graph, placement, place_name)
     rows = min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values) // size))) if fixed_rows(model) is None else size
     chunks = list(batches(arrays, rows))
@@ -152,7 +152,14 @@ def _possible(graph: Graph, placement: Placement, place_name: str) -> None:
         raise UsageError(*(Problem(place_name, f"the weight {n} holds numbers that are not finite", "train it again") for n in broken))
     if not any(known.weight is not None for known in integer):
         reasons = "; ".join(dict.fromkeys(f"{known.label}: {known.reason}" for known in placement.layers[:5] if known.reason))
-        raise UsageError(Problem(place_name, "no layer can be quantized", reasons or "it has no convolution or product of float32 matrices"))
+        raise UsageError(
+            Problem(place_name, "no layer can be quantized", reasons or "it has no convolution or product of float32 values with stored weights")
+        )
+
+
+def _labelled(placement: Placement, names: set[str]) -> Placement:
+    """Layers by the names of the file; what onnxruntime made of several nodes is called by its output."""
+    return replace(placement, layers=tuple(k if k.label in names else replace(k, label=k.name.removesuffix(".made")) for k in placement.layers))
 
 
 def _counted(chunks: list[dict[str, np.ndarray]], progress: Callable[[int, int], Any]) -> Iterable[dict[str, np.ndarray]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 13  # the first with scales per channel
+_SHORT = (10, 16)  # TensorProto.FLOAT16, BFLOAT16
 INTEGERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "QMoE", "QGemm")
 
 
@@ -28,6 +29,9 @@ def problems(model: onnx.ModelProto, place: str) -> list[Problem]:
     integers = sorted({k for k in kinds if k in INTEGERS or k.startswith("QLinear") or k.endswith("Integer")})
     if integers:
         return [Problem(place, f"is quantized already (it has {', '.join(integers)})", "give the float file that it was made from")]
+    short = [i.name for i in model.graph.initializer if i.data_type in _SHORT]
+    if short:
+        return [Problem(place, f"holds {len(short)} tensors of 16-bit floats ({short[0]}, ...)", "export it in float32")]
     return []
 
 
