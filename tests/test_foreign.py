@@ -13,11 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd import quantizing, targets
+from edgekd import components, quantizing, targets
 from edgekd.cli import run as command
 from edgekd.errors import RunFailed
 from edgekd.formats.onnx import float_kernels
 from edgekd.quantization import foreign, normal, simulate
+from edgekd.quantization.histogram import Histogram
+from edgekd.quantization.lattice import lattice
 from edgekd.records import Scheme
 
 ROWS = 48
@@ -168,11 +170,11 @@ def odd(drowned=False):
     """Dead channels, weights of 1e-6 and 1e6 side by side, a bias that its scale can't hold, inputs in the thousands, a batch of three;
     `drowned`: one channel a thousand times larger than the others, which matter as much."""
     w1, w2 = numbers(8, 3, 3, 3), numbers(8, 8, 1, 1, seed=1, scale=0.1)
-    w1[2], w1[3], w2[5], w2[6] = 0, w1[3] * 1e-6, 0, w2[6] * 1e6
+    w1[2], w1[3], w2[5], w2[6] = 0, w1[3] * 1e-6, 0, w2[6] * (1 if drowned else 1e6)
     b1 = numbers(8, scale=100)
     b1[3] = 2e4
     if drowned:
-        w1[4], w2[6], w2[:, 4] = w1[4] * 1e3, 0, w2[:, 4] * 1e-3
+        w1[4], w2[:, 4] = w1[4] * 1e3, w2[:, 4] * 1e-3
     nodes = [helper.make_node("Conv", ["x", "w1", "b1"], ["a"]), helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Conv", ["b", "w2"], ["y"])]
     return file(nodes, {"x": [3, 3, 6, 6]}, {"y": [3, 8, 4, 4]}, {"w1": w1, "b1": b1, "w2": w2}), {"x": numbers(ROWS, 3, 6, 6, scale=3e3)}
 
@@ -243,7 +245,8 @@ def answers(path, arrays):
 
 
 def decibels(wanted, made):
-    return 10 * np.log10((wanted.astype(float) ** 2).sum() / ((wanted - made).astype(float) ** 2).sum())
+    """Signal to noise."""
+    return 10 * np.log10((wanted.astype(float) ** 2).sum() / max(((wanted - made).astype(float) ** 2).sum(), 1e-200))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -265,7 +268,7 @@ def test_int8_agrees_with_float(name, tmp_path):
 
 def test_wide_files_get_nearly_four_times_smaller(tmp_path):
     made = quantizing.quantize(**given(tmp_path, *traced(lambda: nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)), 256)))
-    assert made.before / made.after > 3.8 and "3.8" in str(made) or "3.9" in str(made)
+    assert made.before / made.after > 3.7 and f"({made.before / made.after:.2f}x smaller)" in str(made)
 
 
 def test_as_good_as_onnxruntimes_own_quantization(tmp_path):
@@ -340,12 +343,16 @@ def test_channels_that_are_drowned_are_told(tmp_path, capsys):
     assert "less than 20 dB" in capsys.readouterr().out
 
 
-def test_ranges_by_name(tmp_path):
-    """One outlier in 48 rows: percentile ranges leave it out, and the others gain."""
-    model, arrays = gemms()
-    arrays["x"][0] *= 200
-    grids = [foreign.quantize(model, arrays, ranges=r).grid.sites["x"].scale[0] for r in ("minmax", "percentile", "mse", "entropy")]
-    assert grids[0] == max(grids) and grids[3] < grids[0] / 2
+@pytest.mark.parametrize("name", ["minmax", "percentile", "mse", "entropy"])
+def test_ranges_by_name(name):
+    """The lattice of an input with an outlier is that which the part itself gives of a histogram of it, in one piece."""
+    model, x = gemms()[0], numbers(2000, 12)
+    x[0, 0] = 500
+    whole = Histogram()
+    whole.add(x)
+    site = foreign.quantize(model, {"x": x}, ranges=name).grid.sites["x"]
+    assert site.scale[0] == pytest.approx(lattice(*components.find("ranges", name)(whole), 255)[0], rel=0.02)
+    assert (site.scale[0] < 1) == (name in ("percentile", "entropy"))
 
 
 def test_a_subgraph_keeps_what_it_reads(tmp_path):
@@ -475,17 +482,17 @@ def test_the_normal_form_computes_the_same(name, tmp_path):
     paths = given(tmp_path, model, arrays), tmp_path / "normal.onnx"
     onnx.save(made, paths[1])
     for a, b in zip(answers(paths[0]["model"], arrays), answers(paths[1], arrays), strict=True):
-        assert decibels(a, b + 0.0) > 100 or np.array_equal(a, b)
+        assert decibels(a, b) > 110
     kinds = {n.op_type for n in made.graph.node}
     assert "BatchNormalization" not in kinds and "Constant" not in kinds and next(o.version for o in made.opset_import) >= 13
 
 
 def test_padding_in_numbers(tmp_path):
-    """All sizes from 5 to 9 with kernels, strides and dilations, against onnxruntime's own auto_pad."""
-    for size, kernel, stride, dilation, kind in [(5, 3, 2, 1, "UPPER"), (6, 3, 2, 1, "LOWER"), (7, 2, 2, 1, "LOWER"), (9, 3, 1, 2, "UPPER")]:
-        given = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "dilations": [dilation] * 2, "auto_pad": f"SAME_{kind}"}
+    """All sizes from 5 to 9 with kernels and strides, against onnxruntime's own auto_pad."""
+    for size, kernel, stride, kind in [(5, 3, 2, "UPPER"), (6, 3, 2, "LOWER"), (7, 2, 2, "LOWER"), (9, 4, 3, "UPPER")]:
+        given = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "auto_pad": f"SAME_{kind}"}
         node = helper.make_node("Conv", ["x", "w"], ["y"], **given)
-        model = file([node], {"x": ["n", 2, size, size]}, {"y": None}, {"w": numbers(3, 2, kernel, kernel)})
+        model = file([node], {"x": ["n", 2, size, size]}, {"y": ["n", 3, "h", "w"]}, {"w": numbers(3, 2, kernel, kernel)})
         made = normal.normalized(model)
         assert not any(a.name == "auto_pad" for a in made.graph.node[0].attribute)
         for part, name in ((model, "a.onnx"), (made, "b.onnx")):
