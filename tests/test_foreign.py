@@ -330,6 +330,28 @@ def test_sums_of_what_has_lattices_are_integers():
     assert made.placement.tied[pool.output[0]] == pool.input[0]
 
 
+def test_products_with_a_float_operand_stay_float():
+    made = placed(*CASES["squeeze"][0]())
+    nodes = made.float_model.graph.node
+    hard = next(n.output[0] for n in nodes if n.op_type == "HardSigmoid")
+    soft = [n.output[0] for n in nodes if n.op_type == "Sigmoid"]
+    assert hard not in made.placement.values and made.placement.values.keys() >= set(soft) and len(soft) == 2
+
+
+def test_a_branch_before_a_clip_has_its_own_lattice():
+    """a = conv(x); y = a + conv(relu(a)): the sum reads a itself, negative numbers too."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w"], ["c"]),
+        helper.make_node("Add", ["a", "c"], ["y"]),
+    ]
+    model, x = file(nodes, {"x": ["n", 4, 5, 5]}, {"y": ["n", 4, 5, 5]}, {"w": numbers(4, 4, 1, 1)}), numbers(ROWS, 4, 5, 5)
+    made = placed(model, {"x": x})
+    assert list(made.placement.values) == ["x", "a", "c", "y"] and made.placement.tied == {"b": "a"}
+    assert made.grid.sites["a"].zero_point > 50
+
+
 def test_limits_without_zero_keep_their_layer_and_their_clip():
     made = placed(*moved())
     assert {"g", "b"} <= made.placement.values.keys() and "h" not in made.placement.values

@@ -1,6 +1,7 @@
 """Int8 as a table: a captured graph with batch norms folded (`capture`), the sites of its values and weights (`sites`), a grid of scales that
 calibration (`calibrate`) or training (`fake`) finds, and the proof that a file computes what the fake-quantized model does (`check`).
 
+Float ONNX files from elsewhere, without torch: `normal`, `placing`, `qdq`, `foreign`.
 Before sites are inserted: `equalize`, `smooth`. Once they are settled: `adaround`, then `correction`."""
 
 from __future__ import annotations
