@@ -104,7 +104,7 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
 @click.argument("model", type=click.Path())
 @click.option("--data", required=True, type=click.Path(), help="An .npz with `inputs` (or an array per input name) and optionally `labels`.")
 @click.option("--out", required=True, type=click.Path(), help="The int8 file to write.")
-@click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file: the weights' bits are its.")
+@click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file: the weights' lattices suit it.")
 @click.option("--ranges", default="minmax", show_default=True, metavar="R", help="How ranges are taken: minmax, percentile, entropy, mse.")
 @click.option("--weight-bits", type=click.Choice(["8", "7"]), help="Instead of the target's; 7 is exact on every CPU.")
 @click.option("--samples", type=int, default=512, show_default=True, help="Use at most this many samples.")

@@ -51,7 +51,8 @@ def _targets() -> str:
     for name in targets.names():
         t = targets.load(name)
         runtime = f"{t.runtime.name} {t.runtime.version}".strip()
-        rows.append((t.name, t.title, t.architecture, ", ".join(t.features), runtime, str(t.threads), f"{t.int8.weight_bits}-bit weights"))
+        int8 = f"{t.int8.weight_bits}-bit weights" + ", sums of two in 16 bits" * t.int8.pairs16
+        rows.append((t.name, t.title, t.architecture, ", ".join(t.features), runtime, str(t.threads), int8))
     return _table("targets", ("name", "title", "architecture", "features", "runtime", "threads", "int8"), rows)
 
 
@@ -90,8 +91,8 @@ def doctor(as_json: bool) -> tuple[str, int]:
     governor = facts.get("governor")
     if governor not in (None, "performance"):
         advice.append(f"the CPU governor is `{governor}`: timing is steadier with `performance`")
-    if host.int8.weight_bits == 7:
-        advice.append("this CPU's int8 products saturate (AVX2 without VNNI): weights are quantized to 7 bits for it")
+    if host.int8.pairs16:
+        advice.append("this CPU's int8 products saturate (AVX2 without VNNI): weights are scaled so that they don't")
     store_facts = {"folder": str(store.root), "bytes": sum(p.stat().st_size for p in Path(store.root).rglob("*") if p.is_file())}
     code = UNFIT if missing else PASSED
     if as_json:

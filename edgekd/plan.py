@@ -68,6 +68,7 @@ class Wants:
 
     multiple_of: int
     weight_bits: int
+    pairs16: bool
 
     def into(self, line: StageLine) -> dict[str, Any]:
         """The stage's settings for such a target: never looser than the recipe says, nor than its sweep."""
@@ -76,6 +77,7 @@ class Wants:
             settings["multiple_of"] = max(settings["multiple_of"], self.multiple_of)
         if "weight_bits" in settings:
             settings["weight_bits"] = min(settings["weight_bits"], self.weight_bits)
+            settings["pairs16"] = settings["pairs16"] or self.pairs16
         return settings
 
 
@@ -205,7 +207,7 @@ class _Planner:
     def wants(self) -> dict[Wants, tuple[str, ...]]:
         groups: dict[Wants, tuple[str, ...]] = {}
         for target in self.resolved.targets:
-            want = Wants(target.channel_multiple, target.int8.weight_bits)
+            want = Wants(target.channel_multiple, target.int8.weight_bits, target.int8.pairs16)
             groups[want] = (*groups.get(want, ()), target.name)
         return groups
 
@@ -238,7 +240,7 @@ class _Planner:
             settings = want.into(stage)
             suffix += "".join(f"-{_short(v)}" for v in own.values())
             if len(groups) > 1 and any(w.into(stage) != want.into(stage) for w in groups):
-                suffix += f"-w{want.weight_bits}" if "weight_bits" in settings else f"-m{want.multiple_of}"
+                suffix += f"-w{settings['weight_bits']}{'-pairs16' * settings['pairs16']}" if "weight_bits" in settings else f"-m{want.multiple_of}"
             base = f"{stage.name}{suffix}"
             label = _named(base, seed, seeds)
             settings, taught = self.taught(stage.use, stage.teacher, settings, known)

@@ -262,7 +262,7 @@ def _simulated(path: Path, few: Mapping[str, np.ndarray], notes: list[str]) -> i
         shown = "; ".join(
             f"{r.operator} {r.name.removesuffix('.q')}: {r.differ} of {r.values} values by up to {r.steps:.0f} steps" for r in wrong[:5]
         )
-        hint = "a CPU with AVX2 and without VNNI saturates products of 8-bit weights: --weight-bits 7; else report the file"
+        hint = "a CPU with AVX2 and without VNNI saturates products of 8-bit weights: --target host or --weight-bits 7; else report the file"
         raise RunFailed(Problem("", f"onnxruntime computes integer operators otherwise than the file says: {shown}", hint))
     return 0
 
@@ -374,7 +374,7 @@ def _saturation(made: Quantized) -> str:
         return "on AVX2 without VNNI: no layer saturates"
     width = max(len(r.name) for r in found)
     count = "1 layer" if len(found) == 1 else f"{len(found)} layers"
-    lines = [f"on AVX2 without VNNI {count} can saturate; --weight-bits 7 is exact on every CPU"]
+    lines = [f"on AVX2 without VNNI {count} can saturate; --target x86-64-avx2 or --weight-bits 7 is exact on every CPU"]
     for r in found:
         lines.append(f"  {r.name:<{width}}  {'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}")
     return "\n".join(lines)

@@ -183,11 +183,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a target's kernels want int8: plain fields that the plan reads from the target's facts."""
+    """How a target's kernels want int8: plain fields that the plan reads from the target's facts. `pairs16`: they add the products of two
+    neighbours in 16 bits, so weights are scaled until no such sum leaves them."""
 
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
     activation_bits: Annotated[int, Ge(2), Le(8)] = 8
     per_channel: bool = True
+    pairs16: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def load(name_or_path: str | Path) -> Target:
 
 
 def host(facts: Mapping[str, Any]) -> Target:
-    """This machine as a target, from `environment.describe()`: one thread, and 7-bit weights where x86 multiplies int8 without VNNI."""
+    """This machine as a target, from `environment.describe()`: one thread, and `pairs16` where x86 multiplies int8 without VNNI."""
     if facts["architecture"] not in get_args(Architecture):
         raise UsageError(Problem(HOST, f"the architecture `{facts['architecture']}` is not known", f"known: {', '.join(get_args(Architecture))}"))
     features = tuple(f for f in get_args(Feature) if f in facts["features"])
@@ -53,15 +53,15 @@ def host(facts: Mapping[str, Any]) -> Target:
         "caches": dict(facts["caches"]),
         "ram_bytes": facts["ram_bytes"],
         "runtime": Runtime("onnxruntime", facts["versions"].get("onnxruntime", "")),
-        "int8": Scheme(weight_bits=_weight_bits(facts["architecture"], features)),
+        "int8": Scheme(pairs16=_pairs16(facts["architecture"], features)),
     }
     return Target(name=HOST, title=facts["cpu"], architecture=facts["architecture"], sources={fact: here for fact, v in given.items() if v}, **given)
 
 
-def _weight_bits(architecture: str, features: Iterable[str]) -> int:
-    """8 where products of unsigned and signed bytes add up exactly; 7 where onnxruntime's x86 kernels use vpmaddubsw, which saturates at
-    16 bits (core/mlas/lib/platform.cpp: AVX2 without AVX-VNNI or AVX512-VNNI): 2 * 255 * 63 < 2^15 <= 2 * 255 * 127. Below AVX2 nothing saturates."""
-    return 7 if architecture == "x86-64" and "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features) else 8
+def _pairs16(architecture: str, features: Iterable[str]) -> bool:
+    """Whether onnxruntime's kernels add products of unsigned and signed bytes in pairs at 16 bits (vpmaddubsw), which saturate: on x86 with AVX2
+    and no VNNI (core/mlas/lib/platform.cpp). Below AVX2 they don't."""
+    return architecture == "x86-64" and "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)
 
 
 def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:

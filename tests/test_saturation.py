@@ -316,3 +316,50 @@ class TestEmulated:
             assert list(saturation.safe_bits(model).values()) == ([7, 8, 8, 7, 7] if bits == "8" else [8] * 5)
             assert any(otherwise) == (bits == "8")
             assert np.array_equal(found[bits]["output"], here[bits]["output"]) == (bits == "7")
+
+
+# ---------------------------------------------------------------- lattices that keep pairs within 16 bits
+
+
+def test_pairs_of_a_weight_by_hand():
+    from edgekd.quantization.fake import PAIR, pairs
+
+    rows = torch.tensor([[3.0, 4.0, -1.0, 2.0, -5.0], [-1.0, -2.0, 0.0, 0.0, 0.5]])
+    assert pairs(rows).tolist() == [[7.0, 2.0, 5.0], [3.0, 0.0, 0.5]]
+    assert 255 * PAIR < 2**15 <= 255 * (PAIR + 1)
+
+
+@pytest.mark.parametrize("mode", ["averaged", "learned"])
+@pytest.mark.parametrize("name", ["residual", "depthwise", "mlp"])
+def test_with_pairs16_no_layer_can_saturate_even_after_training(tmp_path, name, mode):
+    """The audit of the exported file says so; without it, it can; and weights go on to use more than 7 bits of their lattice."""
+    from edgekd import networks
+    from edgekd.formats.onnx import export
+    from edgekd.quantization import fake
+    from edgekd.quantization.calibrate import calibrate
+    from edgekd.quantization.capture import capture
+    from edgekd.records import Scheme
+
+    torch.manual_seed(0)
+    model, x = {
+        "residual": lambda: (networks.residual((8, 12), channels=3, classes=10), torch.randn(16, 3, 8, 8)),
+        "depthwise": lambda: (networks.ds_cnn((8, 8, 8), classes=10), torch.randn(16, 1, 24, 16)),
+        "mlp": lambda: (torch.nn.Sequential(torch.nn.Linear(21, 33), torch.nn.ReLU(), torch.nn.Linear(33, 10)), torch.randn(16, 21)),
+    }[name]()
+    for pairs16 in (False, True):
+        graph = capture(model.eval(), x[:2])
+        module = calibrate(fake.insert(graph, Scheme(pairs16=pairs16), learned=mode == "learned"), [x])
+        fake.set_mode(module, "train")
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(x).square().mean().backward()
+            optimizer.step()
+        grid = fake.settle(module.eval())
+        graph.load_state_dict({n: t for n, t in module.state_dict().items() if n in graph.state_dict()})
+        path = tmp_path / f"{pairs16}.onnx"
+        export(graph, grid, x[:2], path)
+        layers = saturation.audit(onnx.load(path))
+        assert layers and any(layer.can_saturate for layer in layers) != pairs16
+        if pairs16:
+            assert max(layer.bound for layer in layers) > 255 * 100

@@ -29,19 +29,16 @@ def test_shipped_targets_load_and_give_a_source_for_every_fact(name):
 
 
 def test_the_x86_kinds_differ_where_their_kernels_do():
-    bits = {name: targets.load(name).int8.weight_bits for name in targets.names() if name.startswith("x86")}
-    assert bits == {"x86-64-avx2": 7, "x86-64-avx-vnni": 8, "x86-64-avx512-vnni": 8, "x86-64-sse42": 8}
-
-
-def test_seven_bits_keep_two_products_within_16_bits():
-    assert 2 * 255 * 63 < 2**15 <= 2 * 255 * 127
+    found = {name: targets.load(name).int8 for name in targets.names() if name.startswith("x86")}
+    assert {name for name, int8 in found.items() if int8.pairs16} == {"x86-64-avx2"} and {int8.weight_bits for int8 in found.values()} == {8}
 
 
 @pytest.mark.parametrize(
-    "features, bits", [(["avx2"], 7), (["avx2", "avx512f"], 7), (["avx2", "avx_vnni"], 8), (["avx2", "avx512f", "avx512_vnni"], 8), ([], 8)]
+    "features, wanted",
+    [(["avx2"], True), (["avx2", "avx512f"], True), (["avx2", "avx_vnni"], False), (["avx2", "avx512f", "avx512_vnni"], False), ([], False)],
 )
-def test_host_takes_seven_bit_weights_with_avx2_but_no_vnni(features, bits):
-    assert targets.host({**ZEN5, "features": features}).int8.weight_bits == bits
+def test_host_adds_pairs_in_16_bits_with_avx2_but_no_vnni(features, wanted):
+    assert targets.host({**ZEN5, "features": features}).int8.pairs16 == wanted
 
 
 def test_host_has_this_machines_facts():
@@ -152,7 +149,7 @@ def test_environment_of_an_arm_board(tmp_path, monkeypatch):
     assert facts["cpu"] == "Raspberry Pi 5 Model B" and facts["architecture"] == "aarch64"
     assert facts["features"] == ["dotprod", "fp16", "neon"]
     assert (facts["max_mhz"], facts["governor"], facts["caches"], facts["ram_bytes"]) == (2400.0, "ondemand", {"l1d": 65536}, 8245248 * 1024)
-    assert targets.host(facts).int8.weight_bits == 8
+    assert not targets.host(facts).int8.pairs16
 
 
 def test_describing_imports_no_heavy_library():

@@ -17,7 +17,7 @@ from torch import nn
 from edgekd.errors import Problem, RunFailed
 from edgekd.quantization.capture import graph_digest, readable
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, SMALLEST, lattice
+from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, PAIR, SMALLEST, lattice
 from edgekd.quantization.lattice import absorbs as absorbs
 from edgekd.quantization.rounding import Rounded, Stepped, Straight
 from edgekd.quantization.sites import Limits, place
@@ -100,11 +100,14 @@ class Value(nn.Module):
 
 
 class Weight(nn.Module):
-    """Fake quantization of a weight: signed, symmetric, one scale per output channel (`axis` -1: one in all)."""
+    """Fake quantization of a weight: signed, symmetric, one scale per output channel (`axis` -1: one in all). `order`: see sites.Weight, given
+    where no two neighbours of one sign may add up to more than PAIR steps."""
 
-    def __init__(self, name: str, axis: int, bits: int, learned: bool, weight: torch.Tensor):
+    def __init__(self, name: str, axis: int, bits: int, learned: bool, weight: torch.Tensor, order: tuple[int, ...] | None = None):
         super().__init__()
         self.name, self.axis, self.high, self.mode, self.learned = name, axis, 2 ** (bits - 1) - 1, "observe", learned
+        self.order = order if 2 * self.high > PAIR else None
+        self.floor: torch.Tensor | None = None
         self.register_buffer("scale", self.widest(weight.detach()))
         if learned:
             self.gain = nn.Parameter(torch.ones_like(self.scale))
@@ -114,12 +117,21 @@ class Weight(nn.Module):
         if not self.learned:
             return self.scale
         self.gain.data.clamp_(1 / FURTHEST, FURTHEST)
-        return self.scale * self.gain
+        step = self.scale * self.gain
+        return step if self.floor is None else torch.maximum(step, self.floor)
+
+    def bound(self, weight: torch.Tensor) -> None:
+        """A learned step goes down to where `weight`'s neighbours together reach PAIR steps, not below."""
+        self.floor = None if self.order is None else self.widest(weight.detach())
 
     def widest(self, weight: torch.Tensor) -> torch.Tensor:
         """[channels] scales that no weight exceeds. A dead channel takes the widest of the others: any scale holds its zeros."""
-        dims = [d for d in range(weight.ndim) if d != self.axis]
-        scale = weight.abs().amax(dims).reshape(-1) / self.high
+        if self.order is not None:
+            scale = pairs(weight.permute(self.order).flatten(1)).amax(1) / (PAIR - 2)  # each of two may be rounded up, even by a whole step
+            scale = scale if self.axis >= 0 else scale.amax().reshape(1)
+        else:
+            dims = [d for d in range(weight.ndim) if d != self.axis]
+            scale = weight.abs().amax(dims).reshape(-1) / self.high
         if scale.min().item() > SMALLEST:
             return scale
         largest = scale.max().item()
@@ -136,9 +148,17 @@ class Weight(nn.Module):
             scale = self.shaped(weight)
             return torch.clamp(torch.round(weight / scale), -self.high, self.high) * scale
         if self.learned:
+            self.bound(weight)
             return Stepped.apply(weight, self.shaped(weight, self.step()), self.high, (weight.numel() / len(self.scale) * self.high) ** -0.5)
         self.scale.copy_(self.widest(weight.detach()))
         return Straight.apply(weight, self.shaped(weight), self.high)  # nothing is outside the range
+
+
+def pairs(rows: torch.Tensor) -> torch.Tensor:
+    """[outputs, pairs]: of neighbours (0, 1), (2, 3), ... of rows [outputs, sum] the sum of those above zero or of those below, whichever is
+    greater: times an activation of at most 255 it is the furthest that their products get."""
+    rows = nn.functional.pad(rows, (0, rows.shape[1] % 2)).unflatten(1, (-1, 2))
+    return torch.maximum(rows.clamp_min(0).sum(2), -rows.clamp_max(0).sum(2))
 
 
 class Bias(nn.Module):
@@ -165,7 +185,7 @@ def insert(graph: fx.GraphModule, scheme: Scheme = Scheme(), *, learned: bool = 
         _after(module, nodes[name], f"value_{name}")
     for target, site in placement.weights.items():
         axis = site.axis if scheme.per_channel else -1
-        part = Weight(readable(target), axis, scheme.weight_bits, learned, getattr(module, target))
+        part = Weight(readable(target), axis, scheme.weight_bits, learned, getattr(module, target), site.order if scheme.pairs16 else None)
         module.add_submodule(f"weight_{target}", part)
         for node in [n for n in module.graph.nodes if n.op == "get_attr" and n.target == target]:
             _after(module, node, f"weight_{target}")
@@ -212,6 +232,7 @@ def settle(module: fx.GraphModule) -> Grid:
             _keep(value, value.step())
         for target in placement.weights:
             part, weight = module.get_submodule(f"weight_{target}"), getattr(module, target)
+            part.bound(weight)
             _keep(part, part.step() if part.learned else part.widest(weight))
         for bias in placement.biases.values():  # a channel whose bias would not fit takes a wider scale
             value, part, tensor = (

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgekd.quantization.sites import Limits
 
+PAIR = 128  # steps: 255 * 128 < 2**15
 SMALLEST = 2.0**-100  # of a scale: far from float32's subnormals, so that products of two are normal too
 BIAS_BITS = 30  # a bias stays below 2**30 steps: the accumulator has room for the sum
 BIAS_HIGH = 2**31 - 128  # the largest float32 that an int32 holds

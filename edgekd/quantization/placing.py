@@ -32,7 +32,8 @@ MOVES = ("Flatten", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Ga
 @dataclass(frozen=True)
 class Layer:
     """A product of matrices or a convolution. `name` its output in the file, `label` what a person calls it; `x` the site of its input, `weight` the
-    initializer and `axis` that of its output channels in it (None: one scale), both None for a product of two values. `reason` why it stays float."""
+    initializer and `axis` that of its output channels in it (None: one scale), both None for a product of two values; `pairs` whether kernels
+    of x86 may add products of neighbours in 16 bits. `reason` why it stays float."""
 
     name: str
     label: str
@@ -41,6 +42,7 @@ class Layer:
     weight: str | None = None
     axis: int | None = None
     bias: str | None = None
+    pairs: bool = False
     reason: str = ""
 
 
@@ -157,7 +159,8 @@ def layer(node: onnx.NodeProto, graph: Graph) -> Layer:
     axis = 0 if kind == "Conv" or attribute(node, "transB", 0) else 1 if w.ndim == 2 else None
     if bias is not None and (bias not in graph.stored or graph.stored[bias].shape != (w.shape[axis or 0],)):
         return Layer(**found, reason="its bias is no stored number per output")
-    return Layer(**found, weight=second, axis=axis, bias=bias)
+    depthwise = kind == "Conv" and w.shape[1] == 1 and w.shape[0] == attribute(node, "group", 1)  # a kernel of its own, exact
+    return Layer(**found, weight=second, axis=axis, bias=bias, pairs=not depthwise)
 
 
 def clip(node: onnx.NodeProto, stored: Mapping[str, np.ndarray]) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, SMALLEST, absorbs, lattice
+from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, PAIR, SMALLEST, absorbs, lattice
 from edgekd.quantization.placing import Graph, Layer, Placement, clip
 from edgekd.records import Scheme, Site
 
@@ -28,6 +28,9 @@ def sites(graph: Graph, placement: Placement, ranges: Mapping[str, tuple[float, 
         axis = axes.pop() if scheme.per_channel and len(axes) == 1 else None  # read along two axes: one scale in all
         high = 2 ** (scheme.weight_bits - 1) - 1
         scale = widest(graph.stored[name], axis, high)
+        for known in (k for k in readers if scheme.pairs16 and k.pairs and 2 * high > PAIR):
+            needed = within_pairs(graph.stored[name], known)
+            scale = np.maximum(scale, needed if axis is not None else needed.max())
         for known in (k for k in readers if k.bias is not None):  # a channel whose bias would not fit takes a wider scale
             needed = np.abs(graph.stored[known.bias]) / (np.float32(found[known.x].scale[0]) * np.float32(2.0**BIAS_BITS))
             scale = np.maximum(scale, needed if axis is not None else needed.max())
@@ -41,6 +44,18 @@ def widest(weight: np.ndarray, axis: int | None, high: int) -> np.ndarray:
     scale = np.abs(weight).max(dims).reshape(-1) / np.float32(high)
     largest = scale.max()
     return np.where(scale > SMALLEST, scale, largest if largest > SMALLEST else np.float32(1)).astype(np.float32)
+
+
+def within_pairs(weight: np.ndarray, known: Layer) -> np.ndarray:
+    """[outputs] scales with which no two neighbours' products leave 16 bits (see `saturation`; the rule is that of `fake.Weight`): in the order of
+    the sum, kernel position and then input channel, those of a pair that have one sign are PAIR steps at most, after rounding."""
+    if known.kind == "Conv":
+        rows = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
+    else:
+        rows = weight if known.axis == 0 else np.swapaxes(weight, -1, -2).reshape(-1, weight.shape[-2])
+    rows = np.pad(rows, [(0, 0), (0, rows.shape[1] % 2)]).reshape(len(rows), -1, 2)
+    furthest = np.maximum(rows.clip(0).sum(2), -rows.clip(None, 0).sum(2)).max(1)
+    return furthest / np.float32(PAIR - 2)  # each of two may be rounded up, even by a whole step
 
 
 def _by_weight(placement: Placement) -> dict[str, list[Layer]]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import fx
 
 # operators with a weight, which batch norm folds into: {name: axis of the output channels in it}
@@ -35,10 +37,12 @@ def operator(node: fx.Node) -> str:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight with a site: the attribute that holds it and the axis of its output channels."""
+    """A weight with a site: the attribute that holds it, the axis of its output channels, and the order of its axes [outputs, what is summed]
+    in which kernels add products of neighbours in pairs (see `saturation`); None where they add none."""
 
     target: str
     axis: int
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def place(module: fx.GraphModule) -> Placement:
             continue
         if axis == 1 and name.startswith("conv_transpose") and len(node.args) > 6 and node.args[6] > 1:
             axis = -1  # grouped transposed convolution: output channels are not one axis; one scale for the whole weight
-        weights.setdefault(node.args[1].target, Weight(node.args[1].target, axis))
+        weights.setdefault(node.args[1].target, Weight(node.args[1].target, axis, _order(name, node, getattr(module, node.args[1].target).shape)))
         origin = source.get(node.args[0], node.args[0])
         if name not in ("matmul", "mm") and len(node.args) > 2 and node.args[2] is not None and node.args[2].op == "get_attr" and origin in wanted:
             biases[node.name] = Bias(node.args[2].target, origin.name, node.args[1].target)
@@ -113,6 +117,16 @@ def place(module: fx.GraphModule) -> Placement:
     values = [n for n in graph.nodes if n in wanted]
     limits = {n.name: Limits(*(clip(n) or (-math.inf, math.inf)), operator(n) in ("softmax", "_softmax"), n in outputs) for n in values}
     return Placement(limits, tied, weights, biases)
+
+
+def _order(name: str, node: fx.Node, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The axes of a weight as its kernel goes through them: outputs first, then positions of the kernel before input channels."""
+    if name in ("matmul", "mm"):
+        return 1, 0
+    if name.startswith("conv_transpose"):
+        return None  # a float kernel
+    depthwise = name.startswith("conv") and shape[1] == 1 and shape[0] > 1 and node.args[6:7] == (shape[0],)  # a kernel of its own, exact
+    return None if depthwise else (0, *range(2, len(shape)), 1)
 
 
 def clip(node: fx.Node) -> tuple[float, float] | None:

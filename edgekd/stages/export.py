@@ -31,7 +31,8 @@ class Export:
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         from edgekd import quantization
         from edgekd.formats import onnx
-        from edgekd.quantization import check
+        from edgekd.probes import static
+        from edgekd.quantization import check, saturation
         from edgekd.quantization.capture import capture
         from edgekd.quantization.exact import Settled
         from edgekd.sources.columns import batches
@@ -69,6 +70,11 @@ class Export:
                 check.refuse(found[-1], check.first_difference(module, grid, path, sites, few, feed))
         facts["equality"] = asdict(min(found, key=lambda e: e.equal))
         facts["fake_quantized"] = asdict(min(plain, key=lambda e: e.equal))
+        layers = saturation.audit(static.read(path), feed)
+        facts["saturation"] = [asdict(layer) for layer in layers if layer.can_saturate]
+        if grid.scheme.pairs16 and facts["saturation"]:
+            names = ", ".join(layer["name"] for layer in facts["saturation"])
+            raise RunFailed(Problem("", f"products of neighbours leave 16 bits in {names}", "please report this: the lattice was to prevent it"))
         return Made("onnx", {**facts, "float_kernels": onnx.float_kernels(path)})
 
 

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Quantize(Training):
     """`ranges`: what the lattices start from, on `samples` of the train split. `observer`: in training, ranges follow a moving average
-    (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`). `weight_bits` 7 where 16-bit
-    products would saturate; a target can lower it. `before`: what makes weights and values easier to hold before ranges are looked for;
-    `after`: what makes up for the rounding once they are fixed, with `ptq`; both in the order given."""
+    (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`). `pairs16` scales weights so that
+    no products saturate where kernels add two in 16 bits (x86 with AVX2, without VNNI). A target can lower `weight_bits` and set `pairs16`.
+    `before`: what makes weights and values easier to hold before ranges are looked for; `after`: what makes up for the rounding once they are
+    fixed, with `ptq`; both in the order given."""
 
     mode: Literal["qat", "ptq"] = "qat"
     ranges: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
@@ -32,6 +33,7 @@ class Quantize(Training):
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
     before: tuple[Literal["equalize", "smooth"], ...] = ()
     after: tuple[Literal["adaround", "bias_correction"], ...] = ()
+    pairs16: bool = False
     frozen: Annotated[float, Gt(0), Le(1)] = 0.5
     epochs: Annotated[int, Ge(1)] = 10
     lr: Annotated[float, Gt(0)] = 5e-4
@@ -62,7 +64,8 @@ class Quantize(Training):
         facts: dict[str, Any] = {"samples": min(self.samples, len(columns)), "parameters": sum(p.numel() for p in graph.parameters())}
         with seeded(run.seed, run.threads):
             facts |= {name: _eased(name, graph, samples()) for name in self.before}
-            module = fake.insert(graph, Scheme(weight_bits=self.weight_bits), learned=self.mode == "qat" and self.observer == "learned")
+            scheme = Scheme(weight_bits=self.weight_bits, pairs16=self.pairs16)
+            module = fake.insert(graph, scheme, learned=self.mode == "qat" and self.observer == "learned")
             calibrate(module, samples(), self.ranges)
         if self.mode == "qat":
             fake.set_mode(module, "train")
