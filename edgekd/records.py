@@ -183,11 +183,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a target's kernels want int8: plain fields that the plan reads from the target's facts."""
+    """How a target's kernels want int8: plain fields that the plan reads from the target's facts.
+
+    Of one graph, never of a target: `float_layers`, which keep float weights; `layer_bits` {layer: bits of its weight} where not `weight_bits`."""
 
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
     activation_bits: Annotated[int, Ge(2), Le(8)] = 8
     per_channel: bool = True
+    float_layers: tuple[str, ...] = ()
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.onnx.ops.symbolic(f"{DOMAIN}::{MARK}", (x,), attrs={"site": self.site}, dtype=x.dtype, shape=x.shape, version=1)
 
-    module, placement = copy.deepcopy(graph), place(graph)
+    module, placement = copy.deepcopy(graph), place(graph, grid.scheme.float_layers)
     wanted = {name: name for name in placement.values} | placement.tied
     plain = {n for n in module.graph.nodes if n.name not in wanted}  # onnxruntime makes one lattice of two with nothing between
     for node in list(module.graph.nodes):

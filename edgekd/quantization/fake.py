@@ -19,7 +19,7 @@ from edgekd.errors import Problem, RunFailed
 from edgekd.quantization.capture import graph_digest, readable
 from edgekd.quantization.histogram import Histogram
 from edgekd.quantization.rounding import Rounded, Stepped, Straight
-from edgekd.quantization.sites import Limits, place
+from edgekd.quantization.sites import Limits, layers, place
 from edgekd.records import Grid, Scheme, Site
 
 if TYPE_CHECKING:
@@ -183,14 +183,15 @@ def absorbs(limits: Limits, scale: float, zero_point: int, steps: int) -> bool:
 def insert(graph: fx.GraphModule, scheme: Scheme = Scheme(), *, learned: bool = False) -> fx.GraphModule:  # noqa: B008  (frozen)
     """A copy of the captured `graph` with Value, Weight and Bias modules at its sites, observing at first."""
     module = copy.deepcopy(graph)
-    placement, nodes = place(module), {n.name: n for n in module.graph.nodes}
+    placement, nodes = place(module, scheme.float_layers), {n.name: n for n in module.graph.nodes}
+    bits = {target: scheme.layer_bits[name] for name, target in layers(module).items() if name in scheme.layer_bits}
     module.meta["placement"], module.meta["scheme"], module.meta["digest"] = placement, scheme, graph_digest(graph)
     for name, limits in placement.values.items():
         module.add_submodule(f"value_{name}", Value(name, scheme.activation_bits, learned, limits))
         _after(module, nodes[name], f"value_{name}")
     for target, site in placement.weights.items():
         axis = site.axis if scheme.per_channel else -1
-        part = Weight(readable(target), axis, scheme.weight_bits, learned, getattr(module, target))
+        part = Weight(readable(target), axis, bits.get(target, scheme.weight_bits), learned, getattr(module, target))
         module.add_submodule(f"weight_{target}", part)
         for node in [n for n in module.graph.nodes if n.op == "get_attr" and n.target == target]:
             _after(module, node, f"weight_{target}")

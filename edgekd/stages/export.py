@@ -16,6 +16,8 @@ from edgekd.records import Artifact, Made, Run
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekd.records import Grid
+
 TOLERANCE = 1e-4  # of a float file, relative to the largest output
 ROWS = 32  # samples that a difference is looked for with
 
@@ -44,8 +46,8 @@ class Export:
         else:
             module = models.load(source, task)
             graph, grid = capture(module, example, task.forward), None
-        if len(_outputs(graph)) != len(task.outputs):
-            message = f"the model has {len(_outputs(graph))} outputs, the task names {len(task.outputs)}: {', '.join(task.outputs)}"
+        if len(_outputs(graph, grid)) != len(task.outputs):
+            message = f"the model has {len(_outputs(graph, grid))} outputs, the task names {len(task.outputs)}: {', '.join(task.outputs)}"
             raise UsageError(Problem(f"task {task.name}: outputs", message, "name each output of the model"))
         run.progress(1, 3, "translate")
         metadata = {"edgekd.task": task.name, "edgekd.form": "int8" if grid else "float32", "edgekd.weights": source.files["weights.safetensors"]}
@@ -61,7 +63,7 @@ class Export:
             return Made("onnx", {**facts, "float": _near(ours, theirs)})
         few, feed = quantization.example_of(columns, ROWS), _some(columns, names)
         found, plain = [], []
-        for a, b, floats, site in zip(ours, theirs, fake, _outputs(graph), strict=True):
+        for a, b, floats, site in zip(ours, theirs, fake, _outputs(graph, grid), strict=True):
             step = grid.sites[site].scale[0]
             found.append(check.compare(a, b, step))
             plain.append(check.compare(floats, b, step))  # the model in plain floats, as it was trained
@@ -112,11 +114,11 @@ def _some(columns: Any, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     return {n: a[index] for n, a in (columns.inputs if isinstance(columns.inputs, Mapping) else {names[0]: columns.inputs}).items()}
 
 
-def _outputs(graph: Any) -> list[str]:
+def _outputs(graph: Any, grid: Grid | None) -> list[str]:
     """The sites of the graph's outputs (a moved value lies on its source's)."""
     from edgekd.quantization.sites import place
 
-    tied = place(graph).tied
+    tied = place(graph, grid.scheme.float_layers if grid is not None else ()).tied
     return [tied.get(n.name, n.name) for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
 
 
