@@ -76,6 +76,8 @@ class Wants:
             settings["multiple_of"] = max(settings["multiple_of"], self.multiple_of)
         if "weight_bits" in settings:
             settings["weight_bits"] = min(settings["weight_bits"], self.weight_bits)
+        if "layer_bits" in settings:
+            settings["layer_bits"] = {name: min(bits, self.weight_bits) for name, bits in settings["layer_bits"].items()}
         return settings
 
 
