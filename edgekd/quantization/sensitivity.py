@@ -64,7 +64,6 @@ def fisher(graph: fx.GraphModule, batches: Iterable[Any]) -> dict[str, float]:
     sure of its answers these gradients are nearly nothing, and few samples make the figure."""
     import torch
 
-    from edgekd.quantization.calibrate import call
     from edgekd.quantization.sites import layers
 
     names = layers(graph)
@@ -83,7 +82,6 @@ def fisher(graph: fx.GraphModule, batches: Iterable[Any]) -> dict[str, float]:
             for target, gradient in zip(weights, gradients, strict=True):
                 sums[target] += gradient.double().square().mean().item()
             count += 1
-    _ = call
     return {name: sums[target] / count for name, target in names.items()}
 
 
@@ -92,10 +90,9 @@ def second_opinion(module: fx.GraphModule, graph: fx.GraphModule, batches: Itera
     information for the Hessian): about twice the divergence in nats that the weight's rounding alone makes."""
     import torch
 
-    found = {}
-    information = fisher(graph, batches)
     from edgekd.quantization.sites import layers
 
+    found, information = {}, fisher(graph, batches)
     with torch.no_grad():
         for name, target in layers(graph).items():
             if target in module.meta["placement"].weights:
@@ -158,7 +155,10 @@ def _run(module: fx.GraphModule, graph: fx.GraphModule, inputs: Any, active: Col
     import torch
     from torch import fx
 
-    every = _sites(module)
+    every, readers = _sites(module), {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            readers.setdefault(node.target, set()).update(u.target for u in node.users if u.op == "call_module")
 
     class Partly(fx.Interpreter):
         def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -167,9 +167,7 @@ def _run(module: fx.GraphModule, graph: fx.GraphModule, inputs: Any, active: Col
             return args[0]
 
         def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-            readers = [u.target for n in self.module.graph.nodes if n.op == "get_attr" and n.target == target for u in n.users]
-            rounded = any(r in active for r in readers)
-            return super().get_attr(target, args, kwargs) if rounded else getattr(graph, target)
+            return super().get_attr(target, args, kwargs) if readers[target] & set(active) else getattr(graph, target)
 
     with torch.no_grad():
         outputs = Partly(module).run(*(inputs.values() if isinstance(inputs, Mapping) else (inputs,)))

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 class Quantize(Training):
     """`ranges`: what the lattices start from, on `samples` of the train split. `observer`: in training, ranges follow a moving average
     (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`). `weight_bits` 7 where 16-bit
-    products would saturate; a target can lower it, and `layer_bits` {layer: bits of its weight} too. `float_layers` keep float weights, and
-    values that no integer layer makes or reads stay float too. Layers are named as in the captured graph (`sites.layers`). `before`: what makes weights and values easier to hold before ranges are looked for;
-    `after`: what makes up for the rounding once they are fixed, with `ptq`; both in the order given."""
+    products would saturate; a target can lower it, and `layer_bits` {layer: bits of its weight} too. `float_layers` keep float weights; values
+    that no integer layer makes or reads stay in float with them. Layers are those of the captured graph (`sites.layers`). `before`: what makes
+    weights and values easier to hold before ranges are looked for; `after`: what makes up for the rounding once they are fixed, with `ptq`;
+    both in the order given."""
 
     mode: Literal["qat", "ptq"] = "qat"
     ranges: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
