@@ -49,10 +49,11 @@ def sharing(known, names):
     return tuple(n for n in known if known[n] in {known[m] for m in names})
 
 
+WHICH = [("residual", "first"), ("depthwise", "middle"), ("residual", "all"), ("encoder", "all"), *((f, "last") for f in FAMILIES)]
+
+
 class TestFloatLayers:
-    @pytest.mark.parametrize(
-        "family, which", [("residual", "first"), ("depthwise", "middle"), ("residual", "all"), ("encoder", "all"), *((f, "last") for f in FAMILIES)]
-    )
+    @pytest.mark.parametrize("family, which", WHICH)
     def test_a_file_computes_them_in_float_and_the_rest_in_integers(self, family, which, tmp_path):
         make, shape = FAMILIES[family]
         model, x = stirred(make()), data(shape, 300)
