@@ -25,7 +25,7 @@ from edgekd.probes.operators import Operator, Operators
 from edgekd.quantization import calibrated, check, exact, fake, simulate
 from edgekd.quantization import grid as grids
 from edgekd.quantization.capture import capture
-from edgekd.quantization.mixed import choose, layer_of, saved
+from edgekd.quantization.mixed import choose, layer_of, named, saved
 from edgekd.quantization.sensitivity import SAMPLES, fisher, rank_correlation, second_opinion, sensitivity
 from edgekd.quantization.sites import layers, place
 from edgekd.records import Scheme
@@ -42,6 +42,13 @@ def exported(model, x, folder, scheme):
     format.export(graph, grid, x[:2], path)
     ours = exact.Settled(fake.apply(graph, grid))(x).numpy()
     return ours, load(str(path), 1)({"input": x.numpy()})["output"], grid, path, graph
+
+
+def test_a_file_of_another_graph_is_refused(tmp_path):
+    graphs = [capture(nn.Sequential(*(nn.Linear(4, 4) for _ in range(n))), torch.zeros(2, 4)) for n in (1, 2)]
+    format.export(graphs[0], None, torch.zeros(2, 4), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="the file has 1 layers, the graph 2"):
+        named(onnx.load(tmp_path / "m.onnx"), graphs[1])
 
 
 def sharing(known, names):
@@ -94,7 +101,7 @@ class TestFloatLayers:
         model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 7))
         model[2].bias.data = torch.tensor(bias)
         *_, path, graph = exported(model, data((3,), 50), tmp_path, Scheme(float_layers=("linear_1",)))
-        file = onnx.load(path).graph
+        file = named(onnx.load(path), graph).graph
         stored = {i.name: numpy_helper.to_array(i) for i in file.initializer}
         layer = next(n for n in file.node if n.name == "linear_1")
         q, scale = (stored[n] for n in next(n for n in file.node if n.output[0] == layer.input[2]).input[:2])
@@ -123,7 +130,7 @@ class TestLayerBits:
         scheme = Scheme(weight_bits=4, layer_bits={"conv2d": 8, "linear": 7})
         ours, theirs, grid, path, graph = exported(stirred(make()), x, tmp_path, scheme)
         assert grid.scheme == scheme and check.compare(ours, theirs, grid.sites["linear"].scale[0]).reasons == ()
-        file = onnx.load(path).graph
+        file = named(onnx.load(path), graph).graph
         stored = {i.name: numpy_helper.to_array(i) for i in file.initializer}
         made = {n.output[0]: n.input[0] for n in file.node if n.op_type == "DequantizeLinear"}
         widest = {n.name: int(np.abs(stored[made[n.input[1]]].astype(int)).max()) for n in file.node if n.name}
@@ -140,7 +147,7 @@ class TestLayerBits:
 
 
 @pytest.mark.parametrize("family", ["depthwise", "encoder", "twice"])
-def test_a_file_names_its_layers(family, tmp_path):
+def test_the_layers_of_a_file_are_known(family, tmp_path):
     """By the weight that each reads: its largest value is planted."""
     make, shape = FAMILIES[family]
     model, x = stirred(make()), data(shape, 20)
@@ -149,7 +156,7 @@ def test_a_file_names_its_layers(family, tmp_path):
     for number, target in enumerate(dict.fromkeys(known.values())):
         getattr(graph, target).data.flatten()[0] = 100.0 + number
     format.export(graph, None, x[:2], tmp_path / "m.onnx")
-    file = onnx.load(tmp_path / "m.onnx").graph
+    file = named(onnx.load(tmp_path / "m.onnx"), graph).graph
     stored = {i.name: numpy_helper.to_array(i) for i in file.initializer}
     assert {n.name: stored[n.input[1]].max() for n in file.node if n.name} == {n: getattr(graph, t).max().item() for n, t in known.items()}
 
@@ -313,6 +320,7 @@ class TestSaved:
         format.export(capture(model, x[:2]), None, x[:2], tmp_path / "float.onnx")
         found = []
         for file, ms in ((tmp_path / "float.onnx", 0.1), (path, 0.001)):
+            onnx.save(named(onnx.load(file), graph), file)
             options = onnxruntime.SessionOptions()
             options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / file.stem)
             session = onnxruntime.InferenceSession(str(file), options)

@@ -45,7 +45,7 @@ def export(
     model = _translate(graph, grid, example, opset)
     _pool(model.graph)
     sites = _render(model.graph, grid) if grid is not None else {}
-    names = _clean(model, inputs, outputs, {"edgekd.schema": "edgekd.onnx/1", **(metadata or {})}, _layers(model.graph, graph))
+    names = _clean(model, inputs, outputs, {"edgekd.schema": "edgekd.onnx/1", **(metadata or {})})
     onnx.checker.check_model(model, full_check=True)
     write_atomic(path, model.SerializeToString(deterministic=True))
     return {site: names[value] for site, value in sites.items()}
@@ -245,22 +245,8 @@ def _integers(array: np.ndarray, scale: np.ndarray, axis: int | None, low: int, 
     return np.clip(np.round(array / shaped), low, high).astype(np.int8)
 
 
-def _layers(file: onnx.GraphProto, graph: fx.GraphModule) -> dict[str, str]:
-    """{output of a node: layer that it computes}, in the order that both have; {} where the file has other layers than the captured graph."""
-    from edgekd.quantization.sites import layers
-
-    known, stored = list(layers(graph)), {i.name for i in file.initializer}
-    for node in file.node:
-        if node.op_type in ("DequantizeLinear", "Transpose", "Identity", "Reshape") and node.input[0] in stored:
-            stored |= set(node.output)
-    found = [n.output[0] for n in file.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and n.input[1] in stored]
-    return dict(zip(found, known, strict=True)) if len(found) == len(known) else {}
-
-
-def _clean(
-    model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], metadata: Mapping[str, str], layers: Mapping[str, str]
-) -> dict[str, str]:
-    """Drops what is not computed with, and gives every value a canonical name and every layer its own (`layers`); returns {old: new} of values."""
+def _clean(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Drops what is not computed with, and gives every value a canonical name; returns {old: new}."""
     from edgekd import __version__
 
     graph = model.graph
@@ -290,9 +276,9 @@ def _clean(
         tensor.doc_string = ""
     graph.initializer.extend(kept)
     for node in graph.node:
-        node.name, node.doc_string = layers.get(node.output[0], ""), ""  # onnxruntime makes the names of its kernels of these
         node.input[:] = [names[n] for n in node.input]
         node.output[:] = [names[n] for n in node.output]
+        node.name, node.doc_string = "", ""
         del node.metadata_props[:]
     for value in (*graph.input, *graph.output):
         value.name, value.doc_string = names[value.name], ""

@@ -1,7 +1,8 @@
 """Int8 as a table: a captured graph with batch norms folded (`capture`), the sites of its values and weights (`sites`), a grid of scales that
 calibration (`calibrate`) or training (`fake`) finds, and the proof that a file computes what the fake-quantized model does (`check`).
 
-Before sites are inserted: `equalize`, `smooth`. Once they are settled: `adaround`, then `correction`."""
+Before sites are inserted: `equalize`, `smooth`. Once they are settled: `adaround`, then `correction`.
+Which layers get other bits or stay in float: `sensitivity`, `mixed`."""
 
 from __future__ import annotations
 
