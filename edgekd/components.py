@@ -69,6 +69,8 @@ POSITIONAL = {"losses": 3, "ensembles": 2, "ranges": 1, "criteria": 1}
 def parameters(part: Callable, skip: int = 0) -> dict[str, inspect.Parameter]:
     """The settings of a part: all fields of a dataclass, the parameters of a function after the first `skip`."""
     every = list(inspect.signature(part).parameters.items())[skip:]
+    made = {f.name: f.default_factory for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
+    every = [(n, p if made.get(n, dataclasses.MISSING) is dataclasses.MISSING else p.replace(default=made[n]())) for n, p in every]
     return {name: p for name, p in every if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)}
 
 

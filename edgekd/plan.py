@@ -78,6 +78,8 @@ class Wants:
         if "weight_bits" in settings:
             settings["weight_bits"] = min(settings["weight_bits"], self.weight_bits)
             settings["pairs16"] = settings["pairs16"] or self.pairs16
+        if "layer_bits" in settings:
+            settings["layer_bits"] = {name: min(bits, self.weight_bits) for name, bits in settings["layer_bits"].items()}
         return settings
 
 

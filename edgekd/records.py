@@ -184,12 +184,16 @@ class Site:
 @dataclass(frozen=True)
 class Scheme:
     """How a target's kernels want int8: plain fields that the plan reads from the target's facts. `pairs16`: they add the products of two
-    neighbours in 16 bits, so weights are scaled until no such sum leaves them."""
+    neighbours in 16 bits, so weights are scaled until no such sum leaves them.
+
+    Of one graph, never of a target: `float_layers`, which keep float weights; `layer_bits` {layer: bits of its weight} where not `weight_bits`."""
 
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
     activation_bits: Annotated[int, Ge(2), Le(8)] = 8
     per_channel: bool = True
     pairs16: bool = False
+    float_layers: tuple[str, ...] = ()
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from edgekd.errors import Problem, UsageError
 from edgekd.records import Architecture, Feature, Runtime, Scheme, Target
 
 KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")  # features that runtimes choose int8 and float kernels by
+OF_A_GRAPH = {"float_layers", "layer_bits"}  # of a scheme: names of layers are no facts of a device
 HOST = "host"
 
 
@@ -114,7 +115,7 @@ def _unknown(file: str, raw: Mapping[str, Any]) -> list[Problem]:
     """Keys that no record has: a misspelt fact must not pass for an absent one."""
     facts = {f.name for f in dataclasses.fields(Target)} - {"name"}
     tables = [("", raw, facts), ("runtime.", raw.get("runtime"), {f.name for f in dataclasses.fields(Runtime)})]
-    tables += [("int8.", raw.get("int8"), {f.name for f in dataclasses.fields(Scheme)}), ("sources.", raw.get("sources"), facts)]
+    tables += [("int8.", raw.get("int8"), {f.name for f in dataclasses.fields(Scheme)} - OF_A_GRAPH), ("sources.", raw.get("sources"), facts)]
     given = [(prefix, key, known) for prefix, table, known in tables if isinstance(table, Mapping) for key in table if key not in known]
     return [Problem(f"{file}: {prefix}{key}", f"there is no fact `{key}`", _near(key, known)) for prefix, key, known in given]
 

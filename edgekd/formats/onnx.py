@@ -102,7 +102,7 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.onnx.ops.symbolic(f"{DOMAIN}::{MARK}", (x,), attrs={"site": self.site}, dtype=x.dtype, shape=x.shape, version=1)
 
-    module, placement = copy.deepcopy(graph), place(graph)
+    module, placement = copy.deepcopy(graph), place(graph, grid.scheme.float_layers)
     wanted = {name: name for name in placement.values} | placement.tied
     plain = {n for n in module.graph.nodes if n.name not in wanted}  # onnxruntime makes one lattice of two with nothing between
     for node in list(module.graph.nodes):
@@ -197,6 +197,8 @@ def _bias(node: onnx.NodeProto, weights: Mapping[str, Any], scales: Mapping[str,
     """The node, its float bias replaced by int32 at the product of its operands' scales."""
     from onnx import numpy_helper
 
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.input[0] in scales and node.input[1] in weights:
+        return _kept_float(node, weights, constant, helper)
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or node.input[2] not in weights:
         return [node]
     if node.input[0] not in scales or node.input[1] not in scales:
@@ -208,6 +210,33 @@ def _bias(node: onnx.NodeProto, weights: Mapping[str, Any], scales: Mapping[str,
     made = helper.make_node("DequantizeLinear", [constant(f"{name}.q", rounded), constant(f"{name}.s", scale)], [name], axis=0)
     node.input[2] = name
     return [made, node]
+
+
+def _kept_float(node: onnx.NodeProto, weights: Mapping[str, Any], constant: Any, helper: Any) -> list[onnx.NodeProto]:
+    """A layer of a quantized value with float weights, its bias told as int32 times powers of two, which is the same numbers.
+
+    onnxruntime (core/optimizer/qdq_transformer/weight_bias_quantization.cc) rounds the weight of such a layer to int8 with one scale, unless the
+    bias is no stored float."""
+    from onnx import numpy_helper
+
+    stored = weights.get(node.input[2]) if len(node.input) > 2 else None
+    if len(node.input) > 2 and node.input[2] and stored is None:
+        return [node]  # computed, so it is no stored float
+    bias = np.zeros(_outputs(node, weights[node.input[1]].dims), np.float32) if stored is None else numpy_helper.to_array(stored).ravel()
+    exponents = np.maximum(np.frexp(bias)[1] - 24, -126)
+    name = f"{node.output[0]}.bias"
+    q = np.ldexp(bias.astype(np.float64), -exponents).astype(np.int32)
+    made = helper.make_node("DequantizeLinear", [constant(f"{name}.q", q), constant(f"{name}.s", np.ldexp(np.float32(1), exponents))], [name], axis=0)
+    node.input[:] = [*node.input[:2], name]
+    return [made, node]
+
+
+def _outputs(node: onnx.NodeProto, shape: Sequence[int]) -> int:
+    """Output channels of a layer by its weight's shape."""
+    given = {a.name: a.i for a in node.attribute}
+    if node.op_type == "ConvTranspose":
+        return shape[1] * given.get("group", 1)
+    return shape[1] if node.op_type == "Gemm" and not given.get("transB", 0) else shape[0]
 
 
 def _integers(array: np.ndarray, scale: np.ndarray, axis: int | None, low: int, high: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 calibration (`calibrate`) or training (`fake`) finds, and the proof that a file computes what the fake-quantized model does (`check`).
 
 Float ONNX files from elsewhere, without torch: `normal`, `placing`, `qdq`, `foreign`.
-Before sites are inserted: `equalize`, `smooth`. Once they are settled: `adaround`, then `correction`."""
+Before sites are inserted: `equalize`, `smooth`. Once they are settled: `adaround`, then `correction`.
+Which layers get other bits or stay in float: `sensitivity`, `mixed`."""
 
 from __future__ import annotations
 

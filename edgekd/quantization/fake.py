@@ -20,7 +20,7 @@ from edgekd.quantization.histogram import Histogram
 from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, PAIR, SMALLEST, lattice
 from edgekd.quantization.lattice import absorbs as absorbs
 from edgekd.quantization.rounding import Rounded, Stepped, Straight
-from edgekd.quantization.sites import Limits, place
+from edgekd.quantization.sites import Limits, layers, place
 from edgekd.records import Grid, Scheme, Site
 
 if TYPE_CHECKING:
@@ -178,14 +178,16 @@ class Bias(nn.Module):
 def insert(graph: fx.GraphModule, scheme: Scheme = Scheme(), *, learned: bool = False) -> fx.GraphModule:  # noqa: B008  (frozen)
     """A copy of the captured `graph` with Value, Weight and Bias modules at its sites, observing at first."""
     module = copy.deepcopy(graph)
-    placement, nodes = place(module), {n.name: n for n in module.graph.nodes}
+    placement, nodes = place(module, scheme.float_layers), {n.name: n for n in module.graph.nodes}
+    bits = {target: scheme.layer_bits[name] for name, target in layers(module).items() if name in scheme.layer_bits}
     module.meta["placement"], module.meta["scheme"], module.meta["digest"] = placement, scheme, graph_digest(graph)
     for name, limits in placement.values.items():
         module.add_submodule(f"value_{name}", Value(name, scheme.activation_bits, learned, limits))
         _after(module, nodes[name], f"value_{name}")
     for target, site in placement.weights.items():
         axis = site.axis if scheme.per_channel else -1
-        part = Weight(readable(target), axis, scheme.weight_bits, learned, getattr(module, target), site.order if scheme.pairs16 else None)
+        wide = bits.get(target, scheme.weight_bits)
+        part = Weight(readable(target), axis, wide, learned, getattr(module, target), site.order if scheme.pairs16 else None)
         module.add_submodule(f"weight_{target}", part)
         for node in [n for n in module.graph.nodes if n.op == "get_attr" and n.target == target]:
             _after(module, node, f"weight_{target}")

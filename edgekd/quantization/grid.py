@@ -29,6 +29,7 @@ def read(path: Path) -> Grid:
         if record["schema"] != SCHEMA:
             raise ValueError(f"schema {record['schema']}")
         sites = {name: Site(**{**site, "scale": tuple(site["scale"])}) for name, site in record["sites"].items()}
-        return Grid(record["graph"], Scheme(**record["scheme"]), sites)
+        scheme = Scheme(**{**record["scheme"], "float_layers": tuple(record["scheme"].get("float_layers", ()))})
+        return Grid(record["graph"], scheme, sites)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFailed(f"{path.name} is no grid that can be read: {error}") from error

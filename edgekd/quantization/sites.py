@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from torch import fx
 
@@ -77,16 +77,35 @@ class Placement:
     biases: dict[str, Bias]
 
 
-def place(module: fx.GraphModule) -> Placement:
+def layers(module: fx.GraphModule) -> dict[str, str]:
+    """{node of each layer with a weight: the attribute that holds it}, in graph order."""
+    return {n.name: n.args[1].target for n in module.graph.nodes if _axis(module, n) is not None}
+
+
+def _axis(module: fx.GraphModule, node: fx.Node) -> int | None:
+    """The axis of the output channels in a layer's weight; -1 where they are not one axis, None for a node that is no such layer."""
+    name, axis = operator(node), WEIGHTED.get(operator(node))
+    if axis is None and name in ("matmul", "mm") and node.args[1].op == "get_attr" and getattr(module, node.args[1].target).ndim == 2:
+        axis = 1
+    if axis is None or node.args[1].op != "get_attr":
+        return None
+    if axis == 1 and name.startswith("conv_transpose") and len(node.args) > 6 and node.args[6] > 1:
+        return -1  # grouped transposed convolution: one scale for the whole weight
+    return axis
+
+
+def place(module: fx.GraphModule, float_layers: Collection[str] = ()) -> Placement:
     """Sites of a captured graph. A value has one if an integer operator makes it (after a clipping activation that alone reads it),
-    if an integer operator reads it, or if it is the graph's output; values that are only moved, or cut at zero, are tied to their source."""
+    if an integer operator reads it, or if it is the graph's output; values that are only moved, or cut at zero, are tied to their source.
+
+    `float_layers`: layers that are no integer operators here. Their weights and biases have no site, which is what keeps them in float in a file."""
     graph = module.graph
     source: dict[fx.Node, fx.Node] = {}  # moved value -> the value that it was
     wanted, outputs = set(), set()
     for node in graph.nodes:
         if operator(node) in MOVES and _moved(node, source):
             source[node] = source.get(node.args[0], node.args[0])
-        if _integer(node):
+        if _integer(node) and node.name not in float_layers:
             wanted |= {source.get(n, n) for n in _operands(node)}
             wanted.add(_clipped(node))
         if node.op == "output":
@@ -102,13 +121,9 @@ def place(module: fx.GraphModule) -> Placement:
     outputs = {source.get(n, n) for n in outputs}
     weights, biases = {}, {}
     for node in graph.nodes:
-        name, axis = operator(node), WEIGHTED.get(operator(node))
-        if axis is None and name in ("matmul", "mm") and node.args[1].op == "get_attr" and getattr(module, node.args[1].target).ndim == 2:
-            axis = 1
-        if axis is None or node.args[1].op != "get_attr":
+        name, axis = operator(node), _axis(module, node)
+        if axis is None or node.name in float_layers:
             continue
-        if axis == 1 and name.startswith("conv_transpose") and len(node.args) > 6 and node.args[6] > 1:
-            axis = -1  # grouped transposed convolution: output channels are not one axis; one scale for the whole weight
         weights.setdefault(node.args[1].target, Weight(node.args[1].target, axis, _order(name, node, getattr(module, node.args[1].target).shape)))
         origin = source.get(node.args[0], node.args[0])
         if name not in ("matmul", "mm") and len(node.args) > 2 and node.args[2] is not None and node.args[2].op == "get_attr" and origin in wanted:

@@ -16,6 +16,8 @@ from edgekd.records import Artifact, Made, Run
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekd.records import Grid
+
 TOLERANCE = 1e-4  # of a float file, relative to the largest output
 ROWS = 32  # samples that a difference is looked for with
 
@@ -29,9 +31,10 @@ class Export:
     reads: ClassVar = ("test",)
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
+        import onnx as library
+
         from edgekd import quantization
         from edgekd.formats import onnx
-        from edgekd.probes import static
         from edgekd.quantization import check, saturation
         from edgekd.quantization.capture import capture
         from edgekd.quantization.exact import Settled
@@ -45,8 +48,8 @@ class Export:
         else:
             module = models.load(source, task)
             graph, grid = capture(module, example, task.forward), None
-        if len(_outputs(graph)) != len(task.outputs):
-            message = f"the model has {len(_outputs(graph))} outputs, the task names {len(task.outputs)}: {', '.join(task.outputs)}"
+        if len(_outputs(graph, grid)) != len(task.outputs):
+            message = f"the model has {len(_outputs(graph, grid))} outputs, the task names {len(task.outputs)}: {', '.join(task.outputs)}"
             raise UsageError(Problem(f"task {task.name}: outputs", message, "name each output of the model"))
         run.progress(1, 3, "translate")
         metadata = {"edgekd.task": task.name, "edgekd.form": "int8" if grid else "float32", "edgekd.weights": source.files["weights.safetensors"]}
@@ -62,7 +65,7 @@ class Export:
             return Made("onnx", {**facts, "float": _near(ours, theirs)})
         few, feed = quantization.example_of(columns, ROWS), _some(columns, names)
         found, plain = [], []
-        for a, b, floats, site in zip(ours, theirs, fake, _outputs(graph), strict=True):
+        for a, b, floats, site in zip(ours, theirs, fake, _outputs(graph, grid), strict=True):
             step = grid.sites[site].scale[0]
             found.append(check.compare(a, b, step))
             plain.append(check.compare(floats, b, step))  # the model in plain floats, as it was trained
@@ -70,7 +73,7 @@ class Export:
                 check.refuse(found[-1], check.first_difference(module, grid, path, sites, few, feed))
         facts["equality"] = asdict(min(found, key=lambda e: e.equal))
         facts["fake_quantized"] = asdict(min(plain, key=lambda e: e.equal))
-        layers = saturation.audit(static.read(path), feed)
+        layers = saturation.audit(library.load(path), feed)
         facts["saturation"] = [asdict(layer) for layer in layers if layer.can_saturate]
         if grid.scheme.pairs16 and facts["saturation"]:
             names = ", ".join(layer["name"] for layer in facts["saturation"])
@@ -118,11 +121,11 @@ def _some(columns: Any, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     return {n: a[index] for n, a in (columns.inputs if isinstance(columns.inputs, Mapping) else {names[0]: columns.inputs}).items()}
 
 
-def _outputs(graph: Any) -> list[str]:
+def _outputs(graph: Any, grid: Grid | None) -> list[str]:
     """The sites of the graph's outputs (a moved value lies on its source's)."""
     from edgekd.quantization.sites import place
 
-    tied = place(graph).tied
+    tied = place(graph, grid.scheme.float_layers if grid is not None else ()).tied
     return [tied.get(n.name, n.name) for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from edgekd import models
-from edgekd.errors import Problem
+from edgekd.errors import Problem, UsageError
 from edgekd.records import Artifact, Made, Run, Scheme
 from edgekd.stages.distill import KD
 from edgekd.train import Training, learn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import fx, nn
 
 
@@ -22,15 +25,18 @@ if TYPE_CHECKING:
 class Quantize(Training):
     """`ranges`: what the lattices start from, on `samples` of the train split. `observer`: in training, ranges follow a moving average
     (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`). `pairs16` scales weights so that
-    no products saturate where kernels add two in 16 bits (x86 with AVX2, without VNNI). A target can lower `weight_bits` and set `pairs16`.
-    `before`: what makes weights and values easier to hold before ranges are looked for; `after`: what makes up for the rounding once they are
-    fixed, with `ptq`; both in the order given."""
+    no products saturate where kernels add two in 16 bits (x86 with AVX2, without VNNI). A target can lower `weight_bits` and `layer_bits`
+    {layer: bits of its weight}, and set `pairs16`. `float_layers` keep float weights; values that no integer layer makes or reads stay in
+    float with them. Layers are those of the captured graph (`sites.layers`). `before`: what makes weights and values easier to hold before
+    ranges are looked for; `after`: what makes up for the rounding once they are fixed, with `ptq`; both in the order given."""
 
     mode: Literal["qat", "ptq"] = "qat"
     ranges: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
     observer: Literal["averaged", "learned"] = "averaged"
     samples: Annotated[int, Ge(1)] = 512
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
+    float_layers: tuple[str, ...] = ()
+    layer_bits: dict[str, Annotated[int, Ge(2), Le(8)]] = field(default_factory=dict)
     before: tuple[Literal["equalize", "smooth"], ...] = ()
     after: tuple[Literal["adaround", "bias_correction"], ...] = ()
     pairs16: bool = False
@@ -49,6 +55,11 @@ class Quantize(Training):
             found.append(Problem("after", "is for calibration alone: training makes up for the rounding by itself", 'mode = "ptq", or leave it out'))
         if "adaround" in self.after[1:] and "bias_correction" in self.after[: self.after.index("adaround")]:
             found.append(Problem("after", "biases would be corrected for a rounding that then changes", 'after = ["adaround", "bias_correction"]'))
+        if self.float_layers or self.layer_bits:
+            from edgekd.quantization.capture import capture
+            from edgekd.quantization.sites import layers
+
+            found += _named(layers(capture(model, example, forward)), self.float_layers, self.layer_bits)
         return found
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
@@ -56,15 +67,18 @@ class Quantize(Training):
         from edgekd.quantization import fake, grid
         from edgekd.quantization.calibrate import calibrate, call
         from edgekd.quantization.capture import capture
+        from edgekd.quantization.sites import layers
         from edgekd.train import seeded
 
         samples = lambda: _calibration(columns, min(self.samples, len(columns)))
         columns, record = run.data("train"), models.record_of(source)
         graph = capture(models.load(source, run.task), quantization.example_of(columns), run.task.forward)
+        if problems := _named(layers(graph), self.float_layers, self.layer_bits):
+            raise UsageError(*problems)
+        scheme = Scheme(weight_bits=self.weight_bits, pairs16=self.pairs16, float_layers=self.float_layers, layer_bits=self.layer_bits)
         facts: dict[str, Any] = {"samples": min(self.samples, len(columns)), "parameters": sum(p.numel() for p in graph.parameters())}
         with seeded(run.seed, run.threads):
             facts |= {name: _eased(name, graph, samples()) for name in self.before}
-            scheme = Scheme(weight_bits=self.weight_bits, pairs16=self.pairs16)
             module = fake.insert(graph, scheme, learned=self.mode == "qat" and self.observer == "learned")
             calibrate(module, samples(), self.ranges)
         if self.mode == "qat":
@@ -78,6 +92,24 @@ class Quantize(Training):
         models.save(run.folder, graph, model=record["model"], pruning=record["pruning"], seed=record["seed"])
         grid.write(found, run.folder / "grid.json")
         return Made("quantized", facts)
+
+
+def _named(known: Mapping[str, str], float_layers: Sequence[str], layer_bits: Mapping[str, int]) -> list[Problem]:
+    """What is wrong with the layers that are named; `known`: {layer: attribute of its weight}. Layers that share a weight go together: it is
+    stored once, and a file where only one of them reads it as integers computes both so."""
+    found = []
+    for place, names in (("float_layers", float_layers), ("layer_bits", tuple(layer_bits))):
+        for name in names:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = (f"did you mean `{near[0]}`? " if near else "") + f"its layers are {', '.join(known)}"
+            if name not in known:
+                found.append(Problem(place, f"the model's graph has no layer `{name}`", hint))
+            given = layer_bits.get(name) if place == "layer_bits" else None
+            for other in [o for o in known if name in known and known[o] == known[name] and o != name]:
+                if other not in names or (given is not None and layer_bits[other] != given):
+                    found.append(Problem(place, f"`{name}` shares its weight with `{other}`", "name both, alike"))
+    found += [Problem("layer_bits", f"`{name}` is left in float", "name it once") for name in layer_bits if name in float_layers]
+    return found
 
 
 def _eased(name: str, graph: fx.GraphModule, batches: Any) -> list[list[Any]]:
