@@ -14,6 +14,7 @@ import numpy as np
 
 from edgekd import environment, proving, results
 from edgekd.decisions import budget, choose
+from edgekd.decisions.one_file import one_file
 from edgekd.delivery import bundle
 from edgekd.errors import FAILED, PASSED
 from edgekd.files import write_atomic
@@ -69,13 +70,19 @@ def conclude(
     proven: dict[str, dict] = {}
     for target in resolved.targets:
         competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
-        result = choose.choose(
+        found[target.name] = choose.choose(
             competing,
             target=target.name,
             select=resolved.select,
             within=lambda c, t=target.name: judged(c, t, "validation", True),
             references=[o.point.id for o in observed if o.point.reference],
         )
+    first = resolved.task.metrics[0] if resolved.task.metrics else None
+    if first is not None and first.unit == "%" and first.better == "higher":
+        fits = lambda c, t: all(check.verdict != "fail" for check in judged(c, t, "validation", True))
+        found = one_file(candidates, found, first.name, fits)
+    for target in resolved.targets:
+        result = found[target.name]
         chosen = next((c for c in candidates if c.id == result.chosen), None)
         if chosen is not None and chosen.id not in proven and "int8" in chosen.stages:
             o = next(o for o in observed if o.point.id == chosen.id)

@@ -70,6 +70,10 @@ class Wants:
     weight_bits: int
     pairs16: bool
 
+    def serves(self, other: Wants) -> bool:
+        """Whether what is made for this want is right for `other` too."""
+        return self.multiple_of % other.multiple_of == 0 and self.weight_bits <= other.weight_bits and self.pairs16 >= other.pairs16
+
     def into(self, line: StageLine) -> dict[str, Any]:
         """The stage's settings for such a target: never looser than the recipe says, nor than its sweep."""
         settings = dict(line.settings)
@@ -228,7 +232,8 @@ class _Planner:
                 self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), key, every, reference="alone")
         groups = self.wants()
         swept = {k: v for k, v in recipe.sweep.items() if k != "seed"}
-        for (want, targets), seed in itertools.product(groups.items(), seeds):
+        served = {want: tuple(t for other, names in groups.items() if want.serves(other) for t in names) for want in groups}
+        for (want, targets), seed in itertools.product(served.items(), seeds):
             for values in itertools.product(*swept.values()):
                 self.line(want, targets, seed, dict(zip(swept, values, strict=True)), groups, seeds)
 

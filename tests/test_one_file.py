@@ -1,0 +1,38 @@
+"""One file for all targets: when, when not, and what is said of it."""
+
+from edgekd.decisions.one_file import one_file
+from edgekd.records import Candidate, Measurement, TargetResult
+
+
+def candidate(id, **targets):
+    """targets: {name: (top1 on validation, p50 in ms or None)}"""
+    found = []
+    for target, (top1, p50) in targets.items():
+        found.append(Measurement("top1", "%", top1, top1 - 1, top1 + 1, 100, "validation", target, "measured"))
+        if p50 is not None:
+            found.append(Measurement("latency_p50_ms", "ms", p50, 0.999 * p50, 1.001 * p50, 6, None, target, "measured"))
+    return Candidate(id, id, 0, (), ("int8",), "onnx", None, "", tuple(found))
+
+
+def results(**chosen):
+    return {target: TargetResult((), id, None, (), "own") for target, id in chosen.items()}
+
+
+def test_a_file_that_costs_next_to_nothing_serves_all():
+    free, safe = candidate("free", host=(90.0, 1.0)), candidate("safe", host=(89.95, 1.01), old=(89.95, None))
+    made = one_file([free, safe], results(host="free", old="safe"), "top1", lambda c, t: True)
+    assert {t: r.chosen for t, r in made.items()} == {"host": "safe", "old": "safe"}
+    assert made["host"].reason == "one file for all targets: -0.05 points of top1 on validation against free, 1.01 of its time"
+    assert made["old"].reason == "own"
+
+
+def test_a_file_that_costs_too_much_or_does_not_fit_does_not():
+    given = results(host="free", old="safe")
+    free = candidate("free", host=(90.0, 1.0))
+    for safe in (candidate("safe", host=(89.8, 1.0), old=(89.8, None)), candidate("safe", host=(90.0, 1.05), old=(90.0, None))):
+        assert one_file([free, safe], given, "top1", lambda c, t: True) == given
+    safe = candidate("safe", host=(90.0, 1.0), old=(90.0, None))
+    assert one_file([free, safe], given, "top1", lambda c, t: t != "host") == given
+    assert one_file([free, candidate("safe", old=(90.0, None))], given, "top1", lambda c, t: True) == given
+    alone = results(host="free", old=None)
+    assert one_file([free], alone, "top1", lambda c, t: True) == alone
