@@ -41,7 +41,7 @@ class Layer:
     """One operator of both files with what is quantized of it.
 
     name      `Conv(v29)`, by its output in the int8 file, as `float_kernels` says it; `input` for an input's own lattice
-    before    its float value in the float file, `after` the same behind its clipping activation (or `before` again)
+    before    what its lattice rounds, and `after` what the next operators read, both by their names in the int8 file; '' without a lattice
     lattice   of its value; None where that stays float
     weights   None where it has none on a lattice; `bias`: the float file's, or None"""
 
@@ -83,13 +83,13 @@ def pair(plain: onnx.ModelProto, quantized: onnx.ModelProto) -> Pair:
     makers = {o: n for n in quantized.graph.node for o in n.output}
     readers = _readers(plain)
     owned = _owned(quantized, makers)
+    seen = {n.input[0]: n.output[0] for n in quantized.graph.node if n.op_type == "DequantizeLinear"}
     layers, quantizers, operands, clips = [], {}, {}, {}
     for value in quantized.graph.input:
         if value.name in owned:
             found = lattice(owned[value.name][0], constants)
             name = value.name if value.name.startswith("input") else f"input {value.name}"
-            other = plain.graph.input[[v.name for v in quantized.graph.input].index(value.name)].name
-            layers.append(Layer(name, "input", other, other, found, None, None))
+            layers.append(Layer(name, "input", value.name, seen[owned[value.name][0].output[0]], found, None, None))
             quantizers[name] = tuple(n.output[0] for n in owned[value.name])
     for a, b in zip(ours, theirs, strict=True):
         nodes = owned.get(b.output[0], [])
@@ -102,8 +102,8 @@ def pair(plain: onnx.ModelProto, quantized: onnx.ModelProto) -> Pair:
         weights = next((w for w in given.values() if isinstance(w, Weights)), None)
         bias = next((w[0] for w in given.values() if not isinstance(w, Weights)), None)
         deep = b.op_type == "Conv" and weights is not None and weights.plain.shape[1] == 1 and attribute(b, "group", 1) == len(weights.plain)
-        after = clip.output[0] if clip is not None else a.output[0]
-        layers.append(Layer(name, b.op_type, a.output[0], after, lattice(nodes[0], constants) if nodes else None, weights, bias, deep))
+        ends = (nodes[0].input[0], seen[nodes[0].output[0]]) if nodes else ("", "")
+        layers.append(Layer(name, b.op_type, *ends, lattice(nodes[0], constants) if nodes else None, weights, bias, deep))
         quantizers[name] = tuple(n.output[0] for n in nodes)
         operands[name] = {k: (w.plain, w.dequantized) if isinstance(w, Weights) else w for k, w in given.items()}
         if clip is not None and nodes and makers[nodes[0].input[0]].op_type not in CLIPS:
@@ -144,7 +144,7 @@ def render(p: Pair, quantized: Iterable[tuple[str, str]], *, own: bool = False) 
                 nodes.append(helper.make_node(clip.op_type, [source, *ends], [node.output[0]]))
         else:
             nodes.append(node)
-    kept = [n for n in map(_copied, nodes)]
+    kept = [_copied(n) for n in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
     known = {i.name for i in model.graph.initializer}

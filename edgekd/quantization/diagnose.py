@@ -1,0 +1,156 @@
+"""Which layers of an int8 file lose accuracy, and why: each layer is put into float alone, and alone into int8, and what the network's output
+gains and loses by it is measured; then its numbers are read for the causes that are known.
+
+Signal to noise is 10 log10 of the power of the float file's output, less each output's mean over the samples, over that of the difference.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.quantization.causes import Cause, Seen, of_values, of_weights
+from edgekd.quantization.hybrid import PARTS, Layer, Pair, pair, render
+
+if TYPE_CHECKING:
+    import onnx
+
+ROWS = 64  # samples at a time
+SHOWS = 1.0  # dB that a layer must give back to be named
+QUIET = 30.0  # dB of signal to noise from which on a loss is not looked for where no answer changes
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What putting a layer alone into float gives back: `snr` dB at the output, `points` of accuracy (None without labels)."""
+
+    snr: float
+    points: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A layer that loses, by its name in the int8 file (`Conv(v29)`, or an input): one cause, its numbers, what edgekd would do."""
+
+    layer: str
+    cause: str
+    evidence: str
+    fix: str
+    lost: Lost
+
+
+@dataclass(frozen=True)
+class Share:
+    """A layer's part in the noise: `alone` power of the output's noise with its weights, then with its value alone in int8; `without` the noise of the
+    file with this layer in float; both as shares of the signal. `points`: accuracy that this gives back."""
+
+    layer: Layer
+    alone: tuple[float, float]
+    without: float
+    points: float | None
+
+
+def diagnose(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None) -> tuple[Finding, ...]:
+    """The layers that lose, the worst first; () where no layer gives back what can be told from the noise of all others.
+
+    `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. Raises UsageError if the files are not the same network."""
+    import onnx
+
+    p = pair(onnx.load(float_path), onnx.load(int8_path))
+    own = trained(p)
+    total, shares = attribute(p, feed, labels, own=own)
+    values = float_values(p, feed, own=own)
+    found = []
+    for share in shares:
+        gain = decibel(total / share.without)
+        cause = _cause(share, values, own)
+        if cause is not None and (gain >= SHOWS or (share.points or 0) > 0):
+            found.append(Finding(share.layer.name, cause.name, cause.evidence, cause.fix, Lost(gain, share.points)))
+    return tuple(found)
+
+
+def trained(p: Pair) -> bool:
+    """Whether the int8 weights are others than the float file's, rounded: they were fine-tuned or rescaled, and are their own reference."""
+    apart = []
+    for layer in p.layers:
+        if layer.weights is not None:
+            w = layer.weights
+            shape = [-1 if d == w.axis else 1 for d in range(w.plain.ndim)]
+            steps = np.abs(w.dequantized - w.plain) / (w.scale.reshape(shape) if w.axis is not None else w.scale[0])
+            apart.append(float((steps > 1.01).mean()) > 0.02)
+    return bool(apart) and sum(apart) > len(apart) / 2
+
+
+def attribute(p: Pair, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None, *, own: bool = False) -> tuple[float, list[Share]]:
+    """(noise of the whole file as a share of the signal, each layer's part), the largest part first."""
+    everything = {(layer.name, part) for layer in p.layers for part in PARTS}
+    plain = outputs(render(p, (), own=own), feed)
+    power = [max(float(np.square(a - a.mean(0)).mean()), 1e-30) for a in plain]
+
+    def noise(found: list[np.ndarray]) -> float:
+        return max(float(np.mean([np.square(a - b).mean(dtype=np.float64) / s for a, b, s in zip(plain, found, power, strict=True)])), 1e-12)
+
+    def right(found: list[np.ndarray]) -> float:
+        return 100 * float((found[0].argmax(-1) == labels).mean())
+
+    whole = outputs(p.quantized, feed)
+    total, shares = noise(whole), []
+    for layer in p.layers:
+        mine = {(layer.name, part) for part in PARTS}
+        without = outputs(render(p, everything - mine, own=own), feed)
+        has = {"weights": layer.weights is not None and not own, "values": layer.lattice is not None}
+        alone = tuple(noise(outputs(render(p, [(layer.name, part)], own=own), feed)) if has[part] else 0.0 for part in PARTS)
+        points = None if labels is None else right(without) - right(whole)
+        shares.append(Share(layer, alone, noise(without), points))
+    return total, sorted(shares, key=lambda s: s.without)
+
+
+def float_values(p: Pair, feed: Mapping[str, np.ndarray], *, own: bool = False) -> dict[str, np.ndarray]:
+    """{name in the int8 file: array} of what lattices round and of what comes out, with nothing quantized."""
+    import onnx
+
+    model = render(p, (), own=own)
+    known = {o.name for o in model.graph.output} | {i.name for i in model.graph.input}
+    wanted = {n for layer in p.layers if layer.lattice is not None for n in (layer.before, layer.after)}
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in sorted(wanted - known))
+    return {**feed, **dict(zip([o.name for o in model.graph.output], outputs(model, feed), strict=True))}
+
+
+def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """A file's outputs in onnxruntime."""
+    import onnx
+
+    from edgekd.runtimes.onnxruntime import load
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        infer = load(str(path), 1)
+    count = len(next(iter(feed.values())))
+    parts = [infer({n: a[i : i + ROWS] for n, a in feed.items()}) for i in range(0, count, ROWS)]
+    return [np.concatenate([part[name] for part in parts]) for name in infer.outputs]
+
+
+def decibel(ratio: float) -> float:
+    return 10 * float(np.log10(ratio))
+
+
+def _cause(share: Share, values: Mapping[str, np.ndarray], own: bool) -> Cause | None:
+    """The cause of the part of a layer that is louder, or of the other where that has none."""
+    layer = share.layer
+    ways: Iterable[str] = sorted(PARTS, key=lambda part: -share.alone[PARTS.index(part)])
+    for part in ways:
+        if part == "weights" and layer.weights is not None and not own:
+            found = of_weights(layer)
+        elif part == "values" and layer.lattice is not None:
+            found = of_values(layer, Seen.of(layer, values))
+        else:
+            continue
+        if found is not None:
+            return found
+    return None
