@@ -17,7 +17,7 @@ BULK = 99.9  # per cent of the values that are the bulk
 WIDE = 4.0  # times that a lattice is wider than the values
 LEVELS = 16  # levels in use below which a lattice of 8 bits is dead
 OUTSIDE = 1e-3  # share of values outside the lattice
-FITS = 0.02  # share of samples that lie wholly inside a lattice that others leave
+SPREAD = 3.0  # times that the shares outside differ between layers, where a percentile would leave the same outside each
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Seen:
         return cls(values[layer.before], values[layer.after])
 
 
-def of_values(layer: Layer, seen: Seen) -> Cause | None:
-    """The cause in the lattice of a layer's value; None if the lattice fits."""
+def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
+    """The cause in the lattice of a layer's value; None if the lattice fits. `few`: what is outside is so for want of calibration."""
     scale, zero = float(layer.lattice.scale[0]), float(layer.lattice.zero[0])
     low, high = ((end - zero) * scale for end in layer.lattice.limits)
     values = seen.after
@@ -56,15 +56,10 @@ def of_values(layer: Layer, seen: Seen) -> Cause | None:
     if leaked.any() and cut > 0.5:
         text = f"{ends}; {100 * leaked.mean():.2g} % of the values are cut by the activation, not by the lattice"
         return Cause("clipped range", text, 'quantize again with ranges = "minmax": the zero point is wrong')
-    share = float(outside.mean())
     if outside.any() and cut > 0.5:
-        rows = outside.reshape(len(values), -1)
-        inside = float((~rows.any(1)).mean())
-        by_chance = float((1 - share) ** rows.shape[1])
-        over = max(most / high if high > 0 else 1.0, least / low if low < 0 else 1.0)
-        text = f"{100 * share:.2g} % of the values are outside: {ends}"
-        if inside >= FITS and inside > 3 * by_chance and over > 1.2:
-            more = f"; {100 * inside:.2g} % of the samples lie wholly inside, others reach {over:.2g} times as far"
+        text = f"{100 * outside.mean():.2g} % of the values are outside: {ends}"
+        if few:
+            more = "; most other layers' lattices are too narrow as well, each by another share"
             return Cause("calibration too small", text + more, "samples = more than now, and of all kinds")
         return Cause("clipped range", text, 'ranges = "minmax", or "mse" if that is too wide')
     used = len(np.unique(codes))
@@ -86,6 +81,20 @@ def of_values(layer: Layer, seen: Seen) -> Cause | None:
         text = f"{BULK} % of the values are within {bulk:.4g}, the largest is {max(most, -least):.4g}"
         return Cause("outlier", text, 'ranges = "percentile" or "mse"')
     return None
+
+
+def beyond(layer: Layer, seen: Seen) -> float:
+    """Share of values more than half a step outside a layer's lattice."""
+    scale, zero = float(layer.lattice.scale[0]), float(layer.lattice.zero[0])
+    low, high = ((end - zero) * scale for end in layer.lattice.limits)
+    return float(((seen.after > high + scale / 2) | (seen.after < low - scale / 2)).mean())
+
+
+def calibrated_on_few(shares: Mapping[str, float]) -> bool:
+    """Whether the lattices of a file are too narrow because too little was seen: one lattice alone can't tell a percentile from a weak sample, as
+    both are an end somewhere among the values; but too few samples show in most layers at once, and a percentile leaves a like share outside each."""
+    cut = [s for s in shares.values() if s > OUTSIDE]
+    return len(cut) > len(shares) / 2 and max(cut) > SPREAD * min(cut)
 
 
 def of_weights(layer: Layer) -> Cause | None:

@@ -1,7 +1,8 @@
 """Which layers of an int8 file lose accuracy, and why: each layer is put into float alone, and alone into int8, and what the network's output
 gains and loses by it is measured; then its numbers are read for the causes that are known.
 
-Signal to noise is 10 log10 of the power of the float file's output, less each output's mean over the samples, over that of the difference.
+Noise is the power of a sample's difference to the float output over the power of its signal, the float output less its mean over the samples; where
+that is weaker than the median sample's, over the median's. Its mean over the samples is what is compared: one loud sample does not decide.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.quantization.causes import Cause, Seen, of_values, of_weights
+from edgekd.quantization.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights
 from edgekd.quantization.hybrid import PARTS, Layer, Pair, pair, render
 
 if TYPE_CHECKING:
@@ -65,10 +66,12 @@ def diagnose(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, n
     own = trained(p)
     total, shares = attribute(p, feed, labels, own=own)
     values = float_values(p, feed, own=own)
+    seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.lattice is not None}
+    few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
     found = []
     for share in shares:
         gain = decibel(total / share.without)
-        cause = _cause(share, values, own)
+        cause = _cause(share, seen.get(share.layer.name), few, own)
         if cause is not None and (gain >= SHOWS or (share.points or 0) > 0):
             found.append(Finding(share.layer.name, cause.name, cause.evidence, cause.fix, Lost(gain, share.points)))
     return tuple(found)
@@ -90,10 +93,10 @@ def attribute(p: Pair, feed: Mapping[str, np.ndarray], labels: np.ndarray | None
     """(noise of the whole file as a share of the signal, each layer's part), the largest part first."""
     everything = {(layer.name, part) for layer in p.layers for part in PARTS}
     plain = outputs(render(p, (), own=own), feed)
-    power = [max(float(np.square(a - a.mean(0)).mean()), 1e-30) for a in plain]
+    power = [signal(a) for a in plain]
 
     def noise(found: list[np.ndarray]) -> float:
-        return max(float(np.mean([np.square(a - b).mean(dtype=np.float64) / s for a, b, s in zip(plain, found, power, strict=True)])), 1e-12)
+        return max(float(np.mean([(_power(a - b) / s).mean() for a, b, s in zip(plain, found, power, strict=True)])), 1e-12)
 
     def right(found: list[np.ndarray]) -> float:
         return 100 * float((found[0].argmax(-1) == labels).mean())
@@ -108,6 +111,16 @@ def attribute(p: Pair, feed: Mapping[str, np.ndarray], labels: np.ndarray | None
         points = None if labels is None else right(without) - right(whole)
         shares.append(Share(layer, alone, noise(without), points))
     return total, sorted(shares, key=lambda s: s.without)
+
+
+def signal(outputs: np.ndarray) -> np.ndarray:
+    """[n] power of each sample's outputs [n, ...] less their mean over the samples, at least the median's."""
+    power = _power(outputs - outputs.mean(0))
+    return np.maximum(power, max(float(np.median(power)), 1e-30))
+
+
+def _power(values: np.ndarray) -> np.ndarray:
+    return np.square(values, dtype=np.float64).reshape(len(values), -1).mean(1)
 
 
 def float_values(p: Pair, feed: Mapping[str, np.ndarray], *, own: bool = False) -> dict[str, np.ndarray]:
@@ -140,15 +153,15 @@ def decibel(ratio: float) -> float:
     return 10 * float(np.log10(ratio))
 
 
-def _cause(share: Share, values: Mapping[str, np.ndarray], own: bool) -> Cause | None:
+def _cause(share: Share, seen: Seen | None, few: bool, own: bool) -> Cause | None:
     """The cause of the part of a layer that is louder, or of the other where that has none."""
     layer = share.layer
     ways: Iterable[str] = sorted(PARTS, key=lambda part: -share.alone[PARTS.index(part)])
     for part in ways:
         if part == "weights" and layer.weights is not None and not own:
             found = of_weights(layer)
-        elif part == "values" and layer.lattice is not None:
-            found = of_values(layer, Seen.of(layer, values))
+        elif part == "values" and seen is not None:
+            found = of_values(layer, seen, few=few)
         else:
             continue
         if found is not None:
