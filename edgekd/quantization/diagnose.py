@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 ROWS = 64  # samples at a time
 SHOWS = 1.0  # dB that a layer must give back to be named
-QUIET = 30.0  # dB of signal to noise from which on a loss is not looked for where no answer changes
+PART = 0.1  # share of the layers' own noise that names it too, where the file is loud: with many causes, no layer alone gives much back
+LOUD = 1e-3  # noise above which (below 30 dB) that is so, and a layer is named without a known cause
+MUCH = 3.0  # dB that this takes
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,18 @@ class Finding:
 @dataclass(frozen=True)
 class Share:
     """A layer's part in the noise: `alone` power of the output's noise with its weights, then with its value alone in int8; `without` the noise of the
-    file with this layer in float; both as shares of the signal. `points`: accuracy that this gives back."""
+    file with this layer in float; both as shares of the signal. `points`: accuracy that this gives back; `surely`: more than chance (the answers that
+    become right outnumber those that become wrong by two standard deviations of a fair coin)."""
 
     layer: Layer
     alone: tuple[float, float]
     without: float
-    points: float | None
+    points: float | None = None
+    surely: bool = False
 
 
 def diagnose(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None) -> tuple[Finding, ...]:
-    """The layers that lose, the worst first; () where no layer gives back what can be told from the noise of all others.
+    """The layers that lose, the worst first; () where none stands out.
 
     `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. Raises UsageError if the files are not the same network."""
     import onnx
@@ -68,12 +72,16 @@ def diagnose(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, n
     values = float_values(p, feed, own=own)
     seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.lattice is not None}
     few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
+    noisy, whole = total > LOUD, max(sum(sum(s.alone) for s in shares), 1e-30)
     found = []
     for share in shares:
         gain = decibel(total / share.without)
         cause = _cause(share, seen.get(share.layer.name), few, own)
-        if cause is not None and (gain >= SHOWS or (share.points or 0) > 0):
+        if cause is not None and (gain >= SHOWS or share.surely or (noisy and sum(share.alone) > PART * whole)):
             found.append(Finding(share.layer.name, cause.name, cause.evidence, cause.fix, Lost(gain, share.points)))
+        elif cause is None and noisy and gain >= MUCH:
+            text = f"its lattices fit; alone it makes {100 * sum(share.alone) / whole:.2g} % of the noise"
+            found.append(Finding(share.layer.name, "rounding", text, "keep this layer in float", Lost(gain, share.points)))
     return tuple(found)
 
 
@@ -98,18 +106,21 @@ def attribute(p: Pair, feed: Mapping[str, np.ndarray], labels: np.ndarray | None
     def noise(found: list[np.ndarray]) -> float:
         return max(float(np.mean([(_power(a - b) / s).mean() for a, b, s in zip(plain, found, power, strict=True)])), 1e-12)
 
-    def right(found: list[np.ndarray]) -> float:
-        return 100 * float((found[0].argmax(-1) == labels).mean())
+    def right(found: list[np.ndarray]) -> np.ndarray | None:
+        return None if labels is None else (found[0].argmax(-1) == labels).astype(int)
 
     whole = outputs(p.quantized, feed)
+    answered = right(whole)
     total, shares = noise(whole), []
     for layer in p.layers:
         mine = {(layer.name, part) for part in PARTS}
         without = outputs(render(p, everything - mine, own=own), feed)
         has = {"weights": layer.weights is not None and not own, "values": layer.lattice is not None}
         alone = tuple(noise(outputs(render(p, [(layer.name, part)], own=own), feed)) if has[part] else 0.0 for part in PARTS)
-        points = None if labels is None else right(without) - right(whole)
-        shares.append(Share(layer, alone, noise(without), points))
+        change = None if answered is None else right(without) - answered
+        points = None if change is None else 100 * float(change.mean())
+        surely = change is not None and bool(change.sum() > 2 * np.abs(change).sum() ** 0.5)
+        shares.append(Share(layer, alone, noise(without), points, surely))
     return total, sorted(shares, key=lambda s: s.without)
 
 
