@@ -64,15 +64,19 @@ class Kit:
     ranges: str = "minmax"
     hyper: dict = field(default_factory=dict)
     seed: int = 0
-    touched: bool = False  # the model's weights are others than the healthy network's
+    touched: str = ""  # what is other than the healthy network's: `weights` or `calibration`
     file_edit: object = None
     culprit: object = None
 
     def files(self):
         """(float file, int8 file)"""
-        if not self.touched and self.ranges == "minmax" and len(self.calibration) > 1:
-            return tuple(onnx.load_from_string(f) for f in _healthy(self.name, self.seed))
-        return tuple(onnx.load_from_string(f) for f in _exported(self.model, self.x, self.calibration, self.ranges, self.hyper))
+        if not self.touched:
+            made = _healthy(self.name, self.seed)
+        elif self.touched == "calibration":  # the float file stays
+            made = [_healthy(self.name, self.seed)[0], *_exported(self.model, self.x, self.calibration, self.ranges, self.hyper, floats=False)]
+        else:
+            made = _exported(self.model, self.x, self.calibration)
+        return tuple(onnx.load_from_string(f) for f in made)
 
     def build(self, folder):
         files = plain, int8 = self.files()
@@ -84,13 +88,13 @@ class Kit:
         return paths
 
 
-def _exported(model, x, calibration, ranges="minmax", hyper=None):
+def _exported(model, x, calibration, ranges="minmax", hyper=None, floats=True):
     graph = capture(model, x[:2])
     module = calibrate(fake.insert(graph), [calibration], ranges, **(hyper or {}))
     grid = fake.settle(module)
     with tempfile.TemporaryDirectory() as folder:
         path, made = Path(folder) / "model.onnx", []
-        for given in (None, grid):
+        for given in (None, grid)[not floats :]:
             format.export(graph, given, x[:2], path)
             made.append(path.read_bytes())
     return made
@@ -198,12 +202,12 @@ def clipped(k, at, share):
 def few_samples(k, at, rank):
     """The whole network calibrated with one sample, that of the given rank in contrast; the culprit is what a second look tells (`oracle`)."""
     k.calibration = k.calibration[k.calibration.std((1, 2, 3)).argsort()[rank]][None]
-    k.ranges, k.culprit = "minmax", oracle
+    k.touched, k.culprit = "calibration", oracle
 
 
 def narrow(k, at, share):
     """The whole network calibrated on a percentile that cuts too much."""
-    k.ranges, k.hyper, k.culprit = "percentile", {"share": share}, oracle
+    k.ranges, k.hyper, k.touched, k.culprit = "percentile", {"share": share}, "calibration", oracle
 
 
 def oracle(k, p, healthy):
@@ -280,7 +284,7 @@ def per_tensor(k, at, spread):
         norm.weight[::2] /= spread
         norm.bias[::2] /= spread
         after.weight[:, ::2] *= spread
-    k.touched = True
+    k.touched = "weights"
 
     def edit(file, p):
         layer, q, scale = _weight_names(file, p, at)
@@ -296,7 +300,7 @@ def _quieter(k, at, by, channel):
     after = convolutions(k.model)[at + 1].weight
     with torch.no_grad():
         (after[channel] if after.shape[1] == 1 else after[:, channel]).div_(by)
-    k.touched = True
+    k.touched = "weights"
 
 
 def loud_channel(k, at, by, channel=2):
@@ -331,7 +335,7 @@ def outlier_everywhere(k, at, by):
     """The same pixel in calibration: every lattice has seen it."""
     k.x[3, 0, 2, 2] = by * k.x.abs().max()
     k.calibration[5] = k.x[3]
-    k.touched = True
+    k.touched = "calibration"
 
 
 @dataclass(frozen=True)
