@@ -1,4 +1,4 @@
-"""Faults planted into int8 files, one layer at a time, for the tests of `diagnose`: healthy networks, what spoils them, and the table of all cases."""
+"""Faults planted into int8 files, for the tests of `diagnose`: healthy networks, what spoils them, and the table of all cases."""
 
 import copy
 import tempfile
@@ -456,4 +456,6 @@ def table(rows):
         for r in rows
     ]
     layers, causes = (sum(getattr(r, what) for r in rows) for what in ("layer_right", "cause_right"))
-    return "\n".join([*lines, f"of {len(rows)}: layer {layers} ({100 * layers / len(rows):.0f} %), cause {causes} ({100 * causes / len(rows):.0f} %)"])
+    return "\n".join(
+        [*lines, f"of {len(rows)}: layer {layers} ({100 * layers / len(rows):.0f} %), cause {causes} ({100 * causes / len(rows):.0f} %)"]
+    )

@@ -61,7 +61,7 @@ def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
         if few:
             more = "; most other layers' lattices are too narrow as well, each by another share"
             return Cause("calibration too small", text + more, "samples = more than now, and of all kinds")
-        return Cause("clipped range", text, 'ranges = "minmax", or "mse" if that is too wide')
+        return Cause("clipped range", text, 'ranges = "minmax" or "mse"; where training sets the ranges, observer = "learned"')
     used = len(np.unique(codes))
     reach = (high - low) / max(most - least, 1e-30)
     if reach > WIDE:
@@ -110,12 +110,16 @@ def of_weights(layer: Layer) -> Cause | None:
         rest = float(np.median(ranges))
         uneven = float(ranges.max() / max(float(ranges[ranges > 0].min(initial=np.inf)), 1e-30)) if (ranges > 0).any() else 1.0
         if uneven > UNEVEN:
-            text = f"one scale for {len(ranges)} channels whose ranges go from {ranges[ranges > 0].min():.4g} to {ranges.max():.4g} ({uneven:.3g} times)"
+            text = (
+                f"one scale for {len(ranges)} channels whose ranges go from {ranges[ranges > 0].min():.4g} to {ranges.max():.4g} ({uneven:.3g} times)"
+            )
             name = "per-tensor weights on depthwise" if layer.depthwise else "outlier channel"
             return Cause(name, f"{text}, median {rest:.4g}", "quantize again with a scale per output channel")
     if clipped.mean(1).max() > 0.02:
         at = int(clipped.mean(1).argmax())
-        text = f"{100 * clipped[at].mean():.2g} % of the weights of channel {at} are outside its lattice: up to {ranges[at]:.4g}, it ends at {limit * scale[at]:.4g}"
+        text = (
+            f"{100 * clipped[at].mean():.2g} % of the weights of channel {at} are outside: up to {ranges[at]:.4g}, it ends at {limit * scale[at]:.4g}"
+        )
         return Cause("clipped range", text, "quantize again: a weight's scale is its channel's largest magnitude / 127")
     wrong = (steps > 1.01).mean(1)
     if wrong.max() > 0.2:
@@ -130,7 +134,9 @@ def of_weights(layer: Layer) -> Cause | None:
         return Cause("few bits", text, "weight_bits = 8")
     if alive.any() and used[alive].min() * 2 + 1 < LEVELS:
         at = int(np.where(alive, used, np.inf).argmin())
-        return Cause("dead lattice", f"channel {at} uses {2 * int(used[at]) + 1} levels of {2 * limit + 1}", "quantize again: the channel's scale is too large")
+        return Cause(
+            "dead lattice", f"channel {at} uses {2 * int(used[at]) + 1} levels of {2 * limit + 1}", "quantize again: the channel's scale is too large"
+        )
     return None
 
 

@@ -22,17 +22,18 @@ if TYPE_CHECKING:
     import onnx
 
 ROWS = 64  # samples at a time
-SHOWS = 1.0  # dB that a layer must give back to be named
+SHOWS = 1.0  # dB that a layer of a loud file must give back to be named
 PART = 0.1  # share of the layers' own noise that names it too, where the file is loud: with many causes, no layer alone gives much back
-LOUD = 1e-3  # noise above which (below 30 dB) that is so, and a layer is named without a known cause
-MUCH = 3.0  # dB that this takes
+LOUD = 1e-3  # noise above which a file is loud: below 30 dB of signal to noise
+MUCH = 3.0  # dB that it takes in one that is not, or without a known cause
 
 
 @dataclass(frozen=True)
 class Lost:
-    """What putting a layer alone into float gives back: `snr` dB at the output, `points` of accuracy (None without labels)."""
+    """What putting a layer alone into float gives back: `snr` dB at the output (None: it can't be measured here), `points` of accuracy (None: no
+    labels)."""
 
-    snr: float
+    snr: float | None
     points: float | None = None
 
 
@@ -49,9 +50,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Share:
-    """A layer's part in the noise: `alone` power of the output's noise with its weights, then with its value alone in int8; `without` the noise of the
-    file with this layer in float; both as shares of the signal. `points`: accuracy that this gives back; `surely`: more than chance (the answers that
-    become right outnumber those that become wrong by two standard deviations of a fair coin)."""
+    """A layer's part in the noise: `alone` power of the output's noise with its weights, then with its value alone in int8; `without` the
+    noise of the file with this layer in float; both as shares of the signal. `points`: accuracy that this gives back; `surely`: more than
+    chance (the answers that become right outnumber those that become wrong by two standard deviations of a fair coin)."""
 
     layer: Layer
     alone: tuple[float, float]
@@ -60,10 +61,13 @@ class Share:
     surely: bool = False
 
 
-def diagnose(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None) -> tuple[Finding, ...]:
+def diagnose(
+    float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None, *, saturates: bool = False
+) -> tuple[Finding, ...]:
     """The layers that lose, the worst first; () where none stands out.
 
-    `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. Raises UsageError if the files are not the same network."""
+    `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. `saturates`: asks for AVX2 without VNNI as well, last: what
+    it loses there is not seen on a machine whose products are exact. Raises UsageError if the files are not the same network."""
     import onnx
 
     p = pair(onnx.load(float_path), onnx.load(int8_path))
@@ -77,12 +81,41 @@ def diagnose(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, n
     for share in shares:
         gain = decibel(total / share.without)
         cause = _cause(share, seen.get(share.layer.name), few, own)
-        if cause is not None and (gain >= SHOWS or share.surely or (noisy and sum(share.alone) > PART * whole)):
+        if cause is not None and (gain >= (SHOWS if noisy else MUCH) or share.surely or (noisy and sum(share.alone) > PART * whole)):
             found.append(Finding(share.layer.name, cause.name, cause.evidence, cause.fix, Lost(gain, share.points)))
         elif cause is None and noisy and gain >= MUCH:
             text = f"its lattices fit; alone it makes {100 * sum(share.alone) / whole:.2g} % of the noise"
             found.append(Finding(share.layer.name, "rounding", text, "keep this layer in float", Lost(gain, share.points)))
-    return tuple(found)
+    return (*found, *(_saturating(p.quantized, feed) if saturates else ()))
+
+
+def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[Finding]:
+    """The layers whose outputs these samples change where products saturate in 16 bits, by the share that they change."""
+    from edgekd.quantization.saturation import audit
+
+    changed = [layer for layer in audit(model, {n: a[:ROWS] for n, a in feed.items()}) if layer.changed]
+    return [
+        Finding(
+            f"{layer.kind}({layer.name})",
+            "saturation",
+            f"on AVX2 without VNNI {100 * layer.changed:.2g} % of its outputs come out otherwise"
+            + (f", by up to {layer.most:.3g} steps" if layer.most is not None else ""),
+            "weight_bits = 7",
+            Lost(None),
+        )
+        for layer in sorted(changed, key=lambda layer: -layer.changed)
+    ]
+
+
+def overall(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray]) -> tuple[float, float, bool]:
+    """(dB of signal to noise, share of equal answers of the first output, whether the int8 weights were trained: then what they learned
+    counts as noise, and `diagnose` holds the file against itself without its lattices of values)."""
+    import onnx
+
+    models = [onnx.load(path) for path in (float_path, int8_path)]
+    plain, int8 = (outputs(model, feed)[0] for model in models)
+    noise = max(float((_power(plain - int8) / signal(plain)).mean()), 1e-12)
+    return -decibel(noise), float((plain.argmax(-1) == int8.argmax(-1)).mean()), trained(pair(*models))
 
 
 def trained(p: Pair) -> bool:
