@@ -73,9 +73,9 @@ class Kit:
         if not self.touched:
             made = _healthy(self.name, self.seed)
         elif self.touched == "calibration":  # the float file stays
-            made = [_healthy(self.name, self.seed)[0], *_exported(self.model, self.x, self.calibration, self.ranges, self.hyper, floats=False)]
+            made = [_healthy(self.name, self.seed)[0], *exported(self.model, self.x, self.calibration, self.ranges, self.hyper, floats=False)]
         else:
-            made = _exported(self.model, self.x, self.calibration)
+            made = exported(self.model, self.x, self.calibration)
         return tuple(onnx.load_from_string(f) for f in made)
 
     def build(self, folder):
@@ -88,7 +88,7 @@ class Kit:
         return paths
 
 
-def _exported(model, x, calibration, ranges="minmax", hyper=None, floats=True):
+def exported(model, x, calibration, ranges="minmax", hyper=None, floats=True):
     graph = capture(model, x[:2])
     module = calibrate(fake.insert(graph), [calibration], ranges, **(hyper or {}))
     grid = fake.settle(module)
@@ -102,7 +102,7 @@ def _exported(model, x, calibration, ranges="minmax", hyper=None, floats=True):
 
 @cache
 def _healthy(name, seed):
-    return _exported(_network(name, seed), inputs(name, seed=seed + 7), inputs(name, 256, seed=seed + 100))
+    return exported(_network(name, seed), inputs(name, seed=seed + 7), inputs(name, 256, seed=seed + 100))
 
 
 @cache

@@ -25,7 +25,7 @@ ROWS = 64  # samples at a time
 SHOWS = 1.0  # dB that a layer of a loud file must give back to be named
 PART = 0.1  # share of the layers' own noise that names it too, where the file is loud: with many causes, no layer alone gives much back
 LOUD = 1e-3  # noise above which a file is loud: below 30 dB of signal to noise
-MUCH = 3.0  # dB that it takes in one that is not, or without a known cause
+MUCH = 6.0  # dB, three quarters of the noise, that it takes in one that is not, or without a known cause
 
 
 @dataclass(frozen=True)
