@@ -141,10 +141,11 @@ def of_weights(layer: Layer) -> Cause | None:
 
 
 def channel_ranges(values: np.ndarray) -> np.ndarray | None:
-    """[channels] largest magnitude of each channel of values [n, channels, ...]; None where there are too few to compare."""
+    """[channels] magnitude that 99 % of each channel's values [n, channels, ...] stay below: one loud value is no loud channel; None where there are
+    too few to compare."""
     if values.ndim < 2 or values.shape[1] < 4:
         return None
-    return np.abs(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)).max(1)
+    return np.percentile(np.abs(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)), 99, axis=1)
 
 
 def folded(layer: Layer, channel: int) -> bool:
