@@ -78,6 +78,46 @@ def test_one_layer_is_rounded_alone(healthy):
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
+def test_what_a_layer_gives_back_is_that_of_the_fake_quantized_model(healthy, tmp_path):
+    """The same question to the torch model: one layer's roundings off, all others on; and the answers in order."""
+    k, _, p = healthy
+    x = k.x[:64]
+    module = calibrated(k.model, [k.calibration])
+    names = format.export(capture(k.model, x[:2]), fake.settle(module), x[:2], tmp_path / "int8.onnx")
+    total, shares = diagnose.attribute(p, {"input": x.numpy()})
+    assert [s.without for s in shares] == sorted(s.without for s in shares)
+    with torch.no_grad():
+        plain = k.model(x).numpy()
+
+        def noise():
+            return float((np.square(module(x).numpy() - plain).mean(1) / diagnose.signal(plain)).mean())
+
+        assert diagnose.decibel(total / noise()) == pytest.approx(0, abs=0.3)
+        parts = {part.name: part for part in fake.parts(module, (fake.Value, fake.Weight))}
+        sites = [site for site, part in parts.items() if isinstance(part, fake.Weight)]
+        for number, layer in enumerate(weighted(p)):
+            mine = [parts[sites[number]], *(parts[site] for site, after in names.items() if after == layer.after)]
+            mine += [b for b in fake.parts(module, fake.Bias) if b.operands[1] is mine[0]]
+            assert len(mine) == 3
+            for part in mine:
+                part.mode = "observe"
+            ours = next(s.without for s in shares if s.layer is layer)
+            assert diagnose.decibel(ours / noise()) == pytest.approx(0, abs=0.3), layer.name
+            for part in mine:
+                part.mode = "exact"
+
+
+def test_the_worst_comes_first(healthy, tmp_path):
+    k, (plain, _), p = healthy
+    file, layers = onnx.load(plain.parent / "int8.onnx"), weighted(p)
+    for layer, by in ((layers[0], 16), (layers[2], 24)):
+        faults.set_lattice(file, layer, layer.lattice.scale[0] * by, layer.lattice.zero[0])
+    onnx.save(file, tmp_path / "two.onnx")
+    found = diagnose.diagnose(plain, tmp_path / "two.onnx", {"input": k.x.numpy()})
+    assert {f.layer for f in found} >= {layers[0].name, layers[2].name}
+    assert [f.lost.snr for f in found] == sorted((f.lost.snr for f in found), reverse=True) and found[0].layer == layers[2].name
+
+
 def test_a_healthy_file_has_no_finding(healthy):
     k, paths, _ = healthy
     with torch.no_grad():
