@@ -16,7 +16,9 @@ FAR = 4.0  # times that the range is above the bulk of the values
 BULK = 99.9  # per cent of the values that are the bulk
 WIDE = 4.0  # times that a lattice is wider than the values
 LEVELS = 16  # levels in use below which a lattice of 8 bits is dead
-OUTSIDE = 1e-3  # share of values outside the lattice
+OUTSIDE = 1e-3  # share of values outside the lattice that tells of too little calibration
+BITS = 5.0  # of 8 that the codes of a bent activation carry, below which its shape wastes them
+BENT = ("Gelu", "Erf", "Mul", "HardSwish", "Sigmoid", "Softmax", "Tanh")  # operators that crowd values together; Mul ends SiLU
 SPREAD = 3.0  # times that the shares outside differ between layers, where a percentile would leave the same outside each
 
 
@@ -31,7 +33,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Seen:
-    """Float values of one site: `before` the lattice, and `after` it with the lattice left out, [n, ...]; `source` its operator's kind."""
+    """Float values of one site: `before` the lattice, and `after` it with the lattice left out, [n, ...]."""
 
     before: np.ndarray
     after: np.ndarray
@@ -62,7 +64,14 @@ def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
             more = "; most other layers' lattices are too narrow as well, each by another share"
             return Cause("calibration too small", text + more, "samples = more than now, and of all kinds")
         return Cause("clipped range", text, 'ranges = "minmax" or "mse"; where training sets the ranges, observer = "learned"')
-    used = len(np.unique(codes))
+    used, counts = np.unique(codes, return_counts=True)
+    used, carried = len(used), float(-(counts / counts.sum() * np.log2(counts / counts.sum())).sum())
+    bent = None
+    if layer.kind in BENT and carried < BITS:
+        text = f"{layer.kind} crowds its values: {used} levels in use carry {carried:.2g} of {np.log2((high - low) / scale + 1):.2g} bits"
+        bent = Cause("activation shape", text, 'ranges = "mse", or keep this layer in float')
+    if bent is not None and layer.kind == "Softmax":  # its lattice is given, however narrow the values
+        return bent
     reach = (high - low) / max(most - least, 1e-30)
     if reach > WIDE:
         text = f"{used} of {round((high - low) / scale) + 1} levels are in use: {ends}"
@@ -80,7 +89,7 @@ def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
     if max(most, -least) > FAR * bulk:
         text = f"{BULK} % of the values are within {bulk:.4g}, the largest is {max(most, -least):.4g}"
         return Cause("outlier", text, 'ranges = "percentile" or "mse"')
-    return None
+    return bent
 
 
 def beyond(layer: Layer, seen: Seen) -> float:
