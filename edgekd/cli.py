@@ -176,6 +176,17 @@ def report(run):
     return 0
 
 
+@cli.command()
+@click.argument("run", type=click.Path())
+def explain(run):
+    """Say where a RUN lost accuracy: stage by stage, then which layers of the chosen int8 file lose it, why, and what would help."""
+    from edgekd.explaining import explain
+
+    outcome = explain(run)
+    click.echo(str(outcome))
+    return outcome.exit_code
+
+
 @cli.command("list")
 @click.argument("kind", required=False, type=click.Choice(LISTED))
 def list_(kind):

@@ -15,7 +15,10 @@ LAYERS = [  # low to high; a module may import its own layer and those before it
     {"losses", "teachers", "ensembles", "sources", "criteria", "ranges", "formats", "probes", "pruning", "quantization", "train", "models"}
     | {"terms", "taps", "guides", "balance", "agreement", "checkpoints", "measure", "hosts"},
     {"stages", "decisions", "report", "delivery"},
-    {"recipe", "settings", "resolving", "plan", "pipeline", "observing", "outcome", "proving", "gating", "measuring", "quantizing", "listing"},
+    {
+        *("recipe", "settings", "resolving", "plan", "pipeline", "observing", "outcome", "proving", "gating", "measuring"),
+        *("quantizing", "explaining", "listing"),
+    },
     {"__init__", "__main__", "cli"},
 ]
 DEVICE = {"runtimes"}  # copied to devices: knows nothing of edgekd; anybody may load it

@@ -122,7 +122,7 @@ def tables() -> None:
     for cpu in CPUS:
         head += [f"{cpu}: points", "equal answers %", "equal outputs %"]
     lines = ["# The same file on other CPUs: results", "", "Written by `run.py --tables` from `result.json`; don't edit. `here`: top-1 on 10,000 test images on a CPU with",
-             "AVX512-VNNI. Points: top-1 under emulation less that here, on the same images (their number in the last line).", "",
+             "AVX512-VNNI. Points: top-1 under emulation less that here, on the same images.", "",
              f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]  # fmt: skip
     for way, entry in result["ways"].items():
         cells = [way, f"{entry['bytes']:,}", f"{entry['top1']:.2f}", f"{entry['time_to_float']:.2f}" if "time_to_float" in entry else ""]

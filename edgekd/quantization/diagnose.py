@@ -1,0 +1,213 @@
+"""Which layers of an int8 file lose accuracy, and why: each layer is put into float alone, and alone into int8, and what the network's output
+gains and loses by it is measured; then its numbers are read for the causes that are known.
+
+Noise is the power of a sample's difference to the float output over the power of its signal, the float output less its mean over the samples; where
+that is weaker than the median sample's, over the median's. Its mean over the samples is what is compared: one loud sample does not decide.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.quantization.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights
+from edgekd.quantization.hybrid import PARTS, Layer, Pair, pair, render
+
+if TYPE_CHECKING:
+    import onnx
+
+ROWS = 64  # samples at a time
+SHOWS = 1.0  # dB that a layer of a loud file must give back to be named
+PART = 0.1  # share of the layers' own noise that names it too, where the file is loud: with many causes, no layer alone gives much back
+LOUD = 1e-3  # noise above which a file is loud: below 30 dB of signal to noise
+MUCH = 6.0  # dB, three quarters of the noise, that it takes in one that is not, or without a known cause
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What putting a layer alone into float gives back: `snr` dB at the output (None: it can't be measured here), `points` of accuracy (None: no
+    labels)."""
+
+    snr: float | None
+    points: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A layer that loses, by its name in the int8 file (`Conv(v29)`, or an input): one cause, its numbers, what edgekd would do."""
+
+    layer: str
+    cause: str
+    evidence: str
+    fix: str
+    lost: Lost
+
+
+@dataclass(frozen=True)
+class Share:
+    """A layer's part in the noise: `alone` power of the output's noise with its weights, then with its value alone in int8; `without` the
+    noise of the file with this layer in float; both as shares of the signal. `points`: accuracy that this gives back; `surely`: more than
+    chance (the answers that become right outnumber those that become wrong by two standard deviations of a fair coin)."""
+
+    layer: Layer
+    alone: tuple[float, float]
+    without: float
+    points: float | None = None
+    surely: bool = False
+
+
+def diagnose(
+    float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None, *, saturates: bool = False
+) -> tuple[Finding, ...]:
+    """The layers that lose, the worst first; () where none stands out.
+
+    `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. `saturates`: asks for AVX2 without VNNI as well, last: what
+    it loses there is not seen on a machine whose products are exact. Raises UsageError if the files are not the same network."""
+    import onnx
+
+    p = pair(onnx.load(float_path), onnx.load(int8_path))
+    own = trained(p)
+    total, shares = attribute(p, feed, labels, own=own)
+    values = float_values(p, feed, own=own)
+    seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.lattice is not None}
+    few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
+    noisy, whole = total > LOUD, max(sum(sum(s.alone) for s in shares), 1e-30)
+    found = []
+    for share in shares:
+        gain = decibel(total / share.without)
+        cause = _cause(share, seen.get(share.layer.name), few, own)
+        if cause is not None and (gain >= (SHOWS if noisy else MUCH) or share.surely or (noisy and sum(share.alone) > PART * whole)):
+            found.append(Finding(share.layer.name, cause.name, cause.evidence, cause.fix, Lost(gain, share.points)))
+        elif cause is None and noisy and gain >= MUCH:
+            text = f"its lattices fit; alone it makes {100 * sum(share.alone) / whole:.2g} % of the noise"
+            found.append(Finding(share.layer.name, "rounding", text, "keep this layer in float", Lost(gain, share.points)))
+    return (*found, *(_saturating(p.quantized, feed) if saturates else ()))
+
+
+def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[Finding]:
+    """The layers whose outputs these samples change where products saturate in 16 bits, by the share that they change."""
+    from edgekd.quantization.saturation import audit
+
+    changed = [layer for layer in audit(model, {n: a[:ROWS] for n, a in feed.items()}) if layer.changed]
+    return [
+        Finding(
+            f"{layer.kind}({layer.name})",
+            "saturation",
+            f"on AVX2 without VNNI {100 * layer.changed:.2g} % of its outputs come out otherwise"
+            + (f", by up to {layer.most:.3g} steps" if layer.most is not None else ""),
+            "weight_bits = 7",
+            Lost(None),
+        )
+        for layer in sorted(changed, key=lambda layer: -layer.changed)
+    ]
+
+
+def overall(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray]) -> tuple[float, float, bool]:
+    """(dB of signal to noise, share of equal answers of the first output, whether the int8 weights were trained: then what they learned
+    counts as noise, and `diagnose` holds the file against itself without its lattices of values)."""
+    import onnx
+
+    models = [onnx.load(path) for path in (float_path, int8_path)]
+    plain, int8 = (outputs(model, feed)[0] for model in models)
+    noise = max(float((_power(plain - int8) / signal(plain)).mean()), 1e-12)
+    return -decibel(noise), float((plain.argmax(-1) == int8.argmax(-1)).mean()), trained(pair(*models))
+
+
+def trained(p: Pair) -> bool:
+    """Whether the int8 weights are others than the float file's, rounded: they were fine-tuned or rescaled, and are their own reference."""
+    apart = []
+    for layer in p.layers:
+        if layer.weights is not None:
+            w = layer.weights
+            shape = [-1 if d == w.axis else 1 for d in range(w.plain.ndim)]
+            steps = np.abs(w.dequantized - w.plain) / (w.scale.reshape(shape) if w.axis is not None else w.scale[0])
+            apart.append(float((steps > 1.01).mean()) > 0.02)
+    return bool(apart) and sum(apart) > len(apart) / 2
+
+
+def attribute(p: Pair, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None, *, own: bool = False) -> tuple[float, list[Share]]:
+    """(noise of the whole file as a share of the signal, each layer's part), the largest part first."""
+    everything = {(layer.name, part) for layer in p.layers for part in PARTS}
+    plain = outputs(render(p, (), own=own), feed)
+    power = [signal(a) for a in plain]
+
+    def noise(found: list[np.ndarray]) -> float:
+        return max(float(np.mean([(_power(a - b) / s).mean() for a, b, s in zip(plain, found, power, strict=True)])), 1e-12)
+
+    def right(found: list[np.ndarray]) -> np.ndarray | None:
+        return None if labels is None else (found[0].argmax(-1) == labels).astype(int)
+
+    whole = outputs(p.quantized, feed)
+    answered = right(whole)
+    total, shares = noise(whole), []
+    for layer in p.layers:
+        mine = {(layer.name, part) for part in PARTS}
+        without = outputs(render(p, everything - mine, own=own), feed)
+        has = {"weights": layer.weights is not None and not own, "values": layer.lattice is not None}
+        alone = tuple(noise(outputs(render(p, [(layer.name, part)], own=own), feed)) if has[part] else 0.0 for part in PARTS)
+        change = None if answered is None else right(without) - answered
+        points = None if change is None else 100 * float(change.mean())
+        surely = change is not None and bool(change.sum() > 2 * np.abs(change).sum() ** 0.5)
+        shares.append(Share(layer, alone, noise(without), points, surely))
+    return total, sorted(shares, key=lambda s: s.without)
+
+
+def signal(outputs: np.ndarray) -> np.ndarray:
+    """[n] power of each sample's outputs [n, ...] less their mean over the samples, at least the median's."""
+    power = _power(outputs - outputs.mean(0))
+    return np.maximum(power, max(float(np.median(power)), 1e-30))
+
+
+def _power(values: np.ndarray) -> np.ndarray:
+    return np.square(values, dtype=np.float64).reshape(len(values), -1).mean(1)
+
+
+def float_values(p: Pair, feed: Mapping[str, np.ndarray], *, own: bool = False) -> dict[str, np.ndarray]:
+    """{name in the int8 file: array} of what lattices round and of what comes out, with nothing quantized."""
+    import onnx
+
+    model = render(p, (), own=own)
+    known = {o.name for o in model.graph.output} | {i.name for i in model.graph.input}
+    wanted = {n for layer in p.layers if layer.lattice is not None for n in (layer.before, layer.after)}
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in sorted(wanted - known))
+    return {**feed, **dict(zip([o.name for o in model.graph.output], outputs(model, feed), strict=True))}
+
+
+def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """A file's outputs in onnxruntime."""
+    import onnx
+
+    from edgekd.runtimes.onnxruntime import load
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        infer = load(str(path), 1)
+    count = len(next(iter(feed.values())))
+    parts = [infer({n: a[i : i + ROWS] for n, a in feed.items()}) for i in range(0, count, ROWS)]
+    return [np.concatenate([part[name] for part in parts]) for name in infer.outputs]
+
+
+def decibel(ratio: float) -> float:
+    return 10 * float(np.log10(ratio))
+
+
+def _cause(share: Share, seen: Seen | None, few: bool, own: bool) -> Cause | None:
+    """The cause of the part of a layer that is louder, or of the other where that has none."""
+    layer = share.layer
+    ways: Iterable[str] = sorted(PARTS, key=lambda part: -share.alone[PARTS.index(part)])
+    for part in ways:
+        if part == "weights" and layer.weights is not None and not own:
+            found = of_weights(layer)
+        elif part == "values" and seen is not None:
+            found = of_values(layer, seen, few=few)
+        else:
+            continue
+        if found is not None:
+            return found
+    return None

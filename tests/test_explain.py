@@ -1,0 +1,373 @@
+"""Which layer of an int8 file loses accuracy, and why: planted faults, files in between, causes by hand, and the verb."""
+
+import dataclasses
+import functools
+import hashlib
+
+import faults
+import numpy as np
+import onnx
+import pytest
+import torch
+from faults import HELD_OUT, kit, run, table, weighted
+from onnx import numpy_helper
+from torch import nn
+
+from edgekd import explaining, results
+from edgekd.cli import run as command
+from edgekd.errors import BaselineError, UsageError
+from edgekd.files import sha256
+from edgekd.formats import onnx as format
+from edgekd.quantization import calibrated, diagnose, fake
+from edgekd.quantization.capture import capture
+from edgekd.quantization.causes import Seen, beyond, calibrated_on_few, of_values, of_weights
+from edgekd.quantization.hybrid import PARTS, Layer, Weights, pair, render
+from edgekd.quantization.operands import Lattice
+from edgekd.records import Candidate, Measurement, Result, TargetResult
+
+
+@pytest.mark.slow
+def test_planted_faults(tmp_path):
+    """The bars of the causes were chosen on `faults.TUNED`; these are others."""
+    rows = [run(case, tmp_path) for case in HELD_OUT]
+    text = table(rows)
+    print(text)
+    assert len(rows) >= 20 and {r.case.network for r in rows} == {"residual", "ds_cnn"}
+    assert sum(r.layer_right for r in rows) >= 0.9 * len(rows), text
+    assert sum(r.cause_right for r in rows) >= 0.8 * len(rows), text
+
+
+# ---------------------------------------------------------------- files in between
+
+
+@pytest.fixture(scope="module", params=["residual", "ds_cnn"])
+def healthy(request, tmp_path_factory):
+    k = kit(request.param, 0)
+    paths = k.build(tmp_path_factory.mktemp(request.param))
+    return k, paths, pair(*map(onnx.load, paths))
+
+
+def test_nothing_quantized_is_the_float_file_and_everything_the_int8_file(healthy):
+    k, _, p = healthy
+    feed, everything = {"input": k.x.numpy()[:32]}, [(layer.name, part) for layer in p.layers for part in PARTS]
+    for quantized, file in (((), p.plain), (everything, p.quantized)):
+        (ours,), (theirs,) = diagnose.outputs(render(p, quantized), feed), diagnose.outputs(file, feed)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_layers_are_those_of_the_model(healthy):
+    """Weights one to one with the convolutions of the model, in its order, and no further from them than half a step."""
+    k, _, p = healthy
+    layers, modules = weighted(p), faults.convolutions(k.model)
+    assert [layer.weights.stored.shape for layer in layers] == [tuple(m.weight.shape) for m in modules]
+    assert [layer.depthwise for layer in layers] == [isinstance(m, nn.Conv2d) and m.groups > 1 for m in modules]
+    for layer in layers:
+        w = layer.weights
+        step = w.scale.reshape(-1, *[1] * (w.plain.ndim - 1))
+        assert (np.abs(w.plain - w.dequantized) <= step * 0.5001).all()
+    assert p.layers[0].name == "input" and all(layer.lattice is not None for layer in p.layers)
+
+
+def test_one_layer_is_rounded_alone(healthy):
+    """With the last layer's value alone in int8, outputs are the float ones on that lattice."""
+    k, _, p = healthy
+    feed, last = {"input": k.x.numpy()[:32]}, p.layers[-1]
+    (plain,), (ours,) = diagnose.outputs(p.plain, feed), diagnose.outputs(render(p, [(last.name, "values")]), feed)
+    scale, zero = last.lattice.scale[0], int(last.lattice.zero[0])
+    expected = (np.clip(np.rint(plain / scale) + zero, 0, 255) - zero) * scale
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_what_a_layer_gives_back_is_that_of_the_fake_quantized_model(healthy, tmp_path):
+    """The same question to the torch model: one layer's roundings off, all others on; and the answers in order."""
+    k, _, p = healthy
+    x = k.x[:64]
+    module = calibrated(k.model, [k.calibration])
+    names = format.export(capture(k.model, x[:2]), fake.settle(module), x[:2], tmp_path / "int8.onnx")
+    total, shares = diagnose.attribute(p, {"input": x.numpy()})
+    assert [s.without for s in shares] == sorted(s.without for s in shares)
+    with torch.no_grad():
+        plain = k.model(x).numpy()
+
+        def noise():
+            return float((np.square(module(x).numpy() - plain).mean(1) / diagnose.signal(plain)).mean())
+
+        assert diagnose.decibel(total / noise()) == pytest.approx(0, abs=0.3)
+        parts = {part.name: part for part in fake.parts(module, (fake.Value, fake.Weight))}
+        sites = [site for site, part in parts.items() if isinstance(part, fake.Weight)]
+        for number, layer in enumerate(weighted(p)):
+            mine = [parts[sites[number]], *(parts[site] for site, after in names.items() if after == layer.after)]
+            mine += [b for b in fake.parts(module, fake.Bias) if b.operands[1] is mine[0]]
+            assert len(mine) == 3
+            for part in mine:
+                part.mode = "observe"
+            ours = next(s.without for s in shares if s.layer is layer)
+            assert diagnose.decibel(ours / noise()) == pytest.approx(0, abs=0.3), layer.name
+            for part in mine:
+                part.mode = "exact"
+
+
+def test_the_worst_comes_first(healthy, tmp_path):
+    k, (plain, _), p = healthy
+    file, layers = onnx.load(plain.parent / "int8.onnx"), weighted(p)
+    for layer, by in ((layers[0], 16), (layers[2], 24)):
+        faults.set_lattice(file, layer, layer.lattice.scale[0] * by, layer.lattice.zero[0])
+    onnx.save(file, tmp_path / "two.onnx")
+    found = diagnose.diagnose(plain, tmp_path / "two.onnx", {"input": k.x.numpy()})
+    assert {f.layer for f in found} >= {layers[0].name, layers[2].name}
+    assert [f.lost.snr for f in found] == sorted((f.lost.snr for f in found), reverse=True) and found[0].layer == layers[2].name
+
+
+def test_a_healthy_file_has_no_finding(healthy):
+    k, paths, _ = healthy
+    with torch.no_grad():
+        labels = k.model(k.x).argmax(1).numpy()
+    assert diagnose.diagnose(*paths, {"input": k.x.numpy()}, labels) == ()
+    snr, same, trained = diagnose.overall(*paths, {"input": k.x.numpy()})
+    assert snr > 20 and same > 0.9 and not trained
+
+
+def test_trained_weights_are_their_own_reference(healthy, tmp_path):
+    """Other weights in int8 than the float file has are no fault of the file; a lattice that is wrong still is."""
+    k, (plain, int8), p = healthy
+    file = onnx.load(plain)
+    for layer in weighted(p):
+        for tensor in file.graph.initializer:
+            if (array := numpy_helper.to_array(tensor)).shape == layer.weights.plain.shape and np.array_equal(array, layer.weights.plain):
+                noise = np.random.default_rng(0).normal(size=array.shape) * 0.1 * array.std()
+                tensor.CopyFrom(numpy_helper.from_array((array + noise).astype(np.float32), tensor.name))
+    other = tmp_path / "other.onnx"
+    onnx.save(file, other)
+    assert diagnose.trained(pair(onnx.load(other), onnx.load(int8)))
+    assert diagnose.diagnose(other, int8, {"input": k.x.numpy()}) == ()
+    spoiled = onnx.load(int8)
+    layer = weighted(p)[1]
+    faults.set_lattice(spoiled, layer, layer.lattice.scale[0] * 12, layer.lattice.zero[0])
+    onnx.save(spoiled, tmp_path / "spoiled.onnx")
+    found = diagnose.diagnose(other, tmp_path / "spoiled.onnx", {"input": k.x.numpy()})
+    assert (found[0].layer, found[0].cause, found[0].lost.points) == (layer.name, "dead lattice", None)
+
+
+def test_files_of_two_networks_are_refused(healthy, tmp_path):
+    k, (_, int8), _ = healthy
+    other = kit("ds_cnn" if k.name == "residual" else "residual", 0).build(tmp_path)[0]
+    with pytest.raises(UsageError, match="not the same network: operator"):
+        diagnose.diagnose(other, int8, {"input": k.x.numpy()})
+
+
+def test_saturation_is_asked_for(healthy):
+    """The layers of the audit, and only if asked; what they lose is not seen on exact products."""
+    from edgekd.quantization.saturation import audit
+
+    k, paths, p = healthy
+    feed = {"input": np.abs(k.x.numpy()[:32]) * 10}
+    asked = [f for f in diagnose.diagnose(*paths, feed, saturates=True) if f.cause == "saturation"]
+    expected = {f"{layer.kind}({layer.name})" for layer in audit(p.quantized, feed) if layer.changed}
+    assert {f.layer for f in asked} == expected and all(f.lost.snr is None and f.fix == "weight_bits = 7" for f in asked)
+    assert not [f for f in diagnose.diagnose(*paths, feed) if f.cause == "saturation"]
+
+
+# ---------------------------------------------------------------- causes by hand
+
+
+def test_signal_by_hand():
+    """Means over the samples 2 and 0: what is left is (-2, 0), (0, 0), (2, 3), (0, -3) and so powers 2, 0, 6.5, 4.5, the median 3.25."""
+    found = diagnose.signal(np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 3.0], [2.0, -3.0]]))
+    assert found.tolist() == [3.25, 3.25, 6.5, 4.5] and diagnose.decibel(100) == 20
+
+
+def values(seed=0):
+    """[50, 8, 4, 4] within about 4 of zero."""
+    return np.random.default_rng(seed).normal(size=(50, 8, 4, 4)).astype(np.float32)
+
+
+def fit(v, low=None, high=None, **more):
+    """A layer whose lattice covers the values, or what is given."""
+    scale, zero = fake.lattice(v.min() if low is None else low, v.max() if high is None else high, 255)
+    lattice = Lattice("q", np.array([scale], np.float32), np.array([zero], np.uint8), None)
+    return Layer(**{"name": "Conv(v1)", "kind": "Conv", "before": "a", "after": "b", "lattice": lattice, "weights": None, "bias": None, **more})
+
+
+def named(layer, v, before=None, **more):
+    found = of_values(layer, Seen(v if before is None else before, v), **more)
+    return (None, "") if found is None else (found.name, found.evidence)
+
+
+def test_causes_of_values():
+    v = values()
+    assert named(fit(v), v)[0] is None
+    cut = fit(v, *np.percentile(v, [2, 98]))
+    assert named(cut, v)[0] == "clipped range" and named(cut, v)[1].startswith("3.9 % of the values are outside")
+    assert named(cut, v, few=True)[0] == "calibration too small"
+    wide = fit(v, 40 * v.min(), 40 * v.max())
+    assert named(wide, v)[0] == "dead lattice" and " of 256 levels are in use" in named(wide, v)[1]
+    one = v.copy()
+    one[3, 1, 0, 0] = 100
+    assert named(fit(one), one)[0] == "outlier" and "the largest is 100" in named(fit(one), one)[1]
+    loud = v.copy()
+    loud[:, 5] *= 50
+    assert named(fit(loud), loud)[0] == "outlier channel" and "channel 5 reaches" in named(fit(loud), loud)[1]
+    assert named(fit(np.maximum(v, 0), -2, 4), np.maximum(v, 0), before=v)[0] == "clipped range"  # negative values get through
+
+
+def test_a_bent_activation_wastes_codes():
+    """3 of 4 values on one code and the rest on two: 2 * 1/8 * 3 + 3/4 * log2(4/3) = 1.06 bits; the same of a convolution is no cause."""
+    v = np.tile(np.array([0, 0, 0, 0, 0, 0, 128, 255], np.float32), (8, 6, 1))
+    gelu = fit(v, kind="Gelu")
+    assert named(gelu, v)[0] == "activation shape" and "3 levels in use carry 1.1 of 8 bits" in named(gelu, v)[1]
+    assert named(fit(v), v)[0] is None
+    softmax = np.abs(values()) / 400
+    assert named(fit(softmax, 0, 1, kind="Softmax"), softmax)[0] == "activation shape"
+
+
+def test_a_folded_norm_shows_in_weights_and_bias():
+    loud, w = values(), np.random.default_rng(1).normal(size=(8, 3, 3, 3)).astype(np.float32)
+    loud[:, 5] *= 50
+    bias = np.full(8, 0.1, np.float32)
+    w[5] *= 50
+    stored = Weights(w.astype(np.int8), np.ones(8, np.float32), 0, w, w)
+    assert named(fit(loud, weights=stored, bias=bias), loud)[0] == "outlier channel"
+    bias[5] = 30
+    assert named(fit(loud, weights=stored, bias=bias), loud)[0] == "folded batch norm"
+
+
+def weights(plain, scale, axis=0, high=127):
+    scale = np.broadcast_to(np.asarray(scale, np.float32), (len(plain) if axis is not None else 1,))
+    shaped = scale.reshape(-1, *[1] * (plain.ndim - 1))
+    q = np.clip(np.rint(plain / shaped), -high, high)
+    return Weights(q.astype(np.int8), scale.copy(), axis, plain, (q * shaped).astype(np.float32))
+
+
+def test_causes_of_weights():
+    w = np.random.default_rng(0).normal(size=(8, 1, 3, 3)).astype(np.float32)
+    widest = np.abs(w).max((1, 2, 3))
+    layer = dataclasses.replace(fit(values()), depthwise=True)
+    name = lambda made: getattr(of_weights(dataclasses.replace(layer, weights=made)), "name", None)
+    assert name(weights(w, widest / 127)) is None
+    assert name(weights(w, widest / 7, high=7)) == "few bits"
+    assert name(weights(w, np.where(np.arange(8) == 2, 30, 1) * widest / 127)) == "dead lattice"
+    assert name(weights(w, np.where(np.arange(8) == 2, 0.2, 1) * widest / 127)) == "clipped range"
+    wrong = weights(w, widest / 127)
+    wrong.dequantized[4] *= 3
+    assert name(wrong) == "dead lattice"
+    uneven = w * np.where(np.arange(8) < 4, 0.05, 1).reshape(8, 1, 1, 1).astype(np.float32)
+    assert name(weights(uneven, np.abs(uneven).max() / 127, axis=None)) == "per-tensor weights on depthwise"
+    assert name(weights(uneven, np.abs(uneven).max((1, 2, 3)) / 127)) is None
+
+
+def test_few_samples_show_in_most_layers_each_by_another_share():
+    v = values()
+    assert beyond(fit(v), Seen(v, v)) == 0 and beyond(fit(v, *np.percentile(v, [5, 95])), Seen(v, v)) == pytest.approx(0.1, abs=0.01)
+    assert calibrated_on_few({"a": 0.2, "b": 0.01, "c": 0.1, "d": 0})
+    assert not calibrated_on_few({"a": 0.2, "b": 0, "c": 0, "d": 0})  # one layer
+    assert not calibrated_on_few({"a": 0.02, "b": 0.01, "c": 0.02, "d": 0.015})  # a percentile
+
+
+# ---------------------------------------------------------------- the verb
+
+RECIPE = """task = "digits"
+targets = ["host"]
+threads = 1
+[[stage]]
+use = "distill"
+[[stage]]
+use = "quantize"
+mode = "ptq"
+"""
+
+
+@functools.cache
+def student_files():
+    """A student of the digits as it is born, and its int8 file."""
+    from edgekd.sources.columns import load
+    from edgekd.tasks.digits import student, task
+
+    torch.manual_seed(0)
+    x = torch.from_numpy(load(task, "validation").inputs)
+    model = student()
+    with torch.no_grad():
+        model.train()(x)
+    return faults.exported(model.eval(), x, x)
+
+
+def put(folder, kept=("teacher", "distill", "distill.int8"), by=1.0):
+    """The folder of a run; the scale of one value of the int8 file is `by` times too large."""
+    (folder / "models").mkdir()
+    for name, data in zip(("distill", "distill.int8"), student_files(), strict=True):
+        (folder / f"models/{name}.onnx").write_bytes(data)
+    p = pair(*(onnx.load(folder / f"models/{name}.onnx") for name in ("distill", "distill.int8")))
+    culprit = weighted(p)[1]
+    faults.set_lattice(p.quantized, culprit, culprit.lattice.scale[0] * by, culprit.lattice.zero[0])
+    onnx.save(p.quantized, folder / "models/distill.int8.onnx")
+    (folder / "models/teacher.onnx").write_bytes(b"teacher")
+    (folder / "recipe.toml").write_text(RECIPE)
+
+    def candidate(id, parents, stages, value, *more):
+        file = folder / f"models/{id}.onnx"
+        top1 = Measurement("top1", "%", value, value - 1, value + 1, 899, "test", "host", "measured")
+        return Candidate(id, id, 0, parents, stages, "onnx", f"models/{id}.onnx" if id in kept else None, sha256(file), (top1, *more))
+
+    emulated = Measurement("host_agreement", "%", 99.9, 99.9, 99.9, 899, "test", "host", "emulated", note="as Haswell")
+    found = (
+        candidate("teacher", (), ("teacher", "float32"), 99.0),
+        candidate("distill", ("teacher",), ("distill", "float32"), 97.5),
+        candidate("distill.int8", ("distill",), ("distill", "quantize", "int8"), 90.25, emulated),
+    )
+    digest = hashlib.sha256(RECIPE.encode()).hexdigest()
+    chosen = TargetResult(("distill", "distill.int8"), "distill.int8", "pass")
+    results.write(Result("digits", digest, {}, {"teacher": "teacher"}, found, {"host": chosen}), folder / "result.json")
+    return culprit.name
+
+
+def test_explain_a_run(tmp_path, capsys):
+    culprit = put(tmp_path, by=30)
+    assert command(["explain", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["teacher", "top1", "99.00", "%", "[98.00,", "100.00]"] in lines
+    assert any(line[:1] == ["distill"] and line[-2:] == ["-1.50", "pt"] for line in lines)
+    assert any(line[:1] == ["distill.int8"] and line[-2:] == ["-7.25", "pt"] for line in lines)
+    assert "host_agreement" in out and "as Haswell" in out and "224 samples of validation" in out
+    first = out.splitlines().index(next(line for line in out.splitlines() if line.startswith("layer"))) + 1
+    assert out.splitlines()[first].startswith(f"{culprit}  dead lattice")
+
+
+def test_explain_makes_nothing_up(tmp_path):
+    put(tmp_path)
+    found = explaining.explain(tmp_path)
+    assert found.findings == {"distill.int8": ()} and explaining.NOTHING in str(found) and found.exit_code == 0
+    (tmp_path / "models/distill.onnx").write_bytes(b"other")
+    with pytest.raises(BaselineError, match="differs from its digest"):
+        explaining.explain(tmp_path)
+
+
+def test_explain_without_the_parents_file(tmp_path):
+    put(tmp_path, kept=("teacher", "distill.int8"))
+    assert "the file of distill was not kept in models/" in str(explaining.explain(tmp_path))
+
+
+def test_explain_needs_a_run(tmp_path, capsys):
+    assert command(["explain", str(tmp_path)]) == 2
+    assert "no result.json" in capsys.readouterr().err
+
+
+def test_a_gelu_network_is_read(tmp_path):
+    """Operators that stay float between lattices, and a product of matrices whose bias is added behind it."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x):
+            return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(40, 5, 8)
+    graph, grid = capture(model, x[:2]), fake.settle(calibrated(model, [x]))
+    format.export(graph, None, x[:2], tmp_path / "a.onnx")
+    format.export(graph, grid, x[:2], tmp_path / "b.onnx")
+    p = pair(onnx.load(tmp_path / "a.onnx"), onnx.load(tmp_path / "b.onnx"))
+    feed = {"input": x.numpy()}
+    np.testing.assert_allclose(diagnose.outputs(render(p, ()), feed)[0], diagnose.outputs(p.plain, feed)[0], atol=1e-5)
+    assert diagnose.diagnose(tmp_path / "a.onnx", tmp_path / "b.onnx", feed) == ()
