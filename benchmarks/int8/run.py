@@ -118,11 +118,12 @@ def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 def tables() -> None:
     result = json.loads(RESULT.read_text())
-    head = ["file", "bytes", "here %", "time, float = 1"]
+    head = ["file", "bytes", "here", "time, float = 1"]
     for cpu in CPUS:
         head += [f"{cpu}: points", "equal answers %", "equal outputs %"]
-    lines = ["# The same file on other CPUs: results", "", "Written by `run.py --tables` from `result.json`; don't edit. `here`: top-1 on 10,000 test images on a CPU with",
-             "AVX512-VNNI. Points: top-1 under emulation less that here, on the same images.", "",
+    lines = ["# The same file on other CPUs: results", "",
+             "Written by `run.py --tables` from `result.json`; don't edit. *here*: per cent right of 10,000",
+             "test images on a CPU with AVX512-VNNI. *points*: what emulation shows less what is right here, on the same images.", "",
              f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]  # fmt: skip
     for way, entry in result["ways"].items():
         cells = [way, f"{entry['bytes']:,}", f"{entry['top1']:.2f}", f"{entry['time_to_float']:.2f}" if "time_to_float" in entry else ""]
