@@ -134,8 +134,9 @@ def of_weights(layer: Layer) -> Cause | None:
     if wrong.max() > 0.2:
         at = int(wrong.argmax())
         gain = float((dequantized[at] * plain[at]).sum() / max(float(np.square(plain[at]).sum()), 1e-30))
-        text = f"the stored weights of channel {at} times their scale are {gain:.3g} times the float ones"
-        return Cause("dead lattice", text, "quantize again: the channel's scale is wrong")
+        if abs(gain - 1) > 0.05:  # nearer to 1 they are other weights, fine-tuned ones, and not scaled
+            text = f"the stored weights of channel {at} times their scale are {gain:.3g} times the float ones"
+            return Cause("dead lattice", text, "quantize again: the channel's scale is wrong")
     used = np.abs(stored).max(1)
     alive = ranges > 0
     if alive.any() and np.median(used[alive]) < LEVELS:
