@@ -138,7 +138,7 @@ class TestLayerBits:
 
     def test_a_target_lowers_them(self):
         line = SimpleNamespace(settings={"weight_bits": 4, "layer_bits": {"a": 8, "b": 5}})
-        assert Wants(8, 7).into(line) == {"weight_bits": 4, "layer_bits": {"a": 7, "b": 5}}
+        assert Wants(8, 7, False).into(line) == {"weight_bits": 4, "layer_bits": {"a": 7, "b": 5}}
 
     def test_a_target_file_has_no_layers(self, tmp_path):
         (tmp_path / "mine.toml").write_text('title = "x"\narchitecture = "aarch64"\nint8 = { float_layers = ["conv2d"] }\n')

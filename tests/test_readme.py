@@ -66,7 +66,7 @@ def test_shipped_recipes_plan():
     shipped = [p for p in [*ROOT.glob("edgekd/**/*.toml"), *ROOT.glob("benchmarks/**/*.toml")] if "stage" in tomllib.loads(p.read_text())]
     assert shipped
     for path in shipped:
-        if "digits" in path.read_text():  # others need data that is not here
+        if tomllib.loads(path.read_text())["task"] == "digits":  # others need data that is not here
             assert plan.make(resolving.resolve(recipe.read(path))).points
         else:
             assert recipe.read(path).stages
