@@ -63,3 +63,23 @@ def test_cifar10_delivered_file_scores_what_the_result_says(cifar):
     result = json.loads((CIFAR / "result.json").read_text())
     row = next(iter(result["seeds"].values()))["rows"]["QAT with teacher"]
     assert np.isclose(cifar.score(CIFAR / "student.onnx"), row["top1"][0], atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["distillation", "speech"])
+def test_tables_are_those_of_the_result(name, tmp_path, monkeypatch):
+    """As committed; and another result gives another table."""
+    folder = ROOT / "benchmarks" / name
+    run = script(folder / "run.py")
+    monkeypatch.setattr(run, "TABLES", tmp_path / "RESULTS.md")
+    run.tables()
+    assert (tmp_path / "RESULTS.md").read_text() == (folder / "RESULTS.md").read_text()
+    text = (folder / "result.json").read_text()
+    changed = json.loads(text)
+    if name == "speech":
+        next(iter(changed["speakers"].values()))["quantize"]["top1"] = 12.34
+    else:
+        next(iter(changed["methods"].values()))["seeds"] = {"0": {"value": 12.34}}
+    (tmp_path / "result.json").write_text(json.dumps(changed))
+    monkeypatch.setattr(run, "RESULT", tmp_path / "result.json")
+    run.tables()
+    assert "12.3" in (tmp_path / "RESULTS.md").read_text()

@@ -137,8 +137,9 @@ class TestLayerBits:
         assert widest == {**dict.fromkeys(layers(graph), 7), "conv2d": 127, "linear": 63}
 
     def test_a_target_lowers_them(self):
-        line = SimpleNamespace(settings={"weight_bits": 4, "layer_bits": {"a": 8, "b": 5}})
-        assert Wants(8, 7, False).into(line) == {"weight_bits": 4, "layer_bits": {"a": 7, "b": 5}}
+        line = SimpleNamespace(settings={"weight_bits": 4, "pairs16": False, "layer_bits": {"a": 8, "b": 5}})
+        assert Wants(8, 7, False).into(line) == {"weight_bits": 4, "pairs16": False, "layer_bits": {"a": 7, "b": 5}}
+        assert Wants(8, 7, True).into(line)["pairs16"]
 
     def test_a_target_file_has_no_layers(self, tmp_path):
         (tmp_path / "mine.toml").write_text('title = "x"\narchitecture = "aarch64"\nint8 = { float_layers = ["conv2d"] }\n')

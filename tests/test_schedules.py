@@ -51,7 +51,7 @@ def test_agreement_is_the_share_of_equal_answers(tmp_path, task):
     teacher, columns = teacher_in(tmp_path / "t", task), load(task, "validation")
     labels = answers(tmp_path / "v", task, teacher, split="validation", shows="label")
     found = Agreement({"a": labels}, columns)
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     student = task.models["student"]().train()
     before = {k: v.clone() for k, v in student.state_dict().items()}
     found.look(student, lambda model, inputs: model(inputs), size=7)
