@@ -1,7 +1,7 @@
 """Every way of distillation against its control: equal budget of epochs, equal starts, several seeds, the exported file scored in onnxruntime.
 
     EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz python benchmarks/distillation/run.py --seeds 0 1 2 [--only NAME ...] [--digits]
-    EDGEKD_CIFAR10=... DISTILLATION_ROWS=1000 python benchmarks/distillation/run.py --times      on an idle machine
+    EDGEKD_CIFAR10=... DISTILLATION_ROWS=2000 python benchmarks/distillation/run.py --times      on an idle machine
     python benchmarks/distillation/run.py --tables
 
 What is finished is found in the store; a killed run goes on. RESULTS.md is made from result.json.
@@ -20,7 +20,7 @@ import numpy as np
 HERE = Path(__file__).parent
 RESULT, TABLES = HERE / "result.json", HERE / "RESULTS.md"
 TEACHER = HERE.parent / "cifar10" / "teacher.safetensors"
-COMMAND = "EDGEKD_CIFAR10=... python benchmarks/distillation/run.py --seeds 0 1 2 (with --digits: --seeds 0 1 ... 9)"
+COMMAND = "EDGEKD_CIFAR10=... python benchmarks/distillation/run.py --seeds 0 1 2 (with --digits: --seeds 0 1 2 3 4)"
 CE = {"use": "cross_entropy", "weight": 1.0}
 KD = [{"use": "cross_entropy", "weight": 0.1}, {"use": "kl", "weight": 0.9, "temperature": 4.0}]
 
@@ -201,7 +201,7 @@ def times() -> None:
     import worlds
 
     if worlds.ROWS > 2000:
-        raise SystemExit("set DISTILLATION_ROWS=1000: these are times, nothing is learned")
+        raise SystemExit("set DISTILLATION_ROWS=2000: these are times, nothing is learned")
     base = WORLDS["cifar"]["epochs"]
     base |= {"epochs": 2, "views": 2}
     methods = [(name, made) for world, name, made, *_ in METHODS if world == "cifar" and len(stages_of(made)) == 1]
