@@ -15,6 +15,7 @@ import numpy as np
 from edgekd import environment, proving, results
 from edgekd.decisions import budget, choose
 from edgekd.decisions.one_file import one_file
+from edgekd.decisions.rules import EMULATED
 from edgekd.delivery import bundle
 from edgekd.errors import FAILED, PASSED
 from edgekd.files import write_atomic
@@ -64,7 +65,8 @@ def conclude(
 
     def judged(candidate: Candidate, target: str, split: str, point_estimate: bool):
         given = {"records": records[split][candidate.id], "teacher": records[split].get(teacher), "metrics": metrics}
-        return budget.judge(budget.rules(resolved.gate, target), candidate, target=target, split=split, point_estimate=point_estimate, **given)
+        lines = [r for r in budget.rules(resolved.gate, target) if split == "test" or r.name not in EMULATED]  # only the chosen is emulated
+        return budget.judge(lines, candidate, target=target, split=split, point_estimate=point_estimate, **given)
 
     found: dict[str, TargetResult] = {}
     proven: dict[str, dict] = {}
