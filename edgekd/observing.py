@@ -105,10 +105,20 @@ def times(found: Sequence[Observed], resolved: Resolved, store: Store, machine: 
     return taken
 
 
+def _saturable(artifact: Artifact) -> tuple[Measurement, ...]:
+    """How many layers of an int8 file can saturate on x86 with AVX2 and without VNNI, by its weights; what samples showed is in the note."""
+    layers = artifact.facts.get("saturation")
+    if layers is None:
+        return ()
+    most = max((layer["changed"] or 0.0 for layer in layers), default=0.0)
+    note = f"up to {100 * most:.2g} % of a layer's outputs change" if layers else ""
+    return (Measurement("saturable_layers", "", len(layers), len(layers), len(layers), 1, None, None, "counted", note=note),)
+
+
 def _all(o: Observed, teacher: Observed | None, timed: Mapping[int, tuple], resolved: Resolved, machine: str) -> tuple[Measurement, ...]:
     """Counted figures once; measured ones for each target whose features this machine has."""
     facts = environment.describe()
-    found = [*static.measure(o.file), *memory.measure(o.file)]
+    found = [*static.measure(o.file), *memory.measure(o.file), *_saturable(o.artifact)]
     for target in resolved.targets:
         if target.name not in o.point.targets or targets.matches(target, facts):
             continue

@@ -413,3 +413,15 @@ def test_an_int8_choice_that_is_slower_than_its_float_parent_is_said():
 
     assert "0.60" not in said(0.3) and said(0.3) == "" and said(0.515) == ""  # faster; not told apart
     assert "quantize takes 1.20 x the time of the float prune" in said(0.6)
+
+
+def test_what_an_int8_choice_does_on_other_cpus_is_told(run):
+    """Where layers can saturate; nothing where none can."""
+    result = results.read(run / "result.json")
+    chosen = result.targets["host"].chosen
+    for count, told in ((3, True), (0, False)):
+        m = Measurement("saturable_layers", "", count, count, count, 1, None, None, "counted", note="up to 12 % of a layer's outputs change")
+        made = [dataclasses.replace(c, measurements=(*c.measurements, m)) if c.id == chosen else c for c in result.candidates]
+        text = terminal.table(dataclasses.replace(result, candidates=tuple(made)), run)
+        assert ("3 layers can saturate (up to 12 % of a layer's outputs change in samples)" in text) == told
+        assert ("without VNNI" in markdown.render(dataclasses.replace(result, candidates=tuple(made)))) == told

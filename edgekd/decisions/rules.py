@@ -39,11 +39,11 @@ QUALITY = "drop max 1.0 pt vs teacher"  # where a recipe has no budget of qualit
 # names in use and their units; a metric of one's own is known by the task
 UNITS: Mapping[str, str] = {
     "top1": "%", "top5": "%", "map50": "%", "agreement": "%", "ece": "%", "worst_class_drop": "pt", "kl_to_teacher": "nat", "perplexity": "",
-    "target_spread": "pt", "host_agreement": "%",
+    "target_spread": "pt", "host_agreement": "%", "saturable_layers": "",
     "latency_p50_ms": "ms", "latency_p90_ms": "ms", "load_ms": "ms", "first_ms": "ms", "tokens_per_s": "1/s", "file_bytes": "B",
     "activation_bytes": "B", "peak_rss_bytes": "B", "peak_rss_over_runtime_bytes": "B", "parameters": "", "macs": "", "instructions": "",
 }  # fmt: skip
-COUNTED = ("file_bytes", "activation_bytes", "parameters", "macs")
+COUNTED = ("file_bytes", "activation_bytes", "parameters", "macs", "saturable_layers")
 LOWER = frozenset(n for n, u in UNITS.items() if u in ("ms", "B", "pt", "nat") or n in ("ece", "perplexity", *COUNTED, "instructions"))
 COST = frozenset(n for n, u in UNITS.items() if u in ("ms", "B", "1/s") or n in (*COUNTED, "instructions"))  # the others tell quality
 

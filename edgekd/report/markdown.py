@@ -30,9 +30,7 @@ def render(result: Result) -> str:
     for target, found in result.targets.items():
         listed = shown.rows(result, target)
         parts += [f"## {markdown(target)}", _table(listed), _caption(listed)]
-        proof = shown.proof(result, target)
-        if proof:
-            parts.append(f"Emulated: {markdown(proof)}.")
+        parts += [f"{label.capitalize()}: {markdown(told)}." for label, told in shown.notes(result, target)]
         if found.checks:
             parts += ["### Budgets", summary(found.checks).rstrip()]
     if result.steps:

@@ -74,7 +74,7 @@ def _summary(result: Result) -> str:
 
 
 def _caution(result: Result, target: str) -> str:
-    return "".join(f". {text(told)}" for told in (shown.proof(result, target), shown.caution(result, target)) if told)
+    return "".join(f". {text(told)}" for _, told in shown.notes(result, target))
 
 
 def _sentence(result: Result, target: str, found: TargetResult) -> str:

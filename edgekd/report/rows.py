@@ -172,6 +172,22 @@ def proof(result: Result, target: str) -> str:
     return clean("; ".join(told))
 
 
+def elsewhere(result: Result, target: str) -> str:
+    """What an int8 choice would do on x86 CPUs that add products in 16 bits, unless it runs on one of them exactly. '' where it is the same."""
+    chosen = next((c for c in result.candidates if c.id == result.targets[target].chosen), None)
+    found = next((m for m in (chosen.measurements if chosen is not None else ()) if m.name == "saturable_layers" and m.value > 0), None)
+    if found is None:
+        return ""
+    text = f"on x86 with AVX2 and without VNNI {number(found.value)} layers can saturate ({found.note} in samples)"
+    return clean(f"{text}; with the target x86-64-avx2 in the recipe the file is the same there")
+
+
+def notes(result: Result, target: str) -> list[tuple[str, str]]:
+    """[(label, text)] of what stands beside a target's verdict."""
+    told = (("emulated", proof(result, target)), ("note", caution(result, target)), ("note", elsewhere(result, target)))
+    return [(label, text) for label, text in told if text]
+
+
 def check(c: Check) -> str:
     """`top1 drop max 1 pt vs teacher: PASS at -0.3 [-1.1, 0.4] pt measured`."""
     figure = ""

@@ -123,9 +123,7 @@ def _verdicts(result: Result) -> list[str]:
         for c in found.checks:
             whose = "" if c.candidate == found.chosen else f"{shown.clean(c.candidate)}: "
             lines.append(f"  {whose}{shown.check(c)}")
-        lines += [
-            f"  {label}: {text}" for label, text in (("emulated", shown.proof(result, target)), ("note", shown.caution(result, target))) if text
-        ]
+        lines += [f"  {label}: {text}" for label, text in shown.notes(result, target)]
     return lines
 
 
