@@ -276,7 +276,6 @@ def build(
         "files": {k: _sha256(p) for k, p in {**files, **sources}.items()} | {file: _digest(arrays[name]) for name, file in named.items()},
         "subjects": {subject: {"model": f"models/{same[path]}.onnx", "inputs": named} for subject, path in models.items()},
         "schedule": schedule,
-        **({"launch": settings["launch"]} if "launch" in settings else {}),
     }
     if _without_schedule(_stored(folder / "job.json")) == _without_schedule(job):
         worker.write(folder / "job.json", json.dumps(job, indent=1).encode())

@@ -267,8 +267,11 @@ def rehearse(
 
 def _line(term: Term, bound: Bound, seen: Signals, taught: Signals | None) -> str:
     """What a term does, for people: `hint: weight 0.5; layer2 [4, 16, 8, 8] -> layer3 [4, 64, 8, 8]; learns 1,088 parameters`."""
-    weight = " to ".join(dict.fromkeys(f"{term.at(share)[0]:g}" for share in (0.0, 1.0)))
+    ends = [term.at(share, {term.teacher or "": share}) for share in (0.0, 1.0)]
+    weight = " to ".join(dict.fromkeys(f"{w:g}" for w, _ in ends))
     found = [f"{term.use}: weight {weight}"]
+    found[0] += "".join(f", {name} {ends[0][1][name]:g} to {ends[1][1][name]:g}" for name in term.schedule if name != "weight")
+    found[0] += f" over the {term.by}" if term.schedule else ""
     if term.teacher:
         found[0] += f", hears {term.teacher}"
     for ours, theirs in term.on:

@@ -431,6 +431,7 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
     judged = [s for s in planned.steps.values() if s.settings.get("split") == "validation"]
     assert {s.label for s in judged} == {f"answers of {n} (validation)" for n in ("teacher", "other", "assistant")}
     assert any("heads" in line and "learns" in line for line in planned.losses["stage 2 (inside)"])
+    assert any("weight 1, temperature 8 to 2 over the agreement" in line for line in planned.losses["stage 1 (distill)"])
     again = tmp_path / "recipe.toml"
     again.write_text(resolving.dump(resolved, tmp_path))
     assert list(plan.make(resolving.resolve(recipe.read(again))).steps) == list(planned.steps)

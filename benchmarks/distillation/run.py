@@ -182,10 +182,9 @@ def run(seeds: list[int], only: list[str] | None, digits: bool) -> None:
     from edgekd import environment
 
     for seed in seeds:
-        brought = bring(seed) if digits or not only else {}
-        for world, name, made, control, kind in METHODS:
-            if (only and name not in only) or (digits and world == "cifar"):
-                continue
+        chosen = [m for m in METHODS if (not only or m[1] in only) and not (digits and m[0] == "cifar")]
+        brought = bring(seed) if any(world != "cifar" for world, *_ in chosen) else {}
+        for world, name, made, control, kind in chosen:
             path, _, seconds, task = made_by(recipe(world, made, seed, brought))
             value = figure(path, task, kind)
             result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"schema": "edgekd.benchmark.distillation/1", "methods": {}}

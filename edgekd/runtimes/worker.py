@@ -1,8 +1,8 @@
 """Runs a job on a device: `python worker.py job.json` does every entry of the schedule in a process of its own and writes `out/`.
 
 job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects {id: {model, inputs {name: .npy}}},
-            schedule [{id, subject, pass, ...settings}], seconds (limit of one process), launch {command, variables}: what a process is
-            started with instead of this Python (an emulator)
+            schedule [{id, subject, pass, ...settings}], seconds (limit of one process), settings {launch {command, variables}: what a
+            process is started with instead of this Python, an emulator}
 out/results.jsonl   a line per finished process;  out/<id>.npy  its steady times in ns;  out/<id>/<i>.npy  outputs;  out/<id>.json  a trace
 out/done.json       written last: {finished, failed}
 
@@ -118,7 +118,7 @@ def _alone(path):
 
 def _in_fresh_process(job_file, number, job):
     """(result line, None) or (None, why it failed)."""
-    threads, launch = str(job["threads"]), job.get("launch") or {}
+    threads, launch = str(job["threads"]), job.get("settings", {}).get("launch", {})
     environment = dict(os.environ, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
     environment.update(launch.get("variables", {}))
     command = [*launch.get("command", [sys.executable]), os.path.abspath(__file__), str(job_file), "--entry", str(number)]
