@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd import environment, resolving
+from edgekd import environment, mixing, resolving
 from edgekd import plan as planning
 from edgekd import recipe as recipes
 from edgekd.errors import Problem, RunFailed, UsageError
@@ -57,6 +57,11 @@ def compress(
             deadline = None if time_budget is None else time.monotonic() + time_budget
             made, steps = run_steps(plan, resolved, store, progress, log, deadline)
             observed = observe(resolved, plan, made, store, folder, progress)
+            wider = mixing.extend(resolved, plan, made, observed, store, folder, progress)
+            if len(wider.points) > len(plan.points):
+                made, more = run_steps(wider, resolved, store, progress, log, deadline, made)
+                plan, steps = wider, [*steps, *more]
+                observed = observe(resolved, plan, made, store, folder, progress)
             outcome = conclude(resolved, plan, made, steps, observed, folder, text, store, progress)
             store.trim(keep=set(made))
             return outcome
@@ -66,13 +71,22 @@ def compress(
 
 
 def run_steps(
-    plan: Plan, resolved: Resolved, store: Store, progress: Silent, log: Any, deadline: float | None = None
+    plan: Plan,
+    resolved: Resolved,
+    store: Store,
+    progress: Silent,
+    log: Any,
+    deadline: float | None = None,
+    before: Mapping[str, Artifact] | None = None,
 ) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
-    """Every step of the plan that the time allows: found finished in the store, or made. ({key: artifact}, what was done)."""
-    made: dict[str, Artifact] = {}
+    """Every step of the plan that the time allows: found finished in the store, or made. ({key: artifact}, what was done); what was made `before`
+    is in the former only."""
+    made: dict[str, Artifact] = dict(before or {})
     steps: list[dict[str, Any]] = []
-    checked = False
+    checked = bool(made)
     for number, step in enumerate(plan.steps.values(), 1):
+        if step.key in made:
+            continue
         needed = [key for keys in step.inputs.values() for key in keys]
         if any(key not in made for key in needed):
             continue

@@ -95,6 +95,17 @@ def make(resolved: Resolved) -> Plan:
     return planner.plan
 
 
+def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str, Any], suffix: str) -> Plan:
+    """`plan` and one point more: `point`'s last stage with other settings, for the same targets."""
+    planner, step = _Planner(resolved), plan.steps[point.step]
+    planner.plan = Plan(dict(plan.steps), list(plan.points), plan.losses)
+    base, seeds = f"{point.point}{suffix}", resolved.read.recipe.sweep.get("seed", [point.seed])
+    label = _named(base, point.seed, seeds)
+    key = planner.step(step.stage, {**step.settings, **changes}, label, step.seed, source=step.source, teacher=step.teacher)
+    planner.point(label, base, point.seed, point.parents, point.stages, key, point.targets)
+    return planner.plan
+
+
 def traceable(resolved: Resolved) -> None:
     """Captures each model that will be exported once, fresh, so that one which can't be is refused before training. Raises UsageError."""
     from edgekd import models
@@ -241,6 +252,9 @@ class _Planner:
         """The student's line for one point of the sweep: each stage's product is a candidate."""
         source = self.model("student") if "student" in self.read.recipe.model else None
         parents, stages, suffix, known = ("teacher",), (), "", {"teacher": self.model("teacher")}
+        if source is not None:  # what the stages start from competes too
+            self.point("student", "student", self.read.recipe.seed, parents, ("student",), source, targets)
+            parents = ("student",)
         for stage in self.read.stages:
             own = {k.partition(".")[2]: v for k, v in swept.items() if k.partition(".")[0] == stage.name}
             stage = at(stage, own)

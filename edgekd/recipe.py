@@ -39,6 +39,7 @@ class ModelTable(Strict):
 class Select(Strict):
     maximize: tuple[str, ...] = ()
     minimize: tuple[str, ...] = ("latency_p50_ms", "file_bytes")
+    slower_int8: bool = False  # whether int8 may be chosen where its float parent is faster, for its bytes
 
 
 class Recipe(Strict):
@@ -53,6 +54,7 @@ class Recipe(Strict):
     stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
     model: dict[str, ModelTable] = {}
     sweep: dict[str, list[Any]] = {}
+    mixed: dict[str, list[Annotated[float, pydantic.Field(gt=0, le=1)]]] = {}
     select: Select = Select()
     gate: dict[str, dict[str, Any]] = {}
 
@@ -101,6 +103,7 @@ def read(source: Path | str | Mapping[str, Any] | None = None, sets: Iterable[st
     models = _models(form, place, problems)
     _references(form, stages, models, place, problems)
     _sweep(form, stages, place, problems)
+    problems += _mixed(form, stages, place)
     made = Read(form, tuple(stages), models, place, folder, raw)
     if problems:
         from edgekd.resolving import find
@@ -277,6 +280,24 @@ def _strangers(teachers: Iterable[str], known: Sequence[str], where: str) -> lis
             near = difflib.get_close_matches(teacher, known, 1)
             hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(dict.fromkeys(known))}"
             found.append(Problem(where, f"nothing is named `{teacher}`", hint))
+    return found
+
+
+def _mixed(form: Recipe, stages: list[StageLine], place: str) -> list[Problem]:
+    """What `[mixed]` names wrongly: stages that don't quantize, or of which the layers in float are given."""
+    lines, found = {line.name: line for line in stages}, []
+    told = [str(t.get("name", t.get("use"))) for t in form.stage]
+    for name, shares in form.mixed.items():
+        line, where = lines.get(name), f"{place}: mixed.{name}"
+        if line is None and name not in told:
+            near = difflib.get_close_matches(name, lines, 1)
+            found.append(Problem(where, f"no stage is named `{name}`", f"did you mean `{near[0]}`?" if near else "name a stage that quantizes"))
+        elif line is not None and line.use != "quantize":
+            found.append(Problem(where, f"`{line.use}` makes no int8", "name a stage that quantizes"))
+        elif line is not None and line.settings.get("float_layers"):
+            found.append(Problem(where, "the stage names its float_layers itself", "leave out one of them"))
+        if not shares:
+            found.append(Problem(where, "is empty", "give shares of the time that int8 saves, for example [0.1, 0.3]"))
     return found
 
 

@@ -58,9 +58,9 @@ def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
         problems += _task_problems(task, recipe, load)
         first = task.metrics[0]
         if not select.maximize and first.better == "higher":
-            select = Select(maximize=(first.name,), minimize=select.minimize)
+            select = select.model_copy(update={"maximize": (first.name,)})
         elif first.better == "lower" and first.name not in select.minimize:
-            select = Select(maximize=select.maximize, minimize=(*select.minimize, first.name))
+            select = select.model_copy(update={"minimize": (*select.minimize, first.name)})
         gate = budget.with_default(gate, first.name, first.unit, [t.name for t in found if t is not None])
     names = [t.name for t in found if t is not None]
     metrics = {m.name: m.unit for m in task.metrics} if isinstance(task, Task) else None
@@ -200,7 +200,9 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
         table["modules"] = os.path.relpath(home / form.modules, place.resolve())
     if form.sweep:
         table["sweep"] = form.sweep
-    table["select"] = {"maximize": list(resolved.select.maximize), "minimize": list(resolved.select.minimize)}
+    if form.mixed:
+        table["mixed"] = form.mixed
+    table["select"] = resolved.select.model_dump()
     if resolved.gate:
         table["gate"] = resolved.gate
     return tomli_w.dumps(_plain(table))

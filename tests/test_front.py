@@ -14,7 +14,7 @@ from edgekd.decisions.choose import choose
 from edgekd.decisions.front import front
 from edgekd.records import Candidate, Measurement
 
-SELECT = SimpleNamespace(maximize=("top1",), minimize=("latency_p50_ms", "file_bytes"))
+SELECT = SimpleNamespace(maximize=("top1",), minimize=("latency_p50_ms", "file_bytes"), slower_int8=False)
 numbers = st.one_of(st.integers(0, 4).map(float), st.just(math.nan))
 tables = st.integers(1, 4).flatmap(lambda width: st.lists(st.lists(numbers, min_size=width, max_size=width), max_size=9))
 
@@ -146,7 +146,7 @@ def test_nothing_was_made():
 
 
 def test_a_key_that_nobody_has_is_passed_over():
-    select = SimpleNamespace(maximize=("top1",), minimize=("instructions", "file_bytes"))
+    select = SimpleNamespace(maximize=("top1",), minimize=("instructions", "file_bytes"), slower_int8=False)
     found = pick([candidate("a", 95, 1, 40), candidate("b", 90, 2, 30)], select=select)
     assert (found.front, found.chosen) == (("a", "b"), "b")
 
@@ -168,8 +168,37 @@ def test_seeds_are_one_point_that_counts_by_its_mean():
 def test_of_a_point_within_by_its_mean_a_seed_that_breaks_nothing_is_delivered():
     seeds = [candidate("p.s0", 89, 1, 30, point="p"), candidate("p.s1", 95, 1, 30, point="p", seed=1)]
     assert pick(seeds, {"top1": "min 90 %"}).chosen == "p.s1"
-    select = SimpleNamespace(maximize=(), minimize=("latency_p50_ms",))
+    select = SimpleNamespace(maximize=(), minimize=("latency_p50_ms",), slower_int8=False)
     assert pick(seeds, {"top1": "min 90 %"}, select=select).chosen == "p.s1"
+
+
+def both(float_ms, int8_ms, *, half=0.05, float_top1=95):
+    """A float model and the int8 file made of it, a fourth of its size."""
+    whole = dataclasses.replace(candidate("prune", float_top1, float_ms, 40, half=half), stages=("distill", "prune", "float32"))
+    small = candidate("quantize", 95, int8_ms, 10, half=half)
+    return [whole, dataclasses.replace(small, stages=("distill", "prune", "quantize", "int8"), parents=("prune",))]
+
+
+def test_int8_that_is_slower_than_its_float_parent_is_not_chosen_for_its_bytes():
+    bytes_first = SimpleNamespace(maximize=("top1",), minimize=("file_bytes",), slower_int8=False)
+    found = pick(both(1.0, 1.4), select=bytes_first)
+    assert found.chosen == "prune"
+    assert found.reason == "2 of 2 within the budgets; it is the only one; int8 is not faster here: quantize takes 1.40 of the time of prune"
+    assert pick(both(1.0, 0.6), select=bytes_first).chosen == "quantize"
+    assert pick(both(1.0, 1.04), select=bytes_first).chosen == "quantize"  # their intervals overlap: slower is not shown
+
+
+def test_slower_int8_is_chosen_where_the_recipe_accepts_it_or_float_is_not_within_the_budgets():
+    accepting = SimpleNamespace(maximize=("top1",), minimize=("file_bytes",), slower_int8=True)
+    found = pick(both(1.0, 1.4), select=accepting)
+    assert found.chosen == "quantize" and found.reason.endswith("; as int8 it takes 1.40 of the time of its float parent prune")
+    bytes_first = SimpleNamespace(maximize=("top1",), minimize=("file_bytes",), slower_int8=False)
+    assert pick(both(1.0, 1.4), {"file_bytes": "max 20 B"}, select=bytes_first).chosen == "quantize"
+
+
+def test_a_target_without_times_is_none_where_int8_can_be_slower():
+    untimed = [dataclasses.replace(c, measurements=tuple(m for m in c.measurements if m.unit != "ms")) for c in both(1.0, 1.4)]
+    assert pick(untimed).chosen == "quantize"
 
 
 values = st.tuples(st.integers(80, 99), st.integers(1, 4), st.integers(10, 13), st.integers(0, 1))

@@ -16,7 +16,7 @@ LAYERS = [  # low to high; a module may import its own layer and those before it
     | {"terms", "taps", "guides", "balance", "agreement", "checkpoints", "measure", "hosts"},
     {"stages", "decisions", "report", "delivery"},
     {
-        *("recipe", "settings", "resolving", "plan", "pipeline", "observing", "outcome", "proving", "gating", "measuring"),
+        *("recipe", "settings", "resolving", "plan", "pipeline", "observing", "outcome", "proving", "mixing", "gating", "measuring"),
         *("quantizing", "explaining", "listing"),
     },
     {"__init__", "__main__", "cli"},

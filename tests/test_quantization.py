@@ -464,6 +464,12 @@ class TestPlantedDefects:
         assert "90.00 % of the outputs" in check.compare(model, many, 0.1).reasons[0]
         ours, theirs = np.array([[0.0, 0.3]]), np.array([[0.3, 0.2]])
         assert any("more than one step apart" in r for r in check.compare(ours, theirs, 0.1).reasons)
+        rare = np.zeros((1000, 3))
+        rare[7, 1] = 0.2
+        assert "2.0 steps" in check.compare(np.zeros((1000, 3)), rare, 0.1).reasons[0]
+        assert check.compare(np.zeros((1000, 3)), rare, 0.1, floats=True).reasons == ()  # one value in three thousand
+        assert check.compare(np.zeros((1000, 3)), 2 * rare, 0.1, floats=True).reasons  # 4 steps
+        assert "2.0 steps" in check.compare(np.zeros((100, 3)), rare[:100], 0.1, floats=True).reasons[0]  # one in three hundred
         assert check.compare(model, np.full_like(model, np.nan), 0.1).reasons
 
 

@@ -1,63 +1,90 @@
-"""One float network, quantized in several ways, each file scored as several x86 CPUs by emulation.
+"""Networks quantized in several ways, each file scored as several CPUs by emulation, and timed against its float parent.
 
-    EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz python benchmarks/int8/run.py --weights FLOAT/weights.safetensors [--seconds 60]
+    python benchmarks/int8/run.py cifar10|speech|text [--samples 2000] [--peers PYTHON] [--only WAY ...]
     python benchmarks/int8/run.py --tables
 
-The network is the student of benchmarks/cifar10 (`student.toml`); its float weights are the distill step's artifact. edgekd's files come from its
-own stages, calibrated on 512 images; onnxruntime's from `quantize_static` at its defaults on the same float file and images. RESULTS.md is made
-from result.json."""
+cifar10  the student of benchmarks/cifar10; EDGEKD_CIFAR10 names the data, EDGEKD_STUDENT its float weights (the `distill` step's artifact)
+speech   the student of benchmarks/speech with one speaker held out; EDGEKD_SPEECH names the recordings
+text     a transformer encoder (`text.py`); EDGEKD_SST2 names the data
+
+All of a model's files come from one plan: its recipe, and for each way the recipe's `quantize` stage with other settings, so that what is finished
+is found in the store. onnxruntime's files come from `quantize_static` on the same float file and the same 512 samples; with `--peers`, a Python
+that has nncf and neural-compressor makes theirs (`peers.py`). RESULTS.md is made from result.json."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).parent
 RESULT, TABLES = HERE / "result.json", HERE / "RESULTS.md"
-CPUS = ("x86-64-avx2", "x86-64-sse42")
+RECIPES = {"cifar10": HERE / "cifar10.toml", "speech": HERE.parent / "speech/recipe.toml", "text": HERE / "text.toml"}
+CPUS = ("x86-64-avx2", "x86-64-sse42", "cortex-a53", "cortex-a76")
+LABELS = ({"use": "cross_entropy"},)
 WAYS = {
-    "edgekd, weights of the full range": {},
-    "edgekd, pairs within 16 bits": {"pairs16": True},
-    "edgekd, 7-bit weights": {"weight_bits": 7},
-    "edgekd, first layer 7 bits": {"layer_bits": {"conv2d": 7}},
-    "edgekd, pairs within 16 bits, bias correction": {"pairs16": True, "after": ("bias_correction",)},
+    "calibrated, weights of the full range": {"mode": "ptq", "pairs16": False},
+    "calibrated, pairs within 16 bits": {"mode": "ptq"},
+    "calibrated, pairs, equalized, adaround, biases": {"mode": "ptq", "before": ("equalize",), "after": ("adaround", "bias_correction")},
+    "calibrated, 4-bit weights": {"mode": "ptq", "weight_bits": 4},
+    "fine-tuned on labels": {"mode": "qat", "losses": LABELS},
+    "fine-tuned with the teacher": {"mode": "qat"},
+    "fine-tuned with the teacher, learned steps": {"mode": "qat", "observer": "learned"},
+    "fine-tuned with the teacher, 4-bit weights": {"mode": "qat", "weight_bits": 4},
+    "fine-tuned with the teacher, 4-bit weights, learned steps": {"mode": "qat", "weight_bits": 4, "observer": "learned"},
+}
+SMOOTH = {"calibrated, pairs, smoothed": {"mode": "ptq", "before": ("smooth",)}}  # where a layer norm stands before the products
+PEERS = {
+    "onnxruntime, defaults": {},
+    "onnxruntime, unsigned activations, per channel": {"activation_type": "QUInt8", "weight_type": "QInt8", "per_channel": True},
+    "onnxruntime, the same with reduce_range": {"activation_type": "QUInt8", "weight_type": "QInt8", "per_channel": True, "reduce_range": True},
 }
 
 
-def files(weights: Path, folder: Path):
-    """{way: path} of the float file and its int8 files; the task's data."""
+def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
+    """({way: file}, {way: bytes-independent facts}, resolved recipe): trained, calibrated and exported, from the store where finished."""
+    from edgekd import pipeline, plan, recipe, resolving
+    from edgekd.report.progress import reporter
+    from edgekd.store import Store
+
+    resolved = resolving.resolve(recipe.read(RECIPES[model]))
+    wanted = plan.make(resolved)
+    point = next(p for p in wanted.points if p.stages[-1] == "quantize")
+    ways = {w: s for w, s in (WAYS | (SMOOTH if model == "text" else {})).items() if not only or w in only}
+    for number, settings in enumerate(ways.values()):
+        wanted = plan.extended(resolved, wanted, point, {"pairs16": True} | settings, f"-way{number}")
+    needed = {point.parents[0]: "float"} | {f"{point.point}-way{n}": way for n, way in enumerate(ways)}
+    store, progress = Store(), reporter(False)
+    made, _ = pipeline.run_steps(narrowed(wanted, {p.export for p in wanted.points if p.id in needed}), resolved, store, progress, lambda **_: None)
+    progress.close()
+    found = {needed[p.id]: made[p.export] for p in wanted.points if p.id in needed}
+    return {way: a.folder / "model.onnx" for way, a in found.items()}, {way: dict(a.facts) for way, a in found.items()}, resolved
+
+
+def narrowed(wanted, keys: set[str]):
+    """The plan with only the steps that `keys` need."""
+    from edgekd.plan import Plan
+
+    left, needed = list(keys), set()
+    while left:
+        key = left.pop()
+        needed.add(key)
+        left += [k for keys in wanted.steps[key].inputs.values() for k in keys if k not in needed]
+    return Plan({k: s for k, s in wanted.steps.items() if k in needed}, wanted.points, wanted.losses)
+
+
+def theirs(float_file: Path, resolved, folder: Path, python: str | None) -> dict[str, Path]:
+    """{way: file} of onnxruntime's static quantization and, with a Python that has them, of nncf's and neural-compressor's."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    from edgekd.records import Artifact, Run
-    from edgekd.sources.columns import load
     from edgekd.sources.epochs import order
-    from edgekd.stages.export import Export
-    from edgekd.stages.load import Load
-    from edgekd.stages.quantize import Quantize
-    from edgekd.tasks.cifar10 import cifar10
 
-    task = cifar10(widths=[16, 24, 40], blocks=2)
-    data = cache(lambda split: load(task, split))
-
-    def made(stage, source, name, form):
-        place = folder / name
-        place.mkdir(parents=True)
-        stage(source, Run(task, 0, 1, place, folder / "scratch", data))
-        return Artifact(name, form, {"weights.safetensors": name}, {}, "", {}, 0, {}, place)
-
-    student = made(Load(model="student", weights=str(weights)), None, "float", "torch")
-    found = {"float": made(Export(), student, "float-file", "onnx").folder / "model.onnx"}
-    for number, (way, settings) in enumerate(WAYS.items()):
-        quantized = made(Quantize(mode="ptq", **settings), student, f"q{number}", "quantized")
-        found[way] = made(Export(), quantized, f"f{number}", "onnx").folder / "model.onnx"
-    found["edgekd, delivered by benchmarks/cifar10"] = HERE.parent / "cifar10" / "student.onnx"
-    train = data("train")
-    rows = train.inputs[order(0, 0, len(train))[:512]]
+    train = resolved.data("train")
+    rows, name = train.inputs[order(0, 0, len(train))[:512]], resolved.task.inputs[0]
 
     class Reader(CalibrationDataReader):
         def __init__(self):
@@ -65,51 +92,72 @@ def files(weights: Path, folder: Path):
 
         def get_next(self):
             row = next(self.left, None)
-            return None if row is None else {"input": row}
+            return None if row is None else {name: row}
 
-    for way, settings in {
-        "onnxruntime, defaults": {},
-        "onnxruntime, unsigned activations, per channel": {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True},
-    }.items():
-        path = folder / f"{len(found)}.onnx"
-        quantize_static(found["float"], path, Reader(), quant_format=QuantFormat.QDQ, **settings)
+    found = {}
+    for way, settings in PEERS.items():
+        path = folder / f"peer{len(found)}.onnx"
+        kinds = {k: getattr(QuantType, v) if isinstance(v, str) else v for k, v in settings.items()}
+        quantize_static(float_file, path, Reader(), quant_format=QuantFormat.QDQ, **kinds)
         found[way] = path
-    return found, data("test")
+    if python:
+        np.savez(folder / "calibration.npz", **{name: rows})
+        done = subprocess.run(
+            [python, str(HERE / "peers.py"), str(float_file), str(folder / "calibration.npz"), str(folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found |= {way: Path(path) for way, path in json.loads(done.stdout.splitlines()[-1]).items()}
+    return found
 
 
-def run(weights: Path, seconds: float) -> None:
+def run(model: str, samples: int, python: str | None, only: list[str]) -> None:
     from edgekd import environment, measure, targets
+    from edgekd.errors import EnvironmentUnfit
     from edgekd.hosts import emulator
 
+    result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"schema": "edgekd.benchmark.int8/2", "models": {}}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        found, test = files(weights, folder / "files")
+        found, facts, resolved = ours(model, only)
+        if not only:
+            found |= theirs(found["float"], resolved, folder, python)
+        if model == "cifar10":
+            found["delivered by benchmarks/cifar10"] = HERE.parent / "cifar10" / "student.onnx"
+        test = resolved.data("test")
         mixed = np.random.default_rng(0).permutation(len(test))
         inputs, labels = test.inputs[mixed], test.labels[mixed]
-        result = {"schema": "edgekd.benchmark.int8/1", "ways": {}, "seed": 0}
+        ways = result["models"].get(model, {}).get("ways", {}) if only else {}
+        result["models"][model] = {"ways": ways, "samples": len(test)}
         for number, (way, path) in enumerate(found.items()):
             (here,) = measure.score(path, inputs, folder=folder / f"here{number}").values()
             entry = {"bytes": path.stat().st_size, "top1": top1(here, labels), "cpus": {}}
+            if "equality" in facts.get(way, {}):
+                entry["model_and_file"] = {k: facts[way][k]["equal"] for k in ("equality", "fake_quantized")}
+                entry["saturable"] = len(facts[way]["saturation"])
             for cpu in CPUS if way != "float" else ():
-                launch = emulator.launch(targets.load(cpu))
-                (there,) = measure.score(path, inputs, folder=folder / f"{cpu}{number}", launch=launch, cap_s=seconds).values()
+                try:
+                    launch = emulator.launch(targets.load(cpu))
+                except EnvironmentUnfit as error:
+                    print(error)
+                    continue
+                (there,) = measure.score(path, inputs[:samples], folder=folder / f"{cpu}{number}", launch=launch, cap_s=900).values()
                 n = len(there)
-                same = here[:n].argmax(1) == there.argmax(1)
                 entry["cpus"][cpu] = {
                     "samples": n,
                     "top1": top1(there, labels[:n]),
                     "top1_here": top1(here[:n], labels[:n]),
-                    "agreement": 100 * float(same.mean()),
+                    "agreement": 100 * float((here[:n].argmax(1) == there.argmax(1)).mean()),
                     "equal": 100 * float((here[:n] == there).mean()),
                 }
-            result["ways"][way] = entry
+            ways[way] = entry
             print(way, entry, flush=True)
-        names = [w for w in found if w != "float"]
-        timed = measure.profile({w: found[w] for w in ("float", *names)}, inputs[:64], preset="quick", folder=folder / "times")
+        timed = measure.profile(found, inputs[:64], preset="quick", folder=folder / "times")
         p50 = {w: next(m for m in ms if m.name == "latency_p50_ms") for w, ms in timed.items()}
-        for way in names:
-            result["ways"][way] |= {"time_to_float": p50[way].value / p50["float"].value, "noise": p50[way].note}
-    result |= {"environment": environment.describe(), "command": "EDGEKD_CIFAR10=... python benchmarks/int8/run.py --weights ..."}
+        for way in found:
+            ways[way] |= {"time_to_float": p50[way].value / p50["float"].value, "p50_ms": p50[way].value, "noise": p50[way].note}
+    result["models"][model] |= {"environment": environment.describe(), "command": f"python benchmarks/int8/run.py {model}", "seed": 0}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -119,34 +167,44 @@ def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 def tables() -> None:
     result = json.loads(RESULT.read_text())
-    head = ["file", "bytes", "here", "time, float = 1"]
-    for cpu in CPUS:
-        head += [f"{cpu}: points", "equal answers %", "equal outputs %"]
     lines = ["# The same file on other CPUs: results", "",
-             "Written by `run.py --tables` from `result.json`; don't edit. *here*: per cent right of 10,000",
-             "test images on a CPU with AVX512-VNNI. *points*: what emulation shows less what is right here, on the same images.", "",
-             f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]  # fmt: skip
-    for way, entry in result["ways"].items():
-        cells = [way, f"{entry['bytes']:,}", f"{entry['top1']:.2f}", f"{entry['time_to_float']:.2f}" if "time_to_float" in entry else ""]
-        for cpu in CPUS:
-            c = entry["cpus"].get(cpu)
-            cells += ["", "", ""] if c is None else [f"{c['top1'] - c['top1_here']:+.2f}", f"{c['agreement']:.2f}", f"{c['equal']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    counts = [c["samples"] for e in result["ways"].values() for c in e["cpus"].values()]
-    facts = result["environment"]
-    lines += ["", f"{min(counts):,} to {max(counts):,} images under emulation. Again: `{result['command']}`. {facts['cpu']}, "
-              f"{', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}."]  # fmt: skip
+             "Written by `run.py --tables` from `result.json`; don't edit. *here*: per cent right of the test samples on a CPU with AVX512-VNNI.",
+             "A CPU's cell: points that emulation shows more or less than what is right here on the same samples / per cent of equal answers /",
+             "per cent of equal outputs."]  # fmt: skip
+    for model, found in result["models"].items():
+        cpus = [c for c in CPUS if any(c in e["cpus"] for e in found["ways"].values())]
+        head = ["file", "bytes", "here", "time, float = 1", *cpus]
+        lines += ["", f"## {model}", "", f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+        for way, entry in found["ways"].items():
+            cells = [
+                way,
+                f"{entry['bytes']:,}",
+                f"{entry['top1']:.2f}",
+                f"{entry['time_to_float']:.2f}" + ("*" if entry["noise"].count("noisy") else ""),
+            ]
+            for cpu in cpus:
+                c = entry["cpus"].get(cpu)
+                cells.append("" if c is None else f"{c['top1'] - c['top1_here']:+.2f} / {c['agreement']:.2f} / {c['equal']:.2f}")
+            lines.append(f"| {' | '.join(cells)} |")
+        counts = [c["samples"] for e in found["ways"].values() for c in e["cpus"].values()]
+        emulated = f"{min(counts):,} to {max(counts):,} of them under emulation. " if counts else ""
+        facts = found["environment"]
+        versions = ", ".join(f"{k} {v}" for k, v in sorted(facts["versions"].items()))
+        lines += ["", f"{found['samples']:,} test samples, {emulated}Again: `{found['command']}`. {facts['cpu']}, {versions}. "
+                  "Ratios with a star were noisy."]  # fmt: skip
     TABLES.write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("model", nargs="?", choices=RECIPES)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--peers", metavar="PYTHON")
+    parser.add_argument("--only", nargs="+", default=[], choices=[*WAYS, *SMOOTH])
     parser.add_argument("--tables", action="store_true")
     given = parser.parse_args()
-    if not given.tables:
-        run(given.weights, given.seconds)
+    if given.model:
+        run(given.model, given.samples, given.peers, given.only)
     tables()
 
 

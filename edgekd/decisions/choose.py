@@ -1,18 +1,20 @@
 """The choice for one target, by the contract's rule, from the validation split alone.
 
 Of the points within the budgets, the best by the first key of `minimize`; what its interval doesn't tell apart from the best is a tie, decided by
-the next key, then by `maximize`, bytes, MACs and the id. Candidates that differ by seed alone are one point and count by their mean.
+the next key, then by `maximize`, bytes, MACs and the id. Int8 that is slower than the float model it was made of is not chosen where that one is
+within the budgets, unless `slower_int8` says so. Candidates that differ by seed alone are one point and count by their mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from edgekd.decisions.budget import SLACK, excess, limit
 from edgekd.decisions.front import front
+from edgekd.decisions.slower import slower
 from edgekd.records import Candidate, Check, Measurement, TargetResult
 
 REFERENCES = ("teacher", "alone")  # points that are shown and never chosen
@@ -23,10 +25,11 @@ NOTHING: Figure = (math.nan, math.nan, math.nan)
 
 
 class Select(Protocol):
-    """What a recipe's `[select]` says: names of measurements."""
+    """What a recipe's `[select]` says: names of measurements; whether int8 that is slower than its float parent may be chosen all the same."""
 
     maximize: Sequence[str]
     minimize: Sequence[str]
+    slower_int8: bool
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,20 @@ def choose(candidates: Iterable[Candidate], *, target: str, select: Select, with
         told = "; ".join(str(o) for o in broken[nearest])
         count = "the only candidate is not" if len(points) == 1 else f"none of {len(points)} candidates is"
         return TargetResult(ids, None, None, (), f"{count} within the budgets; the nearest is {nearest}: {told}")
-    point, how = best(fit, points, target, select)
+    late = {p: told for p, told in slower(points, target, figure).items() if p in fit}
+    refused = {} if select.slower_int8 else {p: told for p, told in late.items() if told[0] in fit}
+    point, how = best([p for p in fit if p not in refused], points, target, select)
     chosen = _seed(points[point], checks, target, select)
     open_ = f" (not known: {', '.join(missing[point])})" if missing[point] else ""
-    return TargetResult(ids, chosen.id, None, (), f"{len(fit)} of {len(points)} within the budgets{open_}; {how}")
+    return TargetResult(ids, chosen.id, None, (), f"{len(fit)} of {len(points)} within the budgets{open_}; {how}{_late(point, late, refused)}")
+
+
+def _late(point: str, late: Mapping[str, tuple[str, float]], refused: Mapping[str, tuple[str, float]]) -> str:
+    """What is to be said of int8 that is no faster: of the choice if it is such, else of those that were not chosen for it."""
+    if point in late:
+        return f"; as int8 it takes {late[point][1]:.2f} of the time of its float parent {late[point][0]}"
+    told = ", ".join(f"{p} takes {ratio:.2f} of the time of {parent}" for p, (parent, ratio) in refused.items())
+    return f"; int8 is not faster here: {told}" if told else ""
 
 
 def competing(candidates: Iterable[Candidate], target: str, references: Collection[str] = ()) -> dict[str, list[Candidate]]:

@@ -83,9 +83,13 @@ def parameters(model: onnx.ModelProto) -> int:
 
 def macs(model: onnx.ModelProto) -> tuple[int, tuple[str, ...]]:
     """(multiply-accumulates of convolutions and matrix products at batch 1, operators with products that are not counted)."""
+    return sum(node_macs(model).values()), tuple(sorted({node.op_type for node in model.graph.node if node.op_type in UNCOUNTED}))
+
+
+def node_macs(model: onnx.ModelProto) -> dict[int, int]:
+    """{position of a node: its multiply-accumulates at batch 1}, of convolutions and matrix products."""
     shapes = value_shapes(model)
-    total = sum(_node_macs(node, shapes) for node in model.graph.node if node.op_type in COUNTED)
-    return total, tuple(sorted({node.op_type for node in model.graph.node if node.op_type in UNCOUNTED}))
+    return {i: _node_macs(node, shapes) for i, node in enumerate(model.graph.node) if node.op_type in COUNTED}
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

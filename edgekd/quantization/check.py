@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EQUAL = 0.95  # share of output values that must be equal
 ANSWERS = 0.999  # share of answers that must be equal, where there are MANY samples
 MANY = 2000
+BEYOND, FARTHEST = 0.001, 3  # with layers in float: share of values that may be more than one step apart, and how far
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,19 @@ class Equality:
     reasons: tuple[str, ...]
 
 
-def compare(model: np.ndarray, file: np.ndarray, step: float) -> Equality:
+def compare(model: np.ndarray, file: np.ndarray, step: float, *, floats: bool = False) -> Equality:
     """Outputs [n, ...] of the fake-quantized model and of the file: no value further than one step, at least 95 % equal, every differing
-    answer between classes at most one step apart in the model, and 99.9 % of answers equal where there are 2,000 samples."""
+    answer between classes at most one step apart in the model, and 99.9 % of answers equal where there are 2,000 samples.
+
+    `floats`: some layers stay in float between integer ones. The runtime sums there in another order, a value next to a tie then falls to
+    the other side, and such single steps meet further on: one value in a thousand may be up to 3 steps away, an answer with it."""
     if model.shape != file.shape:
         return Equality(len(model), 0.0, np.inf, 0.0, (f"the outputs' shapes differ: {list(model.shape)} and {list(file.shape)}",))
     steps = np.abs(model.astype(np.float64) - file) / step
     steps[np.isnan(steps)] = np.inf
     equal, most, reasons = float((steps < 0.25).mean()), float(steps.max(initial=0)), []
-    if most > 1.25:
+    rare = floats and most <= FARTHEST + 0.25 and float((steps > 1.25).mean()) <= BEYOND
+    if most > 1.25 and not rare:
         reasons.append(f"an output differs by {most:.1f} steps")
     if equal < EQUAL:
         reasons.append(f"only {100 * equal:.2f} % of the outputs are equal")
@@ -49,7 +54,7 @@ def compare(model: np.ndarray, file: np.ndarray, step: float) -> Equality:
         ours, theirs, rows = model.argmax(1), file.argmax(1), np.arange(len(model))
         same = float((ours == theirs).mean())
         apart = (model[rows, ours] - model[rows, theirs]) / step
-        if (apart > 1.25).any():
+        if (apart > 1.25).any() and not (rare and float((apart > 1.25).mean()) <= BEYOND):
             reasons.append(f"{int((apart > 1.25).sum())} answers differ between classes that are more than one step apart")
         if len(model) >= MANY and same < ANSWERS:
             reasons.append(f"only {100 * same:.3f} % of the answers are equal")

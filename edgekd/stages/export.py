@@ -67,7 +67,7 @@ class Export:
         found, plain = [], []
         for a, b, floats, site in zip(ours, theirs, fake, _outputs(graph, grid), strict=True):
             step = grid.sites[site].scale[0]
-            found.append(check.compare(a, b, step))
+            found.append(check.compare(a, b, step, floats=bool(grid.scheme.float_layers)))
             plain.append(check.compare(floats, b, step))  # the model in plain floats, as it was trained
             if found[-1].reasons:
                 check.refuse(found[-1], check.first_difference(module, grid, path, sites, few, feed))

@@ -70,7 +70,7 @@ class Quantize(Training):
         from edgekd.quantization.sites import layers
         from edgekd.train import seeded
 
-        samples = lambda: _calibration(columns, min(self.samples, len(columns)))
+        samples = lambda: calibration(columns, min(self.samples, len(columns)))
         columns, record = run.data("train"), models.record_of(source)
         graph = capture(models.load(source, run.task), quantization.example_of(columns), run.task.forward)
         if problems := _named(layers(graph), self.float_layers, self.layer_bits):
@@ -131,7 +131,7 @@ def _made_up(name: str, module: fx.GraphModule, graph: fx.GraphModule, batches: 
     return {layer: dataclasses.asdict(change) for layer, change in adaround(module, graph, batches, seed=seed).items()}
 
 
-def _calibration(columns: Any, samples: int):
+def calibration(columns: Any, samples: int):
     """Inputs of the first `samples` in a fixed shuffled order, 64 at a time."""
     from edgekd.sources.columns import take
     from edgekd.sources.epochs import order

@@ -1,0 +1,83 @@
+"""Mixed precision in a recipe: which files it adds, what they leave in float, and that a second run finds the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+import edgekd
+from edgekd import mixing, recipe
+from edgekd.errors import UsageError
+
+MIXED = """
+[mixed]
+quantize = [0.2, 1.0]
+
+[select]
+slower_int8 = true
+"""
+SAVED = {"conv2d": 40.0, "conv2d_1": 30.0, "conv2d_2": 20.0, "linear": 10.0}  # microseconds
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from edgekd import measure
+
+    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    tiny.hurry()
+    text = tiny.RECIPE.replace('[[stage]]\nuse    = "prune"\nmacs   = 0.54\nepochs = 3\n', "").replace("epochs = 3\nsamples = 64", 'mode = "ptq"')
+    (tmp_path / "mixed.toml").write_text(text.replace("epochs = 6", "epochs = 1") + MIXED)
+    return tmp_path
+
+
+def layers_of(run, folder):
+    return {c.id: c for c in run.result.candidates if "-float" in c.id}
+
+
+def test_files_with_layers_in_float_are_made_measured_and_found_again(place, monkeypatch):
+    monkeypatch.setattr(mixing, "_times", lambda *_: SAVED)
+    asked = []
+    genuine = mixing.mixed.choose
+    monkeypatch.setattr(mixing.mixed, "choose", lambda noise, saved, budget: asked.append((dict(saved), budget)) or genuine(noise, saved, budget))
+    found = edgekd.compress(place / "mixed.toml", out="run").result
+    assert asked == [(SAVED, pytest.approx(20.0)), (SAVED, pytest.approx(100.0))]
+    mixed = [c for c in found.candidates if "-float" in c.id]
+    assert mixed, "no file was added"
+    steps = {s["step"]: s["key"] for s in found.steps}
+    for c in mixed:
+        made = json.loads(next((place / "store").glob(f"artifacts/*/{steps[c.id]}/artifact.json")).read_text())
+        layers = made["settings"]["float_layers"] if "settings" in made else made["payload"]["settings"]["float_layers"]
+        assert c.id == f"quantize-float{len(layers)}" and set(layers) < set(SAVED)
+        assert {"latency_p50_ms", "top1", "file_bytes"} <= {m.name for m in c.measurements}
+        assert c.parents == ("distill",) and c.stages[-1] == "int8"
+    monkeypatch.setattr(mixing, "_times", lambda *_: pytest.fail("was known"))
+    again = edgekd.compress("run/recipe.toml", out="run").result
+    assert [c.id for c in again.candidates] == [c.id for c in found.candidates] and all(s["reused"] for s in again.steps)
+
+
+def test_without_a_machine_that_can_time_layers_go_by_their_work(place, monkeypatch):
+    monkeypatch.setattr(mixing, "_times", lambda *_: pytest.fail("this machine is none of the targets"))
+    monkeypatch.setattr(mixing.targets, "surplus", lambda *_: ["avx512_vnni"])
+    asked = []
+    genuine = mixing.mixed.choose
+    monkeypatch.setattr(mixing.mixed, "choose", lambda noise, saved, budget: asked.append(dict(saved)) or genuine(noise, saved, budget))
+    edgekd.compress(place / "mixed.toml", out="run")
+    # 10 x 10 images at stride 2: 25 places; 24 channels
+    assert asked[0] == {"conv2d": 25 * 9 * 24, "conv2d_1": 25 * 9 * 24, "conv2d_2": 25 * 24 * 24, "linear": 24 * 3}
+
+
+def test_what_the_table_says_wrongly_is_told(place):
+    text = tiny.RECIPE.replace("samples = 64", 'float_layers = ["linear"]')
+    wrong = text + "\n[mixed]\nprune = [0.1]\nquantise = [0.1]\nquantize = [0.5]\n"
+    (place / "wrong.toml").write_text(wrong)
+    with pytest.raises(UsageError) as error:
+        recipe.read(place / "wrong.toml")
+    told = str(error.value)
+    assert "mixed.prune: `prune` makes no int8" in told and "did you mean `quantize`?" in told and "names its float_layers itself" in told
+    (place / "wrong.toml").write_text(tiny.RECIPE + "\n[mixed]\nquantize = [1.5]\n")
+    with pytest.raises(UsageError, match="mixed.quantize"):
+        recipe.read(place / "wrong.toml")
