@@ -389,3 +389,30 @@ class TestStage:
         assert told(float_layers=("linear", "linear_1", "conv2d", "conv2d_1")) == told(layer_bits={"linear": 5, "linear_1": 5}) == []
         assert any("`linear` shares its weight with `linear_1`" in t for t in told(float_layers=("linear",)))
         assert len(told(layer_bits={"conv2d": 5, "conv2d_1": 6})) == 2
+
+
+# ---------------------------------------------------------------- what is not among the ways
+
+
+@pytest.mark.parametrize(("dtype", "kernel"), [(np.uint8, "QLinearConv"), (np.uint16, "Conv")])
+def test_the_runtime_has_no_integer_kernel_for_16_bit_activations(dtype, kernel, tmp_path):
+    """Which is why a layer is int8 or float: with 16 bits it computes in float and rounds on top. Should this fail, there is a third way."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).integers(-127, 128, (8, 8, 3, 3)).astype(np.int8)
+    step = np.float32(0.05 if dtype is np.uint8 else 0.05 / 256)
+    values = {"w": weight, "ws": np.float32(0.01), "wz": np.int8(0), "s": step, "z": dtype(np.iinfo(dtype).max // 2 + 1)}
+    chain = (("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "d"), ("DequantizeLinear", "w ws wz", "wd"), ("Conv", "d wd", "c"))
+    nodes = [
+        helper.make_node(op, inputs.split(), [out])
+        for op, inputs, out in (*chain, ("QuantizeLinear", "c s z", "r"), ("DequantizeLinear", "r s z", "y"))
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 8, 6, 6][:2] + side) for n, side in (("x", [6, 6]), ("y", [4, 4]))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(v, n) for n, v in values.items()])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 4
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnxruntime.InferenceSession(model.SerializeToString(), options)
+    kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert [k for k in kinds if "Conv" in k] == [kernel]
