@@ -189,10 +189,16 @@ def explain(run):
 
 @cli.command("list")
 @click.argument("kind", required=False, type=click.Choice(LISTED))
-def list_(kind):
-    """Show what can be named in a recipe: targets, tasks, losses, ..."""
-    from edgekd.listing import listing
+@click.argument("name", required=False)
+def list_(kind, name):
+    """Show what can be named in a recipe: targets, tasks, losses, ...; `list targets NAME`: a target's facts and their sources."""
+    from edgekd.listing import listing, target
 
+    if name is not None:
+        if kind != "targets":
+            raise click.UsageError(f"`list {kind}` takes no name; `list targets NAME` does")
+        click.echo(target(name))
+        return 0
     click.echo(listing([kind] if kind else list(LISTED)))
     return 0
 
