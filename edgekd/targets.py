@@ -104,7 +104,8 @@ def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
         return []
     if facts["architecture"] != target.architecture:
         return [target.architecture]
-    return [feature for feature in target.features if feature not in facts["features"]]
+    missing = [feature for feature in target.features if feature not in facts["features"]]
+    return missing if runs(target) else [*missing, "a runtime for it"]
 
 
 def surplus(target: Target, facts: Mapping[str, Any]) -> list[str]:
