@@ -108,6 +108,21 @@ def test_profile_of_what_never_runs_takes_no_samples(tmp_path, capsys):
 
 # ---------------------------------------------------------------- a run, and its gate
 
+RECIPE = """
+task    = "tiny:task"
+targets = ["host", "roomy.toml", "cramped.toml"]
+threads = 1
+control = false
+[[stage]]
+use    = "distill"
+epochs = 1
+[model.teacher]
+train = { epochs = 1 }
+[gate.any]
+top1       = "min 1 %"
+file_bytes = "max 100 kB"
+"""
+
 
 def test_gate_with_a_budget_file_knows_shipped_devices(tmp_path):
     name = "cortex-m7-stm32f746"
@@ -130,9 +145,7 @@ def test_compress_for_a_device_of_64_kib(tmp_path, monkeypatch, capsys):
 
     device(tmp_path, "roomy", ram=65536)
     device(tmp_path, "cramped", flash=1024, ram=65536)
-    lines = 'targets = ["host", "roomy.toml", "cramped.toml"]'
-    short = tiny.RECIPE.replace('targets = ["host"]', lines).replace("epochs = 6", "epochs = 1").replace("epochs = 3", "epochs = 1")
-    (tmp_path / "recipe.toml").write_text(short.replace('top1       = "drop max 60 pt vs teacher"', 'top1 = "min 1 %"'))
+    (tmp_path / "recipe.toml").write_text(RECIPE)
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
