@@ -33,7 +33,7 @@ def target(name: str) -> str:
             rows.append((fact, _fact(value), t.sources.get(fact, "")))
     told = {
         "measured": "this machine can stand for it: times and answers are measured here",
-        "measured, no times": "answers are measured here; this machine has faster kernels besides, so times are taken on the device alone",
+        "answers": "answers are measured here; this machine has faster kernels besides, so times are taken on the device alone",
         "emulated": "what a file answers there is emulated here; times are taken on the device alone",
         "counted": "bytes, parameters, MACs and planned memory are counted on the file; nothing runs as this target here",
     }
@@ -83,8 +83,9 @@ def _targets() -> str:
         rows.append((t.name, t.core or t.architecture, clock, ram, _size(t.flash_bytes), targets.kernels(t), targets.figures(t, facts)))
     table = _table("targets", ("name", "core", "MHz", "RAM", "flash", "int8 by", "figures here"), rows, width=100)
     return (
-        f"{table}\n\nmeasured: times and answers; emulated: what a file answers there, no times; counted: bytes, MACs, planned memory.\n"
-        "`edgekd list targets NAME` shows all facts of one, with their sources. A .toml file of the same form is a target of your own."
+        f"{table}\n\nmeasured: times and answers; answers: the same without times; emulated: answers by emulation;\n"
+        "counted: bytes, MACs, planned memory. Times of a board are taken on the board.\n"
+        "`edgekd list targets NAME` shows all facts of one, with their sources.\nA .toml file of the same form is a target of your own."
     )
 
 

@@ -222,8 +222,8 @@ class Target:
     """Facts of a kind of device and of its runtime: data, not code. None: not known, or not the same on all devices of the kind.
 
     `core`: the name of the core that files run on, lower case (cortex-a72): cores of one name have the same kernels and the same time per cycle;
-    `cores`: how many of them; `clock_mhz`: highest sustained; `caches`: {l1d, l1i, l2, l3: bytes}; `channel_multiple`: the widths that its kernels run
-    well at; `int8`: the lattice that its kernels compute exactly on; `emulated_as`: the name of its CPU, or of a stand-in with the same kernels,
+    `cores`: how many of them; `clock_mhz`: highest sustained; `caches`: {l1d, l1i, l2, l3: bytes}; `channel_multiple`: the widths that its kernels
+    run well at; `int8`: the lattice that its kernels compute exactly on; `emulated_as`: the name of its CPU, or of a stand-in with the same kernels,
     to an emulator (qemu's -cpu); `runtime`: named `none` where none of edgekd's runs; `sources`: {fact: where it is from}."""
 
     name: Annotated[str, MinLen(1)]

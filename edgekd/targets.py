@@ -80,7 +80,7 @@ def runs(target: Target) -> bool:
 def kernels(target: Target) -> str:
     """What onnxruntime's kernels multiply bytes with on the target (core/mlas/lib/platform.cpp), in a word or two."""
     if target.architecture == "x86-64":
-        wide = {"avx512_vnni": "VNNI (AVX512)", "avx_vnni": "VNNI (AVX)", "avx2": "AVX2, pairs at 16 bits"}
+        wide = {"avx512_vnni": "VNNI (AVX512)", "avx_vnni": "VNNI (AVX)", "avx2": "AVX2, 16-bit pairs"}
         return next((text for feature, text in wide.items() if feature in target.features), "SSE")
     if target.architecture == "aarch64":
         return "i8mm" if "i8mm" in target.features else "dot product" if "dotprod" in target.features else "NEON"
@@ -88,13 +88,13 @@ def kernels(target: Target) -> str:
 
 
 def figures(target: Target, facts: Mapping[str, Any]) -> str:
-    """The best that a machine with `facts` can tell of the target: `measured` (times and answers), `emulated` (answers, no times), `measured, no
-    times` (the machine has other kernels besides), `counted` (the file alone)."""
+    """The best that a machine with `facts` can tell of the target: `measured` (times and answers), `answers` (measured, and no
+    times: the machine has other kernels besides), `emulated` (answers by emulation), `counted` (the file alone)."""
     if not runs(target):
         return "counted"
     more = surplus(target, facts)
     if not matches(target, facts) and not (more and target.emulated_as):
-        return "measured, no times" if more else "measured"
+        return "answers" if more else "measured"
     return "emulated" if target.emulated_as else "counted"
 
 

@@ -46,7 +46,8 @@ FLASH, RAM = "max 64 KiB (flash of small)", "max 8 KiB (RAM of small)"
 GATES = [
     ({}, {"small": {"file_bytes": FLASH, "activation_bytes": RAM}}),
     ({"any": {"file_bytes": "max 1 MB"}}, {"small": {"file_bytes": ["max 1 MB", FLASH], "activation_bytes": RAM}}),
-    ({"any": {"file_bytes": "max 1 MB"}, "small": {"file_bytes": "max 9 kB"}}, {"small": {"file_bytes": ["max 9 kB", FLASH], "activation_bytes": RAM}}),
+    ({"any": {"file_bytes": "max 1 MB"}, "small": {"file_bytes": "max 9 kB"}},
+     {"small": {"file_bytes": ["max 9 kB", FLASH], "activation_bytes": RAM}}),
     ({"small": {"file_bytes": ["max 9 kB", "min 1 kB"], "macs": "max 1 M"}},
      {"small": {"file_bytes": ["max 9 kB", "min 1 kB", FLASH], "macs": "max 1 M", "activation_bytes": RAM}}),
     ({"small": {"file_bytes": {"is": "max 9 kB", "level": "warn"}}},

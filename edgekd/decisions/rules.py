@@ -58,7 +58,9 @@ SCALES: Mapping[str, Mapping[str, float]] = {
     "1/s": {"1/s": 1, "/s": 1, "tokens/s": 1},
 }
 _EXAMPLE = {"ms": "35 ms", "B": "98496 B or 96 KiB", "%": "88 %", "pt": "1.0 pt", "": "20000", "1/s": "12 tokens/s"}
-_RULE = re.compile(r"(min|max|drop +max|regress +max) +([-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?) *([^\s0-9(]\S*)?(?: +vs +(\S+))?(?: +\([^()]*\))?")
+_RULE = re.compile(
+    r"(min|max|drop +max|regress +max) +([-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?) *([^\s0-9(]\S*)?(?: +vs +(\S+))?(?: +\([^()]*\))?"
+)
 
 
 @dataclass(frozen=True)
