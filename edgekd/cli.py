@@ -86,9 +86,17 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
 
     With --on emulator: what it answers under each target's instruction set, held against this machine.
     """
-    from edgekd import measuring
+    from edgekd import measuring, sizing
+    from edgekd import targets as devices
     from edgekd.errors import Problem, UsageError
 
+    if on is None and len(targets) == 1 and not devices.runs(device := devices.load(targets[0])):
+        if data is not None or trace is not None:
+            hint = "leave it out: what is counted on the file needs no samples"
+            raise UsageError(Problem("--data" if data else "--trace", f"nothing runs as {device.name} here", hint))
+        sized = sizing.sizes(model, device, json=json_file)
+        click.echo(str(sized))
+        return sized.exit_code
     if on == "emulator":
         outcome = measuring.emulate(model, targets=targets, data=data, json=json_file, quiet=quiet)
     elif len(targets) > 1:
@@ -189,10 +197,16 @@ def explain(run):
 
 @cli.command("list")
 @click.argument("kind", required=False, type=click.Choice(LISTED))
-def list_(kind):
-    """Show what can be named in a recipe: targets, tasks, losses, ..."""
-    from edgekd.listing import listing
+@click.argument("name", required=False)
+def list_(kind, name):
+    """Show what can be named in a recipe: targets, tasks, losses, ...; `list targets NAME`: a target's facts and their sources."""
+    from edgekd.listing import listing, target
 
+    if name is not None:
+        if kind != "targets":
+            raise click.UsageError(f"`list {kind}` takes no name; `list targets NAME` does")
+        click.echo(target(name))
+        return 0
     click.echo(listing([kind] if kind else list(LISTED)))
     return 0
 

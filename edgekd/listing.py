@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -18,6 +19,34 @@ NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "numpy"
 def listing(kinds: list[str]) -> str:
     """Tables of the parts of each kind: name, what it is, its settings with defaults."""
     return "\n\n".join(_targets() if kind == "targets" else _parts(kind) for kind in kinds)
+
+
+def target(name: str) -> str:
+    """A target's facts, each with its source. Raises UsageError where there is none of that name."""
+    from edgekd import environment, targets
+
+    t = targets.load(name)
+    rows = []
+    for fact in (f.name for f in dataclasses.fields(t) if f.name not in ("name", "title", "sources")):
+        value = getattr(t, fact)
+        if value not in (None, (), {}):
+            rows.append((fact, _fact(value), t.sources.get(fact, "")))
+    told = {
+        "measured": "this machine can stand for it: times and answers are measured here",
+        "answers": "answers are measured here; this machine has faster kernels besides, so times are taken on the device alone",
+        "emulated": "what a file answers there is emulated here; times are taken on the device alone",
+        "counted": "bytes, parameters, MACs and planned memory are counted on the file; nothing runs as this target here",
+    }
+    return f"{_table(f'{t.name}: {t.title}', ('fact', 'value', 'source'), rows)}\n\n{told[targets.figures(t, environment.describe())]}"
+
+
+def _fact(value: Any) -> str:
+    """A fact as text; of a record what isn't empty."""
+    if dataclasses.is_dataclass(value):
+        value = {k: v for k, v in dataclasses.asdict(value).items() if v not in ("", (), [], {})}
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(value) if isinstance(value, tuple) else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _parts(kind: str) -> str:
@@ -45,19 +74,31 @@ def _settings(part: Any, skip: int) -> str:
 
 
 def _targets() -> str:
-    from edgekd import targets
+    from edgekd import environment, targets
 
-    rows = []
+    facts, rows = environment.describe(), []
     for name in targets.names():
         t = targets.load(name)
-        runtime = f"{t.runtime.name} {t.runtime.version}".strip()
-        int8 = f"{t.int8.weight_bits}-bit weights" + ", sums of two in 16 bits" * t.int8.pairs16
-        rows.append((t.name, t.title, t.architecture, ", ".join(t.features), runtime, str(t.threads), int8))
-    return _table("targets", ("name", "title", "architecture", "features", "runtime", "threads", "int8"), rows)
+        clock, ram = f"{t.clock_mhz:.0f}" if t.clock_mhz else "", _size(t.ram_bytes)
+        rows.append((t.name, t.core or t.architecture, clock, ram, _size(t.flash_bytes), targets.kernels(t), targets.figures(t, facts)))
+    table = _table("targets", ("name", "core", "MHz", "RAM", "flash", "int8 by", "figures here"), rows, width=100)
+    return (
+        f"{table}\n\nmeasured: times and answers; answers: the same without times; emulated: answers by emulation;\n"
+        "counted: bytes, MACs, planned memory. Times of a board are taken on the board.\n"
+        "`edgekd list targets NAME` shows all facts of one, with their sources.\nA .toml file of the same form is a target of your own."
+    )
 
 
-def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table as text; as wide as the terminal, 140 columns where there is none."""
+def _size(count: int | None) -> str:
+    """Bytes in the unit that they are a whole number of, or to two digits: `512 MiB`."""
+    if count is None:
+        return ""
+    unit = next((u for u in (2**30, 2**20) if count >= u), 2**10)
+    return f"{count / unit:.3g} {({2**30: 'GiB', 2**20: 'MiB', 2**10: 'KiB'})[unit]}"
+
+
+def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]], width: int = 140) -> str:
+    """A table as text; as wide as the terminal, `width` columns where there is none."""
     import sys
 
     from rich.console import Console
@@ -68,7 +109,7 @@ def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> s
         table.add_column(head, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 140, force_terminal=sys.stdout.isatty())
+    console = Console(width=None if sys.stdout.isatty() else width, force_terminal=sys.stdout.isatty())
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

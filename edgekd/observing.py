@@ -84,7 +84,7 @@ def times(found: Sequence[Observed], resolved: Resolved, store: Store, machine: 
     """{id: {threads: latency and memory}}: one interleaved job per number of threads for all files that were not timed on this machine yet."""
     columns, taken = resolved.data("test"), {o.point.id: {} for o in found}
     inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
-    for threads in sorted({t.threads for t in resolved.targets}):
+    for threads in sorted({t.threads for t in resolved.targets if targets.runs(t)}):
         name = f"profile-{PRESET}-{threads}-{machine}"
         missing = {}
         for o in found:

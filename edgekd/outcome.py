@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, proving, results
+from edgekd import environment, proving, results, targets
 from edgekd.decisions import budget, choose
 from edgekd.decisions.one_file import one_file
 from edgekd.decisions.rules import EMULATED
@@ -93,7 +93,8 @@ def conclude(
             candidates = [chosen if c.id == chosen.id else c for c in candidates]
         checks = judged(chosen, target.name, "test", False) if chosen is not None else ()
         verdict = budget.overall(checks) if chosen is not None else "fail"
-        found[target.name] = dataclasses.replace(result, checks=checks, verdict=verdict)
+        reason = result.reason if targets.runs(target) else f"{result.reason}; counted on the files alone: edgekd has no runtime for this device"
+        found[target.name] = dataclasses.replace(result, checks=checks, verdict=verdict, reason=reason)
     facts = environment.describe()
     digest = hashlib.sha256(text.encode()).hexdigest()
     run = Result(resolved.task.name, digest, {environment.environment_id(facts): facts}, references, tuple(candidates), found, tuple(steps))

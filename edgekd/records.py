@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test", "unlabelled", "prior"]
 Origin = Literal["counted", "measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
-Architecture = Literal["x86-64", "aarch64"]
+Architecture = Literal["x86-64", "aarch64", "armv7e-m"]
+Cache = Literal["l1d", "l1i", "l2", "l3"]
 Feature = Literal["avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2"]
 
 
@@ -220,17 +221,19 @@ class Runtime:
 class Target:
     """Facts of a kind of device and of its runtime: data, not code. None: not known, or not the same on all devices of the kind.
 
-    `clock_mhz`: highest sustained; `caches`: {l1d, l2, l3, ...: bytes}; `channel_multiple`: the widths that its kernels run well at;
-    `int8`: the lattice that its kernels compute exactly on; `emulated_as`: the name of its CPU to an emulator (qemu's -cpu);
-    `sources`: {fact: where it is from}."""
+    `core`: the name of the core that files run on, lower case (cortex-a72): cores of one name have the same kernels and the same time per cycle;
+    `cores`: how many of them; `clock_mhz`: highest sustained; `caches`: {l1d, l1i, l2, l3: bytes}; `channel_multiple`: the widths that its kernels
+    run well at; `int8`: the lattice that its kernels compute exactly on; `emulated_as`: the name of its CPU, or of a stand-in with the same kernels,
+    to an emulator (qemu's -cpu); `runtime`: named `none` where none of edgekd's runs; `sources`: {fact: where it is from}."""
 
     name: Annotated[str, MinLen(1)]
     title: Annotated[str, MinLen(1)]
     architecture: Architecture
+    core: Annotated[str, MinLen(1)] | None = None
     features: tuple[Feature, ...] = ()
     cores: Annotated[int, Ge(1)] | None = None
     clock_mhz: Annotated[float, Gt(0), Le(1e5)] | None = None
-    caches: Mapping[str, Annotated[int, Gt(0)]] = field(default_factory=dict)
+    caches: Mapping[Cache, Annotated[int, Gt(0)]] = field(default_factory=dict)
     ram_bytes: Annotated[int, Gt(0)] | None = None
     flash_bytes: Annotated[int, Gt(0)] | None = None
     runtime: Runtime = Runtime()

@@ -43,7 +43,7 @@ def resolve(recipe: Read) -> Resolved:
 def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
     """What a recipe refers to, as far as it can be found, and every problem with it."""
     from edgekd import environment, targets
-    from edgekd.decisions import budget
+    from edgekd.decisions import budget, capacity
     from edgekd.sources import columns
 
     problems: list[Problem] = []
@@ -62,6 +62,7 @@ def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
         elif first.better == "lower" and first.name not in select.minimize:
             select = select.model_copy(update={"minimize": (*select.minimize, first.name)})
         gate = budget.with_default(gate, first.name, first.unit, [t.name for t in found if t is not None])
+    gate = capacity.added(gate, [t for t in found if t is not None])
     names = [t.name for t in found if t is not None]
     metrics = {m.name: m.unit for m in task.metrics} if isinstance(task, Task) else None
     whole = None if None in found else names  # a target that was not found is told, not also as unknown to the gate

@@ -13,11 +13,17 @@ from typing import Any, get_args
 
 from edgekd import environment
 from edgekd.errors import Problem, UsageError
-from edgekd.records import Architecture, Feature, Runtime, Scheme, Target
+from edgekd.records import Architecture, Cache, Feature, Runtime, Scheme, Target
 
 KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")  # features that runtimes choose int8 and float kernels by
 OF_A_GRAPH = {"float_layers", "layer_bits"}  # of a scheme: names of layers are no facts of a device
 HOST = "host"
+NO_RUNTIME = "none"  # the name of a runtime that edgekd has not
+FEATURES: Mapping[str, tuple[str, ...]] = {
+    "x86-64": ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
+    "aarch64": ("neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2"),
+    "armv7e-m": (),
+}
 
 
 def names() -> list[str]:
@@ -35,8 +41,9 @@ def load(name_or_path: str | Path) -> Target:
         return _parse(Path(name_or_path))
     folder = _folder()
     if folder is None or text not in names():
-        near = difflib.get_close_matches(text, names(), 1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names())}; your own: a path to a .toml file"
+        near = [n for n in names() if text and n.startswith(text)][:3] or difflib.get_close_matches(text, names(), 1)
+        ours = "`edgekd list targets` shows those there are; your own: a path to a .toml file"
+        hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else ours
         raise UsageError(Problem("", f"no target is named `{text}`", hint))
     return _parse(folder / f"{text}.toml")
 
@@ -65,13 +72,40 @@ def _pairs16(architecture: str, features: Iterable[str]) -> bool:
     return architecture == "x86-64" and "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)
 
 
+def runs(target: Target) -> bool:
+    """Whether edgekd has a runtime for the target: without one, there are figures that are counted on the file, and budgets on them."""
+    return target.runtime.name != NO_RUNTIME
+
+
+def kernels(target: Target) -> str:
+    """What onnxruntime's kernels multiply bytes with on the target (core/mlas/lib/platform.cpp), in a word or two."""
+    if target.architecture == "x86-64":
+        wide = {"avx512_vnni": "VNNI (AVX512)", "avx_vnni": "VNNI (AVX)", "avx2": "AVX2, 16-bit pairs"}
+        return next((text for feature, text in wide.items() if feature in target.features), "SSE")
+    if target.architecture == "aarch64":
+        return "i8mm" if "i8mm" in target.features else "dot product" if "dotprod" in target.features else "NEON"
+    return "DSP"
+
+
+def figures(target: Target, facts: Mapping[str, Any]) -> str:
+    """The best that a machine with `facts` can tell of the target: `measured` (times and answers), `answers` (measured, and no
+    times: the machine has other kernels besides), `emulated` (answers by emulation), `counted` (the file alone)."""
+    if not runs(target):
+        return "counted"
+    more = surplus(target, facts)
+    if not matches(target, facts) and not (more and target.emulated_as):
+        return "answers" if more else "measured"
+    return "emulated" if target.emulated_as else "counted"
+
+
 def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
     """What a machine lacks of a target; only with nothing missing may a time taken on it be called measured for the target."""
     if target.name == HOST:
         return []
     if facts["architecture"] != target.architecture:
         return [target.architecture]
-    return [feature for feature in target.features if feature not in facts["features"]]
+    missing = [feature for feature in target.features if feature not in facts["features"]]
+    return missing if runs(target) else [*missing, "a runtime for it"]
 
 
 def surplus(target: Target, facts: Mapping[str, Any]) -> list[str]:
@@ -106,9 +140,27 @@ def _parse(path: Path) -> Target:
         target = TypeAdapter(Target).validate_json(json.dumps({**raw, "name": path.stem}, default=str), strict=True)
     except ValidationError as error:
         problems += [_problem(path.name, e) for e in error.errors()]
+    problems += [] if target is None else _contradictions(path.name, target)
     if problems or target is None:
         raise UsageError(*problems)
     return target
+
+
+def _contradictions(file: str, target: Target) -> list[Problem]:
+    """Facts that can't hold together, and sources of facts that aren't given."""
+    found = [
+        Problem(f"{file}: features", f"{target.architecture} has no `{feature}`", _near(feature, FEATURES[target.architecture] or ["none"]))
+        for feature in target.features
+        if feature not in FEATURES[target.architecture]
+    ]
+    if target.core and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", target.core):
+        found.append(Problem(f"{file}: core", f"{target.core!r} is no name of a core", "lower case, as in cortex-a72"))
+    if target.architecture == "armv7e-m" and runs(target):
+        found.append(Problem(f"{file}: runtime", f"{target.runtime.name} does not run on {target.architecture}", f'write name = "{NO_RUNTIME}"'))
+    if target.emulated_as and not runs(target):
+        found.append(Problem(f"{file}: emulated_as", "there is no runtime to emulate", "leave it out"))
+    empty = [name for name in target.sources if getattr(target, name) in (None, {}, "")]
+    return found + [Problem(f"{file}: sources.{name}", f"the fact `{name}` is not given", f"write {name} = ..., or no source") for name in empty]
 
 
 def _unknown(file: str, raw: Mapping[str, Any]) -> list[Problem]:
@@ -125,7 +177,8 @@ def _problem(file: str, error: Mapping[str, Any]) -> Problem:
     if error["type"] == "missing":
         return Problem(f"{file}: {place}", "is missing", f"write {last} = ...")
     if error["type"] == "literal_error":
-        known = get_args(Architecture if last == "architecture" else Feature)
+        known = get_args(Architecture if last == "architecture" else Cache if place.startswith("caches") else Feature)
+        place = place.removesuffix(".[key]")
         return Problem(f"{file}: {place}", f"{given!r} is not known", _near(str(given), known))
     message = error["msg"]
     return Problem(f"{file}: {place}", f"{message[0].lower()}{message[1:]}, not {given!r}")

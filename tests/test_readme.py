@@ -60,6 +60,18 @@ def test_settings_that_the_text_names_are_taken():
     assert len(sets) >= 2 and recipe.read(None, sets=[s for s in sets if s != "STAGE.KEY=VALUE"])
 
 
+def test_the_targets_of_the_text_are_those_that_ship_and_its_own_one_is_read(tmp_path):
+    from edgekd import targets
+
+    section = TEXT[TEXT.index("## Targets") : TEXT.index("## The verbs")]
+    table = re.findall(r"`([\w-]+)`", "".join(line for line in section.splitlines() if line.startswith("|")))
+    named = {n for n in table if n != "-little"} | {n.replace("-big", "-little") for n in table if n.startswith("snapdragon")}
+    assert named == set(targets.names()) - {"host"}
+    (tmp_path / "sensor.toml").write_text(block("toml", 'title        = "our sensor"'))
+    sensor = targets.load(tmp_path / "sensor.toml")
+    assert (sensor.core, sensor.flash_bytes, sensor.ram_bytes, targets.runs(sensor)) == ("cortex-m4", 2**20, 2**18, False)
+
+
 def test_shipped_recipes_plan():
     from edgekd import plan, recipe, resolving
 

@@ -3,29 +3,124 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from edgekd import environment, targets
+from edgekd import environment, listing, targets
 from edgekd.errors import UsageError
 from edgekd.records import Target
 
+ROOT = Path(__file__).parent.parent
 ZEN5 = {
     "cpu": "some cpu", "architecture": "x86-64", "features": ["avx2", "avx512_vnni", "avx512f", "fma"], "cores": 4, "max_mhz": None, "mhz": 2600.0,
     "caches": {"l2": 2**20}, "ram_bytes": 2**33, "versions": {"onnxruntime": "1.31.1"}, "virtual": True, "governor": None, "kernel": "6",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n for n in targets.names() if n != "host"])
+SHIPPED = [n for n in targets.names() if n != "host"]
+ARM = [n for n in SHIPPED if targets.load(n).architecture == "aarch64"]
+PLAIN, DOT, MATRIX = {"neon"}, {"neon", "fp16", "dotprod"}, {"neon", "fp16", "dotprod", "i8mm", "bf16"}
+CORES = {  # what Arm's cores have of what chooses kernels: Armv8.0, Armv8.2 with the dot product, Armv9.0
+    "cortex-a53": PLAIN, "cortex-a72": PLAIN,
+    "cortex-a55": DOT, "cortex-a76": DOT, "cortex-a77": DOT, "cortex-a78ae": DOT, "cortex-x1": DOT,
+    "cortex-x2": MATRIX, "cortex-a510": MATRIX,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_targets_load_and_give_a_source_for_every_fact(name):
     target = targets.load(name)
     plain = Target(name=name, title=target.title, architecture=target.architecture)
     told = {f.name for f in dataclasses.fields(Target) if getattr(target, f.name) != getattr(plain, f.name)} - {"sources"}
-    assert told <= set(target.sources)
+    written = set(tomllib.loads((ROOT / "targets" / f"{name}.toml").read_text()))
+    assert told | written - {"title", "architecture", "sources"} <= set(target.sources)
     assert {"features", "runtime", "int8"} <= set(target.sources)
+    assert all(len(source) >= 8 for source in target.sources.values())
+
+
+def test_the_devices_that_people_ask_for_are_there():
+    wanted = {"raspberry-pi-3b-plus", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-zero-2w", "rk3566", "jetson-orin-nano", "imx8m-plus"}
+    wanted |= {f"{soc}-{kind}" for soc in ("rk3399", "rk3588", "snapdragon-865", "snapdragon-888", "snapdragon-8gen1") for kind in ("big", "little")}
+    wanted |= {"cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "x86-64-sse42", "x86-64-avx2", "x86-64-avx-vnni", "x86-64-avx512-vnni"}
+    assert wanted <= set(SHIPPED)
+    assert {targets.load(n).core for n in SHIPPED if not targets.runs(targets.load(n))} == {"cortex-m4", "cortex-m7"}
+
+
+@pytest.mark.parametrize("name", ARM)
+def test_features_are_those_of_the_core_and_stand_ins_have_the_same(name):
+    target = targets.load(name)
+    assert set(target.features) == CORES[target.core]
+    assert not target.int8.pairs16, "their kernels add at 32 bits"
+    if target.emulated_as is None:
+        assert "i8mm" in target.features, "an emulator has a core for every other"
+    else:
+        assert CORES[target.emulated_as] == CORES[target.core]
+        stand_in = target.sources["emulated_as"].startswith("stand-in: ")
+        assert stand_in == (target.emulated_as != target.core)
+
+
+@pytest.mark.parametrize("program, architecture", [("qemu-aarch64", "aarch64"), ("qemu-x86_64", "x86-64")])
+def test_emulators_know_the_cores(program, architecture):
+    if not shutil.which(program):
+        pytest.skip(f"no {program} on the PATH")
+    known = set(subprocess.run([program, "-cpu", "help"], capture_output=True, text=True).stdout.split())  # which ends with 1
+    found = {t.emulated_as for t in map(targets.load, SHIPPED) if t.architecture == architecture and t.emulated_as}
+    assert found and found <= known and "max" not in found
+
+
+def test_boards_of_one_core_have_its_int8():
+    """Such targets share a scheme, so that one training serves them."""
+    found = [targets.load(n) for n in ARM]
+    assert all((t.int8, t.channel_multiple) == (found[0].int8, found[0].channel_multiple) for t in found)
+
+
+ZERO = {**ZEN5, "architecture": "aarch64", "features": ["neon"]}
+
+
+@pytest.mark.parametrize(
+    "name, facts, wanted",
+    [
+        ("host", ZEN5, "measured"),
+        ("raspberry-pi-4", ZEN5, "emulated"),
+        ("raspberry-pi-4", ZERO, "measured"),
+        ("raspberry-pi-4", {**ZERO, "features": ["neon", "dotprod"]}, "emulated"),
+        ("raspberry-pi-5", ZERO, "emulated"),
+        ("snapdragon-8gen1-big", ZEN5, "counted"),
+        ("cortex-m4-stm32l4r5", ZERO, "counted"),
+        ("x86-64-avx512-vnni", ZEN5, "measured"),
+        ("x86-64-avx512-vnni", {**ZEN5, "features": [*ZEN5["features"], "avx_vnni"]}, "answers"),
+        ("x86-64-avx2", ZEN5, "emulated"),
+    ],
+)
+def test_how_figures_are_had(name, facts, wanted):
+    assert targets.figures(targets.load(name), facts) == wanted
+
+
+def test_what_has_no_runtime_is_matched_by_no_machine():
+    small = targets.load("cortex-m7-stm32f746")
+    assert targets.matches(small, ZEN5) == ["armv7e-m"] and not targets.runs(small) and targets.kernels(small) == "DSP"
+    assert targets.matches(dataclasses.replace(small, architecture="x86-64"), ZEN5) == ["a runtime for it"]
+
+
+@pytest.mark.parametrize("name", ["raspberry-pi-zero-2w", "cortex-m4-stm32l4r5", "x86-64-avx2", "host"])
+def test_a_target_is_told_with_its_sources(name):
+    text = listing.target(name)
+    assert text.startswith(f"{name}: ")
+    assert targets.load(name).architecture in text and "runtime" in text and "None" not in text
+    assert all(source.split()[0][:12] in text for source in targets.load(name).sources.values())
+
+
+def test_the_list_of_targets_fits_100_columns():
+    lines = listing.listing(["targets"]).splitlines()
+    assert max(map(len, lines)) <= 100
+    rows = {line.split()[0]: line for line in lines if line.split() and line.split()[0] in targets.names()}
+    assert set(rows) == set(targets.names())
+    assert rows["raspberry-pi-zero-2w"].split()[1:5] == ["cortex-a53", "1000", "512", "MiB"]
 
 
 def test_the_x86_kinds_differ_where_their_kernels_do():
@@ -89,7 +184,11 @@ def test_every_problem_of_a_file_is_reported_at_once(tmp_path):
 
 
 WRONG = [(GOOD + 'name = "x"', "there is no fact `name`"), ("title = ", "is not TOML"), ("int8 = 3\n" + GOOD, "int8")]
-WRONG += [('threads = "2"\n' + GOOD, "threads")]
+WRONG += [('threads = "2"\n' + GOOD, "threads"), (GOOD + 'features = ["dotprod"]', "x86-64 has no `dotprod`")]
+WRONG += [(GOOD + 'core = "Cortex A72"', "is no name of a core"), (GOOD + "[caches]\nl1 = 32768", "caches.l1: 'l1' is not known")]
+WRONG += [(GOOD + "[caches]\nl2 = 0", "caches.l2"), (GOOD + '[sources]\nram_bytes = "guessed"', "the fact `ram_bytes` is not given")]
+WRONG += [(GOOD.replace("x86-64", "armv7e-m"), "onnxruntime does not run on armv7e-m")]
+WRONG += [('emulated_as = "max"\n' + GOOD + '[runtime]\nname = "none"', "there is no runtime to emulate")]
 
 
 @pytest.mark.parametrize("text, message", WRONG)
@@ -109,6 +208,10 @@ def test_host_is_no_name_for_a_file(tmp_path):
 def test_wrong_names_and_missing_files():
     with pytest.raises(UsageError, match="did you mean `host`"):
         targets.load("hots")
+    with pytest.raises(UsageError, match="did you mean `rk3588-big` or `rk3588-little`"):
+        targets.load("rk3588")
+    with pytest.raises(UsageError, match="edgekd list targets"):
+        targets.load("toaster")
     with pytest.raises(UsageError, match="No such file"):
         targets.load("nowhere/board.toml")
     with pytest.raises(UsageError, match="no target is named `\\.\\.`"):

@@ -3,6 +3,7 @@
     rule   min X | max X | drop max X vs teacher|baseline | regress max X % vs teacher|baseline
     value  a rule, a list of rules, or { is = rule or rules, accept = ["measured", ...], level = "error" | "warn" }
 
+A rule may end with a remark in parentheses: where its limit is from, such as `max 2 MiB (flash of cortex-m4-stm32l4r5)`.
 X has a unit: ms, us, s; B, kB (1000), KiB (1024), MB, MiB, ...; %; pt (percentage points, also of a `drop` of what is in %); none for counts.
 `regress` is relative. A target's table adds to `[any]`, and replaces a name that both have.
 """
@@ -57,7 +58,9 @@ SCALES: Mapping[str, Mapping[str, float]] = {
     "1/s": {"1/s": 1, "/s": 1, "tokens/s": 1},
 }
 _EXAMPLE = {"ms": "35 ms", "B": "98496 B or 96 KiB", "%": "88 %", "pt": "1.0 pt", "": "20000", "1/s": "12 tokens/s"}
-_RULE = re.compile(r"(min|max|drop +max|regress +max) +([-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?) *([^\s0-9]\S*)?(?: +vs +(\S+))?")
+_RULE = re.compile(
+    r"(min|max|drop +max|regress +max) +([-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?) *([^\s0-9(]\S*)?(?: +vs +(\S+))?(?: +\([^()]*\))?"
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 Pisarchyk & Lee, arXiv 2001.03288, algorithm 3 (greedy by size for offsets). A value lives from the operator that makes it to the last that reads
 it; graph inputs live from the start, graph outputs to the end. What takes no memory of its own is merged with what it views or finishes in place:
 reshapes, activations that alone read their input, and the dequantize/quantize pairs around an operator that an integer runtime computes as one.
+
+onnxruntime 1.31.1 plans the same block for float networks (`tests/test_memory_oracle.py`), and less where it writes a convolution over the operand
+that it adds. What its kernels work in is not counted: an int8 convolution unfolds its input, which may take more than all activations.
 """
 
 from __future__ import annotations

@@ -1,0 +1,178 @@
+"""Flash and RAM of small devices: as budgets, in `profile`, in a run and at its gate."""
+
+import json
+
+import pytest
+import test_gate
+import test_probes
+import tiny
+
+from edgekd import gating, resolving, targets
+from edgekd import recipe as recipes
+from edgekd.cli import run as command
+from edgekd.decisions import budget, capacity
+from edgekd.decisions.rules import parse
+from edgekd.errors import UsageError
+from edgekd.records import Candidate, Measurement
+
+SMALL = 'title = "small"\narchitecture = "armv7e-m"\nflash_bytes = {flash}\nram_bytes = {ram}\n[runtime]\nname = "none"\n'
+
+
+def device(folder, name="small", flash=65536, ram=8192):
+    path = folder / f"{name}.toml"
+    path.write_text(SMALL.format(flash=flash, ram=ram))
+    return path
+
+
+def test_memories_are_told_in_whole_units(tmp_path):
+    found = capacity.budgets(targets.load(device(tmp_path)))
+    assert found == {"file_bytes": "max 64 KiB (flash of small)", "activation_bytes": "max 8 KiB (RAM of small)"}
+    found = capacity.budgets(targets.load(device(tmp_path, flash=2 * 2**20, ram=1000)))
+    assert found == {"file_bytes": "max 2 MiB (flash of small)", "activation_bytes": "max 1000 B (RAM of small)"}
+    assert capacity.budgets(targets.load("raspberry-pi-zero-2w")) == {}
+
+
+def test_a_remark_says_where_a_limit_is_from_and_changes_none():
+    plain, told = parse("file_bytes", "max 64 KiB"), parse("file_bytes", "max 64 KiB (flash of small)")
+    assert (told.limit, told.unit, told.kind, told.versus) == (plain.limit, plain.unit, plain.kind, plain.versus) == (65536, "B", "max", None)
+    assert told.text == "max 64 KiB (flash of small)"
+    assert parse("top1", "drop max 1 pt vs teacher (as agreed)").versus == "teacher"
+    for wrong in ("max 64 KiB (flash", "max 64 KiB flash)", "max (flash of small)", "max 64 (flash)", "max 64 KiB (a) (b)"):
+        with pytest.raises(UsageError):
+            parse("file_bytes", wrong)
+
+
+FLASH, RAM = "max 64 KiB (flash of small)", "max 8 KiB (RAM of small)"
+GATES = [
+    ({}, {"small": {"file_bytes": FLASH, "activation_bytes": RAM}}),
+    ({"any": {"file_bytes": "max 1 MB"}}, {"small": {"file_bytes": ["max 1 MB", FLASH], "activation_bytes": RAM}}),
+    ({"any": {"file_bytes": "max 1 MB"}, "small": {"file_bytes": "max 9 kB"}},
+     {"small": {"file_bytes": ["max 9 kB", FLASH], "activation_bytes": RAM}}),
+    ({"small": {"file_bytes": ["max 9 kB", "min 1 kB"], "macs": "max 1 M"}},
+     {"small": {"file_bytes": ["max 9 kB", "min 1 kB", FLASH], "macs": "max 1 M", "activation_bytes": RAM}}),
+    ({"small": {"file_bytes": {"is": "max 9 kB", "level": "warn"}}},
+     {"small": {"file_bytes": {"is": ["max 9 kB", FLASH], "level": "warn"}, "activation_bytes": RAM}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gate, wanted", GATES)
+def test_they_stand_beside_what_people_write_and_never_replace_it(tmp_path, gate, wanted):
+    target = targets.load(device(tmp_path))
+    made = capacity.added(gate, [target, targets.load("raspberry-pi-4")])
+    assert made == {**gate, **wanted}
+    assert capacity.added(made, [target]) == made, "a resolved gate resolves to itself"
+    assert not budget.problems(made)
+
+
+def test_a_looser_budget_of_ones_own_does_not_open_the_flash(tmp_path):
+    made = capacity.added({"any": {"file_bytes": "max 1 MB"}}, [targets.load(device(tmp_path))])
+    found = {rule.text: rule.limit for rule in budget.rules(made, "small") if rule.name == "file_bytes"}
+    assert found == {"max 1 MB": 1e6, FLASH: 65536}
+
+
+def test_a_resolved_recipe_holds_them_and_repeats(tmp_path):
+    """The quality budget that is filled in and the device's own; what was written out resolves to the same."""
+    device(tmp_path)
+    path = tmp_path / "recipe.toml"
+    path.write_text('task = "digits"\ntargets = ["host", "small.toml"]\n[[stage]]\nuse = "distill"\n[gate.any]\nfile_bytes = "max 1 MB"\n')
+    first = resolving.resolve(recipes.read(path))
+    assert first.gate["small"] == {"file_bytes": ["max 1 MB", FLASH], "activation_bytes": RAM}
+    assert set(first.gate["any"]) == {"file_bytes", "top1"} and "host" not in first.gate
+    (tmp_path / "again.toml").write_text(resolving.dump(first))
+    assert resolving.resolve(recipes.read(tmp_path / "again.toml")).gate == first.gate
+
+
+# ---------------------------------------------------------------- profile
+
+
+def test_profile_counts_and_judges_and_says_what_cannot_be_had(tmp_path, capsys):
+    file = tmp_path / "m.onnx"
+    file.write_bytes(test_probes.network().SerializeToString())
+    report = tmp_path / "report.json"
+    assert command(["profile", str(file), "--target", str(device(tmp_path)), "--json", str(report)]) == 0
+    out = capsys.readouterr().out
+    assert "8,192 B" in out or "8192 B" in out
+    assert "file_bytes max 64 KiB (flash of small): PASS" in out and "activation_bytes max 8 KiB (RAM of small): PASS" in out
+    assert "neither times nor answers" in out and "latency" not in out
+    found = json.loads(report.read_text())
+    assert found["schema"] == "edgekd.profile/1" and {m["origin"] for m in found["measurements"]} == {"counted"}
+    assert {c["verdict"] for c in found["checks"]} == {"pass"}
+
+    assert command(["profile", str(file), "--target", str(device(tmp_path, "less", ram=8191))]) == 1
+    assert "activation_bytes max 8191 B (RAM of less): FAIL" in capsys.readouterr().out
+
+
+def test_profile_of_what_never_runs_takes_no_samples(tmp_path, capsys):
+    assert command(["profile", "m.onnx", "--target", "cortex-m4-stm32l4r5", "--data", "x.npz"]) == 2
+    assert "nothing runs as cortex-m4-stm32l4r5 here" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- a run, and its gate
+
+RECIPE = """
+task    = "tiny:task"
+targets = ["host", "roomy.toml", "cramped.toml"]
+threads = 1
+control = false
+[[stage]]
+use    = "distill"
+epochs = 1
+[model.teacher]
+train = { epochs = 1 }
+[gate.any]
+top1       = "min 1 %"
+file_bytes = "max 100 kB"
+"""
+
+
+def test_gate_with_a_budget_file_knows_shipped_devices(tmp_path):
+    name = "cortex-m7-stm32f746"
+    folder = test_gate.make(tmp_path / "run", targets=(name,), sizes={"prune-0.5.int8": 2**20 + 1})
+    path = tmp_path / "budget.toml"
+    path.write_text('[any]\nfile_bytes = "max 2 MB"\n')
+    gated = gating.gate(folder, budget=path)
+    assert gated.exit_code == 1
+    verdicts = {(c.name, c.rule): c.verdict for c in gated.checks}
+    assert verdicts == {
+        ("file_bytes", "max 2 MB"): "pass",
+        ("file_bytes", f"max 1 MiB (flash of {name})"): "fail",
+        ("activation_bytes", f"max 320 KiB (RAM of {name})"): "inconclusive",  # the folder was made without that figure
+    }
+
+
+def test_compress_for_a_device_of_64_kib(tmp_path, monkeypatch, capsys):
+    """One run for this machine, a device that holds the students, and one that holds none: nothing is delivered for that, and it is said why."""
+    from edgekd import measure
+
+    device(tmp_path, "roomy", ram=65536)
+    device(tmp_path, "cramped", flash=1024, ram=65536)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    tiny.hurry()
+    assert command(["compress", "recipe.toml", "--out", "out", "--quiet"]) == 1
+    capsys.readouterr()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    roomy, cramped = result["targets"]["roomy"], result["targets"]["cramped"]
+    assert roomy["chosen"] and "counted on the files alone" in roomy["reason"]
+    assert {c["rule"]: c["verdict"] for c in roomy["checks"] if "roomy" in c["rule"]} == {
+        "max 64 KiB (flash of roomy)": "pass",
+        "max 64 KiB (RAM of roomy)": "pass",
+    }
+    assert cramped["chosen"] is None and "(flash of cramped)" in cramped["reason"]
+    for candidate in result["candidates"]:
+        named = {m["name"] for m in candidate["measurements"] if m["target"] in ("roomy", "cramped")}
+        assert not named, "no time and no answer is told of what never ran"
+    assert (tmp_path / "out" / "bundles" / "roomy").is_dir() and not (tmp_path / "out" / "bundles" / "cramped").exists()
+    assert command(["gate", "out"]) == 1
+    out = capsys.readouterr().out
+    assert "flash of roomy" in out and "cramped" in out
+
+
+def test_a_measurement_is_judged_by_both_rules():
+    made = {"small": {"file_bytes": ["max 1 MB", FLASH]}}
+    size = Measurement("file_bytes", "B", 70_000, 70_000, 70_000, 1, None, None, "counted")
+    checks = budget.judge(budget.rules(made, "small"), Candidate("a", "a", 0, (), (), "onnx", None, "", (size,)), target="small")
+    assert [c.verdict for c in checks] == ["pass", "fail"]
+    assert budget.excess(checks[1]) == 70_000 - 65_536
