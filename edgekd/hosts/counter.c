@@ -9,7 +9,8 @@
  *
  * How it counts: each translated block has one counter, which qemu adds 1 to whenever the block begins, and what the block consists of is
  * decoded once, when it is translated. Blocks end with branches and system calls, so a block that begins is executed whole; only a fault in its
- * middle breaks that rule. One thread is assumed inside of regions (two would lose additions): how many there were is told in every line.
+ * middle breaks that rule. One thread is assumed to work inside of regions (what another does would be counted too, and additions of two can be
+ * lost): every line tells how many system calls others made. A thread that wakes and goes back to sleep makes one.
  *
  * The interface is qemu's plugin API, version 1 (qemu 6.0 to 8.x, include/qemu/qemu-plugin.h); its few declarations that are needed are repeated
  * here, for distributions don't ship that header. Version 2 (qemu 9.0) removed the inline counters of version 1, and refuses to load this file.
@@ -40,8 +41,6 @@ struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, 
 const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *);
 void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t, void (*)(qemu_plugin_id_t, struct qemu_plugin_tb *));
 void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *, int, void *, uint64_t);
-void qemu_plugin_register_vcpu_init_cb(qemu_plugin_id_t, void (*)(qemu_plugin_id_t, unsigned));
-void qemu_plugin_register_vcpu_exit_cb(qemu_plugin_id_t, void (*)(qemu_plugin_id_t, unsigned));
 void qemu_plugin_register_vcpu_syscall_cb(qemu_plugin_id_t, void (*)(qemu_plugin_id_t, unsigned, int64_t, uint64_t, uint64_t, uint64_t, uint64_t,
                                                                    uint64_t, uint64_t, uint64_t, uint64_t));
 
@@ -105,9 +104,10 @@ static Decoded memory(uint32_t word) {
 /* C4.1.96, "Data processing -- scalar floating-point and Advanced SIMD": word[27:25] = 111. */
 static int simd(uint32_t word) {
     const uint32_t u = BIT(29), size = BITS(23, 22);
-    if (BITS(28, 24) == 0x1f && !BIT(30)) /* FMADD, FMSUB, FNMADD, FNMSUB */
-        return BIT(29) ? SIMD : MULTIPLY_ADD;
-    if ((BIT(31) || !BIT(28)) ? BIT(31) : !BIT(30)) /* neither vectors (0xx0111x) nor their scalar forms (01x1111x): FADD, FMOV, FCVT, ... */
+    const bool vectors = !BIT(31) && !BIT(28), scalar = BITS(31, 30) == 1 && BIT(28); /* 0xx0111x; 01x1111x: their forms with one element */
+    if (BITS(30, 29) == 0 && BITS(28, 24) == 0x1f) /* FMADD, FMSUB, FNMADD, FNMSUB */
+        return MULTIPLY_ADD;
+    if (!vectors && !scalar) /* FADD, FMOV, FCVT, ... */
         return SIMD;
     if (BIT(24)) { /* x01111, xx11111: by an element (word[10] = 0), or shifts by an immediate */
         if (BIT(10))
@@ -123,7 +123,7 @@ static int simd(uint32_t word) {
     }
     if (BIT(21) && BIT(10)) { /* three registers of the same kind: MLA, MLS; FMLA, FMLS, FMLAL2; FMLAL */
         const uint32_t opcode = BITS(15, 11);
-        return opcode == 0x12 || (opcode == 0x19 && !BIT(28)) || (opcode == 0x1d && !u) ? MULTIPLY_ADD : SIMD;
+        return opcode == 0x12 || opcode == 0x19 || (opcode == 0x1d && !u) ? MULTIPLY_ADD : SIMD;
     }
     if (BIT(21) && BITS(11, 10) == 0) { /* three registers of different widths: SMLAL, SQDMLAL, SMLSL, SQDMLSL, and the unsigned ones */
         const uint32_t opcode = BITS(15, 12);
@@ -137,7 +137,7 @@ static int simd(uint32_t word) {
             return DOT_PRODUCT;
         return opcode < 2 || (opcode >= 8 && opcode <= 11) || opcode == 15 ? MULTIPLY_ADD : SIMD; /* SQRDMLAH, SQRDMLSH; FCMLA; BFMLAL */
     }
-    if (BITS(22, 21) == 2 && BITS(15, 14) == 0 && BIT(10) && !BIT(28)) /* three of the same, half precision: FMLA, FMLS */
+    if (BITS(22, 21) == 2 && BITS(15, 14) == 0 && BIT(10) && vectors) /* three of the same, half precision: FMLA, FMLS */
         return BITS(13, 11) == 1 && !u ? MULTIPLY_ADD : SIMD;
     return SIMD;
 }
@@ -179,8 +179,8 @@ enum { PRCTL = 167, MARK = 0x65646b64 }; /* the number of prctl on arm64; "edkd"
 static Block *blocks; /* of all translations; what was thrown away and translated again stands here twice, and adds up */
 static Sums before;
 static FILE *out;
-static int threads;
 static bool inside;
+static unsigned marker, others; /* who marked the region; system calls of others in it */
 
 static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
     Block *block = calloc(1, sizeof *block);
@@ -214,12 +214,14 @@ static Sums sums(void) {
 
 static void called(qemu_plugin_id_t id, unsigned cpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4, uint64_t a5, uint64_t a6,
                    uint64_t a7, uint64_t a8) {
+    if (inside && cpu != marker)
+        others++;
     if (number != PRCTL || (uint32_t)a1 != MARK)
         return;
     const Sums now = sums();
     if (!a2 && inside) {
         uint64_t all = 0;
-        fprintf(out, "{\"region\": %llu, \"threads\": %d, \"classes\": {", (unsigned long long)a3, threads);
+        fprintf(out, "{\"region\": %llu, \"others\": %u, \"classes\": {", (unsigned long long)a3, others);
         for (int class = 0; class < CLASSES; class++) {
             const uint64_t count = now.of[class] - before.of[class];
             all += count;
@@ -230,11 +232,10 @@ static void called(qemu_plugin_id_t id, unsigned cpu, int64_t number, uint64_t a
         fflush(out);
     }
     inside = a2 != 0;
+    marker = cpu;
+    others = 0;
     before = now;
 }
-
-static void started(qemu_plugin_id_t id, unsigned cpu) { __atomic_add_fetch(&threads, 1, __ATOMIC_RELAXED); }
-static void ended(qemu_plugin_id_t id, unsigned cpu) { __atomic_sub_fetch(&threads, 1, __ATOMIC_RELAXED); }
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv) {
     for (int i = 0; i < argc; i++)
@@ -246,8 +247,6 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
     }
     fprintf(out, "{\"architecture\": \"%s\", \"api\": %d}\n", info->target_name, info->version.cur);
     fflush(out);
-    qemu_plugin_register_vcpu_init_cb(id, started);
-    qemu_plugin_register_vcpu_exit_cb(id, ended);
     qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
     qemu_plugin_register_vcpu_syscall_cb(id, called);
     return 0;
