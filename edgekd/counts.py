@@ -83,7 +83,9 @@ def counts(regions: Sequence[Mapping[str, Any]], *, empty: int, inferences: int,
     """What the counter's regions say: the first `empty` hold no inference, the others one each. Raises RunFailed where regions are missing, or
     several threads ran."""
     if [region["region"] for region in regions] != list(range(empty + inferences)):
-        raise RunFailed(Problem("instructions", f"{len(regions)} regions were counted instead of {empty + inferences}", "count again in another folder"))
+        raise RunFailed(
+            Problem("instructions", f"{len(regions)} regions were counted instead of {empty + inferences}", "count again in another folder")
+        )
     if any(region["others"] for region in regions[empty:]):
         raise RunFailed(Problem("instructions", "several threads were at work, which the counter can't tell apart"))
     bare, of = _median(regions[:empty]), [region["instructions"] for region in regions[empty:]]
