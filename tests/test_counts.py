@@ -42,6 +42,7 @@ WORDS = """
 4f02f020 sudot v0.4s, v1.16b, v2.4b[0]              dot_product 0 0
 4e82a420 smmla v0.4s, v1.16b, v2.16b                dot_product 0 0
 6e82a420 ummla v0.4s, v1.16b, v2.16b                dot_product 0 0
+4e82ac20 usmmla v0.4s, v1.16b, v2.16b               dot_product 0 0
 0f42f020 bfdot v0.2s, v1.4h, v2.2h[0]               dot_product 0 0
 6e42fc20 bfdot v0.4s, v1.8h, v2.8h                  dot_product 0 0
 6e42ec20 bfmmla v0.4s, v1.8h, v2.8h                 dot_product 0 0
@@ -55,6 +56,9 @@ WORDS = """
 4e0e1c20 mov v0.h[3], w1                            simd 0 0
 4c402820 ld1 {v0.4s, v1.4s, v2.4s, v3.4s}, [x1]     load 64 0
 4c9f2020 st1 {v0.16b, v1.16b, v2.16b, v3.16b}, [x1], #64  store 0 64
+0c407820 ld1 {v0.2s}, [x1]                           load 8 0
+0c008020 st2 {v0.8b, v1.8b}, [x1]                   store 0 16
+f8200420 ldraa x0, [x1]                             load 8 0
 4cdf7c20 ld1 {v0.2d}, [x1], #16                     load 16 0
 0d404020 ld1 {v0.h}[0], [x1]                        load 2 0
 0d00a420 st3 {v0.d, v1.d, v2.d}[0], [x1]            store 0 24
