@@ -28,7 +28,8 @@ def test_the_wheel_holds_package_recipe_targets_and_licence(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     targets = {f"edgekd/_targets/{p.name}" for p in (ROOT / "targets").glob("*.toml")}
     assert targets and targets <= names
-    tracked = {p.relative_to(ROOT).as_posix() for p in (ROOT / "edgekd").rglob("*") if p.is_file() and p.suffix in (".py", ".toml", ".mjs", ".html")}
+    kinds = (".py", ".toml", ".mjs", ".html", ".c")
+    tracked = {p.relative_to(ROOT).as_posix() for p in (ROOT / "edgekd").rglob("*") if p.is_file() and p.suffix in kinds}
     assert tracked <= names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     strangers = [n for n in names if not n.startswith(("edgekd/", "edgekd-"))]

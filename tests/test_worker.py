@@ -296,3 +296,17 @@ def test_nothing_outlives_a_killed_parent(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     wait_for(lambda: not alive(int(path.read_text())))
+
+
+def test_the_runtime_runs_no_thread_of_its_own_and_keeps_nothing(tmp_path):
+    """onnxruntime sends events to its maker where it is not told otherwise: by a thread, with a file in the user's cache."""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("there is no /proc that shows threads")
+    script = "import os, sys; from edgekd.runtimes import worker; infer = worker._module(sys.argv[1]).load(sys.argv[2])"
+    script += "; print(len(os.listdir('/proc/self/task')))"
+    model = FOLDER.parents[1] / "benchmarks" / "cifar10" / "student.onnx"
+    environment = {**{k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}, "OPENBLAS_NUM_THREADS": "1"}
+    environment.update(HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    command = [sys.executable, "-c", script, str(FOLDER / "onnxruntime.py"), str(model)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"] and not list(tmp_path.rglob("*"))

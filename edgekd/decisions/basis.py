@@ -21,7 +21,7 @@ def of(check: Check, rule: Rule, candidate: Candidate, records: Records, referen
     if m.origin == "counted":
         parts = ["exact, read from the file"]
     else:
-        parts = [f"{m.n} samples of the {m.split} split" if m.split else f"{m.n} processes"]
+        parts = [f"{m.n} samples of the {m.split} split" if m.split else f"{m.n} {'inferences' if m.name == 'instructions' else 'processes'}"]
     ours, theirs = records.get(check.name), None if reference is None else reference.records.get(check.name)
     if ours is not None and theirs is not None:
         parts += [_pairs(ours, theirs, rule.versus), "one-sided at 95 %"]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekd import intervals
-from edgekd.decisions.rules import LOWER, Budget, Rule, fitted, parse, problems, read, rules, with_default
+from edgekd.decisions.rules import LOWER, Budget, Rule, acceptable, fitted, parse, problems, read, rules, with_default
 from edgekd.errors import FAILED, INCONCLUSIVE, PASSED
 from edgekd.records import Candidate, Check, Measurement, Metric, Verdict
 
@@ -136,7 +136,8 @@ def _measurement(rule: Rule, measurements: Iterable[Measurement], target: str, s
             return max(of_kind, key=lambda m: m.target is not None), ""
     if finite:
         kinds = " and ".join(sorted({m.origin for m in finite}))
-        return None, f"{rule.name} is only {kinds} for {target}; the budget accepts {', '.join(rule.accept)}"
+        way = f'; to take it: {rule.name} = {{ is = "{rule.text}", accept = ["{kinds}"] }}' if acceptable(rule.name, kinds) else ""
+        return None, f"{rule.name} is only {kinds} for {target}; the budget accepts {', '.join(rule.accept)}{way}"
     if named:
         return None, f"{rule.name} is not a finite number"
     elsewhere = sorted({m.target for m in every if m.name == rule.name and m.target})
@@ -214,4 +215,5 @@ def _verdict(rule: Rule, figure: Figure, point_estimate: bool) -> tuple[Verdict,
         return "pass", ""
     if best > limit + slack:
         return "fail", ""
-    return "inconclusive", f"the limit lies inside of the interval: more {'processes' if figure.unit in ('ms', 'B') else 'samples'} would decide"
+    more = "inferences" if rule.name == "instructions" else "processes" if figure.unit in ("ms", "B") else "samples"
+    return "inconclusive", f"the limit lies inside of the interval: more {more} would decide"

@@ -109,6 +109,11 @@ def accepted(name: str) -> tuple[Origin, ...]:
     return (*ORIGINS, "emulated") if name in EMULATED else ORIGINS
 
 
+def acceptable(name: str, origin: str, units: Mapping[str, str] = UNITS) -> bool:
+    """Whether a budget may say that it accepts this origin of `name`: a time that was emulated tells nothing."""
+    return origin in get_args(Origin) and not (origin == "emulated" and units.get(name) in ("ms", "1/s"))
+
+
 def _convert(number: Decimal, written: str, wanted: str | None, kind: str, name: str, place: str, text: str) -> tuple[float, str]:
     """(number, unit) in the measurement's unit; in decimals, so that 0.29 kB are 290 bytes."""
     if wanted is None:  # a metric whose unit isn't known here; it is compared with the measurement's when judged
@@ -177,7 +182,7 @@ def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems:
         if not isinstance(accept, (list, tuple)) or not accept or not all(o in get_args(Origin) for o in accept):
             problems.append(Problem(f"{place}.accept", f"must be a list of {', '.join(get_args(Origin))}, not {accept!r}"))
             accept = accepted(name)
-        elif "emulated" in accept and units.get(name) in ("ms", "1/s"):
+        elif not all(acceptable(name, o, units) for o in accept):
             problems.append(Problem(f"{place}.accept", "a time is never emulated", 'for example accept = ["measured", "predicted"]'))
     if isinstance(texts, (list, tuple)) and not texts and not (isinstance(value, Mapping) and "is" not in value):
         problems.append(Problem(place, "has no rule", f'for example {name} = "{_example(name, units)}"'))

@@ -307,7 +307,8 @@ def float_kernels(path: Path) -> list[str]:
     import tempfile
 
     import onnx
-    import onnxruntime
+
+    from edgekd.runtimes.onnxruntime import ort as onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()

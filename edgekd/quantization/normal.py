@@ -83,7 +83,8 @@ def _upgraded(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
 
 def _folded(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
     import onnx
-    import onnxruntime
+
+    from edgekd.runtimes.onnxruntime import ort as onnxruntime
 
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         options = onnxruntime.SessionOptions()

@@ -13,6 +13,7 @@ memory     load and `runs` inferences, then the process's peak
 bare       the same process without a model: runtime and inputs alone
 outputs    every row of the inputs through the file in batches of `batch` (or of the size that the file fixes), as many as fit into `cap_s`
 operators  the runtime's own clock per operator (a separate run, for it perturbs)
+count      `warmup_runs` inferences, then `empty` regions without one and `runs` with one each, marked for an emulator's instruction counter
 
 Imports numpy and the one runtime, nothing of edgekd; Python 3.8.
 """
@@ -29,6 +30,7 @@ import time
 from pathlib import Path
 
 ATTEMPTS = 2
+MARK = 0x65646B64  # the prctl by which regions are marked (hosts/counter.c)
 sys.dont_write_bytecode = True
 
 
@@ -155,7 +157,7 @@ def entry(job_file, number):
     arrays = {name: np.load(folder / file, mmap_mode="r", allow_pickle=False) for name, file in subject["inputs"].items()}
     model, out = folder / subject["model"], folder / "out"
     record["before"] = condition()
-    passes = {"time": _time, "memory": _memory, "bare": _bare, "outputs": _outputs, "operators": _operators}
+    passes = {"time": _time, "memory": _memory, "bare": _bare, "outputs": _outputs, "operators": _operators, "count": _count}
     record.update(passes[what["pass"]](runtime, model, arrays, job, what, out))
     record["after"] = condition()
     record["runtime"] = {"name": getattr(runtime, "NAME", ""), "version": getattr(runtime, "VERSION", ""), "python": platform.python_version()}
@@ -275,6 +277,25 @@ def _operators(runtime, model, arrays, job, what, out):
     trace = runtime.operators(model, job["threads"], feed, what["warmup_runs"], what["runs"], what["seconds"], prefix)
     os.replace(trace, out / (what["id"] + ".json"))
     return {"trace": what["id"] + ".json", "warmup": what["warmup_runs"]}
+
+
+def _count(runtime, model, arrays, job, what, out):
+    import ctypes
+    import gc
+
+    infer = runtime.load(model, job["threads"])
+    feeds = [_feed(infer, arrays, i, i + 1) for i in range(min(_rows(arrays), 64))]
+    for i in range(what["warmup_runs"]):
+        infer(feeds[i % len(feeds)])
+    mark, nothing = ctypes.CDLL(None).prctl, lambda feed: None
+    gc.collect()
+    gc.disable()
+    for i in range(what["empty"] + what["runs"]):
+        work, feed = (nothing if i < what["empty"] else infer), feeds[i % len(feeds)]
+        mark(MARK, 1, i)  # no kernel knows this call: without a counter it is an error that nobody reads
+        work(feed)
+        mark(MARK, 0, i)
+    return {"empty": what["empty"], "n": what["runs"]}
 
 
 def _feed(infer, arrays, start, stop):
