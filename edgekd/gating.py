@@ -141,10 +141,13 @@ def _of_run(folder: Path, result: Result, target: str) -> Subject:
     file = folder / candidate.file if candidate.file else None
     if file is not None and file.is_file() and sha256(file) != candidate.sha256:
         raise BaselineError(Problem(str(file), "differs from its digest in result.json: not the file that was measured"))
-    ours = _predictions(folder, candidate.id)
+    executed = folder / "predictions" / results.executed(candidate.id, target)
+    ours = results.load_predictions(executed) if executed.is_file() else _predictions(folder, candidate.id)
     teacher = next((c for c in result.candidates if c.id == result.references.get("teacher")), None)
     reference = None
-    if teacher is not None:
+    if teacher is not None and executed.is_file():
+        reference = Reference(teacher.measurements, results.load_teacher(executed))
+    elif teacher is not None:
         theirs = _predictions(folder, teacher.id)
         if ours is not None and theirs is not None:
             _same_test(ours, theirs, f"{folder}/predictions/{teacher.id}.npz", "the candidate")
@@ -205,14 +208,26 @@ def _baseline(folder: Path, names: list[str]) -> Baseline:
     return Baseline(folder, manifest.target, Reference(candidate.measurements, predictions.records if predictions else {}), predictions)
 
 
-def _comparable(baseline: Baseline, ours: results.Predictions | None) -> Baseline:
-    """The baseline, once it is found to be of the same test set; without its quality where ours isn't known."""
+def _comparable(baseline: Baseline, subject: Subject) -> tuple[Baseline, Subject]:
+    """The baseline, once it is found to be of the same test set; without its quality where ours isn't known. Of one test set, an emulator may
+    have had time for more samples then than now: both are looked at on those that both have."""
+    ours = subject.predictions
     if baseline.predictions is None:
         raise BaselineError(Problem(f"baseline {baseline.path}", "keeps no predictions: of which test set it is isn't known"))
     if ours is None:
-        return replace(baseline, reference=Reference(tuple(m for m in baseline.reference.measurements if not m.split)))
+        return replace(baseline, reference=Reference(tuple(m for m in baseline.reference.measurements if not m.split))), subject
+    theirs = baseline.predictions
+    if ours.digest == theirs.digest and len(ours.ids) != len(theirs.ids):
+        both = np.intersect1d(ours.ids, theirs.ids)
+        mine, others = (results.of_samples(p, both) for p in (ours, theirs))
+        teacher = subject.teacher
+        if teacher is not None and teacher.records:
+            rows = np.flatnonzero(np.isin(ours.ids, both))
+            teacher = replace(teacher, records={name: r[rows] for name, r in teacher.records.items()})
+        baseline = replace(baseline, reference=replace(baseline.reference, records=others.records), predictions=others)
+        subject, ours = replace(subject, predictions=mine, teacher=teacher), mine
     _same_test(ours, baseline.predictions, f"baseline {baseline.path}", "what is judged")
-    return baseline
+    return baseline, subject
 
 
 def _same_test(ours: results.Predictions, theirs: results.Predictions, place: str, what: str) -> None:
@@ -239,11 +254,10 @@ def _judge(subject: Subject, rules: tuple[Rule, ...], baseline: Baseline | None)
         hint = "--baseline BUNDLE, for example the bundle of the last release"
         raise BaselineError(*(Problem(r.place, f"`{r.text}` compares with a baseline, and none is given", hint) for r in wanting))
     mine = baseline if baseline is not None and baseline.target == subject.target else None
-    ours = subject.predictions
-    sampled = {m.name for m in subject.candidate.measurements if m.split}
+    sampled, metrics = {m.name for m in subject.candidate.measurements if m.split}, _metrics(subject)
     if mine is not None and any(r.versus == "baseline" and r.name in sampled for r in rules):
-        mine = _comparable(mine, ours)
-    metrics = _metrics(subject)
+        mine, subject = _comparable(mine, subject)
+    ours = subject.predictions
     found = budgets.judge(
         rules,
         subject.candidate,
@@ -267,7 +281,8 @@ def _metrics(subject: Subject) -> dict[str, Metric]:
         return {}
     found = {}
     for name, records in subject.predictions.records.items():
-        figure = next((m for m in subject.candidate.measurements if m.name == name and m.split == "test"), None)
+        figures = [m for m in subject.candidate.measurements if m.name == name and m.split == "test" and m.target in (None, subject.target)]
+        figure = max(figures, key=lambda m: len(records) == m.n, default=None)  # of the samples that the records are of
         metric = None if figure is None else budgets.as_mean(figure, records, subject.predictions.better.get(name))  # type: ignore[arg-type]
         if metric is not None:
             found[name] = metric

@@ -13,7 +13,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -188,6 +188,19 @@ def save_predictions(
     arrays |= {f"{name}.teacher": np.asarray(array, np.float64) for name, array in (teacher or {}).items()}
     arrays |= {f"{metric.name}.better": np.array(metric.better) for metric in metrics}
     save_arrays(path, arrays)
+
+
+def executed(id: str, target: str) -> str:
+    """The file's name of what a candidate answered as another CPU: a target that this machine's answers don't stand for."""
+    return f"{id}@{target}.npz"
+
+
+def of_samples(predictions: Predictions, ids: np.ndarray) -> Predictions:
+    """The predictions of those samples alone, in their order."""
+    rows = np.flatnonzero(np.isin(predictions.ids, ids))
+    outputs = predictions.outputs
+    taken = {name: a[rows] for name, a in outputs.items()} if isinstance(outputs, Mapping) else None if outputs is None else outputs[rows]
+    return replace(predictions, ids=predictions.ids[rows], outputs=taken, records={name: r[rows] for name, r in predictions.records.items()})
 
 
 def load_predictions(path: Path | str) -> Predictions:

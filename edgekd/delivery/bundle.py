@@ -106,7 +106,7 @@ def write(
         results.save_arrays(part / "golden.npz", arrays)
         if before is not None:
             write_atomic(part / BEFORE, before)
-        digest = _predictions(run, result, candidate_id, part)
+        digest = _predictions(run, result, candidate_id, target, part)
         files = {p.name: File(sha256(p), p.stat().st_size) for p in sorted(part.iterdir())}
         measurements = tuple(m for m in candidate.measurements if m.target in (None, target))
         machines = {id: result.environment[id] for m in measurements if (id := m.environment) in result.environment}
@@ -194,11 +194,15 @@ def _copy(source: Path, folder: Path, digest: str) -> str:
     return name
 
 
-def _predictions(run: Path, result: Result, id: str, folder: Path) -> str | None:
-    """Copies the candidate's predictions with the teacher's records beside them; returns the digest of the test set, None without any."""
-    path = run / "predictions" / f"{id}.npz"
+def _predictions(run: Path, result: Result, id: str, target: str, folder: Path) -> str | None:
+    """Copies the candidate's predictions with the teacher's records beside them; returns the digest of the test set, None without any. Where it
+    was executed as the target's CPU, what it answered there."""
+    path, executed = run / "predictions" / f"{id}.npz", run / "predictions" / results.executed(id, target)
     if not path.is_file():
         return None
+    if executed.is_file():  # has the teacher's records of its samples
+        results.save_arrays(folder / "predictions.npz", results.load_arrays(executed))
+        return results.load_predictions(executed).digest
     ours, arrays = results.load_predictions(path), results.load_arrays(path)
     teacher = run / "predictions" / f"{result.references.get('teacher')}.npz"
     if teacher.is_file():
