@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy")
 VOLATILE = ("mhz",)
 
 # the kernel's names of the features that decide between kernels of a runtime -> ours
-_FEATURES = {
+FEATURES = {
     "avx2": "avx2", "fma": "fma", "avx512f": "avx512f", "avx512_vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "amx_int8": "amx_int8",
     "asimd": "neon", "neon": "neon", "asimdhp": "fp16", "asimddp": "dotprod", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve", "sve2": "sve2",
 }  # fmt: skip
@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": _cpu(text),
         "architecture": _ARCHITECTURES.get(machine, machine),
-        "features": sorted({ours for theirs, ours in _FEATURES.items() if theirs in flags}),
+        "features": sorted({ours for theirs, ours in FEATURES.items() if theirs in flags}),
         "virtual": "hypervisor" in flags,
         "cores": cores(),
         "max_mhz": _number(_read("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"), 1e-3),
