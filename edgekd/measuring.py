@@ -19,7 +19,6 @@ from edgekd import environment, measure, proving
 from edgekd import targets as devices
 from edgekd.errors import PASSED, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import sha256, write_atomic
-from edgekd.hosts import emulator
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static
 from edgekd.probes import trace as tracing
@@ -54,7 +53,8 @@ class Profile:
 
 @dataclass(frozen=True)
 class Emulated:
-    """What `profile --on emulator` found out about one file: per target what was emulated, and the spread over all. Prints as a table."""
+    """What `profile` found out about one file without the target's machine: what is counted, per target what was emulated, and the spread over
+    all. Prints as tables."""
 
     model: str
     sha256: str
@@ -65,9 +65,11 @@ class Emulated:
 
     def __str__(self) -> str:
         names = list(dict.fromkeys(m.target for m in self.measurements if m.target))
-        parts = [f"{self.model}, emulated on {self.environment['cpu']}"]
+        counted = [m for m in self.measurements if m.origin == "counted"]
+        over_all = [m for m in self.measurements if m.target is None and m not in counted]
+        parts = [f"{self.model}, emulated on {self.environment['cpu']}: no times", table(counted)]
         parts += [f"{name}\n{table([m for m in self.measurements if m.target == name])}" for name in names]
-        parts.append(table([m for m in self.measurements if m.target is None]) if any(m.target is None for m in self.measurements) else "")
+        parts.append(table(over_all) if over_all else "")
         return "\n\n".join(p for p in (*parts, self.note) if p)
 
 
@@ -102,10 +104,16 @@ def profile(
     json: Path | str | None = None,
     trace: Path | str | None = None,
     quiet: bool = True,
-) -> Profile:
+) -> Profile | Emulated:
     """Measures an exported file. `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`; else seeded random inputs.
+    Where this machine can't stand for the target and emulation can, what it answers there is taken instead, and no times.
 
     Raises UsageError for a file, data or target that is wrong, EnvironmentUnfit where this machine lacks what the target has."""
+    absent = devices.load(target)
+    if absent.emulated_as and devices.matches(absent, environment.describe()):
+        if trace is not None:
+            raise UsageError(Problem("--trace", f"is a record of times, and {absent.name} is emulated here", "leave it out"))
+        return emulate(model, targets=[target], data=data, json=json, quiet=quiet)
     facts, device = _here(target)
     path = Path(model)
     parsed = static.read(path)
@@ -147,20 +155,26 @@ def emulate(
     `seconds` each, and holds the answers against this machine's. Raises as `profile` does, EnvironmentUnfit without an emulator."""
     facts, path = environment.describe(), Path(model)
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
-    launches = {t.name: emulator.launch(t) for t in wanted}
+    ready, problems = proving.launches(wanted)
+    if problems and (targets or not ready):
+        raise EnvironmentUnfit(*problems)
     parsed = static.read(path)
     inputs, labels = (_random(parsed), None) if data is None else read_arrays(Path(data))
     count = len(next(iter(inputs.values())))
     order = np.random.default_rng(0).permutation(count)
     mixed = {name: a[order] for name, a in inputs.items()}
-    progress, found = reporter(quiet), []
+    progress = reporter(quiet)
+    for problem in problems:
+        progress.say(f"not run: {problem}")
+    progress.say(f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes is not told")
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("run as other CPUs") as advance, _user_error():
             here = _single(measure.score(path, mixed, folder=Path(folder) / "here"), path)
-            for number, t in enumerate(wanted, 1):
-                there = _single(measure.score(path, mixed, folder=Path(folder) / t.name, launch=launches[t.name], cap_s=seconds), path)
-                found.append(proving.Answers(t.name, t.emulated_as or "", order[: len(there)], here[: len(there)], there))
-                advance(number, len(wanted), t.name)
+
+            def answer(t: Target, launch: Mapping[str, Any]) -> np.ndarray:
+                return _single(measure.score(path, mixed, folder=Path(folder) / t.name, launch=launch, cap_s=seconds), path)
+
+            found = proving.executed(ready, order, here, answer, advance)
     finally:
         progress.close()
     metric = None if labels is None else top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
@@ -168,12 +182,22 @@ def emulate(
         made = proving.figures(found, labels, [metric] if metric else [])
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
-    flat = [*(m for t in launches for m in made[t] if m.name != "target_spread"), *made[""]]
-    note = "" if data is not None else f"inputs: {SAMPLES} random samples (seed 0); --data FILE.npz runs your own"
+    counted = (*static.measure(path), *memory.measure(path))
+    flat = [*counted, *(m for t in ready for m in made[t] if m.name != "target_spread"), *made[""]]
+    note = _sample(count, min(len(a.rows) for a in found), data is None)
     result = Emulated(path.name, sha256(path), tuple(flat), facts, note)
     if json is not None:
         _write(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(result).items() if k != "exit_code"}})
     return result
+
+
+def _sample(count: int, least: int, random: bool) -> str:
+    """Which samples a file was run on."""
+    if random:
+        return f"inputs: {SAMPLES} random samples (seed 0); --data FILE.npz runs your own"
+    return (
+        f"sample: {'all' if least == count else f'at least {least:,}'} of {count:,} samples{'' if least == count else ', drawn at random (seed 0)'}"
+    )
 
 
 def _single(answers: Mapping[str, np.ndarray], path: Path) -> np.ndarray:

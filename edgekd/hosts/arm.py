@@ -184,6 +184,17 @@ def launch(target: Target) -> dict[str, Any]:
     }
 
 
+def facts() -> dict[str, str]:
+    """{name: what there is}, for people."""
+    found = find()
+    qemu = emulator(found.folder if found else None)
+    if found is None:
+        return {"arm-emulator": f"not set up ({HINT})"}
+    if qemu is None:
+        return {"arm-emulator": f"no qemu-aarch64 ({HINT})"}
+    return {"arm-emulator": f"qemu {qemu.version}, onnxruntime {found.runtime}, cores {', '.join(cores(qemu))}"}
+
+
 def kernels(features: tuple[str, ...]) -> str:
     """Which integer kernels of a runtime the core can reach, by what the guest is told of it."""
     has = lambda feature: "yes" if feature in features else "no"

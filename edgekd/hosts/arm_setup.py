@@ -26,7 +26,14 @@ LIBRARIES = ("libc6", "libexpat1", "libffi8", "libgcc-s1", "libstdc++6", "zlib1g
 EMULATOR = "qemu-user"
 READY = ("cortex-a53", "cortex-a72", "cortex-a76")  # cores that are made with the set-up; others when they are first asked for
 # of packages and wheels, what neither Python nor the runtime loads
-UNUSED_DEB = ("usr/share", "usr/lib/aarch64-linux-gnu/gconv", "usr/lib/binfmt.d", "usr/bin/*", "usr/lib/python3*/ensurepip", "usr/lib/python3*/idlelib")
+UNUSED_DEB = (
+    "usr/share",
+    "usr/lib/aarch64-linux-gnu/gconv",
+    "usr/lib/binfmt.d",
+    "usr/bin/*",
+    "usr/lib/python3*/ensurepip",
+    "usr/lib/python3*/idlelib",
+)
 UNUSED_WHEEL = ("onnxruntime/transformers/", "onnxruntime/tools/", "onnxruntime/quantization/", "onnxruntime/datasets/", "numpy/f2py/")
 TRIAL = "import numpy, onnxruntime; print(onnxruntime.__version__)"
 

@@ -151,6 +151,7 @@ def fetch(package: Package, folder: Path, apt: Apt, python_version: str, platfor
 
 
 def unpack_deb(path: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     _run(["dpkg", "-x", str(path), str(folder)], f"{path.name} can't be unpacked")
 
 
