@@ -38,11 +38,11 @@ NO_DEVICE = ("max",)  # every feature that the emulator knows: no core that anyb
 HWCAP = (
     "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 sm4 asimddp sha512 sve asimdfhm "
     "dit uscat ilrcpc flagm ssbs sb paca pacg"
-).split()
+)
 HWCAP2 = (
     "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16 dgh rng bti mte ecv afp rpres "
     "mte3 sme smei16i64 smef64f64 smei8i32 smef16f32 smeb16f32 smef32f32 smefa64 wfxt"
-).split()
+)
 
 # what a guest says of its core: the two capability words, and the main ID register (`mrs x0, midr_el1; ret`), which Linux lets programs read
 _ASK = """
@@ -203,7 +203,7 @@ def kernels(features: tuple[str, ...]) -> str:
 
 def flags_of(hwcap: int, hwcap2: int) -> list[str]:
     """The words of the two capability words, as the kernel writes them into /proc/cpuinfo."""
-    return [name for names, word in ((HWCAP, hwcap), (HWCAP2, hwcap2)) for bit, name in enumerate(names) if word >> bit & 1]
+    return [name for names, word in ((HWCAP, hwcap), (HWCAP2, hwcap2)) for bit, name in enumerate(names.split()) if word >> bit & 1]
 
 
 def cpuinfo(flags: list[str], midr: int) -> str:
