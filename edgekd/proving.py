@@ -135,7 +135,8 @@ def _kept(o: Observed, device: Target, launch: Mapping[str, Any], inputs: Mappin
 
 
 def figures(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric]) -> dict[str, tuple[Measurement, ...]]:
-    """{target: measurements}, all `emulated`: the metrics; host_agreement, the share of answers that are this machine's; and target_spread, the
+    """{target: measurements}, all `emulated`: the metrics; host_agreement, the share of answers that are this machine's (equal_outputs,
+    the share of numbers, where the answers are no classes); and target_spread, the
     greatest difference in the first metric between this machine and all targets, on the samples that all of them saw (under "" as well).
 
     Agreement and spread are exact for their samples; the spread's note has the 95 % interval, simultaneous over the pairs, of the difference
@@ -152,8 +153,17 @@ def figures(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequen
             elif m.name not in {metric.name for metric in metrics}:
                 continue
             taken.append(replace(m, target=a.target, origin="emulated", note=note))
+        if all(m.name != "host_agreement" for m in taken):  # answers that nobody said to be classes: how many of the numbers are the same
+            share = 100 * same
+            note += "" if same == 1 else f", the others within {_apart(a):.2g}"
+            taken.append(Measurement("equal_outputs", "%", share, share, share, len(a.there), "test", a.target, "emulated", note=note))
         made[a.target] = (*taken, *spread)
     return {"": spread, **made} if made else {}
+
+
+def _apart(a: Answers) -> float:
+    """The greatest difference between an output here and there."""
+    return float(np.abs(np.asarray(a.there, np.float64) - a.here).max())
 
 
 def _spread(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric]) -> tuple[Measurement, ...]:
