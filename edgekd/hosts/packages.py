@@ -20,7 +20,8 @@ from typing import Literal
 from edgekd.errors import BaselineError, EnvironmentUnfit, Problem
 from edgekd.files import sha256
 
-_URI = re.compile(r"^'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})", re.M)
+_URI = re.compile(r"^'([^']+)' (\S+_\S+_\S+\.deb) (\d+) ", re.M)  # what `apt-get --print-uris` prints
+_DIGEST = re.compile(r"^'[^']+' (\S+_\S+_\S+\.deb) (\d+) SHA256:([0-9a-f]{64})", re.M)
 PORTS = "http://ports.ubuntu.com/ubuntu-ports"  # where Ubuntu keeps what is not for x86 (https://wiki.ubuntu.com/Ports)
 
 
@@ -99,16 +100,23 @@ def python(apt: Apt) -> str:
 
 def debs(apt: Apt, names: Sequence[str]) -> list[Package]:
     """The packages of these names; with `apt.installed`, also what they need and this machine has not."""
-    verb = ["install", "--yes", "--no-install-recommends"] if apt.installed else ["download"]
-    said = _run(["apt-get", *apt.options(), "--print-uris", *verb, *names], "packages are missing from the package lists")
-    found = []
-    for _, file, size, digest in _URI.findall(said):
-        name, version, _ = urllib.parse.unquote(file).split("_", 2)
-        found.append(Package("deb", name, version, file, int(size), digest))
-    absent = sorted(set(names) - {p.name for p in found})
+    missing = "packages are missing from the package lists"
+    if apt.installed:  # `install` names what is lacking, with MD5 alone; `download` has the digests of the signed lists
+        verb = ("install", "--yes", "--reinstall", "--no-install-recommends")
+        said = _run(["apt-get", *apt.options(), "--print-uris", *verb, *names], missing)
+        names = [f"{name}={version}" for _, file, _ in _URI.findall(said) for name, version in [_named(file)]]
+    said = _run(["apt-get", *apt.options(), "--print-uris", "download", *names], missing)
+    found = [Package("deb", *_named(file), file, int(size), sha) for file, size, sha in _DIGEST.findall(said)]
+    absent = sorted({n.partition("=")[0] for n in names} - {p.name for p in found})
     if absent:
         raise EnvironmentUnfit(Problem("arm-emulator", f"apt names no digest for {', '.join(absent)}", "apt 1.1 or later does"))
     return sorted(found, key=lambda p: p.name)
+
+
+def _named(file: str) -> tuple[str, str]:
+    """(name, version) of the file of a package (Debian Policy 5.6.12: a colon in a version is written %3a)."""
+    name, version, _ = urllib.parse.unquote(file).split("_", 2)
+    return name, version
 
 
 def wheels(requirements: Sequence[str], python_version: str, platforms: Sequence[str], scratch: Path) -> list[Package]:
