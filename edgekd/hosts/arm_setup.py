@@ -88,10 +88,7 @@ def _make(place: Path, progress: Any, release: dict[str, str]) -> None:
     (work / "files").mkdir(parents=True, exist_ok=True)
     guest = Apt(work / "apt-arm64", "arm64")
     wanted, version, sources = _plan(work, guest, progress, release)
-    size = sum(p.bytes or 0 for p in wanted)
-    names = ", ".join(f"{p.name} {p.version}" for p in wanted)
-    unknown = sum(p.bytes is None for p in wanted)
-    progress.say(f"fetching into {place}\n  {names}\n  {size / 1e6:.1f} MB of packages and {unknown} wheels (some 45 MB); 200 MB unpacked")
+    progress.say(f"fetching into {place} (there, unpacked: some 150 MB)\n{_announced(wanted)}")
     with progress.task("fetch") as advance:
         for number, package in enumerate(wanted):
             advance(number, len(wanted), f"{package.file} {f'{package.bytes / 1e6:.1f} MB' if package.bytes else ''}".strip())
@@ -110,6 +107,13 @@ def _make(place: Path, progress: Any, release: dict[str, str]) -> None:
     os.replace(tree, place)
     sync(place.parent)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _announced(wanted: Sequence[Package]) -> str:
+    """What is to be fetched, with sizes as far as they are known."""
+    rows = [f"  {p.name} {p.version}{'' if p.bytes is None else f', {p.bytes / 1e6:.2g} MB'}" for p in wanted]
+    known, unknown = sum(p.bytes or 0 for p in wanted), sum(p.bytes is None for p in wanted)
+    return "\n".join([*rows, f"  together {known / 1e6:.0f} MB{f' and {unknown} files of unknown size' if unknown else ''}"])
 
 
 def _plan(work: Path, guest: Apt, progress: Any, release: dict[str, str]) -> tuple[list[Package], str, dict[str, Apt]]:

@@ -5,6 +5,7 @@ pip resolves for another platform (pip install --dry-run --report, pip download 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import urllib.parse
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +107,7 @@ def debs(apt: Apt, names: Sequence[str]) -> list[Package]:
         verb = ("install", "--yes", "--reinstall", "--no-install-recommends")
         said = _run(["apt-get", *apt.options(), "--print-uris", *verb, *names], missing)
         names = [f"{name}={version}" for _, file, _ in _URI.findall(said) for name, version in [_named(file)]]
-    said = _run(["apt-get", *apt.options(), "--print-uris", "download", *names], missing)
+    said = _run(["apt-get", *apt.options(), "--print-uris", "download", *names], missing) if names else ""
     found = [Package("deb", *_named(file), file, int(size), sha) for file, size, sha in _DIGEST.findall(said)]
     absent = sorted({n.partition("=")[0] for n in names} - {p.name for p in found})
     if absent:
@@ -131,8 +133,15 @@ def wheels(requirements: Sequence[str], python_version: str, platforms: Sequence
         file = urllib.parse.unquote(urllib.parse.urlsplit(link["url"]).path.rsplit("/", 1)[-1])
         if not digest:
             raise EnvironmentUnfit(Problem("arm-emulator", f"the index names no sha256 for {file}", "use an index that does, such as pypi.org"))
-        found.append(Package("wheel", about["name"], about["version"], file, None, digest))
+        found.append(Package("wheel", about["name"], about["version"], file, _size(link["url"]), digest))
     return sorted(found, key=lambda p: p.name)
+
+
+def _size(url: str) -> int | None:
+    """Bytes of what lies there, where that is told."""
+    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10) as answer:
+        return int(answer.headers.get("content-length", ""))
+    return None
 
 
 def fetch(package: Package, folder: Path, apt: Apt, python_version: str, platforms: Sequence[str]) -> Path:
