@@ -147,7 +147,8 @@ def doctor(as_json: bool) -> tuple[str, int]:
         advice.append(f"the CPU governor is `{governor}`: timing is steadier with `performance`")
     if host.int8.pairs16:
         advice.append("this CPU's int8 products saturate (AVX2 without VNNI): weights are scaled so that they don't")
-    store_facts = {"folder": str(store.root), "bytes": sum(p.stat().st_size for p in Path(store.root).rglob("*") if p.is_file())}
+    kept = (p for p in Path(store.root).rglob("*") if p.is_file() and arm.home() not in p.parents)  # emulators are no finished work
+    store_facts = {"folder": str(store.root), "bytes": sum(p.stat().st_size for p in kept)}
     emulators = arm.facts()
     code = UNFIT if missing else PASSED
     if as_json:

@@ -169,10 +169,10 @@ def emulate(
     progress.say(f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes is not told")
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("run as other CPUs") as advance, _user_error():
-            here = _single(measure.score(path, mixed, folder=Path(folder) / "here"), path)
+            here = _joined(measure.score(path, mixed, folder=Path(folder) / "here"), path, labels)
 
             def answer(t: Target, launch: Mapping[str, Any]) -> np.ndarray:
-                return _single(measure.score(path, mixed, folder=Path(folder) / t.name, launch=launch, cap_s=seconds), path)
+                return _joined(measure.score(path, mixed, folder=Path(folder) / t.name, launch=launch, cap_s=seconds), path, labels)
 
             found = proving.executed(ready, order, here, answer, advance)
     finally:
@@ -200,10 +200,13 @@ def _sample(count: int, least: int, random: bool) -> str:
     )
 
 
-def _single(answers: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
-    if len(answers) > 1:
-        raise UsageError(Problem(str(path), f"has {len(answers)} outputs", "a file with one output can be held against itself"))
-    return next(iter(answers.values()))
+def _joined(answers: Mapping[str, np.ndarray], path: Path, labels: np.ndarray | None) -> np.ndarray:
+    """The outputs of a file as one array: side by side where it has several, which labels have no meaning for."""
+    if len(answers) == 1:
+        return next(iter(answers.values()))
+    if labels is not None:
+        raise UsageError(Problem(str(path), f"has {len(answers)} outputs, and one kind of labels is given", "leave `labels` out of the data"))
+    return np.concatenate([a.reshape(len(a), -1) for a in answers.values()], axis=1)
 
 
 def compare(

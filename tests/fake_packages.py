@@ -11,9 +11,18 @@ DEBS = ("libc6", "libexpat1", "libffi8", "libgcc-s1", "libstdc++6", "zlib1g", "p
 HEAD = f"#!{sys.executable} -SE\nimport hashlib, json, os, re, shutil, sys\nfrom pathlib import Path\nroot, args = Path({{root!r}}), sys.argv[1:]\n"
 LOG = "open(root / 'log', 'a').write(' '.join([Path(sys.argv[0]).name, *[a for a in args if not a.startswith('-o')]]) + chr(10))\n"
 APT_GET = """
+option = lambda name: next(a.partition('=')[2] for a in args if a.startswith('-o' + name + '='))
 if 'update' in args:
+    if (root / 'offline').exists():
+        print('W: Failed to fetch http://somewhere/InRelease  Temporary failure resolving', file=sys.stderr)
+    else:
+        Path(option('Dir::State::Lists'), 'somewhere_Packages.lz4').write_text('')
     sys.exit(0)
-named = {f.name.split('_')[0]: f for f in (root / 'debs').iterdir()}
+named = {f.name.split('_')[0]: f for f in (root / ('debs' if option('APT::Architecture') == 'arm64' else 'own')).iterdir()}
+if 'install' in args:
+    for file in named.values():
+        print(f"'http://somewhere/{file.name}' {file.name} {file.stat().st_size} MD5Sum:{hashlib.md5(file.read_bytes()).hexdigest()}")
+    sys.exit(0)
 for name in [a.split('=')[0] for a in args[args.index('download') + 1:]]:
     file = named[name]
     if '--print-uris' in args:
@@ -64,26 +73,34 @@ else:
 
 def make(root: Path, version: str) -> Path:
     """Writes the folder; `root / "bin"` goes to the front of PATH, `root / "modules"` of PYTHONPATH."""
-    for name in ("debs", "wheels", "bin", "modules/pip"):
+    for name in ("debs", "own", "wheels", "bin", "modules/pip"):
         (root / name).mkdir(parents=True)
     for name in DEBS:
         file = {"python3.11-minimal": "usr/bin/python3.11", "libc6": "lib/libc.so.6"}.get(name, f"usr/lib/{name}.so")
-        with tarfile.open(root / "debs" / f"{name}_1.0-1_arm64.deb", "w") as archive:
-            for inner in (file, f"usr/share/doc/{name}/copyright"):
-                info = tarfile.TarInfo(inner)
-                info.size = len(name)
-                archive.addfile(info, io.BytesIO(name.encode()))
+        _deb(root / "debs" / f"{name}_1.0-1_arm64.deb", {file: name, f"usr/share/doc/{name}/copyright": name})
+    emulator = HEAD.format(root=str(root)) + QEMU.replace("VERSION", version)
+    _deb(root / "own/qemu-user_1%3a7.2-1_amd64.deb", {"usr/bin/qemu-aarch64": emulator, "usr/bin/qemu-m68k": emulator})
+    _deb(root / "own/libcapstone4_4.0-5_amd64.deb", {"usr/lib/x86_64-linux-gnu/libcapstone.so.4": "capstone"})
     for name, number in (("numpy", "2.4.6"), ("onnxruntime", version)):
         with zipfile.ZipFile(root / "wheels" / f"{name}-{number}-cp311-cp311-manylinux_2_28_aarch64.whl", "w") as archive:
             archive.writestr(f"{name}/__init__.py", "")
             archive.writestr(f"{name}/tests/test.py", "")
-    programs = {"apt-get": LOG + APT_GET, "apt-cache": APT_CACHE, "dpkg": DPKG, "qemu-aarch64": QEMU.replace("VERSION", version)}
+    head = HEAD.format(root=str(root))
+    programs = {"apt-get": head + LOG + APT_GET, "apt-cache": head + APT_CACHE, "dpkg": head + DPKG, "qemu-aarch64": emulator}
     for name, text in programs.items():
-        (root / "bin" / name).write_text(HEAD.format(root=str(root)) + text)
+        (root / "bin" / name).write_text(text)
         (root / "bin" / name).chmod(0o755)
     (root / "modules/pip/__init__.py").write_text("")
     (root / "modules/pip/__main__.py").write_text(HEAD.format(root=str(root)) + LOG.replace("Path(sys.argv[0]).name", "'pip'") + PIP)
     return root
+
+
+def _deb(path: Path, files: dict[str, str]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(text.encode()), 0o755
+            archive.addfile(info, io.BytesIO(text.encode()))
 
 
 def log(root: Path) -> list[str]:

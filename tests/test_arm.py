@@ -140,6 +140,25 @@ def test_without_apt_or_pip_all_that_lacks_is_said(fakes, monkeypatch, capsys):
     assert "no apt-get, no apt-cache, no dpkg" in said and "has no pip" in said and "2 problems" in said
 
 
+def test_without_an_emulator_on_the_path_one_is_fetched_with_its_libraries(fakes, monkeypatch):
+    which = shutil.which
+    monkeypatch.setattr("shutil.which", lambda name: None if name.startswith("qemu") else which(name))
+    said = Said()
+    arm_setup.setup(said)
+    assert "qemu-user 1:7.2-1" in said.lines[0] and "libcapstone4 4.0-5" in said.lines[0]
+    own = arm.place() / "qemu"
+    assert {str(p.relative_to(own)) for p in own.rglob("*") if p.is_file()} == {"qemu-aarch64", "lib/libcapstone.so.4"}
+    launch = emulator.launch(A72)
+    assert launch["command"][0] == str(own / "qemu-aarch64") and launch["variables"]["LD_LIBRARY_PATH"] == str(own / "lib")
+    assert launch["command"][3:5] == ["-U", "LD_LIBRARY_PATH"]  # the guest's libraries are others
+
+
+def test_without_a_network_it_says_so(fakes):
+    (fakes / "offline").write_text("")
+    with pytest.raises(EnvironmentUnfit, match="package lists can't be read: Failed to fetch"):
+        arm_setup.setup(Said())
+
+
 def test_ubuntu_keeps_arm_elsewhere(tmp_path, fakes):
     apt = packages.Apt(tmp_path / "apt", "arm64")
     packages.update(apt, {"ID": "ubuntu", "VERSION_CODENAME": "noble"})

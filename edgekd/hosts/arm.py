@@ -12,6 +12,7 @@ the capabilities that the guest is told (getauxval), and by /proc/cpuinfo, which
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -144,7 +145,10 @@ def core(setup: Setup, qemu: Emulator, name: str) -> Core:
             problem = Problem(name, f"qemu {qemu.version} has no such ARM core", f"it has {', '.join(known)}; later versions have more")
             raise EnvironmentUnfit(problem) from None
         record = _ask(setup, qemu, name)
-        _show(setup, folder, record)
+        try:
+            _show(setup, folder, record)
+        except OSError as error:
+            raise EnvironmentUnfit(Problem(name, f"{folder} can't be written: {error.strerror}", "EDGEKD_CACHE names another folder")) from None
     flags = tuple(flags_of(record["hwcap"], record["hwcap2"]))
     return Core(name, folder, flags, tuple(FEATURES[f] for f in flags if f in FEATURES and FEATURES[f] != "neon" or f == "asimd"), record["midr"])
 
@@ -241,7 +245,6 @@ def _show(setup: Setup, folder: Path, record: Mapping[str, int]) -> None:
     (part / "proc/cpuinfo").write_text(cpuinfo(flags_of(record["hwcap"], record["hwcap2"]), record["midr"]))
     (part / "core.json").write_bytes(sealed(CORE, record))
     shutil.rmtree(folder, ignore_errors=True)
-    try:
+    with contextlib.suppress(OSError):  # another process may have been faster
         os.replace(part, folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)

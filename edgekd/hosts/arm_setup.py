@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
+from edgekd.errors import EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import sealed, sha256, sync, unsealed, write_atomic
 from edgekd.hosts import arm, packages
 from edgekd.hosts.packages import Apt, Package
@@ -42,7 +42,10 @@ def setup(progress: Any, release: str = "/etc/os-release") -> str:
     """Makes or verifies the set-up for the runtime's version here; returns what is there, as text. Raises EnvironmentUnfit where this machine
     can't (no apt, no pip, no network), BaselineError where a file is not the one that was announced. `progress`: a `report.progress` reporter."""
     place = arm.place()
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(Problem(str(place.parent), f"can't be made: {error.strerror}", "EDGEKD_CACHE names another folder")) from None
     with lease(place.with_suffix(".lease"), lambda: progress.say("another process makes the set-up: waiting")):
         if arm.find() is not None:
             fault = verify(place, progress)

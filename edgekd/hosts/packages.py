@@ -82,7 +82,13 @@ def update(apt: Apt, release: Mapping[str, str]) -> None:
         (apt.folder / part).mkdir(parents=True, exist_ok=True)
     if release.get("ID") == "ubuntu" and apt.architecture not in ("amd64", "i386"):
         (apt.folder / "sources.list").write_text(ports(release.get("VERSION_CODENAME", "")))
-    _run(["apt-get", *apt.options(), "update"], "the package lists can't be read")
+    said = _run(["apt-get", *apt.options(), "update"], "the package lists can't be read", told="stderr")
+    if not any((apt.folder / "lists").glob("*_Packages*")):  # apt-get ends with 0 where it reached nothing
+        complaints = re.findall(r"^[WE]: (.+)", said, re.M)
+        reason = complaints[0] if complaints else f"the sources of apt have none for {apt.architecture}"
+        raise EnvironmentUnfit(
+            Problem("arm-emulator", f"the package lists can't be read: {reason}", "is there a network? the same command tries again")
+        )
 
 
 def ports(codename: str) -> str:
@@ -180,7 +186,7 @@ def _for(python_version: str, platforms: Sequence[str]) -> list[str]:
     return ["--only-binary", ":all:", "--implementation", "cp", "--python-version", python_version, *(f"--platform={p}" for p in platforms)]
 
 
-def _run(command: Sequence[str], failed: str, folder: Path | None = None) -> str:
+def _run(command: Sequence[str], failed: str, folder: Path | None = None, told: Literal["stdout", "stderr"] = "stdout") -> str:
     """What a command prints. Raises EnvironmentUnfit with the last thing that it complained about."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
@@ -188,4 +194,4 @@ def _run(command: Sequence[str], failed: str, folder: Path | None = None) -> str
         lines = [line for line in done.stderr.strip().splitlines() if re.match(r"E:|ERROR", line)] or done.stderr.strip().splitlines()
         reason = re.sub(r"^(E|ERROR): ?", "", lines[-1]) if lines else f"{Path(command[0]).name} ended with exit code {done.returncode}"
         raise EnvironmentUnfit(Problem("arm-emulator", f"{failed}: {reason}", "what was fetched is kept; the same command goes on"))
-    return done.stdout
+    return getattr(done, told)
