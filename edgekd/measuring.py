@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, measure, proving
+from edgekd import counts, environment, measure, proving
 from edgekd import targets as devices
 from edgekd.errors import PASSED, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import sha256, write_atomic
@@ -175,6 +175,7 @@ def emulate(
                 return _joined(measure.score(path, mixed, folder=Path(folder) / t.name, launch=launch, cap_s=seconds), path, labels)
 
             found = proving.executed(ready, order, here, answer, advance)
+            counted_there = _instructions(path, mixed, ready, Path(folder), progress)
     finally:
         progress.close()
     metric = None if labels is None else top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
@@ -183,12 +184,30 @@ def emulate(
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
     counted = (*static.measure(path), *memory.measure(path))
-    flat = [*counted, *(m for t in ready for m in made[t] if m.name != "target_spread"), *made[""]]
+    flat = [*counted, *(m for t in ready for m in (*made[t], *counted_there.get(t, ())) if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), data is None)
     result = Emulated(path.name, sha256(path), tuple(flat), facts, note)
     if json is not None:
         _write(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(result).items() if k != "exit_code"}})
     return result
+
+
+def _instructions(
+    path: Path, inputs: Mapping[str, np.ndarray], ready: Mapping[str, tuple[Target, Mapping[str, Any]]], folder: Path, progress: Any
+) -> dict[str, tuple[Measurement, ...]]:
+    """{target: instructions per inference}, counted once per ARM core; where nothing can count, that is said."""
+    taken: dict[str, tuple[Measurement, ...]] = {}
+    arm = {name: pair for name, pair in ready.items() if pair[0].architecture == "aarch64"}
+    try:
+        for name, (target, launch) in arm.items():
+            core = target.emulated_as or ""
+            if core not in taken:
+                with progress.task(f"count as {core}") as advance:
+                    taken[core] = counts.count(path, inputs, launch, folder / f"{name}-count", progress=advance).measurements
+    except EnvironmentUnfit as error:
+        progress.say(f"instructions are not counted: {error}")
+    found = {name: taken.get(target.emulated_as or "", ()) for name, (target, _) in arm.items()}
+    return {name: tuple(dataclasses.replace(m, target=name) for m in figures) for name, figures in found.items()}
 
 
 def _sample(count: int, least: int, random: bool) -> str:

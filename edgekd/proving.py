@@ -69,8 +69,9 @@ def executed(
                 raise
             say(f"not run as {name}: {error}")
             continue
-        there = taken[cpu]
-        found.append(Answers(name, target.emulated_as or "", order[: len(there)], here[: len(there)], there, launch.get("kernels", "")))
+        there, stands = taken[cpu], target.core is not None and target.core != target.emulated_as and target.architecture == "aarch64"
+        kernels = "; ".join(filter(None, (f"a stand-in for {target.core}" if stands else "", launch.get("kernels", ""))))
+        found.append(Answers(name, target.emulated_as or "", order[: len(there)], here[: len(there)], there, kernels))
         advance(number, len(wanted), name)
     return found
 

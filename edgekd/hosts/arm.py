@@ -4,7 +4,7 @@
         setup.json       digests of everything below but cores/, versions of what it is made of
         sysroot/         the arm64 Python and the libraries that it and the runtime load
         site/            the runtime and numpy for arm64
-        qemu/            an emulator and its libraries, where the PATH had none
+        qemu/            an emulator with its libraries, where the PATH had none
         cores/NAME-QEMU/ what a guest sees as /: links into sysroot/, and a /proc/cpuinfo of this core; core.json: what the core says of itself
 
 ROOT is EDGEKD_CACHE, else `edgekd` in the user's cache. A core is what the emulator makes of qemu's `-cpu`: the kernels of a runtime are chosen by
@@ -68,11 +68,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Emulator:
-    """qemu's program for aarch64: `version` as it says, `variables` it needs to start."""
+    """qemu's program for aarch64, and its version as it says."""
 
     program: str
     version: str
-    variables: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -113,24 +112,21 @@ def find() -> Setup | None:
 
 def emulator(folder: Path | None = None) -> Emulator | None:
     """The emulator of the PATH, else the one in a set-up's folder; None where there is neither, or it doesn't start."""
-    own = folder / "qemu" if folder else None
-    found = [(p, {}) for p in map(shutil.which, PROGRAMS) if p]
-    if own and own.is_dir():
-        found += [(str(own / p), {"LD_LIBRARY_PATH": str(own / "lib")}) for p in PROGRAMS if (own / p).is_file()]
-    for program, variables in found:
+    own = [str(folder / "qemu" / p) for p in PROGRAMS if (folder / "qemu" / p).is_file()] if folder else []
+    for program in [*filter(None, map(shutil.which, PROGRAMS)), *own]:
         try:
-            said = subprocess.run([program, "--version"], env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+            said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired):
             continue
         version = re.search(r"version (\d[\w.+~-]*)", said.stdout)
         if said.returncode == 0 and version:
-            return Emulator(program, version[1], variables)
+            return Emulator(program, version[1])
     return None
 
 
 def cores(qemu: Emulator) -> list[str]:
     """The ARM cores that an emulator can be."""
-    said = subprocess.run([qemu.program, "-cpu", "help"], env={**os.environ, **qemu.variables}, capture_output=True, text=True, timeout=60)
+    said = subprocess.run([qemu.program, "-cpu", "help"], capture_output=True, text=True, timeout=60)
     return [name for name in re.findall(r"^\s+(\S+)", said.stdout, re.M) if name not in NO_DEVICE]
 
 
@@ -159,9 +155,9 @@ def command(setup: Setup, qemu: Emulator, name: str, root: Path) -> list[str]:
     return [qemu.program, "-cpu", name, "-U", "LD_LIBRARY_PATH", "-U", "LD_PRELOAD", *guest]
 
 
-def variables(setup: Setup, qemu: Emulator) -> dict[str, str]:
+def variables(setup: Setup) -> dict[str, str]:
     """OpenBLAS, which comes with numpy, starts a thread per core of the host otherwise."""
-    return {**qemu.variables, "PYTHONPATH": str(setup.folder / "site"), "PYTHONHOME": "", "OPENBLAS_NUM_THREADS": "1"}
+    return {"PYTHONPATH": str(setup.folder / "site"), "PYTHONHOME": "", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def launch(target: Target) -> dict[str, Any]:
@@ -182,7 +178,7 @@ def launch(target: Target) -> dict[str, Any]:
     identity = f"qemu {qemu.version}, onnxruntime {setup.runtime} arm64"
     return {
         "command": command(setup, qemu, found.name, found.root),
-        "variables": variables(setup, qemu),
+        "variables": variables(setup),
         "identity": identity,
         "kernels": kernels(found.features),
     }
@@ -228,7 +224,7 @@ def cpuinfo(flags: list[str], midr: int) -> str:
 
 def _ask(setup: Setup, qemu: Emulator, name: str) -> dict[str, int]:
     command_ = [*command(setup, qemu, name, setup.folder / "sysroot"), "-c", _ASK]
-    environment = {**os.environ, **variables(setup, qemu)}
+    environment = {**os.environ, **variables(setup)}
     try:
         done = subprocess.run(command_, env=environment, capture_output=True, text=True, timeout=120)
         return json.loads(done.stdout)

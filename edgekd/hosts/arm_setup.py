@@ -35,6 +35,11 @@ UNUSED_DEB = (
     "usr/lib/python3*/idlelib",
 )
 UNUSED_WHEEL = ("onnxruntime/transformers/", "onnxruntime/tools/", "onnxruntime/quantization/", "onnxruntime/datasets/", "numpy/f2py/")
+# starts an emulator with the libraries that came with it: they are none of the programs that it runs (see arm.command)
+START = """#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+LD_LIBRARY_PATH="$here/lib" exec "$here/bin/$(basename "$0")" "$@"
+"""
 TRIAL = "import numpy, onnxruntime; print(onnxruntime.__version__)"
 
 
@@ -146,10 +151,13 @@ def _unpack(package: Package, work: Path, tree: Path, own: bool) -> None:
         scratch = work / "own"
         shutil.rmtree(scratch, ignore_errors=True)
         packages.unpack_deb(path, scratch)
-        (tree / "qemu/lib").mkdir(parents=True, exist_ok=True)
+        for part in ("qemu/lib", "qemu/bin"):
+            (tree / part).mkdir(parents=True, exist_ok=True)
         for file in sorted(scratch.rglob("*")):
             if file.name in arm.PROGRAMS and "bin" in file.parts and not file.is_dir():
-                shutil.copy2(file, tree / "qemu" / file.name)
+                shutil.copy2(file, tree / "qemu/bin" / file.name)
+                (tree / "qemu" / file.name).write_text(START)
+                (tree / "qemu" / file.name).chmod(0o755)
             elif file.name.startswith("lib") and ".so" in file.name and file.parent.name.endswith("-linux-gnu") and not file.is_dir():
                 shutil.copy2(file, tree / "qemu/lib" / file.name)
         shutil.rmtree(scratch)
@@ -189,7 +197,7 @@ def _try(made: arm.Setup, qemu: arm.Emulator, keep: bool) -> str:
     if name is None:
         raise EnvironmentUnfit(Problem("arm-emulator", f"qemu {qemu.version} has none of {', '.join(READY)}", "a later qemu has"))
     command = arm.command(made, qemu, name, arm.core(made, qemu, name).root)
-    environment = {**os.environ, **arm.variables(made, qemu), "PYTHONDONTWRITEBYTECODE": "" if keep else "1"}
+    environment = {**os.environ, **arm.variables(made), "PYTHONDONTWRITEBYTECODE": "" if keep else "1"}
     done = subprocess.run([*command, "-c", TRIAL], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
