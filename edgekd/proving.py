@@ -136,9 +136,9 @@ def _kept(o: Observed, device: Target, launch: Mapping[str, Any], inputs: Mappin
 
 
 def figures(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric]) -> dict[str, tuple[Measurement, ...]]:
-    """{target: measurements}, all `emulated`: the metrics; host_agreement, the share of answers that are this machine's (equal_outputs,
-    the share of numbers, where the answers are no classes); and target_spread, the
-    greatest difference in the first metric between this machine and all targets, on the samples that all of them saw (under "" as well).
+    """{target: measurements}, all `emulated`: the metrics; host_agreement, the share of answers that are this machine's (equal_outputs, the share
+    of numbers, where the answers are no classes); and target_spread, the greatest difference in the first metric between this machine and all
+    targets, on the samples that all of them saw (under "" as well).
 
     Agreement and spread are exact for their samples; the spread's note has the 95 % interval, simultaneous over the pairs, of the difference
     on all data."""
