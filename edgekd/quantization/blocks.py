@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from edgekd.quantization.sites import operator
 
 if TYPE_CHECKING:
     from torch import fx
+
+    from edgekd.records import Artifact, Task
 
 SCHEMA = "edgekd.blocks/1"
 ARRAYS = ("integers", "scales", "zero_points", "gain")
@@ -50,6 +52,16 @@ def dequantize(blocks: Blocks) -> np.ndarray:
     width = blocks.integers.shape[1]
     wide = lambda a: np.repeat(a, blocks.block, axis=1)[:, :width]
     return (wide(blocks.scales) * (blocks.integers.astype(np.int32) - wide(blocks.zero_points))).astype(np.float32)
+
+
+def stored_bytes(outputs: int, inputs: int, bits: int, block: int) -> int:
+    """Bytes of a weight [outputs, inputs] in a file: integers, a float32 scale and a zero point per block."""
+    count = -(-inputs // block)
+    return outputs * (count * block * bits // 8 + 4 * count + -(-count * bits // 8))
+
+
+def bytes_of(blocks: Blocks) -> int:
+    return stored_bytes(*blocks.integers.shape, blocks.bits, blocks.block)
 
 
 def packed(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,6 +120,19 @@ def _settled(module: fx.GraphModule) -> fx.GraphModule:
             del store[name]
     module.recompile()
     return module.eval()
+
+
+def load(artifact: Artifact, task: Task, example: Any) -> tuple[fx.GraphModule, dict[str, Blocks]]:
+    """(captured float graph, table) of a `weight_only` artifact. Raises RunFailed where the table is of another graph."""
+    from edgekd import models
+    from edgekd.quantization.capture import capture, graph_digest
+
+    graph = capture(models.build(models.record_of(artifact), task), example, task.forward)
+    graph.load_state_dict(models.read_tensors(artifact.folder / "weights.safetensors"))
+    table, digest = read(artifact.folder)
+    if digest != graph_digest(graph):
+        raise RunFailed("the table of blocks is of another graph than the model's")
+    return graph, table
 
 
 def write(table: Mapping[str, Blocks], graph: str, folder: Path) -> None:

@@ -67,9 +67,7 @@ def awq(
     return {name: found[short] for name, short in names.items()}, gain.numpy()
 
 
-def gptq(
-    layers: Mapping[str, nn.Linear], values: Sequence[torch.Tensor], *, bits: int, group_size: int, symmetric: bool = True
-) -> dict[str, Blocks]:
+def gptq(layers: Mapping[str, nn.Linear], values: Sequence[torch.Tensor], *, bits: int, group_size: int, symmetric: bool = True) -> dict[str, Blocks]:
     """Rounding that makes up for its own errors with the layers' remaining weights: Frantar et al. 2022, arXiv 2210.17323. `values`: what the
     layers read, [..., K] per batch.
 
