@@ -24,7 +24,8 @@ ROWS = 32  # samples that a difference is looked for with
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """model.onnx of a `torch` (float), `quantized` (int8) or `weight_only` (int4 or int8 weights) artifact, compared with it over the test split. The product's facts say how equal."""
+    """model.onnx of a `torch` (float), `quantized` (int8) or `weight_only` (int4, int8 weights) artifact, compared with it over the test split.
+    The product's facts say how equal."""
 
     format: Literal["onnx"] = "onnx"
     opset: Annotated[int, Ge(18), Le(24)] = 20

@@ -28,7 +28,8 @@ class WeightOnly:
     """`method`: round to nearest (`rtn`), activation-aware scales (`awq`), rounding that makes up for its errors (`gptq`), or `auto`: round to
     nearest with the first of `bits` that loses at most `tolerable_loss` points of the task's first metric on validation, the best where none
     does. `bits`: 4 by default, 4 and then 8 for `auto`. `group_size`: weights of one output that share a scale. `samples` of the train split
-    show `awq` and `gptq` what the layers read. `float_layers` (of the captured graph) keep float weights, and so does a layer that would not
+    show `awq` and `gptq` what the layers read; layers whose inputs `group_size` does not divide are rounded to nearest by these too, and the
+    fact `nearest` names them. `float_layers` (of the captured graph) keep float weights, and so does a layer that would not
     get smaller, or whose weight is also an embedding."""
 
     method: Literal["auto", "rtn", "awq", "gptq"] = "auto"
@@ -81,12 +82,6 @@ class WeightOnly:
         chosen = self.chosen(graph)
         if not chosen:
             found.append(Problem("", "the model has no linear layer whose weights would get smaller", layers))
-        uneven = [n for n, node in chosen.items() if node.args[0].meta["val"].shape[-1] % self.group_size]
-        if self.method in ("awq", "gptq") and uneven:
-            hint = f'another group_size, method = "rtn", or float_layers = {uneven}'
-            found.append(
-                Problem("group_size", f"{self.group_size} does not divide the inputs of {', '.join(uneven)}, as `{self.method}` needs", hint)
-            )
         return found
 
     def chosen(self, graph: fx.GraphModule) -> dict[str, fx.Node]:
@@ -122,6 +117,8 @@ class WeightOnly:
                 table = self.searched(graph, layers, run)
         table = {name: table[name] for name in layers}
         facts |= {"bits": table[next(iter(table))].bits, "layers": list(table)}
+        if self.method in ("awq", "gptq"):
+            facts["nearest"] = [name for name, layer in layers.items() if layer.in_features % self.group_size]
         facts["float_layers"] = [name for name in sites.layers(graph) if name not in table]
         facts |= {"weight_bytes": sum(blocks.bytes_of(b) for b in table.values()), "float_bytes": sum(4 * b.integers.size for b in table.values())}
         run.log(event="weight_only", **facts)
@@ -137,8 +134,10 @@ class WeightOnly:
         ((bits,), settings) = self.tried, {"group_size": self.group_size, "symmetric": self.symmetric}
         if self.method == "rtn":
             return compressor.rtn(layers, bits=bits, **settings)
-        nodes, table = {n.name: n for n in graph.graph.nodes}, {}
-        columns, groups = run.data("train"), awq.groups(graph, layers)
+        nodes = {n.name: n for n in graph.graph.nodes}
+        nearest = {name: layer for name, layer in layers.items() if layer.in_features % self.group_size}
+        table = compressor.rtn(nearest, bits=bits, **settings) if nearest else {}
+        columns, groups = run.data("train"), awq.groups(graph, layers.keys() - nearest)
         for number, (value, names) in enumerate(groups.items()):
             run.progress(number, len(groups), ", ".join(names))
             now = blocks.apply(graph, table) if self.method == "gptq" else graph  # it makes up for the errors of the layers before, too
