@@ -62,6 +62,14 @@ def exported(task, artifact, folder):
     return Export()(artifact, run).facts, run.folder / "model.onnx"
 
 
+@pytest.fixture(scope="module")
+def nearest(trained, tmp_path_factory):
+    """(artifact of `rtn`, facts of its export, file)"""
+    folder = tmp_path_factory.mktemp("nearest")
+    artifact = rounded(trained, folder / "table", method="rtn")
+    return artifact, *exported(trained[0], artifact, folder / "file")
+
+
 def linear(rows, bias=False):
     layer = nn.Linear(len(rows[0]), len(rows), bias=bias)
     layer.weight.data = torch.tensor(rows)
@@ -158,7 +166,7 @@ def test_scales_move_into_the_norm_or_stay_as_a_gain(trained, tmp_path):
     assert torch.allclose(graph(x), before(x), atol=1e-4)  # what moved makes no difference
     names = {n.args[1].target: name for name, n in blocks.linears(graph).items()}
     kept = {target.removesuffix("__weight") for target, name in names.items() if name in table and table[name].gain is not None}
-    assert kept == {"layers__0__o", "layers__0__down"}  # a norm of their own is before all others
+    assert kept == {"layers__0__o", "layers__0__down", "head"}  # all others read a norm of their own, as it is
     assert artifact.facts["nearest"] == [names["embed__weight"]]
     facts, path = exported(task, artifact, tmp_path / "file")
     assert sum(n.op_type == "MatMulNBits" for n in onnx.load(path).graph.node) == 8
@@ -169,11 +177,10 @@ def test_a_gain_is_undone_by_the_weights():
     ((value, names),) = awq.groups(graph, ["linear"]).items()
     node = next(n for n in graph.graph.nodes if n.name == value)
     was, x = graph.state_dict(), torch.randn(5, 3, 4)
-    answer, weight = graph(x), was["_1__weight" if "_1__weight" in was else "1__weight"].clone()
+    answer, weight = graph(x), was["1__weight"].clone()
     table = awq.absorbed(graph, node, {names[0]: random_blocks(inputs=4, outputs=2)}, np.array([0.5, 1, 2, 4], np.float32))
     assert table["linear"].gain is None and torch.allclose(graph(x), answer, atol=1e-6)
-    now = graph.state_dict()["_1__weight" if "_1__weight" in was else "1__weight"]
-    assert torch.equal(now, weight / torch.tensor([0.5, 1, 2, 4]))
+    assert torch.equal(graph.state_dict()["1__weight"], weight / torch.tensor([0.5, 1, 2, 4]))
 
 
 @needs_gptq
@@ -194,11 +201,9 @@ def test_packages_that_are_missing_are_named(monkeypatch, trained):
 # ---------------------------------------------------------------- the file
 
 
-def test_the_file_holds_the_integers_and_answers_as_the_model(trained, tmp_path):
-    task, source = trained
-    artifact = rounded(trained, tmp_path / "rtn", method="rtn")
+def test_the_file_holds_the_integers_and_answers_as_the_model(trained, nearest, tmp_path):
+    (task, source), (artifact, facts, path) = trained, nearest
     graph, table = blocks.load(artifact, task, torch.randn(2, 8, 8))
-    facts, path = exported(task, artifact, tmp_path / "file")
     _, plain = exported(task, source, tmp_path / "float")
     module = models.load(source, task)  # an oracle without graphs: the task's own module with the weights that the integers stand for
     for name, node in blocks.linears(graph).items():
@@ -220,8 +225,8 @@ def test_the_file_holds_the_integers_and_answers_as_the_model(trained, tmp_path)
     assert {**ours, "file_bytes": 0} == {**theirs, "file_bytes": 0}  # the same multiplications of as many weights
 
 
-def test_a_file_that_is_not_the_model_is_refused_with_the_layer(trained, tmp_path, monkeypatch):
-    artifact, packed, count = rounded(trained, tmp_path / "rtn", method="rtn"), blocks.packed, []
+def test_a_file_that_is_not_the_model_is_refused_with_the_layer(trained, nearest, tmp_path, monkeypatch):
+    artifact, packed, count = nearest[0], blocks.packed, []
 
     def wrong(table):
         integers, scales, zeros = packed(table)
@@ -233,11 +238,11 @@ def test_a_file_that_is_not_the_model_is_refused_with_the_layer(trained, tmp_pat
         exported(trained[0], artifact, tmp_path / "file")
 
 
-def test_the_first_layer_that_differs_is_named(trained, tmp_path):
-    artifact = rounded(trained, tmp_path / "rtn", method="rtn")
+def test_the_first_layer_that_differs_is_named(trained, nearest, tmp_path):
+    artifact, path = nearest[0], tmp_path / "model.onnx"
     x = torch.from_numpy(trained[0].data("test").inputs[:8])
     graph, table = blocks.load(artifact, trained[0], x[:2])
-    _, path = exported(trained[0], artifact, tmp_path / "file")
+    path.write_bytes(nearest[2].read_bytes())
     where = lambda: check_blocks.first_difference(blocks.apply(graph, table), table, path, x, {"input": x.numpy()})
     assert where() == "; no single layer differs"
     model = onnx.load(path)

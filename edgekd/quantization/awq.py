@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.quantization.blocks import Blocks
+from edgekd.quantization.equalize import RESHAPES
+from edgekd.quantization.sites import operator
 from edgekd.quantization.smooth import own_norm, readers
 
 if TYPE_CHECKING:
@@ -16,12 +18,20 @@ if TYPE_CHECKING:
 
 
 def groups(graph: fx.GraphModule, layers: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """{value: the layers that read it}, in graph order: queries, keys and values read one."""
+    """{value: the layers that read it}, in graph order: queries, keys and values read one. A value whose rows are only gathered is itself."""
     found: dict[str, tuple[str, ...]] = {}
     for node in graph.graph.nodes:
         if node.name in layers:
-            found[node.args[0].name] = (*found.get(node.args[0].name, ()), node.name)
+            name = _origin(node.args[0]).name
+            found[name] = (*found.get(name, ()), node.name)
     return found
+
+
+def _origin(value: fx.Node) -> fx.Node:
+    width = lambda node: node.meta["val"].shape[-1]
+    while operator(value) in RESHAPES and width(value.args[0]) == width(value):
+        value = value.args[0]
+    return value
 
 
 def absorbed(graph: fx.GraphModule, value: fx.Node, table: Mapping[str, Blocks], gain: np.ndarray) -> dict[str, Blocks]:
