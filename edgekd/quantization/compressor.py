@@ -48,20 +48,14 @@ def awq(
     layers: Mapping[str, nn.Linear], values: Sequence[torch.Tensor], *, bits: int, group_size: int, symmetric: bool = True
 ) -> tuple[dict[str, Blocks], np.ndarray]:
     """(table, gain float32 [K]) of layers that all read `values` ([..., K] per batch): activation-aware scales and clipping, Lin et al. 2023,
-    arXiv 2306.00978. The layers are for what they read times the gain.
-
-    Two passes: its search for the clipping, in one pass with the scales, would look at values that are not scaled yet."""
+    arXiv 2306.00978. The layers are for what they read times the gain."""
     import torch
 
     names = {name: f"l{number}" for number, name in enumerate(layers)}
-    absorb = {"gain": tuple(names.values())}
-    shared = {"bits": bits, "group_size": group_size, "use_sym": symmetric, "absorb_layer_dict": absorb}
     with _quiet(f"AWQ of {', '.join(layers)}") as library:
-        model = _feed(library, _Block(layers), values, library.AWQConfig(**shared, use_auto_clip=False), True)
-        gain = model.blocks[0].gain.weight.detach().clone()
-        scaled = {name: _linear(layer.weight / gain, layer.bias) for name, layer in layers.items()}
-        model = _feed(library, _Block(scaled), [v * gain for v in values], library.AWQConfig(**shared, use_auto_scale=False), True)
-        found = _table(model.blocks[0])
+        config = library.AWQConfig(bits=bits, group_size=group_size, use_sym=symmetric, absorb_layer_dict={"gain": tuple(names.values())})
+        model = _feed(library, _Block(layers), values, config, True)
+        gain, found = model.blocks[0].gain.weight.detach().clone(), _table(model.blocks[0])
     if not torch.isfinite(gain).all():
         raise RunFailed(f"AWQ of {', '.join(layers)} found a scale that is not finite")
     return {name: found[short] for name, short in names.items()}, gain.numpy()
