@@ -54,7 +54,7 @@ def awq(
     names = {name: f"l{number}" for number, name in enumerate(layers)}
     with _quiet(f"AWQ of {', '.join(layers)}") as library:
         config = library.AWQConfig(bits=bits, group_size=group_size, use_sym=symmetric, absorb_layer_dict={"gain": tuple(names.values())})
-        model = _feed(library, _Block(layers), values, config, True)
+        model = _feed(library, _side_by_side(layers), values, config, True)
         gain, found = model.blocks[0].gain.weight.detach().clone(), _table(model.blocks[0])
     if not torch.isfinite(gain).all():
         raise RunFailed(f"AWQ of {', '.join(layers)} found a scale that is not finite")
@@ -69,7 +69,7 @@ def gptq(layers: Mapping[str, nn.Linear], values: Sequence[torch.Tensor], *, bit
     names = {name: f"l{number}" for number, name in enumerate(layers)}
     with _quiet(f"GPTQ of {', '.join(layers)}") as library:
         config = library.GPTQConfig(bits=bits, group_size=group_size, use_sym=symmetric, model_path=".", use_layer_wise=False)
-        found = _table(_feed(library, _Block(layers), values, config, False).blocks[0])
+        found = _table(_feed(library, _side_by_side(layers), values, config, False).blocks[0])
     return {name: found[short] for name, short in names.items()}
 
 
@@ -123,7 +123,7 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     return made
 
 
-def _Block(layers: Mapping[str, nn.Linear]) -> nn.Module:  # noqa: N802
+def _side_by_side(layers: Mapping[str, nn.Linear]) -> nn.Module:
     """A model of one block, `blocks.0`: a gain, and after it the layers `l0`, `l1`, ... side by side."""
     import torch
     from torch import nn
