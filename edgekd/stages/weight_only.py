@@ -4,7 +4,7 @@ outliers that an 8-bit lattice pays for, and whose bytes are weights of linear l
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from annotated_types import Ge, MinLen
 from edgekd import models
 from edgekd.errors import EnvironmentUnfit, Problem, UsageError
 from edgekd.records import Artifact, Made, Run
+from edgekd.stages.quantize import calibration
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -141,7 +142,7 @@ class WeightOnly:
         for number, (value, names) in enumerate(groups.items()):
             run.progress(number, len(groups), ", ".join(names))
             now = blocks.apply(graph, table) if self.method == "gptq" else graph  # it makes up for the errors of the layers before, too
-            read = [seen[value].contiguous() for seen in watch(now, _batches(columns, self.samples), {value})]
+            read = [seen[value].contiguous() for seen in watch(now, calibration(columns, min(self.samples, len(columns))), {value})]
             theirs = {name: layers[name] for name in names}
             if self.method == "gptq":
                 table |= compressor.gptq(theirs, read, bits=bits, **settings)
@@ -161,16 +162,6 @@ def _linear(graph: fx.GraphModule, node: fx.Node) -> nn.Linear:
     if bias is not None:
         made.bias.data = bias.clone()
     return made
-
-
-def _batches(columns: Any, samples: int) -> Iterator[Any]:
-    """Inputs of the first `samples` in a fixed shuffled order, 64 at a time."""
-    from edgekd.sources.columns import take
-    from edgekd.sources.epochs import order
-
-    rows = order(0, 0, len(columns))[:samples]
-    for start in range(0, len(rows), 64):
-        yield take(columns, rows[start : start + 64]).inputs
 
 
 def _loss(graph: fx.GraphModule, run: Run):
