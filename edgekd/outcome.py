@@ -124,7 +124,7 @@ def _records(o: Observed, split: str, resolved: Resolved) -> dict[str, np.ndarra
 
 def _candidate(o: Observed, plan: Plan, made: Mapping[str, Artifact]) -> Candidate:
     source = made[plan.steps[o.point.export].source]
-    form = "int8" if source.form == "quantized" else "float32"
+    form = {"quantized": "int8", "weight_only": f"int{source.facts.get('bits')}_weights"}.get(source.form, "float32")
     stages = (*o.point.stages, form)
     return Candidate(o.point.id, o.point.point, o.point.seed, o.point.parents, stages, "onnx", None, o.artifact.files["model.onnx"], o.measurements)
 
