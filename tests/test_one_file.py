@@ -1,5 +1,7 @@
 """One file for all targets: when, when not, and what is said of it."""
 
+from dataclasses import replace
+
 from edgekd.decisions.one_file import one_file
 from edgekd.records import Candidate, Measurement, TargetResult
 
@@ -36,3 +38,13 @@ def test_a_file_that_costs_too_much_or_does_not_fit_does_not():
     assert one_file([free, candidate("safe", old=(90.0, None))], given, "top1", lambda c, t: True) == given
     alone = results(host="free", old=None)
     assert one_file([free], alone, "top1", lambda c, t: True) == alone
+
+
+def test_for_a_target_without_figures_of_its_own_the_files_count():
+    free, safe = candidate("free", host=(90.0, 1.0)), candidate("safe", host=(89.95, 1.01))
+    free, safe = (replace(c, measurements=(*c.measurements, replace(c.measurements[0], target=None))) for c in (free, safe))
+    made = one_file([free, safe], results(host="free", board="safe"), "top1", lambda c, t: True)
+    assert {t: r.chosen for t, r in made.items()} == {"host": "free", "board": "free"}
+    free = replace(free, measurements=tuple(m for m in free.measurements if m.target is not None))
+    given = results(host="safe", board="free")
+    assert one_file([safe, free], given, "top1", lambda c, t: c is safe) == given, "what free answers is not known for the board"

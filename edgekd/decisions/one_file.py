@@ -42,4 +42,6 @@ def _cost(file: Candidate, own: Candidate, target: str, metric: str) -> str | No
 
 
 def _value(candidate: Candidate, name: str, target: str, split: str | None) -> Measurement | None:
-    return next((m for m in candidate.measurements if (m.name, m.target, m.split) == (name, target, split)), None)
+    """Of the target, else of the file itself: what this machine's answers say for a target that it is none of."""
+    found = [m for m in candidate.measurements if (m.name, m.split) == (name, split) and m.target in (target, None)]
+    return max(found, key=lambda m: m.target is not None, default=None)
