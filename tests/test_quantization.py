@@ -1,6 +1,7 @@
 """The exported int8 file computes what the fake-quantized model does, for model families, planted oddities and random graphs."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -545,3 +546,31 @@ def test_sums_of_two_lattices_are_the_kernels_to_the_last_bit():
         a, b = (Lattice(torch.from_numpy(q.astype(np.float64) - z), s, int(z)) for q, s, z in zip((qa, qb), scales[:2], zeros[:2], strict=True))
         ours = torch.clamp(_sum_of_two(a, b, scales[2], int(zeros[2])) + 0.0, 0, 255)
         assert np.array_equal(ours.numpy().astype(np.uint8), theirs)
+
+
+class Words(nn.Module):
+    """A table that is looked up, and one that a layer shares."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.shared, self.hidden = nn.Embedding(50, 12), nn.Embedding(20, 12), nn.Linear(12, 12)
+
+    def forward(self, ids):
+        x = self.hidden(self.table(ids) + self.shared(ids % 20))
+        return F.linear(x.mean(1), self.shared.weight)
+
+
+def test_a_table_is_stored_and_looked_up_in_integers(tmp_path):
+    """By hand: a column of the table has one scale, its largest value over 127. One that a layer reads too has that layer's scales."""
+    torch.manual_seed(0)
+    model, ids = Words(), torch.randint(0, 50, (64, 5))
+    ours, theirs, grid, path, names = exported(model, ids, tmp_path)
+    assert check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0]).reasons == ()
+    site = grid.sites["table.weight"]
+    assert site.axis == 1 and site.scale == pytest.approx((model.table.weight.abs().amax(0) / 127).tolist())
+    assert grid.sites["shared.weight"].axis == 0
+    graph = onnx.load(path).graph
+    stored = {i.name: i for i in graph.initializer}
+    gathers = [n for n in graph.node if n.op_type == "Gather" and n.input[0] in stored and len(stored[n.input[0]].dims) == 2]
+    assert [(list(stored[n.input[0]].dims), stored[n.input[0]].data_type) for n in gathers] == [([50, 12], onnx.TensorProto.INT8)]
+    assert not [i for i in graph.initializer if list(i.dims) in ([50, 12], [20, 12]) and i.data_type == onnx.TensorProto.FLOAT]

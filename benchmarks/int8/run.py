@@ -9,7 +9,7 @@ text     a transformer encoder (`text.py`); EDGEKD_SST2 names the data
 
 All of a model's files come from one plan: its recipe, and for each way the recipe's `quantize` stage with other settings, so that what is finished
 is found in the store. onnxruntime's files come from `quantize_static` on the same float file and the same 512 samples; with `--peers`, a Python
-that has nncf and neural-compressor makes theirs (`peers.py`). RESULTS.md is made from result.json."""
+that has nncf makes its own (`peers.py`). RESULTS.md is made from result.json."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def narrowed(wanted, keys: set[str]):
 
 
 def theirs(float_file: Path, resolved, folder: Path, python: str | None) -> dict[str, Path]:
-    """{way: file} of onnxruntime's static quantization and, with a Python that has them, of nncf's and neural-compressor's."""
+    """{way: file} of onnxruntime's static quantization and, with a Python that has it, of nncf."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     from edgekd.sources.epochs import order

@@ -186,11 +186,27 @@ def _render(graph: onnx.GraphProto, grid: Grid) -> dict[str, str]:
             nodes.append(helper.make_node("DequantizeLinear", [f"{output}.q", step, zero], [output]))
             values.setdefault(name, output)
             scales[output] = scale
-    kept = [n for n in nodes if not (n.op_type == "Transpose" and n.output[0] in skip)]
+    kept = _looked_up([n for n in nodes if not (n.op_type == "Transpose" and n.output[0] in skip)], helper)
     result = [part for node in kept for part in _bias(node, weights, scales, constant, helper)]
     del graph.node[:]
     graph.node.extend(result)
     return values
+
+
+def _looked_up(nodes: list[onnx.NodeProto], helper: Any) -> list[onnx.NodeProto]:
+    """Rows are looked up in integers and then told in float; the other way round the whole table would be, at each inference."""
+    told = {n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear"}
+    found = []
+    for node in nodes:
+        table = told.get(node.input[0]) if node.op_type == "Gather" else None
+        along = next((a.i for a in table.attribute if a.name == "axis"), None) if table is not None else None
+        if table is None or along == 0 or any(a.name == "axis" and a.i for a in node.attribute):
+            found.append(node)
+            continue
+        rows = f"{node.output[0]}.q"
+        found.append(helper.make_node("Gather", [table.input[0], node.input[1]], [rows]))
+        found.append(helper.make_node("DequantizeLinear", [rows, *table.input[1:]], list(node.output), **({} if along is None else {"axis": -1})))
+    return found
 
 
 def _bias(node: onnx.NodeProto, weights: Mapping[str, Any], scales: Mapping[str, np.ndarray], constant: Any, helper: Any) -> list[onnx.NodeProto]:

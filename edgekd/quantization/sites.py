@@ -98,6 +98,8 @@ def place(module: fx.GraphModule, float_layers: Collection[str] = ()) -> Placeme
     """Sites of a captured graph. A value has one if an integer operator makes it (after a clipping activation that alone reads it),
     if an integer operator reads it, or if it is the graph's output; values that are only moved, or cut at zero, are tied to their source.
 
+    A table that is looked up has a site as a weight: it is stored as integers, and what is looked up is told in float.
+
     `float_layers`: layers that are no integer operators here. Their weights and biases have no site, which is what keeps them in float in a file."""
     graph = module.graph
     source: dict[fx.Node, fx.Node] = {}  # moved value -> the value that it was
@@ -128,6 +130,9 @@ def place(module: fx.GraphModule, float_layers: Collection[str] = ()) -> Placeme
         origin = source.get(node.args[0], node.args[0])
         if name not in ("matmul", "mm") and len(node.args) > 2 and node.args[2] is not None and node.args[2].op == "get_attr" and origin in wanted:
             biases[node.name] = Bias(node.args[2].target, origin.name, node.args[1].target)
+    for node in graph.nodes:  # after the layers: one that shares the table says how it is stored
+        if operator(node) == "embedding" and node.args[0].op == "get_attr" and node.name not in float_layers:
+            weights.setdefault(node.args[0].target, Weight(node.args[0].target, 1))  # a column keeps its scale through the look-up
     tied = {n.name: s.name for n, s in source.items() if s in wanted and _floats(n)}
     values = [n for n in graph.nodes if n in wanted]
     limits = {n.name: Limits(*(clip(n) or (-math.inf, math.inf)), operator(n) in ("softmax", "_softmax"), n in outputs) for n in values}
