@@ -41,6 +41,11 @@ def network(path, width=16, batch="batch", kind=T.FLOAT, outside=False):
     return path
 
 
+def on(run):
+    """This machine, by another way."""
+    return dataclasses.replace(local.host(), run=run)
+
+
 def answers(path, x=X):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
 
@@ -100,11 +105,11 @@ def test_score_is_not_taken_again_but_for_other_data_or_another_file(tmp_path):
         runs.append(folder)
         return local.run(folder, timeout, progress)
 
-    first = measure.score(path, X, folder=tmp_path / "s", run=run)
-    assert np.array_equal(measure.score(path, X, folder=tmp_path / "s", run=run)["y"], first["y"]) and len(runs) == 1
-    assert len(measure.score(path, X[:10], folder=tmp_path / "s", run=run)["y"]) == 10 and len(runs) == 2
+    first = measure.score(path, X, folder=tmp_path / "s", host=on(run))
+    assert np.array_equal(measure.score(path, X, folder=tmp_path / "s", host=on(run))["y"], first["y"]) and len(runs) == 1
+    assert len(measure.score(path, X[:10], folder=tmp_path / "s", host=on(run))["y"]) == 10 and len(runs) == 2
     network(path, width=17)
-    assert not np.array_equal(measure.score(path, X[:10], folder=tmp_path / "s", run=run)["y"], first["y"][:10]) and len(runs) == 3
+    assert not np.array_equal(measure.score(path, X[:10], folder=tmp_path / "s", host=on(run))["y"], first["y"][:10]) and len(runs) == 3
 
 
 @pytest.mark.parametrize("inputs, message", [(X.astype(np.float64), "takes float32"), ({"z": X}, "inputs x, the data has z"), (X[:, :3], "shape")])
@@ -161,7 +166,7 @@ def test_profile_is_read_again_without_measuring(profiled):
     def run(*_):
         raise AssertionError("measured again")
 
-    assert measure.profile(models, X, folder=folder, target="host", run=run) == found
+    assert measure.profile(models, X, folder=folder, target="host", host=on(run)) == found
 
 
 def test_profile_goes_on_where_it_was_cut_off(profiled, tmp_path):
@@ -268,23 +273,23 @@ def test_rounds_are_added_until_the_p50_is_known(tmp_path, monkeypatch):
     monkeypatch.setitem(measure.EFFORTS, "standard", dataclasses.replace(TINY, most=20))
     path = network(tmp_path / "m.onnx")
     run = fake_host(lambda subject, round: 1.0 + (0.1 if round == 0 else 0))
-    found = measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", run=run)
+    found = measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", host=on(run))
     assert found["m"][0].n == 10  # with 10 the second smallest to the second largest remain: the odd one is out
     again = fake_host(lambda subject, round: 99.0)
-    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", run=again) == found and again.runs == []
+    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", host=on(again)) == found and again.runs == []
     results = tmp_path / "p" / "job" / "out" / "results.jsonl"  # cut off while rounds were added: a round without its control
     results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:-1]))
     (results.parent / "done.json").unlink()
-    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", run=run) == found
+    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", host=on(run)) == found
     endless = fake_host(lambda subject, round: 1.0 + round % 2)
-    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "q", run=endless)["m"][0].n == 20
+    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "q", host=on(endless))["m"][0].n == 20
 
 
 def test_compare_gives_the_ratio_of_neighbours(tmp_path):
     """Both drift by a factor of three through the session; b takes 1.5 times as long as a."""
     a, b = network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx", 32)
     run = fake_host(lambda subject, round: (1 + 0.4 * round) * (1.5 if subject == "s1" else 1.0))
-    found = measure.compare(a, b, X, folder=tmp_path / "c", run=run)
+    found = measure.compare(a, b, X, folder=tmp_path / "c", host=on(run))
     assert found.ratio == pytest.approx((1.5, 1.5, 1.5)) and found.control == pytest.approx((1, 1, 1)) and found.processes == 6
     assert "p50 varies" in found.note
 

@@ -49,8 +49,8 @@ def describe(system="/"):
         "features": sorted({ours for theirs, ours in FEATURES.items() if theirs in flags}),
         "virtual": "hypervisor" in flags,
         "cores": cores(),
-        "max_mhz": max(_clocks(system, "cpuinfo_max_freq"), default=None),
-        "mhz": number(field(text, "cpu MHz") or "", 1.0) or max(_clocks(system, "scaling_cur_freq"), default=None),
+        "max_mhz": max(clocks(system, "cpuinfo_max_freq"), default=None),
+        "mhz": number(field(text, "cpu MHz") or "", 1.0) or max(clocks(system, "scaling_cur_freq"), default=None),
         "governor": governor(system),
         "celsius": celsius(system),
         "throttled": throttled(system),
@@ -75,9 +75,12 @@ def cores():
 
 
 def governor(system="/"):
-    """The governor of the clocks; several, where clusters have different ones."""
+    """The governor of the clocks; several, where clusters have different ones. What the drivers of x86 call `powersave` takes the highest clock at
+    need, and is told as `powersave (driver)`; elsewhere it is the lowest clock (Linux: Documentation/admin-guide/pm/intel_pstate.rst)."""
     found = {read(path).strip() for path in _cpus(Path(system), "cpufreq/scaling_governor")} - {""}
-    return ", ".join(sorted(found)) or None
+    driver = read(Path(system) / "sys/devices/system/cpu/cpu0/cpufreq/scaling_driver").strip()
+    own = driver in ("intel_pstate", "amd-pstate-epp")
+    return ", ".join(f"{name} ({driver})" if own and name == "powersave" else name for name in sorted(found)) or None
 
 
 def celsius(system="/"):
@@ -118,9 +121,9 @@ def _cpus(system, name):
     return sorted((system / "sys/devices/system/cpu").glob("cpu[0-9]*/" + name))
 
 
-def _clocks(system, name):
+def clocks(system, name):
     """MHz of every core that tells."""
-    found = (number(read(path), 1e-3) for path in _cpus(system, "cpufreq/" + name))
+    found = (number(read(path), 1e-3) for path in _cpus(Path(system), "cpufreq/" + name))
     return [clock for clock in found if clock]
 
 

@@ -15,6 +15,7 @@ outputs    every row of the inputs through the file in batches of `batch` (or of
 operators  the runtime's own clock per operator (a separate run, for it perturbs)
 count      `warmup_runs` inferences, then `empty` regions without one and `runs` with one each, marked for an emulator's instruction counter
 
+`facts.py` lies beside it: what the machine is (`python worker.py --facts` prints it), and in what condition.
 Imports numpy and the one runtime, nothing of edgekd; Python 3.8.
 """
 
@@ -335,9 +336,10 @@ def _rows(arrays):
 
 def peak_rss():
     """Peak resident bytes of this process. VmHWM first: on Linux `ru_maxrss` can carry over what the parent had before exec."""
-    for line in _text("/proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -345,16 +347,16 @@ def peak_rss():
 
 
 def condition():
-    """Clocks (MHz), temperature (degrees C), load and stolen time as far as they can be read; None where they can't."""
-    clocks = [float(line.split(":")[1]) for line in _text("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
-    if not clocks:
-        files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-        clocks = [float(text) / 1000 for text in map(_text, files) if text.strip().isdigit()]
-    warm = [float(text) / 1000 for text in map(_text, Path("/sys/class/thermal").glob("thermal_zone*/temp")) if text.strip().lstrip("-").isdigit()]
-    first = _text("/proc/stat").split("\n", 1)[0].split()
+    """Clocks (MHz), temperature (degrees C), governor, throttling, load and stolen time as far as they can be read; None where they can't."""
+    facts = _module(Path(__file__).resolve().parent / "facts.py")
+    clocks = [float(line.split(":")[1]) for line in facts.read("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
+    clocks = clocks or facts.clocks("/", "scaling_cur_freq")
+    first = facts.read("/proc/stat").split("\n", 1)[0].split()
     return {
         "mhz": [min(clocks), max(clocks)] if clocks else None,
-        "celsius": max(warm) if warm else None,
+        "celsius": facts.celsius(),
+        "governor": facts.governor(),
+        "throttled": facts.throttled(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "stolen_ticks": int(first[8]) if len(first) > 8 else None,
     }
@@ -369,17 +371,9 @@ def _switches():
         return None
 
 
-def _text(path):
-    try:
-        with open(str(path), encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
 def _module(path):
     """Loads a runtime file by its path: `onnxruntime.py` beside a script would hide the library of that name."""
-    spec = importlib.util.spec_from_file_location("edgekd_runtime", str(path))
+    spec = importlib.util.spec_from_file_location("edgekd_" + path.stem, str(path))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -396,6 +390,9 @@ def _die_with_parent():
 
 
 def main(arguments):
+    if "--facts" in arguments:
+        print(json.dumps(_module(Path(__file__).resolve().parent / "facts.py").describe()))
+        return 0
     if "--entry" in arguments:
         _die_with_parent()
         try:
