@@ -24,7 +24,7 @@ from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static
 from edgekd.probes import trace as tracing
 from edgekd.records import Measurement, Target
-from edgekd.report.progress import reporter
+from edgekd.report.progress import Silent, reporter
 
 if TYPE_CHECKING:
     import onnx
@@ -101,21 +101,22 @@ def profile(
     preset: measure.Preset = "standard",
     json: Path | str | None = None,
     trace: Path | str | None = None,
+    on: str | None = None,
     quiet: bool = True,
 ) -> Profile:
     """Measures an exported file. `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`; else seeded random inputs.
+    `on`: the address of a board (hosts/address.py); default: this machine.
 
-    Raises UsageError for a file, data or target that is wrong, EnvironmentUnfit where this machine lacks what the target has."""
-    facts, device = _here(target)
-    path = Path(model)
+    Raises UsageError for a file, data, target or address that is wrong, EnvironmentUnfit where the machine lacks what the target has."""
+    named, path = _named(target), Path(model)
     parsed = static.read(path)
-    inputs, labels = (_random(parsed), None) if data is None else read_arrays(Path(data))
+    inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     progress = reporter(quiet)
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-            place = Path(folder)
-            scored = [] if labels is None else _quality(path, inputs, labels, device, facts, place)  # wrong labels are told before the long part
-            settings = {"preset": preset, "threads": device.threads, "folder": place, "target": device.name}
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _host(on, progress) as host:
+            place, device = Path(folder), _stands_for(host, named)
+            scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)  # wrong labels are told before the long part
+            settings = {"preset": preset, "threads": device.threads, "folder": place, "target": device.name, "host": host}
             with progress.task("time the file") as advance, _user_error():
                 timed = measure.profile({path.name: path}, inputs, progress=advance, **settings)
             counted = [dataclasses.replace(m, target=device.name) for m in (*static.measure(path), *memory.measure(path))]
@@ -127,8 +128,8 @@ def profile(
                 _write(trace, tracing.chrome(path.name, operators.events(kept), recorded["time"]))
     finally:
         progress.close()
-    note = "" if data is not None else f"inputs: {SAMPLES} random samples (seed 0); --data FILE.npz measures with your own"
-    found = Profile(path.name, sha256(path), (*scored, *timed[path.name], *counted), by_operator, facts, note)
+    note = "" if data is not None else f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz measures with your own"
+    found = Profile(path.name, sha256(path), (*scored, *timed[path.name], *counted), by_operator, host.facts, note)
     if json is not None:
         _write(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}})
     return found
@@ -190,18 +191,21 @@ def compare(
     data: Path | str | None = None,
     preset: measure.Preset = "standard",
     json: Path | str | None = None,
+    on: str | None = None,
     quiet: bool = True,
 ) -> Compared:
-    """Times two files against each other, interleaved; both take the same inputs. Raises as `profile` does."""
-    facts, device = _here(target)
-    paths = [Path(a), Path(b)]
+    """Times two files against each other, interleaved; both take the same inputs. `on`, and what is raised: as in `profile`."""
+    named, paths = _named(target), [Path(a), Path(b)]
     first = _read_all(paths)[0]
     inputs = _random(first) if data is None else read_arrays(Path(data))[0]
     progress = reporter(quiet)
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("time both files") as advance, _user_error():
-            settings = {"preset": preset, "threads": device.threads, "folder": Path(folder), "progress": advance, "target": device.name}
-            found = Compared(*(p.name for p in paths), measure.compare(*paths, inputs, **settings), facts)
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _host(on, progress) as host:
+            device = _stands_for(host, named)
+            settings = {"preset": preset, "threads": device.threads, "folder": Path(folder), "target": device.name, "host": host}
+            with progress.task("time both files") as advance, _user_error():
+                compared = measure.compare(*paths, inputs, progress=advance, **settings)
+            found = Compared(*(p.name for p in paths), compared, host.facts)
     finally:
         progress.close()
     if json is not None:
@@ -239,14 +243,32 @@ def _threads(measurements: Sequence[Measurement]) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
-def _here(target: str) -> tuple[dict[str, Any], Target]:
-    """(facts of this machine, the target), where this machine can stand for the target."""
-    device, facts = devices.load(target), environment.describe()
-    lacking = devices.matches(device, facts)
+@contextlib.contextmanager
+def _host(on: str | None, progress: Silent) -> Iterator[Host]:
+    """This machine, or the board at an address."""
+    if on is None:
+        yield local.host()
+        return
+    with ssh.connect(on, progress.task) as host:
+        yield host
+
+
+def _named(target: str) -> Target | None:
+    """The target; None for the host's own, whose facts are not known yet."""
+    return None if target == devices.HOST else devices.load(target)
+
+
+def _stands_for(host: Host, named: Target | None) -> Target:
+    """The target, where the host can stand for it: it has all its features, and none more that kernels are chosen by."""
+    device = named or devices.host(host.facts)
+    lacking, more = devices.matches(device, host.facts), devices.surplus(device, host.facts)
+    hint = "a time that was not taken on the target's kind of machine is not measured; --target host profiles for the machine itself"
     if lacking:
-        hint = "a time that was not taken on the target's kind of machine is not measured; --target host profiles for this one"
-        raise EnvironmentUnfit(Problem(f"target {device.name}", f"this machine lacks {', '.join(lacking)}", hint))
-    return facts, device
+        raise EnvironmentUnfit(Problem(f"target {device.name}", f"{host.name} lacks {', '.join(lacking)}", hint))
+    if more:
+        what = f"{host.name} also has {', '.join(more)}, by which other kernels are chosen"
+        raise EnvironmentUnfit(Problem(f"target {device.name}", what, hint))
+    return device
 
 
 def _read_all(paths: Sequence[Path]) -> list[onnx.ModelProto]:
@@ -271,16 +293,14 @@ def _user_error() -> Iterator[None]:
         raise UsageError(*error.problems) from error
 
 
-def _quality(
-    path: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, device: Target, facts: Mapping[str, Any], place: Path
-) -> list[Measurement]:
+def _quality(path: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, device: Target, host: Host, place: Path) -> list[Measurement]:
     """Accuracy and calibration where labels are class numbers, else the mean error."""
     with _user_error():
-        answered = measure.score(path, inputs, threads=device.threads, folder=place / "score")
+        answered = measure.score(path, inputs, threads=device.threads, folder=place / "score", host=host)
     outputs = answered if len(answered) > 1 else next(iter(answered.values()))
     metric = top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
     try:
-        figures = quality.measure(outputs, labels, [metric], split="test", threads=device.threads, environment=environment.environment_id(facts))
+        figures = quality.measure(outputs, labels, [metric], split="test", threads=device.threads, environment=environment.environment_id(host.facts))
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
     return [dataclasses.replace(m, target=device.name) for m in figures]

@@ -13,7 +13,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper as nh
 
-from edgekd import cli, environment, measure, measuring
+from edgekd import cli, environment, measure, measuring, samples
 from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import local
 from edgekd.records import Target
@@ -345,17 +345,17 @@ def test_labels_that_are_no_classes_give_the_mean_error(tmp_path):
 @pytest.mark.parametrize("kind, values", [(T.UINT8, 256), (T.INT8, 256), (T.INT64, 2), (T.BOOL, 2), (T.FLOAT16, None), (T.FLOAT, None)])
 def test_random_inputs_have_the_files_type_and_repeat(tmp_path, kind, values):
     model = onnx.load(network(tmp_path / "m.onnx", kind=kind))
-    (x,) = measuring._random(model).values()
+    (x,) = samples.random(model).values()
     assert x.shape == (16, 8) and x.dtype == h.tensor_dtype_to_np_dtype(kind) and len(np.unique(x)) > 1
     assert values is None or len(np.unique(x)) <= values
-    assert np.array_equal(x, measuring._random(model)["x"])
+    assert np.array_equal(x, samples.random(model)["x"])
 
 
 def test_random_inputs_are_refused_where_the_shape_is_open_or_absurd(tmp_path):
     for shape, message in ((["n", "length", 8], "leaves length open"), ([], "no axis of samples"), (["n", 2**20, 2**20], "samples of shape")):
         graph = h.make_graph([h.make_node("Relu", ["x"], ["y"])], "g", [h.make_tensor_value_info("x", T.FLOAT, shape)], [])
         with pytest.raises(UsageError, match=message):
-            measuring._random(h.make_model(graph))
+            samples.random(h.make_model(graph))
 
 
 def test_wrong_files_end_in_an_error_of_use(tmp_path):
@@ -387,7 +387,7 @@ def test_wrong_data_files(tmp_path, arrays, messages):
     path = tmp_path / "d.npz"
     np.savez(path, **arrays)
     with pytest.raises(UsageError) as caught:
-        measuring.read_arrays(path)
+        samples.read_arrays(path)
     assert len(caught.value.problems) == len(messages)
     for message in messages:
         assert caught.match(message)
@@ -400,9 +400,9 @@ def test_damaged_data_files(tmp_path, damage):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] if damage == "cut" else data[:200] + b"\0" * 50 + data[250:] if damage == "flip" else damage)
     with pytest.raises(UsageError, match="d.npz"):
-        measuring.read_arrays(path)
+        samples.read_arrays(path)
     with pytest.raises(UsageError, match="No such file"):
-        measuring.read_arrays(Path("nowhere.npz"))
+        samples.read_arrays(Path("nowhere.npz"))
 
 
 def test_a_machine_that_lacks_a_targets_features_measures_nothing_for_it(tmp_path, monkeypatch):

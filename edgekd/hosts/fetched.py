@@ -84,7 +84,7 @@ def _line(line: dict[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
         names = line.get("outputs")
         good = good and _count(line.get("n")) and isinstance(names, list) and 0 < len(names) <= 1000 and all(isinstance(n, str) for n in names)
     elif kind == "operators":
-        good = good and line.get("trace") in (None, f"{entry['id']}.json") and (line["trace"] is None or _count(line.get("warmup")))
+        good = good and line.get("trace") == f"{entry['id']}.json" and _count(line.get("warmup"))
     if not good:
         raise Damaged(f"the result of {entry['id']}")
     names = line.get("outputs")  # a model's own names: the file's, whatever they are made of

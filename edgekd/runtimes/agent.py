@@ -178,7 +178,7 @@ class Jobs:
 
 def _bases():
     """Where jobs may lie: in the user's cache, or, without room there, among the temporary files."""
-    return [os.path.join(os.path.expanduser("~"), ".cache", "edgekd-jobs"), os.path.join(tempfile.gettempdir(), "edgekd-jobs-%d" % os.getuid())]
+    return [os.path.join(os.path.expanduser("~"), ".cache", "edgekd-jobs"), os.path.join(tempfile.gettempdir(), f"edgekd-jobs-{os.getuid()}")]
 
 
 def _free(folder):
@@ -216,9 +216,9 @@ def run(line, folder):
             if line.source in ready:
                 line.fill()
                 heard = time.monotonic()
-                while b"\n" in line.held:
-                    if line.hear()["do"] == "stop":
-                        _end(worker)
+            while b"\n" in line.held:
+                if line.hear()["do"] == "stop":
+                    _end(worker)
             if time.monotonic() - heard > SILENCE:
                 raise Gone
             for pipe in (p for p in (out, err) if p in ready):
