@@ -1,4 +1,4 @@
-"""The verbs `profile` and `compare`: exported files of anybody's making, measured on this machine."""
+"""The verbs `profile` and `compare`: exported files of anybody's making, measured on this machine or on a board."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import json as jsonlib
 import math
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, measure, proving
+from edgekd import environment, measure, proving, samples
 from edgekd import targets as devices
 from edgekd.errors import PASSED, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import sha256, write_atomic
-from edgekd.hosts import emulator
+from edgekd.hosts import emulator, local, ssh
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static
 from edgekd.probes import trace as tracing
-from edgekd.records import Measurement, Target
+from edgekd.records import Host, Measurement, Target
 from edgekd.report.progress import Silent, reporter
 
 if TYPE_CHECKING:
     import onnx
-
-LIMIT = 2**34  # bytes of data, unpacked: a small archive may claim more than the memory there is
-SAMPLES = 16  # of random inputs
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ def emulate(
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
     launches = {t.name: emulator.launch(t) for t in wanted}
     parsed = static.read(path)
-    inputs, labels = (_random(parsed), None) if data is None else read_arrays(Path(data))
+    inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     count = len(next(iter(inputs.values())))
     order = np.random.default_rng(0).permutation(count)
     mixed = {name: a[order] for name, a in inputs.items()}
@@ -170,7 +166,7 @@ def emulate(
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
     flat = [*(m for t in launches for m in made[t] if m.name != "target_spread"), *made[""]]
-    note = "" if data is not None else f"inputs: {SAMPLES} random samples (seed 0); --data FILE.npz runs your own"
+    note = "" if data is not None else f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz runs your own"
     result = Emulated(path.name, sha256(path), tuple(flat), facts, note)
     if json is not None:
         _write(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(result).items() if k != "exit_code"}})
@@ -197,7 +193,7 @@ def compare(
     """Times two files against each other, interleaved; both take the same inputs. `on`, and what is raised: as in `profile`."""
     named, paths = _named(target), [Path(a), Path(b)]
     first = _read_all(paths)[0]
-    inputs = _random(first) if data is None else read_arrays(Path(data))[0]
+    inputs = samples.random(first) if data is None else samples.read_arrays(Path(data))[0]
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _host(on, progress) as host:
@@ -304,67 +300,6 @@ def _quality(path: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, d
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
     return [dataclasses.replace(m, target=device.name) for m in figures]
-
-
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """(inputs by name, labels) of an .npz; the name "" stands for a file's only input. Raises UsageError with every problem."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(item.file_size for item in archive.infolist())
-        if size > LIMIT:
-            raise UsageError(Problem(str(path), f"holds {size} bytes unpacked, more than {LIMIT}"))
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
-    except UsageError:
-        raise
-    except Exception as error:  # over a damaged header numpy's parser raises nearly anything
-        raise UsageError(Problem(str(path), f"is no .npz of plain arrays: {error}", "write it with np.savez(path, inputs=..., labels=...)")) from None
-    labels = arrays.pop("labels", None)
-    inputs = {"" if name == "inputs" else name: array for name, array in arrays.items()}
-    problems = []
-    if not inputs:
-        problems.append(Problem(str(path), "has no `inputs`", "write it with np.savez(path, inputs=..., labels=...)"))
-    elif "" in inputs and len(inputs) > 1:
-        others = ", ".join(name for name in inputs if name)
-        problems.append(Problem(str(path), f"has `inputs` and also {others}", "either `inputs`, or one array per input name"))
-    counts = {name or "inputs": array.shape[:1] for name, array in inputs.items()} | ({} if labels is None else {"labels": labels.shape[:1]})
-    if len(set(counts.values())) > 1 or any(not n or not n[0] for n in counts.values()):
-        shown = ", ".join(f"{name}: {n[0] if n else 'none'}" for name, n in counts.items())
-        problems.append(Problem(str(path), f"the arrays must have the same number of rows, at least one ({shown})"))
-    if problems:
-        raise UsageError(*problems)
-    return inputs, labels
-
-
-def _random(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Seeded inputs by type and shape: normal numbers, all values of a byte, 0 and 1 for wider integers (which often are indices)."""
-    generator, found, problems = np.random.default_rng(0), {}, []
-    inner = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        if value.name in inner:
-            continue
-        kind, dims = value.type.tensor_type, list(value.type.tensor_type.shape.dim)
-        open_dims = [d.dim_param or "?" for d in dims[1:] if not d.HasField("dim_value")]
-        shape = (SAMPLES, *(d.dim_value for d in dims[1:] if d.HasField("dim_value")))
-        dtype = static.dtype(kind.elem_type) if value.type.HasField("tensor_type") else None
-        if dtype is None or dtype.kind not in "fiub":
-            problems.append(Problem(f"input {value.name}", "is no tensor of numbers"))
-        elif not dims or open_dims:
-            what = "has no axis of samples" if not dims else f"leaves {', '.join(open_dims)} open"
-            problems.append(Problem(f"input {value.name}", what, "give samples with --data FILE.npz"))
-        elif min(shape) < 1 or math.prod(shape) > 2**28:
-            problems.append(Problem(f"input {value.name}", f"has samples of shape {list(shape[1:])}", "give samples with --data FILE.npz"))
-        else:
-            if dtype.kind in "iu":
-                low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.itemsize == 1 else (0, 2)
-                found[value.name] = generator.integers(low, high, shape).astype(dtype)
-            else:
-                found[value.name] = (generator.integers(0, 2, shape) if dtype.kind == "b" else generator.normal(size=shape)).astype(dtype)
-    if problems:
-        raise UsageError(*problems)
-    return found
 
 
 def _write(path: Path | str, value: Any) -> None:

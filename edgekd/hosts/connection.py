@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.hosts import fetched
-from edgekd.hosts.address import CONFIG, FORM, PYTHON, Address, command
+from edgekd.hosts.address import CONFIG, PYTHON, Address, command
 from edgekd.runtimes import worker
 
 AGENT = Path(worker.__file__).parent / "agent.py"
@@ -33,9 +33,9 @@ _REASONS = (
     (
         "IDENTIFICATION HAS CHANGED",
         "its host key is another than the known one",
-        "someone may be in between; if the board was set up anew: ssh-keygen -R",
+        "is it the right board? if it was set up anew: ssh-keygen -R {known}",
     ),
-    ("Host key verification failed", "its host key is not known", "connect once by hand, and compare the fingerprint: ssh"),
+    ("Host key verification failed", "its host key is not known", "connect once by hand, and compare its fingerprint: {ssh}"),
     ("Permission denied", "it does not let you in", "a key without a question is needed: ssh-copy-id, or ssh-add for a key with a passphrase"),
     ("Could not resolve", "there is no such host", "a name of your ssh configuration, of DNS, or a number"),
     ("Connection refused", "nothing listens there", "is sshd running, and is it this port?"),
@@ -59,7 +59,7 @@ class Connection:
         self.address, self.held = address, b""
         if shutil.which("ssh") is None:
             raise EnvironmentUnfit(Problem(str(address), "there is no ssh on the PATH", "install OpenSSH's client"))
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the connection is
         self.sending, self.closed = threading.Lock(), threading.Event()
         token, program = secrets.token_hex(8), AGENT.read_bytes()
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
@@ -68,6 +68,7 @@ class Connection:
         try:
             self._begin(token, program)
         except BaseException:
+            self.ssh.kill()
             self.close()
             raise
         threading.Thread(target=self._ping, daemon=True).start()
@@ -83,9 +84,8 @@ class Connection:
             version = tuple(int(n) for n in rest.split()[:2])
             if version < (3, 8):
                 shown = ".".join(map(str, version))
-                raise EnvironmentUnfit(
-                    Problem(str(self.address), f"{self.address.python} there is Python {shown}, and 3.8 is needed", _other_python())
-                )
+                what = f"{self.address.python} there is Python {shown}, and 3.8 is needed"
+                raise EnvironmentUnfit(Problem(str(self.address), what, _other_python()))
             self._send(b"%d\n" % len(program) + program)
             self.hear(BEGIN)
         except (Lost, TimeoutError, ValueError):
@@ -191,13 +191,12 @@ class Connection:
         said, code = self.errors.read(CHUNK).decode("utf-8", "replace"), self.ssh.poll()
         for mark, what, hint in _REASONS if code == 255 else ():
             if mark in said:
-                own = hint in ("connect once by hand, and compare the fingerprint: ssh",) or hint.endswith("ssh-keygen -R")
-                return Problem(str(self.address), what, f"{hint} {self.address.host}" if own else hint)
+                return Problem(str(self.address), what, hint.format(**_by_hand(self.address)))
         if code in (126, 127) or "not found" in said or "No such file" in said:
             return Problem(str(self.address), f"there is no {self.address.python} there", f"apt install python3, or: {_other_python()}")
         last = [fetched.text(line) for line in said.splitlines() if line.strip()][-1:]
         ended = f"ssh ended with exit code {code}" if code is not None else f"nothing was heard within {BEGIN:.0f} s"
-        return Problem(str(self.address), f"no connection: {last[0] if last else ended}", f"does `ssh {self.address}` work? {FORM}")
+        return Problem(str(self.address), f"no connection: {last[0] if last else ended}", f"does `{_by_hand(self.address)['ssh']}` work?")
 
 
 def refused(address: Address, message: str, code: str) -> Problem:
@@ -216,6 +215,14 @@ def _bootstrap(token: str) -> str:
         f'sys.stdout.write("{token} %d %d %s" % (sys.version_info[0],sys.version_info[1],chr(10)));sys.stdout.flush();'
         'r=sys.stdin.buffer;exec(compile(r.read(int(r.readline())),"agent","exec"))'
     )
+
+
+def _by_hand(address: Address) -> dict[str, str]:
+    """{ssh: the command that goes there, known: the name in known_hosts}."""
+    config = os.environ.get(CONFIG)
+    port = f" -p {address.port}" if address.port else ""
+    known = f"'[{address.host}]:{address.port}'" if address.port and address.port != 22 else address.host
+    return {"ssh": f"ssh{' -F ' + config if config else ''}{port} {address}", "known": known}
 
 
 def _other_python() -> str:

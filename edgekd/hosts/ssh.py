@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
+from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.files import canonical, sha256
 from edgekd.hosts import fetched
 from edgekd.hosts.address import Address, parse
@@ -60,9 +60,8 @@ class _Board:
         try:
             found = fetched.facts(self.line().ask({"do": "facts"}, Path(reading.__file__).read_bytes())["facts"])
         except (Lost, TimeoutError, KeyError, fetched.Damaged) as error:
-            raise EnvironmentUnfit(
-                Problem(str(self.address), f"does not tell what it is ({fetched.text(error) or 'the connection ended'})")
-            ) from None
+            why = fetched.text(error) or "the connection ended"
+            raise EnvironmentUnfit(Problem(str(self.address), f"does not tell what it is: {why}")) from None
         lacking = [name for name in ("onnxruntime", "numpy") if name not in found["versions"]]
         if lacking:
             hint = f"there: {self.address.python} -m pip install onnxruntime numpy; or ?python=/path/to/venv/bin/python in the address"
@@ -84,7 +83,7 @@ class _Board:
                     raise EnvironmentUnfit(Problem(str(self.address), "the connection was lost", KEPT)) from None
                 time.sleep(tries)
             except fetched.Damaged as error:
-                raise RunFailed(Problem(str(self.address), f"sent what no worker writes: {error}")) from None
+                raise EnvironmentUnfit(Problem(str(self.address), f"sent what no worker writes: {error}")) from None
             except EnvironmentUnfit as error:
                 if tries:  # it was there before
                     problem = error.problems[0]
@@ -181,7 +180,7 @@ class _Board:
                 raise EnvironmentUnfit(refused(self.address, message, ""))
         if ended["ended"] not in (0, 1) or (ended["ended"] == 1 and not failed):
             what = said or f"exit code {fetched.text(ended['ended'], 20)}"
-            raise RunFailed(Problem(str(self.address), f"the measuring process failed: {what}", KEPT))
+            raise EnvironmentUnfit(Problem(str(self.address), f"the measuring process failed: {what}", KEPT))
 
 
 def _id(event: Mapping[str, Any]) -> Any:
