@@ -55,14 +55,13 @@ def board(folder: Path, setting: str = "", login: str = ""):
     if login:
         (folder / "login.sh").write_text(f'{login}\nexec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n')
         setting += f"\nForceCommand /bin/sh {folder}/login.sh"
-    (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\nPidFile none\n"
-        f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nSetEnv HOME={made.home} TMPDIR={folder}/tmp\n{setting}\n"
-    )
-    made.config.write_text(
-        f"Host board\n  HostName 127.0.0.1\n  User {getpass.getuser()}\n  HostKeyAlias board\nHost *\n  IdentityFile {folder}/user\n  IdentitiesOnly yes\n"
-        f"  UserKnownHostsFile {folder}/known\n  GlobalKnownHostsFile /dev/null\n"
-    )
+    lines = [f"Port {port}", "ListenAddress 127.0.0.1", f"HostKey {folder}/host", f"AuthorizedKeysFile {folder}/authorized", "StrictModes no"]
+    lines += ["UsePAM no", "PidFile none", "PasswordAuthentication no", "KbdInteractiveAuthentication no"]
+    lines += [f"SetEnv HOME={made.home} TMPDIR={folder}/tmp", setting]
+    (folder / "sshd_config").write_text("\n".join(lines) + "\n")
+    lines = ["Host board", "HostName 127.0.0.1", f"User {getpass.getuser()}", "HostKeyAlias board", "Host *", f"IdentityFile {folder}/user"]
+    lines += ["IdentitiesOnly yes", f"UserKnownHostsFile {folder}/known", "GlobalKnownHostsFile /dev/null"]
+    made.config.write_text("\n".join(lines) + "\n")
     made.config.chmod(0o600)
     know(made)
     with open(folder / "sshd.log", "wb") as log:
