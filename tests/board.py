@@ -68,7 +68,7 @@ def board(folder: Path, setting: str = "", login: str = ""):
         sshd = subprocess.Popen([SSHD, "-D", "-e", "-f", folder / "sshd_config"], stderr=log, stdin=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 10
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not _listens(port):
             if sshd.poll() is not None or time.monotonic() > end:
                 pytest.skip(f"sshd does not start here: {(folder / 'sshd.log').read_text()[-300:]}")
             time.sleep(0.02)
@@ -76,6 +76,11 @@ def board(folder: Path, setting: str = "", login: str = ""):
     finally:
         sshd.terminate()
         sshd.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 def know(made: Board, key: str = "host"):

@@ -138,7 +138,9 @@ class Jobs:
     def close(self):
         for folder in self.done:
             shutil.rmtree(folder, ignore_errors=True)
-            self.made.append(os.path.dirname(folder))
+            base = os.path.dirname(folder)
+            # an empty cache folder is one that an earlier connection made
+            self.made += [os.path.dirname(base), base] if base.startswith(os.path.expanduser("~")) else [base]
         for folder in reversed(self.made):
             with contextlib.suppress(OSError):  # not empty: there is another job, or this one is gone on with later
                 os.rmdir(folder)
