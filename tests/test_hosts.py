@@ -104,8 +104,8 @@ def test_a_good_line_is_taken_and_others_are_not_asked_for():
 @pytest.mark.parametrize(
     "change",
     [
-        {"times": "../../.bashrc"}, {"times": "/etc/passwd"}, {"p50_ms": math.nan}, {"p50_ms": math.inf}, {"p50_ms": -1}, {"p50_ms": 0}, {"p50_ms": "1"},
-        {"p50_ms": True}, {"n": -1}, {"n": 1.5}, {"subject": "s1"}, {"pass": "memory"}, {"warmup": None}, {"warmup": {"runs": 1, "stable": 1}},
+        {"times": "../../.bashrc"}, {"times": "/etc/passwd"}, {"p50_ms": math.nan}, {"p50_ms": math.inf}, {"p50_ms": -1}, {"p50_ms": 0},
+        {"p50_ms": True}, {"p50_ms": "1"}, {"n": -1}, {"n": 1.5}, {"subject": "s1"}, {"pass": "memory"}, {"warmup": None}, {"warmup": {"runs": 1, "stable": 1}},
         {"before": {**CONDITION, "mhz": [1]}}, {"after": None}, {"after": {**CONDITION, "throttled": "0x5"}}, {"cpu_share": "x"},
     ],
 )  # fmt: skip
@@ -190,7 +190,7 @@ def test_facts_of_a_board_with_two_kinds_of_cores(tmp_path):
 
 
 def test_a_core_that_is_not_known_keeps_its_numbers(tmp_path):
-    assert reading.describe(arm(tmp_path, ["0xabc"], maker="0x99"))["cpu"] == "ARM 0x99 0xabc"
+    assert reading.describe(arm(tmp_path, ["0xabc"], maker="0x99"))["cpu"] == "1 x ARM 0x99 0xabc"
 
 
 def test_a_32_bit_python_is_a_32_bit_machine():

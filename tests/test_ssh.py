@@ -106,13 +106,14 @@ def test_the_verbs_on_a_board(tmp_path, there, monkeypatch, capsys):
     timed = next(m for m in told["measurements"] if m["name"] == "latency_p50_ms")
     assert timed["environment"] == environment.environment_id(told["environment"]) and timed["origin"] == "measured"
     hosts, like = [], Measurement("latency_p50_ms", "ms", 1, 1, 1, 6, None, "host", "measured")
-    monkeypatch.setattr(
-        measure, "compare", lambda *_, host, **__: (hosts.append(host.name), measure.Comparison((1,) * 3, (1,) * 3, (like,), (like,), 6))[1]
-    )
+    same = measure.Comparison((1, 1, 1), (1, 1, 1), (like,), (like,), 6)
+    monkeypatch.setattr(measure, "compare", lambda *_, host, **__: (hosts.append(host.name), same)[1])
     assert cli.run(["compare", path, path, "--on", address, "--preset", "quick", "--quiet"]) == 0
     assert "B / A" in capsys.readouterr().out and hosts == ["board"]
-    assert cli.run(["profile", path, "--target", "raspberry-pi-4", "--on", address]) == 4
-    assert "target raspberry-pi-4: board lacks aarch64" in capsys.readouterr().err
+    other = {"aarch64": "x86-64"}.get(told["environment"]["architecture"], "aarch64")
+    (tmp_path / "pi.toml").write_text(f'title = "a board of another kind"\narchitecture = "{other}"\n')
+    assert cli.run(["profile", path, "--target", str(tmp_path / "pi.toml"), "--on", address]) == 4
+    assert f"target pi: board lacks {other}" in capsys.readouterr().err
     assert cli.run(["profile", path, "--on", "ssh://-oProxyCommand=x"]) == 2
     assert cli.run(["profile", path, "--on", "board"]) == 2
     assert there.left() == []
