@@ -105,7 +105,8 @@ def test_a_good_line_is_taken_and_others_are_not_asked_for():
     "change",
     [
         {"times": "../../.bashrc"}, {"times": "/etc/passwd"}, {"p50_ms": math.nan}, {"p50_ms": math.inf}, {"p50_ms": -1}, {"p50_ms": 0},
-        {"p50_ms": True}, {"p50_ms": "1"}, {"n": -1}, {"n": 1.5}, {"subject": "s1"}, {"pass": "memory"}, {"warmup": None}, {"warmup": {"runs": 1, "stable": 1}},
+        {"p50_ms": True}, {"p50_ms": "1"}, {"n": -1}, {"n": 1.5}, {"subject": "s1"}, {"pass": "memory"}, {"warmup": None},
+        {"warmup": {"runs": 1, "stable": 1}},
         {"before": {**CONDITION, "mhz": [1]}}, {"after": None}, {"after": {**CONDITION, "throttled": "0x5"}}, {"cpu_share": "x"},
     ],
 )  # fmt: skip
