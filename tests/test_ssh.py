@@ -199,7 +199,7 @@ def test_a_board_that_goes_away_for_good_is_said(tmp_path, monkeypatch):
 
 
 def test_when_the_time_is_up_what_is_finished_is_here(tmp_path, there):
-    folder = job(tmp_path / "job", {"a": "ms=0", "b": "sleep=60"}, [("a", "time"), ("b", "time")])
+    folder = job(tmp_path / "job", {"a": "ms=0", "b": "sleep=60"}, [("a", "time"), ("b", "time")], seconds=300)
     with ssh.connect(there.address) as host:
         with pytest.raises(EnvironmentUnfit, match="took longer than 3 s"):
             host.run(folder, 3)
