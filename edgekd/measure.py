@@ -272,7 +272,7 @@ def _run(
     progress: Callable[[int, int], None], readable: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """{entry: line} of a job that is built or gone on with. Raises RunFailed with what each file did wrong."""
-    job = build(folder, models, inputs, schedule, settings, threads, environment.environment_id(host.facts))
+    job = build(folder, models, inputs, schedule, settings, threads, machine=environment.environment_id(host.facts))
     done = folder / "out" / "done.json"
     wanted = [entry["id"] for entry in schedule]
     lines = worker.finished_lines(folder / "out" / "results.jsonl")
@@ -288,10 +288,10 @@ def _run(
 
 
 def build(
-    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int, machine: str,
-    seconds: float = 600,
+    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int,
+    seconds: float = 600, machine: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes a job folder (`job.json` last) and returns the job. `machine`: the environment's id. The same job on the same kind of machine
+    """Writes a job folder (`job.json` last) and returns the job. `machine`: the environment's id (default: this one's). The same job on the same kind of machine
     keeps what was measured already; a folder with another job is made anew. Raises RunFailed where an input is no plain array."""
     arrays = {name: np.asarray(array) for name, array in _named(inputs).items()}
     if any(array.dtype.hasobject or array.ndim == 0 for array in arrays.values()):
@@ -306,7 +306,7 @@ def build(
         "runtime": f"runtimes/{RUNTIME}",
         "threads": threads,
         "seconds": seconds,
-        "environment": machine,
+        "environment": machine or environment.environment_id(environment.describe()),
         "settings": dict(settings),
         "files": {k: _sha256(p) for k, p in {**files, **sources}.items()} | {file: _digest(arrays[name]) for name, file in named.items()},
         "subjects": {subject: {"model": f"models/{same[path]}.onnx", "inputs": named} for subject, path in models.items()},

@@ -123,8 +123,6 @@ def _in_fresh_process(job_file, number, job):
     """(result line, None) or (None, why it failed)."""
     threads, launch = str(job["threads"]), job.get("settings", {}).get("launch", {})
     environment = dict(os.environ, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
-    # onnxruntime's wheel writes an identifier and a database into the user's cache and sends what it does: no part of what is measured here
-    environment["ORT_DISABLE_TELEMETRY"] = "1"
     environment.update(launch.get("variables", {}))
     command = [*launch.get("command", [sys.executable]), os.path.abspath(__file__), str(job_file), "--entry", str(number)]
     try:
