@@ -291,8 +291,8 @@ def build(
     folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int,
     seconds: float = 600, machine: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes a job folder (`job.json` last) and returns the job. `machine`: the environment's id (default: this one's). The same job on the same kind of machine
-    keeps what was measured already; a folder with another job is made anew. Raises RunFailed where an input is no plain array."""
+    """Writes a job folder (`job.json` last) and returns the job. `machine`: the environment's id (default: this one's). The same job on the same
+    kind of machine keeps what was measured already; a folder with another job is made anew. Raises RunFailed where an input is no plain array."""
     arrays = {name: np.asarray(array) for name, array in _named(inputs).items()}
     if any(array.dtype.hasobject or array.ndim == 0 for array in arrays.values()):
         raise RunFailed(Problem("inputs", "are not plain arrays with a row per sample"))

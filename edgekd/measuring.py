@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json as jsonlib
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -258,6 +259,9 @@ def _stands_for(host: Host, named: Target | None) -> Target:
     """The target, where the host can stand for it: it has all its features, and none more that kernels are chosen by."""
     device = named or devices.host(host.facts)
     lacking, more = devices.matches(device, host.facts), devices.surplus(device, host.facts)
+    cores = re.findall(r"(?:Cortex|Neoverse)-\w+", host.facts["cpu"])  # as runtimes/facts.py names them; of other makers' cores the features decide
+    if device.core and cores and device.core.lower() not in {core.lower() for core in cores}:
+        lacking = [*lacking, f"a {device.core} (it has {' and '.join(dict.fromkeys(cores))})"]
     hint = "a time that was not taken on the target's kind of machine is not measured; --target host profiles for the machine itself"
     if lacking:
         raise EnvironmentUnfit(Problem(f"target {device.name}", f"{host.name} lacks {', '.join(lacking)}", hint))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_measure import X, network
 
-from edgekd import environment, measure
+from edgekd import environment, measure, measuring, targets
 from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.hosts import address, fetched, local, ssh
 from edgekd.records import Host
@@ -221,6 +221,24 @@ def test_powersave_is_the_lowest_clock_but_with_drivers_of_x86(tmp_path):
 )
 def test_what_keeps_a_board_from_its_clock(first, conditions, wanted):
     assert measure._held_back(conditions, {"throttled": first}) == wanted
+
+
+def test_a_board_with_another_core_stands_for_no_target(tmp_path, monkeypatch):
+    """A Raspberry Pi 3 has all features of a Raspberry Pi 4, and not its time; a Raspberry Pi 5 has dot products, and other kernels by it."""
+    monkeypatch.setattr(reading.platform, "machine", lambda: "aarch64")
+
+    def board(part, features="fp asimd"):
+        return Host("board", local.run, reading.describe(arm(tmp_path, [part] * 4, features)))
+
+    wanted = targets.load("raspberry-pi-4")
+    assert measuring._stands_for(board("0xd08"), wanted) is wanted
+    assert measuring._stands_for(board("0xd03"), None).name == "host"
+    with pytest.raises(EnvironmentUnfit, match=r"board lacks a cortex-a72 \(it has Cortex-A53\)"):
+        measuring._stands_for(board("0xd03"), wanted)
+    with pytest.raises(EnvironmentUnfit, match="board also has dotprod, by which other kernels are chosen"):
+        measuring._stands_for(board("0xd08", "fp asimd asimddp"), wanted)
+    with pytest.raises(EnvironmentUnfit, match="board lacks dotprod"):
+        measuring._stands_for(board("0xd0b"), targets.load("raspberry-pi-5"))
 
 
 def test_an_emulator_takes_no_times(tmp_path):

@@ -64,7 +64,10 @@ class _Board:
             raise EnvironmentUnfit(Problem(str(self.address), f"does not tell what it is: {why}")) from None
         lacking = [name for name in ("onnxruntime", "numpy") if name not in found["versions"]]
         if lacking:
-            hint = f"there: {self.address.python} -m pip install onnxruntime numpy; or ?python=/path/to/venv/bin/python in the address"
+            hint = (
+                f"there: {self.address.python} -m pip install onnxruntime numpy; in a venv, where the system's Python takes none: "
+                "python3 -m venv ~/edgekd, and then ?python=~/edgekd/bin/python in the address"
+            )
             if found["architecture"] in ("armv7l", "armv6l", "i686"):
                 hint = "its Python is a 32-bit one, for which there is no onnxruntime: a 64-bit system is needed"
             raise EnvironmentUnfit(Problem(str(self.address), f"{self.address.python} there has no {' and no '.join(lacking)}", hint))
