@@ -272,6 +272,7 @@ def _run(
     progress: Callable[[int, int], None], readable: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """{entry: line} of a job that is built or gone on with. Raises RunFailed with what each file did wrong."""
+    settings = {**settings, "cores": list(host.cores)} if host.cores else settings
     job = build(folder, models, inputs, schedule, settings, threads, machine=environment.environment_id(host.facts))
     done = folder / "out" / "done.json"
     wanted = [entry["id"] for entry in schedule]

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json as jsonlib
 import math
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +110,8 @@ def profile(
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _host(on, progress) as host:
-            place, device = Path(folder), _stands_for(host, named)
+            place = Path(folder)
+            device, host = _stands_for(host, named)
             scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)  # wrong labels are told before the long part
             settings = {"preset": preset, "threads": device.threads, "folder": place, "target": device.name, "host": host}
             with progress.task("time the file") as advance, _user_error():
@@ -198,7 +198,7 @@ def compare(
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _host(on, progress) as host:
-            device = _stands_for(host, named)
+            device, host = _stands_for(host, named)
             settings = {"preset": preset, "threads": device.threads, "folder": Path(folder), "target": device.name, "host": host}
             with progress.task("time both files") as advance, _user_error():
                 compared = measure.compare(*paths, inputs, progress=advance, **settings)
@@ -255,20 +255,27 @@ def _named(target: str) -> Target | None:
     return None if target == devices.HOST else devices.load(target)
 
 
-def _stands_for(host: Host, named: Target | None) -> Target:
-    """The target, where the host can stand for it: it has all its features, and none more that kernels are chosen by."""
-    device = named or devices.host(host.facts)
+def _stands_for(host: Host, target: Target | None) -> tuple[Target, Host]:
+    """The target, and the host held to its kind of cores, where the host can stand for it: it has the core and all features, and none more that
+    kernels are chosen by."""
+    device = target or devices.host(host.facts)
     lacking, more = devices.matches(device, host.facts), devices.surplus(device, host.facts)
-    cores = re.findall(r"(?:Cortex|Neoverse)-\w+", host.facts["cpu"])  # as runtimes/facts.py names them; of other makers' cores the features decide
-    if device.core and cores and device.core.lower() not in {core.lower() for core in cores}:
-        lacking = [*lacking, f"a {device.core} (it has {' and '.join(dict.fromkeys(cores))})"]
+    kinds = host.facts.get("clusters", {})
+    named = all(name.startswith(("Cortex-", "Neoverse-")) for name in kinds)  # other makers' cores may be of any kind
+    if device.core and kinds and named and not _cores(host, device):
+        lacking = [*lacking, f"a {device.core} (it has {' and '.join(kinds)})"]
     hint = "a time that was not taken on the target's kind of machine is not measured; --target host profiles for the machine itself"
     if lacking:
         raise EnvironmentUnfit(Problem(f"target {device.name}", f"{host.name} lacks {', '.join(lacking)}", hint))
     if more:
         what = f"{host.name} also has {', '.join(more)}, by which other kernels are chosen"
         raise EnvironmentUnfit(Problem(f"target {device.name}", what, hint))
-    return device
+    return device, dataclasses.replace(host, cores=_cores(host, device))
+
+
+def _cores(host: Host, device: Target) -> tuple[int, ...]:
+    """The CPUs of a board that are of the target's kind: on one with big and little cores, those that its processes are held to."""
+    return next((tuple(numbers) for name, numbers in host.facts.get("clusters", {}).items() if name.lower() == device.core), ())
 
 
 def _read_all(paths: Sequence[Path]) -> list[onnx.ModelProto]:

@@ -1,7 +1,9 @@
 """Ways to a device without one: addresses, what is believed of a device, and what a machine says of itself."""
 
+import dataclasses
 import json
 import math
+import os
 import shlex
 
 import numpy as np
@@ -13,6 +15,7 @@ from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.hosts import address, fetched, local, ssh
 from edgekd.records import Host
 from edgekd.runtimes import facts as reading
+from edgekd.runtimes import worker
 
 # ---------------------------------------------------------------- addresses
 
@@ -231,14 +234,37 @@ def test_a_board_with_another_core_stands_for_no_target(tmp_path, monkeypatch):
         return Host("board", local.run, reading.describe(arm(tmp_path, [part] * 4, features)))
 
     wanted = targets.load("raspberry-pi-4")
-    assert measuring._stands_for(board("0xd08"), wanted) is wanted
-    assert measuring._stands_for(board("0xd03"), None).name == "host"
+    assert measuring._stands_for(board("0xd08"), wanted)[0] is wanted
+    assert measuring._stands_for(board("0xd03"), None)[0].name == "host"
     with pytest.raises(EnvironmentUnfit, match=r"board lacks a cortex-a72 \(it has Cortex-A53\)"):
         measuring._stands_for(board("0xd03"), wanted)
     with pytest.raises(EnvironmentUnfit, match="board also has dotprod, by which other kernels are chosen"):
         measuring._stands_for(board("0xd08", "fp asimd asimddp"), wanted)
-    with pytest.raises(EnvironmentUnfit, match="board lacks dotprod"):
+    with pytest.raises(EnvironmentUnfit, match="board lacks fp16, dotprod"):
         measuring._stands_for(board("0xd0b"), targets.load("raspberry-pi-5"))
+
+
+def test_a_board_with_two_kinds_of_cores_stands_for_both(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading.platform, "machine", lambda: "aarch64")
+    facts = reading.describe(arm(tmp_path, ["0xd05"] * 4 + ["0xd0b"] * 2 + ["0xd0b"] * 2, "fp asimd asimdhp asimddp"))
+    assert facts["clusters"] == {"Cortex-A55": [0, 1, 2, 3], "Cortex-A76": [4, 5, 6, 7]} and fetched.facts(facts) == facts
+    host = Host("board", local.run, facts)
+    assert measuring._stands_for(host, targets.load("rk3588-big"))[1].cores == (4, 5, 6, 7)
+    assert measuring._stands_for(host, targets.load("rk3588-little"))[1].cores == (0, 1, 2, 3)
+    assert measuring._stands_for(host, None)[1].cores == ()
+    odd = Host("board", local.run, {**facts, "clusters": {"Kryo Silver (A55)": [0, 1], "Cortex-A77": [2, 3]}})
+    assert measuring._stands_for(odd, targets.load("rk3588-little"))[1].cores == ()
+    for kinds in ([], {"a": []}, {"a": [-1]}, {"a": ["0"]}):
+        with pytest.raises(fetched.Damaged):
+            fetched.facts({**facts, "clusters": kinds})
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a system that holds processes to cores")
+def test_processes_are_held_to_the_cores_of_the_host(tmp_path):
+    core = max(os.sched_getaffinity(0))
+    measure.score(network(tmp_path / "m.onnx"), X, folder=tmp_path / "s", host=dataclasses.replace(local.host(), cores=(core,)))
+    (line,) = worker.finished_lines(tmp_path / "s" / "job" / "out" / "results.jsonl").values()
+    assert line["affinity"] == [core] or len(os.sched_getaffinity(0)) == 1
 
 
 def test_an_emulator_takes_no_times(tmp_path):

@@ -45,7 +45,7 @@ def parsed(data: bytes | str) -> Any:
 
 def facts(raw: Any) -> dict[str, Any]:
     """Those of environment.describe(), each of its kind. Raises Damaged."""
-    if not isinstance(raw, dict) or raw.keys() != _FACTS.keys():
+    if not isinstance(raw, dict) or raw.keys() - {"clusters"} != _FACTS.keys():
         raise Damaged("other facts than a machine has")
     for name, kinds in _FACTS.items():
         if type(raw[name]) not in kinds:
@@ -55,6 +55,9 @@ def facts(raw: Any) -> dict[str, Any]:
             raise Damaged(f"fact {name}")
     if not all(type(size) is int and 0 < size < 2**50 for size in raw["caches"].values()) or not 0 < raw["cores"] < 2**16:
         raise Damaged("fact caches or cores")
+    kinds = raw.get("clusters", {})
+    if not isinstance(kinds, dict) or not all(isinstance(n, list) and n and all(map(_count, n)) for n in kinds.values()):
+        raise Damaged("fact clusters")
     return _cleaned(raw)
 
 

@@ -39,12 +39,14 @@ CORES = {
 
 def describe(system="/"):
     """Facts as JSON values: cpu, architecture, features, cores, clocks (MHz), caches and RAM (bytes), governor, temperature (degrees C),
-    throttling, versions. `system`: the root that the kernel's files are read below."""
+    throttling, versions; on ARM clusters {core: [numbers of the CPUs]}. `system`: the root that the kernel's files are read below."""
     system = Path(system)
     text = read(system / "proc/cpuinfo")
     flags = set((field(text, "flags") or field(text, "Features") or "").split())
+    kinds = clusters(text)
     return {
-        "cpu": _cpu(system, text),
+        "cpu": _cpu(system, text, kinds),
+        **({"clusters": kinds} if kinds else {}),
         "architecture": architecture(platform.machine(), struct.calcsize("P")),
         "features": sorted({ours for theirs, ours in FEATURES.items() if theirs in flags}),
         "virtual": "hypervisor" in flags,
@@ -104,15 +106,27 @@ def throttled(system="/"):
         return None
 
 
-def _cpu(system, text):
+def clusters(text):
+    """{core: numbers of its CPUs} of an ARM machine's /proc/cpuinfo; {} elsewhere."""
+    found, maker, number_of = {}, "", 0
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "processor" and value.isdigit():
+            number_of = int(value)
+        elif key == "CPU implementer":
+            maker = value.lower()
+        elif key == "CPU part":
+            name = CORES.get((maker, value.lower()), f"ARM {maker} {value.lower()}")
+            found.setdefault(name, []).append(number_of)
+    return found
+
+
+def _cpu(system, text, kinds):
     """The model of the processor; on ARM the board and its kinds of cores, as `Raspberry Pi 4 Model B Rev 1.2 (4 x Cortex-A72)`."""
     x86 = field(text, "model name")
-    parts = [line.partition(":")[2].strip().lower() for line in text.splitlines() if line.startswith("CPU part")]
-    makers = [line.partition(":")[2].strip().lower() for line in text.splitlines() if line.startswith("CPU implementer")]
-    names = [CORES.get(pair, "ARM {} {}".format(*pair)) for pair in zip(makers, parts)]  # noqa: B905 - Python 3.8 has no `strict`
-    counted = " + ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    counted = " + ".join(f"{len(numbers)} x {name}" for name, numbers in kinds.items())
     board = read(system / "proc/device-tree/model").strip("\x00 \n")
-    if names:
+    if kinds:
         return f"{board} ({counted})" if board else counted
     return x86 or board or platform.processor() or "unknown"
 

@@ -2,7 +2,7 @@
 
 job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects {id: {model, inputs {name: .npy}}},
             schedule [{id, subject, pass, ...settings}], seconds (limit of one process), settings {launch {command, variables}: what a
-            process is started with instead of this Python, an emulator}
+            process is started with instead of this Python, an emulator; cores: the CPUs that a process is held to}
 out/results.jsonl   a line per finished process;  out/<id>.npy  its steady times in ns;  out/<id>/<i>.npy  outputs;  out/<id>.json  a trace
 out/done.json       written last: {finished, failed}
 
@@ -150,6 +150,8 @@ def entry(job_file, number):
     folder = Path(job_file).resolve().parent
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     what = job["schedule"][number]
+    if job.get("settings", {}).get("cores"):
+        os.sched_setaffinity(0, job["settings"]["cores"])
     begun = time.perf_counter_ns()
     runtime = _module(folder / job["runtime"])
     record = {"id": what["id"], "subject": what.get("subject"), "pass": what["pass"], "import_ms": (time.perf_counter_ns() - begun) / 1e6}
