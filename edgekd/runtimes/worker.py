@@ -375,7 +375,7 @@ def _switches():
 
 def _module(path):
     """Loads a runtime file by its path: `onnxruntime.py` beside a script would hide the library of that name."""
-    spec = importlib.util.spec_from_file_location("edgekd_" + path.stem, str(path))
+    spec = importlib.util.spec_from_file_location("edgekd_" + Path(path).stem, str(path))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
