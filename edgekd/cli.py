@@ -103,7 +103,8 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
       ?python=~/venv/bin/python after it, or EDGEKD_REMOTE_PYTHON, names another interpreter there;
       EDGEKD_SSH_CONFIG another ssh configuration here.
 
-    With --on emulator: what it answers under each target's instruction set, held against this machine.
+    With --on emulator, or for a target that this machine can't stand for: what it answers under each target's instruction set, held
+    against this machine, and no times.
     """
     from edgekd import measuring, sizing
     from edgekd import targets as devices
@@ -233,10 +234,15 @@ def list_(kind, name):
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def doctor(as_json):
-    """Check this machine: versions, CPU features, the store, what limits timing."""
-    from edgekd.listing import doctor
+@click.option("--setup", "wanted", type=click.Choice(["arm-emulator"]), help="Fetch what runs files as ARM CPUs here; no root. Again: verify it.")
+@quiet_option
+def doctor(as_json, wanted, quiet):
+    """Check this machine: versions, CPU features, the store, what limits timing; or set it up to emulate ARM."""
+    from edgekd.listing import doctor, setup
 
+    if wanted is not None:
+        click.echo(setup(wanted, quiet=quiet))
+        return 0
     text, code = doctor(as_json)
     click.echo(text)
     return code

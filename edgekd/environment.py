@@ -13,7 +13,7 @@ from edgekd.runtimes import facts as reading
 
 VOLATILE = ("mhz", "celsius", "throttled")
 _SYSTEM = Path("/")
-cores = reading.cores
+cores, FEATURES = reading.cores, reading.FEATURES
 
 
 def describe() -> dict[str, Any]:

@@ -115,9 +115,22 @@ def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]], widt
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
+def setup(name: str, *, quiet: bool = True) -> str:
+    """Makes or verifies what `name` (arm-emulator) stands for; returns what there is. Raises EnvironmentUnfit, BaselineError."""
+    from edgekd.hosts import arm_setup
+    from edgekd.report.progress import reporter
+
+    progress = reporter(quiet)
+    try:
+        return {"arm-emulator": arm_setup.setup}[name](progress)
+    finally:
+        progress.close()
+
+
 def doctor(as_json: bool) -> tuple[str, int]:
     """(text, exit code 0, or 4 where something needed is missing)."""
     from edgekd import environment, targets
+    from edgekd.hosts import arm
     from edgekd.store import Store
 
     facts = environment.describe()
@@ -134,11 +147,15 @@ def doctor(as_json: bool) -> tuple[str, int]:
         advice.append(f"the CPU governor is `{governor}`: timing is steadier with `performance`")
     if host.int8.pairs16:
         advice.append("this CPU's int8 products saturate (AVX2 without VNNI): weights are scaled so that they don't")
-    store_facts = {"folder": str(store.root), "bytes": sum(p.stat().st_size for p in Path(store.root).rglob("*") if p.is_file())}
+    kept = (p for p in Path(store.root).rglob("*") if p.is_file() and arm.home() not in p.parents)  # emulators are no finished work
+    store_facts = {"folder": str(store.root), "bytes": sum(p.stat().st_size for p in kept)}
+    emulators = arm.facts()
     code = UNFIT if missing else PASSED
     if as_json:
         return json.dumps(
-            {"environment": facts, "versions": versions, "missing": missing, "store": store_facts, "advice": advice}, indent=2, default=str
+            {"environment": facts, "versions": versions, "missing": missing, "store": store_facts, "emulators": emulators, "advice": advice},
+            indent=2,
+            default=str,
         ), code
     rows = [
         (k, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else json.dumps(v) if isinstance(v, dict) else str(v)) for k, v in facts.items()
@@ -147,6 +164,7 @@ def doctor(as_json: bool) -> tuple[str, int]:
         _table("this machine", ("fact", "value"), rows),
         _table("libraries", ("name", "version"), [(n, versions.get(n, "MISSING")) for n in NEEDED]),
         f"store: {store_facts['folder']} ({store_facts['bytes'] / 1e6:.1f} MB)",
+        f"emulators: {'; '.join(f'{name}: {text}' for name, text in emulators.items())}",
         *[f"note: {line}" for line in advice],
     ]
     return "\n\n".join(parts), code

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, measure, proving, samples
+from edgekd import counts, environment, measure, proving, samples
 from edgekd import targets as devices
 from edgekd.errors import PASSED, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import sha256, write_atomic
-from edgekd.hosts import emulator, local, ssh
+from edgekd.hosts import local, ssh
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static
 from edgekd.probes import trace as tracing
@@ -50,7 +50,8 @@ class Profile:
 
 @dataclass(frozen=True)
 class Emulated:
-    """What `profile --on emulator` found out about one file: per target what was emulated, and the spread over all. Prints as a table."""
+    """What `profile` found out about one file without the target's machine: what is counted, per target what was emulated, and the spread over
+    all. Prints as tables."""
 
     model: str
     sha256: str
@@ -61,9 +62,11 @@ class Emulated:
 
     def __str__(self) -> str:
         names = list(dict.fromkeys(m.target for m in self.measurements if m.target))
-        parts = [f"{self.model}, emulated on {self.environment['cpu']}"]
+        counted = [m for m in self.measurements if m.origin == "counted"]
+        over_all = [m for m in self.measurements if m.target is None and m not in counted]
+        parts = [f"{self.model}, emulated on {self.environment['cpu']}: no times", table(counted)]
         parts += [f"{name}\n{table([m for m in self.measurements if m.target == name])}" for name in names]
-        parts.append(table([m for m in self.measurements if m.target is None]) if any(m.target is None for m in self.measurements) else "")
+        parts.append(table(over_all) if over_all else "")
         return "\n\n".join(p for p in (*parts, self.note) if p)
 
 
@@ -99,12 +102,17 @@ def profile(
     trace: Path | str | None = None,
     on: str | None = None,
     quiet: bool = True,
-) -> Profile:
+) -> Profile | Emulated:
     """Measures an exported file. `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`; else seeded random inputs.
-    `on`: the address of a board (hosts/address.py); default: this machine.
+    `on`: the address of a board (hosts/address.py); default: this machine. Where this machine can't stand for the target and emulation can, what it
+    answers there is taken instead, and no times.
 
     Raises UsageError for a file, data, target or address that is wrong, EnvironmentUnfit where the machine lacks what the target has."""
     named, path = _named(target), Path(model)
+    if on is None and named and named.emulated_as and devices.matches(named, environment.describe()):
+        if trace is not None:
+            raise UsageError(Problem("--trace", f"is a record of times, and {named.name} is emulated here", "leave it out"))
+        return emulate(model, targets=[target], data=data, json=json, quiet=quiet)
     parsed = static.read(path)
     inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     progress = reporter(quiet)
@@ -145,20 +153,27 @@ def emulate(
     `seconds` each, and holds the answers against this machine's. Raises as `profile` does, EnvironmentUnfit without an emulator."""
     facts, path = environment.describe(), Path(model)
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
-    launches = {t.name: emulator.launch(t) for t in wanted}
+    ready, problems = proving.launches(wanted)
+    if problems and (targets or not ready):
+        raise EnvironmentUnfit(*problems)
     parsed = static.read(path)
     inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     count = len(next(iter(inputs.values())))
     order = np.random.default_rng(0).permutation(count)
     mixed = {name: a[order] for name, a in inputs.items()}
-    progress, found = reporter(quiet), []
+    progress = reporter(quiet)
+    for problem in problems:
+        progress.say(f"not run: {problem}")
+    progress.say(f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes is not told")
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("run as other CPUs") as advance, _user_error():
-            here = _single(measure.score(path, mixed, folder=Path(folder) / "here"), path)
-            for number, t in enumerate(wanted, 1):
-                there = _single(measure.score(path, mixed, folder=Path(folder) / t.name, launch=launches[t.name], cap_s=seconds), path)
-                found.append(proving.Answers(t.name, t.emulated_as or "", order[: len(there)], here[: len(there)], there))
-                advance(number, len(wanted), t.name)
+            here = _joined(measure.score(path, mixed, folder=Path(folder) / "here"), path, labels)
+
+            def answer(t: Target, launch: Mapping[str, Any]) -> np.ndarray:
+                return _joined(measure.score(path, mixed, folder=Path(folder) / t.name, launch=launch, cap_s=seconds), path, labels)
+
+            found = proving.executed(ready, order, here, answer, advance)
+            counted_there = _instructions(path, mixed, ready, Path(folder), progress)
     finally:
         progress.close()
     metric = None if labels is None else top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
@@ -166,18 +181,49 @@ def emulate(
         made = proving.figures(found, labels, [metric] if metric else [])
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
-    flat = [*(m for t in launches for m in made[t] if m.name != "target_spread"), *made[""]]
-    note = "" if data is not None else f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz runs your own"
+    counted = (*static.measure(path), *memory.measure(path))
+    flat = [*counted, *(m for t in ready for m in (*made[t], *counted_there.get(t, ())) if m.name != "target_spread"), *made[""]]
+    note = _sample(count, min(len(a.rows) for a in found), data is None)
     result = Emulated(path.name, sha256(path), tuple(flat), facts, note)
     if json is not None:
         _write(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(result).items() if k != "exit_code"}})
     return result
 
 
-def _single(answers: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
-    if len(answers) > 1:
-        raise UsageError(Problem(str(path), f"has {len(answers)} outputs", "a file with one output can be held against itself"))
-    return next(iter(answers.values()))
+def _instructions(
+    path: Path, inputs: Mapping[str, np.ndarray], ready: Mapping[str, tuple[Target, Mapping[str, Any]]], folder: Path, progress: Any
+) -> dict[str, tuple[Measurement, ...]]:
+    """{target: instructions per inference}, counted once per ARM core; where nothing can count, that is said."""
+    taken: dict[str, tuple[Measurement, ...]] = {}
+    arm = {name: pair for name, pair in ready.items() if pair[0].architecture == "aarch64"}
+    try:
+        for name, (target, launch) in arm.items():
+            core = target.emulated_as or ""
+            if core not in taken:
+                with progress.task(f"count as {core}") as advance:
+                    taken[core] = counts.count(path, inputs, launch, folder / f"{name}-count", progress=advance).measurements
+    except EnvironmentUnfit as error:
+        progress.say(f"instructions are not counted: {error}")
+    found = {name: taken.get(target.emulated_as or "", ()) for name, (target, _) in arm.items()}
+    return {name: tuple(dataclasses.replace(m, target=name) for m in figures) for name, figures in found.items()}
+
+
+def _sample(count: int, least: int, random: bool) -> str:
+    """Which samples a file was run on."""
+    if random:
+        return f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz runs your own"
+    return (
+        f"sample: {'all' if least == count else f'at least {least:,}'} of {count:,} samples{'' if least == count else ', drawn at random (seed 0)'}"
+    )
+
+
+def _joined(answers: Mapping[str, np.ndarray], path: Path, labels: np.ndarray | None) -> np.ndarray:
+    """The outputs of a file as one array: side by side where it has several, which labels have no meaning for."""
+    if len(answers) == 1:
+        return next(iter(answers.values()))
+    if labels is not None:
+        raise UsageError(Problem(str(path), f"has {len(answers)} outputs, and one kind of labels is given", "leave `labels` out of the data"))
+    return np.concatenate([a.reshape(len(a), -1) for a in answers.values()], axis=1)
 
 
 def compare(
@@ -269,7 +315,7 @@ def _stands_for(host: Host, target: Target | None) -> tuple[Target, Host]:
         raise EnvironmentUnfit(Problem(f"target {device.name}", f"{host.name} lacks {', '.join(lacking)}", hint))
     if more:
         what = f"{host.name} also has {', '.join(more)}, by which other kernels are chosen"
-        raise EnvironmentUnfit(Problem(f"target {device.name}", what, hint))
+        raise EnvironmentUnfit(Problem(f"target {device.name}", what, hint + ("; --on emulator runs as the target's" if device.emulated_as else "")))
     return device, dataclasses.replace(host, cores=_cores(host, device))
 
 

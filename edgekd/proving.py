@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekd import environment, intervals, measure, targets
-from edgekd.errors import EnvironmentUnfit
+from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.hosts import emulator
 from edgekd.probes import quality
 from edgekd.records import Made, Measurement, Metric, Target
@@ -30,41 +30,81 @@ SECONDS = 90.0  # that a file runs under one instruction set: as many samples as
 
 @dataclass(frozen=True)
 class Answers:
-    """What a file answers here and as `target`, to the same `rows` of a split, in the same order."""
+    """What a file answers here and as `target`, to the same `rows` of a split, in the same order. `kernels`: which the CPU can reach, as text."""
 
     target: str
     cpu: str
     rows: np.ndarray
     here: np.ndarray
     there: np.ndarray
+    kernels: str = ""
 
 
 def devices(wanted: Sequence[Target]) -> list[Target]:
-    """Those of the targets that only emulation can stand for here: this machine has kernels that they have not."""
+    """Those of the targets that only emulation can stand for here: this machine is another, or has kernels that they have not."""
     facts = environment.describe()
-    return [t for t in wanted if t.emulated_as and not targets.matches(t, facts) and targets.surplus(t, facts)]
+    return [t for t in wanted if t.emulated_as and (targets.matches(t, facts) or targets.surplus(t, facts))]
+
+
+def executed(
+    wanted: Mapping[str, tuple[Target, Mapping[str, Any]]],
+    order: np.ndarray,
+    here: np.ndarray,
+    answer: Callable[[Target, Mapping[str, Any]], np.ndarray],
+    advance: Callable[[int, int, str], None],
+    say: Callable[[str], None] | None = None,
+) -> list[Answers]:
+    """Runs a file as each of the targets, {name: (target, its launch)}; targets with the same CPU share one run. `answer` gives what the file
+    answers to the samples in `order`, or to the first of them; `here` is this machine's, in the same order. A target whose run takes too long is
+    left out, where `say` can be told so."""
+    taken: dict[tuple, np.ndarray] = {}
+    found = []
+    for number, (name, (target, launch)) in enumerate(wanted.items(), 1):
+        cpu = (target.architecture, target.emulated_as)
+        try:
+            if cpu not in taken:
+                taken[cpu] = answer(target, launch)
+        except EnvironmentUnfit as error:
+            if say is None:
+                raise
+            say(f"not run as {name}: {error}")
+            continue
+        there, stands = taken[cpu], target.core is not None and target.core != target.emulated_as and target.architecture == "aarch64"
+        kernels = "; ".join(filter(None, (f"a stand-in for {target.core}" if stands else "", launch.get("kernels", ""))))
+        found.append(Answers(name, target.emulated_as or "", order[: len(there)], here[: len(there)], there, kernels))
+        advance(number, len(wanted), name)
+    return found
+
+
+def launches(wanted: Sequence[Target]) -> tuple[dict[str, tuple[Target, dict[str, Any]]], list[Problem]]:
+    """({name: (target, its launch)}, why the others can't be emulated: targets with the same reason in one problem)."""
+    found, reasons = {}, {}
+    for target in wanted:
+        try:
+            found[target.name] = (target, emulator.launch(target))
+        except EnvironmentUnfit as error:
+            for p in error.problems:
+                reasons.setdefault((p.message, p.hint), []).append(target.name)
+    return found, [Problem(f"target {', '.join(names)}", message, hint) for (message, hint), names in reasons.items()]
 
 
 def prove(o: Observed, resolved: Resolved, store: Store, progress: Silent) -> dict[str, tuple[Measurement, ...]]:
     """{target: measurements} of the file on the test split, for its targets: what emulation showed of each, and the spread over all targets of
     the recipe. Where there is no emulator, that is said."""
-    columns, found = resolved.data("test"), []
+    columns = resolved.data("test")
     here = o.outputs["test"]
     wanted = devices(resolved.targets)
     if isinstance(here, Mapping) or not wanted:
         return {}
     inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
     order = np.random.default_rng(0).permutation(len(columns))
+    mixed = {name: a[order] for name, a in inputs.items()}
+    ready, problems = launches(wanted)
+    for problem in problems:
+        progress.say(f"not run: {problem}")
     with progress.task(f"run {o.point.id} as other CPUs") as advance:
-        for number, device in enumerate(wanted, 1):
-            try:
-                there = _kept(o, device, {name: a[order] for name, a in inputs.items()}, columns.digest, store)
-            except EnvironmentUnfit as error:
-                progress.say(f"not run as {device.name}: {error}")
-                continue
-            rows = order[: len(there)]
-            found.append(Answers(device.name, device.emulated_as or "", rows, here[rows], there))
-            advance(number, len(wanted), device.name)
+        answer = lambda target, launch: _kept(o, target, launch, mixed, columns.digest, store)
+        found = executed(ready, order, here[order], answer, advance, progress.say)
     made = figures(found, columns.labels, resolved.task.metrics)
     spread = made.get("", ())
     return {t: tuple(replace(m, target=t) for m in made.get(t, spread)) for t in o.point.targets} if made else {}
@@ -78,10 +118,10 @@ def added(measured: Sequence[Measurement], proven: Mapping[str, Sequence[Measure
     return (*kept, *(m for figures in proven.values() for m in figures))
 
 
-def _kept(o: Observed, device: Target, inputs: Mapping[str, np.ndarray], digest: str, store: Store) -> np.ndarray:
+def _kept(o: Observed, device: Target, launch: Mapping[str, Any], inputs: Mapping[str, np.ndarray], digest: str, store: Store) -> np.ndarray:
     """The file's answers as `device`, taken once and kept in the store."""
-    launch = emulator.launch(device)
-    identity = repr(("emulated", o.artifact.key, digest, device.emulated_as, environment.environment_id(environment.describe()), SECONDS))
+    machine = environment.environment_id(environment.describe())
+    identity = repr(("emulated", o.artifact.key, digest, device.emulated_as, launch.get("identity", ""), machine, SECONDS))
     key, parents = hashlib.sha256(identity.encode()).hexdigest(), {o.artifact.key: store.digest(o.artifact)}
     kept = store.find(key, parents)
     if kept is None:
@@ -96,15 +136,17 @@ def _kept(o: Observed, device: Target, inputs: Mapping[str, np.ndarray], digest:
 
 
 def figures(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric]) -> dict[str, tuple[Measurement, ...]]:
-    """{target: measurements}, all `emulated`: the metrics; host_agreement, the share of answers that are this machine's; and target_spread, the
-    greatest difference in the first metric between this machine and all targets, on the samples that all of them saw (under "" as well).
+    """{target: measurements}, all `emulated`: the metrics; host_agreement, the share of answers that are this machine's (equal_outputs, the share
+    of numbers, where the answers are no classes); and target_spread, the greatest difference in the first metric between this machine and all
+    targets, on the samples that all of them saw (under "" as well).
 
     Agreement and spread are exact for their samples; the spread's note has the 95 % interval, simultaneous over the pairs, of the difference
     on all data."""
     spread, made = _spread(found, labels, metrics), {}
     for a in found:
         same = float((a.here == a.there).mean())
-        note = f"as {a.cpu}: {'all outputs equal' if same == 1 else f'{100 * same:.2f} % of the outputs equal'} to this machine's"
+        cpu = f"{a.cpu} ({a.kernels})" if a.kernels else a.cpu
+        note = f"as {cpu}: {'all outputs equal' if same == 1 else f'{100 * same:.2f} % of the outputs equal'} to this machine's"
         truth, taken = None if labels is None else labels[a.rows], []
         for m in quality.measure(a.there, truth, metrics, split="test", teacher=a.here):
             if m.name == "agreement":
@@ -112,13 +154,24 @@ def figures(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequen
             elif m.name not in {metric.name for metric in metrics}:
                 continue
             taken.append(replace(m, target=a.target, origin="emulated", note=note))
+        if all(m.name != "host_agreement" for m in taken):  # answers that nobody said to be classes: how many of the numbers are the same
+            share = 100 * same
+            note += "" if same == 1 else f", the others within {_apart(a):.2g}"
+            taken.append(Measurement("equal_outputs", "%", share, share, share, len(a.there), "test", a.target, "emulated", note=note))
         made[a.target] = (*taken, *spread)
     return {"": spread, **made} if made else {}
+
+
+def _apart(a: Answers) -> float:
+    """The greatest difference between an output here and there."""
+    return float(np.abs(np.asarray(a.there, np.float64) - a.here).max())
 
 
 def _spread(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric]) -> tuple[Measurement, ...]:
     if not found or labels is None or not metrics:
         return ()
+    one = {a.cpu: a for a in reversed(found)}  # targets with one CPU have one answer
+    found = [a for a in found if one[a.cpu] is a]
     metric, n = metrics[0], min(len(a.rows) for a in found)
     rows = found[0].rows[:n]  # all go through the samples in one order
     records: dict[str, Any] = {"here": metric.records(found[0].here[:n], labels[rows])}

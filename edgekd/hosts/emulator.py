@@ -1,23 +1,33 @@
-"""Another x86-64 CPU than this machine's, by qemu's user-mode emulation (https://www.qemu.org/docs/master/user/main.html): the target's kernels
-on this machine, for what a file answers. What takes how long under emulation tells nothing, and is never shown."""
+"""Another CPU than this machine's, by qemu's user-mode emulation (https://www.qemu.org/docs/master/user/main.html): the target's kernels on this
+machine, for what a file answers. What takes how long under emulation tells nothing, and is never shown.
+
+x86-64 runs this Python as it is; ARM needs an arm64 Python and runtime, which a set-up brings (see arm, arm_setup)."""
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
 from typing import Any
 
 from edgekd.errors import EnvironmentUnfit, Problem
+from edgekd.hosts import arm
 from edgekd.records import Target
 
 PROGRAMS = ("qemu-x86_64", "qemu-x86_64-static")
+X86 = ("x86_64", "amd64")  # as platform.machine() calls it
 
 
 def launch(target: Target) -> dict[str, Any]:
-    """How a job's processes are started as on `target`: {command, variables}. Raises EnvironmentUnfit without an emulator or a way to be it."""
+    """How a job's processes are started as on `target`: {command, variables}, for ARM also {identity, kernels}. Raises EnvironmentUnfit without an
+    emulator or a way to be it."""
+    if target.architecture == "aarch64":
+        return arm.launch(target)
     if target.emulated_as is None:
-        hint = "qemu has no AVX512 and no AVX-VNNI; targets with `emulated_as` can be emulated" if target.architecture == "x86-64" else ""
+        hint = "qemu has no AVX512 and no AVX-VNNI; targets with `emulated_as` can be emulated"
         raise EnvironmentUnfit(Problem(f"target {target.name}", "can't be emulated", hint))
+    if platform.machine().lower() not in X86:
+        raise EnvironmentUnfit(Problem(f"target {target.name}", "can be emulated on x86-64 only: this Python is for another architecture"))
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         raise EnvironmentUnfit(
