@@ -3,6 +3,7 @@ there. Each is trained or calibrated, exported and measured as any other candida
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from edgekd.report.progress import Silent
     from edgekd.resolving import Resolved
     from edgekd.store import Store
+
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput")
 
 
 def extend(
@@ -61,7 +64,7 @@ def _known(o: Observed, parent: Observed, resolved: Resolved, source: Artifact, 
 
     facts = environment.describe()
     here = [t for t in resolved.targets if t.name in o.point.targets and not targets.matches(t, facts) and not targets.surplus(t, facts)]
-    name = f"mixed-{environment.environment_id(facts)}-{here[0].threads}-{parent.artifact.key[:16]}" if here else "mixed-macs"
+    name = f"mixed2-{environment.environment_id(facts)}-{here[0].threads}-{parent.artifact.key[:16]}" if here else "mixed-macs"
     kept = store.observed(o.artifact.key, name)
     if kept is None:
         columns = resolved.data("train")
@@ -79,7 +82,8 @@ def _known(o: Observed, parent: Observed, resolved: Resolved, source: Artifact, 
 
 
 def _times(o: Observed, parent: Observed, graph: Any, resolved: Resolved, threads: int, folder: Path) -> dict[str, float]:
-    """{layer: microseconds that int8 saves}, of both files with their layers named, timed side by side."""
+    """{layer: microseconds that int8 saves}, of both files with their layers named, timed side by side. A layer in float among integer ones has
+    its input and its output converted on top: by the time that the int8 file's own conversions take for a value."""
     import onnx
 
     place, columns = folder / "profile" / "mixed", resolved.data("test")
@@ -94,7 +98,12 @@ def _times(o: Observed, parent: Observed, graph: Any, resolved: Resolved, thread
         raw = measure.raw(place / "job", name)
         p50 = next(m.value for m in timed[name] if m.name == "latency_p50_ms")
         found.append(operators.measure(raw["out"] / raw["operators"]["trace"], warmup=raw["operators"]["warmup"], p50_ms=p50))
-    return mixed.saved(*found, *files.values())
+    shapes = static.value_shapes(onnx.load(files["float"]))
+    graph_of = onnx.load(files["float"]).graph
+    ends = sum(math.prod(shapes.get(v.name, ())) for v in (*graph_of.input, *graph_of.output))
+    rate = 1000 * sum(op.ms for op in found[1].operators if op.kind in CONVERSIONS) / ends
+    moved = {n.name: math.prod(shapes.get(n.input[0], ())) + math.prod(shapes.get(n.output[0], ())) for n in graph_of.node if n.name}
+    return {layer: us + rate * moved[layer] for layer, us in mixed.saved(*found, *files.values()).items()}
 
 
 def _macs(o: Observed, graph: Any) -> dict[str, float]:

@@ -115,10 +115,22 @@ def _saturable(artifact: Artifact) -> tuple[Measurement, ...]:
     return (Measurement("saturable_layers", "", len(layers), len(layers), len(layers), 1, None, None, "counted", note=note),)
 
 
+def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, machine: str) -> list[Measurement]:
+    """Quality on validation by this machine's answers, as no target's: what a choice goes by for targets that this machine is none of. What the
+    chosen file answers there is emulated, and judged on test."""
+    reference = None if teacher is None or teacher is o else teacher.outputs["validation"]
+    figures = quality.measure(
+        o.outputs["validation"], resolved.data("validation").labels, resolved.task.metrics, teacher=reference, split="validation"
+    )
+    return [dataclasses.replace(m, environment=machine, threads=1, note=m.note or "this machine's answers") for m in figures]
+
+
 def _all(o: Observed, teacher: Observed | None, timed: Mapping[int, tuple], resolved: Resolved, machine: str) -> tuple[Measurement, ...]:
     """Counted figures once; measured ones for each target whose features this machine has."""
     facts = environment.describe()
     found = [*static.measure(o.file), *memory.measure(o.file), *_saturable(o.artifact)]
+    if any(targets.matches(t, facts) for t in resolved.targets if t.name in o.point.targets):
+        found += _of_the_file(o, teacher, resolved, machine)
     for target in resolved.targets:
         if target.name not in o.point.targets or targets.matches(target, facts):
             continue

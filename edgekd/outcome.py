@@ -63,13 +63,18 @@ def conclude(
     metrics = {m.name: m for m in resolved.task.metrics}
     teacher = references.get("teacher", "")
 
+    proven: dict[str, proving.Proven] = {}
+
     def judged(candidate: Candidate, target: str, split: str, point_estimate: bool):
-        given = {"records": records[split][candidate.id], "teacher": records[split].get(teacher), "metrics": metrics}
+        ours, theirs = records[split][candidate.id], records[split].get(teacher)
+        answers = proven[candidate.id].answers.get(target) if split == "test" and candidate.id in proven else None
+        if answers is not None:
+            ours, theirs = _executed(answers, resolved), None if theirs is None else {name: r[answers.rows] for name, r in theirs.items()}
+        given = {"records": ours, "teacher": theirs, "metrics": metrics}
         lines = [r for r in budget.rules(resolved.gate, target) if split == "test" or r.name not in EMULATED]  # only the chosen is emulated
         return budget.judge(lines, candidate, target=target, split=split, point_estimate=point_estimate, **given)
 
     found: dict[str, TargetResult] = {}
-    proven: dict[str, dict] = {}
     for target in resolved.targets:
         competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
         found[target.name] = choose.choose(
@@ -86,9 +91,10 @@ def conclude(
     for target in resolved.targets:
         result = found[target.name]
         chosen = next((c for c in candidates if c.id == result.chosen), None)
-        if chosen is not None and chosen.id not in proven and "int8" in chosen.stages:
+        if chosen is not None and chosen.id not in proven:
             o = next(o for o in observed if o.point.id == chosen.id)
-            proven[chosen.id] = proving.prove(o, resolved, store, progress)
+            taught = next((t.outputs["test"] for t in observed if t.point.id == teacher), None)
+            proven[chosen.id] = proving.prove(o, "int8" in chosen.stages, taught, resolved, store, progress)
             chosen = dataclasses.replace(chosen, measurements=proving.added(chosen.measurements, proven[chosen.id]))
             candidates = [chosen if c.id == chosen.id else c for c in candidates]
         checks = judged(chosen, target.name, "test", False) if chosen is not None else ()
@@ -99,10 +105,16 @@ def conclude(
     digest = hashlib.sha256(text.encode()).hexdigest()
     run = Result(resolved.task.name, digest, {environment.environment_id(facts): facts}, references, tuple(candidates), found, tuple(steps))
     with progress.task("write the folder"):
-        run = _write(run, resolved, observed, records["test"], folder)
+        run = _write(run, resolved, observed, records["test"], proven, folder)
     codes = [FAILED if t.chosen is None else budget.exit_code([t.verdict] if t.verdict else []) for t in found.values()]
     code = next((c for c in (FAILED, *sorted(codes, reverse=True)) if c in codes), PASSED)
     return Outcome(run, folder, code, terminal.table(run, folder))
+
+
+def _executed(answers: proving.Answers, resolved: Resolved) -> dict[str, np.ndarray]:
+    """{metric: records} of what a file answered as another CPU, to the samples that it saw there."""
+    labels = resolved.data("test").labels
+    return {m.name: np.asarray(m.records(answers.there, None if labels is None else labels[answers.rows])) for m in resolved.task.metrics}
 
 
 def _records(o: Observed, split: str, resolved: Resolved) -> dict[str, np.ndarray]:
@@ -112,12 +124,14 @@ def _records(o: Observed, split: str, resolved: Resolved) -> dict[str, np.ndarra
 
 def _candidate(o: Observed, plan: Plan, made: Mapping[str, Artifact]) -> Candidate:
     source = made[plan.steps[o.point.export].source]
-    form = "int8" if source.form == "quantized" else "float32"
+    form = {"quantized": "int8", "weight_only": f"int{source.facts.get('bits')}_weights"}.get(source.form, "float32")
     stages = (*o.point.stages, form)
     return Candidate(o.point.id, o.point.point, o.point.seed, o.point.parents, stages, "onnx", None, o.artifact.files["model.onnx"], o.measurements)
 
 
-def _write(run: Result, resolved: Resolved, observed: Sequence[Observed], records: Mapping[str, Any], folder: Path) -> Result:
+def _write(
+    run: Result, resolved: Resolved, observed: Sequence[Observed], records: Mapping[str, Any], proven: Mapping[str, proving.Proven], folder: Path
+) -> Result:
     """Models and predictions of the front, the choice and the references; bundles; reports; result.json last."""
     shown = {id for t in run.targets.values() for id in (*t.front, t.chosen)} | set(run.references.values())
     test, by_id = resolved.data("test"), {o.point.id: o for o in observed}
@@ -131,6 +145,11 @@ def _write(run: Result, resolved: Resolved, observed: Sequence[Observed], record
             write_atomic(folder / file, o.file.read_bytes())
             path = folder / "predictions" / f"{candidate.id}.npz"
             results.save_predictions(path, test.ids, test.digest, o.outputs["test"], records[candidate.id], resolved.task.metrics)
+            for target, a in proven[candidate.id].answers.items() if candidate.id in proven else ():
+                theirs = {name: r[a.rows] for name, r in records.get(run.references.get("teacher", ""), {}).items()}
+                path = folder / "predictions" / results.executed(candidate.id, target)
+                at = [test.ids[i] for i in a.rows]
+                results.save_predictions(path, at, test.digest, a.there, _executed(a, resolved), resolved.task.metrics, theirs)
             candidate = dataclasses.replace(candidate, file=file)
         kept.append(candidate)
     run = dataclasses.replace(run, candidates=tuple(kept))

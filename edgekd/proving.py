@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,14 +88,24 @@ def launches(wanted: Sequence[Target]) -> tuple[dict[str, tuple[Target, dict[str
     return found, [Problem(f"target {', '.join(names)}", message, hint) for (message, hint), names in reasons.items()]
 
 
-def prove(o: Observed, resolved: Resolved, store: Store, progress: Silent) -> dict[str, tuple[Measurement, ...]]:
-    """{target: measurements} of the file on the test split, for its targets: what emulation showed of each, and the spread over all targets of
-    the recipe. Where there is no emulator, that is said."""
+@dataclass(frozen=True)
+class Proven:
+    """What emulation showed of a file: {target: measurements} for the targets it is for, and {target: what it answered} for those alone that this
+    machine doesn't stand for: it is another, or was answered otherwise."""
+
+    measurements: Mapping[str, tuple[Measurement, ...]] = field(default_factory=dict)
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+
+
+def prove(o: Observed, int8: bool, teacher: Any, resolved: Resolved, store: Store, progress: Silent) -> Proven:
+    """Of a file on the test split: what emulation showed for its targets, and the spread over all targets of the recipe. Where there is no
+    emulator, that is said. A float file is run only as CPUs of another make; `teacher`: the teacher's outputs, or None."""
     columns = resolved.data("test")
     here = o.outputs["test"]
-    wanted = devices(resolved.targets)
+    facts = environment.describe()
+    wanted = [t for t in devices(resolved.targets) if int8 or targets.matches(t, facts)]
     if isinstance(here, Mapping) or not wanted:
-        return {}
+        return Proven()
     inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
     order = np.random.default_rng(0).permutation(len(columns))
     mixed = {name: a[order] for name, a in inputs.items()}
@@ -105,17 +115,27 @@ def prove(o: Observed, resolved: Resolved, store: Store, progress: Silent) -> di
     with progress.task(f"run {o.point.id} as other CPUs") as advance:
         answer = lambda target, launch: _kept(o, target, launch, mixed, columns.digest, store)
         found = executed(ready, order, here[order], answer, advance, progress.say)
-    made = figures(found, columns.labels, resolved.task.metrics)
+    made = figures(found, columns.labels, resolved.task.metrics, teacher)
     spread = made.get("", ())
-    return {t: tuple(replace(m, target=t) for m in made.get(t, spread)) for t in o.point.targets} if made else {}
+    if not made:
+        return Proven()
+    mine = {t.name: t for t in resolved.targets if t.name in o.point.targets}
+    alone = {a.target: a for a in found if a.target in mine and (targets.matches(mine[a.target], facts) or not _same(a))}
+    return Proven({t: tuple(replace(m, target=t) for m in made.get(t, spread)) for t in mine}, alone)
 
 
-def added(measured: Sequence[Measurement], proven: Mapping[str, Sequence[Measurement]]) -> tuple[Measurement, ...]:
+def _same(a: Answers) -> bool:
+    """Whether each answer (class, or number) is this machine's."""
+    if a.here.ndim == 2 and a.here.shape[1] > 1:
+        return bool((a.here.argmax(1) == a.there.argmax(1)).all())
+    return bool((a.here == a.there).all())
+
+
+def added(measured: Sequence[Measurement], proven: Proven) -> tuple[Measurement, ...]:
     """A candidate's measurements and what emulation showed. Where a target's answers are others than this machine's, what was taken of them on
     the test split here is none of the target's, and goes."""
-    others = {t for t, figures in proven.items() if any(m.name == "host_agreement" and m.value < 100 for m in figures)}
-    kept = [m for m in measured if not (m.target in others and m.split == "test" and m.origin == "measured")]
-    return (*kept, *(m for figures in proven.values() for m in figures))
+    kept = [m for m in measured if not (m.target in proven.answers and m.split == "test" and m.origin == "measured")]
+    return (*kept, *(m for figures in proven.measurements.values() for m in figures))
 
 
 def _kept(o: Observed, device: Target, launch: Mapping[str, Any], inputs: Mapping[str, np.ndarray], digest: str, store: Store) -> np.ndarray:
@@ -135,10 +155,12 @@ def _kept(o: Observed, device: Target, launch: Mapping[str, Any], inputs: Mappin
     return np.load(kept.folder / "outputs.npy", allow_pickle=False)
 
 
-def figures(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric]) -> dict[str, tuple[Measurement, ...]]:
-    """{target: measurements}, all `emulated`: the metrics; host_agreement, the share of answers that are this machine's (equal_outputs, the share
-    of numbers, where the answers are no classes); and target_spread, the greatest difference in the first metric between this machine and all
-    targets, on the samples that all of them saw (under "" as well).
+def figures(
+    found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric], teacher: np.ndarray | None = None
+) -> dict[str, tuple[Measurement, ...]]:
+    """{target: measurements}, all `emulated`: the metrics, with a `teacher`'s outputs also fidelity; host_agreement, the share of answers that are
+    this machine's (equal_outputs, the share of numbers, where the answers are no classes); and target_spread, the greatest difference in the
+    first metric between this machine and all targets, on the samples that all of them saw (under "" as well).
 
     Agreement and spread are exact for their samples; the spread's note has the 95 % interval, simultaneous over the pairs, of the difference
     on all data."""
@@ -147,18 +169,16 @@ def figures(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequen
         same = float((a.here == a.there).mean())
         cpu = f"{a.cpu} ({a.kernels})" if a.kernels else a.cpu
         note = f"as {cpu}: {'all outputs equal' if same == 1 else f'{100 * same:.2f} % of the outputs equal'} to this machine's"
-        truth, taken = None if labels is None else labels[a.rows], []
-        for m in quality.measure(a.there, truth, metrics, split="test", teacher=a.here):
-            if m.name == "agreement":
-                m = replace(m, name="host_agreement", low=m.value, high=m.value)
-            elif m.name not in {metric.name for metric in metrics}:
-                continue
-            taken.append(replace(m, target=a.target, origin="emulated", note=note))
+        truth, names = None if labels is None else labels[a.rows], {metric.name for metric in metrics}
+        told = quality.measure(a.there, truth, metrics, split="test", teacher=None if teacher is None else teacher[a.rows])
+        held = quality.measure(a.there, truth, metrics, split="test", teacher=a.here)
+        taken = [m for m in told if teacher is not None or m.name in names]
+        taken += [replace(m, name="host_agreement", low=m.value, high=m.value) for m in held if m.name == "agreement"]
         if all(m.name != "host_agreement" for m in taken):  # answers that nobody said to be classes: how many of the numbers are the same
             share = 100 * same
             note += "" if same == 1 else f", the others within {_apart(a):.2g}"
-            taken.append(Measurement("equal_outputs", "%", share, share, share, len(a.there), "test", a.target, "emulated", note=note))
-        made[a.target] = (*taken, *spread)
+            taken.append(Measurement("equal_outputs", "%", share, share, share, len(a.there), "test", None, "emulated"))
+        made[a.target] = (*(replace(m, target=a.target, origin="emulated", note=note) for m in taken), *spread)
     return {"": spread, **made} if made else {}
 
 

@@ -122,7 +122,8 @@ class Signals:
 class Artifact:
     """An immutable piece of finished work in the store. `folder` is where it lies on this machine, no part of its identity.
 
-    form    torch (weights.safetensors + model.json) | quantized (the same + grid.json) | onnx (model.onnx) | logits (logits.npy)
+    form    torch (weights.safetensors + model.json) | quantized (the same + grid.json) | weight_only (the same + blocks.json,
+            blocks.safetensors) | onnx (model.onnx) | logits (logits.npy)
     files   {file name: sha256}
     inputs  {role: keys of the artifacts it was made from}
     facts   JSON values that its stage found out: parameters, macs, epochs done, last losses, seconds

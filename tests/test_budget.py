@@ -135,13 +135,14 @@ def test_a_targets_table_adds_and_replaces():
 
 
 def test_without_a_budget_of_quality_there_is_one():
-    default = {"any": {"top1": "drop max 1.0 pt vs teacher"}}
+    line = {"is": "drop max 1.0 pt vs teacher", "accept": ["measured", "emulated"]}
+    default = {"any": {"top1": line}}
     assert with_default({}, "top1") == default
     assert with_default({"any": {"file_bytes": "max 9 B"}}, "top1")["any"] == {**default["any"], "file_bytes": "max 9 B"}
     assert with_default({"any": {"agreement": "min 90 %"}}, "top1") == {"any": {"agreement": "min 90 %"}}
     assert with_default({"host": {"macs": "max 9"}}, "top1") == {**default, "host": {"macs": "max 9"}}
     two = {"host": {"top1": "min 90 %"}, "pi": {"macs": "max 9"}}
-    assert with_default(two, "top1", targets=["host", "pi"])["pi"] == {"top1": "drop max 1.0 pt vs teacher", "macs": "max 9"}
+    assert with_default(two, "top1", targets=["host", "pi"])["pi"] == {"top1": line, "macs": "max 9"}
     assert with_default(two, "top1", targets=["host", "pi"])["host"] == two["host"]
     assert with_default({}, "mean_error", "mm") == {"any": {"mean_error": "regress max 1 % vs teacher"}}
     for made in (default, with_default({}, "mean_error", "mm")):

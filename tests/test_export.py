@@ -283,7 +283,7 @@ def test_float_kernels_are_told(trained, tmp_path):
     assert sorted(kernels) in (["Conv", "FusedConv", "Gemm"], ["Conv", "Conv", "Gemm"], ["FusedConv", "FusedConv", "Gemm"]), kernels
 
 
-def test_calibration_reads_no_more_than_it_was_told(trained, tmp_path):
+def testcalibration_reads_no_more_than_it_was_told(trained, tmp_path):
     task, source = trained
     columns = load(task, "train")
     seen = []
@@ -291,7 +291,7 @@ def test_calibration_reads_no_more_than_it_was_told(trained, tmp_path):
     part = next(v for v in fake.parts(module, fake.Value) if v.name == "x")
     part.register_forward_pre_hook(lambda part, x: seen.append(len(x[0])))
     from edgekd.quantization.calibrate import calibrate
-    from edgekd.stages.quantize import _calibration
+    from edgekd.stages.quantize import calibration
 
-    calibrate(module, _calibration(columns, 100))
+    calibrate(module, calibration(columns, 100))
     assert seen == [64, 36]

@@ -49,7 +49,8 @@ def test_what_other_answers_disprove_is_no_figure_of_the_target():
         return Measurement(name, "%", value, value, value, 10, split, target, origin)
 
     measured = (m("top1", "same"), m("top1", "other"), m("top1", "other", split="validation"), m("file_bytes", None, "counted", None))
-    proven = {t: (m("host_agreement", t, "emulated", value=v),) for t, v in (("same", 100.0), ("other", 99.0))}
+    taken = {t: (m("host_agreement", t, "emulated", value=v),) for t, v in (("same", 100.0), ("other", 99.0))}
+    proven = proving.Proven(taken, {"other": proving.Answers("other", "A", np.arange(1), logits([0]), logits([1]))})
     kept = proving.added(measured, proven)
     assert [(k.name, k.target, k.split) for k in kept if k.origin != "emulated"] == [
         ("top1", "same", "test"),

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import onnx
 
 LIMIT = 2**31 - 1  # what a protobuf can hold
-COUNTED = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
+COUNTED = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "MatMulNBits"})
 UNCOUNTED = frozenset({"LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv", "If", "Loop", "Scan"})
 
 # inputs that hold the lattice of another input, not weights: {operator: positions}
 _LATTICE = {
     "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "DynamicQuantizeLinear": (), "QLinearConv": (1, 2, 4, 5, 6, 7),
-    "QLinearMatMul": (1, 2, 4, 5, 6, 7), "ConvInteger": (2, 3), "MatMulInteger": (2, 3), "Resize": (1, 2, 3), "Pad": (1, 2, 3),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7), "ConvInteger": (2, 3), "MatMulInteger": (2, 3), "MatMulNBits": (2, 3), "Resize": (1, 2, 3), "Pad": (1, 2, 3),
 }  # fmt: skip
 
 
@@ -78,7 +78,8 @@ def parameters(model: onnx.ModelProto) -> int:
     lattice = {node.input[i] for node in model.graph.node for i in _LATTICE.get(node.op_type, ()) if i < len(node.input)}
     skipped = {onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
     weights = {name: tensor for name, tensor in constants(model).items() if name not in lattice}
-    return sum(math.prod(t.dims) for t in weights.values() if t.dims and t.data_type not in skipped)
+    held = {node.input[1]: _given(node, "K") * _given(node, "N") for node in model.graph.node if node.op_type == "MatMulNBits"}  # packed in bytes
+    return sum(held.get(name, math.prod(t.dims)) for name, t in weights.items() if t.dims and t.data_type not in skipped)
 
 
 def macs(model: onnx.ModelProto) -> tuple[int, tuple[str, ...]]:
@@ -124,6 +125,11 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
                 dim.dim_value = 1
             elif value in fixed.graph.output and i == 0:
                 dim.Clear()
+    for node in fixed.graph.node:  # onnx knows the shapes of its own operators only
+        if node.op_type == "MatMulNBits":
+            plain = f"{node.output[0]}.weight"
+            fixed.graph.input.append(onnx.helper.make_tensor_value_info(plain, onnx.TensorProto.FLOAT, (_given(node, "K"), _given(node, "N"))))
+            node.CopyFrom(onnx.helper.make_node("MatMul", [node.input[0], plain], [node.output[0]]))
     try:
         inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     except Exception as error:
@@ -145,6 +151,10 @@ def dtype(kind: int) -> np.dtype | None:
         return onnx.helper.tensor_dtype_to_np_dtype(kind)
     except (KeyError, ValueError):
         return None
+
+
+def _given(node: onnx.NodeProto, name: str) -> int:
+    return next(a.i for a in node.attribute if a.name == name)
 
 
 def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -30,7 +30,7 @@ def smooth(graph: fx.GraphModule, batches: Iterable[Any], alpha: float = 0.5) ->
     if any(n.op == "call_module" for n in graph.graph.nodes):
         raise ValueError("the graph has sites: smooth before they are inserted")
     nodes = {n.name: n for n in graph.graph.nodes}
-    found = {name: readers for name, node in nodes.items() if _own(graph, node) and (readers := _linears(graph, node))}
+    found = {name: linears for name, node in nodes.items() if own_norm(graph, node) and (linears := readers(graph, node))}
     largest: dict[str, torch.Tensor] = {}
     for seen in watch(graph, batches, found) if found else ():
         for name, value in seen.items():
@@ -56,7 +56,7 @@ def scales(values: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.T
     return torch.where(dead, 1.0, values**alpha / torch.where(dead, 1.0, weights) ** (1 - alpha))
 
 
-def _own(graph: fx.GraphModule, node: fx.Node) -> bool:
+def own_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node is a layer norm over the last dimension with a weight (and bias) of its own."""
     if operator(node) != "layer_norm" or len(node.args[1]) != 1 or len(node.args) < 3 or node.args[2] is None:
         return False
@@ -65,7 +65,7 @@ def _own(graph: fx.GraphModule, node: fx.Node) -> bool:
     return all(a.op == "get_attr" and uses(a) == 1 for a in given)
 
 
-def _linears(graph: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
+def readers(graph: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
     """The linear layers that read a value, in graph order; () if anything else reads it, or features are moved out of the last place."""
     found, waiting = [], [(node, node.meta["val"].ndim - 1)]
     while waiting:

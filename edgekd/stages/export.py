@@ -24,7 +24,8 @@ ROWS = 32  # samples that a difference is looked for with
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """model.onnx of a `torch` (float) or `quantized` (int8) artifact, compared with it over the test split. The product's facts say how equal."""
+    """model.onnx of a `torch` (float), `quantized` (int8) or `weight_only` (int4, int8 weights) artifact, compared with it over the test split.
+    The product's facts say how equal."""
 
     format: Literal["onnx"] = "onnx"
     opset: Annotated[int, Ge(18), Le(24)] = 20
@@ -34,8 +35,8 @@ class Export:
         import onnx as library
 
         from edgekd import quantization
-        from edgekd.formats import onnx
-        from edgekd.quantization import check, saturation
+        from edgekd.formats import _nbits, onnx
+        from edgekd.quantization import blocks, check, check_blocks, saturation
         from edgekd.quantization.capture import capture
         from edgekd.quantization.exact import Settled
         from edgekd.sources.columns import batches
@@ -44,25 +45,43 @@ class Export:
         example = quantization.example_of(columns)
         names = tuple(example) if isinstance(example, Mapping) else task.inputs
         if source.form == "quantized":
-            graph, module, grid = quantization.load(source, task, example)
+            (graph, module, grid), table = quantization.load(source, task, example), {}
+        elif source.form == "weight_only":
+            (graph, table), grid = blocks.load(source, task, example), None
+            module = blocks.apply(graph, table)
         else:
-            module = models.load(source, task)
+            module, table = models.load(source, task), {}
             graph, grid = capture(module, example, task.forward), None
         if len(_outputs(graph, grid)) != len(task.outputs):
             message = f"the model has {len(_outputs(graph, grid))} outputs, the task names {len(task.outputs)}: {', '.join(task.outputs)}"
             raise UsageError(Problem(f"task {task.name}: outputs", message, "name each output of the model"))
         run.progress(1, 3, "translate")
-        metadata = {"edgekd.task": task.name, "edgekd.form": "int8" if grid else "float32", "edgekd.weights": source.files["weights.safetensors"]}
-        sites = onnx.export(graph, grid, example, path, metadata=metadata, opset=self.opset, inputs=names, outputs=task.outputs)
+        metadata = {
+            "edgekd.task": task.name,
+            "edgekd.form": "int8" if grid else "weight_only" if table else "float32",
+            "edgekd.weights": source.files["weights.safetensors"],
+        }
+        sites = onnx.export(
+            _nbits.render(graph, table) if table else graph,
+            grid,
+            example,
+            path,
+            metadata=metadata,
+            opset=self.opset,
+            inputs=names,
+            outputs=task.outputs,
+        )
         run.progress(2, 3, "compare")
         rows = [b.inputs for b in batches(columns, 256)]
         with _threads(run.threads):
-            ours = _joined([_answer(Settled(module), b) if grid else _answer(module, b, task.forward or _plainly) for b in rows])
+            ours = _joined([_answer(Settled(module), b) if grid else _answer(module, b, None if table else task.forward or _plainly) for b in rows])
             fake = _joined([_answer(module, b) for b in rows]) if grid else []
         theirs = _file(path, columns.inputs, names, task.outputs)
         facts: dict[str, Any] = {"opset": self.opset, "bytes": path.stat().st_size}
         if grid is None:
-            return Made("onnx", {**facts, "float": _near(ours, theirs)})
+            few = quantization.example_of(columns, ROWS)
+            where = lambda: check_blocks.first_difference(module, table, path, few, _some(columns, names)) if table else ""
+            return Made("onnx", {**facts, "float": _near(ours, theirs, where)})
         few, feed = quantization.example_of(columns, ROWS), _some(columns, names)
         found, plain = [], []
         for a, b, floats, site in zip(ours, theirs, fake, _outputs(graph, grid), strict=True):
@@ -129,8 +148,8 @@ def _outputs(graph: Any, grid: Grid | None) -> list[str]:
     return [tied.get(n.name, n.name) for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
 
 
-def _near(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, float]:
+def _near(ours: list[np.ndarray], theirs: list[np.ndarray], where: Callable[[], str]) -> dict[str, float]:
     worst = max(float(np.abs(a - b).max(initial=0) / max(float(np.abs(a).max(initial=0)), 1e-6)) for a, b in zip(ours, theirs, strict=True))
     if not worst <= TOLERANCE:
-        raise RunFailed(f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most {TOLERANCE:g})")
+        raise RunFailed(f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most {TOLERANCE:g}){where()}")
     return {"relative_difference": worst}
