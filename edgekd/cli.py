@@ -18,6 +18,20 @@ LISTED = ("targets", "tasks", "stages", "losses", "ensembles", "criteria", "rang
 SCHEMAS = ("result", "manifest", "budget", "target", "recipe")
 
 
+ON = "A board at ssh://[user@]host[:port]: it needs sshd, and Python 3.8 with onnxruntime and numpy."
+
+
+class Where(click.ParamType):
+    """`emulator`, or the address of a board, which is checked where it is used."""
+
+    name = "address"
+
+    def convert(self, value, param, ctx):
+        if value != "emulator" and not value.startswith("ssh://"):
+            self.fail(f"{value!r} is neither `emulator` nor ssh://[user@]host[:port]", param, ctx)
+        return value
+
+
 class Duration(click.ParamType):
     """`90s`, `20m`, `2h` or plain seconds, as seconds."""
 
@@ -75,7 +89,7 @@ def compress(recipe, targets, out, sets, time_budget, fresh, dry_run, quiet):
 @cli.command()
 @click.argument("model", type=click.Path())
 @click.option("--target", "targets", multiple=True, metavar="T", help="A target's name or file [default: host]; several with --on emulator.")
-@click.option("--on", type=click.Choice(["emulator"]), help="Run as the target's CPU by emulation: what the file answers there, no times.")
+@click.option("--on", type=Where(), metavar="WHERE", help=f"{ON} Or `emulator`: run as the target's CPU, no times.")
 @click.option("--data", type=click.Path(), help="An .npz with `inputs` and optionally `labels`; without: seeded random inputs.")
 @click.option("--preset", type=click.Choice(["quick", "standard", "certify"]), default="standard", show_default=True)
 @click.option("--json", "json_file", type=click.Path(), help="Write the measurements to this file.")
@@ -83,6 +97,11 @@ def compress(recipe, targets, out, sets, time_budget, fresh, dry_run, quiet):
 @quiet_option
 def profile(model, targets, on, data, preset, json_file, trace, quiet):
     """Measure an exported MODEL: latency, load, memory, operators; and accuracy where the data has labels.
+
+    \b
+    With --on ssh://user@host[:port]: on that board, by your ssh configuration and keys; nothing is left there.
+      ?python=~/venv/bin/python after it, or EDGEKD_REMOTE_PYTHON, names another interpreter there;
+      EDGEKD_SSH_CONFIG another ssh configuration here.
 
     With --on emulator, or for a target that this machine can't stand for: what it answers under each target's instruction set, held
     against this machine, and no times.
@@ -104,7 +123,7 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
         raise UsageError(Problem("--target", f"{len(targets)} are given, and times are taken for one", "--on emulator runs as several"))
     else:
         target = targets[0] if targets else "host"
-        outcome = measuring.profile(model, target=target, data=data, preset=preset, json=json_file, trace=trace, quiet=quiet)
+        outcome = measuring.profile(model, target=target, data=data, preset=preset, json=json_file, trace=trace, on=on, quiet=quiet)
     click.echo(str(outcome))
     return outcome.exit_code
 
@@ -132,14 +151,15 @@ def quantize(model, data, out, target, ranges, weight_bits, samples, quiet):
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
 @click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file.")
+@click.option("--on", metavar="ADDRESS", help=ON)
 @click.option("--preset", type=click.Choice(["quick", "standard", "certify"]), default="standard", show_default=True)
 @click.option("--json", "json_file", type=click.Path(), help="Write the comparison to this file.")
 @quiet_option
-def compare(a, b, target, preset, json_file, quiet):
+def compare(a, b, target, on, preset, json_file, quiet):
     """Time two exported files interleaved (A B B A) and print the ratio B/A with its interval."""
     from edgekd.measuring import compare
 
-    outcome = compare(a, b, target=target, preset=preset, json=json_file, quiet=quiet)
+    outcome = compare(a, b, target=target, on=on, preset=preset, json=json_file, quiet=quiet)
     click.echo(str(outcome))
     return outcome.exit_code
 

@@ -55,7 +55,7 @@ def _parts(kind: str) -> str:
         if kind == "stages" and name in ("answer", "load", "export"):
             continue  # a plan makes these; a recipe's line names the others
         module = importlib.import_module("edgekd.metrics" if kind == "metrics" else f"edgekd.{kind}.{name}")
-        if kind == "runtimes" and name == "worker":
+        if kind == "runtimes" and name in ("worker", "facts", "agent"):
             continue
         part = getattr(module, name, None) or getattr(module, "".join(w.capitalize() for w in name.split("_")), None)
         text = inspect.getdoc(part if kind == "metrics" else module) or ""

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekd import environment, intervals
-from edgekd.errors import Problem, RunFailed
+from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
 from edgekd.hosts import local
-from edgekd.records import Measurement
+from edgekd.records import Host, Measurement
 from edgekd.runtimes import worker
 
 Preset = Literal["quick", "standard", "certify"]
@@ -68,13 +68,22 @@ class Comparison:
 
 
 def score(
-    model: Path, inputs: Inputs, *, threads: int = 1, folder: Path, run: Any = local.run, launch: Mapping[str, Any] | None = None, cap_s: float = 0
+    model: Path,
+    inputs: Inputs,
+    *,
+    threads: int = 1,
+    folder: Path,
+    host: Host | None = None,
+    launch: Mapping[str, Any] | None = None,
+    cap_s: float = 0,
 ) -> dict[str, np.ndarray]:
     """{output: [n, ...]}: what a file answers to all samples, in its runtime. `inputs`: array [n, ...], or {input: array}. `launch`: under an
-    emulator (see hosts.emulator); `cap_s`: the first samples only, as many as take so many seconds."""
+    emulator (see hosts.emulator; default: the host's); `cap_s`: the first samples only, as many as take so many seconds."""
     entry = {"id": "s0-outputs", "subject": "s0", "pass": "outputs", "batch": 16 if cap_s else 64} | ({"cap_s": cap_s} if cap_s else {})
+    host = host or local.host()
+    launch = launch or host.launch
     settings = {"launch": dict(launch)} if launch else {}
-    lines = _run(folder / "job", {"s0": model}, inputs, [entry], settings, threads, run, lambda *_: None, {"s0": model.name})
+    lines = _run(folder / "job", {"s0": model}, inputs, [entry], settings, threads, host, lambda *_: None, {"s0": model.name})
     names = lines["s0-outputs"]["outputs"]
     return {name: np.load(folder / "job" / "out" / "s0-outputs" / f"{i}.npy", allow_pickle=False) for i, name in enumerate(names)}
 
@@ -88,13 +97,14 @@ def profile(
     folder: Path,
     progress: Progress = lambda done, total, text="": None,
     target: str | None = None,
-    run: Any = local.run,
+    host: Host | None = None,
 ) -> dict[str, tuple[Measurement, ...]]:
     """{id: measurements}: latency, load, first inference and memory of every file, all in one interleaved job at batch 1.
 
     Latencies are medians over processes of each process's own p50 or p90; `n` counts processes. What looks like noise is said in `note`."""
-    lines, subjects = _timed(models, inputs, preset, threads, folder, progress, run)
-    machine = environment.environment_id(environment.describe())
+    host = _timing(host)
+    lines, subjects = _timed(models, inputs, preset, threads, folder, progress, host)
+    machine = environment.environment_id(host.facts)
     bare = [line["peak_rss_bytes"] for line in _lines(lines, "s0", "bare")]
     control = _ratio(lines, CONTROL, "s0")
     found = {}
@@ -118,12 +128,12 @@ def compare(
     folder: Path,
     progress: Progress = lambda done, total, text="": None,
     target: str | None = None,
-    run: Any = local.run,
+    host: Host | None = None,
 ) -> Comparison:
     """Times two files against each other: processes in the order a b a' | a' b a ..., ratio of the p50 of neighbours."""
-    models = {"a": a, "b": b}
-    measured = profile(models, inputs, preset=preset, threads=threads, folder=folder, progress=progress, target=target, run=run)
-    lines, subjects = _timed(models, inputs, preset, threads, folder, progress, run)
+    models, host = {"a": a, "b": b}, _timing(host)
+    measured = profile(models, inputs, preset=preset, threads=threads, folder=folder, progress=progress, target=target, host=host)
+    lines, subjects = _timed(models, inputs, preset, threads, folder, progress, host)
     control = _ratio(lines, CONTROL, "s0")
     processes = {name: _lines(lines, subject, "time") for name, subject in subjects.items()}
     noise = [f"{name} {found}" for name, times in processes.items() if (found := _noise(times, control, threads))]
@@ -184,14 +194,29 @@ def _noise(processes: Sequence[Mapping[str, Any]], control: tuple[float, float, 
     unsettled = sum(not p["warmup"]["stable"] for p in processes)
     if unsettled > len(processes) / 2:
         reasons.append(f"the warm-up did not settle in {unsettled} of {len(processes)} processes")
+    reasons += _held_back([p["after"] for p in processes], processes[0].get("before", {}))
     return f"noisy: {', '.join(reasons)}" if reasons else ""
+
+
+def _held_back(conditions: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> list[str]:
+    """What keeps a board from its clock. Bits 0 to 3 of `throttled` are now, 16 to 19 since the start (runtimes/facts.py): what came up meanwhile
+    counts, what was there before does not."""
+    found = []
+    if any(c.get("governor") == "powersave" for c in conditions):
+        found.append("governor powersave")
+    flags = [c["throttled"] for c in conditions if c.get("throttled") is not None]
+    seen = 0
+    for flag in flags:
+        seen |= (flag & 0xF) | ((flag >> 16) & ~((first.get("throttled") or 0) >> 16) & 0xF)
+    names = ("under-voltage", "clock capped", "throttled", "at the soft limit of temperature")
+    return found + [name for bit, name in enumerate(names) if seen >> bit & 1]
 
 
 # ---------------------------------------------------------------- jobs
 
 
 def _timed(
-    models: Mapping[str, Path], inputs: Inputs, preset: Preset, threads: int, folder: Path, progress: Progress, run: Any
+    models: Mapping[str, Path], inputs: Inputs, preset: Preset, threads: int, folder: Path, progress: Progress, host: Host
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """(lines of all processes, {id: subject}); rounds are added while an effort allows them and a p50 is not known to 1 %."""
     effort, names = EFFORTS[preset], list(models)
@@ -207,12 +232,20 @@ def _timed(
         def told(done: int, total: int, schedule: list = schedule) -> None:
             progress(done, total, readable[schedule[done - 1]["subject"]])
 
-        lines = _run(folder / "job", files, few, schedule, settings, threads, run, told, readable)
+        lines = _run(folder / "job", files, few, schedule, settings, threads, host, told, readable)
         if rounds >= effort.most or all(_settled(_lines(lines, subject, "time")) for subject in subjects.values()):
             break
         rounds = min(rounds + 2, effort.most)
     worker.write(folder / "subjects.json", json.dumps(subjects, indent=1).encode())
     return lines, subjects
+
+
+def _timing(host: Host | None) -> Host:
+    """The host, if times that are taken on it mean anything."""
+    host = host or local.host()
+    if host.launch:
+        raise EnvironmentUnfit(Problem(host.name, "is an emulator, whose times are no device's", "`score` asks a file there for its outputs"))
+    return host
 
 
 def _settled(processes: Sequence[Mapping[str, Any]]) -> bool:
@@ -235,16 +268,17 @@ def _entry(subject: str, kind: str, number: int, **settings: Any) -> dict[str, A
 
 
 def _run(
-    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int, run: Any,
+    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int, host: Host,
     progress: Callable[[int, int], None], readable: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """{entry: line} of a job that is built or gone on with. Raises RunFailed with what each file did wrong."""
-    job = build(folder, models, inputs, schedule, settings, threads)
+    settings = {**settings, "cores": list(host.cores)} if host.cores else settings
+    job = build(folder, models, inputs, schedule, settings, threads, machine=environment.environment_id(host.facts))
     done = folder / "out" / "done.json"
     wanted = [entry["id"] for entry in schedule]
     lines = worker.finished_lines(folder / "out" / "results.jsonl")
     if not done.is_file() or any(id not in lines for id in wanted):
-        run(folder, 60 + job["seconds"] * len(schedule), progress)
+        host.run(folder, 60 + job["seconds"] * len(schedule), progress)
         lines = worker.finished_lines(folder / "out" / "results.jsonl")
     missing = [entry for entry in schedule if entry["id"] not in lines]
     if missing:
@@ -255,23 +289,25 @@ def _run(
 
 
 def build(
-    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int, seconds: float = 600
-) -> dict[str, Any]:
-    """Writes a job folder (`job.json` last) and returns the job. The same job on the same kind of machine keeps what was measured already;
-    a folder with another job is made anew. Raises RunFailed where an input is no plain array."""
+    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int,
+    seconds: float = 600, machine: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes a job folder (`job.json` last) and returns the job. `machine`: the environment's id (default: this one's). The same job on the same
+    kind of machine keeps what was measured already; a folder with another job is made anew. Raises RunFailed where an input is no plain array."""
     arrays = {name: np.asarray(array) for name, array in _named(inputs).items()}
     if any(array.dtype.hasobject or array.ndim == 0 for array in arrays.values()):
         raise RunFailed(Problem("inputs", "are not plain arrays with a row per sample"))
     same = {path: next(s for s, other in models.items() if other == path) for path in models.values()}  # the control shares its file
     files = {f"models/{subject}.onnx": path for path, subject in same.items()}
-    sources = {"worker.py": Path(worker.__file__), f"runtimes/{RUNTIME}": Path(worker.__file__).parent / RUNTIME}
+    carried = Path(worker.__file__).parent
+    sources = {"worker.py": carried / "worker.py", "facts.py": carried / "facts.py", f"runtimes/{RUNTIME}": carried / RUNTIME}
     named = {name: f"inputs/{i}.npy" for i, name in enumerate(arrays)}
     job = {
         "schema": "edgekd.job/1",
         "runtime": f"runtimes/{RUNTIME}",
         "threads": threads,
         "seconds": seconds,
-        "environment": environment.environment_id(environment.describe()),
+        "environment": machine or environment.environment_id(environment.describe()),
         "settings": dict(settings),
         "files": {k: _sha256(p) for k, p in {**files, **sources}.items()} | {file: _digest(arrays[name]) for name, file in named.items()},
         "subjects": {subject: {"model": f"models/{same[path]}.onnx", "inputs": named} for subject, path in models.items()},

@@ -1,4 +1,4 @@
-"""The verbs `profile` and `compare`: exported files of anybody's making, measured on this machine."""
+"""The verbs `profile` and `compare`: exported files of anybody's making, measured on this machine or on a board."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import json as jsonlib
 import math
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import counts, environment, measure, proving
+from edgekd import counts, environment, measure, proving, samples
 from edgekd import targets as devices
 from edgekd.errors import PASSED, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import sha256, write_atomic
+from edgekd.hosts import local, ssh
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static
 from edgekd.probes import trace as tracing
-from edgekd.records import Measurement, Target
-from edgekd.report.progress import reporter
+from edgekd.records import Host, Measurement, Target
+from edgekd.report.progress import Silent, reporter
 
 if TYPE_CHECKING:
     import onnx
-
-LIMIT = 2**34  # bytes of data, unpacked: a small archive may claim more than the memory there is
-SAMPLES = 16  # of random inputs
 
 
 @dataclass(frozen=True)
@@ -103,27 +100,28 @@ def profile(
     preset: measure.Preset = "standard",
     json: Path | str | None = None,
     trace: Path | str | None = None,
+    on: str | None = None,
     quiet: bool = True,
 ) -> Profile | Emulated:
     """Measures an exported file. `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`; else seeded random inputs.
-    Where this machine can't stand for the target and emulation can, what it answers there is taken instead, and no times.
+    `on`: the address of a board (hosts/address.py); default: this machine. Where this machine can't stand for the target and emulation can, what it
+    answers there is taken instead, and no times.
 
-    Raises UsageError for a file, data or target that is wrong, EnvironmentUnfit where this machine lacks what the target has."""
-    absent = devices.load(target)
-    if absent.emulated_as and devices.matches(absent, environment.describe()):
+    Raises UsageError for a file, data, target or address that is wrong, EnvironmentUnfit where the machine lacks what the target has."""
+    named, path = _named(target), Path(model)
+    if on is None and named and named.emulated_as and devices.matches(named, environment.describe()):
         if trace is not None:
-            raise UsageError(Problem("--trace", f"is a record of times, and {absent.name} is emulated here", "leave it out"))
+            raise UsageError(Problem("--trace", f"is a record of times, and {named.name} is emulated here", "leave it out"))
         return emulate(model, targets=[target], data=data, json=json, quiet=quiet)
-    facts, device = _here(target)
-    path = Path(model)
     parsed = static.read(path)
-    inputs, labels = (_random(parsed), None) if data is None else read_arrays(Path(data))
+    inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     progress = reporter(quiet)
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _host(on, progress) as host:
             place = Path(folder)
-            scored = [] if labels is None else _quality(path, inputs, labels, device, facts, place)  # wrong labels are told before the long part
-            settings = {"preset": preset, "threads": device.threads, "folder": place, "target": device.name}
+            device, host = _stands_for(host, named)
+            scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)  # wrong labels are told before the long part
+            settings = {"preset": preset, "threads": device.threads, "folder": place, "target": device.name, "host": host}
             with progress.task("time the file") as advance, _user_error():
                 timed = measure.profile({path.name: path}, inputs, progress=advance, **settings)
             counted = [dataclasses.replace(m, target=device.name) for m in (*static.measure(path), *memory.measure(path))]
@@ -135,8 +133,8 @@ def profile(
                 _write(trace, tracing.chrome(path.name, operators.events(kept), recorded["time"]))
     finally:
         progress.close()
-    note = "" if data is not None else f"inputs: {SAMPLES} random samples (seed 0); --data FILE.npz measures with your own"
-    found = Profile(path.name, sha256(path), (*scored, *timed[path.name], *counted), by_operator, facts, note)
+    note = "" if data is not None else f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz measures with your own"
+    found = Profile(path.name, sha256(path), (*scored, *timed[path.name], *counted), by_operator, host.facts, note)
     if json is not None:
         _write(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}})
     return found
@@ -159,7 +157,7 @@ def emulate(
     if problems and (targets or not ready):
         raise EnvironmentUnfit(*problems)
     parsed = static.read(path)
-    inputs, labels = (_random(parsed), None) if data is None else read_arrays(Path(data))
+    inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     count = len(next(iter(inputs.values())))
     order = np.random.default_rng(0).permutation(count)
     mixed = {name: a[order] for name, a in inputs.items()}
@@ -213,7 +211,7 @@ def _instructions(
 def _sample(count: int, least: int, random: bool) -> str:
     """Which samples a file was run on."""
     if random:
-        return f"inputs: {SAMPLES} random samples (seed 0); --data FILE.npz runs your own"
+        return f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz runs your own"
     return (
         f"sample: {'all' if least == count else f'at least {least:,}'} of {count:,} samples{'' if least == count else ', drawn at random (seed 0)'}"
     )
@@ -236,18 +234,21 @@ def compare(
     data: Path | str | None = None,
     preset: measure.Preset = "standard",
     json: Path | str | None = None,
+    on: str | None = None,
     quiet: bool = True,
 ) -> Compared:
-    """Times two files against each other, interleaved; both take the same inputs. Raises as `profile` does."""
-    facts, device = _here(target)
-    paths = [Path(a), Path(b)]
+    """Times two files against each other, interleaved; both take the same inputs. `on`, and what is raised: as in `profile`."""
+    named, paths = _named(target), [Path(a), Path(b)]
     first = _read_all(paths)[0]
-    inputs = _random(first) if data is None else read_arrays(Path(data))[0]
+    inputs = samples.random(first) if data is None else samples.read_arrays(Path(data))[0]
     progress = reporter(quiet)
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("time both files") as advance, _user_error():
-            settings = {"preset": preset, "threads": device.threads, "folder": Path(folder), "progress": advance, "target": device.name}
-            found = Compared(*(p.name for p in paths), measure.compare(*paths, inputs, **settings), facts)
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _host(on, progress) as host:
+            device, host = _stands_for(host, named)
+            settings = {"preset": preset, "threads": device.threads, "folder": Path(folder), "target": device.name, "host": host}
+            with progress.task("time both files") as advance, _user_error():
+                compared = measure.compare(*paths, inputs, progress=advance, **settings)
+            found = Compared(*(p.name for p in paths), compared, host.facts)
     finally:
         progress.close()
     if json is not None:
@@ -285,14 +286,42 @@ def _threads(measurements: Sequence[Measurement]) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
-def _here(target: str) -> tuple[dict[str, Any], Target]:
-    """(facts of this machine, the target), where this machine can stand for the target."""
-    device, facts = devices.load(target), environment.describe()
-    lacking = devices.matches(device, facts)
+@contextlib.contextmanager
+def _host(on: str | None, progress: Silent) -> Iterator[Host]:
+    """This machine, or the board at an address."""
+    if on is None:
+        yield local.host()
+        return
+    with ssh.connect(on, progress.task) as host:
+        yield host
+
+
+def _named(target: str) -> Target | None:
+    """The target; None for the host's own, whose facts are not known yet."""
+    return None if target == devices.HOST else devices.load(target)
+
+
+def _stands_for(host: Host, target: Target | None) -> tuple[Target, Host]:
+    """The target, and the host held to its kind of cores, where the host can stand for it: it has the core and all features, and none more that
+    kernels are chosen by."""
+    device = target or devices.host(host.facts)
+    lacking, more = devices.matches(device, host.facts), devices.surplus(device, host.facts)
+    kinds = host.facts.get("clusters", {})
+    named = all(name.startswith(("Cortex-", "Neoverse-")) for name in kinds)  # other makers' cores may be of any kind
+    if device.core and kinds and named and not _cores(host, device):
+        lacking = [*lacking, f"a {device.core} (it has {' and '.join(kinds)})"]
+    hint = "a time that was not taken on the target's kind of machine is not measured; --target host profiles for the machine itself"
     if lacking:
-        hint = "a time that was not taken on the target's kind of machine is not measured; --target host profiles for this one"
-        raise EnvironmentUnfit(Problem(f"target {device.name}", f"this machine lacks {', '.join(lacking)}", hint))
-    return facts, device
+        raise EnvironmentUnfit(Problem(f"target {device.name}", f"{host.name} lacks {', '.join(lacking)}", hint))
+    if more:
+        what = f"{host.name} also has {', '.join(more)}, by which other kernels are chosen"
+        raise EnvironmentUnfit(Problem(f"target {device.name}", what, hint + ("; --on emulator runs as the target's" if device.emulated_as else "")))
+    return device, dataclasses.replace(host, cores=_cores(host, device))
+
+
+def _cores(host: Host, device: Target) -> tuple[int, ...]:
+    """The CPUs of a board that are of the target's kind: on one with big and little cores, those that its processes are held to."""
+    return next((tuple(numbers) for name, numbers in host.facts.get("clusters", {}).items() if name.lower() == device.core), ())
 
 
 def _read_all(paths: Sequence[Path]) -> list[onnx.ModelProto]:
@@ -317,80 +346,17 @@ def _user_error() -> Iterator[None]:
         raise UsageError(*error.problems) from error
 
 
-def _quality(
-    path: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, device: Target, facts: Mapping[str, Any], place: Path
-) -> list[Measurement]:
+def _quality(path: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, device: Target, host: Host, place: Path) -> list[Measurement]:
     """Accuracy and calibration where labels are class numbers, else the mean error."""
     with _user_error():
-        answered = measure.score(path, inputs, threads=device.threads, folder=place / "score")
+        answered = measure.score(path, inputs, threads=device.threads, folder=place / "score", host=host)
     outputs = answered if len(answered) > 1 else next(iter(answered.values()))
     metric = top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
     try:
-        figures = quality.measure(outputs, labels, [metric], split="test", threads=device.threads, environment=environment.environment_id(facts))
+        figures = quality.measure(outputs, labels, [metric], split="test", threads=device.threads, environment=environment.environment_id(host.facts))
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
     return [dataclasses.replace(m, target=device.name) for m in figures]
-
-
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """(inputs by name, labels) of an .npz; the name "" stands for a file's only input. Raises UsageError with every problem."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(item.file_size for item in archive.infolist())
-        if size > LIMIT:
-            raise UsageError(Problem(str(path), f"holds {size} bytes unpacked, more than {LIMIT}"))
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
-    except UsageError:
-        raise
-    except Exception as error:  # over a damaged header numpy's parser raises nearly anything
-        raise UsageError(Problem(str(path), f"is no .npz of plain arrays: {error}", "write it with np.savez(path, inputs=..., labels=...)")) from None
-    labels = arrays.pop("labels", None)
-    inputs = {"" if name == "inputs" else name: array for name, array in arrays.items()}
-    problems = []
-    if not inputs:
-        problems.append(Problem(str(path), "has no `inputs`", "write it with np.savez(path, inputs=..., labels=...)"))
-    elif "" in inputs and len(inputs) > 1:
-        others = ", ".join(name for name in inputs if name)
-        problems.append(Problem(str(path), f"has `inputs` and also {others}", "either `inputs`, or one array per input name"))
-    counts = {name or "inputs": array.shape[:1] for name, array in inputs.items()} | ({} if labels is None else {"labels": labels.shape[:1]})
-    if len(set(counts.values())) > 1 or any(not n or not n[0] for n in counts.values()):
-        shown = ", ".join(f"{name}: {n[0] if n else 'none'}" for name, n in counts.items())
-        problems.append(Problem(str(path), f"the arrays must have the same number of rows, at least one ({shown})"))
-    if problems:
-        raise UsageError(*problems)
-    return inputs, labels
-
-
-def _random(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Seeded inputs by type and shape: normal numbers, all values of a byte, 0 and 1 for wider integers (which often are indices)."""
-    generator, found, problems = np.random.default_rng(0), {}, []
-    inner = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        if value.name in inner:
-            continue
-        kind, dims = value.type.tensor_type, list(value.type.tensor_type.shape.dim)
-        open_dims = [d.dim_param or "?" for d in dims[1:] if not d.HasField("dim_value")]
-        shape = (SAMPLES, *(d.dim_value for d in dims[1:] if d.HasField("dim_value")))
-        dtype = static.dtype(kind.elem_type) if value.type.HasField("tensor_type") else None
-        if dtype is None or dtype.kind not in "fiub":
-            problems.append(Problem(f"input {value.name}", "is no tensor of numbers"))
-        elif not dims or open_dims:
-            what = "has no axis of samples" if not dims else f"leaves {', '.join(open_dims)} open"
-            problems.append(Problem(f"input {value.name}", what, "give samples with --data FILE.npz"))
-        elif min(shape) < 1 or math.prod(shape) > 2**28:
-            problems.append(Problem(f"input {value.name}", f"has samples of shape {list(shape[1:])}", "give samples with --data FILE.npz"))
-        else:
-            if dtype.kind in "iu":
-                low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.itemsize == 1 else (0, 2)
-                found[value.name] = generator.integers(low, high, shape).astype(dtype)
-            else:
-                found[value.name] = (generator.integers(0, 2, shape) if dtype.kind == "b" else generator.normal(size=shape)).astype(dtype)
-    if problems:
-        raise UsageError(*problems)
-    return found
 
 
 def _write(path: Path | str, value: Any) -> None:

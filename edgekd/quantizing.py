@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import components, measuring, targets
+from edgekd import components, targets
 from edgekd.errors import PASSED, Problem, RunFailed, UsageError
 from edgekd.files import write_atomic
 from edgekd.probes import static
 from edgekd.report.progress import reporter
+from edgekd.samples import read_arrays
 
 if TYPE_CHECKING:
     import onnx
@@ -145,7 +146,7 @@ def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_b
 
     path = Path(model)
     parsed = tried(lambda: static.read(path))
-    given = tried(lambda: measuring.read_arrays(Path(data)))
+    given = tried(lambda: read_arrays(Path(data)))
     device = tried(lambda: targets.load(target))
     tried(lambda: components.find("ranges", ranges))
     problems += normal.problems(parsed, str(path)) if parsed is not None else []

@@ -245,6 +245,19 @@ class Target:
     sources: Mapping[str, Annotated[str, MinLen(1)]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Host:
+    """A way to a device. `run(job_folder, timeout, progress) -> out folder` brings a job there, runs it and fetches what it wrote (`timeout` in
+    seconds, `progress(done, total)` over its schedule); `facts`: what environment.describe() tells, of the machine there; `launch`: how an
+    emulator starts a job's processes (hosts/emulator.py), whose times are never shown; `cores`: the numbers of those that they are held to."""
+
+    name: str
+    run: Callable[[Path, float, Callable[[int, int], None]], Path]
+    facts: Mapping[str, Any]
+    launch: Mapping[str, Any] | None = None
+    cores: tuple[int, ...] = ()
+
+
 # ---------------------------------------------------------------- observations
 
 

@@ -13,7 +13,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper as nh
 
-from edgekd import cli, environment, measure, measuring
+from edgekd import cli, environment, measure, measuring, samples
 from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import local
 from edgekd.records import Target
@@ -39,6 +39,11 @@ def network(path, width=16, batch="batch", kind=T.FLOAT, outside=False):
         tensor.external_data.add(key="location", value="../secret.bin")
     path.write_bytes(made.SerializeToString())
     return path
+
+
+def on(run):
+    """This machine, by another way."""
+    return dataclasses.replace(local.host(), run=run)
 
 
 def answers(path, x=X):
@@ -100,11 +105,11 @@ def test_score_is_not_taken_again_but_for_other_data_or_another_file(tmp_path):
         runs.append(folder)
         return local.run(folder, timeout, progress)
 
-    first = measure.score(path, X, folder=tmp_path / "s", run=run)
-    assert np.array_equal(measure.score(path, X, folder=tmp_path / "s", run=run)["y"], first["y"]) and len(runs) == 1
-    assert len(measure.score(path, X[:10], folder=tmp_path / "s", run=run)["y"]) == 10 and len(runs) == 2
+    first = measure.score(path, X, folder=tmp_path / "s", host=on(run))
+    assert np.array_equal(measure.score(path, X, folder=tmp_path / "s", host=on(run))["y"], first["y"]) and len(runs) == 1
+    assert len(measure.score(path, X[:10], folder=tmp_path / "s", host=on(run))["y"]) == 10 and len(runs) == 2
     network(path, width=17)
-    assert not np.array_equal(measure.score(path, X[:10], folder=tmp_path / "s", run=run)["y"], first["y"][:10]) and len(runs) == 3
+    assert not np.array_equal(measure.score(path, X[:10], folder=tmp_path / "s", host=on(run))["y"], first["y"][:10]) and len(runs) == 3
 
 
 @pytest.mark.parametrize("inputs, message", [(X.astype(np.float64), "takes float32"), ({"z": X}, "inputs x, the data has z"), (X[:, :3], "shape")])
@@ -161,7 +166,7 @@ def test_profile_is_read_again_without_measuring(profiled):
     def run(*_):
         raise AssertionError("measured again")
 
-    assert measure.profile(models, X, folder=folder, target="host", run=run) == found
+    assert measure.profile(models, X, folder=folder, target="host", host=on(run)) == found
 
 
 def test_profile_goes_on_where_it_was_cut_off(profiled, tmp_path):
@@ -268,23 +273,23 @@ def test_rounds_are_added_until_the_p50_is_known(tmp_path, monkeypatch):
     monkeypatch.setitem(measure.EFFORTS, "standard", dataclasses.replace(TINY, most=20))
     path = network(tmp_path / "m.onnx")
     run = fake_host(lambda subject, round: 1.0 + (0.1 if round == 0 else 0))
-    found = measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", run=run)
+    found = measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", host=on(run))
     assert found["m"][0].n == 10  # with 10 the second smallest to the second largest remain: the odd one is out
     again = fake_host(lambda subject, round: 99.0)
-    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", run=again) == found and again.runs == []
+    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", host=on(again)) == found and again.runs == []
     results = tmp_path / "p" / "job" / "out" / "results.jsonl"  # cut off while rounds were added: a round without its control
     results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:-1]))
     (results.parent / "done.json").unlink()
-    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", run=run) == found
+    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", host=on(run)) == found
     endless = fake_host(lambda subject, round: 1.0 + round % 2)
-    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "q", run=endless)["m"][0].n == 20
+    assert measure.profile({"m": path}, X, preset="standard", folder=tmp_path / "q", host=on(endless))["m"][0].n == 20
 
 
 def test_compare_gives_the_ratio_of_neighbours(tmp_path):
     """Both drift by a factor of three through the session; b takes 1.5 times as long as a."""
     a, b = network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx", 32)
     run = fake_host(lambda subject, round: (1 + 0.4 * round) * (1.5 if subject == "s1" else 1.0))
-    found = measure.compare(a, b, X, folder=tmp_path / "c", run=run)
+    found = measure.compare(a, b, X, folder=tmp_path / "c", host=on(run))
     assert found.ratio == pytest.approx((1.5, 1.5, 1.5)) and found.control == pytest.approx((1, 1, 1)) and found.processes == 6
     assert "p50 varies" in found.note
 
@@ -340,17 +345,17 @@ def test_labels_that_are_no_classes_give_the_mean_error(tmp_path):
 @pytest.mark.parametrize("kind, values", [(T.UINT8, 256), (T.INT8, 256), (T.INT64, 2), (T.BOOL, 2), (T.FLOAT16, None), (T.FLOAT, None)])
 def test_random_inputs_have_the_files_type_and_repeat(tmp_path, kind, values):
     model = onnx.load(network(tmp_path / "m.onnx", kind=kind))
-    (x,) = measuring._random(model).values()
+    (x,) = samples.random(model).values()
     assert x.shape == (16, 8) and x.dtype == h.tensor_dtype_to_np_dtype(kind) and len(np.unique(x)) > 1
     assert values is None or len(np.unique(x)) <= values
-    assert np.array_equal(x, measuring._random(model)["x"])
+    assert np.array_equal(x, samples.random(model)["x"])
 
 
 def test_random_inputs_are_refused_where_the_shape_is_open_or_absurd(tmp_path):
     for shape, message in ((["n", "length", 8], "leaves length open"), ([], "no axis of samples"), (["n", 2**20, 2**20], "samples of shape")):
         graph = h.make_graph([h.make_node("Relu", ["x"], ["y"])], "g", [h.make_tensor_value_info("x", T.FLOAT, shape)], [])
         with pytest.raises(UsageError, match=message):
-            measuring._random(h.make_model(graph))
+            samples.random(h.make_model(graph))
 
 
 def test_wrong_files_end_in_an_error_of_use(tmp_path):
@@ -382,7 +387,7 @@ def test_wrong_data_files(tmp_path, arrays, messages):
     path = tmp_path / "d.npz"
     np.savez(path, **arrays)
     with pytest.raises(UsageError) as caught:
-        measuring.read_arrays(path)
+        samples.read_arrays(path)
     assert len(caught.value.problems) == len(messages)
     for message in messages:
         assert caught.match(message)
@@ -395,9 +400,9 @@ def test_damaged_data_files(tmp_path, damage):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] if damage == "cut" else data[:200] + b"\0" * 50 + data[250:] if damage == "flip" else damage)
     with pytest.raises(UsageError, match="d.npz"):
-        measuring.read_arrays(path)
+        samples.read_arrays(path)
     with pytest.raises(UsageError, match="No such file"):
-        measuring.read_arrays(Path("nowhere.npz"))
+        samples.read_arrays(Path("nowhere.npz"))
 
 
 def test_a_machine_that_lacks_a_targets_features_measures_nothing_for_it(tmp_path, monkeypatch):

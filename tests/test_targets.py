@@ -247,9 +247,9 @@ def test_environment_of_an_arm_board(tmp_path, monkeypatch):
     (frequency / "cpuinfo_max_freq").write_text("2400000\n")
     (frequency / "scaling_governor").write_text("ondemand\n")
     monkeypatch.setattr(environment, "_SYSTEM", tmp_path)
-    monkeypatch.setattr(environment.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(environment.reading.platform, "machine", lambda: "aarch64")
     facts = environment.describe()
-    assert facts["cpu"] == "Raspberry Pi 5 Model B" and facts["architecture"] == "aarch64"
+    assert facts["cpu"] == "Raspberry Pi 5 Model B (1 x Cortex-A76)" and facts["architecture"] == "aarch64"
     assert facts["features"] == ["dotprod", "fp16", "neon"]
     assert (facts["max_mhz"], facts["governor"], facts["caches"], facts["ram_bytes"]) == (2400.0, "ondemand", {"l1d": 65536}, 8245248 * 1024)
     assert not targets.host(facts).int8.pairs16

@@ -1,4 +1,4 @@
-"""This machine."""
+"""This machine: `host()` as a record, `run` as a function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from edgekd import environment
 from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
+from edgekd.records import Host
+
+
+def host() -> Host:
+    return Host("this machine", run, environment.describe())
 
 
 def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:

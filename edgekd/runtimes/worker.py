@@ -2,7 +2,7 @@
 
 job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects {id: {model, inputs {name: .npy}}},
             schedule [{id, subject, pass, ...settings}], seconds (limit of one process), settings {launch {command, variables}: what a
-            process is started with instead of this Python, an emulator}
+            process is started with instead of this Python, an emulator; cores: the CPUs that a process is held to}
 out/results.jsonl   a line per finished process;  out/<id>.npy  its steady times in ns;  out/<id>/<i>.npy  outputs;  out/<id>.json  a trace
 out/done.json       written last: {finished, failed}
 
@@ -15,6 +15,7 @@ outputs    every row of the inputs through the file in batches of `batch` (or of
 operators  the runtime's own clock per operator (a separate run, for it perturbs)
 count      `warmup_runs` inferences, then `empty` regions without one and `runs` with one each, marked for an emulator's instruction counter
 
+`facts.py` lies beside it: what the machine is (`python worker.py --facts` prints it), and in what condition.
 Imports numpy and the one runtime, nothing of edgekd; Python 3.8.
 """
 
@@ -149,6 +150,8 @@ def entry(job_file, number):
     folder = Path(job_file).resolve().parent
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     what = job["schedule"][number]
+    if job.get("settings", {}).get("cores"):
+        os.sched_setaffinity(0, job["settings"]["cores"])
     begun = time.perf_counter_ns()
     runtime = _module(folder / job["runtime"])
     record = {"id": what["id"], "subject": what.get("subject"), "pass": what["pass"], "import_ms": (time.perf_counter_ns() - begun) / 1e6}
@@ -335,9 +338,10 @@ def _rows(arrays):
 
 def peak_rss():
     """Peak resident bytes of this process. VmHWM first: on Linux `ru_maxrss` can carry over what the parent had before exec."""
-    for line in _text("/proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -345,16 +349,16 @@ def peak_rss():
 
 
 def condition():
-    """Clocks (MHz), temperature (degrees C), load and stolen time as far as they can be read; None where they can't."""
-    clocks = [float(line.split(":")[1]) for line in _text("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
-    if not clocks:
-        files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-        clocks = [float(text) / 1000 for text in map(_text, files) if text.strip().isdigit()]
-    warm = [float(text) / 1000 for text in map(_text, Path("/sys/class/thermal").glob("thermal_zone*/temp")) if text.strip().lstrip("-").isdigit()]
-    first = _text("/proc/stat").split("\n", 1)[0].split()
+    """Clocks (MHz), temperature (degrees C), governor, throttling, load and stolen time as far as they can be read; None where they can't."""
+    facts = _module(Path(__file__).resolve().parent / "facts.py")
+    clocks = [float(line.split(":")[1]) for line in facts.read("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
+    clocks = clocks or facts.clocks("/", "scaling_cur_freq")
+    first = facts.read("/proc/stat").split("\n", 1)[0].split()
     return {
         "mhz": [min(clocks), max(clocks)] if clocks else None,
-        "celsius": max(warm) if warm else None,
+        "celsius": facts.celsius(),
+        "governor": facts.governor(),
+        "throttled": facts.throttled(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "stolen_ticks": int(first[8]) if len(first) > 8 else None,
     }
@@ -369,17 +373,9 @@ def _switches():
         return None
 
 
-def _text(path):
-    try:
-        with open(str(path), encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
 def _module(path):
     """Loads a runtime file by its path: `onnxruntime.py` beside a script would hide the library of that name."""
-    spec = importlib.util.spec_from_file_location("edgekd_runtime", str(path))
+    spec = importlib.util.spec_from_file_location("edgekd_" + Path(path).stem, str(path))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -396,6 +392,9 @@ def _die_with_parent():
 
 
 def main(arguments):
+    if "--facts" in arguments:
+        print(json.dumps(_module(Path(__file__).resolve().parent / "facts.py").describe()))
+        return 0
     if "--entry" in arguments:
         _die_with_parent()
         try:
