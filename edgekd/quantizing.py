@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,14 +89,17 @@ def quantize(
     ranges: str = "minmax",
     weight_bits: int | None = None,
     samples: int = 512,
+    float_layers: Sequence[str] = (),
     quiet: bool = True,
 ) -> Quantized:
-    """Quantizes `model` by up to `samples` of `data`, an .npz with `inputs` (or an array per input name) and optionally `labels`, and writes `out`.
+    """Quantizes `model` by up to `samples` of `data`, an .npz with `inputs` (or an array per input name) and optionally `labels`, and writes `out`;
+    `float_layers` (names as the table shows them) stay float.
 
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes the file otherwise than it says."""
     from edgekd.quantization import foreign
 
     path, parsed, arrays, labels, scheme = _checked(model, data, out, target, ranges, weight_bits, samples)
+    scheme = dataclasses.replace(scheme, float_layers=tuple(float_layers))
     progress, notes = reporter(quiet), []
     count = len(next(iter(arrays.values())))
     try:
@@ -106,10 +109,10 @@ def quantize(
             )
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("check the file"):
             place = Path(folder) / "int8.onnx"
-            content = _finished(made.model)
+            content = finished(made.model)
             place.write_bytes(content)
             few = {name: a[: _affordable(made.float_model, foreign.fixed_rows(parsed), count)] for name, a in arrays.items()}
-            differ = _simulated(place, few, notes)
+            differ = simulated(place, few, notes)
             layers, audited = _rows(made, place, few, notes)
             agreements, top1 = _beside(path, place, arrays, labels, foreign.fixed_rows(parsed))
     finally:
@@ -161,7 +164,7 @@ def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_b
     if problems:
         raise UsageError(*problems)
     scheme = device.int8 if weight_bits is None else dataclasses.replace(device.int8, weight_bits=weight_bits)
-    labels = None if given[1] is None else given[1][_chosen(len(given[1]), samples, parsed)]
+    labels = None if given[1] is None else given[1][chosen(len(given[1]), samples, parsed)]
     return path, parsed, arrays, labels, scheme
 
 
@@ -209,11 +212,11 @@ def _inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: str,
             rows = int((~np.isfinite(array.reshape(len(array), -1))).any(1).sum())
             problems.append(Problem(place, f"{name} holds numbers that are not finite, in {rows} of {len(array)} samples", "leave these samples out"))
         else:
-            found[name] = np.ascontiguousarray(array[_chosen(len(array), samples, model)].astype(kind))
+            found[name] = np.ascontiguousarray(array[chosen(len(array), samples, model)].astype(kind))
     return found, problems
 
 
-def _chosen(count: int, samples: int, model: onnx.ModelProto) -> np.ndarray:
+def chosen(count: int, samples: int, model: onnx.ModelProto) -> np.ndarray:
     """Rows spread evenly over the data, which may be sorted; whole batches where the file takes only these."""
     from edgekd.quantization.foreign import fixed_rows
 
@@ -225,7 +228,7 @@ def _chosen(count: int, samples: int, model: onnx.ModelProto) -> np.ndarray:
 # ---------------------------------------------------------------- what was made
 
 
-def _finished(model: onnx.ModelProto) -> bytes:
+def finished(model: onnx.ModelProto) -> bytes:
     import onnx
 
     from edgekd import __version__
@@ -248,7 +251,7 @@ def _affordable(model: onnx.ModelProto, fixed: int | None, count: int) -> int:
     return fixed or int(min(count, 16, max(1, WORK // max(1, macs))))
 
 
-def _simulated(path: Path, few: Mapping[str, np.ndarray], notes: list[str]) -> int | None:
+def simulated(path: Path, few: Mapping[str, np.ndarray], notes: list[str]) -> int | None:
     """Values of integer operators that differ from the simulation: none, or the file is refused."""
     from edgekd.quantization import simulate
 

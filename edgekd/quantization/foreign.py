@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,6 +59,9 @@ def quantize(
     _same(model, float_model, first, place_name)
     graph = graph_of(float_model, shown)
     placement = _labelled(place(graph), {n.name for n in model.graph.node})
+    if scheme.float_layers:
+        wanted = _asked(placement, scheme.float_layers, place_name)
+        placement = _labelled(place(graph, wanted), {n.name for n in model.graph.node})
     _possible(graph, placement, place_name)
     rows = min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values) // size))) if fixed_rows(model) is None else size
     chunks = list(batches(arrays, rows))
@@ -155,6 +159,17 @@ def _possible(graph: Graph, placement: Placement, place_name: str) -> None:
         raise UsageError(
             Problem(place_name, "no layer can be quantized", reasons or "it has no convolution or product of float32 values with stored weights")
         )
+
+
+def _asked(placement: Placement, names: Sequence[str], place_name: str) -> set[str]:
+    """Outputs of the layers of these names. Raises UsageError for every name that is no layer's."""
+    known = {k.label: k.name for k in placement.layers}
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        near = {n: difflib.get_close_matches(n, known, 1) for n in unknown}
+        hints = {n: f"did you mean `{near[n][0]}`?" if near[n] else f"its layers are {', '.join(known)}" for n in unknown}
+        raise UsageError(*(Problem(place_name, f"has no layer `{n}` to keep in float", hints[n]) for n in unknown))
+    return {known[n] for n in names}
 
 
 def _labelled(placement: Placement, names: set[str]) -> Placement:
