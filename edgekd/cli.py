@@ -188,12 +188,21 @@ def report(run):
 
 
 @cli.command()
-@click.argument("run", type=click.Path())
-def explain(run):
-    """Say where a RUN lost accuracy: stage by stage, then which layers of the chosen int8 file lose it, why, and what would help."""
+@click.argument("path", type=click.Path())
+@click.option("--fix", is_flag=True, help="Mend it: try what would help, keep the cheapest that does in fixed/, and measure it.")
+@click.option("--float", "plain", type=click.Path(), help="For an int8 file: the float file that it was made of.")
+@click.option("--data", type=click.Path(), help="For an int8 file: an .npz with `inputs` and optionally `labels`.")
+@click.option("--target", metavar="T", help="For an int8 file: a target's name or file [default: host].")
+@click.option("--json", "json_file", type=click.Path(), help="Write what was found as JSON.")
+@quiet_option
+def explain(path, fix, plain, data, target, json_file, quiet):
+    """Say where a RUN lost accuracy: stage by stage, then which layers of the chosen int8 file lose it, why, and what would help.
+
+    PATH is the folder of a run, or an int8 file of any making with --float and --data. With --fix the exit code is 1 where nothing helps.
+    """
     from edgekd.explaining import explain
 
-    outcome = explain(run)
+    outcome = explain(path, plain=plain, data=data, target=target, fix=fix, json=json_file, quiet=quiet)
     click.echo(str(outcome))
     return outcome.exit_code
 

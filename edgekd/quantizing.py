@@ -111,7 +111,7 @@ def quantize(
             place = Path(folder) / "int8.onnx"
             content = finished(made.model)
             place.write_bytes(content)
-            few = {name: a[: _affordable(made.float_model, foreign.fixed_rows(parsed), count)] for name, a in arrays.items()}
+            few = {name: a[: affordable(made.float_model, foreign.fixed_rows(parsed), count)] for name, a in arrays.items()}
             differ = simulated(place, few, notes)
             layers, audited = _rows(made, place, few, notes)
             agreements, top1 = _beside(path, place, arrays, labels, foreign.fixed_rows(parsed))
@@ -159,7 +159,7 @@ def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_b
         problems.append(Problem("--weight-bits", f"{weight_bits} is not 7 or 8"))
     arrays = None
     if parsed is not None and given is not None:
-        arrays, wrong = _inputs(parsed, given[0], str(data), max(samples, 1))
+        arrays, wrong = inputs_of(parsed, given[0], str(data), max(samples, 1))
         problems += wrong
     if problems:
         raise UsageError(*problems)
@@ -180,7 +180,7 @@ def _unwritable(out: Path, model: Path) -> list[Problem]:
     return []
 
 
-def _inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: str, samples: int) -> tuple[dict[str, np.ndarray], list[Problem]]:
+def inputs_of(model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: str, samples: int) -> tuple[dict[str, np.ndarray], list[Problem]]:
     """({input: samples in its type}, problems): names, shapes, types, numbers that are not finite."""
     stored = {i.name for i in model.graph.initializer}
     wanted = {i.name: i.type.tensor_type for i in model.graph.input if i.name not in stored}
@@ -242,7 +242,7 @@ def finished(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _affordable(model: onnx.ModelProto, fixed: int | None, count: int) -> int:
+def affordable(model: onnx.ModelProto, fixed: int | None, count: int) -> int:
     """How many samples the checks in numpy get."""
     try:
         macs = static.macs(model)[0]

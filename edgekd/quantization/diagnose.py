@@ -8,7 +8,7 @@ that is weaker than the median sample's, over the median's. Its mean over the sa
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,10 +61,36 @@ class Share:
     surely: bool = False
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of an int8 file. `findings`: the layers that lose, the worst first; `order`: all layers, that which gives back most in float
+    first; `snr` dB of the outputs, `same` share of equal answers of the first output; `trained`: the int8 weights were, so what they learned counts
+    as noise in `snr`, and the file is held against itself without its lattices of values."""
+
+    findings: tuple[Finding, ...]
+    order: tuple[str, ...]
+    snr: float
+    same: float
+    trained: bool
+
+
 def diagnose(
     float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None, *, saturates: bool = False
 ) -> tuple[Finding, ...]:
-    """The layers that lose, the worst first; () where none stands out.
+    """The layers that lose, the worst first; () where none stands out. See `look`."""
+    return look(float_path, int8_path, feed, labels, saturates=saturates).findings
+
+
+def look(
+    float_path: Path | str,
+    int8_path: Path | str,
+    feed: Mapping[str, np.ndarray],
+    labels: np.ndarray | None = None,
+    *,
+    saturates: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Looked:
+    """Looks at every layer of an int8 file beside the float file.
 
     `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. `saturates`: asks for AVX2 without VNNI as well, last: what
     it loses there is not seen on a machine whose products are exact. Raises UsageError if the files are not the same network."""
@@ -72,7 +98,7 @@ def diagnose(
 
     p = pair(onnx.load(float_path), onnx.load(int8_path))
     own = trained(p)
-    total, shares = attribute(p, feed, labels, own=own)
+    total, shares = attribute(p, feed, labels, own=own, progress=progress)
     values = float_values(p, feed, own=own)
     seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.lattice is not None}
     few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
@@ -86,7 +112,8 @@ def diagnose(
         elif cause is None and noisy and gain >= MUCH:
             text = f"its lattices fit; alone it makes {100 * sum(share.alone) / whole:.2g} % of the noise"
             found.append(Finding(share.layer.name, "rounding", text, "keep this layer in float", Lost(gain, share.points)))
-    return (*found, *(_saturating(p.quantized, feed) if saturates else ()))
+    found += _saturating(p.quantized, feed) if saturates else []
+    return Looked(tuple(found), tuple(s.layer.name for s in shares), *overall(float_path, int8_path, feed))
 
 
 def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[Finding]:
@@ -130,7 +157,14 @@ def trained(p: Pair) -> bool:
     return bool(apart) and sum(apart) > len(apart) / 2
 
 
-def attribute(p: Pair, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None, *, own: bool = False) -> tuple[float, list[Share]]:
+def attribute(
+    p: Pair,
+    feed: Mapping[str, np.ndarray],
+    labels: np.ndarray | None = None,
+    *,
+    own: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[float, list[Share]]:
     """(noise of the whole file as a share of the signal, each layer's part), the largest part first."""
     everything = {(layer.name, part) for layer in p.layers for part in PARTS}
     plain = outputs(render(p, (), own=own), feed)
@@ -154,6 +188,7 @@ def attribute(p: Pair, feed: Mapping[str, np.ndarray], labels: np.ndarray | None
         points = None if change is None else 100 * float(change.mean())
         surely = change is not None and bool(change.sum() > 2 * np.abs(change).sum() ** 0.5)
         shares.append(Share(layer, alone, noise(without), points, surely))
+        progress(len(shares), len(p.layers))
     return total, sorted(shares, key=lambda s: s.without)
 
 
@@ -182,14 +217,15 @@ def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.n
     """A file's outputs in onnxruntime."""
     import onnx
 
+    from edgekd.quantization.foreign import fixed_rows
     from edgekd.runtimes.onnxruntime import load
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         infer = load(str(path), 1)
-    count = len(next(iter(feed.values())))
-    parts = [infer({n: a[i : i + ROWS] for n, a in feed.items()}) for i in range(0, count, ROWS)]
+    count, rows = len(next(iter(feed.values()))), fixed_rows(model) or ROWS
+    parts = [infer({n: a[i : i + rows] for n, a in feed.items()}) for i in range(0, count, rows)]
     return [np.concatenate([part[name] for part in parts]) for name in infer.outputs]
 
 

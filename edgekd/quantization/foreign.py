@@ -19,7 +19,7 @@ from edgekd import components
 from edgekd.errors import Problem, UsageError
 from edgekd.quantization import normal, qdq
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.placing import Graph, Placement, graph_of, place
+from edgekd.quantization.placing import Graph, Layer, Placement, graph_of, place
 from edgekd.records import Grid, Scheme
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def quantize(
     float_model = normal.normalized(model, place_name)
     size = fixed_rows(model) or 1
     first = {name: a[:size] for name, a in arrays.items()}
-    shown = _everything(float_model, first, place_name)
+    shown = everything(float_model, first, place_name)
     _same(model, float_model, first, place_name)
     graph = graph_of(float_model, shown)
     placement = _labelled(place(graph), {n.name for n in model.graph.node})
@@ -125,7 +125,7 @@ def _shown(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[Mapping[st
     return lambda feed: infer(dict(feed))
 
 
-def _everything(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str) -> dict[str, int]:
+def everything(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str) -> dict[str, int]:
     """{value: bytes} of all float32 tensors that the file computes or takes."""
     names = [o for node in model.graph.node for o in node.output if o]
     try:
@@ -173,8 +173,12 @@ def _asked(placement: Placement, names: Sequence[str], place_name: str) -> set[s
 
 
 def _labelled(placement: Placement, names: set[str]) -> Placement:
-    """Layers by the names of the file; what onnxruntime made of several nodes is called by its output."""
-    return replace(placement, layers=tuple(k if k.label in names else replace(k, label=k.name.removesuffix(".made")) for k in placement.layers))
+    return replace(placement, layers=labelled(placement.layers, names))
+
+
+def labelled(layers: Iterable[Layer], names: set[str]) -> tuple[Layer, ...]:
+    """Layers by their `names` in the file; what onnxruntime made of several nodes is called by its output."""
+    return tuple(k if k.label in names else replace(k, label=k.name.removesuffix(".made")) for k in layers)
 
 
 def _counted(chunks: list[dict[str, np.ndarray]], progress: Callable[[int, int], Any]) -> Iterable[dict[str, np.ndarray]]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, PAIR, SMALLEST, absorbs, exactly, lattice
-from edgekd.quantization.placing import ASKED, Graph, Layer, Placement, clip
 from edgekd.quantization.operands import attribute
+from edgekd.quantization.placing import ASKED, Graph, Layer, Placement, clip
 from edgekd.records import Scheme, Site
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def render(model: onnx.ModelProto, graph: Graph, placement: Placement, grid: Map
         return name
 
     def told(node: onnx.NodeProto) -> str:
-        """The bias of a layer that stays float, as int32 times powers of two: else onnxruntime rounds the layer's weight to int8 with one scale (core/
-        optimizer/qdq_transformer/weight_bias_quantization.cc)."""
+        """The bias of a layer that stays float, as int32 times powers of two: else onnxruntime rounds the layer's weight to int8 with one scale
+        (core/optimizer/qdq_transformer/weight_bias_quantization.cc)."""
         stored, shape = graph.stored.get((*node.input, "")[2]), graph.stored[node.input[1]].shape
         outputs = shape[0] if node.op_type == "Conv" or attribute(node, "transB", 0) else shape[1]
         q, scale = exactly(np.zeros(outputs, np.float32) if stored is None else stored.ravel())

@@ -42,7 +42,8 @@ class Now:
 
 
 def remedies(findings: Sequence[Finding], now: Now) -> list[Remedy]:
-    """Remedies without float layers in the order to try them: for the worst layer's cause first, then one that takes the first of each cause together."""
+    """Remedies without float layers in the order to try them: those for the worst layer's cause first, at the end the first of each cause together;
+    before these, what costs the device nothing."""
     found: list[Remedy] = []
     firsts: dict[str, Mapping[str, Any]] = {}
     for cause in dict.fromkeys(f.cause for f in findings):
