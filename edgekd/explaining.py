@@ -89,18 +89,23 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
         raise UsageError(Problem(str(folder), "is not the folder of a run: it has no result.json", "for example runs/digits"))
     result = results.read(folder)
     candidates, chosen = {c.id: c for c in result.candidates}, {}
-    for target, found in result.targets.items():
-        chosen.setdefault(found.chosen, []).append(target)
     parts, findings, fixes, rows = [], {}, [], {}
-    for id, names in chosen.items():
+    for target, found in result.targets.items():
+        id = found.chosen
         if id is None:
-            parts += [f"{name}: nothing was chosen: {result.targets[name].reason}" for name in names]
-            continue
+            parts.append(f"{target}: nothing was chosen: {found.reason}")
+            id = nearest(result, target)
+        elif "int8" not in candidates[id].stages:
+            parts.append(f"{target}: {id} was chosen, a float file: there is no int8 to explain in it ({found.reason})")
+            id = nearest(result, target) or id
+        if id is not None:
+            chosen.setdefault(id, []).append(target)
+    for id, names in chosen.items():
         rows[id] = tuple(lost(result, candidates[id], names[0]))
-        parts.append(f"{id}, chosen for {', '.join(names)}: accuracy on test\n{_table(rows[id])}")
+        taken = "chosen" if all(result.targets[n].chosen == id for n in names) else "the best int8 file that was kept"
+        parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on test\n{_table(rows[id])}")
         parts += [text for name in names if (text := _emulated(candidates[id], name))]
         if "int8" not in candidates[id].stages:
-            parts.append(f"{id} is a float file: there is no int8 to explain")
             findings[id] = ()
             continue
         subject = subjects.of_run(folder, result, candidates[id], names)
@@ -127,6 +132,16 @@ def _write(path: Path | str, found: Explained) -> None:
         write_atomic(path, (jsonlib.dumps(record, indent=1) + "\n").encode())
     except OSError as error:
         raise UsageError(Problem(str(path), f"can't be written: {error.strerror}")) from None
+
+
+def nearest(result: Result, target: str) -> str | None:
+    """The int8 candidate whose file was kept that is best in the first metric on validation, for a target that none was chosen for."""
+    kept = {c.id: m for c in result.candidates if "int8" in c.stages and c.file is not None and (m := _validated(c, target)) is not None}
+    return max(kept, key=lambda id: kept[id].value, default=None)
+
+
+def _validated(c: Candidate, target: str) -> Measurement | None:
+    return next((m for m in c.measurements if m.split == "validation" and m.target == target), None)
 
 
 def line(candidates: Mapping[str, Candidate], last: Candidate) -> list[Candidate]:

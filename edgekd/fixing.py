@@ -60,8 +60,8 @@ class Tried:
 
 @dataclass(frozen=True)
 class Fixed:
-    """What came of a candidate. `file` of the repaired file; None where nothing helped, or nothing had to. `before` and `after`: figures on the
-    samples that judge, `ratio` the latency after / before with its 95 % interval. `helped` None: there was nothing to mend."""
+    """What came of a candidate. `file` of the repaired file; None where nothing helped, or nothing had to. `now` how it was; `plain`,
+    `before` and `after`: figures of the float file and the two others on the samples that judge, `ratio` the latency after / before with its 95 % interval. `helped` None: there was nothing to mend."""
 
     id: str
     helped: bool | None
@@ -73,6 +73,8 @@ class Fixed:
     proof: str = ""
     note: str = ""
     tried: tuple[Tried, ...] = ()
+    now: State | None = None
+    plain: tuple[Measurement, ...] = ()
     before: tuple[Measurement, ...] = ()
     after: tuple[Measurement, ...] = ()
     change: tuple[float, float, float] | None = None
@@ -98,7 +100,7 @@ def fix(subject: Subject, findings: Sequence[Finding], order: Sequence[str], tra
             tried, best = _search(way, findings, order, before, bench, advance)
         if best is None:
             why = "nothing that was tried helps" if tried else "edgekd has no setting that could help"
-            return Fixed(subject.id, False, note=f"{why}; no file is left", tried=tuple(tried))
+            return Fixed(subject.id, False, note=f"{why}; no file is left", tried=tuple(tried), now=before)
         with progress.task("measure the repaired file") as advance:
             made = _measured(subject, best, way, tried, before, bench, advance)
         if made.change is not None and made.change[2] < 0:
@@ -168,8 +170,8 @@ def saturating(file: Path, samples: Samples) -> int:
 def _search(
     way: remaking.Way, findings: Sequence[Finding], order: Sequence[str], before: State, bench: _Bench, advance: Any
 ) -> tuple[list[Tried], Tried | None]:
-    """(what was tried, what is taken): the first remedy that recovers, those that cost nothing first, then float layers on top of what helps
-    most; else what helps most."""
+    """(what was tried, what is taken): of what costs the device nothing the quietest that recovers, of trainings the first; then the fewest float
+    layers, on top of what helps most; else what helps most."""
     tried: list[Tried] = []
     plain = remedies(findings, way.now)
     budget = MOST_TRAINED if way.trains else 100
@@ -191,8 +193,11 @@ def _search(
         return tried[-1]
 
     for remedy in plain[:budget]:
-        if attempt(remedy).verdict == "recovers":
+        if attempt(remedy).verdict == "recovers" and way.trains:
             return tried, tried[-1]
+    good = [t for t in tried if t.verdict == "recovers"]
+    if good:  # all of them cost the device the same
+        return tried, min(good, key=lambda t: t.state.noise)
     best = _best(tried)
     start = best.remedy.settings if best is not None else {}
     for remedy in itertools.islice(in_float(order, way.now, start), max(0, min(MOST_FLOAT, budget - len(tried)))):
@@ -209,20 +214,20 @@ def _best(tried: Sequence[Tried]) -> Tried | None:
 def _measured(subject: Subject, best: Tried, way: remaking.Way, tried: Sequence[Tried], before: State, bench: _Bench, advance: Any) -> Fixed:
     """The repaired file beside the one that it is for, on the samples that judge."""
     path, proof = bench.files[best.remedy.text]
-    files, samples = {"before": subject.int8_file, "after": path}, subject.judged
+    files, samples = {"plain": subject.float_file, "before": subject.int8_file, "after": path}, subject.judged
     answers = {name: bench.answers(file, samples) for name, file in files.items()}
     machine = environment.environment_id(environment.describe())
     given = {"split": samples.split, "threads": 1, "environment": machine}
-    plain, metrics = bench.answers(subject.float_file, samples), [subject.metric] if subject.metric is not None else []
+    metrics = [subject.metric] if subject.metric is not None else []
     figures = {}
     for name, file in files.items():
         labels = samples.labels if subject.metric is not None else None
         found = [m for m in quality.measure(_outputs(answers[name]), labels, metrics, **given) if metrics and m.name == metrics[0].name]
-        snr = -decibel(_noise(plain, answers[name]))
+        snr = -decibel(_noise(answers["plain"], answers[name]))
         size = file.stat().st_size
         counted = Measurement("file_bytes", "B", size, size, size, 1, None, None, "counted")
         quiet = Measurement("signal_to_noise", "dB", snr, snr, snr, len(samples), samples.split, None, "measured", note=f"beside {subject.parent}")
-        figures[name] = (*found, quiet, counted)
+        figures[name] = (*found, *([quiet] if name != "plain" else []), counted)
     change = None
     if metrics and samples.labels is not None:
         a, b = (metrics[0].records(_outputs(answers[name]), samples.labels) for name in ("after", "before"))
@@ -242,11 +247,11 @@ def _measured(subject: Subject, best: Tried, way: remaking.Way, tried: Sequence[
         proof=proof,
         note=way.note,
         tried=tuple(tried),
-        before=figures["before"],
-        after=figures["after"],
+        now=before,
+        **figures,
         change=change,
         ratio=compared.ratio,
-        saturation=tuple(saturating(file, subject.looked) for file in files.values()),
+        saturation=(saturating(subject.int8_file, subject.looked), saturating(path, subject.looked)),
     )
 
 
@@ -286,7 +291,8 @@ def _text(f: Fixed) -> str:
     head = f"fix of {f.id}"
     if f.helped is None:
         return f"{head}: {f.note}"
-    lines = [f"{head}: tried on validation", _table([("remedy", "for", "lost to float", "signal to noise", ""), *map(_row, f.tried)])]
+    rows = [("remedy", "for", "lost to float", "signal to noise", ""), ("(as it is)", "", *_state(f.now), ""), *map(_row, f.tried)]
+    lines = [f"{head}: tried on validation", _table(rows)]
     if f.file is None and not f.after:
         return "\n".join([*lines, f.note])
     says = "gives back what was lost" if f.recovered else "gives back a part of what was lost"
@@ -299,22 +305,33 @@ def _text(f: Fixed) -> str:
 def _row(t: Tried) -> tuple[str, ...]:
     if t.state is None:
         return t.remedy.text, ", ".join(t.remedy.causes), "", "", t.verdict
-    lost = "" if t.state.lost is None else f"{t.state.lost:.2f}"
-    return t.remedy.text, ", ".join(t.remedy.causes), lost, f"{-decibel(t.state.noise):.1f} dB", t.verdict
+    return t.remedy.text, ", ".join(t.remedy.causes), *_state(t.state), t.verdict
+
+
+def _state(state: State) -> tuple[str, str]:
+    return "" if state.lost is None else f"{state.lost:.2f}", f"{-decibel(state.noise):.1f} dB"
 
 
 def _beside(f: Fixed) -> str:
-    rows = [("", "before", "after", "")]
+    rows = [("", "float", "before", "after", "")]
+    plain = {m.name: m for m in f.plain}
     for a, b in zip(f.before, f.after, strict=True):
-        both = [f"{number(m.value, 2)} {m.unit}" + (f" [{number(m.low, 2)}, {number(m.high, 2)}]" if m.low < m.high else "") for m in (a, b)]
+        both = [_figure(m) for m in (plain.get(a.name), a, b)]
         change = ""
         if f.change is not None and a is f.before[0]:
             unit = "pt" if a.unit == "%" else a.unit
             change = f"{f.change[0]:+.2f} {unit} [{f.change[1]:+.2f}, {f.change[2]:+.2f}] better, {a.n} samples of {a.split}"
         rows.append((a.name, *both, change))
     if f.ratio is not None:
-        rows.append(("latency", "1", f"{f.ratio[0]:.3f} [{f.ratio[1]:.3f}, {f.ratio[2]:.3f}]", "interleaved, on this machine"))
+        rows.append(("latency", "", "1", f"{f.ratio[0]:.3f} [{f.ratio[1]:.3f}, {f.ratio[2]:.3f}]", "interleaved, on this machine"))
     return _table(rows)
+
+
+def _figure(m: Measurement | None) -> str:
+    if m is None:
+        return ""
+    interval = f" [{number(m.low, 2)}, {number(m.high, 2)}]" if m.low < m.high else ""
+    return (f"{m.value:,.0f}" if m.origin == "counted" else number(m.value, 2)) + f" {m.unit}{interval}"
 
 
 def _pairs(found: tuple[int, int]) -> str:

@@ -70,7 +70,7 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
         exported = artifacts[again.key]
         write_atomic(path, (exported.folder / "model.onnx").read_bytes())
         equal = exported.facts["equality"]
-        return f"the file is the model that was settled: {100 * equal['equal']:.4g} % of {equal['values']:,} outputs equal, none by more than a step"
+        return f"the file is the model that was settled: {100 * equal['equal']:.4g} % of its outputs equal, none by more than a step"
 
     now = Now(step.settings, len(columns), RECIPE, _bits(source), _named(subject.int8_file, graph, layers(graph)))
     return Way(now, build, lambda settings: _recipe_lines(source, point.stages[-1], settings), trains)

@@ -17,7 +17,7 @@ AGAIN = "quantize again"
 @dataclass(frozen=True)
 class Remedy:
     """`settings` to quantize with instead of those now ({}: the same again), the layers' `causes` that it is for, and what it `costs` the device:
-    nothing, bytes or time."""
+    nothing, or time. (Fewer bits are stored in a byte too.)"""
 
     settings: Mapping[str, Any]
     causes: tuple[str, ...] = ()
@@ -42,8 +42,8 @@ class Now:
 
 
 def remedies(findings: Sequence[Finding], now: Now) -> list[Remedy]:
-    """Remedies without float layers in the order to try them: those for the worst layer's cause first, at the end the first of each cause together;
-    before these, what costs the device nothing."""
+    """Remedies that cost the device nothing in the order to try them: those for the worst layer's cause first, at the end the first of each cause
+    together."""
     found: list[Remedy] = []
     firsts: dict[str, Mapping[str, Any]] = {}
     for cause in dict.fromkeys(f.cause for f in findings):
@@ -55,10 +55,10 @@ def remedies(findings: Sequence[Finding], now: Now) -> list[Remedy]:
         together: dict[str, Any] = {}
         for settings in reversed(firsts.values()):  # the worst layer's cause has the last word
             together |= settings
-        found.append(Remedy(together, tuple(firsts), _costs(together)))
+        found.append(Remedy(together, tuple(firsts)))
     unique = {repr(sorted(r.settings.items())): r for r in reversed(found)}
     kept = [r for r in found if unique[repr(sorted(r.settings.items()))] is r]
-    return sorted(kept, key=lambda r: r.costs != "nothing")
+    return kept
 
 
 def in_float(order: Iterable[str], now: Now, settings: Mapping[str, Any] = {}) -> Iterable[Remedy]:  # noqa: B006  (read only)
@@ -89,7 +89,8 @@ def shown(value: Any) -> str:
 
 def _settings(cause: str, findings: Sequence[Finding], now: Now) -> list[dict[str, Any]]:
     """What to try for a cause, the likeliest first."""
-    ranges = lambda *names: [{"ranges": n} for n in names if n != now.settings.get("ranges")]
+    known = now.settings.get("ranges", "minmax" if not now.same else None)  # what AGAIN does
+    ranges = lambda *names: [{"ranges": n} for n in names if n != known]
     trained = now.settings.get("mode") == "qat"
     learned = [{"observer": "learned"}] if trained and now.settings.get("observer") == "averaged" else []
     more = {"samples": min(ENOUGH, now.samples)}
@@ -97,14 +98,14 @@ def _settings(cause: str, findings: Sequence[Finding], now: Now) -> list[dict[st
     again: list[dict[str, Any]] = [] if now.same else [{}]
     named = {n: now.bits for f in findings if f.cause == cause for n in now.layers.get(f.layer, ())}
     given: dict[str, list[dict[str, Any]]] = {
-        "calibration too small": [more, {**more, "ranges": "minmax"}],
+        "calibration too small": [more, *({**more, **r} for r in ranges("minmax"))],
         "clipped range": [*again, *learned, *ranges("minmax", "mse"), more],
         "outlier": ranges("percentile", "mse", "entropy"),
         "dead lattice": [*again, *ranges("mse", "percentile")],
         "outlier channel": [*again, eased("equalize"), eased("equalize", "smooth"), *ranges("mse")],
         "folded batch norm": [eased("equalize"), {**eased("equalize"), "after": ("bias_correction",)}],
         "per-tensor weights on depthwise": again,
-        "few bits": [{"layer_bits": {**now.settings.get("layer_bits", {}), **named}}, {"weight_bits": now.bits}],
+        "few bits": [{"weight_bits": now.bits}, {"layer_bits": {**now.settings.get("layer_bits", {}), **named}}],
         "saturation": [{"pairs16": True}, {"weight_bits": 7}],
         "activation shape": ranges("mse", "percentile"),
         "rounding": [{"after": ("adaround", "bias_correction")}] if not trained else [],
@@ -119,8 +120,4 @@ def _sayable(settings: Mapping[str, Any], cause: str, now: Now) -> Remedy | None
         changed.pop("after", None)
     if settings and not changed:
         return None
-    return Remedy(changed, (cause,), _costs(changed))
-
-
-def _costs(settings: Mapping[str, Any]) -> str:
-    return "bytes" if {"layer_bits"} & set(settings) or settings.get("weight_bits") == 8 else "nothing"
+    return Remedy(changed, (cause,))
