@@ -60,8 +60,9 @@ class Tried:
 
 @dataclass(frozen=True)
 class Fixed:
-    """What came of a candidate. `file` of the repaired file; None where nothing helped, or nothing had to. `now` how it was; `plain`,
-    `before` and `after`: figures of the float file and the two others on the samples that judge, `ratio` the latency after / before with its 95 % interval. `helped` None: there was nothing to mend."""
+    """What came of a candidate. `file` of the repaired file; None where nothing helped, or nothing had to. `now` how it was; `plain`, `before` and
+    `after`: figures of the float file and the two others on the samples that judge, `change` of the metric (above 0 is better) and `ratio` of the
+    latency, after / before, with 95 % intervals; `saturation`: layers that saturate, before and after. `helped` None: there was nothing to mend."""
 
     id: str
     helped: bool | None

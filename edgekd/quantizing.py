@@ -298,6 +298,8 @@ def _bytes(known: Layer, sizes: Mapping[str, Any], made: Made) -> tuple[int, int
         total = 4 * sum(int(np.prod(t.dims)) for t in stored)
         return total, total
     elements, bias = (int(np.prod(sizes[n].dims)) if n else 0 for n in (known.weight, known.bias))
+    if known.weight not in made.grid.sites:
+        return 4 * (elements + bias), 4 * (elements + bias)
     return 4 * (elements + bias), elements + 4 * len(made.grid.sites[known.weight].scale) + 8 * bias
 
 

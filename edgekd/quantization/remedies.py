@@ -57,8 +57,7 @@ def remedies(findings: Sequence[Finding], now: Now) -> list[Remedy]:
             together |= settings
         found.append(Remedy(together, tuple(firsts)))
     unique = {repr(sorted(r.settings.items())): r for r in reversed(found)}
-    kept = [r for r in found if unique[repr(sorted(r.settings.items()))] is r]
-    return kept
+    return [r for r in found if unique[repr(sorted(r.settings.items()))] is r]
 
 
 def in_float(order: Iterable[str], now: Now, settings: Mapping[str, Any] = {}) -> Iterable[Remedy]:  # noqa: B006  (read only)
