@@ -198,7 +198,8 @@ def test_the_fewest_float_layers_where_no_setting_helps(made, monkeypatch):
     monkeypatch.setattr(fixing, "remedies", lambda findings, now: [])
     fix = explaining.explain(made, fix=True).fixes[0]
     names = fix.remedy.settings["float_layers"]
-    assert fix.helped and list(fix.remedy.settings) == ["float_layers"] and 1 <= len(names) <= 3
+    assert fix.helped and list(fix.remedy.settings) == ["float_layers"] and len(names) >= 1
+    assert [t.verdict == "recovers" for t in fix.tried] == [False] * (len(names) - 1) + [True]
     assert [len(t.remedy.settings["float_layers"]) for t in fix.tried] == list(range(1, len(names) + 1))
     stored = {i.name: i.data_type for i in onnx.load(made / "fixed/int8.onnx").graph.initializer}
     whole = {i.name: i.data_type for i in onnx.load(made / "models/int8.onnx").graph.initializer}
@@ -261,7 +262,7 @@ def test_a_float_layer_of_a_file(given, tmp_path):
 
     folder, _ = given
     made = quantize(folder / "float.onnx", data=folder / "data.npz", out=tmp_path / "a.onnx", float_layers=["v13"])
-    assert [r.name for r in made.layers if r.reason] == ["v13"] and made.layers[3].reason == "it was asked to"
+    assert [r.name for r in made.layers if r.reason] == ["v13"] and {r.reason for r in made.layers} == {"", "it was asked to"}
     kept = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(tmp_path / "a.onnx").graph.initializer}
     plain = next(n for n in onnx.load(folder / "float.onnx").graph.node if n.output[0] == "v13")
     stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(folder / "float.onnx").graph.initializer}

@@ -8,7 +8,7 @@ that is weaker than the median sample's, over the median's. Its mean over the sa
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,12 +92,13 @@ def look(
 ) -> Looked:
     """Looks at every layer of an int8 file beside the float file.
 
-    `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. `saturates`: asks for AVX2 without VNNI as well, last: what
-    it loses there is not seen on a machine whose products are exact. Raises UsageError if the files are not the same network."""
+    `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. `saturates`: asks for AVX2 without VNNI as well: what
+    is lost there is simulated, as it is not seen on a machine whose products are exact. Raises UsageError if the files are not the same network."""
     import onnx
 
     p = pair(onnx.load(float_path), onnx.load(int8_path))
     own = trained(p)
+    plain = outputs(render(p, (), own=own), feed)
     total, shares = attribute(p, feed, labels, own=own, progress=progress)
     values = float_values(p, feed, own=own)
     seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.lattice is not None}
@@ -112,15 +113,23 @@ def look(
         elif cause is None and noisy and gain >= MUCH:
             text = f"its lattices fit; alone it makes {100 * sum(share.alone) / whole:.2g} % of the noise"
             found.append(Finding(share.layer.name, "rounding", text, "keep this layer in float", Lost(gain, share.points)))
-    found += _saturating(p.quantized, feed) if saturates else []
+    if saturates:
+        found = sorted(found + _saturating(p.quantized, feed, plain), key=lambda f: -(f.lost.snr or 0))
     return Looked(tuple(found), tuple(s.layer.name for s in shares), *overall(float_path, int8_path, feed))
 
 
-def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[Finding]:
-    """The layers whose outputs these samples change where products saturate in 16 bits, by the share that they change."""
-    from edgekd.quantization.saturation import audit
+def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], plain: Sequence[np.ndarray]) -> list[Finding]:
+    """The layers whose outputs some samples change where products saturate in 16 bits. What each loses there is the noise at the file's outputs
+    with what saturation takes from its sums, over the noise without; `plain`: the float file's outputs."""
+    from edgekd.quantization.saturation import audit, saturated
 
-    changed = [layer for layer in audit(model, {n: a[:ROWS] for n, a in feed.items()}) if layer.changed]
+    few = {n: a[:ROWS] for n, a in feed.items()}
+    changed = [layer for layer in audit(model, few) if layer.changed]
+    files, exact = saturated(model, few, {layer.name for layer in changed}), outputs(model, few)
+
+    def noise(found: Sequence[np.ndarray]) -> float:
+        return max(float(np.mean([(_power(a[: len(b)] - b) / signal(a[: len(b)])).mean() for a, b in zip(plain, found, strict=True)])), 1e-12)
+
     return [
         Finding(
             f"{layer.kind}({layer.name})",
@@ -128,9 +137,9 @@ def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[
             f"on AVX2 without VNNI {100 * layer.changed:.2g} % of its outputs come out otherwise"
             + (f", by up to {layer.most:.3g} steps" if layer.most is not None else ""),
             "weight_bits = 7",
-            Lost(None),
+            Lost(decibel(noise(outputs(files[layer.name], few)) / noise(exact)) if layer.name in files else None),
         )
-        for layer in sorted(changed, key=lambda layer: -layer.changed)
+        for layer in changed
     ]
 
 
