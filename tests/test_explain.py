@@ -163,7 +163,7 @@ def test_saturation_is_asked_for(healthy):
     feed = {"input": np.abs(k.x.numpy()[:32]) * 10}
     asked = [f for f in diagnose.diagnose(*paths, feed, saturates=True) if f.cause == "saturation"]
     expected = {f"{layer.kind}({layer.name})" for layer in audit(p.quantized, feed) if layer.changed}
-    assert {f.layer for f in asked} == expected and all(f.lost.snr is None and f.fix == "weight_bits = 7" for f in asked)
+    assert {f.layer for f in asked} == expected and all(f.lost.snr is not None and f.fix == "weight_bits = 7" for f in asked)
     assert not [f for f in diagnose.diagnose(*paths, feed) if f.cause == "saturation"]
 
 
