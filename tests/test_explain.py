@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from faults import HELD_OUT, kit, run, table, weighted
+from faults import FRESH, HELD_OUT, kit, run, table, weighted
 from onnx import numpy_helper
 from torch import nn
 
@@ -30,8 +30,10 @@ from edgekd.records import Candidate, Measurement, Result, TargetResult
 def test_planted_faults(tmp_path):
     """The bars of the causes were chosen on `faults.TUNED`; these are others."""
     rows = [run(case, tmp_path) for case in HELD_OUT]
-    text = table(rows)
+    fresh = [run(case, tmp_path) for case in FRESH]
+    text = f"{table(rows)}\n{table(fresh)}"
     print(text)
+    assert sum(r.cause_right for r in fresh) >= 0.8 * len(fresh), text
     assert len(rows) >= 20 and {r.case.network for r in rows} == {"residual", "ds_cnn"}
     assert sum(r.layer_right for r in rows) >= 0.9 * len(rows), text
     assert sum(r.cause_right for r in rows) >= 0.8 * len(rows), text
@@ -146,6 +148,35 @@ def test_trained_weights_are_their_own_reference(healthy, tmp_path):
     onnx.save(spoiled, tmp_path / "spoiled.onnx")
     found = diagnose.diagnose(other, tmp_path / "spoiled.onnx", {"input": k.x.numpy()})
     assert (found[0].layer, found[0].cause, found[0].lost.points) == (layer.name, "dead lattice", None)
+
+
+def test_a_short_training_is_told_from_calibration():
+    """Weights a third of a step away after a training, whose scales follow them; learned rounding and scales that cut are no training."""
+    w = np.random.default_rng(0).normal(size=(8, 6, 3, 3)).astype(np.float32)
+    step = np.abs(w).max((1, 2, 3)) / 127
+    assert not diagnose.moved(weights(w, step))
+    tuned = w + np.random.default_rng(1).normal(size=w.shape).astype(np.float32) * step.reshape(-1, 1, 1, 1) / 3
+    made = weights(tuned, np.abs(tuned).max((1, 2, 3)) / 127)
+    assert diagnose.moved(dataclasses.replace(made, plain=w))
+    shaped = step.reshape(-1, 1, 1, 1)
+    up = np.clip(np.floor(w / shaped) + (np.random.default_rng(2).random(w.shape) < 0.5), -127, 127)
+    learned = Weights(up.astype(np.int8), step, 0, w, (up * shaped).astype(np.float32))
+    assert not diagnose.moved(learned)
+    assert not diagnose.moved(weights(w, 0.8 * step))
+    assert not diagnose.moved(weights(w, np.abs(w).max((1, 2, 3)) / 7, high=7))
+
+
+def test_a_loud_place_of_a_sequence():
+    """One of ten places 50 times the others, in all channels; one channel at all places is another matter, and so is what a convolution makes."""
+    v = np.random.default_rng(0).normal(size=(50, 10, 8)).astype(np.float32)
+    assert named(fit(v, kind="Add"), v)[0] is None
+    loud = v.copy()
+    loud[:, 3] *= 50
+    assert named(fit(loud, kind="Add"), loud)[0] == "activation shape" and "place 3 of each sample" in named(fit(loud, kind="Add"), loud)[1]
+    assert named(fit(loud), loud)[0] == "outlier channel"
+    channel = v.copy()
+    channel[:, :, 5] *= 50
+    assert named(fit(channel, kind="Add"), channel)[0] == "outlier channel" and "channel 5" in named(fit(channel, kind="Add"), channel)[1]
 
 
 def test_files_of_two_networks_are_refused(healthy, tmp_path):

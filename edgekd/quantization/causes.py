@@ -114,7 +114,7 @@ def calibrated_on_few(shares: Mapping[str, float]) -> bool:
 def of_weights(layer: Layer) -> Cause | None:
     """The cause in the lattice of a layer's weights; None if they are the float ones rounded to 8 bits."""
     w = layer.weights
-    plain, dequantized, stored, scale = _rows(w)
+    plain, dequantized, stored, scale = rows_of(w)
     limit = 127 if w.stored.dtype == np.int8 else 255
     steps = np.abs(dequantized - plain) / scale[:, None]
     pinned = np.abs(stored) >= limit
@@ -180,14 +180,14 @@ def uneven_places(values: np.ndarray, kind: str) -> tuple[int, float, float] | N
 
 def folded(layer: Layer, channel: int) -> bool:
     """Whether both weights and bias of a channel are far above the others': a division by a small deviation does this to both."""
-    ranges = np.abs(_rows(layer.weights)[0]).max(1)
+    ranges = np.abs(rows_of(layer.weights)[0]).max(1)
     if layer.bias is None or len(layer.bias) != len(ranges):
         return False
     bias = np.abs(layer.bias)
     return bool(ranges[channel] > UNEVEN * np.median(ranges) and bias[channel] > UNEVEN * np.median(bias))
 
 
-def _rows(w: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def rows_of(w: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Float, dequantized and stored weights as [channels, rest], and the scales [channels]; without an axis channels are the first."""
     axis = 0 if w.axis is None else w.axis
     made = [np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in (w.plain, w.dequantized, w.stored.astype(np.int32))]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.quantization.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights
-from edgekd.quantization.hybrid import PARTS, Layer, Pair, pair, render
+from edgekd.quantization.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights, rows_of
+from edgekd.quantization.hybrid import PARTS, Layer, Pair, Weights, pair, render
 
 if TYPE_CHECKING:
     import onnx
@@ -155,15 +155,26 @@ def overall(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np
 
 
 def trained(p: Pair) -> bool:
-    """Whether the int8 weights are others than the float file's, rounded: they were fine-tuned or rescaled, and are their own reference."""
-    apart = []
-    for layer in p.layers:
-        if layer.weights is not None:
-            w = layer.weights
-            shape = [-1 if d == w.axis else 1 for d in range(w.plain.ndim)]
-            steps = np.abs(w.dequantized - w.plain) / (w.scale.reshape(shape) if w.axis is not None else w.scale[0])
-            apart.append(float((steps > 1.01).mean()) > 0.02)
+    """Whether the int8 weights of most layers are others than the float file's, rounded: they were fine-tuned or rescaled, and are their own
+    reference."""
+    apart = [moved(layer.weights) for layer in p.layers if layer.weights is not None]
     return bool(apart) and sum(apart) > len(apart) / 2
+
+
+def moved(w: Weights) -> bool:
+    """Whether weights are others than the float ones on their lattice: more than a step away; or, after a short training, not the nearest step while
+    most channels' largest weight, which the scale is made of, is another too. (Rounding that is learned keeps the scales; scales that cut keep the
+    nearest step for what is inside.)"""
+    plain, dequantized, stored, scale = rows_of(w)
+    steps, limit = np.abs(dequantized - plain) / scale[:, None], int(np.abs(stored).max(initial=0))
+    if float((steps > 1.01).mean()) > 0.02:
+        return True
+    inside, ranges = np.abs(plain) <= limit * scale[:, None], np.abs(plain).max(1)
+    full = (np.abs(stored).max(1) == limit) & (ranges > 0)
+    if not full.any() or not inside.any():
+        return False
+    others = np.abs(scale[full] * limit / ranges[full] - 1) > 5e-4
+    return bool((steps[inside] > 0.51).mean() > 0.005 and others.mean() > 0.5)
 
 
 def attribute(
