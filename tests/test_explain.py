@@ -243,7 +243,7 @@ def test_causes_of_values():
 
 def test_a_bent_activation_wastes_codes():
     """3 of 4 values on one code and the rest on two: 2 * 1/8 * 3 + 3/4 * log2(4/3) = 1.06 bits; the same of a convolution is no cause."""
-    v = np.tile(np.array([0, 0, 0, 0, 0, 0, 128, 255], np.float32), (8, 6, 1))
+    v = np.tile(np.array([0, 0, 0, 0, 0, 0, 128, 255], np.float32), (8, 6, 1))[..., None]
     gelu = fit(v, kind="Gelu")
     assert named(gelu, v)[0] == "activation shape" and "3 levels in use carry 1.1 of 8 bits" in named(gelu, v)[1]
     assert named(fit(v), v)[0] is None

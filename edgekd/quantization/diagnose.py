@@ -167,9 +167,9 @@ def moved(w: Weights) -> bool:
     nearest step for what is inside.)"""
     plain, dequantized, stored, scale = rows_of(w)
     steps, limit = np.abs(dequantized - plain) / scale[:, None], int(np.abs(stored).max(initial=0))
-    if float((steps > 1.01).mean()) > 0.02:
-        return True
     inside, ranges = np.abs(plain) <= limit * scale[:, None], np.abs(plain).max(1)
+    if inside.any() and float((steps[inside] > 1.01).mean()) > 0.02:
+        return True
     full = (np.abs(stored).max(1) == limit) & (ranges > 0)
     if not full.any() or not inside.any():
         return False
