@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import shutil
 
 import faults
 import numpy as np
@@ -196,6 +197,25 @@ def test_saturation_is_asked_for(healthy):
     expected = {f"{layer.kind}({layer.name})" for layer in audit(p.quantized, feed) if layer.changed}
     assert {f.layer for f in asked} == expected and all(f.lost.snr is not None and f.fix == "weight_bits = 7" for f in asked)
     assert not [f for f in diagnose.diagnose(*paths, feed) if f.cause == "saturation"]
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="there is no qemu-x86_64")
+def test_what_saturation_does_is_what_such_a_cpu_answers(tmp_path):
+    """One layer saturates: the file with its excess added answers what the file itself does as a Haswell, and not what it does here."""
+    from edgekd import measure, targets
+    from edgekd.hosts import emulator
+    from edgekd.quantization.saturation import audit, saturated
+
+    k = kit("residual", 0)
+    faults.saturating(k, 0)
+    paths = k.build(tmp_path)
+    feed = {"input": k.x.numpy()[:16]}
+    file = onnx.load(paths[1])
+    (name,) = [layer.name for layer in audit(file, feed) if layer.changed]
+    ours = diagnose.outputs(saturated(file, feed, [name])[name], feed)[0]
+    (theirs,) = measure.score(paths[1], feed, folder=tmp_path / "there", launch=emulator.launch(targets.load("x86-64-avx2"))).values()
+    here = diagnose.outputs(file, feed)[0]
+    assert (np.abs(ours - theirs) < 1e-5).mean() > 0.98 and (np.abs(here - theirs) < 1e-5).mean() < 0.9
 
 
 # ---------------------------------------------------------------- causes by hand
