@@ -136,13 +136,15 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
 @click.option("--ranges", default="minmax", show_default=True, metavar="R", help="How ranges are taken: minmax, percentile, entropy, mse.")
 @click.option("--weight-bits", type=click.Choice(["8", "7"]), help="Instead of the target's; 7 is exact on every CPU.")
 @click.option("--samples", type=int, default=512, show_default=True, help="Use at most this many samples.")
+@click.option("--float-layer", "float_layers", multiple=True, metavar="NAME", help="Keep this layer in float. Repeat for several.")
 @quiet_option
-def quantize(model, data, out, target, ranges, weight_bits, samples, quiet):
+def quantize(model, data, out, target, ranges, weight_bits, samples, float_layers, quiet):
     """Quantize a float ONNX MODEL of any making to int8 by samples of its inputs, and check the file."""
     from edgekd.quantizing import quantize
 
     bits = None if weight_bits is None else int(weight_bits)
-    outcome = quantize(model, data=data, out=out, target=target, ranges=ranges, weight_bits=bits, samples=samples, quiet=quiet)
+    settings = {"ranges": ranges, "weight_bits": bits, "samples": samples, "float_layers": float_layers}
+    outcome = quantize(model, data=data, out=out, target=target, **settings, quiet=quiet)
     click.echo(str(outcome))
     return outcome.exit_code
 
@@ -206,12 +208,21 @@ def report(run):
 
 
 @cli.command()
-@click.argument("run", type=click.Path())
-def explain(run):
-    """Say where a RUN lost accuracy: stage by stage, then which layers of the chosen int8 file lose it, why, and what would help."""
+@click.argument("path", type=click.Path())
+@click.option("--fix", is_flag=True, help="Mend it: try what would help, keep the cheapest that does in fixed/, and measure it.")
+@click.option("--float", "plain", type=click.Path(), help="For an int8 file: the float file that it was made of.")
+@click.option("--data", type=click.Path(), help="For an int8 file: an .npz with `inputs` and optionally `labels`.")
+@click.option("--target", metavar="T", help="For an int8 file: a target's name or file [default: host].")
+@click.option("--json", "json_file", type=click.Path(), help="Write what was found as JSON.")
+@quiet_option
+def explain(path, fix, plain, data, target, json_file, quiet):
+    """Say where a RUN lost accuracy: stage by stage, then which layers of the chosen int8 file lose it, why, and what would help.
+
+    PATH is the folder of a run, or an int8 file of any making with --float and --data. With --fix the exit code is 1 where nothing helps.
+    """
     from edgekd.explaining import explain
 
-    outcome = explain(run)
+    outcome = explain(path, plain=plain, data=data, target=target, fix=fix, json=json_file, quiet=quiet)
     click.echo(str(outcome))
     return outcome.exit_code
 

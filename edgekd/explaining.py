@@ -1,67 +1,147 @@
-"""The verb `explain`: where a run lost accuracy, stage by stage, and which layers of the chosen int8 file lose it, and why. It reads the folder of a
-run and the validation data that its recipe names."""
+"""The verb `explain`: where a run lost accuracy, stage by stage, and which layers of the chosen int8 file lose it, and why; or the layers of an int8
+file of any making. With `fix`, what mends it (`fixing`)."""
 
 from __future__ import annotations
 
+import dataclasses
+import json as jsonlib
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from edgekd import results, targets
-from edgekd.errors import PASSED, BaselineError, Problem, UsageError
-from edgekd.files import sha256
-from edgekd.quantization.diagnose import Finding, diagnose, overall
+from edgekd import fixing, results, subjects
+from edgekd.errors import FAILED, PASSED, Problem, UsageError
+from edgekd.files import write_atomic
+from edgekd.quantization.diagnose import Finding, Looked, look
 from edgekd.records import Candidate, Measurement, Result
+from edgekd.report.progress import reporter
 from edgekd.report.rows import figures, number
+from edgekd.store import Store
 
 if TYPE_CHECKING:
-    from edgekd.resolving import Resolved
+    from edgekd.report.progress import Silent
+    from edgekd.subjects import Subject
 
 SAMPLES = 512
-KEEP = (
-    "a run keeps the files of the front, the choice and the references: let [select] name a figure that the float parent is better in, "
-    'such as maximize = ["top1"], and run again; finished work is reused'
-)
 NOTHING = "int8 loses nothing here that can be shown: no layer stands out"
 
 
 @dataclass(frozen=True)
 class Explained:
-    """What was found per chosen candidate: `findings` {candidate's id: the layers that lose}, empty where there was nothing to look at. Prints as
-    tables."""
+    """What was found per chosen candidate: `findings` {candidate's id: the layers that lose}, empty where there was nothing to look at; `fixes` what
+    came of mending each, if that was asked. Prints as tables."""
 
     findings: Mapping[str, tuple[Finding, ...]]
     text: str
+    fixes: tuple[fixing.Fixed, ...] = ()
+    lost: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     exit_code: int = PASSED
 
     def __str__(self) -> str:
         return self.text
 
 
-def explain(run: Path | str) -> Explained:
-    """Explains what a run chose for each target. Raises UsageError for a folder that is no run's, or data that its recipe no longer finds,
-    BaselineError where a file's digest is wrong."""
-    folder = Path(run)
+def explain(
+    path: Path | str,
+    *,
+    plain: Path | str | None = None,
+    data: Path | str | None = None,
+    target: str | None = None,
+    fix: bool = False,
+    json: Path | str | None = None,
+    quiet: bool = True,
+) -> Explained:
+    """Explains what a run chose for each target, or an int8 file of any making beside the float file `plain` that it was made of, with samples of
+    `data` for `target`. `fix` mends it: the exit code is 1 where nothing helps.
+
+    Raises UsageError for a folder that is no run's, files that don't belong together, or data that a recipe no longer finds, BaselineError where a
+    file's digest is wrong."""
+    place, progress, store = Path(path), reporter(quiet), Store() if fix else None
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+            if place.is_file():
+                given = (None if p is None else Path(p) for p in (plain, data))
+                found = _files(subjects.of_files(place, *given, target or "host", Path(folder)), store, progress)
+            else:
+                extra = [name for name, value in (("--float", plain), ("--data", data), ("--target", target)) if value is not None]
+                if extra:
+                    raise UsageError(*(Problem(name, "is for an int8 file: a run's recipe says it", "leave it out") for name in extra))
+                found = _run(place, store, progress)
+    finally:
+        progress.close()
+        if store is not None:
+            store.close()
+    if json is not None:
+        _write(json, found)
+    return found
+
+
+def _files(subject: Subject, store: Store | None, progress: Silent) -> Explained:
+    text, found, looked = _layers(subject, progress)
+    fixes = () if store is None else (fixing.fix(subject, found, looked.order, looked.trained, store, progress),)
+    return _explained({subject.id: found}, [text, *map(str, fixes)], fixes, {})
+
+
+def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
     if not (folder / "result.json").is_file():
         raise UsageError(Problem(str(folder), "is not the folder of a run: it has no result.json", "for example runs/digits"))
     result = results.read(folder)
     candidates, chosen = {c.id: c for c in result.candidates}, {}
+    parts, findings, fixes, rows = [], {}, [], {}
     for target, found in result.targets.items():
-        chosen.setdefault(found.chosen, []).append(target)
-    parts, findings = [], {}
-    for id, names in chosen.items():
+        id = found.chosen
         if id is None:
-            parts += [f"{name}: nothing was chosen: {result.targets[name].reason}" for name in names]
-            continue
-        parts.append(f"{id}, chosen for {', '.join(names)}: accuracy on test\n{_table(lost(result, candidates[id], names[0]))}")
+            parts.append(f"{target}: nothing was chosen: {found.reason}")
+            id = nearest(result, target)
+        elif "int8" not in candidates[id].stages:
+            parts.append(f"{target}: {id} was chosen, a float file: there is no int8 to explain in it ({found.reason})")
+            id = nearest(result, target) or id
+        if id is not None:
+            chosen.setdefault(id, []).append(target)
+    for id, names in chosen.items():
+        rows[id] = tuple(lost(result, candidates[id], names[0]))
+        taken = "chosen" if all(result.targets[n].chosen == id for n in names) else "the best int8 file that was kept"
+        parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on test\n{_table(rows[id])}")
         parts += [text for name in names if (text := _emulated(candidates[id], name))]
-        text, found = _layers(folder, result, candidates, candidates[id], names)
+        if "int8" not in candidates[id].stages:
+            findings[id] = ()
+            continue
+        subject = subjects.of_run(folder, result, candidates[id], names)
+        if isinstance(subject, str):
+            parts.append(subject)
+            findings[id] = ()
+            continue
+        text, findings[id], looked = _layers(subject, progress)
         parts.append(text)
-        findings[id] = found
-    return Explained(findings, "\n\n".join(parts))
+        if store is not None:
+            fixes.append(fixing.fix(subject, findings[id], looked.order, looked.trained, store, progress))
+            parts.append(str(fixes[-1]))
+    return _explained(findings, parts, fixes, rows)
+
+
+def _explained(findings: Mapping, parts: Sequence[str], fixes: Sequence[fixing.Fixed], rows: Mapping) -> Explained:
+    code = FAILED if any(f.helped is False for f in fixes) else PASSED
+    return Explained(findings, "\n\n".join(parts), tuple(fixes), rows, code)
+
+
+def _write(path: Path | str, found: Explained) -> None:
+    record = {"schema": "edgekd.explain/1", **{k: v for k, v in dataclasses.asdict(found).items() if k not in ("text", "exit_code")}}
+    try:
+        write_atomic(path, (jsonlib.dumps(record, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be written: {error.strerror}")) from None
+
+
+def nearest(result: Result, target: str) -> str | None:
+    """The int8 candidate whose file was kept that is best in the first metric on validation, for a target that none was chosen for."""
+    kept = {c.id: m for c in result.candidates if "int8" in c.stages and c.file is not None and (m := _validated(c, target)) is not None}
+    return max(kept, key=lambda id: kept[id].value, default=None)
+
+
+def _validated(c: Candidate, target: str) -> Measurement | None:
+    return next((m for m in c.measurements if m.split == "validation" and m.target == target), None)
 
 
 def line(candidates: Mapping[str, Candidate], last: Candidate) -> list[Candidate]:
@@ -115,66 +195,28 @@ def _emulated(c: Candidate, target: str) -> str:
     )
 
 
-def _layers(folder: Path, result: Result, candidates: Mapping[str, Candidate], c: Candidate, names: Sequence[str]) -> tuple[str, tuple[Finding, ...]]:
+def _layers(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...], Looked]:
     """The layers of an int8 file that lose."""
-    if "int8" not in c.stages:
-        return f"{c.id} is a float file: there is no int8 to explain", ()
-    parent = candidates.get(c.parents[0]) if c.parents else None
-    missing = next((x for x in (c, parent) if x is not None and (x.file is None or not (folder / x.file).is_file())), None)
-    if parent is None or missing is not None:
-        name = missing.id if missing is not None else "its float parent"
-        return f"the layers can't be looked at: the file of {name} was not kept in models/\n  hint: {KEEP}", ()
-    for x in (c, parent):
-        if sha256(folder / x.file) != x.sha256:
-            raise BaselineError(Problem(str(folder / x.file), "differs from its digest in result.json: not the file that was measured"))
-    resolved = _resolved(folder, result)
-    feed, labels = _samples(resolved)
-    files = folder / parent.file, folder / c.file
-    found = diagnose(*files, feed, labels, saturates=any(_saturates(name, resolved) for name in names))
-    snr, same, trained = overall(*files, feed)
-    count = len(next(iter(feed.values())))
-    head = f"{c.id} beside {parent.id}, {count} samples of validation: {snr:.1f} dB of signal to noise"
-    head += f", {100 * same:.2f} % of the answers equal" if labels is not None else ""
-    if trained:
+    few = subject.looked.first(SAMPLES)
+    labels = few.labels if subject.classes else None
+    files = subject.float_file, subject.int8_file
+    with progress.task(f"look at the layers of {subject.id}") as advance:
+        looked = look(*files, few.inputs, labels, saturates=subject.saturates, progress=lambda done, of: advance(done, of, ""))
+    head = f"{subject.id} beside {subject.parent}, {len(few)} samples of {few.split}: {looked.snr:.1f} dB of signal to noise"
+    head += f", {100 * looked.same:.2f} % of the answers equal" if labels is not None else ""
+    if looked.trained:
         head += "\nits weights were trained in int8: what follows is of the lattices of values only"
-    if not found:
-        return f"{head}\n{NOTHING}", ()
+    if not looked.findings:
+        return f"{head}\n{NOTHING}", (), looked
     rows = [("layer", "cause", "given back in float", "evidence", "fix")]
-    rows += [(f.layer, f.cause, _given(f), f.evidence, f.fix) for f in found]
-    return f"{head}\n{_table(rows)}", found
+    rows += [(f.layer, f.cause, _given(f), f.evidence, f.fix) for f in looked.findings]
+    return f"{head}\n{_table(rows)}", looked.findings, looked
 
 
 def _given(f: Finding) -> str:
     if f.lost.snr is None:
         return "not measured here"
     return f"{f.lost.snr:.1f} dB" + ("" if f.lost.points is None else f", {f.lost.points:+.2f} pt")
-
-
-def _resolved(folder: Path, result: Result) -> Resolved:
-    from edgekd import recipe, resolving
-
-    file = folder / "recipe.toml"
-    if not file.is_file():
-        raise UsageError(Problem(str(folder), "has no recipe.toml to find the validation data by"))
-    if sha256(file) != result.recipe_sha256:
-        raise BaselineError(Problem(str(file), "differs from its digest in result.json: not the recipe of this run"))
-    return resolving.resolve(recipe.read(file))
-
-
-def _samples(resolved: Resolved) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """({input: validation samples}, class numbers or None), at most SAMPLES in a fixed shuffled order."""
-    columns = resolved.data("validation")
-    rows = np.random.default_rng(0).permutation(len(columns))[:SAMPLES]
-    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
-    labels = columns.labels if resolved.task.classes is not None and len(resolved.task.outputs) == 1 else None
-    known = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
-    return {name: a[rows] for name, a in inputs.items()}, labels[rows] if known else None
-
-
-def _saturates(name: str, resolved: Resolved) -> bool:
-    """Whether int8 products saturate on a target: AVX2 and nothing newer for them."""
-    target = next((t for t in resolved.targets if t.name == name), None) or targets.load(name)
-    return "avx2" in target.features and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(target.features)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

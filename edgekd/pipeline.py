@@ -24,7 +24,7 @@ from edgekd.report.progress import Silent, reporter
 from edgekd.resolving import Resolved
 from edgekd.store import Store, write_atomic
 
-OURS = ("recipe.toml", "result.json", "report.html", "report.md", "log.jsonl", "models", "predictions", "bundles", "profile")
+OURS = ("recipe.toml", "result.json", "report.html", "report.md", "log.jsonl", "models", "predictions", "bundles", "profile", "fixed")
 
 
 def compress(
@@ -115,6 +115,17 @@ def run_steps(
     if len(made) < len(plan.steps):
         progress.say(f"the time budget left {len(plan.steps) - len(made)} of {len(plan.steps)} steps undone; the same command goes on")
     return made, steps
+
+
+def finished(plan: Plan, store: Store) -> dict[str, Artifact]:
+    """{key: artifact} of the steps that are finished in the store, with all that they were made from."""
+    made: dict[str, Artifact] = {}
+    for step in plan.steps.values():
+        needed = [key for keys in step.inputs.values() for key in keys]
+        if all(key in made for key in needed):
+            artifact = store.find(step.key, {key: store.digest(made[key]) for key in needed})
+            made |= {step.key: artifact} if artifact is not None else {}
+    return made
 
 
 def make(step: Step, made: Mapping[str, Artifact], parents: Mapping[str, str], resolved: Resolved, store: Store, advance: Any, log: Any) -> Artifact:

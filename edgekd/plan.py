@@ -106,6 +106,14 @@ def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str,
     return planner.plan
 
 
+def again(plan: Plan, resolved: Resolved, point: Point, settings: Mapping[str, Any]) -> tuple[Step, Step]:
+    """(step, its export) that make a point with other `settings` of its last stage: those that a recipe with these settings would plan."""
+    old, planner = plan.steps[point.step], _Planner(resolved)
+    key = planner.step(old.stage, {**old.settings, **settings}, old.label, old.seed, source=old.source, teacher=old.teacher)
+    export = planner.step("export", {}, f"export {point.id}", resolved.read.recipe.seed, source=key)
+    return planner.plan.steps[key], planner.plan.steps[export]
+
+
 def traceable(resolved: Resolved) -> None:
     """Captures each model that will be exported once, fresh, so that one which can't be is refused before training. Raises UsageError."""
     from edgekd import models

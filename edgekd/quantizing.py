@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,14 +90,17 @@ def quantize(
     ranges: str = "minmax",
     weight_bits: int | None = None,
     samples: int = 512,
+    float_layers: Sequence[str] = (),
     quiet: bool = True,
 ) -> Quantized:
-    """Quantizes `model` by up to `samples` of `data`, an .npz with `inputs` (or an array per input name) and optionally `labels`, and writes `out`.
+    """Quantizes `model` by up to `samples` of `data`, an .npz with `inputs` (or an array per input name) and optionally `labels`, and writes `out`;
+    `float_layers` (names as the table shows them) stay float.
 
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes the file otherwise than it says."""
     from edgekd.quantization import foreign
 
     path, parsed, arrays, labels, scheme = _checked(model, data, out, target, ranges, weight_bits, samples)
+    scheme = dataclasses.replace(scheme, float_layers=tuple(float_layers))
     progress, notes = reporter(quiet), []
     count = len(next(iter(arrays.values())))
     try:
@@ -107,10 +110,10 @@ def quantize(
             )
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("check the file"):
             place = Path(folder) / "int8.onnx"
-            content = _finished(made.model)
+            content = finished(made.model)
             place.write_bytes(content)
-            few = {name: a[: _affordable(made.float_model, foreign.fixed_rows(parsed), count)] for name, a in arrays.items()}
-            differ = _simulated(place, few, notes)
+            few = {name: a[: affordable(made.float_model, foreign.fixed_rows(parsed), count)] for name, a in arrays.items()}
+            differ = simulated(place, few, notes)
             layers, audited = _rows(made, place, few, notes)
             agreements, top1 = _beside(path, place, arrays, labels, foreign.fixed_rows(parsed))
     finally:
@@ -157,12 +160,12 @@ def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_b
         problems.append(Problem("--weight-bits", f"{weight_bits} is not 7 or 8"))
     arrays = None
     if parsed is not None and given is not None:
-        arrays, wrong = _inputs(parsed, given[0], str(data), max(samples, 1))
+        arrays, wrong = inputs_of(parsed, given[0], str(data), max(samples, 1))
         problems += wrong
     if problems:
         raise UsageError(*problems)
     scheme = device.int8 if weight_bits is None else dataclasses.replace(device.int8, weight_bits=weight_bits)
-    labels = None if given[1] is None else given[1][_chosen(len(given[1]), samples, parsed)]
+    labels = None if given[1] is None else given[1][chosen(len(given[1]), samples, parsed)]
     return path, parsed, arrays, labels, scheme
 
 
@@ -178,7 +181,7 @@ def _unwritable(out: Path, model: Path) -> list[Problem]:
     return []
 
 
-def _inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: str, samples: int) -> tuple[dict[str, np.ndarray], list[Problem]]:
+def inputs_of(model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: str, samples: int) -> tuple[dict[str, np.ndarray], list[Problem]]:
     """({input: samples in its type}, problems): names, shapes, types, numbers that are not finite."""
     stored = {i.name for i in model.graph.initializer}
     wanted = {i.name: i.type.tensor_type for i in model.graph.input if i.name not in stored}
@@ -210,11 +213,11 @@ def _inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: str,
             rows = int((~np.isfinite(array.reshape(len(array), -1))).any(1).sum())
             problems.append(Problem(place, f"{name} holds numbers that are not finite, in {rows} of {len(array)} samples", "leave these samples out"))
         else:
-            found[name] = np.ascontiguousarray(array[_chosen(len(array), samples, model)].astype(kind))
+            found[name] = np.ascontiguousarray(array[chosen(len(array), samples, model)].astype(kind))
     return found, problems
 
 
-def _chosen(count: int, samples: int, model: onnx.ModelProto) -> np.ndarray:
+def chosen(count: int, samples: int, model: onnx.ModelProto) -> np.ndarray:
     """Rows spread evenly over the data, which may be sorted; whole batches where the file takes only these."""
     from edgekd.quantization.foreign import fixed_rows
 
@@ -226,7 +229,7 @@ def _chosen(count: int, samples: int, model: onnx.ModelProto) -> np.ndarray:
 # ---------------------------------------------------------------- what was made
 
 
-def _finished(model: onnx.ModelProto) -> bytes:
+def finished(model: onnx.ModelProto) -> bytes:
     import onnx
 
     from edgekd import __version__
@@ -240,7 +243,7 @@ def _finished(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _affordable(model: onnx.ModelProto, fixed: int | None, count: int) -> int:
+def affordable(model: onnx.ModelProto, fixed: int | None, count: int) -> int:
     """How many samples the checks in numpy get."""
     try:
         macs = static.macs(model)[0]
@@ -249,7 +252,7 @@ def _affordable(model: onnx.ModelProto, fixed: int | None, count: int) -> int:
     return fixed or int(min(count, 16, max(1, WORK // max(1, macs))))
 
 
-def _simulated(path: Path, few: Mapping[str, np.ndarray], notes: list[str]) -> int | None:
+def simulated(path: Path, few: Mapping[str, np.ndarray], notes: list[str]) -> int | None:
     """Values of integer operators that differ from the simulation: none, or the file is refused."""
     from edgekd.quantization import simulate
 
@@ -296,6 +299,8 @@ def _bytes(known: Layer, sizes: Mapping[str, Any], made: Made) -> tuple[int, int
         total = 4 * sum(int(np.prod(t.dims)) for t in stored)
         return total, total
     elements, bias = (int(np.prod(sizes[n].dims)) if n else 0 for n in (known.weight, known.bias))
+    if known.weight not in made.grid.sites:
+        return 4 * (elements + bias), 4 * (elements + bias)
     return 4 * (elements + bias), elements + 4 * len(made.grid.sites[known.weight].scale) + 8 * bias
 
 

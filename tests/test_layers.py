@@ -17,7 +17,7 @@ LAYERS = [  # low to high; a module may import its own layer and those before it
     {"stages", "decisions", "report", "delivery"},
     {
         *("recipe", "settings", "resolving", "plan", "pipeline", "observing", "outcome", "proving", "mixing", "gating", "measuring"),
-        *("quantizing", "explaining", "listing", "sizing", "samples"),
+        *("quantizing", "explaining", "subjects", "fixing", "remaking", "listing", "sizing", "samples"),
     },
     {"__init__", "__main__", "cli"},
 ]

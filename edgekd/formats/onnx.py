@@ -19,6 +19,7 @@ import numpy as np
 
 from edgekd.errors import RunFailed
 from edgekd.files import write_atomic
+from edgekd.quantization.lattice import exactly
 from edgekd.records import Grid, Site
 
 if TYPE_CHECKING:
@@ -239,10 +240,9 @@ def _kept_float(node: onnx.NodeProto, weights: Mapping[str, Any], constant: Any,
     if len(node.input) > 2 and node.input[2] and stored is None:
         return [node]  # computed, so it is no stored float
     bias = np.zeros(_outputs(node, weights[node.input[1]].dims), np.float32) if stored is None else numpy_helper.to_array(stored).ravel()
-    exponents = np.maximum(np.frexp(bias)[1] - 24, -126)
     name = f"{node.output[0]}.bias"
-    q = np.ldexp(bias.astype(np.float64), -exponents).astype(np.int32)
-    made = helper.make_node("DequantizeLinear", [constant(f"{name}.q", q), constant(f"{name}.s", np.ldexp(np.float32(1), exponents))], [name], axis=0)
+    q, scale = exactly(bias)
+    made = helper.make_node("DequantizeLinear", [constant(f"{name}.q", q), constant(f"{name}.s", scale)], [name], axis=0)
     node.input[:] = [*node.input[:2], name]
     return [made, node]
 

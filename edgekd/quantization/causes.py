@@ -18,6 +18,7 @@ WIDE = 4.0  # times that a lattice is wider than the values
 LEVELS = 16  # levels in use below which a lattice of 8 bits is dead
 OUTSIDE = 1e-3  # share of values outside the lattice that tells of too little calibration
 BITS = 5.0  # of 8 that the codes of a bent activation carry, below which its shape wastes them
+ALONG = ("Conv", "ConvTranspose", "GlobalAveragePool", "AveragePool", "MaxPool")  # operators whose channels are the second axis
 BENT = ("Gelu", "Erf", "Mul", "HardSwish", "Sigmoid", "Softmax", "Tanh")  # operators that crowd values together; Mul ends SiLU
 SPREAD = 3.0  # times that the shares outside differ between layers, where a percentile would leave the same outside each
 
@@ -76,7 +77,11 @@ def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
     if reach > WIDE:
         text = f"{used} of {round((high - low) / scale) + 1} levels are in use: {ends}"
         return Cause("dead lattice", text, 'quantize again with ranges = "mse": the scale is too large, or calibration met an outlier')
-    channels = channel_ranges(values)
+    crowd = uneven_places(values, layer.kind)
+    if crowd is not None:
+        text = f"place {crowd[0]} of each sample reaches {crowd[1]:.4g}, the median place {crowd[2]:.4g}: one scale can't serve both"
+        return Cause("activation shape", text, 'ranges = "percentile" or "mse", or keep the layers that read it in float')
+    channels = channel_ranges(values, layer.kind)
     if channels is not None:
         top, rest = int(channels.argmax()), float(np.median(channels))
         if channels[top] > UNEVEN * rest:
@@ -109,7 +114,7 @@ def calibrated_on_few(shares: Mapping[str, float]) -> bool:
 def of_weights(layer: Layer) -> Cause | None:
     """The cause in the lattice of a layer's weights; None if they are the float ones rounded to 8 bits."""
     w = layer.weights
-    plain, dequantized, stored, scale = _rows(w)
+    plain, dequantized, stored, scale = rows_of(w)
     limit = 127 if w.stored.dtype == np.int8 else 255
     steps = np.abs(dequantized - plain) / scale[:, None]
     pinned = np.abs(stored) >= limit
@@ -150,24 +155,39 @@ def of_weights(layer: Layer) -> Cause | None:
     return None
 
 
-def channel_ranges(values: np.ndarray) -> np.ndarray | None:
-    """[channels] magnitude that 99 % of each channel's values [n, channels, ...] stay below: one loud value is no loud channel; None where there are
-    too few to compare."""
-    if values.ndim < 2 or values.shape[1] < 4:
+def channel_ranges(values: np.ndarray, kind: str = "") -> np.ndarray | None:
+    """[channels] magnitude that 99 % of each channel's values stay below: one loud value is no loud channel; None where there are too few to compare.
+
+    Values are [n, channels, ...] of images, [n, places, channels] of sequences, unless a convolution makes them."""
+    axis = 2 if values.ndim == 3 and kind not in ALONG else 1
+    if values.ndim < 2 or values.shape[axis] < 4:
         return None
-    return np.percentile(np.abs(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)), 99, axis=1)
+    return np.percentile(np.abs(np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)), 99, axis=1)
+
+
+def uneven_places(values: np.ndarray, kind: str) -> tuple[int, float, float] | None:
+    """(place, its magnitude, the median place's) of sequences [n, places, channels] where one place is far above the others, in most of its channels:
+    a scale that covers it leaves the others few levels. None where there is no such place, or no sequence."""
+    if values.ndim != 3 or kind in ALONG or values.shape[1] < 4:
+        return None
+    ranges = np.median(np.abs(values), (0, 2))
+    top, rest = int(ranges.argmax()), float(np.median(ranges))
+    reach = np.percentile(np.abs(values), 99, (0, 2))
+    if ranges[top] <= UNEVEN * rest or reach[top] <= UNEVEN * np.median(reach):
+        return None
+    return top, float(reach[top]), float(np.median(reach))
 
 
 def folded(layer: Layer, channel: int) -> bool:
     """Whether both weights and bias of a channel are far above the others': a division by a small deviation does this to both."""
-    ranges = np.abs(_rows(layer.weights)[0]).max(1)
+    ranges = np.abs(rows_of(layer.weights)[0]).max(1)
     if layer.bias is None or len(layer.bias) != len(ranges):
         return False
     bias = np.abs(layer.bias)
     return bool(ranges[channel] > UNEVEN * np.median(ranges) and bias[channel] > UNEVEN * np.median(bias))
 
 
-def _rows(w: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def rows_of(w: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Float, dequantized and stored weights as [channels, rest], and the scales [channels]; without an axis channels are the first."""
     axis = 0 if w.axis is None else w.axis
     made = [np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in (w.plain, w.dequantized, w.stored.astype(np.int32))]

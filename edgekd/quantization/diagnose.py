@@ -8,15 +8,15 @@ that is weaker than the median sample's, over the median's. Its mean over the sa
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.quantization.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights
-from edgekd.quantization.hybrid import PARTS, Layer, Pair, pair, render
+from edgekd.quantization.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights, rows_of
+from edgekd.quantization.hybrid import PARTS, Layer, Pair, Weights, pair, render
 
 if TYPE_CHECKING:
     import onnx
@@ -61,18 +61,45 @@ class Share:
     surely: bool = False
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of an int8 file. `findings`: the layers that lose, the worst first; `order`: all layers, that which gives back most in float
+    first; `snr` dB of the outputs, `same` share of equal answers of the first output; `trained`: the int8 weights were, so what they learned counts
+    as noise in `snr`, and the file is held against itself without its lattices of values."""
+
+    findings: tuple[Finding, ...]
+    order: tuple[str, ...]
+    snr: float
+    same: float
+    trained: bool
+
+
 def diagnose(
     float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None, *, saturates: bool = False
 ) -> tuple[Finding, ...]:
-    """The layers that lose, the worst first; () where none stands out.
+    """The layers that lose, the worst first; () where none stands out. See `look`."""
+    return look(float_path, int8_path, feed, labels, saturates=saturates).findings
 
-    `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. `saturates`: asks for AVX2 without VNNI as well, last: what
-    it loses there is not seen on a machine whose products are exact. Raises UsageError if the files are not the same network."""
+
+def look(
+    float_path: Path | str,
+    int8_path: Path | str,
+    feed: Mapping[str, np.ndarray],
+    labels: np.ndarray | None = None,
+    *,
+    saturates: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Looked:
+    """Looks at every layer of an int8 file beside the float file.
+
+    `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. `saturates`: asks for AVX2 without VNNI as well: what
+    is lost there is simulated, as it is not seen on a machine whose products are exact. Raises UsageError if the files are not the same network."""
     import onnx
 
     p = pair(onnx.load(float_path), onnx.load(int8_path))
     own = trained(p)
-    total, shares = attribute(p, feed, labels, own=own)
+    plain = outputs(render(p, (), own=own), feed)
+    total, shares = attribute(p, feed, labels, own=own, progress=progress)
     values = float_values(p, feed, own=own)
     seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.lattice is not None}
     few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
@@ -86,14 +113,23 @@ def diagnose(
         elif cause is None and noisy and gain >= MUCH:
             text = f"its lattices fit; alone it makes {100 * sum(share.alone) / whole:.2g} % of the noise"
             found.append(Finding(share.layer.name, "rounding", text, "keep this layer in float", Lost(gain, share.points)))
-    return (*found, *(_saturating(p.quantized, feed) if saturates else ()))
+    if saturates:
+        found = sorted(found + _saturating(p.quantized, feed, plain), key=lambda f: -(f.lost.snr or 0))
+    return Looked(tuple(found), tuple(s.layer.name for s in shares), *overall(float_path, int8_path, feed))
 
 
-def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[Finding]:
-    """The layers whose outputs these samples change where products saturate in 16 bits, by the share that they change."""
-    from edgekd.quantization.saturation import audit
+def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], plain: Sequence[np.ndarray]) -> list[Finding]:
+    """The layers whose outputs some samples change where products saturate in 16 bits. What each loses there is the noise at the file's outputs
+    with what saturation takes from its sums, over the noise without; `plain`: the float file's outputs."""
+    from edgekd.quantization.saturation import audit, saturated
 
-    changed = [layer for layer in audit(model, {n: a[:ROWS] for n, a in feed.items()}) if layer.changed]
+    few = {n: a[:ROWS] for n, a in feed.items()}
+    changed = [layer for layer in audit(model, few) if layer.changed]
+    files, exact = saturated(model, few, {layer.name for layer in changed}), outputs(model, few)
+
+    def noise(found: Sequence[np.ndarray]) -> float:
+        return max(float(np.mean([(_power(a[: len(b)] - b) / signal(a[: len(b)])).mean() for a, b in zip(plain, found, strict=True)])), 1e-12)
+
     return [
         Finding(
             f"{layer.kind}({layer.name})",
@@ -101,9 +137,9 @@ def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[
             f"on AVX2 without VNNI {100 * layer.changed:.2g} % of its outputs come out otherwise"
             + (f", by up to {layer.most:.3g} steps" if layer.most is not None else ""),
             "weight_bits = 7",
-            Lost(None),
+            Lost(decibel(noise(outputs(files[layer.name], few)) / noise(exact)) if layer.name in files else None),
         )
-        for layer in sorted(changed, key=lambda layer: -layer.changed)
+        for layer in changed
     ]
 
 
@@ -119,18 +155,36 @@ def overall(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np
 
 
 def trained(p: Pair) -> bool:
-    """Whether the int8 weights are others than the float file's, rounded: they were fine-tuned or rescaled, and are their own reference."""
-    apart = []
-    for layer in p.layers:
-        if layer.weights is not None:
-            w = layer.weights
-            shape = [-1 if d == w.axis else 1 for d in range(w.plain.ndim)]
-            steps = np.abs(w.dequantized - w.plain) / (w.scale.reshape(shape) if w.axis is not None else w.scale[0])
-            apart.append(float((steps > 1.01).mean()) > 0.02)
+    """Whether the int8 weights of most layers are others than the float file's, rounded: they were fine-tuned or rescaled, and are their own
+    reference."""
+    apart = [moved(layer.weights) for layer in p.layers if layer.weights is not None]
     return bool(apart) and sum(apart) > len(apart) / 2
 
 
-def attribute(p: Pair, feed: Mapping[str, np.ndarray], labels: np.ndarray | None = None, *, own: bool = False) -> tuple[float, list[Share]]:
+def moved(w: Weights) -> bool:
+    """Whether weights are others than the float ones on their lattice: more than a step away; or, after a short training, not the nearest step while
+    most channels' largest weight, which the scale is made of, is another too. (Rounding that is learned keeps the scales; scales that cut keep the
+    nearest step for what is inside.)"""
+    plain, dequantized, stored, scale = rows_of(w)
+    steps, limit = np.abs(dequantized - plain) / scale[:, None], int(np.abs(stored).max(initial=0))
+    inside, ranges = np.abs(plain) <= limit * scale[:, None], np.abs(plain).max(1)
+    if inside.any() and float((steps[inside] > 1.01).mean()) > 0.02:
+        return True
+    full = (np.abs(stored).max(1) == limit) & (ranges > 0)
+    if not full.any() or not inside.any():
+        return False
+    others = np.abs(scale[full] * limit / ranges[full] - 1) > 5e-4
+    return bool((steps[inside] > 0.51).mean() > 0.005 and others.mean() > 0.5)
+
+
+def attribute(
+    p: Pair,
+    feed: Mapping[str, np.ndarray],
+    labels: np.ndarray | None = None,
+    *,
+    own: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[float, list[Share]]:
     """(noise of the whole file as a share of the signal, each layer's part), the largest part first."""
     everything = {(layer.name, part) for layer in p.layers for part in PARTS}
     plain = outputs(render(p, (), own=own), feed)
@@ -154,6 +208,7 @@ def attribute(p: Pair, feed: Mapping[str, np.ndarray], labels: np.ndarray | None
         points = None if change is None else 100 * float(change.mean())
         surely = change is not None and bool(change.sum() > 2 * np.abs(change).sum() ** 0.5)
         shares.append(Share(layer, alone, noise(without), points, surely))
+        progress(len(shares), len(p.layers))
     return total, sorted(shares, key=lambda s: s.without)
 
 
@@ -182,14 +237,15 @@ def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.n
     """A file's outputs in onnxruntime."""
     import onnx
 
+    from edgekd.quantization.foreign import fixed_rows
     from edgekd.runtimes.onnxruntime import load
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         infer = load(str(path), 1)
-    count = len(next(iter(feed.values())))
-    parts = [infer({n: a[i : i + ROWS] for n, a in feed.items()}) for i in range(0, count, ROWS)]
+    count, rows = len(next(iter(feed.values()))), fixed_rows(model) or ROWS
+    parts = [infer({n: a[i : i + rows] for n, a in feed.items()}) for i in range(0, count, rows)]
     return [np.concatenate([part[name] for part in parts]) for name in infer.outputs]
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from edgekd import components
 from edgekd.errors import Problem, UsageError
 from edgekd.quantization import normal, qdq
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.placing import Graph, Placement, graph_of, place
+from edgekd.quantization.placing import Graph, Layer, Placement, graph_of, place
 from edgekd.records import Grid, Scheme
 
 if TYPE_CHECKING:
@@ -54,10 +55,13 @@ def quantize(
     float_model = normal.normalized(model, place_name)
     size = fixed_rows(model) or 1
     first = {name: a[:size] for name, a in arrays.items()}
-    shown = _everything(float_model, first, place_name)
+    shown = everything(float_model, first, place_name)
     _same(model, float_model, first, place_name)
     graph = graph_of(float_model, shown)
     placement = _labelled(place(graph), {n.name for n in model.graph.node})
+    if scheme.float_layers:
+        wanted = _asked(placement, scheme.float_layers, place_name)
+        placement = _labelled(place(graph, wanted), {n.name for n in model.graph.node})
     _possible(graph, placement, place_name)
     rows = min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values) // size))) if fixed_rows(model) is None else size
     chunks = list(batches(arrays, rows))
@@ -121,7 +125,7 @@ def _shown(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[Mapping[st
     return lambda feed: infer(dict(feed))
 
 
-def _everything(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str) -> dict[str, int]:
+def everything(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str) -> dict[str, int]:
     """{value: bytes} of all float32 tensors that the file computes or takes."""
     names = [o for node in model.graph.node for o in node.output if o]
     try:
@@ -157,9 +161,24 @@ def _possible(graph: Graph, placement: Placement, place_name: str) -> None:
         )
 
 
+def _asked(placement: Placement, names: Sequence[str], place_name: str) -> set[str]:
+    """Outputs of the layers of these names. Raises UsageError for every name that is no layer's."""
+    known = {k.label: k.name for k in placement.layers}
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        near = {n: difflib.get_close_matches(n, known, 1) for n in unknown}
+        hints = {n: f"did you mean `{near[n][0]}`?" if near[n] else f"its layers are {', '.join(known)}" for n in unknown}
+        raise UsageError(*(Problem(place_name, f"has no layer `{n}` to keep in float", hints[n]) for n in unknown))
+    return {known[n] for n in names}
+
+
 def _labelled(placement: Placement, names: set[str]) -> Placement:
-    """Layers by the names of the file; what onnxruntime made of several nodes is called by its output."""
-    return replace(placement, layers=tuple(k if k.label in names else replace(k, label=k.name.removesuffix(".made")) for k in placement.layers))
+    return replace(placement, layers=labelled(placement.layers, names))
+
+
+def labelled(layers: Iterable[Layer], names: set[str]) -> tuple[Layer, ...]:
+    """Layers by their `names` in the file; what onnxruntime made of several nodes is called by its output."""
+    return tuple(k if k.label in names else replace(k, label=k.name.removesuffix(".made")) for k in layers)
 
 
 def _counted(chunks: list[dict[str, np.ndarray]], progress: Callable[[int, int], Any]) -> Iterable[dict[str, np.ndarray]]:

@@ -161,8 +161,9 @@ def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def _skeleton(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The operators in the file's order, without lattices, clipping activations and what stands still."""
-    return [n for n in model.graph.node if n.op_type not in (*CLIPS, *LATTICES, "Identity")]
+    """The operators in the file's order, without lattices, clipping activations and what only moves values: an exporter leaves out other moves where
+    lattices are in between."""
+    return [n for n in model.graph.node if n.op_type not in (*CLIPS, *LATTICES, *MOVES)]
 
 
 def _readers(model: onnx.ModelProto) -> dict[str, list]:

@@ -29,6 +29,12 @@ def lattice(low: float, high: float, steps: int, limits: Limits = Limits()) -> t
     return scale, int(min(max(round(-low / scale), 0), steps))
 
 
+def exactly(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [n] as (int32, powers of two) whose products are the same numbers, but for what is below 2^-126."""
+    exponents = np.maximum(np.frexp(numbers)[1] - 24, -126)
+    return np.ldexp(numbers.astype(np.float64), -exponents).astype(np.int32), np.ldexp(np.float32(1), exponents)
+
+
 def absorbs(limits: Limits, scale: float, zero_point: int, steps: int) -> bool:
     """Whether rounding to the lattice clips by itself as the activation before it does, which is then not computed."""
     if limits.low == -math.inf and limits.high == math.inf:

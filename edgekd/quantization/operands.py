@@ -157,6 +157,14 @@ def columns(o: Operands, x: np.ndarray) -> np.ndarray:
     return grouped.transpose(0, *spots, 1, *inner, 2).reshape(n * math.prod(places), -1)
 
 
+def positions(o: Operands, x: np.ndarray) -> list[int]:
+    """The places of a convolution's result along each axis of the image; `x` its integer input."""
+    kernel = o.weight.constant.shape[2:]
+    rank = len(kernel)
+    pads, strides, dilations = (attribute(o.node, k, [d] * n) for k, d, n in (("pads", 0, 2 * rank), ("strides", 1, rank), ("dilations", 1, rank)))
+    return [(x.shape[2 + i] + pads[i] + pads[rank + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1 for i in range(rank)]
+
+
 def _added(node: onnx.NodeProto, after: list, constants: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """A bias that is added to a product of matrices by a node of its own."""
     if node.op_type != "MatMul" or len(after) != 1 or after[0] is None or after[0].op_type != "Add":

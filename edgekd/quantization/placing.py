@@ -9,7 +9,7 @@ have a lattice anyway, so that decoders of boxes, RMS norms and residual streams
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from edgekd.quantization.sites import Limits
 if TYPE_CHECKING:
     import onnx
 
+ASKED = "it was asked to"
 LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose", "LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv", "MultiHeadAttention", "FusedMatMul")
 # operators that read and write integers where all that they read lies on lattices
 INTEGER = ("Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
@@ -88,10 +89,11 @@ def _inside(node: onnx.NodeProto) -> Iterable[str]:
             yield from (o.name for o in graph.output)
 
 
-def place(graph: Graph) -> Placement:
+def place(graph: Graph, float_layers: Collection[str] = ()) -> Placement:
     """The lattices of a file. What a layer reads has one, and what a convolution writes (after a clip that alone reads it); from there they spread
-    through operators of integers."""
+    through operators of integers. `float_layers`: outputs of layers that stay float because somebody wants it."""
     layers = tuple(layer(n, graph) for n in graph.nodes if n.op_type in LAYERS)
+    layers = tuple(replace(known, reason=known.reason or ASKED) if known.name in float_layers else known for known in layers)
     integer = {known.name for known in layers if not known.reason}
     source = _sources(graph)
     wanted, possible, rest = set(), set(), []

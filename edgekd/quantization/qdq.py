@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, PAIR, SMALLEST, absorbs, lattice
-from edgekd.quantization.placing import Graph, Layer, Placement, clip
+from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, PAIR, SMALLEST, absorbs, exactly, lattice
+from edgekd.quantization.operands import attribute
+from edgekd.quantization.placing import ASKED, Graph, Layer, Placement, clip
 from edgekd.records import Scheme, Site
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def render(model: onnx.ModelProto, graph: Graph, placement: Placement, grid: Map
     made.CopyFrom(model)
     on = {name: name for name in placement.values} | placement.tied
     by_output = {known.name: known for known in placement.layers if not known.reason}
+    float_layers = {known.name for known in placement.layers if known.reason == ASKED and known.kind in ("Conv", "Gemm")}
 
     def name_of(wanted: str) -> str:
         while wanted in taken:
@@ -115,6 +117,16 @@ def render(model: onnx.ModelProto, graph: Graph, placement: Placement, grid: Map
         nodes.append(helper.make_node("DequantizeLinear", [constant(f"{name}.q", q), constant(f"{name}.s", scale)], [name], axis=0))
         return name
 
+    def told(node: onnx.NodeProto) -> str:
+        """The bias of a layer that stays float, as int32 times powers of two: else onnxruntime rounds the layer's weight to int8 with one scale
+        (core/optimizer/qdq_transformer/weight_bias_quantization.cc)."""
+        stored, shape = graph.stored.get((*node.input, "")[2]), graph.stored[node.input[1]].shape
+        outputs = shape[0] if node.op_type == "Conv" or attribute(node, "transB", 0) else shape[1]
+        q, scale = exactly(np.zeros(outputs, np.float32) if stored is None else stored.ravel())
+        name = name_of(f"{node.output[0]}.bias")
+        nodes.append(helper.make_node("DequantizeLinear", [constant(f"{name}.q", q), constant(f"{name}.s", scale)], [name], axis=0))
+        return name
+
     renamed, weights = {}, set()
     for value in model.graph.input:
         if value.name in on:
@@ -132,6 +144,8 @@ def render(model: onnx.ModelProto, graph: Graph, placement: Placement, grid: Map
             copy.input[1] = stored(known)
             if known.bias is not None:
                 copy.input[2] = offset(known)
+        if node.output[0] in float_layers and (len(node.input) < 3 or node.input[2] in ("", *graph.stored)):
+            copy.input[:] = [*copy.input[:2], told(node)]
         copy.output[:] = [name_of(f"{n}.raw") if n in on else n for n in node.output]
         nodes.append(copy)
         for name, raw in zip(node.output, copy.output, strict=True):

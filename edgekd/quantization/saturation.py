@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.quantization.operands import Operands, columns, read
+from edgekd.quantization.operands import Operands, columns, positions, read
 
 if TYPE_CHECKING:
     import onnx
@@ -92,6 +92,38 @@ def reach(rows: np.ndarray, low: int, high: int) -> tuple[int, int]:
     return int(least.min(initial=0)), int(most.max(initial=0))
 
 
+def saturated(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], names: Collection[str]) -> dict[str, onnx.ModelProto]:
+    """{layer: the file with what saturation takes from that layer's sums on `feed` added to its output}: run on `feed` it shows what becomes of the
+    file's outputs where that layer alone saturates. Of the layers in `names` (as `audit` calls them) that `simulate` knows."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    found = [o for o in read(model) if o.node.output[0] in names and o.plain and _adds_pairs(o)]
+    values, made = _values(model, [o.x.q for o in found], feed), {}
+    for o in found:
+        x, name = values[o.x.q], o.node.output[0]
+        parts = [_sums(o, x[first : first + _step(o, x)]) for first in range(0, len(x), _step(o, x))]
+        excess = np.concatenate([saturating - exact for exact, saturating, *_ in parts]) * (o.x.scale[0] * o.weight.scale).astype(np.float64)
+        if o.node.op_type == "Conv":
+            excess = np.moveaxis(excess.reshape(len(x), *positions(o, x), -1), -1, 1)
+        else:
+            excess = excess.reshape(*x.shape[:-1], -1)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        copy.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(excess, np.float32), f"{name}.excess"))
+        nodes = []
+        for node in copy.graph.node:
+            nodes.append(node)
+            if node.output[0] == name:
+                node.output[0] = f"{name}.exact"
+                nodes.append(helper.make_node("Add", [f"{name}.exact", f"{name}.excess"], [name]))
+        kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        del copy.graph.node[:]
+        copy.graph.node.extend(kept)
+        made[name] = copy
+    return made
+
+
 def products(a: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """(exact sums, sums of pairs saturated in 16 bits, pairs outside): int64 [positions, outputs] twice; `a` raw unsigned [positions, sum],
     `rows` raw signed [outputs, sum]."""
@@ -111,6 +143,14 @@ def products(a: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, i
 def simulate(o: Operands, x: np.ndarray) -> Result:
     """The layer on its integer input `x` (shape as in the file). QLinearConv, QLinearMatMul, QGemm: saturate(round_half_even(sum * f) + zero) with
     f = x_scale * w_scale / y_scale in float32."""
+    exact, saturating, outside, pairs = _sums(o, x)
+    if o.output is not None:
+        exact, saturating = _requantized(o, exact), _requantized(o, saturating)
+    return Result(exact, saturating, outside, pairs)
+
+
+def _sums(o: Operands, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """(exact, saturating) sums of a layer on its integer input, zero points and bias taken off and added; how many of how many pairs left 16 bits."""
     shift = 128 if x.dtype == np.int8 else 0
     a = columns(o, x).astype(np.int64) + shift
     x_zero, w_zero = int(o.x.zero[0]) + shift, o.weight.zero.astype(np.int64)
@@ -122,9 +162,12 @@ def simulate(o: Operands, x: np.ndarray) -> Result:
     totals = np.concatenate([np.repeat(part.sum(1, keepdims=True), len(rows), 1) for part, rows in split], 1)
     fixed = -x_zero * o.rows.astype(np.int64).sum(1) + w_zero * (x_zero * o.rows.shape[1]) + (0 if o.bias is None else o.bias)
     exact, saturating = (np.concatenate([m[i] for m in made], 1) - w_zero * totals + fixed for i in (0, 1))
-    if o.output is not None:
-        exact, saturating = _requantized(o, exact), _requantized(o, saturating)
-    return Result(exact, saturating, sum(m[2] for m in made), len(a) * len(o.rows) * math.ceil(o.rows.shape[1] / 2))
+    return exact, saturating, sum(m[2] for m in made), len(a) * len(o.rows) * math.ceil(o.rows.shape[1] / 2)
+
+
+def _step(o: Operands, x: np.ndarray) -> int:
+    """Rows of `x` that are looked at together: an image becomes kernel-size times as large."""
+    return len(x) if o.node.op_type == "Gemm" else max(1, SLICE // max(1, o.rows.size * x[:1].size))
 
 
 def _requantized(o: Operands, sums: np.ndarray) -> np.ndarray:
@@ -149,9 +192,9 @@ def _bounded(o: Operands) -> Layer:
 
 
 def _seen(layer: Layer, o: Operands, x: np.ndarray) -> Layer:
-    """The layer with what happens to its inputs `x`, a few rows at a time: an image becomes kernel-size times as large."""
+    """The layer with what happens to its inputs `x`."""
     step = 1.0 if o.output is not None or o.next is None else o.x.scale[0] * o.weight.scale.astype(np.float64) / o.next.scale[0]
-    rows = len(x) if o.node.op_type == "Gemm" else max(1, SLICE // max(1, o.rows.size * x[:1].size))
+    rows = _step(o, x)
     outside, pairs, changed, outputs, most = 0, 0, 0, 0, 0.0
     for first in range(0, len(x), rows):
         result = simulate(o, x[first : first + rows])
