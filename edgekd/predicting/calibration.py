@@ -16,7 +16,7 @@ import numpy as np
 
 from edgekd.predicting import costs
 from edgekd.predicting.costs import Precision
-from edgekd.predicting.population import COUNT, Device, Population, Row, logarithm, posterior
+from edgekd.predicting.population import COUNT, MISFIT, Device, Population, Row, logarithm, posterior
 from edgekd.predicting.work import Operator
 from edgekd.records import Measurement
 
@@ -80,7 +80,7 @@ def fit(
     sources = tuple(dict.fromkeys(r.source for r in rows if r.source))
     reach = population.reach[kind]
     return Calibration(
-        name, device, runtime or population.runtime, found.mean, found.covariance, found.noise, len(rows), reach, kind, sources, note
+        name, device, runtime or population.runtime, found.mean, found.covariance, found.noise + MISFIT, len(rows), reach, kind, sources, note
     )
 
 

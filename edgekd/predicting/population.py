@@ -23,10 +23,11 @@ TRAITS = ("one", "log GHz", "log threads", "in-order", "x86", "avx512", "half", 
 MOST_THREADS = 8  # beyond, a batch of one has nothing to share
 
 COUNT = len(NAMES)
+MISFIT = 0.1**2  # variance of the logarithm that a network which was never timed adds: what eleven costs can't say of it
 FREEDOM = 6.0  # of the rows' errors
 DEVICES = 12.0  # how many devices the stated covariance counts for
 SPREAD = 0.35  # standard deviation of one cost in it, and of what all costs of a device share
-STEADY = 10.0  # how many rows the common noise counts for in a device's own
+STEADY = 5.0  # how many rows the common noise counts for in a device's own
 
 
 @dataclass(frozen=True)
@@ -103,22 +104,41 @@ def logarithm(theta: np.ndarray, amounts: np.ndarray, precision: Precision) -> t
 def posterior(rows: Sequence[Row], mean: np.ndarray, spread: np.ndarray, noise: float) -> Posterior:
     """A device's costs from its rows and what is expected of it; the expectation itself where there are no rows.
 
-    Gauss-Newton steps of at most 1.5 in any logarithm: from an expectation that is far off, full ones oscillate."""
+    Gauss-Newton steps of at most 1.5 in any logarithm: from an expectation that is far off, full ones oscillate. The device's own noise is that of
+    its rows as if each were left out (residual over 1 - leverage: Allen's PRESS, Technometrics 16 (1974) 125), held towards the common one."""
     if not rows:
         return Posterior(mean, spread, noise, np.zeros(0))
-    y = np.log([r.milliseconds for r in rows])
-    prior, theta, curvature, left = np.linalg.inv(spread), mean.copy(), np.linalg.inv(spread), y
+    y, amounts = np.log([r.milliseconds for r in rows]), _wide(rows)
+    prior, theta = np.linalg.inv(spread), mean.copy()
     for _ in range(25):
-        values, gradients = zip(*(logarithm(theta, r.costs, r.precision) for r in rows), strict=True)
-        left, jacobian = y - np.array(values), np.array(gradients)
-        weight = (FREEDOM + 1) / (FREEDOM + left**2 / noise) / noise
+        left, jacobian, weight = _linear(y, amounts, theta, noise)
         curvature = prior + jacobian.T @ (weight[:, None] * jacobian)
         step = np.linalg.solve(curvature, jacobian.T @ (weight * left) - prior @ (theta - mean))
         theta = theta + step * min(1.0, 1.5 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-5:
+        if np.abs(step).max() < 1e-4:
             break
-    own = (float((weight * noise * left**2).sum()) + STEADY * noise) / (len(rows) + STEADY)
-    return Posterior(theta, np.linalg.inv(curvature), own, left)
+    left, jacobian, weight = _linear(y, amounts, theta, noise)
+    covariance = np.linalg.inv(prior + jacobian.T @ (weight[:, None] * jacobian))
+    leverage = np.minimum(weight * np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian), 0.9)
+    own = (float(np.sum(weight * noise * (left / (1 - leverage)) ** 2)) + STEADY * noise) / (len(rows) + STEADY)
+    return Posterior(theta, covariance, own, left)
+
+
+def _wide(rows: Sequence[Row]) -> np.ndarray:
+    """[rows, 22]: the amounts in the half of the row's precision, 0 in the other."""
+    wide = np.zeros((len(rows), 2 * COUNT))
+    for i, r in enumerate(rows):
+        start = COUNT * costs.PRECISIONS.index(r.precision)
+        wide[i, start : start + COUNT] = r.costs
+    return wide
+
+
+def _linear(y: np.ndarray, amounts: np.ndarray, theta: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(what is left of y, gradient by theta, weight of each row) at theta."""
+    parts = amounts * np.exp(theta)
+    total = parts.sum(1)
+    left = y - np.log(total)
+    return left, parts / total[:, None], (FREEDOM + 1) / (FREEDOM + left**2 / noise) / noise
 
 
 def learn(tables: Sequence[Table], runtime: str, *, rounds: int = 12) -> Population:
