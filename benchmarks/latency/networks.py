@@ -301,7 +301,17 @@ def fastest_det(size: int = 352) -> At:
 def yolo_fastest(size: int = 320) -> At:
     """Version 1.1: inverted blocks with set widths, and two heads of 5x5 depthwise convolutions."""
     x = image(size).conv(8, 3, 2).conv(8).dw().conv(4)
-    for expanded, co, n, s in ((8, 4, 1, 1), (24, 8, 1, 2), (32, 8, 2, 1), (32, 8, 1, 2), (48, 8, 2, 1), (48, 16, 1, 1), (96, 16, 4, 1), (96, 24, 1, 2), (136, 24, 4, 1)):
+    for expanded, co, n, s in (
+        (8, 4, 1, 1),
+        (24, 8, 1, 2),
+        (32, 8, 2, 1),
+        (32, 8, 1, 2),
+        (48, 8, 2, 1),
+        (48, 16, 1, 1),
+        (96, 16, 4, 1),
+        (96, 24, 1, 2),
+        (136, 24, 4, 1),
+    ):
         for _ in range(n):
             x = _thin(x, expanded, co, s)
     mid = x.conv(136)
@@ -392,7 +402,13 @@ def inception(x: At, *widths: int) -> At:
 def googlenet(size: int = 224) -> At:
     x = image(size).conv(64, 7, 2).pool(3, 2).each().conv(64).conv(192, 3).each().pool(3, 2)
     x = inception(inception(x, 64, 96, 128, 16, 32, 32), 128, 128, 192, 32, 96, 64).pool(3, 2)
-    for row in ((192, 96, 208, 16, 48, 64), (160, 112, 224, 24, 64, 64), (128, 128, 256, 24, 64, 64), (112, 144, 288, 32, 64, 64), (256, 160, 320, 32, 128, 128)):
+    for row in (
+        (192, 96, 208, 16, 48, 64),
+        (160, 112, 224, 24, 64, 64),
+        (128, 128, 256, 24, 64, 64),
+        (112, 144, 288, 32, 64, 64),
+        (256, 160, 320, 32, 128, 128),
+    ):
         x = inception(x, *row)
     x = inception(inception(x.pool(3, 2), 256, 160, 320, 32, 128, 128), 384, 192, 384, 48, 128, 128)
     return x.mean().fc(1000)
@@ -482,14 +498,35 @@ def resnet8(size: int = 32) -> At:
 
 LITE = ((224, 1.0, 1.0), (240, 1.0, 1.1), (260, 1.1, 1.2), (280, 1.2, 1.4), (300, 1.4, 1.8))
 NETWORKS: dict[str, Callable[[], At]] = {
-    **{"squeezenet1.1": squeezenet, "squeezenet_ssd": squeezenet_ssd, "mobilenet_v1_1.0": mobilenet_v1, "mobilenet_ssd": mobilenet_ssd},
-    **{"mobilenet_yolo": mobilenet_yolo, "mobilenet_v2_1.0": mobilenet_v2, "mobilenetv2_yolov3": mobilenetv2_yolov3},
-    **{"mobilenet_v3_large_1.0": mobilenet_v3, "shufflenet_v1_1.0x_g3": shufflenet_v1, "shufflenet_v2_1.0x": shufflenet_v2},
-    **{"mobilenet_v3_small_1.0": lambda: mobilenet_v3(SMALL, 576, 1024), "nanodet_m": nanodet_m, "yolo-fastestv2": yolo_fastest_v2},
-    **{"FastestDet": fastest_det, "yolo-fastest-1.1": yolo_fastest, "mnasnet_1.0": mnasnet, "proxylessnasnet": proxylessnas},
-    **{"efficientnet_b0": efficientnet_b0, "efficientnetv2_b0": efficientnetv2_b0, "regnety_400m": regnety_400m, "blazeface": blazeface},
-    **{"googlenet": googlenet, "resnet18": resnet18, "resnet50": resnet50, "alexnet": alexnet, "vgg16": vgg16, "yolov4-tiny": yolov4_tiny},
-    **{"vision_transformer": vision_transformer, "mlperf_tiny_ic01_resnet8": resnet8},
+    "squeezenet1.1": squeezenet,
+    "squeezenet_ssd": squeezenet_ssd,
+    "mobilenet_v1_1.0": mobilenet_v1,
+    "mobilenet_ssd": mobilenet_ssd,
+    "mobilenet_yolo": mobilenet_yolo,
+    "mobilenet_v2_1.0": mobilenet_v2,
+    "mobilenetv2_yolov3": mobilenetv2_yolov3,
+    "mobilenet_v3_large_1.0": mobilenet_v3,
+    "shufflenet_v1_1.0x_g3": shufflenet_v1,
+    "shufflenet_v2_1.0x": shufflenet_v2,
+    "mobilenet_v3_small_1.0": lambda: mobilenet_v3(SMALL, 576, 1024),
+    "nanodet_m": nanodet_m,
+    "yolo-fastestv2": yolo_fastest_v2,
+    "FastestDet": fastest_det,
+    "yolo-fastest-1.1": yolo_fastest,
+    "mnasnet_1.0": mnasnet,
+    "proxylessnasnet": proxylessnas,
+    "efficientnet_b0": efficientnet_b0,
+    "efficientnetv2_b0": efficientnetv2_b0,
+    "regnety_400m": regnety_400m,
+    "blazeface": blazeface,
+    "googlenet": googlenet,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "alexnet": alexnet,
+    "vgg16": vgg16,
+    "yolov4-tiny": yolov4_tiny,
+    "vision_transformer": vision_transformer,
+    "mlperf_tiny_ic01_resnet8": resnet8,
     **{f"mobilenet_v1_{a:g}@{s}": (lambda a=a, s=s: mobilenet_v1(s, a)) for a in (0.25, 0.5, 0.75, 1.0) for s in (128, 160, 192, 224)},
     **{f"mobilenet_v2_{a:g}@{s}": (lambda a=a, s=s: mobilenet_v2(s, a)) for a, s in ((0.35, 224), (0.35, 128), (1.4, 224))},
     **{f"efficientnet_lite{i}": (lambda row=row: efficientnet_lite(*row)) for i, row in enumerate(LITE)},

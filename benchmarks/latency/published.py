@@ -20,6 +20,7 @@ from edgekd.predicting.population import Device, Row, Table
 from edgekd.predicting.work import macs
 
 NCNN = "Tencent/ncnn"
+OTHER_RUNTIMES = ("google/XNNPACK", "Tencent/TNN", "tensorflow/tpu", "tensorflow/tensorflow", "alibaba/MNN")  # XNNPACK, TNN, TFLite, MNN
 PHONES = {"Kryo 385": "cortex-a75", "Kryo 360": "cortex-a75", "Kryo 280": "cortex-a73"}
 NO_CPU = re.compile(r"NPU|Cortex-M|Chrome|MLPerf|AI Hub", re.IGNORECASE)
 
@@ -56,7 +57,9 @@ def listings(rows: Iterable[dict[str, str]], repository: str = NCNN) -> list[Lis
             Row(amounts[n], float(r["latency_ms"]), precision(r), f"{r['source_repo']} {r['source_path']}") for n, r in zip(names, given, strict=True)
         )
         board = re.sub(r" \((newer|older) ncnn\)", "", key[0])
-        found.append(Listing(Table(f"{key[0]}, {key[1]}, {key[2]} threads", made, rows_), board, names, np.array([macs(work[n]) for n in names]) / 1e6))
+        found.append(
+            Listing(Table(f"{key[0]}, {key[1]}, {key[2]} threads", made, rows_), board, names, np.array([macs(work[n]) for n in names]) / 1e6)
+        )
     return found
 
 

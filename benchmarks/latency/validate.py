@@ -13,7 +13,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from typing import Any
 import numpy as np
 import published
 import results
+from networks import NETWORKS
 from published import Listing
 
-from edgekd.predicting import calibration
+from edgekd.predicting import bound, calibration
 from edgekd.predicting.calibration import Calibration
-from edgekd.predicting.population import Device, Population, Row, Table, learn, logarithm
+from edgekd.predicting.population import Device, Row, Table, learn, logarithm
 
 SEED = 20240601
 DRAWS = 5  # of probe rows per table
@@ -123,7 +123,7 @@ def without_board(listings: Sequence[Listing], board: str) -> list[Try]:
     for number, listing in enumerate(own):
         device, rows = listing.table.device, listing.table.rows
         fitted = calibration.fit((), device, population, relatives=kin)
-        for i in range(len(rows)):
+        for i in range(len(rows) if any(k.device.core == device.core for k in kin) else 0):  # else there is a bound only
             found.append(tried("boards 0", board, listing, i, fitted, transferred_throughput(others, known, device, rows[i].precision)))
         for k in (3, 5):
             for draw in range(DRAWS):
@@ -132,6 +132,45 @@ def without_board(listings: Sequence[Listing], board: str) -> list[Try]:
                 scale = throughputs([listing], lambda x, i, probes=probes: i in probes)[0]
                 rest = [i for i in range(len(rows)) if i not in probes]
                 found += [tried(f"boards {k}", board, listing, i, fitted, scale[rows[i].precision], draw) for i in rest]
+    return found
+
+
+def offsets(listings: Sequence[Listing], others: Sequence[tuple[str, Listing]]) -> list[tuple[str, str, float, float]]:
+    """(source, precision, mean logarithm of truth over prediction, its deviation over rows) of each table of another runtime, on cores that the
+    listings have."""
+    population = learn([x.table for x in listings], "ncnn")
+    kin = [calibration.fit(x.table.rows, x.table.device, population, name=x.table.name) for x in listings]
+    found = []
+    for source, listing in others:
+        fitted = calibration.fit((), listing.table.device, population, relatives=kin)
+        by: dict[str, list[float]] = {}
+        for row in listing.table.rows if any(k.device.core == listing.table.device.core for k in kin) else ():
+            by.setdefault(row.precision, []).append(math.log(row.milliseconds) - logarithm(fitted.mean, row.costs, row.precision)[0])
+        found += [(source, p, float(np.mean(v)), float(np.std(v))) for p, v in by.items()]
+    return found
+
+
+def without_runtime(listings: Sequence[Listing], others: Sequence[tuple[str, Listing]], source: str) -> list[Try]:
+    """The rows of a source that used another runtime: from the core alone (`runtimes 0`), and from 3 of its rows of each precision."""
+    shifts = {p: [m for s, q, m, _ in offsets(listings, others) if q == p and s != source] for p in ("float", "int8")}
+    variances = {p: float(np.mean(np.square(v))) for p, v in shifts.items()}
+    population = dataclasses.replace(learn([x.table for x in listings], "ncnn"), runtimes=variances)
+    kin = [calibration.fit(x.table.rows, x.table.device, population, name=x.table.name) for x in listings]
+    known = throughputs(listings, lambda x, i: True)
+    found = []
+    for number, listing in enumerate(x for s, x in others if s == source):
+        device, rows = listing.table.device, listing.table.rows
+        if any(k.device.core == device.core for k in kin):
+            fitted = calibration.fit((), device, population, relatives=kin, runtime=source)
+            for i, row in enumerate(rows):
+                found.append(tried("runtimes 0", source, listing, i, fitted, transferred_throughput(listings, known, device, row.precision)))
+        counts = {p: sum(r.precision == p for r in rows) for p in ("float", "int8")}
+        enough = [i for i, r in enumerate(rows) if counts[r.precision] >= 5]
+        for draw in range(DRAWS if enough else 0):
+            probes = {enough[j] for j in drawn([rows[i] for i in enough], 3, np.random.default_rng([SEED, number, draw]))}
+            fitted = calibration.fit([rows[i] for i in probes], device, population, relatives=kin, runtime=source)
+            scale = throughputs([listing], lambda x, i, probes=probes: i in probes)[0]
+            found += [tried("runtimes 3", source, listing, i, fitted, scale[rows[i].precision], draw) for i in enough if i not in probes]
     return found
 
 
@@ -164,10 +203,15 @@ def figures(tries: Sequence[Try], reached: dict[str, float]) -> dict[str, Any]:
     inside = [abs(t.error) <= reached[t.fold] * t.spread for t in tries]
     width = [math.exp(reached[t.fold] * t.spread) for t in tries]
     return {
-        **{"rows": len(tries), "median_error": float(np.median(errors)), "p90_error": float(np.quantile(errors, 0.9))},
-        **{"macs_median_error": float(np.median(baseline)), "macs_p90_error": float(np.quantile(baseline, 0.9))},
-        **{"inside": float(np.mean(inside)), "interval_factor": float(np.median(width))},
-        **{"rank_correlation": ranks(tries, lambda t: t.value), "macs_rank_correlation": ranks(tries, lambda t: t.truth * math.exp(-t.baseline))},
+        "rows": len(tries),
+        "median_error": float(np.median(errors)),
+        "p90_error": float(np.quantile(errors, 0.9)),
+        "macs_median_error": float(np.median(baseline)),
+        "macs_p90_error": float(np.quantile(baseline, 0.9)),
+        "inside": float(np.mean(inside)),
+        "interval_factor": float(np.median(width)),
+        "rank_correlation": ranks(tries, lambda t: t.value),
+        "macs_rank_correlation": ranks(tries, lambda t: t.truth * math.exp(-t.baseline)),
     }
 
 
@@ -199,8 +243,11 @@ def signs(tries: Sequence[Try]) -> dict[str, Any]:
     macs = np.array([p["int8"].truth * math.exp(-p["int8"].baseline) < p["float"].truth * math.exp(-p["float"].baseline) for p in both])
     clear = np.array([abs(math.log(p["int8"].truth / p["float"].truth)) > 0.1 for p in both])
     return {
-        **{"pairs": len(both), "right": float((truth == said).mean()), "macs_right": float((truth == macs).mean())},
-        **{"always": float(max(truth.mean(), 1 - truth.mean())), "right_where_10_percent": float((truth == said)[clear].mean())},
+        "pairs": len(both),
+        "right": float((truth == said).mean()),
+        "macs_right": float((truth == macs).mean()),
+        "always": float(max(truth.mean(), 1 - truth.mean())),
+        "right_where_10_percent": float((truth == said)[clear].mean()),
     }
 
 
@@ -211,13 +258,24 @@ def noise(listings: Sequence[Listing]) -> dict[str, Any]:
         for i, row in enumerate(listing.table.rows):
             groups.setdefault((listing.table.device, listing.networks[i], row.precision), []).append(math.log(row.milliseconds))
     ratios = np.array([abs(b - a) for v in groups.values() for j, a in enumerate(v) for b in v[j + 1 :]])
-    return {"pairs": len(ratios), "median_difference": float(np.expm1(np.median(ratios))), "p90_difference": float(np.expm1(np.quantile(ratios, 0.9)))}
+    return {
+        "pairs": len(ratios),
+        "median_difference": float(np.expm1(np.median(ratios))),
+        "p90_difference": float(np.expm1(np.quantile(ratios, 0.9))),
+    }
 
 
 def bounds(listings: Sequence[Listing]) -> dict[str, Any]:
-    """Whether any published time lies below what the predictor calls a bound."""
-    from edgekd.predicting import bound
-    from edgekd.predicting.networks_bound import none  # noqa: F401
+    """How far published times lie above what the predictor calls a bound; `below` must be 0."""
+    work = {name: make().work for name, make in NETWORKS.items()}
+    features = {"cortex-a53": (), "cortex-a72": (), "avx2": ("avx_vnni",), "avx512": ("avx512_vnni",)}
+    found = []
+    for listing in listings:
+        device = listing.table.device
+        for name, row in zip(listing.networks, listing.table.rows, strict=True):
+            least = bound.bound(work[name], device, precision=row.precision, features=features.get(device.core, ("dotprod",))).low
+            found.append(row.milliseconds / least)
+    return {"rows": len(found), "below": sum(r < 1 for r in found), "least": min(found), "median": float(np.median(found)), "most": max(found)}
 
 
 def summary(tries: Sequence[Try]) -> dict[str, Any]:
@@ -232,23 +290,33 @@ def summary(tries: Sequence[Try]) -> dict[str, Any]:
     return found
 
 
-def main(path: Path, jobs: int = 1) -> None:
+def main(path: Path) -> None:
     rows = published.read(path)
     listings = published.listings(rows)
+    others = [(source, x) for source in published.OTHER_RUNTIMES for x in published.listings(rows, source)]
     names, boards = sorted({n for x in listings for n in x.networks}), sorted({x.board for x in listings})
-    with ProcessPoolExecutor(jobs) as pool:
-        tries = [t for part in pool.map(without_network, [listings] * len(names), names) for t in part]
-        tries += [t for part in pool.map(without_board, [listings] * len(boards), boards) for t in part]
-        tries += [t for part in pool.map(without_network, [listings] * len(names), names, [boards] * len(names)) for t in part]
+    work: list[tuple[Callable[..., list[Try]], tuple[Any, ...]]] = [(without_network, (listings, name)) for name in names]
+    work += [(without_board, (listings, board)) for board in boards]
+    work += [(without_runtime, (listings, others, source)) for source in published.OTHER_RUNTIMES]
+    work += [(without_network, (listings, name, boards)) for name in names]
+    tries = []
+    for done, (part, arguments) in enumerate(work, 1):
+        tries += part(*arguments)
+        print(f"\r{done}/{len(work)}", end="", file=sys.stderr, flush=True)
     found = {
         "schema": "edgekd.latency/1",
-        "rows": {"file": len(rows), "used": sum(len(x.networks) for x in listings), "left_out": published.left_out(rows)},
+        "rows": {"file": len(rows), "used": sum(len(x.networks) for x in listings), "tables": len(listings), "boards": len(boards)},
+        "networks": len(names),
+        "other_runtimes": sum(len(x.networks) for _, x in others),
+        "left_out": published.left_out(rows),
         "noise": noise(listings),
+        "bounds": bounds(listings),
+        "offsets": offsets(listings, others),
         "ways": summary(tries),
     }
     here = Path(__file__).parent
     (here / "result.json").write_text(json.dumps(results.rounded(found), indent=1) + "\n", encoding="utf-8")
-    (here / "RESULTS.md").write_text(results.markdown(found), encoding="utf-8")
+    (here / "RESULTS.md").write_text(results.markdown(results.rounded(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

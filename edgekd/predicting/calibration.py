@@ -16,7 +16,7 @@ import numpy as np
 
 from edgekd.predicting import costs
 from edgekd.predicting.costs import Precision
-from edgekd.predicting.population import COUNT, MISFIT, Device, Population, Row, logarithm, posterior
+from edgekd.predicting.population import APART, COUNT, MISFIT, Device, Population, Row, logarithm, posterior
 from edgekd.predicting.work import Operator
 from edgekd.records import Measurement
 
@@ -53,40 +53,54 @@ class Prediction:
     note: str = ""
 
 
-def expected(device: Device, population: Population, relatives: Sequence[Calibration] = ()) -> tuple[np.ndarray, np.ndarray]:
+def expected(
+    device: Device, population: Population, relatives: Sequence[Calibration] = (), runtime: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(mean [22], covariance [22, 22]) of a device's costs before its own rows: the population's, drawn towards devices of the same core.
 
     Two devices of one core share `likeness` of the population's covariance: the best linear guess from n of them is their mean offset times
-    n l / (1 + (n - 1) l), and what it leaves is (1 - n l**2 / (1 + (n - 1) l)) of the covariance (Henderson, Biometrics 31 (1975) 423)."""
-    mean = device.traits() @ population.weights
+    n l / (1 + (n - 1) l), and what it leaves is 1 - n l**2 / (1 + (n - 1) l) of the covariance (Henderson, Biometrics 31 (1975) 423). Another
+    runtime than the population's shifts all costs of a precision together by an amount of variance `runtimes`, and each a little besides."""
+    mean, spread = device.traits() @ population.weights, population.spread
     kin = [r for r in relatives if r.device.core == device.core and r.rows]
-    if not kin:
-        return mean, population.spread
-    n, like = len(kin), population.likeness
-    pull = n * like / (1 + (n - 1) * like)
-    offset = np.mean([r.mean - r.device.traits() @ population.weights for r in kin], axis=0)
-    return mean + pull * offset, population.spread * (1 - pull * like)
+    if kin:
+        n, like = len(kin), population.likeness
+        pull = n * like / (1 + (n - 1) * like)
+        mean = mean + pull * np.mean([r.mean - r.device.traits() @ population.weights for r in kin], axis=0)
+        spread = spread * (1 - pull * like)
+    if runtime not in (None, population.runtime):
+        shared = np.kron(np.diag([population.runtimes[p] for p in costs.PRECISIONS]), np.ones((COUNT, COUNT)))
+        spread = spread + shared + APART * np.eye(2 * COUNT)
+    return mean, spread
 
 
 def fit(
     rows: Sequence[Row], device: Device, population: Population, *, name: str = "", runtime: str | None = None, relatives: Sequence[Calibration] = ()
 ) -> Calibration:
-    """A device's costs from timed networks: any number of them, from none on. `relatives`: calibrations of devices that may share its core."""
-    mean, spread = expected(device, population, relatives)
+    """A device's costs from timed networks: any number of them, from none on. `runtime`: what timed the rows, or will run the networks;
+    `relatives`: calibrations with the population's runtime, of which those of the device's core are used."""
+    mean, spread = expected(device, population, relatives, runtime)
     found = posterior(rows, mean, spread, population.noise)
     kind: Kind = "calibrated" if len(rows) >= ENOUGH else "transferred"
-    kin = sorted({r.name for r in relatives if r.device.core == device.core and r.rows})
-    note = f"{len(rows)} timed networks" if kind == "calibrated" else f"from {', '.join(kin)}" if kin else "from devices of other cores"
     sources = tuple(dict.fromkeys(r.source for r in rows if r.source))
-    reach = population.reach[kind]
-    return Calibration(
-        name, device, runtime or population.runtime, found.mean, found.covariance, found.noise + MISFIT, len(rows), reach, kind, sources, note
+    noise = found.noise + MISFIT
+    made = Calibration(
+        name, device, runtime or population.runtime, found.mean, found.covariance, noise, len(rows), population.reach[kind], kind, sources
     )
+    return replace(made, note=_note(made, population, relatives))
 
 
-def widened(calibration: Calibration, variance: float, why: str) -> Calibration:
-    """The same, for something else than what was timed: `variance` of the logarithm of a ratio is added, and the kind is `transferred`."""
-    return replace(calibration, noise=calibration.noise + variance, kind="transferred", note="; ".join(filter(None, (calibration.note, why))))
+def _note(made: Calibration, population: Population, relatives: Sequence[Calibration]) -> str:
+    """Where the figures come from, in words."""
+    where = f"{made.runtime}, {made.device.threads} thread{'s' * (made.device.threads > 1)}"
+    if made.kind == "calibrated":
+        return f"{made.rows} networks timed on {made.name or made.device.core} with {where}"
+    kin = [r for r in relatives if r.device.core == made.device.core and r.rows]
+    text = f"from {len(kin)} tables of {made.device.core}" if kin else f"from other cores than {made.device.core}"
+    if made.runtime == population.runtime:
+        return f"{text} for {where}"
+    factor = math.exp(made.reach * math.sqrt(population.runtimes["float"]))
+    return f"{text} with {population.runtime} for {where}: the other runtime alone widens by a factor of {factor:.1f} to each side"
 
 
 def predict(work: Sequence[Operator], calibration: Calibration, *, threads: int | None = None, precision: Precision = "float") -> Prediction:
@@ -102,7 +116,7 @@ def of(amounts: np.ndarray, calibration: Calibration, precision: Precision) -> P
         raise ValueError("a network without operators takes no time that could be predicted")
     value, gradient = logarithm(calibration.mean, amounts, precision)
     half = calibration.reach * math.sqrt(float(gradient @ calibration.covariance @ gradient) + calibration.noise)
-    note = f"{calibration.kind}: {calibration.runtime} on {calibration.name or calibration.device.core}, {calibration.note}"
+    note = f"{calibration.kind}: {calibration.note}"
     return Prediction(math.exp(value), math.exp(value - half), math.exp(value + half), calibration.kind, note)
 
 

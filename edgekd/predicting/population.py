@@ -23,6 +23,10 @@ TRAITS = ("one", "log GHz", "log threads", "in-order", "x86", "avx512", "half", 
 MOST_THREADS = 8  # beyond, a batch of one has nothing to share
 
 COUNT = len(NAMES)
+LIKENESS = 0.7  # of two devices of one core; left-out boards hardly tell 0.5 from 0.85
+REACH = {"calibrated": 2.6, "transferred": 2.6}  # until rows were left out
+RUNTIMES = {"float": 0.37**2, "int8": 0.71**2}  # root mean square over TFLite, XNNPACK and TNN on cores that ncnn was timed on
+APART = 0.15**2  # variance of one cost's logarithm, besides, when the runtime is another: tables of other runtimes spread so around their mean
 MISFIT = 0.1**2  # variance of the logarithm that a network which was never timed adds: what eleven costs can't say of it
 FREEDOM = 6.0  # of the rows' errors
 DEVICES = 12.0  # how many devices the stated covariance counts for
@@ -71,14 +75,16 @@ class Table:
 @dataclass(frozen=True)
 class Population:
     """weights [9, 22]: mean costs by trait; spread [22, 22]: covariance of devices around it; noise: variance of a row's logarithm;
-    likeness: correlation between two devices of one core; reach {kind: how many standard deviations hold 95 % of left-out rows}."""
+    likeness: correlation between two devices of one core; reach {kind: how many standard deviations hold 95 % of left-out rows};
+    runtimes {precision: variance of the logarithm that all costs share when the runtime is another}."""
 
     runtime: str
     weights: np.ndarray
     spread: np.ndarray
     noise: float
-    likeness: float = 0.5
-    reach: Mapping[str, float] = field(default_factory=lambda: {"calibrated": 2.3, "transferred": 2.3})
+    likeness: float = LIKENESS
+    reach: Mapping[str, float] = field(default_factory=lambda: dict(REACH))
+    runtimes: Mapping[str, float] = field(default_factory=lambda: dict(RUNTIMES))
 
 
 @dataclass(frozen=True)
