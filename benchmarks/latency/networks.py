@@ -6,15 +6,12 @@ AlexNet 1404.5997 (1998 LRN, groups 2), VGG 1409.1556, SSD 1512.02325, YOLOv4-ti
 Yolo-Fastest 1.1 and v2, FastestDet, MobileNet-YOLO) as in Tencent/ncnn benchmark/*.param.
 
 Convolutions carry their batch norm and ReLU; swish, hard swish, sums, pools, concatenations and shuffles are operators of their own.
-`python benchmarks/latency/networks.py` writes networks.json: {network: [[kind, ci, co, kernel rows, columns, stride, groups, height, width, stored]]}.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from edgekd.predicting.work import Kind, Operator
 
@@ -531,23 +528,3 @@ NETWORKS: dict[str, Callable[[], At]] = {
     **{f"mobilenet_v2_{a:g}@{s}": (lambda a=a, s=s: mobilenet_v2(s, a)) for a, s in ((0.35, 224), (0.35, 128), (1.4, 224))},
     **{f"efficientnet_lite{i}": (lambda row=row: efficientnet_lite(*row)) for i, row in enumerate(LITE)},
 }
-
-
-def main() -> None:
-    table = {name: [_row(o) for o in make().work] for name, make in NETWORKS.items()}
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(rows, separators=(',', ':'))}" for name, rows in table.items())
-    Path(__file__).with_name("networks.json").write_text("{\n" + lines + "\n}\n", encoding="utf-8")
-
-
-def _row(o: Operator) -> list[str | int]:
-    return [o.kind, o.ci, o.co, *o.kernel, o.stride, o.groups, o.height, o.width, int(o.stored)]
-
-
-def load() -> dict[str, tuple[Operator, ...]]:
-    """networks.json as operators."""
-    table = json.loads(Path(__file__).with_name("networks.json").read_text(encoding="utf-8"))
-    return {name: tuple(Operator(r[0], r[1], r[2], (r[3], r[4]), *r[5:9], stored=bool(r[9])) for r in rows) for name, rows in table.items()}
-
-
-if __name__ == "__main__":
-    main()

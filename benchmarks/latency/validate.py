@@ -274,8 +274,11 @@ def bounds(listings: Sequence[Listing]) -> dict[str, Any]:
         device = listing.table.device
         for name, row in zip(listing.networks, listing.table.rows, strict=True):
             least = bound.bound(work[name], device, precision=row.precision, features=features.get(device.core, ("dotprod",))).low
-            found.append(row.milliseconds / least)
-    return {"rows": len(found), "below": sum(r < 1 for r in found), "least": min(found), "median": float(np.median(found)), "most": max(found)}
+            found.append((row.milliseconds / least, name))
+    below = [name for ratio, name in found if ratio < 1]
+    ratios = np.array([ratio for ratio, _ in found])
+    extent = {"least": float(ratios.min()), "median": float(np.median(ratios)), "most": float(ratios.max())}
+    return {"rows": len(found), "below": len(below), "networks": sorted(set(below)), **extent}
 
 
 def summary(tries: Sequence[Try]) -> dict[str, Any]:
