@@ -21,8 +21,11 @@ SCALE = 0.05  # of all activations in int8
 
 # name: (input shape, layers); conv: channels, kernel, stride, groups
 NETWORKS: Mapping[str, tuple[tuple[int, ...], tuple[Layer, ...]]] = {
-    "gemm": ((1, 64, 28, 28), (("conv", 256, 1, 1, 1), ("conv", 64, 1, 1, 1)) * 3),
-    "winograd": ((1, 64, 28, 28), (("conv", 64, 3, 1, 1),) * 3),
+    "gemm wide": ((1, 256, 14, 14), (("conv", 512, 1, 1, 1), ("conv", 256, 1, 1, 1)) * 2),
+    "gemm narrow": ((1, 16, 56, 56), (("conv", 64, 1, 1, 1), ("conv", 16, 1, 1, 1)) * 2),
+    "3x3 wide": ((1, 256, 14, 14), (("conv", 256, 3, 1, 1),)),
+    "3x3 narrow": ((1, 16, 56, 56), (("conv", 16, 3, 1, 1),) * 4),
+    "3x3 deep": ((1, 512, 7, 7), (("conv", 512, 3, 1, 1),)),
     "dense": ((1, 3, 112, 112), (("conv", 32, 7, 2, 1), ("conv", 64, 3, 2, 1), ("conv", 32, 5, 1, 1))),
     "depthwise": ((1, 128, 56, 56), (("conv", 128, 3, 1, 128), ("conv", 128, 5, 2, 128), ("conv", 128, 3, 1, 128), ("conv", 128, 3, 1, 128))),
     "grouped": ((1, 64, 28, 28), (("conv", 64, 3, 1, 8),) * 4),
@@ -88,7 +91,7 @@ def _layer(graph: _Graph, layer: Layer, value: str, size: Sequence[int]) -> tupl
         pads = [k // 2] * 4
         made = graph.add("Conv", [value, *weight], kernel_shape=[k, k], strides=[stride] * 2, pads=pads, group=groups)
         places = [(n + 2 * (k // 2) - k) // stride + 1 for n in size[2:]]
-        return graph.settle(graph.add("Relu", [made])), (size[0], co, *places)
+        return graph.settle(graph.add("Relu", [made]), 0), (size[0], co, *places)
     if kind == "fc":
         (co,) = settings
         if len(size) == 2:
@@ -126,12 +129,13 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(array, f"c{len(self.constants)}"))
         return self.constants[-1].name
 
-    def lattice(self, value: str) -> str:
-        scale = [self.constant(np.float32(SCALE)), self.constant(np.uint8(128))]
+    def lattice(self, value: str, zero: int = 128) -> str:
+        """The value rounded. After a ReLU, `zero` is 0 as in real networks: else runtimes can't drop the ReLU, and compute in float."""
+        scale = [self.constant(np.float32(SCALE)), self.constant(np.uint8(zero))]
         return self.add("DequantizeLinear", [self.add("QuantizeLinear", [value, *scale]), *scale])
 
-    def settle(self, value: str) -> str:
-        return self.lattice(value) if self.int8 else value
+    def settle(self, value: str, zero: int = 128) -> str:
+        return self.lattice(value, zero) if self.int8 else value
 
     def weight(self, shape: tuple[int, ...], axis: int = 0) -> tuple[str, str]:
         """(weight, bias): in int8 with a scale per slice along `axis`, which is the output's."""
