@@ -35,17 +35,17 @@ NETWORKS: Mapping[str, tuple[tuple[int, ...], tuple[Layer, ...]]] = {
     "uneven": ((1, 30, 28, 28), (("conv", 58, 1, 1, 1), ("conv", 58, 3, 1, 58), ("conv", 42, 1, 1, 1), ("conv", 30, 3, 1, 1))),
     "tokens": ((1, 128, 128), (("fc", 512), ("fc", 128), ("fc", 512), ("fc", 128))),
     "mobile": (
-        (1, 3, 96, 96),
+        (1, 3, 160, 160),
         (
             *(("conv", 16, 3, 2, 1), ("conv", 16, 3, 1, 16), ("conv", 32, 1, 1, 1), ("conv", 96, 1, 1, 1), ("conv", 96, 3, 2, 96), ("conv", 48, 1, 1, 1)),
             *(("conv", 192, 1, 1, 1), ("conv", 192, 3, 1, 192), ("conv", 48, 1, 1, 1), ("sum",), ("conv", 256, 1, 1, 1), ("mean",), ("fc", 100)),
         ),
     ),
     "residual": (
-        (1, 3, 64, 64),
+        (1, 3, 112, 112),
         (
-            *(("conv", 32, 3, 1, 1), ("conv", 32, 3, 1, 1), ("sum",), ("conv", 64, 3, 2, 1), ("conv", 64, 3, 1, 1), ("sum",)),
-            *(("conv", 128, 3, 2, 1), ("conv", 128, 3, 1, 1), ("sum",), ("mean",), ("fc", 10)),
+            *(("conv", 32, 3, 2, 1), ("conv", 32, 3, 1, 1), ("sum",), ("conv", 64, 3, 2, 1), ("conv", 64, 3, 1, 1), ("sum",)),
+            *(("conv", 128, 3, 2, 1), ("conv", 128, 3, 1, 1), ("sum",), ("conv", 512, 3, 2, 1), ("conv", 512, 3, 1, 1), ("mean",), ("fc", 1000)),
         ),
     ),
 }  # fmt: skip
@@ -149,5 +149,9 @@ class _Graph:
         whole = np.clip(np.rint(values / scale.reshape(along)), -127, 127).astype(np.int8)
         zero = self.constant(np.zeros(shape[axis], np.int8))
         made = self.add("DequantizeLinear", [self.constant(whole), self.constant(scale), zero], axis=axis)
-        bias = [self.constant(np.zeros(shape[axis], np.int32)), self.constant(scale * np.float32(SCALE)), self.constant(np.zeros(shape[axis], np.int32))]
+        bias = [
+            self.constant(np.zeros(shape[axis], np.int32)),
+            self.constant(scale * np.float32(SCALE)),
+            self.constant(np.zeros(shape[axis], np.int32)),
+        ]
         return made, self.add("DequantizeLinear", bias, axis=0)
