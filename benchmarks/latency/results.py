@@ -67,7 +67,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         "",
         f"No published time should lie below the bound that is shown where nothing was timed: {least['below']} of {least['rows']} do, all of "
         f"{', '.join(least['networks'])}, at up to {1 / least['least']:.1f} times the multiply-accumulates that the core's float units can do: "
-        f"those rows can't be what they say. The others take up to {least['most']:.0f} times as long as the bound, in the median {least['median']:.1f} times.",
+        f"those rows can't be what they say. The others take "
+        f"up to {least['most']:.0f} times as long as the bound, in the median {least['median']:.1f} times.",
         "",
         "Other runtimes on cores that ncnn was timed on, truth over prediction from core and clock (factor, and its spread over networks): "
         + "; ".join(f"{s} {p} {math.exp(m):.2f} (x or / {math.exp(d):.2f})" for s, p, m, d in found["offsets"])

@@ -1,4 +1,4 @@
-"""Small networks to time on a device: each has much of one kind of work, the last two have a bit of all. Weights are random, the numbers don't matter.
+"""Small networks to time on a device: each has much of one kind of work, the last two a bit of all. Their numbers are random and don't matter.
 
 `models()` gives every network twice, in float and as QDQ int8 (unsigned activations, signed weights per channel: what onnxruntime's integer
 kernels take on all CPUs). Timing all of them takes a few minutes on a slow board, seconds on a fast one; `rows` makes a fit's input of the times.
@@ -37,8 +37,9 @@ NETWORKS: Mapping[str, tuple[tuple[int, ...], tuple[Layer, ...]]] = {
     "mobile": (
         (1, 3, 160, 160),
         (
-            *(("conv", 16, 3, 2, 1), ("conv", 16, 3, 1, 16), ("conv", 32, 1, 1, 1), ("conv", 96, 1, 1, 1), ("conv", 96, 3, 2, 96), ("conv", 48, 1, 1, 1)),
-            *(("conv", 192, 1, 1, 1), ("conv", 192, 3, 1, 192), ("conv", 48, 1, 1, 1), ("sum",), ("conv", 256, 1, 1, 1), ("mean",), ("fc", 100)),
+            *(("conv", 16, 3, 2, 1), ("conv", 16, 3, 1, 16), ("conv", 32, 1, 1, 1), ("conv", 96, 1, 1, 1), ("conv", 96, 3, 2, 96)),
+            *(("conv", 48, 1, 1, 1), ("conv", 192, 1, 1, 1), ("conv", 192, 3, 1, 192), ("conv", 48, 1, 1, 1), ("sum",)),
+            *(("conv", 256, 1, 1, 1), ("mean",), ("fc", 100)),
         ),
     ),
     "residual": (

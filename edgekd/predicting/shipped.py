@@ -121,7 +121,7 @@ def _table(where: str, name: str, raw: Mapping[str, Any], costs: Mapping[str, np
     for i, line in enumerate(raw.get("rows") if isinstance(raw.get("rows"), list) else []):
         if not (isinstance(line, list) and len(line) == 3 and line[1] in PRECISIONS and _number(line[2], 1e-6, 1e9)):
             wrong.append(Problem(f"{where}.rows[{i}]", f"is not [network, {' or '.join(PRECISIONS)}, milliseconds]", HINT))
-        elif line[0] not in costs:
+        elif not isinstance(line[0], str) or line[0] not in costs:
             wrong.append(Problem(f"{where}.rows[{i}]", f"names the network `{str(line[0])[:80]}`, which `costs` doesn't have", HINT))
         else:
             rows.append(Row(costs[line[0]], float(line[2]), line[1], str(source)))
@@ -153,7 +153,7 @@ def read_population(path: Path) -> Population:
     for key, shape in shapes.items():
         try:
             arrays[key] = np.array(raw.get(key), np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             arrays[key] = np.zeros(0)
         if arrays[key].shape != shape or not np.isfinite(arrays[key]).all():
             problems.append(Problem(f"{path.name}: {key}", f"is no table of {shape[0]} x {shape[1]} finite numbers", "install edgekd again"))
@@ -196,7 +196,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _number(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
 
 
 def _numbers(value: Any, count: int, low: float, high: float) -> bool:
