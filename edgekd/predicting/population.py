@@ -89,7 +89,8 @@ class Population:
 
 @dataclass(frozen=True)
 class Posterior:
-    """A device's costs after its rows: mode [22], covariance [22, 22], variance of a row's logarithm, left over [rows]."""
+    """A device's costs after its rows: mode [22], covariance [22, 22], variance of a row's logarithm, residuals [rows]
+    as large as if the rows had no say in the costs (divided by the root of 1 - leverage)."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -127,7 +128,7 @@ def posterior(rows: Sequence[Row], mean: np.ndarray, spread: np.ndarray, noise: 
     covariance = np.linalg.inv(prior + jacobian.T @ (weight[:, None] * jacobian))
     leverage = np.minimum(weight * np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian), 0.9)
     own = (float(np.sum(weight * noise * (left / (1 - leverage)) ** 2)) + STEADY * noise) / (len(rows) + STEADY)
-    return Posterior(theta, covariance, own, left)
+    return Posterior(theta, covariance, own, left / np.sqrt(1 - leverage))
 
 
 def _wide(rows: Sequence[Row]) -> np.ndarray:
@@ -147,7 +148,7 @@ def _linear(y: np.ndarray, amounts: np.ndarray, theta: np.ndarray, noise: float)
     return left, parts / total[:, None], (FREEDOM + 1) / (FREEDOM + left**2 / noise) / noise
 
 
-def learn(tables: Sequence[Table], runtime: str, *, rounds: int = 12) -> Population:
+def learn(tables: Sequence[Table], runtime: str, *, rounds: int = 25) -> Population:
     """The population that the tables are drawn from. Tables without rows count for nothing."""
     tables = [t for t in tables if t.rows]
     traits = np.array([t.device.traits() for t in tables])
@@ -163,5 +164,5 @@ def learn(tables: Sequence[Table], runtime: str, *, rounds: int = 12) -> Populat
         weights[0] += start
         off = theta - traits @ weights
         spread = (off.T @ off + sum(p.covariance for p in found) + DEVICES * stated) / (len(tables) + DEVICES)
-        noise = 1.1 * max(1.4826 * float(np.median(np.abs(np.concatenate([p.residuals for p in found])))), 0.02) ** 2
+        noise = max(1.4826 * float(np.median(np.abs(np.concatenate([p.residuals for p in found])))), 0.02) ** 2
     return Population(runtime, weights, spread, noise)
