@@ -1,6 +1,6 @@
 """What no device of stated facts goes below: multiply-accumulates over the most that its vector units finish in a cycle.
 
-A bound, not an estimate: published networks take 1.5 to 10 times as long. Memory isn't in it, as its speed is no fact of a core.
+A bound, not an estimate: published networks take 1 to 100 times as long, 5 in the median. Memory isn't in it, as its speed is no fact of a core.
 """
 
 from __future__ import annotations
