@@ -77,6 +77,7 @@ def work_of(model: onnx.ModelProto) -> tuple[Operator, ...]:
     """The operators of an ONNX model (from `probes.static.read`), in its order. Raises UsageError where shapes can't be found."""
     from edgekd.probes import static
 
+    static.node_macs(model)  # refuses operators whose shapes can't be found
     shapes = static.value_shapes(model)
     weights = _weights(model)
     made = (_operator(node, shapes, weights) for node in model.graph.node)
@@ -100,8 +101,6 @@ def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights:
     kind = node.op_type
     if kind in FREE | FUSED or node.output[0] in weights:
         return None
-    if kind in static.COUNTED:
-        static.node_macs(node, shapes)  # refuses shapes that are not known
     out = shapes.get(node.output[0])
     if not out:
         return None
