@@ -314,7 +314,7 @@ def test_a_left_out_network_is_predicted_as_the_results_say():
 
 
 def target(**facts):
-    given = {"architecture": "aarch64", "emulated_as": "cortex-a72", "clock_mhz": 1500.0, "threads": 4} | facts
+    given = {"architecture": "aarch64", "core": "cortex-a72", "emulated_as": "cortex-a76", "clock_mhz": 1500.0, "threads": 4} | facts
     return Target("board", "A board", runtime=Runtime("onnxruntime", "1"), **given)
 
 
@@ -322,9 +322,9 @@ def test_the_best_that_is_known_of_a_target(tmp_path):
     work = benchmark("networks").NETWORKS["mobilenet_v2_1.0"]().work
     assert latency.device_of(target()) == Device("cortex-a72", 1.5, 4)
     assert latency.device_of(target(architecture="x86-64", features=("avx2", "avx512f")), 1) == Device("avx512", 1.5, 1)
-    assert latency.predict(work, target(clock_mhz=None)) is None and latency.predict(work, target(emulated_as=None)) is None
+    assert latency.predict(work, target(clock_mhz=None)) is None and latency.predict(work, target(core=None)) is None
     assert latency.predict(work, target()).kind == "transferred"
-    assert latency.predict(work, target(emulated_as="cortex-m7")).kind == "bound"
+    assert latency.predict(work, target(core="cortex-m7")).kind == "bound"
     device, pop = Device("cortex-a72", 1.5, 4), shipped.population()
     rows = drawn(9, np.random.default_rng(0), device.traits() @ pop.weights + 0.2)
     own = shipped.Board("board", "A board", "onnxruntime", (population.Table("t", device, tuple(rows)),))

@@ -19,15 +19,15 @@ from edgekd.records import Target
 
 
 def device_of(target: Target, threads: int | None = None) -> Device | None:
-    """A target's traits: core from the name of its CPU to an emulator, or from x86's features. None where the core or its clock isn't known.
+    """A target's traits: its core, of x86 by features. None where the core or its clock isn't known; a stand-in of an emulator says nothing of time.
 
     `half` is False: onnxruntime computes float32 networks in 32 bits."""
     if target.clock_mhz is None:
         return None
     if target.architecture == "x86-64":
         core = next((core for feature, core in (("avx512f", "avx512"), ("avx2", "avx2")) if feature in target.features), "sse42")
-    elif target.emulated_as is not None:
-        core = target.emulated_as
+    elif target.core is not None:
+        core = target.core
     else:
         return None
     return Device(core, target.clock_mhz / 1000, threads or target.threads)
