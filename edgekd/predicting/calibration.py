@@ -1,0 +1,142 @@
+"""A device's costs, and what they say of a network: the value, a 95 % interval, and how far it can be trusted.
+
+calibrated    the device itself was timed, with this runtime and this number of threads
+transferred   a device of the same core was, or another runtime, number of threads, or clock: the interval widens by how much such pairs differ
+bound         nothing like it was timed: no number, only what no device of these facts goes below
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from edgekd.predicting import costs
+from edgekd.predicting.costs import Precision
+from edgekd.predicting.population import APART, COUNT, MISFIT, Device, Population, Row, logarithm, posterior
+from edgekd.predicting.work import Operator
+from edgekd.records import Measurement
+
+Kind = Literal["calibrated", "transferred", "bound"]
+ENOUGH = 3  # rows from which a device counts as timed
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Costs of one device, runtime and number of threads: logarithms of milliseconds per million (`costs.NAMES`, float then int8) with
+    covariance; `noise`: variance of a row's logarithm; `rows`: how many networks were timed; `reach`: standard deviations to each side."""
+
+    name: str
+    device: Device
+    runtime: str
+    mean: np.ndarray
+    covariance: np.ndarray
+    noise: float
+    rows: int
+    reach: float
+    kind: Kind = "calibrated"
+    sources: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Milliseconds per inference at batch 1 with a 95 % interval; of kind `bound`: value and low are the bound, high is infinite."""
+
+    value: float
+    low: float
+    high: float
+    kind: Kind
+    note: str = ""
+
+
+def expected(
+    device: Device, population: Population, relatives: Sequence[Calibration] = (), runtime: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [22], covariance [22, 22]) of a device's costs before its own rows: the population's, drawn towards devices of the same core.
+
+    Two devices of one core share `likeness` of the population's covariance: the best linear guess from n of them is their mean offset times
+    n l / (1 + (n - 1) l), and what it leaves is 1 - n l**2 / (1 + (n - 1) l) of the covariance (Henderson, Biometrics 31 (1975) 423). Another
+    runtime than the population's shifts all costs of a precision together by an amount of variance `runtimes`, and each a little besides."""
+    mean, spread = device.traits() @ population.weights, population.spread
+    kin = [r for r in relatives if r.device.core == device.core and r.rows]
+    if kin:
+        n, like = len(kin), population.likeness
+        pull = n * like / (1 + (n - 1) * like)
+        mean = mean + pull * np.mean([r.mean - r.device.traits() @ population.weights for r in kin], axis=0)
+        spread = spread * (1 - pull * like)
+    if runtime not in (None, population.runtime):
+        shared = np.kron(np.diag([population.runtimes[p] for p in costs.PRECISIONS]), np.ones((COUNT, COUNT)))
+        spread = spread + shared + APART * np.eye(2 * COUNT)
+    return mean, spread
+
+
+def fit(
+    rows: Sequence[Row], device: Device, population: Population, *, name: str = "", runtime: str | None = None, relatives: Sequence[Calibration] = ()
+) -> Calibration:
+    """A device's costs from timed networks: any number of them, from none on. `runtime`: what timed the rows, or will run the networks;
+    `relatives`: calibrations with the population's runtime, of which those of the device's core are used."""
+    mean, spread = expected(device, population, relatives, runtime)
+    found = posterior(rows, mean, spread, population.noise)
+    kind: Kind = "calibrated" if len(rows) >= ENOUGH else "transferred"
+    sources = tuple(dict.fromkeys(r.source for r in rows if r.source))
+    noise = found.noise + MISFIT
+    made = Calibration(
+        name, device, runtime or population.runtime, found.mean, found.covariance, noise, len(rows), population.reach[kind], kind, sources
+    )
+    return replace(made, note=_note(made, population, relatives))
+
+
+def _note(made: Calibration, population: Population, relatives: Sequence[Calibration]) -> str:
+    """Where the figures come from, in words."""
+    where = f"{made.runtime}, {made.device.threads} thread{'s' * (made.device.threads > 1)}"
+    if made.kind == "calibrated":
+        return f"{made.rows} networks timed on {made.name or made.device.core} with {where}"
+    kin = [r for r in relatives if r.device.core == made.device.core and r.rows]
+    text = f"from {len(kin)} tables of {made.device.core}" if kin else f"from other cores than {made.device.core}"
+    if made.runtime == population.runtime:
+        return f"{text} for {where}"
+    factor = math.exp(made.reach * math.sqrt(population.runtimes["float"]))
+    return f"{text} with {population.runtime} for {where}: the other runtime alone widens by a factor of {factor:.1f} to each side"
+
+
+def predict(work: Sequence[Operator], calibration: Calibration, *, threads: int | None = None, precision: Precision = "float") -> Prediction:
+    """Milliseconds of a network on a device. ValueError where the calibration is for another number of threads, or the network does nothing."""
+    if threads is not None and threads != calibration.device.threads:
+        raise ValueError(f"the calibration is for {calibration.device.threads} threads, not {threads}")
+    return of(costs.costs(work), calibration, precision)
+
+
+def of(amounts: np.ndarray, calibration: Calibration, precision: Precision) -> Prediction:
+    """The prediction for `costs.costs` of a network."""
+    if not amounts.any():
+        raise ValueError("a network without operators takes no time that could be predicted")
+    value, gradient = logarithm(calibration.mean, amounts, precision)
+    half = calibration.reach * math.sqrt(float(gradient @ calibration.covariance @ gradient) + calibration.noise)
+    note = f"{calibration.kind}: {calibration.note}"
+    return Prediction(math.exp(value), math.exp(value - half), math.exp(value + half), calibration.kind, note)
+
+
+def ratio(work: Sequence[Operator], calibration: Calibration) -> Prediction:
+    """Time in int8 over time in float, with its interval: the errors that both share cancel through the joint covariance."""
+    amounts = costs.costs(work)
+    (a, ga), (b, gb) = (logarithm(calibration.mean, amounts, p) for p in costs.PRECISIONS)
+    gradient = gb - ga
+    half = calibration.reach * math.sqrt(float(gradient @ calibration.covariance @ gradient) + 2 * calibration.noise)
+    value = b - a
+    return Prediction(math.exp(value), math.exp(value - half), math.exp(value + half), calibration.kind, calibration.note)
+
+
+def measurement(prediction: Prediction, *, target: str, threads: int) -> Measurement:
+    """`latency_p50_ms` as a record: origin `predicted`, the note begins with the kind."""
+    note = prediction.note if prediction.note.startswith(prediction.kind) else f"{prediction.kind}: {prediction.note}"
+    return Measurement("latency_p50_ms", "ms", prediction.value, prediction.low, prediction.high, 1, None, target, "predicted", threads, note=note)
+
+
+def costs_of(calibration: Calibration, precision: Precision) -> dict[str, float]:
+    """{kind of work: milliseconds per million}: what a person can read in a calibration."""
+    start = COUNT * costs.PRECISIONS.index(precision)
+    return {name: math.exp(calibration.mean[start + i]) for i, name in enumerate(costs.NAMES)}

@@ -1,0 +1,143 @@
+"""What a network does, one operator at a time: kinds and shapes, from an ONNX file. No time, no device.
+
+Shapes are those of one sample. A convolution's multiply-accumulates agree with `probes.static.macs`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import onnx
+
+Kind = Literal["conv", "product", "pool", "elementwise", "move"]
+
+FREE = frozenset({"Constant", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Dropout", "Cast"})  # no data is touched
+FREE |= frozenset({"QuantizeLinear", "DequantizeLinear"})  # a runtime folds them into the kernels beside them
+POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "QLinearGlobalAveragePool"})
+MOVES = frozenset({"Concat", "Slice", "Split", "Transpose", "Pad", "Resize", "Upsample", "Gather", "Expand", "DepthToSpace", "SpaceToDepth"})
+FUSED = frozenset({"Relu", "Clip", "BatchNormalization", "LeakyRelu", "PRelu"})  # done in the kernel that makes their input
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator at batch 1.
+
+    conv         `ci` -> `co` channels, a kernel of `kernel` (rows, columns), `groups`, output of `height` x `width` places; `stride` of the rows.
+    product      a matrix product: `height` rows, `ci` terms per sum, `co` columns; `stored`: the right side is a weight.
+    pool         `co` channels out, window `kernel`.
+    elementwise  reads `ci` channels of height x width, writes `co`: sums, products, activations that are not fused.
+    move         the same, and computes nothing: concat, slice, shuffle, resize.
+    """
+
+    kind: Kind
+    ci: int
+    co: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    groups: int = 1
+    height: int = 1
+    width: int = 1
+    stored: bool = True
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates; 0 for what is neither convolution nor product."""
+        if self.kind not in ("conv", "product"):
+            return 0
+        return self.height * self.width * self.co * (self.ci // self.groups) * math.prod(self.kernel)
+
+    @property
+    def weights(self) -> int:
+        """Elements of the weight, without bias."""
+        return self.co * (self.ci // self.groups) * math.prod(self.kernel) if self.kind in ("conv", "product") and self.stored else 0
+
+    @property
+    def read(self) -> int:
+        """Elements of activations that it reads."""
+        places = self.height * self.width
+        if self.kind == "product":
+            return places * self.ci + (0 if self.stored else self.ci * self.co)
+        return places * self.stride**2 * self.ci if self.kind in ("conv", "pool") else places * self.ci
+
+    @property
+    def written(self) -> int:
+        """Elements of activations that it writes."""
+        return self.height * self.width * self.co
+
+
+def macs(work: Sequence[Operator]) -> int:
+    return sum(operator.macs for operator in work)
+
+
+def work_of(model: onnx.ModelProto) -> tuple[Operator, ...]:
+    """The operators of an ONNX model (from `probes.static.read`), in its order. Raises UsageError where shapes can't be found."""
+    from edgekd.probes import static
+
+    static.node_macs(model)  # refuses operators whose shapes can't be found
+    shapes = static.value_shapes(model)
+    weights = _weights(model)
+    made = (_operator(node, shapes, weights) for node in model.graph.node)
+    return tuple(operator for operator in made if operator is not None)
+
+
+def _weights(model: onnx.ModelProto) -> frozenset[str]:
+    """Values that are fixed before a sample comes: constants, and what is quantized or reshaped of them alone."""
+    from edgekd.probes import static
+
+    fixed = set(static.constants(model))
+    for node in model.graph.node:
+        if node.op_type in FREE | {"Transpose"} and node.input and all(i in fixed for i in node.input if i):
+            fixed.update(node.output)
+    return frozenset(fixed)
+
+
+def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights: frozenset[str]) -> Operator | None:
+    from edgekd.probes import static
+
+    kind = node.op_type
+    if kind in FREE | FUSED or node.output[0] in weights:
+        return None
+    out = shapes.get(node.output[0])
+    if not out:
+        return None
+    co, height, width = _places(out)
+    if kind in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose"):
+        return _convolution(node, shapes, co, height, width)
+    if kind in static.COUNTED:
+        right = node.input[3 if kind == "QLinearMatMul" else 1]
+        terms = shapes[node.input[0]][-1]
+        if kind == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute):
+            terms = shapes[node.input[0]][0]
+        return Operator("product", terms, out[-1], height=math.prod(out[:-1]), stored=right in weights)
+    read = [math.prod(shapes[i]) for i in node.input if i in shapes and i not in weights]
+    channels = max(1, round(sum(read) / (height * width))) if read else co
+    if kind in POOLS:
+        before = _places(shapes[node.input[0]])
+        window = next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape"), before[1:])
+        return Operator("pool", before[0], co, (window[0], window[-1]), max(1, before[1] // height), before[0], height, width)
+    return Operator("move" if kind in MOVES else "elementwise", channels, co, height=height, width=width)
+
+
+def _convolution(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], co: int, height: int, width: int) -> Operator:
+    kind = node.op_type
+    kernel = shapes[node.input[3 if kind == "QLinearConv" else 1]][2:]
+    window = (kernel[0], kernel[-1] if len(kernel) > 1 else 1)
+    ci, before_h, before_w = _places(shapes[node.input[0]])
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    stride = next((a.ints[0] for a in node.attribute if a.name == "strides"), 1)
+    if kind == "ConvTranspose":  # each input goes to every tap: the work of a convolution at the places of its input
+        return Operator("conv", ci, co, window, 1, groups, before_h, before_w)
+    return Operator("conv", ci, co, window, stride, groups, height, width)
+
+
+def _places(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(channels, rows, columns) of a value at batch 1; sequences [1, tokens, channels] have tokens as rows."""
+    if len(shape) >= 4:
+        return shape[1], shape[2], math.prod(shape[3:])
+    if len(shape) == 3:
+        return shape[2], shape[1], 1
+    return math.prod(shape), 1, 1

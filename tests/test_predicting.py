@@ -1,0 +1,465 @@
+"""Predicted latency: amounts of work, costs of devices, intervals, files that come from elsewhere."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgekd.errors import UsageError
+from edgekd.predicting import bound, calibration, costs, latency, population, probes, shipped
+from edgekd.predicting.population import COUNT, Device, Population, Row
+from edgekd.predicting.work import Operator, macs, work_of
+from edgekd.probes import static
+from edgekd.records import Runtime, Target
+
+LATENCY = Path(__file__).parent.parent / "benchmarks" / "latency"
+A72 = Device("cortex-a72", 1.5, 1)
+
+
+def benchmark(name):
+    """A module of the benchmark's folder."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, LATENCY / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def amounts(**given):
+    return np.array([given.get(name, 0.0) for name in costs.NAMES])
+
+
+# ---------------------------------------------------------------- work
+
+
+def test_costs_of_operators_by_hand():
+    square = Operator("conv", 32, 64, (3, 3), 1, 1, 10, 10)  # 10*10*64*32*9 = 1,843,200; reads 3,200, writes 6,400
+    assert costs.costs([square]) == pytest.approx(amounts(winograd=1.8432, activations=0.0096, transforms=0.0096, operators=1e-6))
+    depth = Operator("conv", 30, 30, (3, 3), 2, 30, 5, 5)  # 25*30*9 = 6,750; reads 100*30, writes 750; 30 is no multiple of 4
+    assert costs.costs([depth]) == pytest.approx(amounts(depthwise=0.00675, activations=0.00375, uneven=0.00675, operators=1e-6))
+    assert costs.costs([Operator("product", 100, 10)]) == pytest.approx(amounts(weights=0.001, operators=1e-6))
+    both = [Operator("elementwise", 8, 4, height=5, width=5), Operator("move", 4, 4, height=5, width=5)]
+    assert costs.costs(both) == pytest.approx(amounts(touched=(300 + 200) / 1e6, operators=2e-6))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((64, 64, (1, 1), 1, 1), "gemm"), ((64, 64, (1, 1), 1, 2), "gemm"), ((64, 64, (3, 3), 2, 1), "dense"), ((8, 64, (3, 3), 1, 1), "dense"),
+        ((64, 64, (3, 3), 1, 8), "grouped"), ((64, 64, (3, 3), 1, 64), "depthwise"), ((64, 64, (3, 3), 1, 2), "winograd"),
+    ],
+)  # fmt: skip
+def test_kernels_of_convolutions(shape, kernel):
+    assert costs.kernel_of(Operator("conv", *shape, 7, 7)) == kernel
+
+
+def test_work_has_the_macs_of_the_file_and_int8_the_same_work():
+    files = probes.models()
+    for (name, precision), data in files.items():
+        model = onnx.load_model_from_string(data)
+        work = work_of(model)
+        assert macs(work) == static.macs(model)[0], name
+        if precision == "int8":
+            plain = work_of(onnx.load_model_from_string(files[name, "float"]))
+            assert costs.costs(work) == pytest.approx(costs.costs(plain)), name
+
+
+def test_work_of_a_graph_by_hand():
+    tensor = helper.make_tensor_value_info
+    weights = [
+        helper.make_tensor("w", TensorProto.FLOAT, (8, 4, 3, 3), np.zeros(288)),
+        helper.make_tensor("u", TensorProto.FLOAT, (8, 2, 2, 2), np.zeros(64)),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("ConvTranspose", ["b", "u"], ["c"], strides=[2, 2]),
+        helper.make_node("Concat", ["c", "c"], ["d"], axis=1),
+        helper.make_node("GlobalAveragePool", ["d"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [tensor("x", TensorProto.FLOAT, ["n", 4, 6, 6])], [tensor("y", TensorProto.FLOAT, ["n", 4, 1, 1])], weights)
+    made = work_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    assert made == (
+        Operator("conv", 4, 8, (3, 3), 2, 1, 3, 3),
+        Operator("conv", 8, 2, (2, 2), 1, 1, 3, 3),
+        Operator("move", 4, 4, height=6, width=6),
+        Operator("pool", 4, 4, (6, 6), 6, 4, 1, 1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "parameters"),
+    [  # the papers' and model zoos' figures: multiply-accumulates and weights (without biases and norms), in millions
+        ("squeezenet1.1", 388, 1.23), ("mobilenet_v1_1.0", 569, 4.2), ("mobilenet_v2_1.0", 300, 3.5), ("mobilenet_v3_large_1.0", 217, 5.4),
+        ("shufflenet_v1_1.0x_g3", 137, 1.87), ("shufflenet_v2_1.0x", 146, 2.3), ("mnasnet_1.0", 315, 4.4), ("proxylessnasnet", 320, 4.1),
+        ("efficientnet_b0", 390, 5.3), ("efficientnetv2_b0", 720, 7.1), ("regnety_400m", 400, 4.3), ("googlenet", 1580, 7.0),
+        ("resnet18", 1814, 11.7), ("resnet50", 3860, 25.6), ("alexnet", 724, 61.0), ("vgg16", 15470, 138.3), ("yolov4-tiny", 3455, 6.06),
+        ("vision_transformer", 55500, 86.9), ("efficientnet_lite0", 385, 4.65), ("nanodet_m", 360, 0.95),
+    ],
+)  # fmt: skip
+def test_networks_have_their_published_size(name, millions, parameters):
+    work = benchmark("networks").NETWORKS[name]().work
+    assert macs(work) / 1e6 == pytest.approx(millions, rel=0.06)
+    assert sum(o.weights for o in work) / 1e6 == pytest.approx(parameters, rel=0.04)
+
+
+def test_a_definition_agrees_with_its_file():
+    """The residual probe once more, by the benchmark's means: the two ways of counting are independent."""
+    image = benchmark("networks").At(3, 112, 112)
+    x = image.conv(32, 3, 2).conv(32, 3).each(2).conv(64, 3, 2).conv(64, 3).each(2).conv(128, 3, 2).conv(128, 3).each(2)
+    x = x.conv(512, 3, 2).conv(512, 3).mean().fc(1000)
+    made = work_of(onnx.load_model_from_string(probes.models()["residual", "float"]))
+    assert costs.costs(x.work) == pytest.approx(costs.costs(made))
+
+
+# ---------------------------------------------------------------- devices
+
+
+def known(seed=0):
+    """A population with plain numbers."""
+    start = np.log([costs.START[n] for n in costs.NAMES])
+    weights = np.zeros((len(population.TRAITS), 2 * COUNT))
+    weights[0], weights[1] = np.tile(start, 2), -1.0
+    return Population("ncnn", weights, population.SPREAD**2 * (np.eye(2 * COUNT) + 1), 0.05**2)
+
+
+def drawn(count, generator, truth, precision="float", noise=0.05):
+    """Rows of a device whose costs are `truth`."""
+    made = []
+    for _ in range(count):
+        given = generator.lognormal(0, 1.5, COUNT) * np.array([100, 100, 30, 10, 5, 2, 5, 5, 5e-5, 5, 1])
+        value, _ = population.logarithm(truth, given, precision)
+        made.append(Row(given, math.exp(value + noise * generator.standard_normal()), precision, "a source"))
+    return made
+
+
+def test_logarithm_by_hand_and_its_gradient_by_differences():
+    theta = np.log(np.arange(1, 2 * COUNT + 1) / 10)
+    given = amounts(gemm=10, dense=2)
+    assert population.logarithm(theta, given, "float")[0] == pytest.approx(math.log(10 * 0.1 + 2 * 0.3))
+    assert population.logarithm(theta, given, "int8")[0] == pytest.approx(math.log(10 * 1.2 + 2 * 1.4))
+    value, gradient = population.logarithm(theta, given, "int8")
+    for i in range(2 * COUNT):
+        moved = theta + 1e-6 * (np.arange(2 * COUNT) == i)
+        assert (population.logarithm(moved, given, "int8")[0] - value) / 1e-6 == pytest.approx(gradient[i], abs=1e-5)
+
+
+def test_posterior_is_the_minimum_that_a_general_optimizer_finds():
+    generator, pop = np.random.default_rng(1), known()
+    mean = A72.traits() @ pop.weights
+    rows = drawn(9, generator, mean + 0.3) + drawn(4, generator, mean - 0.2, "int8")
+    inverse = np.linalg.inv(pop.spread)
+
+    def penalty(theta):
+        left = np.array([math.log(r.milliseconds) - population.logarithm(theta, r.costs, r.precision)[0] for r in rows])
+        nu = population.FREEDOM
+        return (nu + 1) / 2 * np.log1p(left**2 / (nu * pop.noise)).sum() + (theta - mean) @ inverse @ (theta - mean) / 2
+
+    found = population.posterior(rows, mean, pop.spread, pop.noise)
+    best = penalty(found.mean)
+    for _ in range(200):
+        assert penalty(found.mean + 0.01 * generator.standard_normal(2 * COUNT)) > best
+    slope = [(penalty(found.mean + e) - penalty(found.mean - e)) / 2e-5 for e in 1e-5 * np.eye(2 * COUNT)]
+    assert np.abs(slope).max() < 0.02
+
+
+def test_no_rows_give_the_expectation_and_rows_narrow_it():
+    pop, work = known(), [Operator("conv", 64, 64, (1, 1), 1, 1, 28, 28)]
+    before = calibration.predict(work, calibration.fit((), A72, pop))
+    assert before.kind == "transferred" and before.note.startswith("transferred: ")
+    truth = A72.traits() @ pop.weights + 0.4
+    after = calibration.predict(work, calibration.fit(drawn(20, np.random.default_rng(0), truth), A72, pop, name="board"))
+    assert after.kind == "calibrated" and "20 networks timed on board with ncnn, 1 thread" in after.note
+    exact = math.exp(population.logarithm(truth, costs.costs(work), "float")[0])
+    assert after.low < exact < after.high and after.high / after.low < before.high / before.low
+    assert abs(after.value / exact - 1) < 0.1 < abs(before.value / exact - 1)
+
+
+def test_the_interval_of_a_row_by_hand():
+    made = calibration.Calibration("b", A72, "ncnn", np.zeros(2 * COUNT), 0.04 * np.eye(2 * COUNT), 0.05, 5, 2.0)
+    found = calibration.of(amounts(gemm=3, dense=1), made, "float")  # 4 ms; shares 3/4 and 1/4: variance 0.04 * 10/16 + 0.05 = 0.075
+    assert found.value == pytest.approx(4)
+    assert (found.low, found.high) == pytest.approx((4 * math.exp(-2 * math.sqrt(0.075)), 4 * math.exp(2 * math.sqrt(0.075))))
+
+
+def test_float_rows_say_something_of_int8():
+    pop = known()
+    truth = A72.traits() @ pop.weights + 0.5  # in both precisions: devices differ together
+    fitted = calibration.fit(drawn(12, np.random.default_rng(0), truth), A72, pop)
+    work = [Operator("conv", 64, 64, (1, 1), 1, 1, 28, 28)]
+    prior, found = (calibration.predict(work, f, precision="int8") for f in (calibration.fit((), A72, pop), fitted))
+    exact = math.exp(population.logarithm(truth, costs.costs(work), "int8")[0])
+    assert abs(math.log(found.value / exact)) < abs(math.log(prior.value / exact))
+    ratio = calibration.ratio(work, fitted)
+    assert ratio.value == pytest.approx(found.value / calibration.predict(work, fitted).value)
+    assert ratio.low < 1 < ratio.high
+
+
+def test_relatives_of_the_same_core_pull_by_hand():
+    pop = dataclasses.replace(known(), likeness=0.5)
+    offset = np.full(2 * COUNT, 0.3)
+
+    def relative(core, offset):
+        device = Device(core, 2.0, 4)
+        return calibration.Calibration(core, device, "ncnn", device.traits() @ pop.weights + offset, pop.spread, 0.01, 20, 2.0)
+
+    own = A72.traits() @ pop.weights
+    mean, spread = calibration.expected(A72, pop, [relative("cortex-a72", offset), relative("cortex-a53", -offset)])
+    assert mean - own == pytest.approx(0.5 * offset) and spread == pytest.approx(0.75 * pop.spread)  # one: l and 1 - l**2
+    mean, spread = calibration.expected(A72, pop, [relative("cortex-a72", offset)] * 2)
+    assert mean - own == pytest.approx(2 / 3 * offset) and spread == pytest.approx(2 / 3 * pop.spread)  # two: 2 l / (1 + l)
+    wide = calibration.expected(A72, pop, runtime="onnxruntime")[1] - pop.spread
+    assert wide[0, 0] == pytest.approx(pop.runtimes["float"] + population.APART) and wide[0, 1] == pytest.approx(pop.runtimes["float"])
+    assert wide[-1, -2] == pytest.approx(pop.runtimes["int8"]) and wide[0, -1] == 0
+
+
+def test_a_population_is_found_again_and_its_intervals_hold():
+    """Forty devices drawn from known numbers: mean by trait within error, and intervals on rows that weren't given."""
+    generator, pop = np.random.default_rng(3), known()
+    root, tables, left = np.linalg.cholesky(pop.spread), [], []
+    for i in range(40):
+        device = Device("cortex-a72", float(generator.uniform(0.8, 3)), 1)
+        truth = device.traits() @ pop.weights + root @ generator.standard_normal(2 * COUNT)
+        rows = [*drawn(20, generator, truth), *drawn(12, generator, truth, "int8")]
+        tables.append(population.Table(f"t{i}", device, tuple(rows[:-4])))
+        left.append(rows[-4:])
+    found = population.learn(tables, "ncnn")
+    device = Device("cortex-a72", 1.5, 1)
+    assert np.abs(device.traits() @ (found.weights - pop.weights)).mean() < 0.25  # 40 devices share a deviation of 0.35 each
+    assert 0.7 < np.trace(found.spread) / np.trace(pop.spread) < 1.5
+    assert 0.03 < math.sqrt(found.noise) < 0.08
+    known_noise = dataclasses.replace(found, reach={"calibrated": 1.96, "transferred": 1.96})
+    inside = []
+    for table, rows in zip(tables, left, strict=True):
+        fitted = calibration.fit(table.rows, table.device, known_noise)
+        fitted = dataclasses.replace(fitted, noise=fitted.noise - population.MISFIT)  # these networks have none
+        inside += [p.low <= r.milliseconds <= p.high for r in rows for p in [calibration.of(r.costs, fitted, r.precision)]]
+    assert 0.88 <= np.mean(inside) <= 0.995
+
+
+def test_other_threads_and_nothing_to_do_are_refused():
+    fitted = calibration.fit((), A72, known())
+    with pytest.raises(ValueError, match="1 threads, not 4"):
+        calibration.predict([Operator("conv", 4, 4)], fitted, threads=4)
+    with pytest.raises(ValueError, match="without operators"):
+        calibration.predict([], fitted)
+
+
+def test_a_measurement_says_predicted_and_how():
+    made = calibration.measurement(calibration.predict([Operator("conv", 4, 4)], calibration.fit((), A72, known())), target="pi", threads=1)
+    assert made.origin == "predicted" and made.note.startswith("transferred: ") and made.low < made.value < made.high
+    made = calibration.measurement(bound.bound([Operator("conv", 4, 4)], A72), target="pi", threads=1)
+    assert made.note.startswith("bound: ") and made.high == math.inf and made.value == made.low
+
+
+def test_bound_by_hand():
+    pointwise = [Operator("conv", 100, 100, (1, 1), 1, 1, 10, 10)]  # a million multiply-accumulates
+    assert bound.bound(pointwise, Device("cortex-a53", 1.0, 1)).low == pytest.approx(1 / 4)  # 4 per cycle, 10**6 cycles per ms
+    assert bound.bound(pointwise, Device("cortex-a76", 2.0, 4)).low == pytest.approx(1 / (8 * 2 * 4))
+    assert bound.bound(pointwise, Device("cortex-a76", 1.0, 1), precision="int8", features=("dotprod",)).low == pytest.approx(1 / 32)
+    square = [Operator("conv", 100, 100, (3, 3), 1, 1, 10, 10)]
+    assert bound.bound(square, Device("cortex-a53", 1.0, 1)).low == pytest.approx(9 * 64 / 324 / 4)
+
+
+# ---------------------------------------------------------------- what ships
+
+
+def test_shipped_boards_have_sources_and_fits():
+    assert {b.name for b in shipped.boards()} >= {"raspberry-pi-3b-plus", "raspberry-pi-4b", "rk3399", "rk3588"}
+    assert all(r.source for b in shipped.boards() for t in b.tables for r in t.rows)
+    fitted = [c for c in shipped.calibrations() if c.name.startswith("raspberry-pi-4b")]
+    assert {c.device.threads for c in fitted} == {1, 4} and all(c.kind == "calibrated" and c.rows == 35 for c in fitted)
+    work = benchmark("networks").NETWORKS["resnet18"]().work
+    one = next(c for c in fitted if c.device.threads == 1)
+    assert calibration.predict(work, one).value == pytest.approx(190.8, rel=0.25)  # published; one row of 35
+    cost = calibration.costs_of(one, "float")
+    assert 0.05 < cost["gemm"] < 0.5 and cost["winograd"] < cost["dense"]  # 1.8 GHz, 4 lanes: 0.14 ms per million at its peak
+
+
+def test_what_is_known_without_own_rows():
+    found = shipped.calibrate(Device("cortex-a72", 1.5, 4), runtime="onnxruntime")
+    assert found.kind == "transferred" and "6 tables of cortex-a72 with ncnn for onnxruntime" in found.note
+    same = shipped.calibrate(Device("cortex-a72", 1.5, 4), runtime="ncnn")
+    work = benchmark("networks").NETWORKS["mobilenet_v2_1.0"]().work
+    wide, narrow = (p.high / p.low for p in (calibration.predict(work, c) for c in (found, same)))
+    assert wide > 1.5 * narrow
+    assert shipped.calibrate(Device("cortex-m7", 0.2, 1), runtime="onnxruntime") is None
+
+
+def test_a_left_out_network_is_predicted_as_the_results_say():
+    """MobileNetV2 taken out of all shipped rows: the benchmark's way, from what ships."""
+    gone = costs.costs(benchmark("networks").NETWORKS["mobilenet_v2_1.0"]().work)
+
+    def same(row):
+        return np.allclose(row.costs, gone, rtol=1e-4, atol=1e-9)
+
+    tables = [t for b in shipped.boards() for t in b.tables]
+    rest = [dataclasses.replace(t, rows=tuple(r for r in t.rows if not same(r))) for t in tables]
+    pop = dataclasses.replace(population.learn(rest, "ncnn"), reach=shipped.population().reach)
+    errors, inside = [], []
+    for table, given in zip(tables, rest, strict=True):
+        for r in table.rows:
+            if same(r):
+                p = calibration.of(r.costs, calibration.fit(given.rows, table.device, pop), r.precision)
+                errors.append(abs(p.value / r.milliseconds - 1))
+                inside.append(p.low <= r.milliseconds <= p.high)
+    assert len(errors) == len(tables) and np.median(errors) < 0.12 and np.mean(inside) >= 0.9
+
+
+def target(**facts):
+    given = {"architecture": "aarch64", "core": "cortex-a72", "emulated_as": "cortex-a76", "clock_mhz": 1500.0, "threads": 4} | facts
+    return Target("board", "A board", runtime=Runtime("onnxruntime", "1"), **given)
+
+
+def test_the_best_that_is_known_of_a_target(tmp_path):
+    work = benchmark("networks").NETWORKS["mobilenet_v2_1.0"]().work
+    assert latency.device_of(target()) == Device("cortex-a72", 1.5, 4)
+    assert latency.device_of(target(architecture="x86-64", features=("avx2", "avx512f")), 1) == Device("avx512", 1.5, 1)
+    assert latency.predict(work, target(clock_mhz=None)) is None and latency.predict(work, target(core=None)) is None
+    assert latency.predict(work, target()).kind == "transferred"
+    assert latency.predict(work, target(core="cortex-m7")).kind == "bound"
+    device, pop = Device("cortex-a72", 1.5, 4), shipped.population()
+    rows = drawn(9, np.random.default_rng(0), device.traits() @ pop.weights + 0.2)
+    own = shipped.Board("board", "A board", "onnxruntime", (population.Table("t", device, tuple(rows)),))
+    shipped.write(tmp_path / "board.json", own, [[f"probe {i}" for i in range(9)]])
+    read = latency.rows_of(tmp_path / "board.json", runtime="onnxruntime", threads=4)
+    assert len(read) == 9 and latency.rows_of(tmp_path / "board.json", runtime="onnxruntime", threads=1) == ()
+    assert latency.predict(work, target(), rows=read).kind == "calibrated"
+    with pytest.raises(UsageError, match="timed with onnxruntime, not ncnn"):
+        latency.rows_of(tmp_path / "board.json", runtime="ncnn", threads=4)
+
+
+@pytest.mark.parametrize("way", ["models", "both", "boards 3", "boards 5"])
+def test_the_committed_validation_meets_its_aims(way):
+    found = json.loads((LATENCY / "result.json").read_text())["ways"][way]["all"]
+    assert found["median_error"] <= 0.10 and found["p90_error"] <= 0.30 and 0.90 <= found["inside"] <= 0.98
+    assert found["macs_median_error"] >= 2 * found["median_error"] and found["macs_p90_error"] >= 2 * found["p90_error"]
+
+
+def test_the_results_page_is_of_the_result():
+    found = json.loads((LATENCY / "result.json").read_text())
+    page = benchmark("results").markdown(found)
+    assert page == (LATENCY / "RESULTS.md").read_text()
+    found["ways"]["models"]["all"]["median_error"] = 0.4321
+    assert "43.2 %" in benchmark("results").markdown(found)
+
+
+def test_files_go_there_and_back(tmp_path):
+    board = next(b for b in shipped.boards() if b.name == "raspberry-pi-4b")
+    names = [[f"n{i}" for i in range(len(t.rows) // 2)] * 2 + ["n0"] * (len(t.rows) % 2) for t in board.tables]
+    single = dataclasses.replace(board, tables=tuple(dataclasses.replace(t, rows=tuple([t.rows[0]] * len(t.rows))) for t in board.tables))
+    shipped.write(tmp_path / "b.json", single, names)
+    again = shipped.read(tmp_path / "b.json")
+    assert [t.device for t in again.tables] == [t.device for t in board.tables] and again.runtime == "ncnn"
+    assert [r.milliseconds for t in again.tables for r in t.rows] == [r.milliseconds for t in single.tables for r in t.rows]
+    assert again.tables[0].rows[0].costs == pytest.approx(board.tables[0].rows[0].costs, rel=1e-4)
+    shipped.write_population(tmp_path / "p.json", shipped.population())
+    assert shipped.read_population(tmp_path / "p.json").spread == pytest.approx(shipped.population().spread)
+
+
+def spoilt(change):
+    raw = json.loads((shipped.folder() / "raspberry-pi-4b.json").read_text())
+    change(raw)
+    return raw
+
+
+HOSTILE = {
+    "name": lambda raw: raw.update(name=3),
+    "doesn't say schema": lambda raw: raw.update(schema="edgekd.calibration/2"),
+    "costs.resnet18": lambda raw: raw["costs"].update(resnet18=[1.0] * 10),
+    "costs.alexnet": lambda raw: raw["costs"].update(alexnet=[-1.0] * 11),
+    "names the network `nothing`": lambda raw: raw["tables"][0]["rows"].append(["nothing", "float", 1.0]),
+    "is not [network, float or int8, milliseconds]": lambda raw: raw["tables"][0]["rows"].append(["resnet18", "float", 0]),
+    "tables[1].rows[35]": lambda raw: raw["tables"][1]["rows"].append(["resnet18", ["float"], 1.0]),
+    "tables[1].rows[36]": lambda raw: raw["tables"][1]["rows"].extend([["resnet18", "float", 1.0], [["resnet18"], "float", 1.0]]),
+    "tables[0].source": lambda raw: raw["tables"][0].pop("source"),
+    "tables[0].clock_ghz": lambda raw: raw["tables"][0].update(clock_ghz=0),
+    "b.json: tables[0].clock_ghz": lambda raw: raw["tables"][0].update(clock_ghz=10**400),
+    "tables[0].threads": lambda raw: raw["tables"][0].update(threads=True),
+    "tables[0].half": lambda raw: raw["tables"][0].update(half="no"),
+    "tables[0].core": lambda raw: raw["tables"][0].update(core=["cortex-a72"]),
+    "is no list with a table": lambda raw: raw.update(tables={}),
+    "tables[0].rows: is no list with a row": lambda raw: raw["tables"][0].update(rows={"a": 1}),
+}
+
+
+@pytest.mark.parametrize("message", HOSTILE)
+def test_hostile_files_are_refused(message, tmp_path):
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(spoilt(HOSTILE[message])))
+    with pytest.raises(UsageError) as error:
+        shipped.read(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[" * 100_000, b"\xff\xfe", b"[1]", b'{"schema": "edgekd.calibration/1"}', b'{"schema": "edgekd.calibration/1", "tables": [NaN]}']
+)
+def test_files_that_are_none_are_refused(data, tmp_path):
+    (tmp_path / "b.json").write_bytes(data)
+    with pytest.raises(UsageError):
+        shipped.read(tmp_path / "b.json")
+    with pytest.raises(UsageError):
+        shipped.read(tmp_path / "missing.json")
+
+
+def test_all_problems_of_a_file_at_once(tmp_path):
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(spoilt(lambda raw: [HOSTILE[m](raw) for m in ("name", "costs.resnet18", "tables[0].half")])))
+    with pytest.raises(UsageError) as error:
+        shipped.read(path)
+    assert all(text in str(error.value) for text in ("name", "costs.resnet18", "tables[0].half"))
+
+
+def test_a_population_that_is_no_covariance_is_refused(tmp_path):
+    raw = json.loads((shipped.folder() / "population.json").read_text())
+    raw["spread"][0][0] = -1.0
+    raw["noise"] = "small"
+    (tmp_path / "p.json").write_text(json.dumps(raw))
+    with pytest.raises(UsageError, match="noise"):
+        shipped.read_population(tmp_path / "p.json")
+    raw["noise"] = 0.01
+    (tmp_path / "p.json").write_text(json.dumps(raw))
+    with pytest.raises(UsageError, match="no covariance"):
+        shipped.read_population(tmp_path / "p.json")
+
+
+# ---------------------------------------------------------------- probes
+
+
+def test_probes_run_and_make_rows():
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    for (name, precision), data in probes.models().items():
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        (given,) = session.get_inputs()
+        (out,) = session.run(None, {given.name: np.ones(given.shape, np.float32)})
+        assert list(out.shape) == session.get_outputs()[0].shape and np.isfinite(out).all(), (name, precision)
+    rows = probes.rows({("operators", "float"): 2.0, ("operators", "int8"): 1.0}, "timed here")
+    assert [(r.precision, r.milliseconds, r.source) for r in rows] == [("float", 2.0, "timed here"), ("int8", 1.0, "timed here")]
+
+
+def test_int8_probes_run_in_integers(tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "o.onnx"), 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    ort.InferenceSession(probes.models()["mobile", "int8"], options, providers=["CPUExecutionProvider"])
+    kinds = static.operators(onnx.load(tmp_path / "o.onnx"))
+    assert kinds.get("QLinearConv") == 10 and "Conv" not in kinds and "Relu" not in kinds
+
+
+def test_probes_tell_the_costs_apart():
+    """Eleven kinds of work, and no direction of them that the probes leave free."""
+    table = np.array([costs.costs(work_of(onnx.load_model_from_string(d))) for (_, p), d in probes.models().items() if p == "float"])
+    shares = table * [costs.START[n] for n in costs.NAMES]
+    shares /= shares.sum(1, keepdims=True)
+    assert np.linalg.matrix_rank(shares, tol=1e-3) == COUNT
