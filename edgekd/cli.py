@@ -106,7 +106,7 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
     With --on emulator, or for a target that this machine can't stand for: what it answers under each target's instruction set, held
     against this machine, and no times.
     """
-    from edgekd import measuring, sizing
+    from edgekd import emulating, measuring, sizing
     from edgekd import targets as devices
     from edgekd.errors import Problem, UsageError
 
@@ -118,7 +118,7 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
         click.echo(str(sized))
         return sized.exit_code
     if on == "emulator":
-        outcome = measuring.emulate(model, targets=targets, data=data, json=json_file, quiet=quiet)
+        outcome = emulating.emulate(model, targets=targets, data=data, json=json_file, quiet=quiet)
     elif len(targets) > 1:
         raise UsageError(Problem("--target", f"{len(targets)} are given, and times are taken for one", "--on emulator runs as several"))
     else:
@@ -241,6 +241,27 @@ def list_(kind, name):
         return 0
     click.echo(listing([kind] if kind else list(LISTED)))
     return 0
+
+
+@cli.group()
+def targets():
+    """What is known of targets: `list targets` shows them, `targets calibrate` times one."""
+
+
+@targets.command()
+@click.argument("name")
+@click.option("--on", metavar="ADDRESS", help=f"{ON} [default: this machine]")
+@quiet_option
+def calibrate(name, on, quiet):
+    """Time small probe networks on a board of kind NAME, so that latencies can be predicted for it where no board is.
+
+    Takes some minutes; cut off, the same command goes on. What was timed is kept in EDGEKD_CALIBRATIONS [default: the user's data folder].
+    """
+    from edgekd.calibrating import calibrate
+
+    outcome = calibrate(name, on=on, quiet=quiet)
+    click.echo(str(outcome))
+    return outcome.exit_code
 
 
 @cli.command()

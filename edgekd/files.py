@@ -18,6 +18,14 @@ UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes a file that the user asked for. Raises UsageError where it can't be."""
+    try:
+        write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be written: {error.strerror}")) from None
+
+
 def write_atomic(path: Path | str, data: bytes) -> None:
     """Writes a file so that whoever looks sees the old one or the new one, whole, also after a power cut."""
     path = Path(path)

@@ -24,7 +24,7 @@ from edgekd.hosts import local
 from edgekd.records import Host, Measurement
 from edgekd.runtimes import worker
 
-Preset = Literal["quick", "standard", "certify"]
+Preset = Literal["probe", "quick", "standard", "certify"]
 Inputs = np.ndarray | Mapping[str, np.ndarray]
 Progress = Callable[[int, int, str], None]
 CONTROL = "control"
@@ -49,6 +49,7 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
+    "probe": Effort(processes=6, most=6, warmup_s=0.1, runs=11, steady_s=0.3, memory=2, warmup_cap_s=0.5, cap_s=5.0),  # of a calibration
     "quick": Effort(processes=6, most=6, warmup_s=0.15, runs=11, steady_s=0.6, memory=3, warmup_cap_s=1.0, cap_s=10.0),
     "standard": Effort(processes=10, most=20, warmup_s=0.5, runs=20, steady_s=1.0, memory=4),
     "certify": Effort(processes=20, most=40, warmup_s=0.5, runs=52, steady_s=3.0, memory=6, warmup_cap_s=30.0, cap_s=60.0),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, measure, targets
+from edgekd import calibrating, environment, measure, targets
 from edgekd.plan import Plan, Point
 from edgekd.probes import memory, quality, static
 from edgekd.records import Artifact, Made, Measurement
@@ -132,7 +132,10 @@ def _all(o: Observed, teacher: Observed | None, timed: Mapping[int, tuple], reso
     if any(targets.matches(t, facts) for t in resolved.targets if t.name in o.point.targets):
         found += _of_the_file(o, teacher, resolved, machine)
     for target in resolved.targets:
-        if target.name not in o.point.targets or targets.matches(target, facts):
+        if target.name not in o.point.targets:
+            continue
+        if targets.matches(target, facts):
+            found += calibrating.predicted(o.file, target)
             continue
         for split in SPLITS:
             columns = resolved.data(split)
@@ -141,6 +144,8 @@ def _all(o: Observed, teacher: Observed | None, timed: Mapping[int, tuple], reso
             more = targets.surplus(target, facts)
             note = f"on a machine that also has {', '.join(more)}" if more else ""
             found += [dataclasses.replace(m, target=target.name, environment=machine, threads=1, note=m.note or note) for m in figures]
-        if not targets.surplus(target, facts):  # a machine with more would show the time of other kernels
+        if targets.surplus(target, facts):  # a machine with more would show the time of other kernels
+            found += calibrating.predicted(o.file, target)
+        else:
             found += [dataclasses.replace(m, target=target.name) for m in timed[target.threads]]
     return tuple(found)

@@ -74,6 +74,10 @@ def conclude(
         lines = [r for r in budget.rules(resolved.gate, target) if split == "test" or r.name not in EMULATED]  # only the chosen is emulated
         return budget.judge(lines, candidate, target=target, split=split, point_estimate=point_estimate, **given)
 
+    if "instructions" in resolved.select.minimize:
+        for i, o in enumerate(observed):
+            more = proving.instructions(o, resolved, store, folder, progress)
+            candidates[i] = dataclasses.replace(candidates[i], measurements=(*candidates[i].measurements, *more))
     found: dict[str, TargetResult] = {}
     for target in resolved.targets:
         competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
@@ -86,7 +90,8 @@ def conclude(
         )
     first = resolved.task.metrics[0] if resolved.task.metrics else None
     if first is not None and first.unit == "%" and first.better == "higher":
-        fits = lambda c, t: all(check.verdict != "fail" for check in judged(c, t, "validation", True))
+        made_for = {o.point.id: o.point.targets for o in observed}
+        fits = lambda c, t: t in made_for[c.id] and all(check.verdict != "fail" for check in judged(c, t, "validation", True))
         found = one_file(candidates, found, first.name, fits)
     for target in resolved.targets:
         result = found[target.name]
@@ -95,7 +100,8 @@ def conclude(
             o = next(o for o in observed if o.point.id == chosen.id)
             taught = next((t.outputs["test"] for t in observed if t.point.id == teacher), None)
             proven[chosen.id] = proving.prove(o, "int8" in chosen.stages, taught, resolved, store, progress)
-            chosen = dataclasses.replace(chosen, measurements=proving.added(chosen.measurements, proven[chosen.id]))
+            more = () if "instructions" in resolved.select.minimize else proving.instructions(o, resolved, store, folder, progress)
+            chosen = dataclasses.replace(chosen, measurements=(*proving.added(chosen.measurements, proven[chosen.id]), *more))
             candidates = [chosen if c.id == chosen.id else c for c in candidates]
         checks = judged(chosen, target.name, "test", False) if chosen is not None else ()
         verdict = budget.overall(checks) if chosen is not None else "fail"

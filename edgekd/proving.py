@@ -6,12 +6,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, intervals, measure, targets
+from edgekd import counts, environment, intervals, measure, targets
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.hosts import emulator
 from edgekd.probes import quality
@@ -129,6 +129,47 @@ def _same(a: Answers) -> bool:
     if a.here.ndim == 2 and a.here.shape[1] > 1:
         return bool((a.here.argmax(1) == a.there.argmax(1)).all())
     return bool((a.here == a.there).all())
+
+
+def counted(
+    ready: Mapping[str, tuple[Target, Mapping[str, Any]]], work: Callable[[Target, Mapping[str, Any]], Sequence[Measurement]], progress: Silent
+) -> dict[str, tuple[Measurement, ...]]:
+    """{target: instructions of an inference}, by `work` once per ARM core; where nothing can count, that is said."""
+    taken: dict[str, tuple[Measurement, ...]] = {}
+    arm = {name: pair for name, pair in ready.items() if pair[0].architecture == "aarch64"}
+    if not arm:
+        return {}
+    try:
+        with progress.task("count instructions") as advance:
+            for number, (name, (target, launch)) in enumerate(arm.items(), 1):
+                core = target.emulated_as or ""
+                if core not in taken:
+                    taken[core] = tuple(work(target, launch))
+                advance(number, len(arm), name)
+    except EnvironmentUnfit as error:
+        progress.say(f"instructions are not counted: {error}")
+    return {name: tuple(replace(m, target=name) for m in taken.get(t.emulated_as or "", ())) for name, (t, _) in arm.items()}
+
+
+def instructions(o: Observed, resolved: Resolved, store: Store, folder: Path, progress: Silent) -> tuple[Measurement, ...]:
+    """Instructions of an inference of the file on each of its ARM targets, counted once per core and kept in the store. Why nothing can be run as a
+    target is said by `prove`."""
+    wanted = [t for t in devices(resolved.targets) if t.name in o.point.targets and t.architecture == "aarch64"]
+    ready, columns = launches(wanted)[0], resolved.data("test")
+    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+
+    def work(target: Target, launch: Mapping[str, Any]) -> Sequence[Measurement]:
+        name = hashlib.sha256(repr(("count", columns.digest, target.emulated_as, launch.get("identity", ""))).encode()).hexdigest()[:32]
+        kept = store.observed(o.artifact.key, f"count-{name}")
+        if kept is not None:
+            return [Measurement(**m) for m in kept["measurements"]]
+        few = {n: a[: measure.ROWS] for n, a in inputs.items()}
+        place = folder / "profile" / f"count-{o.artifact.key[:12]}-{target.emulated_as}"
+        found = counts.count(o.file, few, launch, place).measurements
+        store.observe(o.artifact.key, f"count-{name}", {"measurements": [asdict(m) for m in found]})
+        return found
+
+    return tuple(m for figures in counted(ready, work, progress).values() for m in figures)
 
 
 def added(measured: Sequence[Measurement], proven: Proven) -> tuple[Measurement, ...]:

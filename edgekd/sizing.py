@@ -10,10 +10,10 @@ from pathlib import Path
 from edgekd.decisions import budget, capacity
 from edgekd.errors import FAILED, PASSED, Problem, UsageError
 from edgekd.files import sha256, write_atomic
-from edgekd.measuring import table
 from edgekd.probes import memory, static
 from edgekd.records import Candidate, Check, Measurement, Target
 from edgekd.report import rows as shown
+from edgekd.report.figures import table
 
 WITHOUT = "neither times nor answers: edgekd has no runtime for this device, and emulates none"
 

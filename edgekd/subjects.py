@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgekd import measuring, targets
+from edgekd import samples, targets
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256
 from edgekd.metrics import top1
@@ -128,7 +128,7 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
     tries = [
         lambda: static.read(int8),
         lambda: plain and static.read(plain),
-        lambda: data and measuring.read_arrays(data),
+        lambda: data and samples.read_arrays(data),
         lambda: targets.load(target),
     ]
     for work in tries:

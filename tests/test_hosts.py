@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_measure import X, network
 
-from edgekd import environment, measure, measuring, targets
+from edgekd import environment, measure, standing, targets
 from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.hosts import address, fetched, local, ssh
 from edgekd.records import Host
@@ -234,14 +234,14 @@ def test_a_board_with_another_core_stands_for_no_target(tmp_path, monkeypatch):
         return Host("board", local.run, reading.describe(arm(tmp_path, [part] * 4, features)))
 
     wanted = targets.load("raspberry-pi-4")
-    assert measuring._stands_for(board("0xd08"), wanted)[0] is wanted
-    assert measuring._stands_for(board("0xd03"), None)[0].name == "host"
+    assert standing.stands_for(board("0xd08"), wanted)[0] is wanted
+    assert standing.stands_for(board("0xd03"), None)[0].name == "host"
     with pytest.raises(EnvironmentUnfit, match=r"board lacks a cortex-a72 \(it has Cortex-A53\)"):
-        measuring._stands_for(board("0xd03"), wanted)
+        standing.stands_for(board("0xd03"), wanted)
     with pytest.raises(EnvironmentUnfit, match="board also has dotprod, by which other kernels are chosen"):
-        measuring._stands_for(board("0xd08", "fp asimd asimddp"), wanted)
+        standing.stands_for(board("0xd08", "fp asimd asimddp"), wanted)
     with pytest.raises(EnvironmentUnfit, match="board lacks fp16, dotprod"):
-        measuring._stands_for(board("0xd0b"), targets.load("raspberry-pi-5"))
+        standing.stands_for(board("0xd0b"), targets.load("raspberry-pi-5"))
 
 
 def test_a_board_with_two_kinds_of_cores_stands_for_both(tmp_path, monkeypatch):
@@ -249,11 +249,11 @@ def test_a_board_with_two_kinds_of_cores_stands_for_both(tmp_path, monkeypatch):
     facts = reading.describe(arm(tmp_path, ["0xd05"] * 4 + ["0xd0b"] * 2 + ["0xd0b"] * 2, "fp asimd asimdhp asimddp"))
     assert facts["clusters"] == {"Cortex-A55": [0, 1, 2, 3], "Cortex-A76": [4, 5, 6, 7]} and fetched.facts(facts) == facts
     host = Host("board", local.run, facts)
-    assert measuring._stands_for(host, targets.load("rk3588-big"))[1].cores == (4, 5, 6, 7)
-    assert measuring._stands_for(host, targets.load("rk3588-little"))[1].cores == (0, 1, 2, 3)
-    assert measuring._stands_for(host, None)[1].cores == ()
+    assert standing.stands_for(host, targets.load("rk3588-big"))[1].cores == (4, 5, 6, 7)
+    assert standing.stands_for(host, targets.load("rk3588-little"))[1].cores == (0, 1, 2, 3)
+    assert standing.stands_for(host, None)[1].cores == ()
     odd = Host("board", local.run, {**facts, "clusters": {"Kryo Silver (A55)": [0, 1], "Cortex-A77": [2, 3]}})
-    assert measuring._stands_for(odd, targets.load("rk3588-little"))[1].cores == ()
+    assert standing.stands_for(odd, targets.load("rk3588-little"))[1].cores == ()
     for kinds in ([], {"a": []}, {"a": [-1]}, {"a": ["0"]}):
         with pytest.raises(fetched.Damaged):
             fetched.facts({**facts, "clusters": kinds})

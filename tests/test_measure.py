@@ -17,6 +17,7 @@ from edgekd import cli, environment, measure, measuring, samples
 from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import local
 from edgekd.records import Target
+from edgekd.report.figures import figure
 from edgekd.runtimes import onnxruntime as runtime
 from edgekd.runtimes import worker
 
@@ -426,5 +427,5 @@ def test_the_verbs_on_the_command_line(tmp_path, capsys):
 
 
 def test_figures_are_readable():
-    shown = [measuring._figure(x) for x in (0.0065042, 12.3456, 59049301.4, 8192.0, 3.0, float("inf"))]
+    shown = [figure(x) for x in (0.0065042, 12.3456, 59049301.4, 8192.0, 3.0, float("inf"))]
     assert shown == ["0.006504", "12.35", "59,049,301", "8,192", "3", "inf"]

@@ -34,13 +34,14 @@ ANY = "any"
 LARGEST = 10**18
 GRAMMAR = "min X, max X, drop max X vs teacher|baseline, or regress max X % vs teacher|baseline"
 ORIGINS: tuple[Origin, ...] = ("measured", "counted")  # what is accepted where a budget doesn't say
-EMULATED = ("target_spread", "host_agreement")  # what only emulation tells
+EMULATED = ("target_spread", "host_agreement", "instructions")  # what only emulation tells
 QUALITY = "drop max 1.0 pt vs teacher"  # where a recipe has no budget of quality
 
 # names in use and their units; a metric of one's own is known by the task
 UNITS: Mapping[str, str] = {
     "top1": "%", "top5": "%", "map50": "%", "agreement": "%", "ece": "%", "worst_class_drop": "pt", "kl_to_teacher": "nat", "perplexity": "",
     "target_spread": "pt", "host_agreement": "%", "saturable_layers": "",
+    "latency_at_least_ms": "ms",
     "latency_p50_ms": "ms", "latency_p90_ms": "ms", "load_ms": "ms", "first_ms": "ms", "tokens_per_s": "1/s", "file_bytes": "B",
     "activation_bytes": "B", "peak_rss_bytes": "B", "peak_rss_over_runtime_bytes": "B", "parameters": "", "macs": "", "instructions": "",
 }  # fmt: skip

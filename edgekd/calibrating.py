@@ -1,0 +1,137 @@
+"""The verb `targets calibrate`: probe networks timed on the user's own board, kept as that target's calibration; and the latency that it, or what is
+published of its core, predicts for a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd import measure
+from edgekd import targets as devices
+from edgekd.errors import PASSED, Problem, UsageError
+from edgekd.predicting import calibration, costs, latency, probes, shipped
+from edgekd.predicting.population import Table
+from edgekd.predicting.work import work_of
+from edgekd.probes import static
+from edgekd.records import Measurement, Target
+from edgekd.report.progress import reporter
+from edgekd.standing import host_of, named, stands_for, user_error
+
+AT_LEAST = "latency_at_least_ms"  # of a core that nothing was timed on: a bound is no latency
+ROWS = 4  # random samples that a probe is timed with
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was timed on a board. Prints as a table: each probe's time, and how far the fit without it is off."""
+
+    target: str
+    file: Path
+    times: Mapping[tuple[str, str], float]
+    left_out: Mapping[tuple[str, str], calibration.Prediction]
+    environment: Mapping[str, Any]
+    exit_code: int = PASSED
+
+    def __str__(self) -> str:
+        lines = [f"{self.target} ({self.environment['cpu']})", "", f"{'probe':<14} {'':<6} {'measured ms':>12} {'without it: ms':>15}  95 % interval"]
+        for (name, precision), ms in self.times.items():
+            p = self.left_out[name, precision]
+            lines.append(
+                f"{name:<14} {precision:<6} {ms:>12.4g} {p.value:>15.4g}  [{p.low:.4g}, {p.high:.4g}]{'' if p.low <= ms <= p.high else '  missed'}"
+            )
+        off = sorted(abs(p.value / self.times[k] - 1) for k, p in self.left_out.items())
+        inside = sum(p.low <= self.times[k] <= p.high for k, p in self.left_out.items())
+        lines += [
+            "",
+            f"each probe predicted by the others: median error {100 * off[len(off) // 2]:.0f} %, {inside} of {len(off)} inside the interval",
+        ]
+        return "\n".join([*lines, f"kept in {self.file}; predictions for {self.target} use it from now on"])
+
+
+def folder() -> Path:
+    """Where a user's calibrations lie: EDGEKD_CALIBRATIONS, by default in the user's data folder."""
+    given = os.environ.get("EDGEKD_CALIBRATIONS")
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return (Path(given) if given else Path(home) / "edgekd" / "calibrations").expanduser()
+
+
+def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibrated:
+    """Times the probe networks as target `name` on the board at `on` (default: this machine), and keeps them as its calibration, in place of an
+    older one. What was timed stays until all is: cut off, the same call goes on. Raises as `profile` does."""
+    wanted, progress = named(name), reporter(quiet)
+    try:
+        with host_of(on, progress) as host:
+            device, host = stands_for(host, wanted)
+            made = latency.device_of(device)
+            if made is None:
+                hint = "write clock_mhz, and core where it is no x86, in a target file of your own"
+                raise UsageError(Problem(f"target {device.name}", "doesn't say its core and clock", hint))
+            place = folder()
+            work = place / f".{device.name}-{device.threads}"
+            try:
+                work.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(Problem(str(place), f"can't be written: {error.strerror}", "set EDGEKD_CALIBRATIONS to another folder")) from None
+            times = _times(device, host, work, progress)
+    finally:
+        progress.close()
+    source = f"timed on {host.facts['cpu']} with onnxruntime {host.facts['versions'].get('onnxruntime', '')}"
+    rows = probes.rows(times, source)
+    board = shipped.Board(device.name, device.title, device.runtime.name, (Table(device.name, made, rows),))
+    path = place / f"{device.name}.json"
+    shipped.write(path, board, [[f"{network}" for network, _ in times]])
+    for file in sorted(work.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    work.rmdir()
+    left_out = {}
+    for number, key in enumerate(times):
+        fitted = shipped.calibrate(made, runtime=device.runtime.name, rows=(*rows[:number], *rows[number + 1 :]), name=device.name)
+        left_out[key] = calibration.of(rows[number].costs, fitted, key[1])
+    return Calibrated(device.name, path, times, left_out, host.facts)
+
+
+def _times(device: Target, host: Any, work: Path, progress: Any) -> dict[tuple[str, costs.Precision], float]:
+    """{probe: milliseconds}: a network's float and int8 file in one interleaved job, one network after the other."""
+    files = probes.models()
+    networks, found = list(dict.fromkeys(name for name, _ in files)), {}
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as place, progress.task("time the probes") as advance, user_error():
+        for number, network in enumerate(networks):
+            models = {precision: Path(place) / f"{number}-{precision}.onnx" for precision in costs.PRECISIONS}
+            for precision, path in models.items():
+                path.write_bytes(files[network, precision])
+            shape = probes.NETWORKS[network][0]
+            inputs = np.random.default_rng(0).normal(size=(ROWS, *shape[1:])).astype(np.float32)
+            timed = measure.profile(models, inputs, preset="probe", threads=device.threads, folder=work / str(number), target=device.name, host=host)
+            for precision, figures in timed.items():
+                found[network, precision] = next(m.value for m in figures if m.name == "latency_p50_ms")
+            advance(number + 1, len(networks), network)
+    return found
+
+
+def known(target: Target) -> tuple[Any, ...]:
+    """What the user timed of a target, with its runtime and threads; () where nothing was. A damaged file is an error, told with its place."""
+    path = folder() / f"{target.name}.json"
+    return latency.rows_of(path, runtime=target.runtime.name, threads=target.threads) if path.is_file() else ()
+
+
+def predicted(path: Path, target: Target) -> tuple[Measurement, ...]:
+    """The latency of a file on a target that nothing here times: `latency_p50_ms`, origin predicted, its note beginning with calibrated or
+    transferred; of a core that nothing was timed on `latency_at_least_ms`, a bound. () where the target tells no core and clock."""
+    if not devices.runs(target):
+        return ()
+    model = static.read(path)
+    precision: costs.Precision = "int8" if any(n.op_type == "QuantizeLinear" for n in model.graph.node) else "float"
+    found = latency.predict(work_of(model), target, precision=precision, rows=known(target))
+    if found is None:
+        return ()
+    made = calibration.measurement(found, target=target.name, threads=target.threads)
+    if found.kind == "bound":
+        made = dataclasses.replace(made, name=AT_LEAST, high=made.value)
+    return (made,)

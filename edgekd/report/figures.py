@@ -1,0 +1,25 @@
+"""Measurements of one file as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from edgekd.records import Measurement
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """Measurements as lines: name, figure with interval and unit, how often taken, origin, note."""
+    rows = [("", "value", "95 % interval", "n", "origin", "")]
+    for m in measurements:
+        interval = "exact" if m.origin == "counted" else f"[{figure(m.low)}, {figure(m.high)}]"
+        rows.append((m.name, f"{figure(m.value)} {m.unit}".strip(), interval, "" if m.origin == "counted" else str(m.n), m.origin, m.note))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows)
+
+
+def figure(value: float) -> str:
+    """Whole numbers in groups of three; others with four digits that count."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 10_000 or value == int(value) else f"{value:.4g}"

@@ -1,0 +1,94 @@
+"""Probes timed on a board become its calibration, and files are predicted by it; what the verb prints, keeps and refuses."""
+
+import json
+import math
+
+import onnx
+import pytest
+
+from edgekd import calibrating, cli, targets
+from edgekd.errors import UsageError
+from edgekd.predicting import latency, probes, shipped
+from edgekd.predicting.work import work_of
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKD_CALIBRATIONS", str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """A board on which everything takes twice of what its core's published figures say."""
+    target = targets.load("raspberry-pi-4")
+    made = latency.device_of(target)
+    known = shipped.calibrate(made, runtime="onnxruntime")
+    from edgekd.predicting import calibration
+
+    times = {
+        key: 2 * calibration.predict(work_of(onnx.load_model_from_string(file)), known, precision=key[1]).value
+        for key, file in probes.models().items()
+    }
+    monkeypatch.setattr(calibrating, "_times", lambda *_: times)
+    monkeypatch.setattr(calibrating, "stands_for", lambda host, wanted: (wanted, host))
+    return times
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(probes.models()["residual", "int8"])
+    return path
+
+
+def test_a_calibration_replaces_what_is_known_of_the_core(timed, file, place, capsys):
+    target = targets.load("raspberry-pi-4")
+    (before,) = calibrating.predicted(file, target)
+    assert before.note.startswith("transferred") and before.origin == "predicted" and before.target == "raspberry-pi-4"
+    assert cli.run(["targets", "calibrate", "raspberry-pi-4", "--quiet"]) == 0
+    told = capsys.readouterr().out
+    assert "30 of 30 inside the interval" in told and str(place / "raspberry-pi-4.json") in told
+    assert [p.name for p in place.iterdir()] == ["raspberry-pi-4.json"], "what was in work is gone"
+    (after,) = calibrating.predicted(file, target)
+    assert after.note.startswith("calibrated: 30 networks timed on raspberry-pi-4")
+    assert after.value == pytest.approx(2 * before.value, rel=0.1) and after.high / after.low < before.high / before.low
+    assert calibrating.known(targets.load("cortex-a72")) == (), "another target's file"
+
+
+def test_a_damaged_calibration_is_an_error_and_not_a_guess(timed, file, place):
+    calibrating.calibrate("raspberry-pi-4")
+    path = place / "raspberry-pi-4.json"
+    table = json.loads(path.read_text())
+    table["tables"][0]["rows"][3][2] = -1
+    path.write_text(json.dumps(table))
+    with pytest.raises(UsageError, match=r"rows\[3\]"):
+        calibrating.predicted(file, targets.load("raspberry-pi-4"))
+    path.write_text("{}")
+    with pytest.raises(UsageError, match="schema"):
+        calibrating.predicted(file, targets.load("raspberry-pi-4"))
+
+
+def test_what_is_not_known_is_no_number(file, monkeypatch):
+    """A core that nothing was timed on gets a bound under another name; one without a clock nothing."""
+    (bound,) = calibrating.predicted(file, targets.load("snapdragon-8gen1-big"))
+    assert bound.name == "latency_at_least_ms" and bound.note.startswith("bound") and math.isfinite(bound.high)
+    assert calibrating.predicted(file, targets.load("cortex-a72")) == ()
+    assert calibrating.predicted(file, targets.load("cortex-m4-stm32l4r5")) == ()
+    monkeypatch.setattr(calibrating, "stands_for", lambda host, wanted: (wanted, host))
+    with pytest.raises(UsageError, match="core and clock"):
+        calibrating.calibrate("cortex-a72")
+
+
+@pytest.mark.slow
+def test_probes_are_timed_here_for_real(monkeypatch, place):
+    few = {k: v for k, v in probes.models().items() if k[0] in ("operators", "tokens")}
+    monkeypatch.setattr(probes, "models", lambda: few)
+    times = calibrating.calibrate("host").times
+    assert set(times) == set(few) and all(0 < ms < 1000 for ms in times.values())
+    assert (
+        "calibrated"
+        in calibrating.shipped.calibrate(
+            latency.device_of(targets.load("host")), runtime="onnxruntime", rows=calibrating.known(targets.load("host"))
+        ).kind
+    )
