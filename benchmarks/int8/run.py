@@ -24,6 +24,7 @@ import numpy as np
 HERE = Path(__file__).parent
 RESULT, TABLES = HERE / "result.json", HERE / "RESULTS.md"
 RECIPES = {"cifar10": HERE / "cifar10.toml", "speech": HERE.parent / "speech/recipe.toml", "text": HERE / "text.toml"}
+SCHEMA = "edgekd.benchmark.int8/2"
 CPUS = ("x86-64-avx2", "x86-64-sse42", "cortex-a53", "cortex-a76")
 LABELS = ({"use": "cross_entropy"},)
 WAYS = {
@@ -117,7 +118,8 @@ def run(model: str, samples: int, python: str | None, only: list[str]) -> None:
     from edgekd.errors import EnvironmentUnfit
     from edgekd.hosts import emulator
 
-    result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"schema": "edgekd.benchmark.int8/2", "models": {}}
+    result = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    result = result if result.get("schema") == SCHEMA else {"schema": SCHEMA, "models": {}}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         found, facts, resolved = ours(model, only)

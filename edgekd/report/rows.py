@@ -102,7 +102,7 @@ def short(value: float, digits: int = 3) -> str:
 def digits(m: Measurement) -> int | None:
     """How many digits after the point an interval deserves: two that count of its width; of a predicted one, which is a factor to each side, two
     of its lower end."""
-    width = m.low if m.origin == "predicted" and 0 < m.low < m.high else m.high - m.low
+    width = min(m.low or math.inf, m.high - m.low) if m.origin == "predicted" else m.high - m.low
     return None if m.origin == "counted" or width <= 0 else min(6, max(0, 1 - math.floor(math.log10(width))))
 
 
