@@ -32,6 +32,18 @@ class Where(click.ParamType):
         return value
 
 
+class Board(click.ParamType):
+    """`TARGET=ADDRESS`, as a pair."""
+
+    name = "board"
+
+    def convert(self, value, param, ctx):
+        target, _, address = value.partition("=")
+        if not target or not address:
+            self.fail(f"{value!r} is not TARGET=ADDRESS, for example raspberry-pi-4=ssh://pi@board", param, ctx)
+        return target, address
+
+
 class Duration(click.ParamType):
     """`90s`, `20m`, `2h` or plain seconds, as seconds."""
 
@@ -69,11 +81,12 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr
 @click.option("--target", "targets", multiple=True, metavar="T", help="A target's name or file; replaces the recipe's list. Repeat for several.")
 @click.option("--out", type=click.Path(), help="Folder of the run [default: runs/<task>].")
 @click.option("--set", "sets", multiple=True, metavar="STAGE.KEY=VALUE", help="Change a setting of the recipe. Repeat for several.")
+@click.option("--on", "on", multiple=True, type=Board(), metavar="T=ADDRESS", help="Where target T's board is: T=ssh://[user@]host[:port].")
 @click.option("--time-budget", type=Duration(), help="Begin no further training after this long (90s, 20m, 2h); conclude with what is there.")
 @click.option("--fresh", is_flag=True, help="Replace the run of another recipe in the folder; finished work stays in the store.")
 @click.option("--dry-run", is_flag=True, help="Check everything and show the steps; compute nothing.")
 @quiet_option
-def compress(recipe, targets, out, sets, time_budget, fresh, dry_run, quiet):
+def compress(recipe, targets, out, sets, on, time_budget, fresh, dry_run, quiet):
     """Distil, prune, quantize, export, profile, choose and gate by RECIPE (TOML); without one, the built-in example.
 
     A recipe names code (tasks, models, losses) and runs it: use recipes that you trust.
@@ -81,7 +94,8 @@ def compress(recipe, targets, out, sets, time_budget, fresh, dry_run, quiet):
     """
     from edgekd.pipeline import compress
 
-    outcome = compress(recipe, targets=targets, out=out, sets=sets, time_budget=time_budget, fresh=fresh, dry_run=dry_run, quiet=quiet)
+    given = {"targets": targets, "out": out, "sets": sets, "on": dict(on), "time_budget": time_budget, "fresh": fresh, "dry_run": dry_run}
+    outcome = compress(recipe, **given, quiet=quiet)
     click.echo(str(outcome))
     return 0 if isinstance(outcome, str) else outcome.exit_code
 

@@ -6,16 +6,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekd import calibrating, environment, measure, targets
+from edgekd.hosts import local
 from edgekd.plan import Plan, Point
 from edgekd.probes import memory, quality, static
-from edgekd.records import Artifact, Made, Measurement
+from edgekd.records import Artifact, Host, Made, Measurement, Target
 from edgekd.resolving import Resolved
 from edgekd.store import Store
 
@@ -28,35 +29,52 @@ PRESET = "quick"
 
 @dataclass(frozen=True)
 class Observed:
-    """A point whose file was exported: the file, what it answers per split (array or {name: array}), all that is known about it."""
+    """A point whose file was exported: the file, what it answers per split (array or {name: array}), all that is known about it; `there`
+    {target: what it answers per split} of targets whose board was at hand."""
 
     point: Point
     artifact: Artifact
     outputs: Mapping[str, Any]
     measurements: tuple[Measurement, ...] = ()
+    there: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def file(self) -> Path:
         return self.artifact.folder / "model.onnx"
 
 
-def observe(resolved: Resolved, plan: Plan, made: Mapping[str, Artifact], store: Store, folder: Path, progress: Silent) -> list[Observed]:
-    """Every exported point with its measurements for each of its targets."""
-    machine = environment.environment_id(environment.describe())
-    points = [p for p in plan.points if p.export in made]
+def observe(
+    resolved: Resolved,
+    plan: Plan,
+    made: Mapping[str, Artifact],
+    store: Store,
+    folder: Path,
+    progress: Silent,
+    boards: Mapping[str, Host] = {},  # noqa: B006  (read only)
+) -> list[Observed]:
+    """Every exported point with its measurements for each of its targets: taken on this machine, for the targets of `boards` on theirs."""
+    here, points = local.host(), [p for p in plan.points if p.export in made]
     with progress.task("score the files") as advance:
         found = []
         for number, point in enumerate(points, 1):
-            found.append(Observed(point, made[point.export], answers(point, made[point.export], resolved, store, machine, folder)))
+            artifact = made[point.export]
+            there = {t: answers(artifact, resolved, store, host) for t, host in boards.items() if t in point.targets}
+            found.append(Observed(point, artifact, answers(artifact, resolved, store, here), there=there))
             advance(number, len(points), point.id)
-    timings = times(found, resolved, store, machine, folder, progress)
+    of_targets = {t.name: boards.get(t.name, here) for t in resolved.targets if targets.runs(t)}
+    timings = {}
+    for target in resolved.targets:
+        host = of_targets.get(target.name)
+        if host is not None and not targets.matches(target, host.facts) and not targets.surplus(target, host.facts):
+            timings[target.name] = times(found, target, resolved, store, host, folder, progress)
     teacher = next((o for o in found if o.point.reference == "teacher"), None)
-    return [dataclasses.replace(o, measurements=_all(o, teacher, timings[o.point.id], resolved, machine)) for o in found]
+    timed = {o.point.id: {t: taken.get(o.point.id, ()) for t, taken in timings.items()} for o in found}
+    return [dataclasses.replace(o, measurements=_all(o, teacher, timed[o.point.id], resolved, of_targets)) for o in found]
 
 
-def answers(point: Point, artifact: Artifact, resolved: Resolved, store: Store, machine: str, folder: Path) -> dict[str, Any]:
-    """What the exported file answers to validation and test, in its runtime on this machine."""
-    columns = {split: resolved.data(split) for split in SPLITS}
+def answers(artifact: Artifact, resolved: Resolved, store: Store, host: Host) -> dict[str, Any]:
+    """What the exported file answers to validation and test, in its runtime on `host`."""
+    columns, machine = {split: resolved.data(split) for split in SPLITS}, environment.environment_id(host.facts)
     identity = ("outputs", artifact.key, {split: c.digest for split, c in columns.items()}, machine)
     key, parents = hashlib.sha256(repr(identity).encode()).hexdigest(), {artifact.key: store.digest(artifact)}
     kept = store.find(key, parents)
@@ -65,7 +83,7 @@ def answers(point: Point, artifact: Artifact, resolved: Resolved, store: Store, 
         def build(place: Path, scratch: Path) -> Made:
             parts = [c.inputs if isinstance(c.inputs, Mapping) else {resolved.task.inputs[0]: c.inputs} for c in columns.values()]
             joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            answered = measure.score(artifact.folder / "model.onnx", joined, threads=1, folder=scratch)
+            answered = measure.score(artifact.folder / "model.onnx", joined, threads=1, folder=scratch, host=host)
             first = len(columns[SPLITS[0]])
             for split, rows in zip(SPLITS, (slice(0, first), slice(first, None)), strict=True):
                 np.savez(place / f"{split}.npz", **{name: array[rows] for name, array in answered.items()})
@@ -80,28 +98,29 @@ def answers(point: Point, artifact: Artifact, resolved: Resolved, store: Store, 
     return outputs
 
 
-def times(found: Sequence[Observed], resolved: Resolved, store: Store, machine: str, folder: Path, progress: Silent) -> dict[str, dict[int, tuple]]:
-    """{id: {threads: latency and memory}}: one interleaved job per number of threads for all files that were not timed on this machine yet."""
-    columns, taken = resolved.data("test"), {o.point.id: {} for o in found}
+def times(
+    found: Sequence[Observed], target: Target, resolved: Resolved, store: Store, host: Host, folder: Path, progress: Silent
+) -> dict[str, tuple[Measurement, ...]]:
+    """{id: latency and memory} on `host` with the target's threads: one interleaved job for all files that were not timed so yet."""
+    columns, taken = resolved.data("test"), {}
     inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
-    for threads in sorted({t.threads for t in resolved.targets if targets.runs(t)}):
-        name = f"profile-{PRESET}-{threads}-{machine}"
-        missing = {}
-        for o in found:
-            kept = store.observed(o.artifact.key, name)
-            if kept is None:
-                missing[o.point.id] = o
-            else:
-                taken[o.point.id][threads] = tuple(Measurement(**m) for m in kept["measurements"])
-        if not missing:
-            continue
-        place = folder / "profile" / f"{PRESET}-{threads}"
-        with progress.task(f"time {len(missing)} files") as advance:
-            models = {id: o.file for id, o in missing.items()}
-            timed = measure.profile(models, inputs, preset=PRESET, threads=threads, folder=place, progress=advance)
-        for id, o in missing.items():
-            store.observe(o.artifact.key, name, {"measurements": [dataclasses.asdict(m) for m in timed[id]]})
-            taken[id][threads] = timed[id]
+    machine = environment.environment_id(host.facts) + "".join(f"-{c}" for c in host.cores)
+    name, missing = f"profile-{PRESET}-{target.threads}-{machine}", {}
+    for o in [o for o in found if target.name in o.point.targets]:
+        kept = store.observed(o.artifact.key, name)
+        if kept is None:
+            missing[o.point.id] = o
+        else:
+            taken[o.point.id] = tuple(Measurement(**m) for m in kept["measurements"])
+    if not missing:
+        return taken
+    place = folder / "profile" / f"{PRESET}-{target.threads}{f'-{machine}' if host.cores or target.name != targets.HOST else ''}"
+    with progress.task(f"time {len(missing)} files{'' if host.name == local.host().name else f' on {host.name}'}") as advance:
+        models = {id: o.file for id, o in missing.items()}
+        timed = measure.profile(models, inputs, preset=PRESET, threads=target.threads, folder=place, progress=advance, host=host)
+    for id, o in missing.items():
+        store.observe(o.artifact.key, name, {"measurements": [dataclasses.asdict(m) for m in timed[id]]})
+        taken[id] = timed[id]
     return taken
 
 
@@ -125,27 +144,27 @@ def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, mach
     return [dataclasses.replace(m, environment=machine, threads=1, note=m.note or "this machine's answers") for m in figures]
 
 
-def _all(o: Observed, teacher: Observed | None, timed: Mapping[int, tuple], resolved: Resolved, machine: str) -> tuple[Measurement, ...]:
-    """Counted figures once; measured ones for each target whose features this machine has."""
-    facts = environment.describe()
+def _all(o: Observed, teacher: Observed | None, timed: Mapping[str, tuple], resolved: Resolved, hosts: Mapping[str, Host]) -> tuple[Measurement, ...]:
+    """Counted figures once; measured ones for each target whose features its host has."""
+    wanted = [t for t in resolved.targets if t.name in o.point.targets]
     found = [*static.measure(o.file), *memory.measure(o.file), *_saturable(o.artifact)]
-    if any(targets.matches(t, facts) for t in resolved.targets if t.name in o.point.targets):
-        found += _of_the_file(o, teacher, resolved, machine)
-    for target in resolved.targets:
-        if target.name not in o.point.targets:
-            continue
-        if targets.matches(target, facts):
+    absent = [t for t in wanted if t.name not in hosts or targets.matches(t, hosts[t.name].facts)]
+    if absent:
+        found += _of_the_file(o, teacher, resolved, environment.environment_id(environment.describe()))
+    for target in wanted:
+        if target in absent:
             found += calibrating.predicted(o.file, target)
             continue
+        facts = hosts[target.name].facts
+        more, outputs = targets.surplus(target, facts), o.there.get(target.name, o.outputs)
+        note = f"on a machine that also has {', '.join(more)}" if more else ""
         for split in SPLITS:
-            columns = resolved.data(split)
             reference = None if teacher is None or teacher is o else teacher.outputs[split]
-            figures = quality.measure(o.outputs[split], columns.labels, resolved.task.metrics, teacher=reference, split=split)
-            more = targets.surplus(target, facts)
-            note = f"on a machine that also has {', '.join(more)}" if more else ""
-            found += [dataclasses.replace(m, target=target.name, environment=machine, threads=1, note=m.note or note) for m in figures]
-        if targets.surplus(target, facts):  # a machine with more would show the time of other kernels
+            figures = quality.measure(outputs[split], resolved.data(split).labels, resolved.task.metrics, teacher=reference, split=split)
+            own = {"target": target.name, "environment": environment.environment_id(facts), "threads": 1}
+            found += [dataclasses.replace(m, **own, note=m.note or note) for m in figures]
+        if more:  # a machine with more would show the time of other kernels
             found += calibrating.predicted(o.file, target)
         else:
-            found += [dataclasses.replace(m, target=target.name) for m in timed[target.threads]]
+            found += [dataclasses.replace(m, target=target.name) for m in timed[target.name]]
     return tuple(found)

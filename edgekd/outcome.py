@@ -21,7 +21,7 @@ from edgekd.errors import FAILED, PASSED
 from edgekd.files import write_atomic
 from edgekd.observing import Observed
 from edgekd.plan import Plan
-from edgekd.records import Artifact, Candidate, Result, TargetResult
+from edgekd.records import Artifact, Candidate, Host, Result, TargetResult
 from edgekd.report import markdown, page, terminal
 from edgekd.resolving import Resolved
 
@@ -55,28 +55,33 @@ def conclude(
     text: str,
     store: Store,
     progress: Silent,
+    boards: Mapping[str, Host] = {},  # noqa: B006  (read only)
 ) -> Outcome:
-    """Chooses, runs the chosen int8 files as the targets' other CPUs, gates, and writes the folder. `text`: the recipe as resolved."""
+    """Chooses, runs the chosen int8 files as the targets' other CPUs, gates, and writes the folder. `text`: the recipe as resolved; `boards`: hosts
+    of targets that were at hand."""
     records = {split: {o.point.id: _records(o, split, resolved) for o in observed} for split in ("validation", "test")}
     candidates = [_candidate(o, plan, made) for o in observed]
     references = {o.point.reference: o.point.id for o in reversed(observed) if o.point.reference}
     metrics = {m.name: m for m in resolved.task.metrics}
     teacher = references.get("teacher", "")
-
+    at_hand = {split: _on_boards(observed, split) for split in records}
     proven: dict[str, proving.Proven] = {}
 
     def judged(candidate: Candidate, target: str, split: str, point_estimate: bool):
         ours, theirs = records[split][candidate.id], records[split].get(teacher)
-        answers = proven[candidate.id].answers.get(target) if split == "test" and candidate.id in proven else None
+        answers = at_hand[split].get((candidate.id, target))
+        if answers is None and split == "test" and candidate.id in proven:
+            answers = proven[candidate.id].answers.get(target)
         if answers is not None:
-            ours, theirs = _executed(answers, resolved), None if theirs is None else {name: r[answers.rows] for name, r in theirs.items()}
+            ours, theirs = _executed(answers, resolved, split), None if theirs is None else {name: r[answers.rows] for name, r in theirs.items()}
         given = {"records": ours, "teacher": theirs, "metrics": metrics}
         lines = [r for r in budget.rules(resolved.gate, target) if split == "test" or r.name not in EMULATED]  # only the chosen is emulated
         return budget.judge(lines, candidate, target=target, split=split, point_estimate=point_estimate, **given)
 
+    absent = [t for t in resolved.targets if t.name not in boards]
     if "instructions" in resolved.select.minimize:
         for i, o in enumerate(observed):
-            more = proving.instructions(o, resolved, store, folder, progress)
+            more = proving.instructions(o, absent, resolved, store, folder, progress)
             candidates[i] = dataclasses.replace(candidates[i], measurements=(*candidates[i].measurements, *more))
     found: dict[str, TargetResult] = {}
     for target in resolved.targets:
@@ -99,17 +104,19 @@ def conclude(
         if chosen is not None and chosen.id not in proven:
             o = next(o for o in observed if o.point.id == chosen.id)
             taught = next((t.outputs["test"] for t in observed if t.point.id == teacher), None)
-            proven[chosen.id] = proving.prove(o, "int8" in chosen.stages, taught, resolved, store, progress)
-            more = () if "instructions" in resolved.select.minimize else proving.instructions(o, resolved, store, folder, progress)
+            proven[chosen.id] = proving.prove(o, absent, "int8" in chosen.stages, taught, resolved, store, progress)
+            more = () if "instructions" in resolved.select.minimize else proving.instructions(o, absent, resolved, store, folder, progress)
             chosen = dataclasses.replace(chosen, measurements=(*proving.added(chosen.measurements, proven[chosen.id]), *more))
             candidates = [chosen if c.id == chosen.id else c for c in candidates]
         checks = judged(chosen, target.name, "test", False) if chosen is not None else ()
         verdict = budget.overall(checks) if chosen is not None else "fail"
         reason = result.reason if targets.runs(target) else f"{result.reason}; counted on the files alone: edgekd has no runtime for this device"
         found[target.name] = dataclasses.replace(result, checks=checks, verdict=verdict, reason=reason)
-    facts = environment.describe()
+    machines = [environment.describe(), *(host.facts for host in boards.values())]
     digest = hashlib.sha256(text.encode()).hexdigest()
-    run = Result(resolved.task.name, digest, {environment.environment_id(facts): facts}, references, tuple(candidates), found, tuple(steps))
+    run = Result(
+        resolved.task.name, digest, {environment.environment_id(f): dict(f) for f in machines}, references, tuple(candidates), found, tuple(steps)
+    )
     with progress.task("write the folder"):
         run = _write(run, resolved, observed, records["test"], proven, folder)
     codes = [FAILED if t.chosen is None else budget.exit_code([t.verdict] if t.verdict else []) for t in found.values()]
@@ -117,10 +124,21 @@ def conclude(
     return Outcome(run, folder, code, terminal.table(run, folder))
 
 
-def _executed(answers: proving.Answers, resolved: Resolved) -> dict[str, np.ndarray]:
-    """{metric: records} of what a file answered as another CPU, to the samples that it saw there."""
-    labels = resolved.data("test").labels
+def _executed(answers: proving.Answers, resolved: Resolved, split: str = "test") -> dict[str, np.ndarray]:
+    """{metric: records} of what a file answered as another CPU or on a board, to the samples that it saw there."""
+    labels = resolved.data(split).labels
     return {m.name: np.asarray(m.records(answers.there, None if labels is None else labels[answers.rows])) for m in resolved.task.metrics}
+
+
+def _on_boards(observed: Sequence[Observed], split: str) -> dict[tuple[str, str], proving.Answers]:
+    """{(candidate, target): what it answered on the target's board}, to all samples of a split."""
+    found = {}
+    for o in observed:
+        for target, outputs in o.there.items():
+            if not isinstance(outputs[split], Mapping):
+                rows = np.arange(len(outputs[split]))
+                found[o.point.id, target] = proving.Answers(target, "", rows, o.outputs[split], outputs[split])
+    return found
 
 
 def _records(o: Observed, split: str, resolved: Resolved) -> dict[str, np.ndarray]:
@@ -151,7 +169,8 @@ def _write(
             write_atomic(folder / file, o.file.read_bytes())
             path = folder / "predictions" / f"{candidate.id}.npz"
             results.save_predictions(path, test.ids, test.digest, o.outputs["test"], records[candidate.id], resolved.task.metrics)
-            for target, a in proven[candidate.id].answers.items() if candidate.id in proven else ():
+            executed = {t: a for (id, t), a in _on_boards(observed, "test").items() if id == candidate.id}
+            for target, a in (executed | dict(proven[candidate.id].answers if candidate.id in proven else {})).items():
                 theirs = {name: r[a.rows] for name, r in records.get(run.references.get("teacher", ""), {}).items()}
                 path = folder / "predictions" / results.executed(candidate.id, target)
                 at = [test.ids[i] for i in a.rows]

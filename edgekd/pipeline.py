@@ -16,12 +16,14 @@ from edgekd import environment, mixing, resolving
 from edgekd import plan as planning
 from edgekd import recipe as recipes
 from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.hosts import address
 from edgekd.observing import observe
 from edgekd.outcome import Outcome, conclude
 from edgekd.plan import Plan, Step
-from edgekd.records import Artifact, Made, Run
+from edgekd.records import Artifact, Host, Made, Run
 from edgekd.report.progress import Silent, reporter
 from edgekd.resolving import Resolved
+from edgekd.standing import host_of, stands_for
 from edgekd.store import Store, write_atomic
 
 OURS = ("recipe.toml", "result.json", "report.html", "report.md", "log.jsonl", "models", "predictions", "bundles", "profile", "fixed")
@@ -33,12 +35,14 @@ def compress(
     targets: Iterable[str] = (),
     out: Path | str | None = None,
     sets: Iterable[str] = (),
+    on: Mapping[str, str] = {},  # noqa: B006  (read only)
     time_budget: float | None = None,
     fresh: bool = False,
     dry_run: bool = False,
     quiet: bool = True,
 ) -> Outcome | str:
-    """Runs a recipe (None: the built-in one) as `edgekd compress` does. `time_budget` in seconds; `dry_run` returns the plan as text.
+    """Runs a recipe (None: the built-in one) as `edgekd compress` does. `on` {target: address of its board}; `time_budget` in seconds; `dry_run`
+    returns the plan as text.
 
     Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export check fails."""
     resolved = resolving.resolve(recipes.read(recipe, sets, targets))
@@ -48,26 +52,48 @@ def compress(
     try:
         with progress.task("check the plan"):
             plan = planning.make(resolved)
+        _addressed(on, resolved)
         if dry_run:
             return _describe(plan, store)
-        with _locked(folder):
+        with _locked(folder), contextlib.ExitStack() as open_boards:
             text = resolving.dump(resolved, folder)
             _claim(folder, text, fresh)
             log = store.log = _logger(folder / "log.jsonl")
             deadline = None if time_budget is None else time.monotonic() + time_budget
+            boards = _boards(on, resolved, progress, open_boards)  # before any training: a board that can't be reached is told at once
             made, steps = run_steps(plan, resolved, store, progress, log, deadline)
-            observed = observe(resolved, plan, made, store, folder, progress)
+            observed = observe(resolved, plan, made, store, folder, progress, boards)
             wider = mixing.extend(resolved, plan, made, observed, store, folder, progress)
             if len(wider.points) > len(plan.points):
                 made, more = run_steps(wider, resolved, store, progress, log, deadline, made)
                 plan, steps = wider, [*steps, *more]
-                observed = observe(resolved, plan, made, store, folder, progress)
-            outcome = conclude(resolved, plan, made, steps, observed, folder, text, store, progress)
+                observed = observe(resolved, plan, made, store, folder, progress, boards)
+            outcome = conclude(resolved, plan, made, steps, observed, folder, text, store, progress, boards)
             store.trim(keep=set(made))
             return outcome
     finally:
         progress.close()
         store.close()
+
+
+def _addressed(on: Mapping[str, str], resolved: Resolved) -> None:
+    """Raises UsageError where `on` names what is no target of the recipe, or an address is wrong."""
+    names, problems = [t.name for t in resolved.targets], []
+    for target, where in on.items():
+        if target not in names:
+            problems.append(Problem(f"--on {target}={where}", f"`{target}` is no target of the recipe", f"its targets: {', '.join(names)}"))
+        try:
+            address.parse(where)
+        except UsageError as error:
+            problems += error.problems
+    if problems:
+        raise UsageError(*problems)
+
+
+def _boards(on: Mapping[str, str], resolved: Resolved, progress: Silent, stack: contextlib.ExitStack) -> dict[str, Host]:
+    """{target: its board}, connected until the stack ends."""
+    named = {t.name: t for t in resolved.targets}
+    return {t: stands_for(stack.enter_context(host_of(where, progress)), named[t])[1] for t, where in on.items()}
 
 
 def run_steps(

@@ -97,13 +97,14 @@ class Proven:
     answers: Mapping[str, Answers] = field(default_factory=dict)
 
 
-def prove(o: Observed, int8: bool, teacher: Any, resolved: Resolved, store: Store, progress: Silent) -> Proven:
+def prove(o: Observed, absent: Sequence[Target], int8: bool, teacher: Any, resolved: Resolved, store: Store, progress: Silent) -> Proven:
     """Of a file on the test split: what emulation showed for its targets, and the spread over all targets of the recipe. Where there is no
-    emulator, that is said. A float file is run only as CPUs of another make; `teacher`: the teacher's outputs, or None."""
+    emulator, that is said. `absent`: the targets whose board is not at hand. A float file is run only as CPUs of another make; `teacher`: the
+    teacher's outputs, or None."""
     columns = resolved.data("test")
     here = o.outputs["test"]
     facts = environment.describe()
-    wanted = [t for t in devices(resolved.targets) if int8 or targets.matches(t, facts)]
+    wanted = [t for t in devices(absent) if int8 or targets.matches(t, facts)]
     if isinstance(here, Mapping) or not wanted:
         return Proven()
     inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
@@ -151,10 +152,10 @@ def counted(
     return {name: tuple(replace(m, target=name) for m in taken.get(t.emulated_as or "", ())) for name, (t, _) in arm.items()}
 
 
-def instructions(o: Observed, resolved: Resolved, store: Store, folder: Path, progress: Silent) -> tuple[Measurement, ...]:
+def instructions(o: Observed, absent: Sequence[Target], resolved: Resolved, store: Store, folder: Path, progress: Silent) -> tuple[Measurement, ...]:
     """Instructions of an inference of the file on each of its ARM targets, counted once per core and kept in the store. Why nothing can be run as a
     target is said by `prove`."""
-    wanted = [t for t in devices(resolved.targets) if t.name in o.point.targets and t.architecture == "aarch64"]
+    wanted = [t for t in devices(absent) if t.name in o.point.targets and t.architecture == "aarch64"]
     ready, columns = launches(wanted)[0], resolved.data("test")
     inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
 

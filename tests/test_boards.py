@@ -1,0 +1,59 @@
+"""compress with a target's board at hand: its figures are the board's, and what can't be is told before any training."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+from board import board
+
+import edgekd
+from edgekd import results
+from edgekd.cli import run as command
+from edgekd.errors import EnvironmentUnfit, UsageError
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from edgekd import measure
+
+    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    tiny.hurry()
+    text = tiny.RECIPE.replace('[[stage]]\nuse    = "prune"\nmacs   = 0.54\nepochs = 3\n', "").replace("epochs = 3\nsamples = 64", 'mode = "ptq"')
+    (tmp_path / "r.toml").write_text(text.replace("epochs = 6", "epochs = 1"))
+    return tmp_path
+
+
+def test_a_targets_figures_are_its_boards(place, monkeypatch):
+    with board(place / "board") as there:
+        monkeypatch.setenv("EDGEKD_SSH_CONFIG", str(there.config))
+        asked = []
+        from edgekd.hosts import ssh
+
+        genuine = ssh._Board.run
+        monkeypatch.setattr(ssh._Board, "run", lambda self, folder, *rest: asked.append(folder) or genuine(self, folder, *rest))
+        outcome = edgekd.compress("r.toml", on={"host": there.address}, out="run")
+        assert asked and there.left() in ([], ["home/.cache", "home/.cache/edgekd-jobs"]), "nothing is left there"
+    chosen = next(c for c in outcome.result.candidates if c.id == outcome.result.targets["host"].chosen)
+    assert {m.name for m in chosen.measurements if m.origin == "measured" and m.target == "host"} >= {"top1", "latency_p50_ms"}
+    kept = results.load_predictions(place / "run/predictions" / results.executed(chosen.id, "host"))
+    assert len(kept.ids) == 120
+    assert command(["gate", "run"]) == outcome.exit_code
+    again = len(asked)
+    monkeypatch.setattr(ssh, "connect", lambda *_: pytest.fail("not asked for"))
+    edgekd.compress("r.toml", out="run")
+    assert len(asked) == again, "what was measured on a machine of this kind is kept"
+
+
+def test_what_cannot_be_is_told_before_any_training(place, monkeypatch):
+    from edgekd import pipeline
+
+    monkeypatch.setattr(pipeline, "run_steps", lambda *_: pytest.fail("trained"))
+    with pytest.raises(UsageError) as told:
+        edgekd.compress("r.toml", on={"pi": "ssh://board", "host": "ssh://-oProxyCommand=x"})
+    assert "`pi` is no target of the recipe" in str(told.value) and len(told.value.problems) == 2
+    with pytest.raises(EnvironmentUnfit):
+        edgekd.compress("r.toml", on={"host": "ssh://127.0.0.1:1"})
+    assert command(["compress", "r.toml", "--on", "host"]) == 2
