@@ -116,6 +116,7 @@ def theirs(float_file: Path, resolved, folder: Path, python: str | None) -> dict
 def run(model: str, samples: int, python: str | None, only: list[str]) -> None:
     from edgekd import environment, measure, targets
     from edgekd.errors import EnvironmentUnfit
+    from edgekd.files import sha256
     from edgekd.hosts import emulator
 
     result = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
@@ -130,11 +131,13 @@ def run(model: str, samples: int, python: str | None, only: list[str]) -> None:
         test = resolved.data("test")
         mixed = np.random.default_rng(0).permutation(len(test))
         inputs, labels = test.inputs[mixed], test.labels[mixed]
-        ways = result["models"].get(model, {}).get("ways", {}) if only else {}
-        result["models"][model] = {"ways": ways, "samples": len(test)}
+        ways = result["models"].get(model, {}).get("ways", {})
+        result["models"][model] = result["models"].get(model, {}) | {"ways": ways, "samples": len(test)}
         for number, (way, path) in enumerate(found.items()):
+            if ways.get(way, {}).get("sha256") == sha256(path):
+                continue  # was scored already: what takes long is taken once
             (here,) = measure.score(path, inputs, folder=folder / f"here{number}").values()
-            entry = {"bytes": path.stat().st_size, "top1": top1(here, labels), "cpus": {}}
+            entry = {"sha256": sha256(path), "bytes": path.stat().st_size, "top1": top1(here, labels), "cpus": {}}
             if "equality" in facts.get(way, {}):
                 entry["model_and_file"] = {k: facts[way][k]["equal"] for k in ("equality", "fake_quantized")}
                 entry["saturable"] = len(facts[way]["saturation"])
@@ -154,7 +157,8 @@ def run(model: str, samples: int, python: str | None, only: list[str]) -> None:
                     "equal": 100 * float((here[:n] == there).mean()),
                 }
             ways[way] = entry
-            print(way, entry, flush=True)
+            RESULT.write_text(json.dumps(result, indent=1) + "\n")
+            print(way, {k: v for k, v in entry.items() if k != "cpus"}, flush=True)
         timed = measure.profile(found, inputs[:64], preset="quick", folder=folder / "times")
         p50 = {w: next(m for m in ms if m.name == "latency_p50_ms") for w, ms in timed.items()}
         for way in found:
@@ -182,7 +186,7 @@ def tables() -> None:
                 way,
                 f"{entry['bytes']:,}",
                 f"{entry['top1']:.2f}",
-                f"{entry['time_to_float']:.2f}" + ("*" if entry["noise"].count("noisy") else ""),
+                f"{entry['time_to_float']:.2f}" + "*" * entry["noise"].count("noisy") if "noise" in entry else "",
             ]
             for cpu in cpus:
                 c = entry["cpus"].get(cpu)
