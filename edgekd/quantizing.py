@@ -289,6 +289,7 @@ def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray], notes: list[str
         audit = (found or {}).get(known.name)
         more = {} if audit is None or reason else {"can_saturate": audit.can_saturate, "changed": audit.changed}
         rows.append(Row(known.label, known.kind, before, after, reason, **more))
+    rows += [Row(t.name, "table", 4 * t.elements, t.elements + 5 * t.columns, "") for t in made.tables]  # a scale and a zero point per column
     return tuple(rows), found is not None
 
 

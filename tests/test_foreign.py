@@ -554,3 +554,28 @@ def test_no_torch_is_needed(tmp_path):
     call = "quantize(sys.argv[1], data=sys.argv[2], out=sys.argv[3])"
     script = f"import sys; from edgekd.quantizing import quantize; {call}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script, *map(str, paths.values())], check=True)
+
+
+def test_a_table_that_is_looked_up_is_stored_as_integers(tmp_path):
+    """By hand: column c of the table is q * max|column| / 127. A small one stays."""
+    table, small = numbers(600, 8), numbers(20, 8, seed=1)
+    stored = {"table": table, "small": small, "w": numbers(8, 3, seed=3)}
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["a"]),
+        helper.make_node("Gather", ["small", "few"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"]),
+    ]
+    whole = [helper.make_tensor_value_info(n, TensorProto.INT64, ["n", 5]) for n in ("ids", "few")]
+    initializers = [numpy_helper.from_array(a, n) for n, a in stored.items()]
+    graph = helper.make_graph(nodes, "g", whole, [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5, 3])], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", ids=rng.integers(0, 600, (64, 5)), few=rng.integers(0, 20, (64, 5)))
+    made = quantizing.quantize(tmp_path / "m.onnx", data=tmp_path / "d.npz", out=tmp_path / "q.onnx")
+    row = next(r for r in made.layers if r.kind == "table")
+    assert (row.name, row.before, row.after) == ("table", 4 * 4800, 4800 + 5 * 8)
+    kept = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    scale = np.abs(table).max(0) / np.float32(127)
+    assert np.array_equal(kept["table.q"], np.round(table / scale).astype(np.int8)) and np.allclose(kept["table.s"], scale, rtol=1e-6)
+    assert "table" not in kept and kept["small"].dtype == np.float32

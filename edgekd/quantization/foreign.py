@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekd import components
 from edgekd.errors import Problem, UsageError
-from edgekd.quantization import normal, qdq
+from edgekd.quantization import normal, qdq, tables
 from edgekd.quantization.histogram import Histogram
 from edgekd.quantization.placing import Graph, Layer, Placement, graph_of, place
 from edgekd.records import Grid, Scheme
@@ -38,6 +38,7 @@ class Made:
     model: onnx.ModelProto
     placement: Placement
     grid: Grid
+    tables: tuple[tables.Table, ...] = ()
 
 
 def quantize(
@@ -70,7 +71,7 @@ def quantize(
     given = {"bits": scheme.activation_bits} if "bits" in inspect.signature(part).parameters else {}
     sites = qdq.sites(graph, placement, {name: part(h, **given) for name, h in histograms.items()}, scheme)
     made = qdq.render(float_model, graph, placement, sites)
-    return Made(float_model, made, placement, Grid(_digest(float_model), scheme, sites))
+    return Made(float_model, made, placement, Grid(_digest(float_model), scheme, sites), tables.shrink(made))
 
 
 def fixed_rows(model: onnx.ModelProto) -> int | None:
