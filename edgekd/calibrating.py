@@ -123,12 +123,12 @@ def known(target: Target) -> tuple[Any, ...]:
 
 def predicted(path: Path, target: Target) -> tuple[Measurement, ...]:
     """The latency of a file on a target that nothing here times: `latency_p50_ms`, origin predicted, its note beginning with calibrated or
-    transferred; of a core that nothing was timed on `latency_at_least_ms`, a bound. () where the target tells no core and clock."""
+    transferred; of a core that nothing was timed on `latency_at_least_ms`, a bound. () where the target tells no core and clock, or the file does
+    nothing that takes time."""
     if not devices.runs(target):
         return ()
-    model = static.read(path)
-    precision: costs.Precision = "int8" if any(n.op_type == "QuantizeLinear" for n in model.graph.node) else "float"
-    found = latency.predict(work_of(model), target, precision=precision, rows=known(target))
+    work = work_of(static.read(path))
+    found = latency.predict(work, target, rows=known(target)) if work else None
     if found is None:
         return ()
     made = calibration.measurement(found, target=target.name, threads=target.threads)

@@ -141,7 +141,9 @@ def nearest(result: Result, target: str) -> str | None:
 
 
 def _validated(c: Candidate, target: str) -> Measurement | None:
-    return next((m for m in c.measurements if m.split == "validation" and m.target == target), None)
+    """Its first metric there: of the target, else of the file itself where no machine stands for the target."""
+    found = [m for m in c.measurements if m.split == "validation" and m.target in (target, None)]
+    return min(found, key=lambda m: m.target is None, default=None)
 
 
 def line(candidates: Mapping[str, Candidate], last: Candidate) -> list[Candidate]:

@@ -210,19 +210,19 @@ def _baseline(folder: Path, names: list[str]) -> Baseline:
 
 def _comparable(baseline: Baseline, subject: Subject) -> tuple[Baseline, Subject]:
     """The baseline, once it is found to be of the same test set; without its quality where ours isn't known. Of one test set, an emulator may
-    have had time for more samples then than now: both are looked at on those that both have."""
+    have had time for more samples then than now, and takes them in an order of its own: both are looked at on those that both have."""
     ours = subject.predictions
     if baseline.predictions is None:
         raise BaselineError(Problem(f"baseline {baseline.path}", "keeps no predictions: of which test set it is isn't known"))
     if ours is None:
         return replace(baseline, reference=Reference(tuple(m for m in baseline.reference.measurements if not m.split))), subject
     theirs = baseline.predictions
-    if ours.digest == theirs.digest and len(ours.ids) != len(theirs.ids):
-        both = np.intersect1d(ours.ids, theirs.ids)
+    both = np.intersect1d(ours.ids, theirs.ids)
+    if ours.digest == theirs.digest and len(both) and not np.array_equal(ours.ids, theirs.ids):
         mine, others = (results.of_samples(p, both) for p in (ours, theirs))
         teacher = subject.teacher
         if teacher is not None and teacher.records:
-            rows = np.flatnonzero(np.isin(ours.ids, both))
+            rows = results.places(ours.ids, both)
             teacher = replace(teacher, records={name: r[rows] for name, r in teacher.records.items()})
         baseline = replace(baseline, reference=replace(baseline.reference, records=others.records), predictions=others)
         subject, ours = replace(subject, predictions=mine, teacher=teacher), mine

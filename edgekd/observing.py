@@ -74,7 +74,7 @@ def observe(
 
 def answers(artifact: Artifact, resolved: Resolved, store: Store, host: Host) -> dict[str, Any]:
     """What the exported file answers to validation and test, in its runtime on `host`."""
-    columns, machine = {split: resolved.data(split) for split in SPLITS}, environment.environment_id(host.facts)
+    columns, machine = {split: resolved.data(split) for split in SPLITS}, _machine(host)
     identity = ("outputs", artifact.key, {split: c.digest for split, c in columns.items()}, machine)
     key, parents = hashlib.sha256(repr(identity).encode()).hexdigest(), {artifact.key: store.digest(artifact)}
     kept = store.find(key, parents)
@@ -98,13 +98,18 @@ def answers(artifact: Artifact, resolved: Resolved, store: Store, host: Host) ->
     return outputs
 
 
+def _machine(host: Host) -> str:
+    """The kind of machine, and which of its cores: big and little ones have kernels and times of their own."""
+    return environment.environment_id(host.facts) + "".join(f"-{c}" for c in host.cores)
+
+
 def times(
     found: Sequence[Observed], target: Target, resolved: Resolved, store: Store, host: Host, folder: Path, progress: Silent
 ) -> dict[str, tuple[Measurement, ...]]:
     """{id: latency and memory} on `host` with the target's threads: one interleaved job for all files that were not timed so yet."""
     columns, taken = resolved.data("test"), {}
     inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
-    machine = environment.environment_id(host.facts) + "".join(f"-{c}" for c in host.cores)
+    machine = _machine(host)
     name, missing = f"profile-{PRESET}-{target.threads}-{machine}", {}
     for o in [o for o in found if target.name in o.point.targets]:
         kept = store.observed(o.artifact.key, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -25,6 +26,7 @@ from edgekd.report.progress import Silent, reporter
 from edgekd.resolving import Resolved
 from edgekd.standing import host_of, stands_for
 from edgekd.store import Store, write_atomic
+from edgekd.targets import HOST
 
 OURS = ("recipe.toml", "result.json", "report.html", "report.md", "log.jsonl", "models", "predictions", "bundles", "profile", "fixed")
 
@@ -91,9 +93,11 @@ def _addressed(on: Mapping[str, str], resolved: Resolved) -> None:
 
 
 def _boards(on: Mapping[str, str], resolved: Resolved, progress: Silent, stack: contextlib.ExitStack) -> dict[str, Host]:
-    """{target: its board}, connected until the stack ends."""
-    named = {t.name: t for t in resolved.targets}
-    return {t: stands_for(stack.enter_context(host_of(where, progress)), named[t])[1] for t, where in on.items()}
+    """{target: its board}, connected until the stack ends: once for all targets that are one board's cores. What stands for `host` is of this
+    machine's kind, whose facts the plan is made by."""
+    named = {t.name: t for t in resolved.targets} | {t.name: dataclasses.replace(t, name="this machine") for t in resolved.targets if t.name == HOST}
+    hosts = {where: stack.enter_context(host_of(where, progress)) for where in dict.fromkeys(on.values())}
+    return {t: stands_for(hosts[where], named[t])[1] for t, where in on.items()}
 
 
 def run_steps(

@@ -13,7 +13,8 @@ import numpy as np
 
 from edgekd import counts, environment, intervals, measure, targets
 from edgekd.errors import EnvironmentUnfit, Problem
-from edgekd.hosts import emulator
+from edgekd.files import sha256
+from edgekd.hosts import counter, emulator
 from edgekd.probes import quality
 from edgekd.records import Made, Measurement, Metric, Target
 
@@ -116,7 +117,8 @@ def prove(o: Observed, absent: Sequence[Target], int8: bool, teacher: Any, resol
     with progress.task(f"run {o.point.id} as other CPUs") as advance:
         answer = lambda target, launch: _kept(o, target, launch, mixed, columns.digest, store)
         found = executed(ready, order, here[order], answer, advance, progress.say)
-    made = figures(found, columns.labels, resolved.task.metrics, teacher)
+    boards = [Answers(t, f"the board of {t}", order, here[order], outputs["test"][order]) for t, outputs in o.there.items()]
+    made = figures(found, columns.labels, resolved.task.metrics, teacher, boards)
     spread = made.get("", ())
     if not made:
         return Proven()
@@ -160,7 +162,8 @@ def instructions(o: Observed, absent: Sequence[Target], resolved: Resolved, stor
     inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
 
     def work(target: Target, launch: Mapping[str, Any]) -> Sequence[Measurement]:
-        name = hashlib.sha256(repr(("count", columns.digest, target.emulated_as, launch.get("identity", ""))).encode()).hexdigest()[:32]
+        identity = ("count", columns.digest, target.emulated_as, launch.get("identity", ""), sha256(counter.SOURCE))
+        name = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
         kept = store.observed(o.artifact.key, f"count-{name}")
         if kept is not None:
             return [Measurement(**m) for m in kept["measurements"]]
@@ -198,15 +201,20 @@ def _kept(o: Observed, device: Target, launch: Mapping[str, Any], inputs: Mappin
 
 
 def figures(
-    found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric], teacher: np.ndarray | None = None
+    found: Sequence[Answers],
+    labels: np.ndarray | None,
+    metrics: Sequence[Metric],
+    teacher: np.ndarray | None = None,
+    boards: Sequence[Answers] = (),
 ) -> dict[str, tuple[Measurement, ...]]:
     """{target: measurements}, all `emulated`: the metrics, with a `teacher`'s outputs also fidelity; host_agreement, the share of answers that are
     this machine's (equal_outputs, the share of numbers, where the answers are no classes); and target_spread, the greatest difference in the
-    first metric between this machine and all targets, on the samples that all of them saw (under "" as well).
+    first metric between this machine and all targets, those that answered on their `boards` among them, on the samples that all of them saw (under
+    "" as well).
 
     Agreement and spread are exact for their samples; the spread's note has the 95 % interval, simultaneous over the pairs, of the difference
     on all data."""
-    spread, made = _spread(found, labels, metrics), {}
+    spread, made = _spread([*found, *boards] if found else (), labels, metrics), {}
     for a in found:
         same = float((a.here == a.there).mean())
         cpu = f"{a.cpu} ({a.kernels})" if a.kernels else a.cpu

@@ -70,7 +70,8 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
         exported = artifacts[again.key]
         write_atomic(path, (exported.folder / "model.onnx").read_bytes())
         equal = exported.facts["equality"]
-        return f"the file is the model that was settled: {100 * equal['equal']:.4g} % of its outputs equal, none by more than a step"
+        steps = "none by more than a step" if equal["most_steps"] <= 1.25 else f"none by more than {equal['most_steps']:.0f} steps"
+        return f"the file is the model that was settled: {100 * equal['equal']:.4g} % of its outputs equal, {steps}"
 
     now = Now(step.settings, len(columns), RECIPE, _bits(source), _named(subject.int8_file, graph, layers(graph)))
     return Way(now, build, lambda settings: _recipe_lines(source, point.stages[-1], settings), trains)

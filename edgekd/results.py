@@ -195,9 +195,15 @@ def executed(id: str, target: str) -> str:
     return f"{id}@{target}.npz"
 
 
+def places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where the `wanted` of `ids` stand, all of which are there."""
+    order = np.argsort(ids)
+    return order[np.searchsorted(ids, wanted, sorter=order)]
+
+
 def of_samples(predictions: Predictions, ids: np.ndarray) -> Predictions:
-    """The predictions of those samples alone, in their order."""
-    rows = np.flatnonzero(np.isin(predictions.ids, ids))
+    """The predictions of those samples alone, in the order of `ids`."""
+    rows = places(predictions.ids, ids)
     outputs = predictions.outputs
     taken = {name: a[rows] for name, a in outputs.items()} if isinstance(outputs, Mapping) else None if outputs is None else outputs[rows]
     return replace(predictions, ids=predictions.ids[rows], outputs=taken, records={name: r[rows] for name, r in predictions.records.items()})

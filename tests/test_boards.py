@@ -1,5 +1,6 @@
 """compress with a target's board at hand: its figures are the board's, and what can't be is told before any training."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import edgekd
 from edgekd import results
 from edgekd.cli import run as command
 from edgekd.errors import EnvironmentUnfit, UsageError
+from edgekd.records import Host
 
 
 @pytest.fixture
@@ -45,6 +47,39 @@ def test_a_targets_figures_are_its_boards(place, monkeypatch):
     monkeypatch.setattr(ssh, "connect", lambda *_: pytest.fail("not asked for"))
     edgekd.compress("r.toml", out="run")
     assert len(asked) == again, "what was measured on a machine of this kind is kept"
+
+
+def test_two_targets_on_one_board_share_its_connection(place, monkeypatch):
+    """A connection holds its board: a second one would wait for it, and give up."""
+    from edgekd import environment, pipeline, resolving
+    from edgekd import recipe as recipes
+    from edgekd.report.progress import Silent
+
+    facts = environment.describe()
+    for name in ("big", "little"):
+        lines = [f'title = "{name}"', f'architecture = "{facts["architecture"]}"', f"features = {facts['features']}"]
+        (place / f"{name}.toml").write_text("\n".join(lines))
+    resolved, opened = resolving.resolve(recipes.read("r.toml", (), ["./big.toml", "./little.toml"])), []
+
+    @contextlib.contextmanager
+    def there(where, progress):
+        opened.append(where)
+        yield Host(where, None, facts)
+
+    monkeypatch.setattr(pipeline, "host_of", there)
+    with contextlib.ExitStack() as stack:
+        boards = pipeline._boards({"big": "ssh://a", "little": "ssh://a"}, resolved, Silent(), stack)
+    assert opened == ["ssh://a"] and boards.keys() == {"big", "little"}
+
+
+def test_what_stands_for_the_host_is_of_its_kind(place, monkeypatch):
+    from edgekd import environment, pipeline
+
+    facts = {**environment.describe(), "architecture": "aarch64", "features": ["neon"], "clusters": {}}
+    monkeypatch.setattr(pipeline, "host_of", lambda where, progress: contextlib.nullcontext(Host(where, None, facts)))
+    monkeypatch.setattr(pipeline, "run_steps", lambda *_: pytest.fail("trained"))
+    with pytest.raises(EnvironmentUnfit, match="ssh://pi lacks x86-64"):
+        edgekd.compress("r.toml", on={"host": "ssh://pi"})
 
 
 def test_what_cannot_be_is_told_before_any_training(place, monkeypatch):

@@ -80,6 +80,13 @@ def test_what_is_not_known_is_no_number(file, monkeypatch):
         calibrating.calibrate("cortex-a72")
 
 
+def test_a_file_that_does_nothing_has_no_latency(tmp_path):
+    value = lambda name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value("x")], [value("y")])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    assert calibrating.predicted(tmp_path / "m.onnx", targets.load("raspberry-pi-4")) == ()
+
+
 @pytest.mark.slow
 def test_probes_are_timed_here_for_real(monkeypatch, place):
     few = {k: v for k, v in probes.models().items() if k[0] in ("operators", "tokens")}

@@ -397,6 +397,16 @@ def test_explain_without_the_parents_file(tmp_path):
     assert "the file of distill was not kept in models/" in str(explaining.explain(tmp_path))
 
 
+def test_the_nearest_for_a_target_that_no_machine_stands_for():
+    def candidate(id, value, target):
+        quality = Measurement("top1", "%", value, value, value, 9, "validation", target, "measured")
+        return Candidate(id, id, 0, (), ("int8",), "onnx", f"models/{id}.onnx", "", (quality,))
+
+    known = [candidate("a", 80.0, None), candidate("b", 90.0, None), candidate("c", 99.0, "host")]
+    result = Result("t", "", {}, {}, tuple(known), {}, ())
+    assert explaining.nearest(result, "pi") == "b" and explaining.nearest(result, "host") == "c"
+
+
 def test_explain_needs_a_run(tmp_path, capsys):
     assert command(["explain", str(tmp_path)]) == 2
     assert "no result.json" in capsys.readouterr().err

@@ -276,6 +276,20 @@ def test_a_baseline_that_is_missing_or_of_another_test_set_ends_in_5(run, tmp_pa
     assert gating.gate(run, budget=counted, baseline=other).exit_code == 0  # bytes need no test set
 
 
+def test_a_baseline_of_the_same_samples_in_another_order_is_compared(run, tmp_path):
+    """Emulation goes through the samples at random, a machine of the target's kind in their order."""
+    path = budget(tmp_path, '[any]\ntop1 = "drop max 2 pt vs baseline"\n')
+    whole = results.load_arrays(run / "predictions" / "prune-0.5.int8.npz")
+    for count in (len(whole["sample_id"]), 150):
+        rows = np.random.default_rng(0).permutation(len(whole["sample_id"]))[:count]
+        arrays = {name: a if a.ndim == 0 else a[rows] for name, a in whole.items()}
+        last = make(tmp_path / f"last-{count}")
+        results.save_arrays(last / "predictions" / results.executed("prune-0.5.int8", "host"), arrays)
+        (check,) = gating.gate(run, budget=path, baseline=bundled(last)).checks
+        same = intervals.paired_of(top1(), *[arrays["top1.records"]] * 2, 0.9)
+        assert (check.verdict, check.value, check.low, check.high) == ("pass", *same), "no answer differs"
+
+
 def test_samples_in_another_order_are_not_paired(run):
     path = run / "predictions" / "teacher.npz"
     results.save_arrays(path, {**results.load_arrays(path), "sample_id": results.load_predictions(path).ids[::-1]})

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.errors import UsageError
 from edgekd.predicting import bound, calibration, costs, latency, population, probes, shipped
@@ -92,6 +92,36 @@ def test_work_of_a_graph_by_hand():
         Operator("move", 4, 4, height=6, width=6),
         Operator("pool", 4, 4, (6, 6), 6, 4, 1, 1),
     )
+
+
+@pytest.mark.parametrize(("taps", "place", "groups"), [((5,), (40,), 1), ((3,), (40,), 16), ((3, 3), (6, 8), 1), ((3, 5, 7), (6, 8, 10), 2)])
+def test_convolutions_along_any_axes_have_their_channels(taps, place, groups):
+    value = lambda name, channels: helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, channels, *place))
+    weight = numpy_helper.from_array(np.zeros((32, 16 // groups, *taps), np.float32), "w")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[t // 2 for t in taps] * 2, group=groups)
+    graph = helper.make_graph([node], "g", [value("x", 16)], [value("y", 32)], [weight])
+    (made,) = work_of(model := helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    assert (made.ci, made.co, made.groups, made.height, made.kernel[0]) == (16, 32, groups, place[0], taps[0])
+    assert made.macs == static.macs(model)[0] == 32 * 16 // groups * math.prod((*taps, *place))
+
+
+def test_each_operator_counts_as_the_file_has_it():
+    files = {p: onnx.load_model_from_string(probes.models()["mobile", p]) for p in costs.PRECISIONS}
+    work = {p: work_of(file) for p, file in files.items()}
+    assert {o.int8 for o in work["float"]} == {False} and {o.int8 for o in work["int8"]} == {True}
+    mixed = files["int8"]
+    first = next(n for n in mixed.graph.node if n.op_type == "Conv")
+    mixed.graph.initializer.append(numpy_helper.from_array(np.zeros((16, 3, 3, 3), np.float32), "plain"))
+    first.input[1] = "plain"
+    made = work_of(mixed)
+    assert [o.int8 for o in made] == [False] + [True] * (len(made) - 1)
+    given = target(core="cortex-a76", clock_mhz=2400.0, threads=4)
+    whole = {p: latency.predict(work[p], given) for p in costs.PRECISIONS}
+    assert whole == {p: latency.predict(work["float"], given, precision=p) for p in costs.PRECISIONS}
+    assert min(w.value for w in whole.values()) < latency.predict(made, given).value < max(w.value for w in whole.values())
+    device, dot = Device("cortex-a76", 1.0, 1), ("dotprod",)
+    least = bound.bound(made[:1], device).low + bound.bound(made[1:], device, precision="int8", features=dot).low
+    assert bound.bound(made, device, precision=None, features=dot).low == pytest.approx(least)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from edgekd.errors import EnvironmentUnfit
 from edgekd.hosts import emulator
 from edgekd.metrics import top1
 from edgekd.records import Candidate, Measurement
+from edgekd.report.progress import Silent
 
 AVX2, SSE = targets.load("x86-64-avx2"), targets.load("x86-64-sse42")
 EMULATED = shutil.which("qemu-x86_64") is None and shutil.which("qemu-x86_64-static") is None
@@ -42,6 +43,38 @@ def test_figures_by_hand():
     assert "91.67 % of the outputs equal" in one["top1"].note and "all outputs" not in two["top1"].note
     assert "here 100.00, one 83.33, two 100.00" in one["target_spread"].note
     assert [m.name for m in made[""]] == ["target_spread"] and proving.figures([], labels, [top1()]) == {}
+
+
+def test_the_spread_is_over_boards_too():
+    labels, right = np.zeros(10, int), np.array([[1.0, 0.0]] * 10)
+    wrong, rows = np.array([[0.0, 1.0]] * 2 + [[1.0, 0.0]] * 8), np.arange(10)
+    emulated, board = proving.Answers("a", "Haswell", rows, right, right), proving.Answers("b", "the board of b", rows, right, wrong)
+    made = proving.figures([emulated], labels, [top1()], boards=[board])
+    assert made.keys() == {"", "a"} and [m.value for m in made[""]] == [20.0] and "b 80.00" in made[""][0].note
+    assert proving.figures([], labels, [top1()], boards=[board]) == {}
+
+
+def test_counts_of_another_counter_are_not_taken_for_this_ones(tmp_path, monkeypatch):
+    """What is kept goes by the counter's source and the emulator's version."""
+    from types import SimpleNamespace
+
+    from edgekd.hosts import counter
+
+    pi, kept, made = targets.load("raspberry-pi-4"), {}, []
+    columns = SimpleNamespace(inputs=np.zeros((4, 2), np.float32), digest="d")
+    resolved = SimpleNamespace(data=lambda split: columns, task=SimpleNamespace(inputs=("x",)))
+    store = SimpleNamespace(observed=lambda key, name: kept.get(name), observe=lambda key, name, value: kept.update({name: value}))
+    o = SimpleNamespace(point=SimpleNamespace(targets=(pi.name,)), artifact=SimpleNamespace(key="k" * 64), file=tmp_path / "m.onnx")
+    one = Measurement("instructions", "", 5, 5, 5, 8, None, None, "emulated")
+    monkeypatch.setattr(proving, "launches", lambda wanted: ({t.name: (t, {}) for t in wanted}, []))
+    monkeypatch.setattr(proving.counts, "count", lambda *_: made.append(1) or SimpleNamespace(measurements=(one,)))
+    for _ in range(2):
+        proving.instructions(o, [pi], resolved, store, tmp_path, Silent())
+    assert len(made) == 1
+    (tmp_path / "counter.c").write_text("another")
+    monkeypatch.setattr(counter, "SOURCE", tmp_path / "counter.c")
+    proving.instructions(o, [pi], resolved, store, tmp_path, Silent())
+    assert len(made) == 2
 
 
 def test_what_other_answers_disprove_is_no_figure_of_the_target():
@@ -116,6 +149,11 @@ def test_a_file_that_saturates_is_found_out_and_seven_bits_are_not(tmp_path):
         here = measure.score(path, x, folder=tmp_path / f"here{bits}")["y"]
         there = measure.score(path, x, folder=tmp_path / f"{target.name}{bits}", launch=emulator.launch(target))["y"]
         assert (here == there).all() == equal
+
+
+@needs_qemu
+def test_answers_are_kept_by_the_emulators_version():
+    assert "version" in emulator.launch(AVX2)["identity"]
 
 
 @needs_qemu

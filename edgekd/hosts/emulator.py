@@ -5,8 +5,10 @@ x86-64 runs this Python as it is; ARM needs an arm64 Python and runtime, which a
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -19,7 +21,7 @@ X86 = ("x86_64", "amd64")  # as platform.machine() calls it
 
 
 def launch(target: Target) -> dict[str, Any]:
-    """How a job's processes are started as on `target`: {command, variables}, for ARM also {identity, kernels}. Raises EnvironmentUnfit without an
+    """How a job's processes are started as on `target`: {command, variables, identity}, for ARM also {kernels}. Raises EnvironmentUnfit without an
     emulator or a way to be it."""
     if target.architecture == "aarch64":
         return arm.launch(target)
@@ -34,4 +36,11 @@ def launch(target: Target) -> dict[str, Any]:
             Problem(f"target {target.name}", "there is no qemu-x86_64 on the PATH", "apt install qemu-user, or your system's package")
         )
     # OpenBLAS, which comes with numpy, guesses the core by family and model, and takes AVX for granted on some: it is told
-    return {"command": [program, "-cpu", target.emulated_as, sys.executable], "variables": {"OPENBLAS_CORETYPE": target.emulated_as}}
+    command, variables = [program, "-cpu", target.emulated_as, sys.executable], {"OPENBLAS_CORETYPE": target.emulated_as}
+    return {"command": command, "variables": variables, "identity": _said(program)}
+
+
+@functools.cache
+def _said(program: str) -> str:
+    """The emulator's version as it says: another may answer otherwise."""
+    return subprocess.run([program, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout.split("\n")[0]

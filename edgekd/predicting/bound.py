@@ -30,9 +30,9 @@ def peak(device: Device, precision: Precision, features: Iterable[str] = ()) -> 
     return pipes * each * device.clock_ghz * 1e6 * device.threads
 
 
-def bound(work: Sequence[Operator], device: Device, *, precision: Precision = "float", features: Iterable[str] = ()) -> Prediction:
-    """Milliseconds that an inference takes at least; the interval is open above."""
-    macs = sum(o.macs / (WINOGRAD if kernel_of(o) == "winograd" else 1.0) for o in work if o.macs)
-    least = macs / peak(device, precision, features)
+def bound(work: Sequence[Operator], device: Device, *, precision: Precision | None = "float", features: Iterable[str] = ()) -> Prediction:
+    """Milliseconds that an inference takes at least; the interval is open above. `precision` None: of each operator as its file has it."""
+    kind = lambda o: precision or ("int8" if o.int8 else "float")
+    least = sum(o.macs / (WINOGRAD if kernel_of(o) == "winograd" else 1.0) / peak(device, kind(o), features) for o in work if o.macs)
     note = f"bound: not faster than this at {device.clock_ghz:g} GHz with {device.threads} threads; nothing like {device.core} was timed"
     return Prediction(least, least, math.inf, "bound", note)

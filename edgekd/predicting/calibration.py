@@ -16,7 +16,7 @@ import numpy as np
 
 from edgekd.predicting import costs
 from edgekd.predicting.costs import Precision
-from edgekd.predicting.population import APART, COUNT, MISFIT, Device, Population, Row, logarithm, posterior
+from edgekd.predicting.population import APART, COUNT, MISFIT, Device, Population, Row, halves, logarithm, posterior
 from edgekd.predicting.work import Operator
 from edgekd.records import Measurement
 
@@ -103,15 +103,18 @@ def _note(made: Calibration, population: Population, relatives: Sequence[Calibra
     return f"{text} with {population.runtime} for {where}: the other runtime alone widens by a factor of {factor:.1f} to each side"
 
 
-def predict(work: Sequence[Operator], calibration: Calibration, *, threads: int | None = None, precision: Precision = "float") -> Prediction:
-    """Milliseconds of a network on a device. ValueError where the calibration is for another number of threads, or the network does nothing."""
+def predict(work: Sequence[Operator], calibration: Calibration, *, threads: int | None = None, precision: Precision | None = "float") -> Prediction:
+    """Milliseconds of a network on a device; `precision` None: of each operator as its file has it. ValueError where the calibration is for
+    another number of threads, or the network does nothing."""
     if threads is not None and threads != calibration.device.threads:
         raise ValueError(f"the calibration is for {calibration.device.threads} threads, not {threads}")
+    if precision is None:
+        return of(halves({p: costs.costs([o for o in work if o.int8 == (p == "int8")]) for p in costs.PRECISIONS}), calibration)
     return of(costs.costs(work), calibration, precision)
 
 
-def of(amounts: np.ndarray, calibration: Calibration, precision: Precision) -> Prediction:
-    """The prediction for `costs.costs` of a network."""
+def of(amounts: np.ndarray, calibration: Calibration, precision: Precision | None = None) -> Prediction:
+    """The prediction for `costs.costs` of a network: [11] of one precision, or [22] of both."""
     if not amounts.any():
         raise ValueError("a network without operators takes no time that could be predicted")
     value, gradient = logarithm(calibration.mean, amounts, precision)

@@ -1,7 +1,7 @@
 """The latency of a network on a target, by the best that is known: its own rows, its core's, or a bound.
 
 work = work_of(static.read("model.onnx"))
-found = predict(work, targets.load("raspberry-pi-4"), precision="int8", rows=rows_of("raspberry-pi-4.json", threads=4), threads=4)
+found = predict(work, targets.load("raspberry-pi-4"), rows=rows_of("raspberry-pi-4.json", threads=4), threads=4)
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def rows_of(path: Path, *, runtime: str, threads: int) -> tuple[Row, ...]:
 
 
 def predict(
-    work: Sequence[Operator], target: Target, *, precision: Precision = "float", threads: int | None = None, rows: Sequence[Row] = ()
+    work: Sequence[Operator], target: Target, *, precision: Precision | None = None, threads: int | None = None, rows: Sequence[Row] = ()
 ) -> Prediction | None:
-    """The latency of a network on a target; None where not even a bound can be said, because the target doesn't say its core and clock."""
+    """The latency of a network on a target, of each operator as its file has it unless all are to be of one `precision`; None where not even a bound
+    can be said, because the target doesn't say its core and clock."""
     device = device_of(target, threads)
     if device is None:
         return None

@@ -98,14 +98,17 @@ class Posterior:
     residuals: np.ndarray
 
 
-def logarithm(theta: np.ndarray, amounts: np.ndarray, precision: Precision) -> tuple[float, np.ndarray]:
-    """(logarithm of the milliseconds, gradient [22] by the logarithms of the costs): each cost's share of the time."""
-    start = COUNT * costs.PRECISIONS.index(precision)
-    parts = np.exp(theta[start : start + COUNT]) * amounts
+def logarithm(theta: np.ndarray, amounts: np.ndarray, precision: Precision | None = None) -> tuple[float, np.ndarray]:
+    """(logarithm of the milliseconds, gradient [22] by the logarithms of the costs): each cost's share of the time. `amounts`: [11] of one
+    precision, or [22] of both."""
+    parts = np.exp(theta) * (amounts if precision is None else halves({precision: amounts}))
     total = float(parts.sum())
-    gradient = np.zeros(2 * COUNT)
-    gradient[start : start + COUNT] = parts / total
-    return float(np.log(total)), gradient
+    return float(np.log(total)), parts / total
+
+
+def halves(amounts: Mapping[Precision, np.ndarray]) -> np.ndarray:
+    """[22]: amounts [11] in the half of their precision, 0 where there are none."""
+    return np.concatenate([amounts.get(p, np.zeros(COUNT)) for p in costs.PRECISIONS])
 
 
 def posterior(rows: Sequence[Row], mean: np.ndarray, spread: np.ndarray, noise: float) -> Posterior:
@@ -133,11 +136,7 @@ def posterior(rows: Sequence[Row], mean: np.ndarray, spread: np.ndarray, noise: 
 
 def _wide(rows: Sequence[Row]) -> np.ndarray:
     """[rows, 22]: the amounts in the half of the row's precision, 0 in the other."""
-    wide = np.zeros((len(rows), 2 * COUNT))
-    for i, r in enumerate(rows):
-        start = COUNT * costs.PRECISIONS.index(r.precision)
-        wide[i, start : start + COUNT] = r.costs
-    return wide
+    return np.array([halves({r.precision: r.costs}) for r in rows])
 
 
 def _linear(y: np.ndarray, amounts: np.ndarray, theta: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

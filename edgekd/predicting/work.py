@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Operator:
     pool         `co` channels out, window `kernel`.
     elementwise  reads `ci` channels of height x width, writes `co`: sums, products, activations that are not fused.
     move         the same, and computes nothing: concat, slice, shuffle, resize.
+
+    `int8`: whether the file has it in integers; no part of what it does.
     """
 
     kind: Kind
@@ -42,6 +44,7 @@ class Operator:
     height: int = 1
     width: int = 1
     stored: bool = True
+    int8: bool = field(default=False, compare=False)
 
     @property
     def macs(self) -> int:
@@ -79,9 +82,9 @@ def work_of(model: onnx.ModelProto) -> tuple[Operator, ...]:
 
     static.node_macs(model)  # refuses operators whose shapes can't be found
     shapes = static.value_shapes(model)
-    weights = _weights(model)
-    made = (_operator(node, shapes, weights) for node in model.graph.node)
-    return tuple(operator for operator in made if operator is not None)
+    weights, integers = _weights(model), _integers(model)
+    made = ((node, _operator(node, shapes, weights)) for node in model.graph.node)
+    return tuple(replace(operator, int8=_in_integers(node, weights, integers)) for node, operator in made if operator is not None)
 
 
 def _weights(model: onnx.ModelProto) -> frozenset[str]:
@@ -95,6 +98,25 @@ def _weights(model: onnx.ModelProto) -> frozenset[str]:
     return frozenset(fixed)
 
 
+def _integers(model: onnx.ModelProto) -> frozenset[str]:
+    """Values that are integers, told in float: those of DequantizeLinear, and what is only reshaped of them."""
+    told: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" or (node.op_type in FREE | {"Transpose"} and node.input and node.input[0] in told):
+            told.update(node.output)
+    return frozenset(told)
+
+
+def _in_integers(node: onnx.NodeProto, weights: frozenset[str], integers: frozenset[str]) -> bool:
+    """Whether a runtime computes a node in integers: a layer of which both operands are told so, another operator whose activations are."""
+    from edgekd.probes import static
+
+    if node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
+        return True
+    operands = node.input[:2] if node.op_type in static.COUNTED else [i for i in node.input if i and i not in weights]
+    return bool(operands) and all(i in integers for i in operands)
+
+
 def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights: frozenset[str]) -> Operator | None:
     from edgekd.probes import static
 
@@ -106,7 +128,7 @@ def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights:
         return None
     co, height, width = _places(out)
     if kind in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose"):
-        return _convolution(node, shapes, co, height, width)
+        return _convolution(node, shapes)
     if kind in static.COUNTED:
         right = node.input[3 if kind == "QLinearMatMul" else 1]
         terms = shapes[node.input[0]][-1]
@@ -116,22 +138,27 @@ def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights:
     read = [math.prod(shapes[i]) for i in node.input if i in shapes and i not in weights]
     channels = max(1, round(sum(read) / (height * width))) if read else co
     if kind in POOLS:
-        before = _places(shapes[node.input[0]])
+        before = _places(shapes.get(node.input[0], out))
         window = next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape"), before[1:])
         return Operator("pool", before[0], co, (window[0], window[-1]), max(1, before[1] // height), before[0], height, width)
     return Operator("move" if kind in MOVES else "elementwise", channels, co, height=height, width=width)
 
 
-def _convolution(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], co: int, height: int, width: int) -> Operator:
+def _convolution(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> Operator:
     kind = node.op_type
     kernel = shapes[node.input[3 if kind == "QLinearConv" else 1]][2:]
-    window = (kernel[0], kernel[-1] if len(kernel) > 1 else 1)
-    ci, before_h, before_w = _places(shapes[node.input[0]])
+    window = (kernel[0], math.prod(kernel[1:]))
+    (ci, before_h, before_w), (co, height, width) = _image(shapes[node.input[0]]), _image(shapes[node.output[0]])
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     stride = next((a.ints[0] for a in node.attribute if a.name == "strides"), 1)
     if kind == "ConvTranspose":  # each input goes to every tap: the work of a convolution at the places of its input
         return Operator("conv", ci, co, window, 1, groups, before_h, before_w)
     return Operator("conv", ci, co, window, stride, groups, height, width)
+
+
+def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(channels, rows, columns) of what a convolution reads or writes, along however many axes."""
+    return shape[1], shape[2], math.prod(shape[3:])
 
 
 def _places(shape: tuple[int, ...]) -> tuple[int, int, int]:
