@@ -40,7 +40,7 @@ class Emulated:
         names = list(dict.fromkeys(m.target for m in self.measurements if m.target))
         counted = [m for m in self.measurements if m.origin == "counted"]
         over_all = [m for m in self.measurements if m.target is None and m not in counted]
-        parts = [f"{self.model}, emulated on {self.environment['cpu']}: no times", table(counted)]
+        parts = [f"{self.model}: counted, emulated, predicted on {self.environment['cpu']}; nothing is timed", table(counted)]
         parts += [f"{name}\n{table([m for m in self.measurements if m.target == name])}" for name in names]
         parts.append(table(over_all) if over_all else "")
         return "\n\n".join(p for p in (*parts, self.note) if p)
@@ -53,15 +53,22 @@ def emulate(
     data: Path | str | None = None,
     seconds: float = proving.SECONDS,
     json: Path | str | None = None,
+    demanded: bool = True,
     quiet: bool = True,
 ) -> Emulated:
     """Runs an exported file under the instruction set of each target (default: all that can be emulated here), on as many samples as take
-    `seconds` each, and holds the answers against this machine's. Raises as `profile` does, EnvironmentUnfit without an emulator."""
+    `seconds` each, and holds the answers against this machine's. Raises as `profile` does, EnvironmentUnfit without an emulator; where emulation
+    was not `demanded` and no data is given, what is counted and predicted is told without it."""
     facts, path = environment.describe(), Path(model)
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
     ready, problems = proving.launches(wanted)
+    counted = (*static.measure(path), *memory.measure(path))
     if problems and (targets or not ready):
-        raise EnvironmentUnfit(*problems)
+        if demanded or data is not None:
+            raise EnvironmentUnfit(*problems)
+        told = "\n".join(f"what it answers there is not known: {p}" for p in problems)
+        flat = (*counted, *(m for t in wanted for m in calibrating.predicted(path, t)))
+        return _kept(Emulated(path.name, sha256(path), flat, facts, told), json)
     parsed = static.read(path)
     inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     count = len(next(iter(inputs.values())))
@@ -88,11 +95,13 @@ def emulate(
         made = proving.figures(found, labels, [metric] if metric else [])
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
-    counted = (*static.measure(path), *memory.measure(path))
     there = {name: (*made[name], *counted_there.get(name, ()), *calibrating.predicted(path, t)) for name, (t, _) in ready.items()}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), data is None)
-    result = Emulated(path.name, sha256(path), tuple(flat), facts, note)
+    return _kept(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
+
+
+def _kept(result: Emulated, json: Path | str | None) -> Emulated:
     if json is not None:
         write_json(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(result).items() if k != "exit_code"}})
     return result

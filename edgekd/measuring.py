@@ -81,15 +81,15 @@ def profile(
     quiet: bool = True,
 ) -> Profile | Emulated:
     """Measures an exported file. `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`; else seeded random inputs.
-    `on`: the address of a board (hosts/address.py); default: this machine. Where this machine can't stand for the target and emulation can, what it
-    answers there is taken instead, and no times.
+    `on`: the address of a board (hosts/address.py); default: this machine. Where this machine can't stand for the target, what it answers
+    there by emulation, what is counted and what is predicted are told instead.
 
     Raises UsageError for a file, data, target or address that is wrong, EnvironmentUnfit where the machine lacks what the target has."""
     wanted, path = named(target), Path(model)
-    if on is None and wanted and wanted.emulated_as and devices.matches(wanted, environment.describe()):
+    if on is None and wanted and devices.matches(wanted, environment.describe()):
         if trace is not None:
-            raise UsageError(Problem("--trace", f"is a record of times, and {wanted.name} is emulated here", "leave it out"))
-        return emulate(model, targets=[target], data=data, json=json, quiet=quiet)
+            raise UsageError(Problem("--trace", f"is a record of times, and this machine is no {wanted.name}", "leave it out"))
+        return emulate(model, targets=[target], data=data, json=json, demanded=False, quiet=quiet)
     parsed = static.read(path)
     inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     progress = reporter(quiet)

@@ -181,8 +181,13 @@ def test_without_the_set_up_it_says_how_to_make_it(tmp_path, monkeypatch, capsys
     with pytest.raises(EnvironmentUnfit, match=r"(?s)target cortex-a72.*doctor --setup arm-emulator"):
         emulator.launch(A72)
     assert arm.facts() == {"arm-emulator": f"not set up ({arm.HINT})"}
-    assert cli.run(["profile", str(STUDENT), "--target", "raspberry-pi-4", "--quiet"]) == 4
-    assert "doctor --setup arm-emulator" in capsys.readouterr().err
+    assert cli.run(["profile", str(STUDENT), "--target", "raspberry-pi-4", "--quiet"]) == 0  # what is counted and predicted needs no emulator
+    told = capsys.readouterr().out
+    assert "doctor --setup arm-emulator" in told and "predicted" in told and "file_bytes" in told and "emulated " not in told
+    np.savez(tmp_path / "d.npz", inputs=np.zeros((2, 3, 32, 32), np.float32))
+    for more in (["--data", str(tmp_path / "d.npz")], ["--on", "emulator"]):
+        assert cli.run(["profile", str(STUDENT), "--target", "raspberry-pi-4", "--quiet", *more]) == 4
+        assert "doctor --setup arm-emulator" in capsys.readouterr().err
 
 
 def test_max_is_no_device(fakes):

@@ -51,7 +51,7 @@ def test_a_calibration_replaces_what_is_known_of_the_core(timed, file, place, ca
     assert "30 of 30 inside the interval" in told and str(place / "raspberry-pi-4.json") in told
     assert [p.name for p in place.iterdir()] == ["raspberry-pi-4.json"], "what was in work is gone"
     (after,) = calibrating.predicted(file, target)
-    assert after.note.startswith("calibrated: 30 networks timed on raspberry-pi-4")
+    assert after.note.startswith("calibrated: 30 files timed on raspberry-pi-4")
     assert after.value == pytest.approx(2 * before.value, rel=0.1) and after.high / after.low < before.high / before.low
     assert calibrating.known(targets.load("cortex-a72")) == (), "another target's file"
 

@@ -196,6 +196,19 @@ def test_slower_int8_is_chosen_where_the_recipe_accepts_it_or_float_is_not_withi
     assert pick(both(1.0, 1.4), {"file_bytes": "max 20 B"}, select=bytes_first).chosen == "quantize"
 
 
+def test_of_predicted_times_the_ratio_decides_not_their_wide_intervals():
+    bytes_first = SimpleNamespace(maximize=("top1",), minimize=("file_bytes",), slower_int8=False)
+
+    def guessed(float_ms, int8_ms):
+        found = both(float_ms, int8_ms, half=0.9 * float_ms)
+        as_predicted = lambda m: dataclasses.replace(m, origin="predicted") if m.unit == "ms" else m
+        return [dataclasses.replace(c, measurements=tuple(map(as_predicted, c.measurements))) for c in found]
+
+    assert pick(guessed(1.0, 1.4), select=bytes_first).chosen == "prune"
+    assert pick(guessed(1.0, 1.05), select=bytes_first).chosen == "quantize"
+    assert pick(both(1.0, 1.4, half=0.9), select=bytes_first).chosen == "quantize"  # measured so badly, it isn't shown
+
+
 def test_a_target_without_times_is_none_where_int8_can_be_slower():
     untimed = [dataclasses.replace(c, measurements=tuple(m for m in c.measurements if m.unit != "ms")) for c in both(1.0, 1.4)]
     assert pick(untimed).chosen == "quantize"

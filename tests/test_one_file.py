@@ -48,3 +48,15 @@ def test_for_a_target_without_figures_of_its_own_the_files_count():
     free = replace(free, measurements=tuple(m for m in free.measurements if m.target is not None))
     given = results(host="safe", board="free")
     assert one_file([safe, free], given, "top1", lambda c, t: c is safe) == given, "what free answers is not known for the board"
+
+
+def test_predicted_times_are_held_to_the_share_too():
+    def board(id, p50):
+        c = candidate(id, pi=(90.0, p50))
+        guess = [replace(m, origin="predicted", low=m.value / 2, high=2 * m.value) if m.unit == "ms" else m for m in c.measurements]
+        return replace(c, measurements=(*guess, *candidate(id, host=(90.0, 1.0)).measurements))
+
+    given = results(host="a", pi="b")
+    assert one_file([board("a", 1.8), board("b", 1.0)], given, "top1", lambda c, t: c.id == "a") == given
+    made = one_file([board("a", 1.01), board("b", 1.0)], given, "top1", lambda c, t: c.id == "a")
+    assert made["pi"].chosen == "a" and "time" not in made["pi"].reason

@@ -206,7 +206,7 @@ def test_no_rows_give_the_expectation_and_rows_narrow_it():
     assert before.kind == "transferred" and before.note.startswith("transferred: ")
     truth = A72.traits() @ pop.weights + 0.4
     after = calibration.predict(work, calibration.fit(drawn(20, np.random.default_rng(0), truth), A72, pop, name="board"))
-    assert after.kind == "calibrated" and "20 networks timed on board with ncnn, 1 thread" in after.note
+    assert after.kind == "calibrated" and "20 files timed on board with ncnn, 1 thread" in after.note
     exact = math.exp(population.logarithm(truth, costs.costs(work), "float")[0])
     assert after.low < exact < after.high and after.high / after.low < before.high / before.low
     assert abs(after.value / exact - 1) < 0.1 < abs(before.value / exact - 1)

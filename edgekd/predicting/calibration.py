@@ -94,7 +94,7 @@ def _note(made: Calibration, population: Population, relatives: Sequence[Calibra
     """Where the figures come from, in words."""
     where = f"{made.runtime}, {made.device.threads} thread{'s' * (made.device.threads > 1)}"
     if made.kind == "calibrated":
-        return f"{made.rows} networks timed on {made.name or made.device.core} with {where}"
+        return f"{made.rows} files timed on {made.name or made.device.core} with {where}"
     kin = [r for r in relatives if r.device.core == made.device.core and r.rows]
     text = f"from {len(kin)} tables of {made.device.core}" if kin else f"from other cores than {made.device.core}"
     if made.runtime == population.runtime:
