@@ -56,14 +56,21 @@ def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
     wanted = plan.make(resolved)
     point = next(p for p in wanted.points if p.stages[-1] == "quantize")
     ways = {w: s for w, s in (WAYS | (SMOOTH if model == "text" else {})).items() if not only or w in only}
-    for number, settings in enumerate(ways.values()):
-        wanted = plan.extended(resolved, wanted, point, {"pairs16": True} | settings, f"-way{number}")
-    needed = {point.parents[0]: "float"} | {f"{point.point}-way{n}": way for n, way in enumerate(ways)}
+    needed = {point.parents[0]: "float"}
+    for number, (way, settings) in enumerate(ways.items()):
+        settings = wanted.steps[point.step].settings | {"pairs16": True} | settings
+        wanted = plan.extended(resolved, wanted, point, settings, f"-way{number}")
+        needed[made_by(wanted, point.stages, settings)] = way
     store, progress = Store(), reporter(False)
     made, _ = pipeline.run_steps(narrowed(wanted, {p.export for p in wanted.points if p.id in needed}), resolved, store, progress, lambda **_: None)
     progress.close()
     found = {needed[p.id]: made[p.export] for p in wanted.points if p.id in needed}
     return {way: a.folder / "model.onnx" for way, a in found.items()}, {way: dict(a.facts) for way, a in found.items()}, resolved
+
+
+def made_by(wanted, stages: tuple[str, ...], settings: dict) -> str:
+    """The point that is made with these settings: a new one, or the recipe's own."""
+    return next(p.id for p in wanted.points if p.stages == stages and all(wanted.steps[p.step].settings.get(k) == v for k, v in settings.items()))
 
 
 def narrowed(wanted, keys: set[str]):
