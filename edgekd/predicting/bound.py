@@ -34,5 +34,6 @@ def bound(work: Sequence[Operator], device: Device, *, precision: Precision | No
     """Milliseconds that an inference takes at least; the interval is open above. `precision` None: of each operator as its file has it."""
     kind = lambda o: precision or ("int8" if o.int8 else "float")
     least = sum(o.macs / (WINOGRAD if kernel_of(o) == "winograd" else 1.0) / peak(device, kind(o), features) for o in work if o.macs)
-    note = f"bound: not faster than this at {device.clock_ghz:g} GHz with {device.threads} threads; nothing like {device.core} was timed"
+    threads = f"{device.threads} thread{'s' * (device.threads > 1)}"
+    note = f"bound: not faster than this at {device.clock_ghz:g} GHz with {threads}; nothing like {device.core} was timed"
     return Prediction(least, least, math.inf, "bound", note)
