@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekd import calibrating, counts, environment, measure, proving, samples
 from edgekd import targets as devices
-from edgekd.errors import PASSED, EnvironmentUnfit, Problem, UsageError
+from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError
 from edgekd.files import sha256, write_json
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, static
@@ -27,20 +27,23 @@ from edgekd.standing import user_error
 @dataclass(frozen=True)
 class Emulated:
     """What `profile` found out about one file without the target's machine: what is counted, per target what was emulated, and the spread over
-    all. Prints as tables."""
+    all. `problems`: why the exit code is none of success. Prints as tables."""
 
     model: str
     sha256: str
     measurements: tuple[Measurement, ...]
     environment: Mapping[str, Any]
     note: str = ""
+    problems: tuple[Problem, ...] = ()
     exit_code: int = PASSED
 
     def __str__(self) -> str:
         names = list(dict.fromkeys(m.target for m in self.measurements if m.target))
         counted = [m for m in self.measurements if m.origin == "counted"]
         over_all = [m for m in self.measurements if m.target is None and m not in counted]
-        parts = [f"{self.model}, emulated on {self.environment['cpu']}: no times", table(counted)]
+        ran = any(m.origin == "emulated" for m in self.measurements)
+        how = f"answers emulated on {self.environment['cpu']}" if ran else "not run"
+        parts = [f"{self.model}: {how}; nothing is timed", table(counted)]
         parts += [f"{name}\n{table([m for m in self.measurements if m.target == name])}" for name in names]
         parts.append(table(over_all) if over_all else "")
         return "\n\n".join(p for p in (*parts, self.note) if p)
@@ -70,7 +73,7 @@ def emulate(
     progress = reporter(quiet)
     for problem in problems:
         progress.say(f"not run: {problem}")
-    progress.say(f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes is not told")
+    progress.say(f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes here tells nothing of it")
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("run as other CPUs") as advance, user_error():
             here = _joined(measure.score(path, mixed, folder=Path(folder) / "here"), path, labels)
@@ -92,10 +95,27 @@ def emulate(
     there = {name: (*made[name], *counted_there.get(name, ()), *calibrating.predicted(path, t)) for name, (t, _) in ready.items()}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), data is None)
-    result = Emulated(path.name, sha256(path), tuple(flat), facts, note)
+    return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
+
+
+def untimed(model: Path | str, target: Target, problems: Sequence[Problem], *, asked: bool = False, json: Path | str | None = None) -> Emulated:
+    """What can be told of an exported file for a target that nothing here runs as, for these problems: counts, and the latency that is predicted.
+    The exit code is 4 where an emulator is missing, or answers were `asked` for, else 0. Raises EnvironmentUnfit where no latency is known."""
+    path = Path(model)
+    guessed = calibrating.predicted(path, target)
+    if not guessed:
+        raise EnvironmentUnfit(*problems)
+    counted = (*static.measure(path), *memory.measure(path))
+    why = "\n".join(f"not run: {p.message}" for p in problems)
+    code = UNFIT if asked or target.emulated_as else PASSED
+    return _written(Emulated(path.name, sha256(path), (*counted, *guessed), environment.describe(), why, tuple(problems) if code else (), code), json)
+
+
+def _written(found: Emulated, json: Path | str | None) -> Emulated:
     if json is not None:
-        write_json(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(result).items() if k != "exit_code"}})
-    return result
+        record = {k: v for k, v in dataclasses.asdict(found).items() if k not in ("problems", "exit_code")}
+        write_json(json, {"schema": "edgekd.profile/1", **record})
+    return found
 
 
 def _sample(count: int, least: int, random: bool) -> str:
