@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekd import measure
 from edgekd import targets as devices
-from edgekd.errors import PASSED, Problem, UsageError
+from edgekd.errors import PASSED, EnvironmentUnfit, Problem, UsageError
 from edgekd.predicting import calibration, costs, latency, probes, shipped
 from edgekd.predicting.population import Table
 from edgekd.predicting.work import work_of
@@ -65,10 +65,17 @@ def folder() -> Path:
 def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibrated:
     """Times the probe networks as target `name` on the board at `on` (default: this machine), and keeps them as its calibration, in place of an
     older one. What was timed stays until all is: cut off, the same call goes on. Raises as `profile` does."""
-    wanted, progress = named(name), reporter(quiet)
+    wanted = named(name)
+    if wanted is not None and not devices.runs(wanted):
+        raise UsageError(Problem(f"target {name}", "can't be timed: edgekd has no runtime for it", "its files are counted: edgekd profile --target"))
+    progress = reporter(quiet)
     try:
         with host_of(on, progress) as host:
-            device, host = stands_for(host, wanted)
+            try:
+                device, host = stands_for(host, wanted)
+            except EnvironmentUnfit as error:
+                hint = f"the address of a {name} board: --on ssh://user@host" if on is None else "the address of a board of that kind"
+                raise EnvironmentUnfit(*(Problem(p.place, p.message, hint) for p in error.problems)) from None
             made = latency.device_of(device)
             if made is None:
                 hint = "write clock_mhz, and core where it is no x86, in a target file of your own"
@@ -119,6 +126,15 @@ def known(target: Target) -> tuple[Any, ...]:
     """What the user timed of a target, with its runtime and threads; () where nothing was. A damaged file is an error, told with its place."""
     path = folder() / f"{target.name}.json"
     return latency.rows_of(path, runtime=target.runtime.name, threads=target.threads) if path.is_file() else ()
+
+
+def known_as(target: Target) -> tuple[str, str]:
+    """(calibrated, transferred or bound; what it rests on): how latencies are predicted for a target. ("", "") where they are not."""
+    device = latency.device_of(target) if devices.runs(target) else None
+    if device is None:
+        return "", ""
+    fitted = shipped.calibrate(device, runtime=target.runtime.name, rows=known(target), name=target.name)
+    return ("bound", "") if fitted is None else (fitted.kind, fitted.note)
 
 
 def predicted(path: Path, target: Target) -> tuple[Measurement, ...]:

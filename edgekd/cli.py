@@ -118,7 +118,7 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
       EDGEKD_SSH_CONFIG another ssh configuration here.
 
     With --on emulator, or for a target that this machine can't stand for: what it answers under each target's instruction set, held
-    against this machine, and no times.
+    against this machine; its latency predicted, not timed. Without an emulator what is counted and predicted remains, with exit code 4.
     """
     from edgekd import emulating, measuring, sizing
     from edgekd import targets as devices
@@ -139,6 +139,8 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
         target = targets[0] if targets else "host"
         outcome = measuring.profile(model, target=target, data=data, preset=preset, json=json_file, trace=trace, on=on, quiet=quiet)
     click.echo(str(outcome))
+    if outcome.exit_code and isinstance(outcome, emulating.Emulated):
+        click.echo("\n".join(f"error: {p}" for p in outcome.problems), err=True)
     return outcome.exit_code
 
 
@@ -259,7 +261,7 @@ def list_(kind, name):
 
 @cli.group()
 def targets():
-    """What is known of targets: `list targets` shows them, `targets calibrate` times one."""
+    """Times a target's board (calibrate). `edgekd list targets` shows the targets there are."""
 
 
 @targets.command()

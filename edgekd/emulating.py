@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekd import calibrating, counts, environment, measure, proving, samples
 from edgekd import targets as devices
-from edgekd.errors import PASSED, EnvironmentUnfit, Problem, UsageError
+from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError
 from edgekd.files import sha256, write_json
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, static
@@ -27,20 +27,23 @@ from edgekd.standing import user_error
 @dataclass(frozen=True)
 class Emulated:
     """What `profile` found out about one file without the target's machine: what is counted, per target what was emulated, and the spread over
-    all. Prints as tables."""
+    all. `problems`: why the exit code is none of success. Prints as tables."""
 
     model: str
     sha256: str
     measurements: tuple[Measurement, ...]
     environment: Mapping[str, Any]
     note: str = ""
+    problems: tuple[Problem, ...] = ()
     exit_code: int = PASSED
 
     def __str__(self) -> str:
         names = list(dict.fromkeys(m.target for m in self.measurements if m.target))
         counted = [m for m in self.measurements if m.origin == "counted"]
         over_all = [m for m in self.measurements if m.target is None and m not in counted]
-        parts = [f"{self.model}: counted, emulated, predicted on {self.environment['cpu']}; nothing is timed", table(counted)]
+        ran = any(m.origin == "emulated" for m in self.measurements)
+        how = f"answers emulated on {self.environment['cpu']}" if ran else "not run"
+        parts = [f"{self.model}: {how}; nothing is timed", table(counted)]
         parts += [f"{name}\n{table([m for m in self.measurements if m.target == name])}" for name in names]
         parts.append(table(over_all) if over_all else "")
         return "\n\n".join(p for p in (*parts, self.note) if p)
@@ -53,22 +56,15 @@ def emulate(
     data: Path | str | None = None,
     seconds: float = proving.SECONDS,
     json: Path | str | None = None,
-    demanded: bool = True,
     quiet: bool = True,
 ) -> Emulated:
     """Runs an exported file under the instruction set of each target (default: all that can be emulated here), on as many samples as take
-    `seconds` each, and holds the answers against this machine's. Raises as `profile` does, EnvironmentUnfit without an emulator; where emulation
-    was not `demanded` and no data is given, what is counted and predicted is told without it."""
+    `seconds` each, and holds the answers against this machine's. Raises as `profile` does, EnvironmentUnfit without an emulator."""
     facts, path = environment.describe(), Path(model)
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
     ready, problems = proving.launches(wanted)
-    counted = (*static.measure(path), *memory.measure(path))
     if problems and (targets or not ready):
-        if demanded or data is not None:
-            raise EnvironmentUnfit(*problems)
-        told = "\n".join(f"what it answers there is not known: {p}" for p in problems)
-        flat = (*counted, *(m for t in wanted for m in calibrating.predicted(path, t)))
-        return _kept(Emulated(path.name, sha256(path), flat, facts, told), json)
+        raise EnvironmentUnfit(*problems)
     parsed = static.read(path)
     inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     count = len(next(iter(inputs.values())))
@@ -77,7 +73,7 @@ def emulate(
     progress = reporter(quiet)
     for problem in problems:
         progress.say(f"not run: {problem}")
-    progress.say(f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes is not told")
+    progress.say(f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes here tells nothing of it")
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("run as other CPUs") as advance, user_error():
             here = _joined(measure.score(path, mixed, folder=Path(folder) / "here"), path, labels)
@@ -95,16 +91,31 @@ def emulate(
         made = proving.figures(found, labels, [metric] if metric else [])
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
+    counted = (*static.measure(path), *memory.measure(path))
     there = {name: (*made[name], *counted_there.get(name, ()), *calibrating.predicted(path, t)) for name, (t, _) in ready.items()}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), data is None)
-    return _kept(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
+    return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
 
 
-def _kept(result: Emulated, json: Path | str | None) -> Emulated:
+def untimed(model: Path | str, target: Target, problems: Sequence[Problem], *, asked: bool = False, json: Path | str | None = None) -> Emulated:
+    """What can be told of an exported file for a target that nothing here runs as, for these problems: counts, and the latency that is predicted.
+    The exit code is 4 where an emulator is missing, or answers were `asked` for, else 0. Raises EnvironmentUnfit where no latency is known."""
+    path = Path(model)
+    guessed = calibrating.predicted(path, target)
+    if not guessed:
+        raise EnvironmentUnfit(*problems)
+    counted = (*static.measure(path), *memory.measure(path))
+    why = "\n".join(f"not run: {p.message}" for p in problems)
+    code = UNFIT if asked or target.emulated_as else PASSED
+    return _written(Emulated(path.name, sha256(path), (*counted, *guessed), environment.describe(), why, tuple(problems) if code else (), code), json)
+
+
+def _written(found: Emulated, json: Path | str | None) -> Emulated:
     if json is not None:
-        write_json(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(result).items() if k != "exit_code"}})
-    return result
+        record = {k: v for k, v in dataclasses.asdict(found).items() if k not in ("problems", "exit_code")}
+        write_json(json, {"schema": "edgekd.profile/1", **record})
+    return found
 
 
 def _sample(count: int, least: int, random: bool) -> str:

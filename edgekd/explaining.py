@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgekd import fixing, results, subjects
 from edgekd.errors import FAILED, PASSED, Problem, UsageError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgekd.report.progress import Silent
     from edgekd.subjects import Subject
 
+Split = Literal["test", "validation"]
 SAMPLES = 512
 NOTHING = "int8 loses nothing here that can be shown: no layer stands out"
 
@@ -101,9 +102,10 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
         if id is not None:
             chosen.setdefault(id, []).append(target)
     for id, names in chosen.items():
-        rows[id] = tuple(lost(result, candidates[id], names[0]))
+        split, where = _taken(result, candidates[id], names)
+        rows[id] = tuple(lost(result, candidates[id], where, split))
         taken = "chosen" if all(result.targets[n].chosen == id for n in names) else "the best int8 file that was kept"
-        parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on test\n{_table(rows[id])}")
+        parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on {_told(split, where, names)}\n{_table(rows[id])}")
         parts += [text for name in names if (text := _emulated(candidates[id], name))]
         if "int8" not in candidates[id].stages:
             findings[id] = ()
@@ -154,16 +156,36 @@ def line(candidates: Mapping[str, Candidate], last: Candidate) -> list[Candidate
     return found
 
 
-def lost(result: Result, last: Candidate, target: str) -> list[tuple[str, ...]]:
-    """Rows of the first metric along a candidate's line, with the change at each step; the student that learned alone is beside it."""
+def _way(result: Result, last: Candidate) -> tuple[list[Candidate], Candidate | None]:
+    """(a candidate's line, with the student that learned alone beside it; that student)."""
     candidates = {c.id: c for c in result.candidates}
     way = line(candidates, last)
     alone = candidates.get(result.references.get("alone", ""))
     if alone is not None and alone not in way:
         way.insert(min(1, len(way) - 1), alone)
+    return way, alone
+
+
+def _taken(result: Result, last: Candidate, names: Sequence[str]) -> tuple[Split, str]:
+    """(split, target) by which most of a candidate's line has figures: of a target that is emulated, test knows the chosen file alone, and
+    validation what this machine answers."""
+    way = _way(result, last)[0]
+    ways = [(split, name) for split in ("test", "validation") for name in names]
+    return max(ways, key=lambda w: sum(_metric(c, w[1], w[0]) is not None for c in way))  # the first of those that have as many
+
+
+def _told(split: Split, where: str, names: Sequence[str]) -> str:
+    if split == "validation":
+        return f"validation, as the machine of the run answers: as {where} the chosen file alone was run"
+    return f"test, of {where}" if len(names) > 1 else "test"
+
+
+def lost(result: Result, last: Candidate, target: str, split: Split = "test") -> list[tuple[str, ...]]:
+    """Rows of the first metric along a candidate's line, with the change at each step; the student that learned alone is beside it."""
+    way, alone = _way(result, last)
     rows, before = [("step", "metric", "value", "95 % interval", "change")], None
     for c in way:
-        m = _metric(figures(c, target))
+        m = _metric(c, target, split)
         if m is None:
             rows.append((c.id, "", "not measured", "", ""))
             continue
@@ -182,9 +204,10 @@ def lost(result: Result, last: Candidate, target: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def _metric(found: Mapping[str, Measurement]) -> Measurement | None:
-    """The first metric of the test split."""
-    return next((m for m in found.values() if m.split == "test"), None)
+def _metric(c: Candidate, target: str, split: Split) -> Measurement | None:
+    """The first metric of a split."""
+    found = figures(c, target).values() if split == "test" else [m for m in c.measurements if m.target in (None, target)]
+    return next((m for m in found if m.split == split), None)
 
 
 def _emulated(c: Candidate, target: str) -> str:
@@ -192,9 +215,8 @@ def _emulated(c: Candidate, target: str) -> str:
     found = [m for m in c.measurements if m.origin == "emulated" and m.target == target]
     if not found:
         return ""
-    return (
-        f"as {target}, emulated\n{_table([('', 'value', 'n', ''), *((m.name, f'{number(m.value, 2)} {m.unit}', str(m.n), m.note) for m in found)])}"
-    )
+    rows = [(m.name, f"{number(m.value, 2 if m.unit else None)} {m.unit}", str(m.n), m.note) for m in found]
+    return f"as {target}, emulated\n{_table([('', 'value', 'n', ''), *rows])}"
 
 
 def _layers(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...], Looked]:

@@ -96,6 +96,9 @@ def gate(
     code = budgets.exit_code([verdict], inconclusive)
     heads = {s.target: s.candidate.id if s.candidate else "nothing chosen" for s in subjects}
     text = table.render(checks, verdict, heads, skipped, told if why else None)
+    others = [name for name in tables if name != budgets.ANY and name not in heads]
+    if others and budget is not None:
+        text += f"\n\nnot judged: {place} also has budgets for {', '.join(others)}, which {folder} is not for"
     if verdict != "pass" and not why:
         same = [*(["--budget", str(budget)] if budget else []), *(["--baseline", str(baseline)] if baseline else [])]
         text += f"\n\nnext: {shlex.join(['edgekd', 'gate', str(folder), *same, '--why'])}"

@@ -8,10 +8,13 @@ import inspect
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd import components
-from edgekd.errors import PASSED, UNFIT
+from edgekd.errors import PASSED, UNFIT, UsageError
+
+if TYPE_CHECKING:
+    from edgekd.records import Target
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "numpy", "safetensors", "scikit-learn", "pydantic")
 
@@ -31,13 +34,41 @@ def target(name: str) -> str:
         value = getattr(t, fact)
         if value not in (None, (), {}):
             rows.append((fact, _fact(value), t.sources.get(fact, "")))
+    figures = targets.figures(t, environment.describe())
     told = {
-        "measured": "this machine can stand for it: times and answers are measured here",
-        "answers": "answers are measured here; this machine has faster kernels besides, so times are taken on the device alone",
-        "emulated": "what a file answers there is emulated here; times are taken on the device alone",
-        "counted": "bytes, parameters, MACs and planned memory are counted on the file; nothing runs as this target here",
+        "measured": "this machine can stand for it: answers are measured here",
+        "answers": "answers are measured here",
+        "emulated": "answers: what a file answers there is emulated here",
+        "counted": "answers: nothing runs as this target here; bytes, parameters, MACs and planned memory are counted on the file",
     }
-    return f"{_table(f'{t.name}: {t.title}', ('fact', 'value', 'source'), rows)}\n\n{told[targets.figures(t, environment.describe())]}"
+    lines = [told[figures] + (f", once this machine is set up: {lacking[0]}" if figures == "emulated" and (lacking := _lacking(t)) else "")]
+    return "\n".join([f"{_table(f'{t.name}: {t.title}', ('fact', 'value', 'source'), rows)}\n", *lines, *_latency(t, figures)])
+
+
+def _lacking(t: Target) -> list[str]:
+    """Hints on what has to be done before this machine can emulate a target."""
+    from edgekd import proving
+
+    return [p.hint for p in proving.launches([t])[1]]
+
+
+def _latency(t: Target, figures: str) -> list[str]:
+    """How the latency of a target is had, in words."""
+    from edgekd import calibrating, targets
+
+    if not targets.runs(t):
+        return []
+    if figures == "measured":
+        return ["latency: measured here"]
+    kind, note = calibrating.known_as(t)
+    told = {
+        "bound": "a bound and no prediction: nothing like its core was timed",
+        "": "not predicted: the target doesn't say its core and clock",
+    }
+    lines = [f"latency: {told.get(kind, f'predicted, {kind} {note}')}; measured on the device alone, --on ssh://user@host"]
+    if kind in ("transferred", "bound"):
+        lines.append(f"edgekd targets calibrate {t.name} --on ssh://user@host makes predictions narrower")
+    return lines
 
 
 def _fact(value: Any) -> str:
@@ -74,18 +105,30 @@ def _settings(part: Any, skip: int) -> str:
 
 
 def _targets() -> str:
-    from edgekd import environment, targets
+    from edgekd import calibrating, environment, targets
+    from edgekd.hosts import arm
 
     facts, rows = environment.describe(), []
     for name in targets.names():
         t = targets.load(name)
         clock, ram = f"{t.clock_mhz:.0f}" if t.clock_mhz else "", _size(t.ram_bytes)
-        rows.append((t.name, t.core or t.architecture, clock, ram, _size(t.flash_bytes), targets.kernels(t), targets.figures(t, facts)))
-    table = _table("targets", ("name", "core", "MHz", "RAM", "flash", "int8 by", "figures here"), rows, width=100)
+        figures = targets.figures(t, facts)
+        answers = {"answers": "measured", "counted": "-"}.get(figures, figures)
+        try:
+            kind = "measured" if figures == "measured" else calibrating.known_as(t)[0]
+        except UsageError:  # told by what would use it
+            kind = "damaged"
+        latency = {"calibrated": "predicted", "transferred": "predicted", "": "-"}.get(kind, kind)
+        rows.append((t.name, t.core or t.architecture, clock, ram, _size(t.flash_bytes), targets.kernels(t), answers, latency))
+    table = _table("targets", ("name", "core", "MHz", "RAM", "flash", "int8 by", "answers", "latency"), rows, width=100)
+    ready = arm.find() is not None and arm.emulator(arm.place()) is not None
+    setup = "" if ready else f"\nAs ARM CPUs this machine emulates after `{arm.HINT}`."
     return (
-        f"{table}\n\nmeasured: times and answers; answers: the same without times; emulated: answers by emulation;\n"
-        "counted: bytes, MACs, planned memory. Times of a board are taken on the board.\n"
-        "`edgekd list targets NAME` shows all facts of one, with their sources.\nA .toml file of the same form is a target of your own."
+        f"{table}\n\nAnswers and latency: how they are had on this machine. Bytes, MACs, planned memory: counted for all.\n"
+        "predicted: with an interval; bound: only what it can't be below; -: not without the device.\n"
+        f"On the device both are measured: `edgekd profile MODEL.onnx --target NAME --on ssh://user@host`.{setup}\n"
+        "`edgekd list targets NAME` shows the facts of one, with sources, and how its figures come about.\n"
+        "A .toml file of the same form is a target of your own."
     )
 
 

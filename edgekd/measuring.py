@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, measure, samples
+from edgekd import calibrating, environment, measure, proving, samples
 from edgekd import targets as devices
-from edgekd.emulating import Emulated, emulate
+from edgekd.emulating import Emulated, emulate, untimed
 from edgekd.errors import PASSED, Problem, UsageError
 from edgekd.files import sha256, write_json
 from edgekd.metrics import mean_error, top1
@@ -81,15 +81,18 @@ def profile(
     quiet: bool = True,
 ) -> Profile | Emulated:
     """Measures an exported file. `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`; else seeded random inputs.
-    `on`: the address of a board (hosts/address.py); default: this machine. Where this machine can't stand for the target, what it answers
-    there by emulation, what is counted and what is predicted are told instead.
+    `on`: the address of a board (hosts/address.py); default: this machine. Where this machine can't stand for the target and emulation can, what it
+    answers there is taken instead, and no times.
 
     Raises UsageError for a file, data, target or address that is wrong, EnvironmentUnfit where the machine lacks what the target has."""
     wanted, path = named(target), Path(model)
-    if on is None and wanted and devices.matches(wanted, environment.describe()):
+    if on is None and wanted and _elsewhere(wanted):
+        problems = proving.launches([wanted])[1]
         if trace is not None:
-            raise UsageError(Problem("--trace", f"is a record of times, and this machine is no {wanted.name}", "leave it out"))
-        return emulate(model, targets=[target], data=data, json=json, demanded=False, quiet=quiet)
+            raise UsageError(Problem("--trace", f"is a record of times, and {wanted.name} is not timed here", "leave it out"))
+        if not problems:
+            return emulate(model, targets=[target], data=data, json=json, quiet=quiet)
+        return untimed(model, wanted, problems, asked=data is not None, json=json)
     parsed = static.read(path)
     inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
     progress = reporter(quiet)
@@ -115,6 +118,13 @@ def profile(
     if json is not None:
         write_json(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}})
     return found
+
+
+def _elsewhere(target: Target) -> bool:
+    """Whether a target is another machine than this one as far as answers go, and something can be told of it without."""
+    facts = environment.describe()
+    lacking, more = devices.matches(target, facts), devices.surplus(target, facts)
+    return bool(target.emulated_as and (lacking or more) or lacking and calibrating.known_as(target)[0])
 
 
 def compare(

@@ -219,6 +219,7 @@ def figures(
         same = float((a.here == a.there).mean())
         cpu = f"{a.cpu} ({a.kernels})" if a.kernels else a.cpu
         note = f"as {cpu}: {'all outputs equal' if same == 1 else f'{100 * same:.2f} % of the outputs equal'} to this machine's"
+        note += "" if same == 1 else f", the others within {_apart(a):.2g}"
         truth, names = None if labels is None else labels[a.rows], {metric.name for metric in metrics}
         told = quality.measure(a.there, truth, metrics, split="test", teacher=None if teacher is None else teacher[a.rows])
         held = quality.measure(a.there, truth, metrics, split="test", teacher=a.here)
@@ -226,7 +227,6 @@ def figures(
         taken += [replace(m, name="host_agreement", low=m.value, high=m.value) for m in held if m.name == "agreement"]
         if all(m.name != "host_agreement" for m in taken):  # answers that nobody said to be classes: how many of the numbers are the same
             share = 100 * same
-            note += "" if same == 1 else f", the others within {_apart(a):.2g}"
             taken.append(Measurement("equal_outputs", "%", share, share, share, len(a.there), "test", None, "emulated"))
         made[a.target] = (*(replace(m, target=a.target, origin="emulated", note=note) for m in taken), *spread)
     return {"": spread, **made} if made else {}

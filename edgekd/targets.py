@@ -80,7 +80,7 @@ def runs(target: Target) -> bool:
 def kernels(target: Target) -> str:
     """What onnxruntime's kernels multiply bytes with on the target (core/mlas/lib/platform.cpp), in a word or two."""
     if target.architecture == "x86-64":
-        wide = {"avx512_vnni": "VNNI (AVX512)", "avx_vnni": "VNNI (AVX)", "avx2": "AVX2, 16-bit pairs"}
+        wide = {"avx512_vnni": "VNNI (AVX512)", "avx_vnni": "VNNI (AVX)", "avx2": "AVX2, 16 bits"}
         return next((text for feature, text in wide.items() if feature in target.features), "SSE")
     if target.architecture == "aarch64":
         return "i8mm" if "i8mm" in target.features else "dot product" if "dotprod" in target.features else "NEON"

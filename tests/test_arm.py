@@ -11,7 +11,7 @@ import fake_packages
 import numpy as np
 import pytest
 
-from edgekd import cli, measure, measuring, proving, targets
+from edgekd import cli, environment, measure, measuring, proving, targets
 from edgekd.errors import BaselineError, EnvironmentUnfit, UsageError
 from edgekd.hosts import arm, arm_setup, emulator, packages
 from edgekd.report.progress import Silent
@@ -181,13 +181,28 @@ def test_without_the_set_up_it_says_how_to_make_it(tmp_path, monkeypatch, capsys
     with pytest.raises(EnvironmentUnfit, match=r"(?s)target cortex-a72.*doctor --setup arm-emulator"):
         emulator.launch(A72)
     assert arm.facts() == {"arm-emulator": f"not set up ({arm.HINT})"}
-    assert cli.run(["profile", str(STUDENT), "--target", "raspberry-pi-4", "--quiet"]) == 0  # what is counted and predicted needs no emulator
-    told = capsys.readouterr().out
-    assert "doctor --setup arm-emulator" in told and "predicted" in told and "file_bytes" in told and "emulated " not in told
-    np.savez(tmp_path / "d.npz", inputs=np.zeros((2, 3, 32, 32), np.float32))
-    for more in (["--data", str(tmp_path / "d.npz")], ["--on", "emulator"]):
-        assert cli.run(["profile", str(STUDENT), "--target", "raspberry-pi-4", "--quiet", *more]) == 4
-        assert "doctor --setup arm-emulator" in capsys.readouterr().err
+    assert cli.run(["profile", str(STUDENT), "--target", "raspberry-pi-4", "--quiet", "--json", str(tmp_path / "p.json")]) == 4
+    out, err = capsys.readouterr()
+    assert "doctor --setup arm-emulator" in err and "not run: there is no arm64 runtime" in out  # what needs no emulator is told
+    figures = json.loads((tmp_path / "p.json").read_text())["measurements"]
+    assert {m["name"] for m in figures} == {"file_bytes", "parameters", "macs", "activation_bytes", "latency_p50_ms"}
+    assert {m["origin"] for m in figures} == {"counted", "predicted"}
+
+
+def test_a_core_that_nothing_can_be_is_counted_and_predicted(capsys):
+    assert cli.run(["profile", str(STUDENT), "--target", "snapdragon-8gen1-big", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "latency_at_least_ms" in out and "a bound" in out and "file_bytes" in out and "can't be emulated" in out
+
+
+def test_what_this_machine_has_more_than_is_emulated_where_it_can_be(monkeypatch):
+    facts = {**environment.describe(), "architecture": "x86-64", "features": ["avx2", "fma", "avx512f", "avx512_vnni"]}
+    monkeypatch.setattr("edgekd.environment.describe", lambda: facts)
+    asked = []
+    monkeypatch.setattr(measuring.proving, "launches", lambda wanted: ({}, []))
+    monkeypatch.setattr(measuring, "emulate", lambda model, *, targets, **_: asked.append(targets))
+    measuring.profile(STUDENT, target="x86-64-avx2")
+    assert asked == [["x86-64-avx2"]]
 
 
 def test_max_is_no_device(fakes):

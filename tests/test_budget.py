@@ -197,6 +197,13 @@ def test_predicted_figures_are_judged_on_their_bad_end(high, expected):
     figure = m("latency_p50_ms", 1.5, 1.0, high, "ms", "predicted")
     assert verdict({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, figure) == expected
     assert verdict({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, figure, point_estimate=True) == expected
+    (check,) = judge({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, figure)
+    assert ("bad end of its interval, 2.1 ms" in check.reason) == (expected == "fail")  # beside 1.5 ms, which are within the limit
+
+
+def test_how_to_accept_a_prediction_keeps_what_was_accepted():
+    (check,) = judge({"latency_p50_ms": "max 2 ms"}, m("latency_p50_ms", 1, 1, 1, "ms", "predicted"))
+    assert 'accept = ["measured", "predicted"]' in check.reason
 
 
 @pytest.mark.parametrize(

@@ -99,3 +99,11 @@ def test_probes_are_timed_here_for_real(monkeypatch, place):
             latency.device_of(targets.load("host")), runtime="onnxruntime", rows=calibrating.known(targets.load("host"))
         ).kind
     )
+
+
+def test_without_a_board_it_says_what_to_give(capsys):
+    other = "x86-64-sse42" if targets.environment.describe()["architecture"] == "aarch64" else "raspberry-pi-4"
+    assert cli.run(["targets", "calibrate", other]) == 4
+    assert f"the address of a {other} board: --on ssh://" in capsys.readouterr().err
+    assert cli.run(["targets", "calibrate", "cortex-m4-stm32l4r5"]) == 2
+    assert "has no runtime for it" in capsys.readouterr().err

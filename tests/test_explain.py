@@ -392,6 +392,28 @@ def test_explain_makes_nothing_up(tmp_path):
         explaining.explain(tmp_path)
 
 
+def test_accuracy_is_told_where_another_target_knows_the_chosen_file_alone(tmp_path):
+    """Of a target that is emulated, its parents have no figures on test: those of a target that was measured, else validation."""
+    put(tmp_path)
+    result = results.read(tmp_path / "result.json")
+    targets = {"raspberry-pi-4": result.targets["host"], **result.targets}
+    text = str(explaining.explain(_rewritten(tmp_path, dataclasses.replace(result, targets=targets))))
+    assert "accuracy on test, of host" in text and "99.00 %" in text and "not measured" not in text.split("beside")[0]
+    made = []
+    for c in result.candidates:
+        here = [dataclasses.replace(m, split="validation", target=None) for m in c.measurements if m.origin == "measured"]
+        there = [dataclasses.replace(m, target="raspberry-pi-4", origin="emulated") for m in c.measurements if c.id == "distill.int8"]
+        made.append(dataclasses.replace(c, measurements=(*here, *there)))
+    alone = dataclasses.replace(result, candidates=tuple(made), targets={"raspberry-pi-4": result.targets["host"]})
+    text = str(explaining.explain(_rewritten(tmp_path, alone)))
+    assert "accuracy on validation, as the machine of the run answers" in text and "99.00 %" in text
+
+
+def _rewritten(folder, result):
+    results.write(result, folder / "result.json")
+    return folder
+
+
 def test_explain_without_the_parents_file(tmp_path):
     put(tmp_path, kept=("teacher", "distill.int8"))
     assert "the file of distill was not kept in models/" in str(explaining.explain(tmp_path))

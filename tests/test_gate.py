@@ -142,7 +142,9 @@ def test_a_budget_may_name_targets_of_other_runs_but_not_only_those(run, tmp_pat
     from edgekd import targets
 
     other = next(name for name in targets.names() if name != "host")
-    assert gating.gate(run, budget=budget(tmp_path, f'[{other}]\ntop1 = "min 99 %"\n[any]\ntop1 = "min 90 %"\n')).exit_code == 0
+    passed = gating.gate(run, budget=budget(tmp_path, f'[{other}]\ntop1 = "min 99 %"\n[any]\ntop1 = "min 90 %"\n'))
+    assert passed.exit_code == 0 and f"also has budgets for {other}, which" in str(passed)
+    assert "also has budgets" not in str(gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 90 %"\n')))
     with pytest.raises(UsageError, match="nothing is judged"):
         gating.gate(run, budget=budget(tmp_path, f'[{other}]\ntop1 = "min 99 %"\n'))
 
@@ -370,3 +372,17 @@ def test_the_verb_exits_with_the_contracts_codes(run, arguments, code, capsys):
     assert main(["gate", str(run), *arguments]) == code
     out = capsys.readouterr()
     assert ("PASS" in out.out) == (code == 0) and ("error:" in out.err) == (code != 0)
+
+
+def test_why_of_a_prediction_and_of_large_counts():
+    check = Check("pi", "a", "instructions", "max 1 M", "pass", "error", 372_103.0, 370_275.0, 376_091.0, "", "emulated", "", "")
+    figures = (
+        Measurement("instructions", "", 372_103, 370_275, 376_091, 8, None, "pi", "emulated", 1),
+        Measurement("latency_p50_ms", "ms", 0.3, 0.07, 1.3, 1, None, "pi", "predicted", 1, note="transferred: ..."),
+    )
+    made = Candidate("a", "a", 0, (), (), "onnx", None, None, figures)
+    rules = [gating.budgets.rules({"any": {name: text}}, "pi", "")[0] for name, text in (("instructions", "max 1 M"), ("latency_p50_ms", "max 1 ms"))]
+    assert "627,897 left" in gating.basis.of(check, rules[0], made, {}, None, {})
+    guessed = dataclasses.replace(check, name="latency_p50_ms", rule="max 1 ms", value=0.3, low=0.07, high=1.3, unit="ms", origin="predicted")
+    text = gating.basis.of(guessed, rules[1], made, {}, None, {})
+    assert "process" not in text and text.startswith("1 thread, 0.3 ms beyond the limit, transferred")

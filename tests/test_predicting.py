@@ -315,7 +315,7 @@ def test_shipped_boards_have_sources_and_fits():
 
 def test_what_is_known_without_own_rows():
     found = shipped.calibrate(Device("cortex-a72", 1.5, 4), runtime="onnxruntime")
-    assert found.kind == "transferred" and "6 tables of cortex-a72 with ncnn for onnxruntime" in found.note
+    assert found.kind == "transferred" and "6 published tables of cortex-a72 with ncnn for onnxruntime" in found.note
     same = shipped.calibrate(Device("cortex-a72", 1.5, 4), runtime="ncnn")
     work = benchmark("networks").NETWORKS["mobilenet_v2_1.0"]().work
     wide, narrow = (p.high / p.low for p in (calibration.predict(work, c) for c in (found, same)))

@@ -425,3 +425,33 @@ def test_what_an_int8_choice_does_on_other_cpus_is_told(run):
         text = terminal.table(dataclasses.replace(result, candidates=tuple(made)), run)
         assert ("3 layers can saturate (up to 12 % of a layer's outputs change in samples)" in text) == told
         assert ("without VNNI" in markdown.render(dataclasses.replace(result, candidates=tuple(made)))) == told
+
+
+def test_how_figures_of_a_target_without_its_machine_came_about(run):
+    """A prediction's basis, the instructions, and that the chosen file alone was run as the target."""
+    result = results.read(run / "result.json")
+    chosen, made = result.targets["host"].chosen, []
+    for c in result.candidates:
+        kept = [m for m in c.measurements if m.origin == "counted"]
+        kept.append(Measurement("latency_p50_ms", "ms", 2.0, 1.0, 4.0, 1, None, "host", "predicted", 1, note="transferred: from 6 boards"))
+        if c.id == chosen:
+            kept += [dataclasses.replace(m, origin="emulated") for m in c.measurements if m.name == "top1" and m.split == "test"]
+            kept.append(Measurement("instructions", "", 372_103, 370_275, 376_091, 8, None, "host", "emulated", 1, note="5 % multiply and add"))
+        made.append(dataclasses.replace(c, measurements=tuple(kept)))
+    there = dataclasses.replace(result, candidates=tuple(made))
+    for text in (terminal.table(there, run), markdown.render(there).replace("\\", ""), page.render(there)):
+        assert "transferred: from 6 boards" in text and "372,103 of an inference" in text and "chosen file alone was run" in text
+    assert "faster by prediction than" in page.render(there) and "not measured for this target" not in page.render(there)
+    assert "by prediction" not in page.render(result) and "alone was run" not in terminal.table(result, run)
+    none = [dataclasses.replace(c, measurements=tuple(m for m in c.measurements if "latency" not in m.name)) for c in made]
+    assert "latency: none: no machine of the kind of host" in terminal.table(dataclasses.replace(there, candidates=tuple(none)), run)
+
+
+def test_the_next_command_is_one_that_works(run):
+    """What was timed on a board, or for a target of one's own, is not compared by the target's name alone."""
+    result = results.read(run / "result.json")
+    assert "next: edgekd compare" in terminal.table(result, run)
+    made = tuple(dataclasses.replace(c, measurements=tuple(dataclasses.replace(m, target=m.target and "mine") for m in c.measurements))
+                 for c in result.candidates)  # fmt: skip
+    mine = dataclasses.replace(result, candidates=made, targets={"mine": result.targets["host"]})
+    assert "next: edgekd gate" in terminal.table(mine, run) and "edgekd compare" not in terminal.table(mine, run)

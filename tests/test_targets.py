@@ -120,6 +120,8 @@ def test_the_list_of_targets_fits_100_columns():
     assert max(map(len, lines)) <= 100
     rows = {line.split()[0]: line for line in lines if line.split() and line.split()[0] in targets.names()}
     assert set(rows) == set(targets.names())
+    assert all(len(row.split()) > 3 for row in rows.values())  # none is folded
+    assert rows["cortex-m4-stm32l4r5"].split()[-2:] == ["-", "-"] and rows["host"].split()[-2:] == ["measured", "measured"]
     assert rows["raspberry-pi-zero-2w"].split()[1:5] == ["cortex-a53", "1000", "512", "MiB"]
 
 
@@ -259,3 +261,20 @@ def test_describing_imports_no_heavy_library():
     heavy = "[m for m in ('torch', 'onnxruntime', 'onnx', 'numpy') if m in sys.modules]"
     code = f"import sys; from edgekd import environment; environment.describe(); print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_it_is_told_how_a_latency_is_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKD_CALIBRATIONS", str(tmp_path))
+    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path))
+    monkeypatch.setattr(targets.environment, "describe", lambda: {**ZEN5, "cpu": "", "cores": 1, "max_mhz": 1, "mhz": 1, "caches": {}, "ram_bytes": 1,
+                                                                 "versions": {}})  # fmt: skip
+    text = listing.target("raspberry-pi-4")
+    assert "latency: predicted, transferred from" in text and "targets calibrate raspberry-pi-4 --on" in text
+    assert "once this machine is set up: edgekd doctor --setup arm-emulator" in text
+    assert "a bound and no prediction" in listing.target("snapdragon-8gen1-big") and "latency" not in listing.target("cortex-m7-stm32f746")
+    table = listing.listing(["targets"])
+    assert "emulates after `edgekd doctor --setup arm-emulator`" in table
+    rows = {line.split()[0]: line.split()[-2:] for line in table.splitlines() if line.split() and line.split()[0] in targets.names()}
+    assert rows["raspberry-pi-4"] == ["emulated", "predicted"] and rows["snapdragon-8gen1-big"] == ["-", "bound"]
+    (tmp_path / "raspberry-pi-4.json").write_text("{}")
+    assert "damaged" in listing.listing(["targets"])  # and all others are still told

@@ -1,6 +1,6 @@
 """Networks quantized in several ways, each file scored as several CPUs by emulation, and timed against its float parent.
 
-    python benchmarks/int8/run.py cifar10|speech|text [--samples 2000] [--peers PYTHON] [--only WAY ...]
+    python benchmarks/int8/run.py cifar10|speech|text [--samples 2000] [--peers PYTHON] [--only WAY ...] [--times]
     python benchmarks/int8/run.py --tables
 
 cifar10  the student of benchmarks/cifar10; EDGEKD_CIFAR10 names the data, EDGEKD_STUDENT its float weights (the `distill` step's artifact)
@@ -120,7 +120,7 @@ def theirs(float_file: Path, resolved, folder: Path, python: str | None) -> dict
     return found
 
 
-def run(model: str, samples: int, python: str | None, only: list[str]) -> None:
+def run(model: str, samples: int, python: str | None, only: list[str], times: bool) -> None:
     from edgekd import environment, measure, targets
     from edgekd.errors import EnvironmentUnfit
     from edgekd.files import sha256
@@ -131,7 +131,7 @@ def run(model: str, samples: int, python: str | None, only: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         found, facts, resolved = ours(model, only)
-        if not only:
+        if python or not only:
             found |= theirs(found["float"], resolved, folder, python)
         if model == "cifar10":
             found["delivered by benchmarks/cifar10"] = HERE.parent / "cifar10" / "student.onnx"
@@ -140,8 +140,9 @@ def run(model: str, samples: int, python: str | None, only: list[str]) -> None:
         inputs, labels = test.inputs[mixed], test.labels[mixed]
         ways = result["models"].get(model, {}).get("ways", {})
         result["models"][model] = result["models"].get(model, {}) | {"ways": ways, "samples": len(test)}
+        found = {way: path for way, path in found.items() if not times or way in ways}
         for number, (way, path) in enumerate(found.items()):
-            if ways.get(way, {}).get("sha256") == sha256(path):
+            if times or ways.get(way, {}).get("sha256") == sha256(path):
                 continue  # was scored already: what takes long is taken once
             (here,) = measure.score(path, inputs, folder=folder / f"here{number}").values()
             entry = {"sha256": sha256(path), "bytes": path.stat().st_size, "top1": top1(here, labels), "cpus": {}}
@@ -214,10 +215,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--peers", metavar="PYTHON")
     parser.add_argument("--only", nargs="+", default=[], choices=[*WAYS, *SMOOTH])
+    parser.add_argument("--times", action="store_true", help="only time again what was scored, on an idle machine")
     parser.add_argument("--tables", action="store_true")
     given = parser.parse_args()
     if given.model:
-        run(given.model, given.samples, given.peers, given.only)
+        run(given.model, given.samples, given.peers, given.only, given.times)
     tables()
 
 

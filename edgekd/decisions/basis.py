@@ -21,7 +21,8 @@ def of(check: Check, rule: Rule, candidate: Candidate, records: Records, referen
     if m.origin == "counted":
         parts = ["exact, read from the file"]
     else:
-        parts = [f"{m.n} samples of the {m.split} split" if m.split else f"{m.n} {'inferences' if m.name == 'instructions' else 'processes'}"]
+        what = "inferences" if m.name == "instructions" else "processes"
+        parts = [f"{m.n} samples of the {m.split} split"] if m.split else [] if m.origin == "predicted" else [f"{m.n} {what}"]
     ours, theirs = records.get(check.name), None if reference is None else reference.records.get(check.name)
     if ours is not None and theirs is not None:
         parts += [_pairs(ours, theirs, rule.versus), "one-sided at 95 %"]
@@ -30,7 +31,8 @@ def of(check: Check, rule: Rule, candidate: Candidate, records: Records, referen
         parts += [f"on {facts.get(m.environment, {}).get('cpu', 'machine')} ({m.environment})"] if m.environment else []
     beyond = excess(check)
     if beyond is not None:
-        parts.append(f"{abs(beyond):.4g} {check.unit}".rstrip() + (" beyond the limit" if beyond > 0 else " left"))
+        far = abs(beyond)
+        parts.append(f"{f'{far:,.0f}' if far >= 10_000 else f'{far:.4g}'} {check.unit}".rstrip() + (" beyond the limit" if beyond > 0 else " left"))
     return ", ".join([*parts, *([m.note] if m.note else [])])
 
 

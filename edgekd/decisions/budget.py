@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekd import intervals
-from edgekd.decisions.rules import LOWER, Budget, Rule, acceptable, fitted, parse, problems, read, rules, with_default
+from edgekd.decisions.rules import ANY, LOWER, Budget, Rule, acceptable, fitted, parse, problems, read, rules, with_default
 from edgekd.errors import FAILED, INCONCLUSIVE, PASSED
 from edgekd.records import Candidate, Check, Measurement, Metric, Verdict
 
-__all__ = ["Budget", "Reference", "Rule", "exit_code", "excess", "judge", "limit", "overall", "problems", "read", "rules", "with_default"]
+__all__ = ["ANY", "Budget", "Reference", "Rule", "exit_code", "excess", "judge", "limit", "overall", "problems", "read", "rules", "with_default"]
 
 SLACK = 1e-9  # what rounding may add to a figure that isn't counted
 Records = Mapping[str, np.ndarray]
@@ -136,7 +136,8 @@ def _measurement(rule: Rule, measurements: Iterable[Measurement], target: str, s
             return max(of_kind, key=lambda m: m.target is not None), ""
     if finite:
         kinds = " and ".join(sorted({m.origin for m in finite}))
-        way = f'; to take it: {rule.name} = {{ is = "{rule.text}", accept = ["{kinds}"] }}' if acceptable(rule.name, kinds) else ""
+        taken = '", "'.join(dict.fromkeys([*(o for o in rule.accept if o != "counted"), kinds]))
+        way = f'; to take it: {rule.name} = {{ is = "{rule.text}", accept = ["{taken}"] }}' if acceptable(rule.name, kinds) else ""
         return None, f"{rule.name} is only {kinds} for {target}; the budget accepts {', '.join(rule.accept)}{way}"
     if named:
         return None, f"{rule.name} is not a finite number"
@@ -197,7 +198,7 @@ def _unpaired(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> 
 
 
 def _verdict(rule: Rule, figure: Figure, point_estimate: bool) -> tuple[Verdict, str]:
-    """(verdict, why it is inconclusive)."""
+    """(verdict, why it is inconclusive, or fails beside a value that is within the limit)."""
     if figure.value is None or figure.low is None or figure.high is None:
         return "inconclusive", figure.reason
     fit = fitted(rule, figure.unit)
@@ -207,13 +208,14 @@ def _verdict(rule: Rule, figure: Figure, point_estimate: bool) -> tuple[Verdict,
     limit = sign * fit.limit
     slack = 0.0 if figure.origin == "counted" else SLACK * max(1.0, abs(limit))
     best, worst = sorted((sign * figure.low, sign * figure.high))
+    said = ""
     if figure.origin == "predicted":
-        best = worst
+        best, said = worst, f"predicted: judged by the bad end of its interval, {sign * worst:.4g} {figure.unit}".rstrip()
     elif point_estimate or figure.origin == "counted":
         best = worst = sign * figure.value
     if worst <= limit + slack:
         return "pass", ""
     if best > limit + slack:
-        return "fail", ""
+        return "fail", said
     more = "inferences" if rule.name == "instructions" else "processes" if figure.unit in ("ms", "B") else "samples"
     return "inconclusive", f"the limit lies inside of the interval: more {more} would decide"

@@ -96,7 +96,7 @@ def _note(made: Calibration, population: Population, relatives: Sequence[Calibra
     if made.kind == "calibrated":
         return f"{made.rows} files timed on {made.name or made.device.core} with {where}"
     kin = [r for r in relatives if r.device.core == made.device.core and r.rows]
-    text = f"from {len(kin)} tables of {made.device.core}" if kin else f"from other cores than {made.device.core}"
+    text = f"from {len(kin)} published table{'s' * (len(kin) > 1)} of {made.device.core}" if kin else f"from other cores than {made.device.core}"
     if made.runtime == population.runtime:
         return f"{text} for {where}"
     factor = math.exp(made.reach * math.sqrt(population.runtimes["float"]))

@@ -12,8 +12,10 @@ def table(measurements: Sequence[Measurement]) -> str:
     """Measurements as lines: name, figure with interval and unit, how often taken, origin, note."""
     rows = [("", "value", "95 % interval", "n", "origin", "")]
     for m in measurements:
-        interval = "exact" if m.origin == "counted" else f"[{figure(m.low)}, {figure(m.high)}]"
-        rows.append((m.name, f"{figure(m.value)} {m.unit}".strip(), interval, "" if m.origin == "counted" else str(m.n), m.origin, m.note))
+        bound = m.origin == "predicted" and m.low == m.high
+        interval = "exact" if m.origin == "counted" else "a bound" if bound else f"[{figure(m.low)}, {figure(m.high)}]"
+        taken = "" if m.origin in ("counted", "predicted") else str(m.n)
+        rows.append((m.name, f"{figure(m.value)} {m.unit}".strip(), interval, taken, m.origin, m.note))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows)
 

@@ -30,7 +30,7 @@ def render(result: Result) -> str:
     for target, found in result.targets.items():
         listed = shown.rows(result, target)
         parts += [f"## {markdown(target)}", _table(listed), _caption(listed)]
-        parts += [f"{label.capitalize()}: {markdown(told)}." for label, told in shown.notes(result, target)]
+        parts += [f"{label.capitalize()}: {markdown(told)}." for label, told in (*shown.notes(result, target), *shown.came_about(result, target))]
         if found.checks:
             parts += ["### Budgets", summary(found.checks).rstrip()]
     if result.steps:

@@ -17,6 +17,7 @@ from edgekd.report.machine import figure
 from edgekd.report.rows import Row
 
 COSTS = ("latency_p50_ms", "file_bytes")
+MORE = ("instructions", "latency_at_least_ms", "activation_bytes", "load_ms", "first_ms")
 FASTER = {"file_bytes": "smaller", "latency_p50_ms": "faster"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # whatever slips through can load and run nothing
 STYLE = Path(__file__).with_name("page.css")
@@ -83,7 +84,8 @@ def _sentence(result: Result, target: str, found: TargetResult) -> str:
         return f"nothing chosen{': ' + text(found.reason) if found.reason else ''}"
     listed = shown.rows(result, target)
     row = next(r for r in listed if r.chosen)
-    ratios = [f"{times} {word}" for name, word in FASTER.items() if (times := shown.smaller(row, listed, name))]
+    guessed = lambda name: " by prediction" if row.figures[name].origin == "predicted" else ""
+    ratios = [f"{times} {word}{guessed(name)}" for name, word in FASTER.items() if (times := shown.smaller(row, listed, name))]
     facts = [f"{' and '.join(ratios)} than the teacher"] if ratios else []
     teacher = next((r for r in listed if r.role == "teacher"), None)
     for name in shown.metrics(listed)[:1]:
@@ -96,6 +98,7 @@ def _sentence(result: Result, target: str, found: TargetResult) -> str:
 def _target(result: Result, target: str, found: TargetResult) -> str:
     listed = shown.rows(result, target)
     parts = [f"<h2>{text(target)}</h2>", _charts(listed), _figures(listed)]
+    parts += [f'<p class="key">{text(label.capitalize())}: {text(told)}.</p>' for label, told in shown.came_about(result, target)]
     if found.checks:
         parts += ["<h3>Budgets</h3>", _checks(found.checks, found.chosen)]
     return "<section>\n" + "\n".join(filter(None, parts)) + "\n</section>"
@@ -113,7 +116,7 @@ def _charts(listed: Sequence[Row]) -> str:
                 f"<figure>{charts.tradeoff(points, across, f'{shown.clean(up)}, {shown.clean(unit)}' if unit else shown.clean(up))}</figure>"
             )
     if not drawn:
-        return '<p class="note">Quality and time were not measured for this target: no machine with its features took part.</p>'
+        return '<p class="note">No chart, since no two files have quality and a cost for this target: no machine with its features took part.</p>'
     key = (
         '<p class="key"><span class="chosen">&#9673; chosen</span> <span class="front">&#9679; on the front</span> '
         '<span class="reference">&#9632; reference</span> <span class="dominated">&#8226; not on the front</span>; whiskers are 95 % intervals. '
@@ -131,7 +134,7 @@ def _point(row: Row, cost: str, up: str) -> charts.Point:
 
 def _figures(listed: Sequence[Row]) -> str:
     names = shown.columns(listed)
-    names = (*names, *(n for n in (*shown.FIDELITY[1:], "activation_bytes", "load_ms", "first_ms") if any(n in r.figures for r in listed)))
+    names = (*names, *(n for n in (*shown.FIDELITY[1:], *MORE) if any(n in r.figures for r in listed)))
     units = {n: next(r.figures[n].unit for r in listed if n in r.figures) for n in names}
     head = ["candidate", *(text(shown.title(n, units[n])) for n in names)]
     lines, classes = [], []

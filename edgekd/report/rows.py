@@ -17,6 +17,7 @@ ORIGINS = {
     "predicted": "predicted, with its interval",
 }
 FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop", "target_spread", "host_agreement")  # quality that is no metric of a task
+LATENCY = ("latency_p50_ms", "latency_at_least_ms")
 PEAK = ("peak_rss_over_runtime_bytes", "peak_rss_bytes")
 TITLES = {
     "file_bytes": "bytes", "macs": "MACs", "parameters": "params", "latency_p50_ms": "p50 ms", "latency_p90_ms": "p90 ms",
@@ -181,6 +182,29 @@ def elsewhere(result: Result, target: str) -> str:
         return ""
     text = f"on x86 with AVX2 and without VNNI {number(found.value)} layers can saturate ({found.note} in samples)"
     return clean(f"{text}; with the target x86-64-avx2 in the recipe the file is the same there")
+
+
+def came_about(result: Result, target: str) -> list[tuple[str, str]]:
+    """[(label, text)] of how a target's figures came about where the marks don't say it: what a predicted latency rests on, instructions, which
+    files were run."""
+    listed = rows(result, target)
+    ours = next((r for r in listed if r.chosen), listed[0] if listed else None)
+    if ours is None:
+        return []
+    told, quality = [], metrics(listed)
+    guessed = next((m for name in LATENCY if (m := ours.figures.get(name)) is not None and m.origin == "predicted"), None)
+    if guessed is not None:
+        bound = f" {value(guessed)} ms" if guessed.name != LATENCY[0] else ""
+        told.append(("predicted", f"{guessed.name}{bound}, {guessed.note}"))
+    elif not any(name in r.figures for r in listed for name in LATENCY):
+        told.append(("latency", f"none: no machine of the kind of {target} took part, and none is predicted for it"))
+    work = ours.figures.get("instructions")
+    if work is not None:
+        told.append(("instructions", f"{value(work)} of an inference of {ours.candidate.id}, counted under emulation ({work.note})"))
+    emulated = [name for name in quality if name in ours.figures and ours.figures[name].origin == "emulated"]
+    if emulated and any(emulated[0] not in r.figures for r in listed):
+        told.append(("note", f"as {target} the chosen file alone was run: the choice went by what the files answer on the machine of this run"))
+    return [(label, clean(text)) for label, text in told]
 
 
 def notes(result: Result, target: str) -> list[tuple[str, str]]:

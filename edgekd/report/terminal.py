@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgekd import environment, targets
 from edgekd.records import Result
 from edgekd.report import rows as shown
 from edgekd.report.rows import Row
@@ -123,8 +124,16 @@ def _verdicts(result: Result) -> list[str]:
         for c in found.checks:
             whose = "" if c.candidate == found.chosen else f"{shown.clean(c.candidate)}: "
             lines.append(f"  {whose}{shown.check(c)}")
-        lines += [f"  {label}: {text}" for label, text in shown.notes(result, target)]
+        lines += [f"  {label}: {text}" for label, text in (*shown.notes(result, target), *shown.came_about(result, target))]
     return lines
+
+
+def _here(target: str) -> bool:
+    """Whether this machine times a target by its name: a board's address, and the file of a target of one's own, are not known here."""
+    if target not in targets.names():
+        return False
+    facts, device = environment.describe(), targets.load(target)
+    return not targets.matches(device, facts) and not targets.surplus(device, facts)
 
 
 def _next(result: Result, folder: Path | str | None) -> list[str]:
@@ -137,7 +146,7 @@ def _next(result: Result, folder: Path | str | None) -> list[str]:
     timed = {(c.id, m.target) for c in result.candidates for m in c.measurements if (m.name, m.origin) == ("latency_p50_ms", "measured")}
     for target, found in result.targets.items():
         ours = files.get(found.chosen or "")
-        if teacher and ours and (found.chosen, target) in timed:  # a machine that times it is at hand
+        if teacher and ours and (found.chosen, target) in timed and _here(target):
             commands.append(["edgekd", "compare", f"{home}/{teacher}", f"{home}/{ours}", "--target", target])
             break
     return [f"report: {home}/report.html", *(f"next: {shown.clean(shlex.join(c))}" for c in commands)]
