@@ -410,10 +410,8 @@ def test_a_machine_that_lacks_a_targets_features_measures_nothing_for_it(tmp_pat
     monkeypatch.setattr(measuring.devices, "load", lambda name: Target(name="board", title="t", architecture="x86-64", features=("amx_int8", "sve2")))
     facts = environment.describe()
     monkeypatch.setattr(environment, "describe", lambda: {**facts, "architecture": "x86-64", "features": ["avx2"]})
-    told = measuring.profile(network(tmp_path / "m.onnx"), target="board")
-    assert {m.origin for m in told.measurements} == {"counted"} and "can't be emulated" in str(told)
     with pytest.raises(EnvironmentUnfit, match="this machine lacks amx_int8, sve2"):
-        measuring.compare(tmp_path / "m.onnx", tmp_path / "m.onnx", target="board")
+        measuring.profile(network(tmp_path / "m.onnx"), target="board")
 
 
 def test_the_verbs_on_the_command_line(tmp_path, capsys):
