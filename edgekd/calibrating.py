@@ -37,6 +37,7 @@ class Calibrated:
     times: Mapping[tuple[str, str], float]
     left_out: Mapping[tuple[str, str], calibration.Prediction]
     environment: Mapping[str, Any]
+    noisy: tuple[str, ...] = ()
     exit_code: int = PASSED
 
     def __str__(self) -> str:
@@ -51,7 +52,10 @@ class Calibrated:
         lines += [
             "",
             f"each probe predicted by the others: median error {100 * off[len(off) // 2]:.0f} %, {inside} of {len(off)} inside the interval",
+            "(harder than a network: a probe has much of one kind of work, of which the others then say little)",
         ]
+        if self.noisy:
+            lines.append(f"noisy: {len(self.noisy)} of {len(off)} times; on an idle board, run it again: {', '.join(self.noisy[:4])}")
         return "\n".join([*lines, f"kept in {self.file}; predictions for {self.target} use it from now on"])
 
 
@@ -86,7 +90,7 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
                 work.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UsageError(Problem(str(place), f"can't be written: {error.strerror}", "set EDGEKD_CALIBRATIONS to another folder")) from None
-            times = _times(device, host, work, progress)
+            times, noisy = _times(device, host, work, progress)
     finally:
         progress.close()
     source = f"timed on {host.facts['cpu']} with onnxruntime {host.facts['versions'].get('onnxruntime', '')}"
@@ -101,13 +105,13 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
     for number, key in enumerate(times):
         fitted = shipped.calibrate(made, runtime=device.runtime.name, rows=(*rows[:number], *rows[number + 1 :]), name=device.name)
         left_out[key] = calibration.of(rows[number].costs, fitted, key[1])
-    return Calibrated(device.name, path, times, left_out, host.facts)
+    return Calibrated(device.name, path, times, left_out, host.facts, noisy)
 
 
-def _times(device: Target, host: Any, work: Path, progress: Any) -> dict[tuple[str, costs.Precision], float]:
-    """{probe: milliseconds}: a network's float and int8 file in one interleaved job, one network after the other."""
+def _times(device: Target, host: Any, work: Path, progress: Any) -> tuple[dict[tuple[str, costs.Precision], float], tuple[str, ...]]:
+    """({probe: milliseconds}, probes whose times vary too much): a network's float and int8 file in one interleaved job, one network after the other."""
     files = probes.models()
-    networks, found = list(dict.fromkeys(name for name, _ in files)), {}
+    networks, found, noisy = list(dict.fromkeys(name for name, _ in files)), {}, []
     with tempfile.TemporaryDirectory(prefix="edgekd-") as place, progress.task("time the probes") as advance, user_error():
         for number, network in enumerate(networks):
             models = {precision: Path(place) / f"{number}-{precision}.onnx" for precision in costs.PRECISIONS}
@@ -117,9 +121,11 @@ def _times(device: Target, host: Any, work: Path, progress: Any) -> dict[tuple[s
             inputs = np.random.default_rng(0).normal(size=(ROWS, *shape[1:])).astype(np.float32)
             timed = measure.profile(models, inputs, preset="probe", threads=device.threads, folder=work / str(number), target=device.name, host=host)
             for precision, figures in timed.items():
-                found[network, precision] = next(m.value for m in figures if m.name == "latency_p50_ms")
+                p50 = next(m for m in figures if m.name == "latency_p50_ms")
+                found[network, precision] = p50.value
+                noisy += [f"{network} {precision}"] if "noisy" in p50.note else []
             advance(number + 1, len(networks), network)
-    return found
+    return found, tuple(noisy)
 
 
 def known(target: Target) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ def timed(monkeypatch):
         key: 2 * calibration.predict(work_of(onnx.load_model_from_string(file)), known, precision=key[1]).value
         for key, file in probes.models().items()
     }
-    monkeypatch.setattr(calibrating, "_times", lambda *_: times)
+    monkeypatch.setattr(calibrating, "_times", lambda *_: (times, ("tokens int8",)))
     monkeypatch.setattr(calibrating, "stands_for", lambda host, wanted: (wanted, host))
     return times
 
@@ -48,6 +48,7 @@ def test_a_calibration_replaces_what_is_known_of_the_core(timed, file, place, ca
     assert before.note.startswith("transferred") and before.origin == "predicted" and before.target == "raspberry-pi-4"
     assert cli.run(["targets", "calibrate", "raspberry-pi-4", "--quiet"]) == 0
     told = capsys.readouterr().out
+    assert "noisy: 1 of 30 times" in told and "tokens int8" in told
     assert "30 of 30 inside the interval" in told and str(place / "raspberry-pi-4.json") in told
     assert [p.name for p in place.iterdir()] == ["raspberry-pi-4.json"], "what was in work is gone"
     (after,) = calibrating.predicted(file, target)
