@@ -109,7 +109,7 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
 
 
 def _times(device: Target, host: Any, work: Path, progress: Any) -> tuple[dict[tuple[str, costs.Precision], float], tuple[str, ...]]:
-    """({probe: milliseconds}, probes whose times vary too much): a network's float and int8 file in one interleaved job, one network after the other."""
+    """({probe: milliseconds}, probes whose times vary too much): a network's float and int8 file in one interleaved job, network by network."""
     files = probes.models()
     networks, found, noisy = list(dict.fromkeys(name for name, _ in files)), {}, []
     with tempfile.TemporaryDirectory(prefix="edgekd-") as place, progress.task("time the probes") as advance, user_error():
