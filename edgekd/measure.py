@@ -86,7 +86,12 @@ def score(
     settings = {"launch": dict(launch)} if launch else {}
     lines = _run(folder / "job", {"s0": model}, inputs, [entry], settings, threads, host, lambda *_: None, {"s0": model.name})
     names = lines["s0-outputs"]["outputs"]
-    return {name: np.load(folder / "job" / "out" / "s0-outputs" / f"{i}.npy", allow_pickle=False) for i, name in enumerate(names)}
+    found = {name: np.load(folder / "job" / "out" / "s0-outputs" / f"{i}.npy", allow_pickle=False) for i, name in enumerate(names)}
+    wanted = len(next(iter(_named(inputs).values())))
+    if any(not (1 if cap_s else wanted) <= len(array) <= wanted for array in found.values()):
+        counts = ", ".join(str(len(array)) for array in found.values())
+        raise EnvironmentUnfit(Problem(host.name, f"answered {counts} samples of {wanted}"))
+    return found
 
 
 def profile(
