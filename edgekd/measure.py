@@ -329,7 +329,8 @@ def build(
         "subjects": {subject: {"model": f"models/{same[path]}.onnx", "inputs": named} for subject, path in models.items()},
         "schedule": schedule,
     }
-    if _without_schedule(_stored(folder / "job.json")) == _without_schedule(job):
+    whole = all((folder / name).is_file() for name in job["files"])  # a folder that is being cleared up, cut off in the middle
+    if whole and _without_schedule(_stored(folder / "job.json")) == _without_schedule(job):
         worker.write(folder / "job.json", json.dumps(job, indent=1).encode())
         return job
     shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@ recipe refers to (task, targets, budgets) is found by `resolving`."""
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from edgekd.errors import Problem, UsageError
 from edgekd.files import toml
 from edgekd.settings import STAGE_KEYS, find_part, public_stages, stage_settings, teachers_of
 
+POINTS = 10_000  # of a sweep: more is a mistake
 BUILT_IN = Path(__file__).parent / "tasks" / "digits.toml"
 
 
@@ -303,6 +305,9 @@ def _mixed(form: Recipe, stages: list[StageLine], place: str) -> list[Problem]:
 
 def _sweep(form: Recipe, stages: list[StageLine], place: str, problems: list[Problem]) -> None:
     by_name = {line.name: line for line in stages}
+    if (points := math.prod(map(len, form.sweep.values()))) > POINTS:
+        problems.append(Problem(f"{place}: sweep", f"comes to {points} combinations, more than {POINTS}", "sweep fewer keys at a time"))
+        return
     for path, values in form.sweep.items():
         where = f"{place}: sweep.{path}"
         if not values:
