@@ -18,6 +18,7 @@ from edgekd.quantization.diagnose import Finding, Looked, look
 from edgekd.records import Candidate, Measurement, Result
 from edgekd.report.progress import reporter
 from edgekd.report.rows import figures, number
+from edgekd.standing import runnable
 from edgekd.store import Store
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def explain(
 
 
 def _files(subject: Subject, store: Store | None, progress: Silent) -> Explained:
-    text, found, looked = _layers(subject, progress)
+    with runnable(f"{subject.id} or {subject.parent}"):
+        text, found, looked = _layers(subject, progress)
     fixes = () if store is None else (fixing.fix(subject, found, looked.order, looked.trained, store, progress),)
     return _explained({subject.id: found}, [text, *map(str, fixes)], fixes, {})
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from edgekd.errors import Problem, UsageError
 
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+NESTED = 50  # tables and lists in one another
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -77,6 +79,20 @@ def unsealed(path: Path, schema: str) -> dict[str, Any]:
     if record.pop("sha256", None) != hashlib.sha256(canonical(record)).hexdigest():
         raise ValueError(f"{path.name} differs from its digest")
     return record
+
+
+def toml(text: str) -> dict[str, Any]:
+    """A TOML document. Raises ValueError where it is none, holds a number beyond reading, or is nested so deep that no file of ours can be it."""
+    try:
+        found = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level: list[Any] = [found]
+    for _ in range(NESTED):
+        level = [part for value in level for part in (value.values() if isinstance(value, dict) else value) if isinstance(part, (dict, list))]
+        if not level:
+            return found
+    raise ValueError("nested too deep")
 
 
 def size(text: str, place: str = "") -> int:

@@ -30,6 +30,7 @@ Progress = Callable[[int, int, str], None]
 CONTROL = "control"
 ROWS = 64  # samples that a timing goes through
 RUNTIME = "onnxruntime.py"
+LONGEST, TRIED = 600, 120  # s that one process may take, and one inference of a file that nobody knows
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,21 @@ def score(
     settings = {"launch": dict(launch)} if launch else {}
     lines = _run(folder / "job", {"s0": model}, inputs, [entry], settings, threads, host, lambda *_: None, {"s0": model.name})
     names = lines["s0-outputs"]["outputs"]
-    return {name: np.load(folder / "job" / "out" / "s0-outputs" / f"{i}.npy", allow_pickle=False) for i, name in enumerate(names)}
+    found = {name: np.load(folder / "job" / "out" / "s0-outputs" / f"{i}.npy", allow_pickle=False) for i, name in enumerate(names)}
+    wanted = len(next(iter(_named(inputs).values())))
+    if any(not (1 if cap_s else wanted) <= len(array) <= wanted for array in found.values()):
+        counts = ", ".join(str(len(array)) for array in found.values())
+        raise EnvironmentUnfit(Problem(host.name, f"answered {counts} samples of {wanted}"))
+    return found
+
+
+def tried(models: Mapping[str, Path], inputs: Inputs, *, folder: Path, seconds: float = TRIED) -> None:
+    """Runs files of anybody's making once, in processes of their own, before anything is done with them in this one: a file can crash its runtime,
+    or never come to an end. Raises RunFailed with what each did wrong."""
+    few = {name: np.asarray(array)[:1] for name, array in _named(inputs).items()}
+    subjects = {f"s{i}": name for i, name in enumerate(models)}
+    schedule = [_entry(s, "memory", 0, runs=1) for s in subjects]
+    _run(folder, {s: Path(models[n]) for s, n in subjects.items()}, few, schedule, {}, 1, local.host(), lambda *_: None, subjects, seconds)
 
 
 def profile(
@@ -270,11 +285,11 @@ def _entry(subject: str, kind: str, number: int, **settings: Any) -> dict[str, A
 
 def _run(
     folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int, host: Host,
-    progress: Callable[[int, int], None], readable: Mapping[str, str],
+    progress: Callable[[int, int], None], readable: Mapping[str, str], seconds: float = LONGEST,
 ) -> dict[str, Any]:  # fmt: skip
     """{entry: line} of a job that is built or gone on with. Raises RunFailed with what each file did wrong."""
     settings = {**settings, "cores": list(host.cores)} if host.cores else settings
-    job = build(folder, models, inputs, schedule, settings, threads, machine=environment.environment_id(host.facts))
+    job = build(folder, models, inputs, schedule, settings, threads, seconds, environment.environment_id(host.facts))
     done = folder / "out" / "done.json"
     wanted = [entry["id"] for entry in schedule]
     lines = worker.finished_lines(folder / "out" / "results.jsonl")
@@ -291,7 +306,7 @@ def _run(
 
 def build(
     folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int,
-    seconds: float = 600, machine: str | None = None,
+    seconds: float = LONGEST, machine: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes a job folder (`job.json` last) and returns the job. `machine`: the environment's id (default: this one's). The same job on the same
     kind of machine keeps what was measured already; a folder with another job is made anew. Raises RunFailed where an input is no plain array."""
@@ -314,7 +329,8 @@ def build(
         "subjects": {subject: {"model": f"models/{same[path]}.onnx", "inputs": named} for subject, path in models.items()},
         "schedule": schedule,
     }
-    if _without_schedule(_stored(folder / "job.json")) == _without_schedule(job):
+    whole = all((folder / name).is_file() for name in job["files"])  # a folder that is being cleared up, cut off in the middle
+    if whole and _without_schedule(_stored(folder / "job.json")) == _without_schedule(job):
         worker.write(folder / "job.json", json.dumps(job, indent=1).encode())
         return job
     shutil.rmtree(folder, ignore_errors=True)

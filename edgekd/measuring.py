@@ -100,11 +100,11 @@ def profile(
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
             place = Path(folder)
             device, host = stands_for(host, wanted)
+            counted = [dataclasses.replace(m, target=device.name) for m in (*static.measure(path), *memory.measure(path))]
             scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)  # wrong labels are told before the long part
             settings = {"preset": preset, "threads": device.threads, "folder": place, "target": device.name, "host": host}
             with progress.task("time the file") as advance, user_error():
                 timed = measure.profile({path.name: path}, inputs, progress=advance, **settings)
-            counted = [dataclasses.replace(m, target=device.name) for m in (*static.measure(path), *memory.measure(path))]
             recorded = measure.raw(place, path.name)
             kept = place / "job" / "out" / recorded["operators"]["trace"]
             p50 = next(m.value for m in timed[path.name] if m.name == "latency_p50_ms")

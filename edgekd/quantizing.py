@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import components, targets
+from edgekd import components, measure, targets
 from edgekd.errors import PASSED, Problem, RunFailed, UsageError
 from edgekd.files import write_atomic
 from edgekd.probes import static
 from edgekd.report.progress import reporter
 from edgekd.samples import read_arrays
+from edgekd.standing import runnable, user_error
 
 if TYPE_CHECKING:
     import onnx
@@ -104,7 +105,9 @@ def quantize(
     progress, notes = reporter(quiet), []
     count = len(next(iter(arrays.values())))
     try:
-        with progress.task("calibrate") as advance:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
+            measure.tried({str(path): path}, arrays, folder=Path(folder))
+        with progress.task("calibrate") as advance, runnable(str(path)):
             made = foreign.quantize(
                 parsed, arrays, scheme=scheme, ranges=ranges, place_name=str(path), progress=lambda done, of: advance(done, of, "")
             )
@@ -189,6 +192,8 @@ def inputs_of(model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: st
         if len(wanted) > 1:
             return {}, [Problem(place, f"has one array `inputs`, and the model takes {', '.join(wanted)}", "give one array per input name")]
         given = {next(iter(wanted)): given[""]} if wanted else {}
+    if not wanted:
+        return {}, [Problem(place, "is for a model that takes no input", "a file that computes the same every time has no ranges")]
     problems = [Problem(place, f"has no array for the input {name}", f"it has {', '.join(given)}") for name in wanted if name not in given]
     problems += [Problem(place, f"{name} is no input of the model", f"its inputs: {', '.join(wanted)}") for name in given if name not in wanted]
     found = {}

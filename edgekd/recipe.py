@@ -4,8 +4,8 @@ recipe refers to (task, targets, budgets) is found by `resolving`."""
 from __future__ import annotations
 
 import difflib
+import math
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,10 @@ import pydantic
 
 from edgekd import components
 from edgekd.errors import Problem, UsageError
+from edgekd.files import toml
 from edgekd.settings import STAGE_KEYS, find_part, public_stages, stage_settings, teachers_of
 
+POINTS = 10_000  # of a sweep: more is a mistake
 BUILT_IN = Path(__file__).parent / "tasks" / "digits.toml"
 
 
@@ -126,14 +128,14 @@ def _open(source: Path | str | Mapping[str, Any] | None) -> tuple[dict[str, Any]
     if path.is_dir() and (path / "recipe.toml").is_file():
         path = path / "recipe.toml"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")), place, Path.cwd() if source is None else path.resolve().parent
+        return toml(path.read_text(encoding="utf-8")), place, Path.cwd() if source is None else path.resolve().parent
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [], 1)
         hint = f"did you mean `{path.parent / near[0]}`?" if near else "`edgekd compress` without a recipe runs the built-in one"
         raise UsageError(Problem(place, "there is no such recipe", hint)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(Problem(place, f"can't be read: {error}")) from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UsageError(Problem(place, f"is not TOML: {error}")) from None
 
 
@@ -186,8 +188,8 @@ def _apply_sets(raw: dict[str, Any], sets: Iterable[str], problems: list[Problem
 def _value(text: str) -> Any:
     """A TOML value; a bare word is a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -303,6 +305,9 @@ def _mixed(form: Recipe, stages: list[StageLine], place: str) -> list[Problem]:
 
 def _sweep(form: Recipe, stages: list[StageLine], place: str, problems: list[Problem]) -> None:
     by_name = {line.name: line for line in stages}
+    if (points := math.prod(map(len, form.sweep.values()))) > POINTS:
+        problems.append(Problem(f"{place}: sweep", f"comes to {points} combinations, more than {POINTS}", "sweep fewer keys at a time"))
+        return
     for path, values in form.sweep.items():
         where = f"{place}: sweep.{path}"
         if not values:

@@ -150,7 +150,7 @@ def _inconsistent(result: Result) -> list[tuple[str, str]]:
     """What each part is right by itself and wrong together."""
     found, ids, seen = [], {c.id for c in result.candidates}, set()
     for i, c in enumerate(result.candidates):
-        if not re.fullmatch(r"\w[\w.+=-]*", c.id):
+        if not re.fullmatch(r"\w[\w.+=-]*", c.id) or len(c.id.encode()) > 200:
             found.append((f"candidates.{i}.id", f"{c.id[:60]!r} is no name for a file"))
         if c.id in seen:
             found.append((f"candidates.{i}.id", f"`{c.id}` stands twice"))
@@ -164,6 +164,8 @@ def _inconsistent(result: Result) -> list[tuple[str, str]]:
                 found.append((f"candidates.{i}.measurements.{j} ({m.name})", "a counted figure has no interval: low = value = high"))
     named = [(f"references.{k}", v) for k, v in result.references.items()]
     for name, target in result.targets.items():
+        if not re.fullmatch(r"\w[\w.-]*", name) or len(executed(target.chosen or "", name).encode()) > 255:
+            found.append((f"targets.{name[:60]!a}", "is no name of a target, or too long for a file's"))
         named += [(f"targets.{name}.front.{i}", v) for i, v in enumerate(target.front)]
         named += [(f"targets.{name}.chosen", target.chosen)] if target.chosen is not None else []
     return found + [(place, f"no candidate is `{id[:60]}`") for place, id in named if id not in ids]

@@ -58,3 +58,14 @@ def user_error() -> Iterator[None]:
         yield
     except RunFailed as error:
         raise UsageError(*error.problems) from error
+
+
+@contextlib.contextmanager
+def runnable(place: str) -> Iterator[None]:
+    """The same where a file from elsewhere is opened by onnxruntime in this process."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):  # its classes have no base of their own
+            raise
+        raise UsageError(Problem(place, f"onnxruntime can't run it on the samples: {str(error).strip().splitlines()[0][:300]}")) from None

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgekd import samples, targets
+from edgekd import measure, samples, targets
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256
 from edgekd.metrics import top1
 from edgekd.probes import static
 from edgekd.quantizing import inputs_of
 from edgekd.records import Candidate, Metric, Result, Target
+from edgekd.standing import user_error
 
 if TYPE_CHECKING:
     from edgekd.resolving import Resolved
@@ -146,6 +147,8 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
         raise UsageError(*problems)
     import onnx
 
+    with user_error():
+        measure.tried({str(plain): plain, str(int8): int8}, arrays, folder=workspace / "tried")
     float_file = workspace / "float.onnx"
     onnx.save(normal.normalized(model, str(plain)), float_file)
     labels = given[1]

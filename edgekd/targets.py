@@ -6,13 +6,13 @@ import dataclasses
 import difflib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from edgekd import environment
 from edgekd.errors import Problem, UsageError
+from edgekd.files import toml
 from edgekd.records import Architecture, Cache, Feature, Runtime, Scheme, Target
 
 KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")  # features that runtimes choose int8 and float kernels by
@@ -124,10 +124,10 @@ def _folder() -> Path | None:
 
 def _parse(path: Path) -> Target:
     try:
-        raw = tomllib.loads(path.read_bytes().decode("utf-8"))
+        raw = toml(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", "`edgekd list targets` shows the known ones")) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(Problem(str(path), f"is not TOML: {error}")) from None
     from pydantic import TypeAdapter, ValidationError
 
@@ -147,8 +147,13 @@ def _parse(path: Path) -> Target:
 
 
 def _contradictions(file: str, target: Target) -> list[Problem]:
-    """Facts that can't hold together, and sources of facts that aren't given."""
+    """Facts that can't hold together, sources of facts that aren't given, and texts that a terminal would obey."""
     found = [
+        Problem(f"{file}: {place}", "holds control characters", "one line of text")
+        for place, text in (("title", target.title), ("runtime", f"{target.runtime}"), ("emulated_as", target.emulated_as or ""))
+        if not text.isprintable()
+    ]
+    found += [
         Problem(f"{file}: features", f"{target.architecture} has no `{feature}`", _near(feature, FEATURES[target.architecture] or ["none"]))
         for feature in target.features
         if feature not in FEATURES[target.architecture]
@@ -159,7 +164,7 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
         found.append(Problem(f"{file}: runtime", f"{target.runtime.name} does not run on {target.architecture}", f'write name = "{NO_RUNTIME}"'))
     if target.emulated_as and not runs(target):
         found.append(Problem(f"{file}: emulated_as", "there is no runtime to emulate", "leave it out"))
-    empty = [name for name in target.sources if getattr(target, name) in (None, {}, "")]
+    empty = [name for name in target.sources if getattr(target, name, True) in (None, {}, "")]
     return found + [Problem(f"{file}: sources.{name}", f"the fact `{name}` is not given", f"write {name} = ..., or no source") for name in empty]
 
 

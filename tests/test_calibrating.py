@@ -10,6 +10,7 @@ from edgekd import calibrating, cli, targets
 from edgekd.errors import UsageError
 from edgekd.predicting import latency, probes, shipped
 from edgekd.predicting.work import work_of
+from edgekd.probes import static
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,23 @@ def test_a_calibration_replaces_what_is_known_of_the_core(timed, file, place, ca
     assert after.note.startswith("calibrated: 30 files timed on raspberry-pi-4")
     assert after.value == pytest.approx(2 * before.value, rel=0.1) and after.high / after.low < before.high / before.low
     assert calibrating.known(targets.load("cortex-a72")) == (), "another target's file"
+
+
+def test_each_probe_is_predicted_by_the_others_alone(timed, monkeypatch):
+    asked = []
+    genuine = shipped.calibrate
+    monkeypatch.setattr(calibrating.shipped, "calibrate", lambda made, *, rows=(), **more: asked.append(rows) or genuine(made, rows=rows, **more))
+    calibrating.calibrate("raspberry-pi-4")
+    whole = shipped.read(calibrating.folder() / "raspberry-pi-4.json").tables[0].rows
+    assert [len(rows) for rows in asked] == [len(timed) - 1] * len(timed)
+    assert [{r.milliseconds for r in whole} - {r.milliseconds for r in rows} for rows in asked] == [{ms} for ms in timed.values()]
+
+
+def test_an_int8_file_is_predicted_as_int8(file):
+    target = targets.load("raspberry-pi-4")
+    work = work_of(static.read(file))
+    by = {p: latency.predict(work, target, precision=p).value for p in ("int8", "float")}
+    assert by["int8"] != by["float"] and calibrating.predicted(file, target)[0].value == by["int8"]
 
 
 def test_a_damaged_calibration_is_an_error_and_not_a_guess(timed, file, place):

@@ -1,5 +1,6 @@
 """Flash and RAM of small devices: as budgets, in `profile`, in a run and at its gate."""
 
+import dataclasses
 import json
 
 import pytest
@@ -30,6 +31,8 @@ def test_memories_are_told_in_whole_units(tmp_path):
     found = capacity.budgets(targets.load(device(tmp_path, flash=2 * 2**20, ram=1000)))
     assert found == {"file_bytes": "max 2 MiB (flash of small)", "activation_bytes": "max 1000 B (RAM of small)"}
     assert capacity.budgets(targets.load("raspberry-pi-zero-2w")) == {}
+    flash_alone = dataclasses.replace(targets.load(device(tmp_path)), ram_bytes=None)
+    assert capacity.budgets(flash_alone) == {"file_bytes": "max 64 KiB (flash of small)"}
 
 
 def test_a_remark_says_where_a_limit_is_from_and_changes_none():

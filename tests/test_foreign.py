@@ -497,6 +497,40 @@ def test_wrong_files(part, tmp_path, capsys):
     assert code == 2 and part in err and "hint:" in err and not paths["out"].exists()
 
 
+def broken_files():
+    """{what is said: (file, samples)} of files that are in order on paper, and can't be run."""
+    x, y = {"x": ["n", 4]}, {"y": ["n", 4]}
+    crash = file([helper.make_node("Identity", ["x"], ["y"])], {"x": ["n", 4, 4]}, {"y": ["n", 4, 4]}, {"w": numbers(4, 12)})
+    crash.graph.node[0].CopyFrom(helper.make_node("Attention", ["x", "w"], ["y"], domain="com.microsoft", num_heads=1))
+    crash.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    huge = [
+        helper.make_node("ConstantOfShape", ["s"], ["z"]),
+        helper.make_node("ReduceSum", ["z"], ["r"], keepdims=0),
+        helper.make_node("Add", ["x", "r"], ["y"]),
+    ]
+    return {
+        "does not run in onnxruntime: the process was killed": (crash, numbers(ROWS, 4, 4)),
+        "does not run in onnxruntime: Fail": (file(huge, x, y, {"s": np.array([2**44], np.int64)}), numbers(ROWS, 4)),
+        "a model that takes no input": (file([helper.make_node("Relu", ["w"], ["y"])], {}, {"y": [2, 4]}, {"w": numbers(2, 4)}), numbers(ROWS, 4)),
+        "output y: holds no row": (file([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], x, {"y": []}, {}), numbers(ROWS, 4)),
+        "can't run it on the samples": (
+            file([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["n"]}, {"y": []}, {"w": numbers(1)}),
+            numbers(ROWS),
+        ),
+    }
+
+
+@pytest.mark.parametrize("said", broken_files())
+def test_files_that_can_not_be_run_take_nothing_with_them(said, tmp_path, capsys):
+    model, samples = broken_files()[said]
+    paths = given(tmp_path, model, {"x": samples})
+    np.savez(paths["data"], inputs=samples)
+    code, _, err = say(capsys, paths["model"], "--data", paths["data"], "--out", paths["out"], "--quiet")
+    assert code == 2 and "internal" not in err and not paths["out"].exists()
+    assert command(["explain", str(paths["model"]), "--float", str(paths["model"]), "--data", str(paths["data"]), "--quiet"]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_model_itself_is_not_replaced(tmp_path, capsys):
     paths = given(tmp_path, *gemms())
     before = paths["model"].read_bytes()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edgekd.decisions import budget
 from edgekd.decisions.choose import choose
 from edgekd.decisions.front import front
+from edgekd.decisions.slower import slower
 from edgekd.records import Candidate, Measurement
 
 SELECT = SimpleNamespace(maximize=("top1",), minimize=("latency_p50_ms", "file_bytes"), slower_int8=False)
@@ -207,6 +208,14 @@ def test_of_predicted_times_the_ratio_decides_not_their_wide_intervals():
     assert pick(guessed(1.0, 1.4), select=bytes_first).chosen == "prune"
     assert pick(guessed(1.0, 1.05), select=bytes_first).chosen == "quantize"
     assert pick(both(1.0, 1.4, half=0.9), select=bytes_first).chosen == "quantize"  # measured so badly, it isn't shown
+
+
+def test_an_int8_file_made_of_another_is_slower_than_nothing():
+    """Beside int8 there is no float to go back to."""
+    (_, int8), figures = both(1.0, 1.4), {"quantize": (1.0, 0.9, 1.1), "again": (2.0, 1.9, 2.1)}
+    again = dataclasses.replace(int8, id="again", point="again", parents=("quantize",))
+    points = {"quantize": [dataclasses.replace(int8, parents=())], "again": [again]}
+    assert slower(points, "host", lambda seeds, name, target: figures[seeds[0].id]) == {}
 
 
 def test_a_target_without_times_is_none_where_int8_can_be_slower():

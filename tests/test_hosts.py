@@ -130,13 +130,32 @@ def test_arrays_are_plain_and_of_their_length(tmp_path):
     path, line = tmp_path / "a.npy", {"n": 3}
     np.save(path, np.zeros((3, 2)))
     fetched.check(path, line)
-    for array in (np.zeros(4), np.float32(1), np.array([{}] * 3, object)):
+    for array in (np.zeros(4), np.float32(1), np.array([{}] * 3, object), np.array(["a"] * 3), np.zeros(3, complex), np.zeros(3, "M8[s]")):
         np.save(path, array)
         with pytest.raises(fetched.Damaged):
             fetched.check(path, line)
     path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((")
     with pytest.raises(fetched.Damaged):
         fetched.check(path, line)
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1e999", "-1e999", "9" * 5000, "1e300"])
+def test_numbers_beyond_counting_are_refused(number):
+    with pytest.raises(fetched.Damaged):
+        fetched.parsed(f'{{"n": {number}}}')
+    with pytest.raises(fetched.Damaged):
+        fetched.lines(sent(TIME).replace(f'"p50_ms": {json.dumps(TIME["p50_ms"])}'.encode(), f'"p50_ms": {number}'.encode()), SCHEDULE)
+
+
+def test_a_trace_is_a_list_of_events_with_times(tmp_path):
+    path, event = tmp_path / "a.json", {"cat": "Node", "name": "c_kernel_time", "ts": 1, "dur": 2, "args": {"op_name": "Conv"}}
+    path.write_text(json.dumps([event, {"ts": 0, "dur": 0.5}]))
+    fetched.check(path, {})
+    wrong = ({**event, "ts": "1"}, {**event, "dur": None}, {**event, "args": []}, {**event, "name": 1}, {"name": "model_run"}, 1)
+    for trace in (*([event, bad] for bad in wrong), {"traceEvents": [event]}, 3):
+        path.write_text(json.dumps(trace))
+        with pytest.raises(fetched.Damaged):
+            fetched.check(path, {})
 
 
 def test_texts_of_a_device_have_no_control_characters():
@@ -148,7 +167,20 @@ def test_texts_of_a_device_have_no_control_characters():
 def test_facts_are_each_of_their_kind():
     good = json.loads(json.dumps(environment.describe()))
     assert fetched.facts(good) == good
-    for change in ({"cpu": 1}, {"features": [1]}, {"cores": 0}, {"cores": True}, {"caches": {"l1": "x"}}, {"versions": {"numpy": None}}, {"more": 1}):
+    for change in (
+        {"cpu": 1},
+        {"features": [1]},
+        {"cores": 0},
+        {"cores": True},
+        {"caches": {"l1": "x"}},
+        {"versions": {"numpy": None}},
+        {"more": 1},
+        {"ram_bytes": 2**60},
+        {"ram_bytes": -1},
+        {"max_mhz": 1e9},
+        {"mhz": -1.0},
+        {"throttled": -1},
+    ):
         with pytest.raises(fetched.Damaged):
             fetched.facts({**good, **change})
     assert fetched.facts({**good, "cpu": "x\033[2J"})["cpu"] == "x [2J"

@@ -161,6 +161,16 @@ def test_profile_figures_are_those_of_the_raw_times(profiled):
     assert len(recorded["memory"]) == 2 and (recorded["out"] / recorded["operators"]["trace"]).is_file()
 
 
+def test_a_folder_that_lost_files_is_made_anew(tmp_path):
+    """As where it was being cleared up, and the process was killed in the middle."""
+    path = network(tmp_path / "m.onnx")
+    found = measure.score(path, X, folder=tmp_path / "f")
+    shutil.rmtree(tmp_path / "f/job/out")
+    (tmp_path / "f/job/worker.py").unlink()
+    again = measure.score(path, X, folder=tmp_path / "f")
+    assert all((again[name] == array).all() for name, array in found.items())
+
+
 def test_profile_is_read_again_without_measuring(profiled):
     folder, models, found, _ = profiled
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -9,6 +10,7 @@ import tiny
 import edgekd
 from edgekd import mixing, recipe
 from edgekd.errors import UsageError
+from edgekd.report.progress import reporter
 
 MIXED = """
 [mixed]
@@ -57,6 +59,22 @@ def test_files_with_layers_in_float_are_made_measured_and_found_again(place, mon
     monkeypatch.setattr(mixing, "_times", lambda *_: pytest.fail("was known"))
     again = edgekd.compress("run/recipe.toml", out="run").result
     assert [c.id for c in again.candidates] == [c.id for c in found.candidates] and all(s["reused"] for s in again.steps)
+
+
+def test_shares_are_of_what_int8_saves_and_no_set_is_made_twice(monkeypatch):
+    """30 us are saved in all: a layer that int8 makes slower saves none. Where all layers would stay float there is nothing to make."""
+    known = {"noise": {"a": 1.0, "b": 2.0, "c": 4.0}, "saved": {"a": 10.0, "b": 20.0, "c": -5.0}, "sharing": {n: [n] for n in "abc"}, "unit": "us"}
+    chosen, made = iter([("c",), ("c",), ("a", "b", "c"), ()]), []
+    budgets = []
+    monkeypatch.setattr(mixing, "_known", lambda *_: known)
+    monkeypatch.setattr(mixing.mixed, "choose", lambda noise, saved, budget: budgets.append(budget) or next(chosen))
+    monkeypatch.setattr(mixing.planning, "extended", lambda resolved, plan, point, change, suffix: made.append((change, suffix)) or plan)
+    point = lambda id, parents, stage: SimpleNamespace(id=id, parents=parents, stages=(stage,), step=id, reference=None)
+    seen = [SimpleNamespace(point=point("distill", (), "distill")), SimpleNamespace(point=point("q", ("distill",), "quantize"))]
+    resolved = SimpleNamespace(read=SimpleNamespace(recipe=SimpleNamespace(mixed={"quantize": [0.4, 0.1, 0.5, 1.0]})))
+    plan = SimpleNamespace(steps={"q": SimpleNamespace(settings={"float_layers": ()})})
+    mixing.extend(resolved, plan, {"q": None}, seen, None, Path(), reporter(True))
+    assert budgets == pytest.approx([3.0, 12.0, 15.0, 30.0]) and made == [({"float_layers": ("c",)}, "-float1")]
 
 
 def test_without_a_machine_that_can_time_layers_go_by_their_work(place, monkeypatch):

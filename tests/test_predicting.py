@@ -282,6 +282,32 @@ def test_other_threads_and_nothing_to_do_are_refused():
         calibration.predict([], fitted)
 
 
+def flat(kind, shape, out, **given):
+    """A network of one operator."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (("x", shape), ("y", out))]
+    inputs = ["x", "w"] if kind == "Conv" else ["x", "x"] if kind == "Add" else ["x"]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, (2, 3, 3, 3), np.ones(54))
+    graph = helper.make_graph([helper.make_node(kind, inputs, ["y"], **given)], "g", values[:1], values[1:], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        flat("Identity", ["n", 4], ["n", 4]), flat("Relu", ["n", 0], ["n", 0]), flat("Add", ["n", 3, 0, 4], ["n", 3, 0, 4]),
+        flat("MaxPool", ["n", 3, 4, 4], ["n", 3, "h", "w"], kernel_shape=[5, 5]), flat("GlobalAveragePool", ["n", 3, 0, 4], ["n", 3, 1, 1]),
+    ],
+)  # fmt: skip
+def test_a_network_that_does_nothing_has_no_latency(made):
+    assert latency.predict(work_of(made), Target("pi", "a board", "aarch64", "cortex-a72", clock_mhz=1500.0)) is None
+
+
+@pytest.mark.parametrize("groups", [0, -1, 100])
+def test_groups_that_channels_do_not_make_are_refused(groups):
+    with pytest.raises(UsageError, match=f"has {groups} groups"):
+        work_of(flat("Conv", ["n", 3, 8, 8], ["n", 2, 6, 6], group=groups))
+
+
 def test_a_measurement_says_predicted_and_how():
     made = calibration.measurement(calibration.predict([Operator("conv", 4, 4)], calibration.fit((), A72, known())), target="pi", threads=1)
     assert made.origin == "predicted" and made.note.startswith("transferred: ") and made.low < made.value < made.high

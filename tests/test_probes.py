@@ -181,6 +181,48 @@ def test_damaged_models_end_in_an_error_of_use_or_in_figures(tmp_path):
     assert refused > 40
 
 
+def foreign(kind, inputs, outputs, shape, domain="other", **given):
+    """A model of one operator that the checker doesn't look at, by its domain, before a Relu."""
+    nodes = [h.make_node(kind, inputs, outputs, domain=domain, **given), h.make_node("Relu", ["x"], ["y"])]
+    graph = h.make_graph(
+        nodes, "g", [h.make_tensor_value_info("x", T.FLOAT, shape)], [h.make_tensor_value_info("y", T.FLOAT, shape)], [nh.from_array(f(4, 4), "w")]
+    )
+    return h.make_model(graph, opset_imports=[h.make_opsetid("", 17), h.make_opsetid(domain, 1)])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        foreign("Conv", ["x"], ["u"], ["n", 4]), foreign("Conv", ["x", "w"], [], ["n", 4]), foreign("Reshape", [], ["u"], ["n", 4]),
+        foreign("MatMulNBits", ["x", "w", "w"], ["u"], ["n", 4], "com.microsoft"), foreign("QLinearConv", ["x", "w"], ["u"], ["n", 4]),
+        foreign("MatMulNBits", ["x", "w"], ["u"], ["n", 4], "com.microsoft", K=4, N=4),
+    ],
+)  # fmt: skip
+def test_operators_that_nobody_checked_are_refused(tmp_path, made):
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(UsageError, match="is not a valid ONNX file"):
+        static.read(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("shape", [["n", -5], ["n", 2**62, 2**62], ["n", *[2**62] * 20]])
+def test_shapes_that_no_memory_holds_are_refused(tmp_path, shape):
+    onnx.save(foreign("Relu", ["x"], ["u"], shape), tmp_path / "m.onnx")
+    for count in (static.measure, memory.measure):
+        with pytest.raises(UsageError, match="no memory holds"):
+            count(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("kind", ["Relu", "Identity"])
+def test_a_long_chain_in_a_quantized_network_is_planned(kind):
+    """As deep as a stack is not."""
+    ends = [h.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), h.make_node("DequantizeLinear", ["q", "s", "z"], ["v0"])]
+    chain = [h.make_node(kind, [f"v{i}"], [f"v{i + 1}"]) for i in range(3000)]
+    last = [h.make_node("QuantizeLinear", ["v3000", "s", "z"], ["r"]), h.make_node("DequantizeLinear", ["r", "s", "z"], ["y"])]
+    lattice = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8)}
+    made = model([*ends, *chain, *last], {"in:x": ["n", 4], "out:y": ["n", 4]}, lattice)
+    assert memory.buffers(made)
+
+
 @pytest.mark.parametrize("location", ["weights.bin", "../../etc/passwd", "/etc/passwd"])
 def test_data_outside_the_file_is_refused(tmp_path, location):
     made = network()

@@ -1,6 +1,7 @@
 """The same score on every CPU: what is made of answers here and there, and files that really run as another CPU."""
 
 import dataclasses
+import itertools
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgekd import measure, proving, targets
+from edgekd import intervals, measure, proving, targets
 from edgekd.decisions import budget, rules
 from edgekd.errors import EnvironmentUnfit
 from edgekd.hosts import emulator
@@ -81,7 +82,13 @@ def test_what_other_answers_disprove_is_no_figure_of_the_target():
     def m(name, target, origin="measured", split="test", value=99.0):
         return Measurement(name, "%", value, value, value, 10, split, target, origin)
 
-    measured = (m("top1", "same"), m("top1", "other"), m("top1", "other", split="validation"), m("file_bytes", None, "counted", None))
+    measured = (
+        m("top1", "same"),
+        m("top1", "other"),
+        m("top1", "other", split="validation"),
+        m("file_bytes", None, "counted", None),
+        m("left", "other", "counted"),
+    )
     taken = {t: (m("host_agreement", t, "emulated", value=v),) for t, v in (("same", 100.0), ("other", 99.0))}
     proven = proving.Proven(taken, {"other": proving.Answers("other", "A", np.arange(1), logits([0]), logits([1]))})
     kept = proving.added(measured, proven)
@@ -89,8 +96,29 @@ def test_what_other_answers_disprove_is_no_figure_of_the_target():
         ("top1", "same", "test"),
         ("top1", "other", "validation"),
         ("file_bytes", None, None),
+        ("left", "other", "test"),
     ]
-    assert len(kept) == 5
+    assert len(kept) == 6
+
+
+def test_answers_are_the_same_where_every_one_is():
+    def answers(here, there):
+        return proving.Answers("t", "A", np.arange(len(here)), np.asarray(here), np.asarray(there))
+
+    nearly = logits([0, 1]) + np.float32(0.25)
+    assert proving._same(answers(logits([0, 1]), nearly)) and not proving._same(answers(logits([0, 1]), logits([0, 2])))
+    assert proving._same(answers([[1.0], [2.0]], [[1.0], [2.0]])) and not proving._same(answers([[1.0], [2.0]], [[1.0], [2.5]]))
+
+
+def test_the_spreads_interval_holds_for_all_pairs_at_once():
+    labels = np.arange(60) % 3
+    there = {name: logits((labels + (np.arange(60) % n == 0)) % 3) for name, n in (("one", 5), ("two", 10))}
+    found = [proving.Answers(name, name, np.arange(60), logits(labels), a) for name, a in there.items()]
+    records = [top1().records(a, labels) for a in (logits(labels), *there.values())]
+    limits = [intervals.paired_of(top1(), a, b, 1 - 0.05 / 3)[1:] for a, b in itertools.combinations(records, 2)]
+    alone = [intervals.paired_of(top1(), a, b, 0.95)[1:] for a, b in itertools.combinations(records, 2)]
+    told, less = (f"at most {max(abs(v) for pair in way for v in pair):.2g} pt" for way in (limits, alone))
+    assert told != less and told in proving.figures(found, labels, [top1()])[""][0].note
 
 
 def test_a_budget_on_the_spread_takes_emulated_figures_and_no_other_rule_does():

@@ -75,6 +75,7 @@ def test_all_problems_at_once(tmp_path):
         ({"stage": [{"use": "distill", "losses": [{"use": "math:cosine"}]}]}, "`math` has no `cosine`"),
         ({"sweep": {"seed": [1, "two"]}}, "'two' is no whole number"),
         ({"sweep": {"distill.epochs": []}}, "is empty"),
+        ({"sweep": {"seed": list(range(101)), "distill.epochs": list(range(1, 101))}}, "comes to 10100 combinations"),
         ({"sweep": {"distill.epochs": [3, 3]}}, "names a value twice"),
         ({"sweep": {"distil.epochs": [3]}}, "did you mean `distill.epochs`?"),
         ({"seed": 1.5}, "seed"),

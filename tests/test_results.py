@@ -41,6 +41,7 @@ RESULT = Result(
     },
     ({"step": "teacher", "reused": True, "seconds": 1.5},),
 )
+TARGET = {"front": [], "chosen": None, "verdict": None}
 
 
 @pytest.fixture
@@ -105,6 +106,10 @@ def test_a_figure_that_is_no_number_is_not_written(path, number):
         (("candidates", 0, "file"), "/etc/passwd", "leads out"),
         (("candidates", 0, "file"), "models/../../x", "leads out"),
         (("candidates", 0, "file"), "C:\\x", "leads out"),
+        (("candidates", 0, "id"), "x" * 201, "no name for a file"),
+        (("targets", "/../../../etc/x"), TARGET, "is no name of a target"),
+        (("targets", "a\x1b[31m"), TARGET, "is no name of a target"),
+        (("targets", "x" * 300), TARGET, "too long for a file's"),
         (("references", "teacher"), "nobody", "no candidate is `nobody`"),
         (("targets", "host", "chosen"), "nobody", "targets.host.chosen"),
         (("targets", "host", "front"), ["teacher", "x"], "targets.host.front.1"),

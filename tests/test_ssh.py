@@ -1,5 +1,6 @@
 """Boards over ssh, against a real sshd on the loopback: what is cut off goes on, what is hostile gets nowhere, and nothing is left there."""
 
+import contextlib
 import json
 import os
 import signal
@@ -357,6 +358,38 @@ def test_a_worker_that_breaks_is_told_with_its_last_words(tmp_path, there):
         host.run(folder, 60)
     assert json.loads((folder / "out" / "done.json").read_text())["failed"] == {"a-time-0": "RuntimeError: no such operator"}
     assert there.left() == []
+
+
+class Talker:
+    """A connection to what answers anything but the truth: `had`, what it says to have; it never stops talking."""
+
+    def __init__(self, had):
+        self.had, self.said = had, []
+
+    def ask(self, record, payload=b"", **options):
+        self.said.append(record["do"])
+        return {"have": self.had}
+
+    def send(self, record, *rest):
+        self.said.append(record["do"])
+
+    def hear(self, seconds):
+        time.sleep(0.01)
+        return {"line": "still at it"}
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("had", [5, None, {"a": 1}, "worker.py", [1, {}]])
+def test_a_board_that_only_talks_is_given_up(tmp_path, monkeypatch, had):
+    folder = job(tmp_path / "job", {"a": "ms=0"}, [("a", "time")])
+    monkeypatch.setattr(ssh, "AFTER", 0.1)
+    board = ssh._Board(ssh.parse("ssh://board"), lambda label: contextlib.nullcontext(lambda *_: None))
+    board.open = Talker(had)
+    with pytest.raises(connection.Lost):
+        board._once(folder, time.monotonic() + 0.1, 0.1, lambda *_: None)
+    assert board.open.said.count("put") >= 2 and board.open.said[-2:] == ["run", "stop"]
 
 
 def test_a_file_that_the_board_refuses_is_the_users_error(tmp_path, there):

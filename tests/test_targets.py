@@ -191,6 +191,10 @@ WRONG += [(GOOD + 'core = "Cortex A72"', "is no name of a core"), (GOOD + "[cach
 WRONG += [(GOOD + "[caches]\nl2 = 0", "caches.l2"), (GOOD + '[sources]\nram_bytes = "guessed"', "the fact `ram_bytes` is not given")]
 WRONG += [(GOOD.replace("x86-64", "armv7e-m"), "onnxruntime does not run on armv7e-m")]
 WRONG += [('emulated_as = "max"\n' + GOOD + '[runtime]\nname = "none"', "there is no runtime to emulate")]
+WRONG += [(GOOD + "caches = " + "[" * n + "]" * n, "is not TOML: nested too deep") for n in (100, 20_000)]
+WRONG += [(GOOD + "a" + ".a" * 5000 + " = 1", "nested too deep"), (GOOD + "ram_bytes = " + "9" * 5000, "is not TOML")]
+WRONG += [(GOOD + '[sources]\n"../x" = "a book"', "there is no fact `../x`"), (GOOD + 'emulated_as = "\\u001b[2J"', "control characters")]
+WRONG += [(GOOD.replace("mine", "\\u001b[31m"), "title: holds control characters")]
 
 
 @pytest.mark.parametrize("text, message", WRONG)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -22,6 +21,7 @@ from typing import Any, Literal, Required, get_args
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from edgekd.errors import Problem, UsageError
+from edgekd.files import toml
 from edgekd.records import Origin
 
 Kind = Literal["min", "max", "drop", "regress"]
@@ -260,10 +260,10 @@ def read(path: Path | str, targets: Iterable[str] | None = None, metrics: Mappin
     """(tables, their place) of a budget file: `[any]`, `[TARGET]`, or the same inside of `[gate]`, so that a recipe will do. `targets`,
     `metrics`: see `problems`. Raises UsageError with every problem."""
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = toml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(Problem(str(path), f"can't be read: {getattr(error, 'strerror', None) or error}")) from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(Problem(str(path), f"is not TOML: {error}")) from None
     table.pop("schema", None)
     known, where = None if targets is None else list(targets), f"{path}"

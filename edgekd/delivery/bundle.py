@@ -24,7 +24,7 @@ from annotated_types import Ge, Le, MinLen
 
 from edgekd import results
 from edgekd.errors import BaselineError, Problem, UsageError
-from edgekd.files import sha256, sync, write_atomic
+from edgekd.files import sha256, sync, toml, write_atomic
 from edgekd.records import Candidate, Check, Measurement, Result, Verdict
 
 VERSION = 1
@@ -232,11 +232,9 @@ def _versions(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def _gate(run: Path, target: str) -> dict[str, Any]:
     """The lines of recipe.toml's [gate.any] and [gate.<target>]; empty without a recipe."""
-    import tomllib
-
     path = run / "recipe.toml"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("gate", {}) if path.is_file() else {}
+        table = toml(path.read_text(encoding="utf-8")).get("gate", {}) if path.is_file() else {}
     except ValueError as error:
         raise UsageError(Problem(str(path), f"is no TOML: {error}")) from None
     return {name: dict(lines) for name, lines in table.items() if name in ("any", target)}

@@ -32,13 +32,19 @@ def text(value: Any, limit: int = TEXT) -> str:
 
 
 def parsed(data: bytes | str) -> Any:
-    """Strict JSON: no NaN. Raises Damaged."""
+    """Strict JSON: no NaN, and no number beyond what a computer counts. Raises Damaged."""
 
     def refuse(name: str) -> None:
         raise ValueError(name)
 
+    def bounded(number: str) -> float:
+        return value if abs(value := float(number)) < 1e18 else refuse(number)
+
+    def whole(number: str) -> int:
+        return int(number) if len(number) < 20 else refuse(number[:20])
+
     try:
-        return json.loads(data, parse_constant=refuse)
+        return json.loads(data, parse_constant=refuse, parse_float=bounded, parse_int=whole)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"no JSON: {text(error, 80)}") from None
 
@@ -50,6 +56,10 @@ def facts(raw: Any) -> dict[str, Any]:
     for name, kinds in _FACTS.items():
         if type(raw[name]) not in kinds:
             raise Damaged(f"fact {name}")
+    if not all(
+        raw[name] is None or 0 <= raw[name] < most for name, most in (("max_mhz", 1e5), ("mhz", 1e5), ("ram_bytes", 2**50), ("throttled", 2**32))
+    ):
+        raise Damaged("fact clocks, RAM or throttled")
     for name, value in (("features", raw["features"]), ("versions", raw["versions"].values())):
         if not all(isinstance(v, str) for v in value):
             raise Damaged(f"fact {name}")
@@ -104,14 +114,22 @@ def files(line: Mapping[str, Any]) -> list[str]:
 def check(path: Path, line: Mapping[str, Any]) -> None:
     """Raises Damaged where a file that came is not what its line says: plain arrays, a row per sample or run; JSON."""
     if path.suffix != ".npy":
-        parsed(path.read_bytes())
+        _trace(path, parsed(path.read_bytes()))
         return
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # over a damaged header numpy's parser raises nearly anything
         raise Damaged(f"{path.name} is no array: {text(error, 80)}") from None
-    if array.ndim == 0 or len(array) != line["n"]:
-        raise Damaged(f"{path.name} has not {line['n']} rows")
+    if array.ndim == 0 or len(array) != line["n"] or array.dtype.kind not in "fiub":
+        raise Damaged(f"{path.name} has not {line['n']} rows of numbers")
+
+
+def _trace(path: Path, events: Any) -> None:
+    """Raises Damaged where a trace is no list of events with times."""
+    for event in events if isinstance(events, list) else [None]:
+        good = isinstance(event, dict) and isinstance(event.get("name", ""), str) and isinstance(event.get("args", {}), dict)
+        if not good or not all(_number(event.get(name)) for name in ("ts", "dur")):
+            raise Damaged(f"{path.name} is no trace")
 
 
 def failures(data: bytes | None, ids: set[str]) -> dict[str, str]:

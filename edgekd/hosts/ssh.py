@@ -22,6 +22,7 @@ from edgekd.runtimes import facts as reading
 from edgekd.runtimes import worker
 
 TRIES = 2  # new connections after one was lost
+AFTER = 60  # s that a board has to end what it was told to stop
 WAIT = 100  # s for another connection's end: a dead one is given up after 90
 Task = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int, str], None]]]
 
@@ -104,12 +105,15 @@ class _Board:
         line.send({"do": "run"})
         ended, late = None, False
         while ended is None:
+            rest = end + AFTER * late - time.monotonic()
             try:
-                event = line.hear(60 if late else max(0, end - time.monotonic()))
+                event = line.hear(rest) if rest > 0 else {}  # one that always says something gets no more time than one that is silent
             except TimeoutError:
+                event, rest = {}, 0.0
+            if rest <= 0:
                 if late:
-                    raise Lost from None
-                late = True
+                    raise Lost
+                late, end = True, max(end, time.monotonic())
                 line.send({"do": "stop"})
                 continue
             if "ended" in event:
@@ -132,7 +136,8 @@ class _Board:
         known["job.json"] = hashlib.sha256(there).hexdigest()
         sizes = {name: (job_folder / name).stat().st_size for name in job["files"]}
         opened = line.ask({"do": "open", "job": _name(job), "files": known, "need": sum(sizes.values()), "wait": WAIT}, seconds=WAIT + 600)
-        missing = [name for name in sorted(known) if name not in opened.get("have", [])]
+        have = opened.get("have")
+        missing = [name for name in sorted(known) if not isinstance(have, list) or name not in have]
         total, sent = sum(sizes.get(name, 0) for name in missing), [0]
         with self.task(f"send to {self.address}") if total > 2**20 else contextlib.nullcontext(lambda *_: None) as advance:
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.errors import Problem, UsageError
-from edgekd.predicting import bound, calibration, shipped
+from edgekd.predicting import bound, calibration, costs, shipped
 from edgekd.predicting.calibration import Prediction
 from edgekd.predicting.costs import Precision
 from edgekd.predicting.population import Device, Row
@@ -45,9 +45,9 @@ def predict(
     work: Sequence[Operator], target: Target, *, precision: Precision | None = None, threads: int | None = None, rows: Sequence[Row] = ()
 ) -> Prediction | None:
     """The latency of a network on a target, of each operator as its file has it unless all are to be of one `precision`; None where not even a bound
-    can be said, because the target doesn't say its core and clock."""
+    can be said, because the target doesn't say its core and clock, or the network does nothing that costs time."""
     device = device_of(target, threads)
-    if device is None:
+    if device is None or not costs.costs(work).any():
         return None
     fitted = shipped.calibrate(device, runtime=target.runtime.name, rows=rows, name=target.name)
     if fitted is None:

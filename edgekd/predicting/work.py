@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from edgekd.errors import Problem, UsageError
+
 if TYPE_CHECKING:
     import onnx
 
@@ -124,8 +126,8 @@ def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights:
     if kind in FREE | FUSED or node.output[0] in weights:
         return None
     out = shapes.get(node.output[0])
-    if not out:
-        return None
+    if not out or any(0 in shapes.get(name, ()) for name in (node.output[0], *node.input[:1])):
+        return None  # nothing comes out, or nothing goes in
     co, height, width = _places(out)
     if kind in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose"):
         return _convolution(node, shapes)
@@ -139,7 +141,7 @@ def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights:
     channels = max(1, round(sum(read) / (height * width))) if read else co
     if kind in POOLS:
         before = _places(shapes.get(node.input[0], out))
-        window = next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape"), before[1:])
+        window = next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape" and a.ints), before[1:])
         return Operator("pool", before[0], co, (window[0], window[-1]), max(1, before[1] // height), before[0], height, width)
     return Operator("move" if kind in MOVES else "elementwise", channels, co, height=height, width=width)
 
@@ -150,7 +152,9 @@ def _convolution(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> Op
     window = (kernel[0], math.prod(kernel[1:]))
     (ci, before_h, before_w), (co, height, width) = _image(shapes[node.input[0]]), _image(shapes[node.output[0]])
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-    stride = next((a.ints[0] for a in node.attribute if a.name == "strides"), 1)
+    stride = next((a.ints[0] for a in node.attribute if a.name == "strides" and a.ints), 1)
+    if not 0 < groups <= ci:
+        raise UsageError(Problem(f"{kind} {node.name or node.output[0]}", f"has {groups} groups, and {ci} channels"))
     if kind == "ConvTranspose":  # each input goes to every tap: the work of a convolution at the places of its input
         return Operator("conv", ci, co, window, 1, groups, before_h, before_w)
     return Operator("conv", ci, co, window, stride, groups, height, width)

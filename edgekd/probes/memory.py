@@ -169,6 +169,15 @@ def _merge(nodes: Sequence[onnx.NodeProto], fixed: set[str], inputs: set[str], o
             return read_as_integers(node.output[0])
         return node.op_type in VIEWS or (node.op_type == "QuantizeLinear" and becomes_integer(source) and finishes(source))
 
+    for node in nodes:  # in an order that keeps each answer one call away: a chain may be longer than a stack is deep
+        for name in node.output:
+            was_integer(name)
+    for node in reversed(nodes):
+        for name in node.output:
+            becomes_integer(name)
+    for node in reversed(nodes):
+        for name in node.output:
+            read_as_integers(name)
     leader: dict[str, str] = {}
     for node in nodes:
         if node.input and node.input[0] not in fixed and shares(node):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 LIMIT = 2**31 - 1  # what a protobuf can hold
+MOST = 2**62  # elements of a value: more is a mistake or an attack
 COUNTED = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "MatMulNBits"})
 UNCOUNTED = frozenset({"LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv", "If", "Loop", "Scan"})
 
@@ -57,7 +58,22 @@ def read(path: Path | str) -> onnx.ModelProto:
     except Exception as error:  # the checker's own class, and protobuf's
         message = str(error).strip().splitlines()[0][:300]
         raise UsageError(Problem(str(path), f"is not a valid ONNX file: {message}")) from None
+    if wrong := next(filter(None, map(_unlike, model.graph.node)), ""):
+        raise UsageError(Problem(str(path), f"is not a valid ONNX file: {wrong}"))
     return model
+
+
+def _unlike(node: onnx.NodeProto) -> str:
+    """What an operator of another domain, which the checker doesn't look at, lacks of what its name stands for; empty if nothing."""
+    import onnx
+
+    kind = node.op_type
+    if kind == "MatMulNBits" and not all(any(a.name == name and a.i > 0 for a in node.attribute) for name in ("K", "N")):
+        return f"{kind} {node.name[:60]} lacks K or N"
+    named = onnx.defs.has(kind) and onnx.defs.get_schema(kind).min_input > 0
+    least = 3 if kind == "MatMulNBits" else 8 if kind in ("QLinearConv", "QLinearMatMul") else 2 if kind in COUNTED else int(named)
+    foreign = node.domain not in ("", "ai.onnx")
+    return f"{kind} of domain {node.domain[:60]!r} lacks inputs or outputs" if foreign and (len(node.input) < least or not node.output) else ""
 
 
 def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
@@ -140,6 +156,9 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
             dims = value.type.tensor_type.shape.dim
             if all(d.HasField("dim_value") for d in dims):
                 shapes[value.name] = tuple(d.dim_value for d in dims)
+    wrong = next((name for name, shape in shapes.items() if min(shape, default=0) < 0 or math.prod(shape) > MOST), None)
+    if wrong is not None:
+        raise UsageError(Problem(wrong, f"has the shape {list(shapes[wrong])[:8]}, which no memory holds"))
     return shapes
 
 
@@ -166,6 +185,8 @@ def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> i
         hint = "fix the dimensions other than the batch when exporting"
         raise UsageError(Problem(f"{kind} {node.name or node.output[0]}", f"the shape of `{unknown[0]}` can't be found", hint))
     given, w, made = (shapes[names[k]] for k in ("input", "weight", "output"))
+    if not given or not w:
+        raise UsageError(Problem(f"{kind} {node.name or node.output[0]}", "multiplies a value without an axis"))
     if kind in ("Conv", "ConvInteger", "QLinearConv"):
         return math.prod(made) * math.prod(w[1:])  # each output takes every tap of its group's input channels
     if kind == "ConvTranspose":

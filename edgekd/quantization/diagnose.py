@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.errors import Problem, UsageError
 from edgekd.quantization.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights, rows_of
 from edgekd.quantization.hybrid import PARTS, Layer, Pair, Weights, pair, render
 
@@ -246,6 +247,13 @@ def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.n
         infer = load(str(path), 1)
     count, rows = len(next(iter(feed.values()))), fixed_rows(model) or ROWS
     parts = [infer({n: a[i : i + rows] for n, a in feed.items()}) for i in range(0, count, rows)]
+    odd = [
+        n
+        for n in infer.outputs
+        if any(not isinstance(v := p[n], np.ndarray) or not v.ndim or not v.size or v.dtype.kind not in "fiub" for p in parts)
+    ]
+    if odd:
+        raise UsageError(*(Problem(f"output {name}", "holds no row of numbers for each sample") for name in odd))
     return [np.concatenate([part[name] for part in parts]) for name in infer.outputs]
 
 
