@@ -3,7 +3,7 @@
     python benchmarks/int8/run.py cifar10|speech|text [--samples 2000] [--peers PYTHON] [--only WAY ...] [--times]
     python benchmarks/int8/run.py --tables
 
-cifar10  the student of benchmarks/cifar10; EDGEKD_CIFAR10 names the data, EDGEKD_STUDENT its float weights (the `distill` step's artifact)
+cifar10  the student of benchmarks/cifar10, its float weights from student.safetensors (the `distill` step there); EDGEKD_CIFAR10 names the data
 speech   the student of benchmarks/speech with one speaker held out; EDGEKD_SPEECH names the recordings
 text     a transformer encoder (`text.py`); EDGEKD_SST2 names the data
 
