@@ -129,9 +129,10 @@ def _times(device: Target, host: Any, work: Path, progress: Any) -> tuple[dict[t
 
 
 def known(target: Target) -> tuple[Any, ...]:
-    """What the user timed of a target, with its runtime and threads; () where nothing was. A damaged file is an error, told with its place."""
-    path = folder() / f"{target.name}.json"
-    return latency.rows_of(path, runtime=target.runtime.name, threads=target.threads) if path.is_file() else ()
+    """What the user timed of a target, with its core, runtime and threads; () where nothing was. A damaged file is an error, told with its place."""
+    path, device = folder() / f"{target.name}.json", latency.device_of(target)
+    core = None if device is None else device.core
+    return latency.rows_of(path, runtime=target.runtime.name, threads=target.threads, core=core) if path.is_file() else ()
 
 
 def known_as(target: Target) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Probes timed on a board become its calibration, and files are predicted by it; what the verb prints, keeps and refuses."""
 
+import dataclasses
 import json
 import math
 
@@ -56,6 +57,7 @@ def test_a_calibration_replaces_what_is_known_of_the_core(timed, file, place, ca
     assert after.note.startswith("calibrated: 30 files timed on raspberry-pi-4")
     assert after.value == pytest.approx(2 * before.value, rel=0.1) and after.high / after.low < before.high / before.low
     assert calibrating.known(targets.load("cortex-a72")) == (), "another target's file"
+    assert len(calibrating.known(target)) == 30 and calibrating.known(dataclasses.replace(target, core="cortex-a53")) == (), "of another core"
 
 
 def test_each_probe_is_predicted_by_the_others_alone(timed, monkeypatch):

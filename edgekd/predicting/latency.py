@@ -33,12 +33,12 @@ def device_of(target: Target, threads: int | None = None) -> Device | None:
     return Device(core, target.clock_mhz / 1000, threads or target.threads)
 
 
-def rows_of(path: Path, *, runtime: str, threads: int) -> tuple[Row, ...]:
-    """The rows of a user's calibration file that were timed with so many threads. Raises UsageError for a file of another runtime."""
+def rows_of(path: Path, *, runtime: str, threads: int, core: str | None = None) -> tuple[Row, ...]:
+    """The rows of a user's calibration file that were timed with so many threads, on such a core (None: any). Raises UsageError for a file of another runtime."""
     board = shipped.read(path)
     if board.runtime != runtime:
         raise UsageError(Problem(str(path), f"was timed with {board.runtime}, not {runtime}", "run `edgekd targets calibrate` again"))
-    return tuple(row for table in board.tables if table.device.threads == threads for row in table.rows)
+    return tuple(row for table in board.tables if table.device.threads == threads and core in (None, table.device.core) for row in table.rows)
 
 
 def predict(
