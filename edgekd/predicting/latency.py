@@ -34,7 +34,8 @@ def device_of(target: Target, threads: int | None = None) -> Device | None:
 
 
 def rows_of(path: Path, *, runtime: str, threads: int, core: str | None = None) -> tuple[Row, ...]:
-    """The rows of a user's calibration file that were timed with so many threads, on such a core (None: any). Raises UsageError for a file of another runtime."""
+    """The rows of a user's calibration file that were timed with so many threads, on such a core (None: any). Raises UsageError for a file of
+    another runtime."""
     board = shipped.read(path)
     if board.runtime != runtime:
         raise UsageError(Problem(str(path), f"was timed with {board.runtime}, not {runtime}", "run `edgekd targets calibrate` again"))
