@@ -18,6 +18,8 @@ from edgekd.quantization.sensitivity import SAMPLES, sensitivity
 from edgekd.stages.quantize import calibration
 
 if TYPE_CHECKING:
+    import onnx
+
     from edgekd.observing import Observed
     from edgekd.records import Artifact
     from edgekd.report.progress import Silent
@@ -64,7 +66,7 @@ def _known(o: Observed, parent: Observed, resolved: Resolved, source: Artifact, 
 
     facts = environment.describe()
     here = [t for t in resolved.targets if t.name in o.point.targets and not targets.matches(t, facts) and not targets.surplus(t, facts)]
-    name = f"mixed2-{environment.environment_id(facts)}-{here[0].threads}-{parent.artifact.key[:16]}" if here else "mixed-macs"
+    name = f"layers-{environment.environment_id(facts)}-{here[0].threads}-{parent.artifact.key[:16]}" if here else "layers-macs"
     kept = store.observed(o.artifact.key, name)
     if kept is None:
         columns = resolved.data("train")
@@ -98,12 +100,18 @@ def _times(o: Observed, parent: Observed, graph: Any, resolved: Resolved, thread
         raw = measure.raw(place / "job", name)
         p50 = next(m.value for m in timed[name] if m.name == "latency_p50_ms")
         found.append(operators.measure(raw["out"] / raw["operators"]["trace"], warmup=raw["operators"]["warmup"], p50_ms=p50))
-    shapes = static.value_shapes(onnx.load(files["float"]))
-    graph_of = onnx.load(files["float"]).graph
-    ends = sum(math.prod(shapes.get(v.name, ())) for v in (*graph_of.input, *graph_of.output))
-    rate = 1000 * sum(op.ms for op in found[1].operators if op.kind in CONVERSIONS) / ends
-    moved = {n.name: math.prod(shapes.get(n.input[0], ())) + math.prod(shapes.get(n.output[0], ())) for n in graph_of.node if n.name}
-    return {layer: us + rate * moved[layer] for layer, us in mixed.saved(*found, *files.values()).items()}
+    conversions = sum(op.ms for op in found[1].operators if op.kind in CONVERSIONS)
+    return with_conversions(mixed.saved(*found, *files.values()), onnx.load(files["float"]), conversions)
+
+
+def with_conversions(saved: Mapping[str, float], model: onnx.ModelProto, conversions_ms: float) -> dict[str, float]:
+    """{layer: microseconds that int8 saves there, and that converting its input and output takes if it alone stays in float}, at batch 1. `model`:
+    the float file, its layers named; `conversions_ms`: what the int8 file takes to convert its own inputs and outputs."""
+    shapes = static.value_shapes(model)
+    size = lambda *names: sum(math.prod(shapes[name]) for name in names if name in shapes)
+    ends = size(*(v.name for v in (*model.graph.input, *model.graph.output)))
+    moved = {node.name: size(node.input[0], node.output[0]) for node in model.graph.node if node.name}
+    return {layer: us + 1000 * conversions_ms * moved[layer] / max(1, ends) for layer, us in saved.items()}
 
 
 def _macs(o: Observed, graph: Any) -> dict[str, float]:

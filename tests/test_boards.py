@@ -1,7 +1,6 @@
 """compress with a target's board at hand: its figures are the board's, and what can't be is told before any training."""
 
 import contextlib
-from pathlib import Path
 
 import pytest
 import tiny
@@ -16,15 +15,8 @@ from edgekd.records import Host
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from edgekd import measure
-
-    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
-    tiny.hurry()
-    text = tiny.RECIPE.replace('[[stage]]\nuse    = "prune"\nmacs   = 0.54\nepochs = 3\n', "").replace("epochs = 3\nsamples = 64", 'mode = "ptq"')
-    (tmp_path / "r.toml").write_text(text.replace("epochs = 6", "epochs = 1"))
+    tiny.settle(tmp_path, monkeypatch)
+    (tmp_path / "r.toml").write_text(tiny.SHORT)
     return tmp_path
 
 

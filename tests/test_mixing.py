@@ -24,20 +24,9 @@ SAVED = {"conv2d": 40.0, "conv2d_1": 30.0, "conv2d_2": 20.0, "linear": 10.0}  # 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from edgekd import measure
-
-    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
-    tiny.hurry()
-    text = tiny.RECIPE.replace('[[stage]]\nuse    = "prune"\nmacs   = 0.54\nepochs = 3\n', "").replace("epochs = 3\nsamples = 64", 'mode = "ptq"')
-    (tmp_path / "mixed.toml").write_text(text.replace("epochs = 6", "epochs = 1") + MIXED)
+    tiny.settle(tmp_path, monkeypatch)
+    (tmp_path / "mixed.toml").write_text(tiny.SHORT + MIXED)
     return tmp_path
-
-
-def layers_of(run, folder):
-    return {c.id: c for c in run.result.candidates if "-float" in c.id}
 
 
 def test_files_with_layers_in_float_are_made_measured_and_found_again(place, monkeypatch):
@@ -86,6 +75,18 @@ def test_without_a_machine_that_can_time_layers_go_by_their_work(place, monkeypa
     edgekd.compress(place / "mixed.toml", out="run")
     # 10 x 10 images at stride 2: 25 places; 24 channels
     assert asked[0] == {"conv2d": 25 * 9 * 24, "conv2d_1": 25 * 9 * 24, "conv2d_2": 25 * 24 * 24, "linear": 24 * 3}
+
+
+def test_what_a_layer_in_float_has_converted_is_counted():
+    """By hand: the file's ends are 2 x 4 x 4 and 3 x 4 x 4 values, 80 in all, in 8 us: 0.1 us a value. The layer reads 32 and writes 48."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", c, 4, 4]) for n, c in (("x", 2), ("y", 3))]
+    weight = numpy_helper.from_array(np.zeros((3, 2, 1, 1), np.float32), "w")
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], name="conv")], "g", ends[:1], ends[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert mixing.with_conversions({"conv": -3.0}, model, 0.008) == {"conv": pytest.approx(5.0)}
 
 
 def test_what_the_table_says_wrongly_is_told(place):

@@ -4,6 +4,7 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -75,6 +76,25 @@ train = { epochs = 6 }
 top1       = "drop max 60 pt vs teacher"
 file_bytes = "max 100 kB"
 """
+
+
+# the shortest line that ends in int8: an epoch, and calibration
+SHORT = (
+    RECIPE.replace('[[stage]]\nuse    = "prune"\nmacs   = 0.54\nepochs = 3\n', "")
+    .replace("epochs = 3\nsamples = 64", 'mode = "ptq"')
+    .replace("epochs = 6", "epochs = 1")
+)
+
+
+def settle(folder, monkeypatch):
+    """A test stands in `folder`, with a store there, and times files for an instant only."""
+    from edgekd import measure
+
+    monkeypatch.setenv("EDGEKD_STORE", str(folder / "store"))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    hurry()
 
 
 def hurry():
