@@ -79,9 +79,10 @@ def markdown(found: Mapping[str, Any]) -> str:
         "",
         "The eleven costs were chosen by trying about a dozen lists with networks left out, on these rows of ncnn: the first had a median error of "
         "11.0 %, the chosen one 8.9 %, so the figures of ncnn's rows are a little better than those of rows that nobody has seen. The rows of other "
-        "runtimes were not looked at for it. The 25 rounds of the fit were chosen on them too: with fewer, the 90th percentile was 30.3 % and not "
+        "runtimes were not looked at for it. The 25 rounds of the fit were chosen on them too: with fewer, the 90th percentile was 30.3 %, not "
         "28.7 %, so that its staying below 30 % owes something to this choice. Priors and their strengths were set once (halving or doubling one "
-        "moves the median by at most 0.3 points); the likeness of devices of one core was read off left-out boards (0.5 to 0.85 make no difference). The population's costs, "
+        "moves the median by at most 0.3 points); the likeness of devices of one core was read off left-out boards (0.5 to 0.85 "
+        "make no difference). The population's costs, "
         "its spread and noise, the width of intervals and the offsets of runtimes are learned inside each fold.",
     ]
     return "\n".join(lines) + "\n"
