@@ -131,7 +131,7 @@ def ratio(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[
 def interval_of(metric: Metric, records: Any, level: float = 0.95) -> tuple[float, float, float]:
     """(value, low, high) of a task's metric: Wilson where records are 0/1 and the metric is a multiple of their mean, else bootstrap."""
     rows = np.asarray(records)
-    value, times = float(metric.value(rows)), _multiple_of_mean(metric, rows)
+    value, times = float(metric.value(rows)), multiple_of_mean(metric, rows) if _binary(rows) else None
     if times is not None:
         low, high = sorted(times * bound for bound in wilson(int(rows.sum()), len(rows), level))
     else:
@@ -142,11 +142,23 @@ def interval_of(metric: Metric, records: Any, level: float = 0.95) -> tuple[floa
 def paired_of(metric: Metric, a_records: Any, b_records: Any, level: float = 0.95) -> tuple[float, float, float]:
     """(difference a - b, low, high) of a task's metric on the same samples, in the metric's unit."""
     a, b = _rows(a_records, b_records)
-    times = _multiple_of_mean(metric, np.concatenate([a, b]))
+    both = np.concatenate([a, b])
+    times = multiple_of_mean(metric, both) if _binary(both) else None
     if times is None:
         return paired(a, b, level, metric.value)
     difference, low, high = paired(a, b, level)
     return (times * difference, *sorted((times * low, times * high)))
+
+
+def multiple_of_mean(metric: Metric, rows: np.ndarray) -> float | None:
+    """The constant c for which the metric is c times the mean of its records, as far as these records show; None where it is not so."""
+    if not rows.size:
+        return None
+    ones = np.ones(rows.shape)
+    half, times = ones.copy(), float(metric.value(ones))
+    half[::2] = 0
+    alike = all(math.isclose(float(metric.value(x)), times * float(np.mean(x)), rel_tol=1e-9, abs_tol=1e-12) for x in (ones * 0, half, rows))
+    return times if alike and math.isfinite(times) else None
 
 
 # ---------------------------------------------------------------- the mathematics underneath
@@ -187,17 +199,6 @@ def _rows(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _binary(rows: np.ndarray) -> bool:
     return rows.ndim == 1 and bool(np.isin(rows, (0, 1)).all())
-
-
-def _multiple_of_mean(metric: Metric, rows: np.ndarray) -> float | None:
-    """The constant c for which the metric of 0/1 records is c times their mean; None where it is not so."""
-    if not len(rows) or not _binary(rows):
-        return None
-    ones = np.ones(len(rows))
-    half, times = ones.copy(), float(metric.value(ones))
-    half[::2] = 0
-    alike = all(math.isclose(float(metric.value(x)), times * float(np.mean(x)), rel_tol=1e-9, abs_tol=1e-12) for x in (ones * 0, half, rows))
-    return times if alike and math.isfinite(times) else None
 
 
 def _binomial_cdf(n: int, p: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import shutil
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, proving, results, targets
+from edgekd import environment, intervals, proving, results, targets
 from edgekd.decisions import budget, choose
 from edgekd.decisions.one_file import one_file
 from edgekd.decisions.rules import EMULATED
@@ -177,7 +178,8 @@ def _write(
                 results.save_predictions(path, at, test.digest, a.there, _executed(a, resolved), resolved.task.metrics, theirs)
             candidate = dataclasses.replace(candidate, file=file)
         kept.append(candidate)
-    run = dataclasses.replace(run, candidates=tuple(kept))
+    means = _means(resolved, [records[c.id] for c in kept if c.id in shown])
+    run = dataclasses.replace(run, candidates=tuple(kept), predictions=results.digests(folder / "predictions"), means=means)
     results.write(run, folder / "result.json")
     for target, found in run.targets.items():
         if found.chosen is not None:
@@ -188,6 +190,17 @@ def _write(
     markdown.write(folder)
     page.write(folder)
     return run
+
+
+def _means(resolved: Resolved, records: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """{metric: c} of those that are c times the mean of their records: what a gate can hold to the records without the task's code."""
+    found = {}
+    for metric in resolved.task.metrics:
+        with contextlib.suppress(Exception):  # the task's own code, tried on records that no file made
+            times = {intervals.multiple_of_mean(metric, r[metric.name]) for r in records}
+            if len(times) == 1 and None not in times:
+                found[metric.name] = times.pop()
+    return found
 
 
 def golden(o: Observed, resolved: Resolved) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

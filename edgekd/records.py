@@ -327,7 +327,8 @@ class TargetResult:
 
 @dataclass(frozen=True)
 class Result:
-    """`result.json`. `environment`: {id: facts of a machine}; `steps`: what was done or found finished, with seconds."""
+    """`result.json`. `environment`: {id: facts of a machine}; `steps`: what was done or found finished, with seconds; `predictions`: {file in
+    predictions/: sha256}, None before edgekd.result/2; `means`: {metric that is a multiple of the mean of its records: which}."""
 
     task: str
     recipe_sha256: str
@@ -336,4 +337,6 @@ class Result:
     candidates: tuple[Candidate, ...]
     targets: Mapping[str, TargetResult]
     steps: tuple[Mapping[str, Any], ...] = ()
-    schema: str = "edgekd.result/1"
+    predictions: Mapping[str, str] | None = None
+    means: Mapping[str, float] = field(default_factory=dict)
+    schema: str = "edgekd.result/2"

@@ -1,6 +1,6 @@
 """The files of a run that travel: result.json and predictions/<id>.npz, written whole or not at all, read as if by a stranger's hand.
 
-A reader takes schema `edgekd.result/1` and older; keys that it doesn't know are left for newer writers of the same schema. Nothing is unpickled.
+A reader takes schema `edgekd.result/2` and older; keys that it doesn't know are left for newer writers of the same schema. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from edgekd.errors import Problem, RunFailed, UsageError
-from edgekd.files import write_atomic
+from edgekd.files import sha256, write_atomic
 from edgekd.records import Metric, Result
 
-VERSION = 1
+VERSIONS = {"result": 2, "manifest": 1}  # the newest schema of each
 TEXT_LIMIT = 2**26  # bytes of a JSON file
 ARRAY_LIMIT = 2**31  # bytes of an .npz, unpacked
 KINDS = {  # what `schema` describes, and where it is written down
@@ -67,7 +67,7 @@ def read(path: Path | str) -> Result:
 
     path = _file(path)
     data = read_text(path, "name the folder of a run, such as runs/digits")
-    check_schema(path, data, "edgekd.result", VERSION)
+    check_schema(path, data, "edgekd.result", VERSIONS["result"])
     try:
         result = pydantic.TypeAdapter(Result).validate_json(data, strict=True)
     except pydantic.ValidationError as error:
@@ -87,8 +87,8 @@ def schema(kind: str) -> dict[str, Any]:
     if kind not in KINDS:
         raise UsageError(Problem("", f"no file is called `{kind}`", f"one of {', '.join(KINDS)}"))
     made = pydantic.TypeAdapter(imported(KINDS[kind])).json_schema()
-    if kind in ("result", "manifest"):
-        made["properties"]["schema"] = {"const": f"edgekd.{kind}/{VERSION}"}
+    if kind in VERSIONS:
+        made["properties"]["schema"] = {"const": f"edgekd.{kind}/{VERSIONS[kind]}"}
         made["required"] = [*made["required"], "schema"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": f"edgekd {kind}"}
 
@@ -195,6 +195,11 @@ def save_predictions(
 def executed(id: str, target: str) -> str:
     """The file's name of what a candidate answered as another CPU: a target that this machine's answers don't stand for."""
     return f"{id}@{target}.npz"
+
+
+def digests(folder: Path | str) -> dict[str, str]:
+    """{name: sha256} of the files of predictions in a folder."""
+    return {path.name: sha256(path) for path in sorted(Path(folder).glob("*.npz"))}
 
 
 def places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -1,71 +1,18 @@
 """The verb `gate` on the folder of a run, copied elsewhere, and on a bundle: exit codes, baselines, machine outputs."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from runs import WRONG, N, bundled, make, right
 
 from edgekd import gating, intervals, results
-from edgekd.delivery import bundle
 from edgekd.errors import BaselineError, UsageError
-from edgekd.files import sha256
 from edgekd.metrics import top1
-from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
-
-N, DIGEST = 900, "d" * 64
-WRONG = {"teacher": range(18), "alone": range(60), "distill": range(5, 30), "prune-0.5": range(5, 32), "prune-0.5.int8": range(5, 33)}
-BYTES = {"teacher": 800_000, "alone": 90_000, "distill": 90_000, "prune-0.5": 50_000, "prune-0.5.int8": 15_000}
-RECIPE = """task = "digits"
-targets = ["host"]
-[[stage]]
-use = "distill"
-[gate.any]
-top1 = "drop max 3.0 pt vs teacher"
-file_bytes = "max 20 kB"
-"""
-
-
-def right(wrong):
-    rows = np.ones(N)
-    rows[list(wrong)] = 0
-    return rows
-
-
-def make(folder, *, wrong=None, sizes=None, digest=DIGEST, p50=0.05, targets=("host",), chosen="prune-0.5.int8", recipe=RECIPE, environment="abc"):
-    """A folder of a run with five candidates, as `compress` leaves it."""
-    wrong, sizes = {**WRONG, **(wrong or {})}, {**BYTES, **(sizes or {})}
-    for name in ("models", "predictions"):
-        (folder / name).mkdir(parents=True)
-    found = []
-    for id, missed in wrong.items():
-        (folder / "models" / f"{id}.onnx").write_bytes(id.encode() + b"\0" * (sizes[id] - len(id)))
-        rows, outputs = right(missed), np.zeros((N, 10), np.float32)
-        results.save_predictions(folder / "predictions" / f"{id}.npz", range(N), digest, outputs, {"top1": rows}, [top1()])
-        figures = [Measurement("file_bytes", "B", sizes[id], sizes[id], sizes[id], 1, None, None, "counted")]
-        for target in targets:
-            low, high = intervals.wilson(int(rows.sum()), N)
-            share = (100 * rows.mean(), 100 * low, 100 * high)
-            figures += [Measurement("top1", "%", *share, N, split, target, "measured", 1, environment) for split in ("validation", "test")]
-            figures.append(Measurement("latency_p50_ms", "ms", p50, p50 * 0.98, p50 * 1.02, 6, None, target, "measured", 1, environment))
-        file = f"models/{id}.onnx"
-        found.append(Candidate(id, id, 0, (), (), "onnx", file, sha256(folder / file), tuple(figures)))
-    made = {t: TargetResult(tuple(WRONG)[2:], chosen, "pass", (), "" if chosen else "none of 3 candidates is within the budgets") for t in targets}
-    facts = {environment: {"cpu": "Example CPU", "versions": {"onnxruntime": "1.31.1"}}}
-    digest_of_recipe = hashlib.sha256(recipe.encode()).hexdigest()
-    result = Result("digits", digest_of_recipe, facts, {"teacher": "teacher", "alone": "alone"}, tuple(found), made)
-    results.write(result, folder / "result.json")
-    (folder / "recipe.toml").write_text(recipe)
-    return folder
-
-
-def bundled(folder, target="host"):
-    golden = {"input": np.zeros((2, 1, 8, 8), np.float32)}
-    result = results.read(folder)
-    return bundle.write(folder, result, result.targets[target].chosen, target, golden_inputs=golden, golden_outputs={"output": np.zeros((2, 10))})
+from edgekd.records import Candidate, Check, Measurement
 
 
 @pytest.fixture
@@ -187,18 +134,6 @@ def test_a_model_that_is_not_the_one_measured_is_refused(run):
     assert error.value.exit_code == 5
 
 
-def test_a_metric_that_is_no_mean_is_as_the_run_judged_it(run, tmp_path):
-    result = results.read(run)
-    ours = [dataclasses.replace(m, value=m.value - 1) if m.name == "top1" else m for m in result.candidates[-1].measurements]  # not their mean
-    judged = Check("host", "prune-0.5.int8", "top1", "drop max 3.0 pt vs teacher", "fail", "error", 4.0, 3.5, 4.5, "pt", "measured")
-    target = dataclasses.replace(result.targets["host"], checks=(judged,))
-    candidates = (*result.candidates[:-1], dataclasses.replace(result.candidates[-1], measurements=tuple(ours)))
-    results.write(dataclasses.replace(result, candidates=candidates, targets={"host": target}), run / "result.json")
-    assert verdicts(gating.gate(run))["top1"] == "fail"
-    gated = gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "drop max 5 pt vs teacher"\n'))
-    assert verdicts(gated)["top1"] == "inconclusive" and "the task alone" in str(gated)
-
-
 @pytest.mark.parametrize("what", ["nothing", "empty", "file"])
 def test_what_is_no_run_is_refused(tmp_path, what):
     path = tmp_path / what
@@ -286,13 +221,22 @@ def test_a_baseline_of_the_same_samples_in_another_order_is_compared(run, tmp_pa
         rows = np.random.default_rng(0).permutation(len(whole["sample_id"]))[:count]
         arrays = {name: a if a.ndim == 0 else a[rows] for name, a in whole.items()}
         last = make(tmp_path / f"last-{count}")
-        results.save_arrays(last / "predictions" / results.executed("prune-0.5.int8", "host"), arrays)
+        name = results.executed("prune-0.5.int8", "host")
+        results.save_arrays(last / "predictions" / name, arrays)
+        result = results.read(last)
+        share = 100 * arrays["top1.records"].mean()
+        told = Measurement("top1", "%", share, share - 9, share, count, "test", "host", "emulated")
+        figures = (*(m for m in result.candidates[-1].measurements if m.split != "test"), told)
+        candidates = (*result.candidates[:-1], dataclasses.replace(result.candidates[-1], measurements=figures))
+        digests = results.digests(last / "predictions")
+        results.write(dataclasses.replace(result, candidates=candidates, predictions=digests), last / "result.json")
         (check,) = gating.gate(run, budget=path, baseline=bundled(last)).checks
         same = intervals.paired_of(top1(), *[arrays["top1.records"]] * 2, 0.9)
         assert (check.verdict, check.value, check.low, check.high) == ("pass", *same), "no answer differs"
 
 
-def test_samples_in_another_order_are_not_paired(run):
+def test_samples_in_another_order_are_not_paired(tmp_path):
+    run = make(tmp_path / "run", old=True)
     path = run / "predictions" / "teacher.npz"
     results.save_arrays(path, {**results.load_arrays(path), "sample_id": results.load_predictions(path).ids[::-1]})
     with pytest.raises(BaselineError, match="another test set"):

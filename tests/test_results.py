@@ -114,10 +114,10 @@ def test_a_figure_that_is_no_number_is_not_written(path, number):
         (("targets", "host", "chosen"), "nobody", "targets.host.chosen"),
         (("targets", "host", "front"), ["teacher", "x"], "targets.host.front.1"),
         (("targets", "host", "verdict"), "passed", "targets.host.verdict"),
-        (("schema",), "edgekd.result/2", "too new"),
-        (("schema",), "edgekd.result/0", "is not edgekd.result/1"),
-        (("schema",), "edgekd.manifest/1", "is not edgekd.result/1"),
-        (("schema",), 1, "is not edgekd.result/1"),
+        (("schema",), "edgekd.result/3", "too new"),
+        (("schema",), "edgekd.result/0", "is not edgekd.result/2"),
+        (("schema",), "edgekd.manifest/1", "is not edgekd.result/2"),
+        (("schema",), 1, "is not edgekd.result/2"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_place(path, keys, value, told):
@@ -157,7 +157,7 @@ def test_the_schema_holds_for_what_is_written(path):
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     assert not list(validator.iter_errors(json.loads(path.read_text())))
-    for keys, value in ((("schema",), "edgekd.result/2"), (("candidates", 0, "measurements", 0, "origin"), "guessed"), (("task",), 5)):
+    for keys, value in ((("schema",), "edgekd.result/3"), (("candidates", 0, "measurements", 0, "origin"), "guessed"), (("task",), 5)):
         before = path.read_text()
         assert list(validator.iter_errors(json.loads(changed(path, *keys, value=value).read_text())))
         path.write_text(before)

@@ -18,7 +18,10 @@ from edgekd.decisions.rules import ANY, LOWER, Budget, Rule, acceptable, fitted,
 from edgekd.errors import FAILED, INCONCLUSIVE, PASSED
 from edgekd.records import Candidate, Check, Measurement, Metric, Verdict
 
-__all__ = ["ANY", "Budget", "Reference", "Rule", "exit_code", "excess", "judge", "limit", "overall", "problems", "read", "rules", "with_default"]
+__all__ = [
+    "ANY", "Budget", "Reference", "Rule", "exit_code", "excess", "judge", "limit", "overall", "parse", "problems", "read", "rules", "verdict_of",
+    "with_default",
+]  # fmt: skip
 
 SLACK = 1e-9  # what rounding may add to a figure that isn't counted
 Records = Mapping[str, np.ndarray]
@@ -82,6 +85,13 @@ def exit_code(verdicts: Iterable[Verdict], inconclusive: Literal["fail", "warn"]
     if "fail" in verdicts:
         return FAILED
     return INCONCLUSIVE if "inconclusive" in verdicts and inconclusive == "fail" else PASSED
+
+
+def verdict_of(check: Check) -> str:
+    """The verdict that a check's own figures come to; "" where it has none."""
+    if check.value is None:
+        return ""
+    return _verdict(parse(check.name, check.rule), Figure(check.value, check.low, check.high, check.unit, check.origin), False)[0]
 
 
 def limit(check: Check) -> float | None:

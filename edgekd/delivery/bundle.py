@@ -27,7 +27,6 @@ from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256, sync, toml, write_atomic
 from edgekd.records import Candidate, Check, Measurement, Result, Verdict
 
-VERSION = 1
 MANIFEST, BEFORE = "manifest.json", "before.onnx"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 LIMIT = 2**40  # bytes of one file: a number beyond is a mistake or an attack
@@ -55,7 +54,8 @@ class Tensor:
 class Manifest:
     """`manifest.json`. `model` names one of `files`; `measurements` are the candidate's that hold for the target; `gate`: the recipe's
     budget lines for any target and for this one; `verdict` and `checks`: what they came to when the bundle was made; `environment`: the machines
-    that measured, `versions` those of the libraries that did; `golden`: whether its inputs are samples of the task or synthetic (None: not said)."""
+    that measured, `versions` those of the libraries that did; `golden`: whether its inputs are samples of the task or synthetic; `means`: as in
+    result.json (None: not said)."""
 
     task: str
     target: str
@@ -75,7 +75,8 @@ class Manifest:
     checks: tuple[Check, ...] = ()
     environment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     golden: Literal["samples", "synthetic"] | None = None
-    schema: str = f"edgekd.manifest/{VERSION}"
+    means: Mapping[str, float] | None = None
+    schema: str = f"edgekd.manifest/{results.VERSIONS['manifest']}"
 
 
 def write(
@@ -130,6 +131,7 @@ def write(
             checks=tuple(c for c in found.checks if c.candidate == candidate.id),
             environment=machines,
             golden=golden,
+            means=None if result.predictions is None else result.means,
         )
         write_atomic(part / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
         _swap(part, bundles / target)
@@ -149,7 +151,7 @@ def read(folder: Path | str) -> Manifest:
     if path.is_symlink():
         raise UsageError(Problem(str(path), "is a link", "a bundle holds plain files"))
     data = results.read_text(path, "name the folder of a bundle, such as runs/digits/bundles/host")
-    results.check_schema(path, data, "edgekd.manifest", VERSION)
+    results.check_schema(path, data, "edgekd.manifest", results.VERSIONS["manifest"])
     try:
         manifest = pydantic.TypeAdapter(Manifest).validate_json(data, strict=True)
     except pydantic.ValidationError as error:
@@ -162,6 +164,10 @@ def read(folder: Path | str) -> Manifest:
     problems = [Problem(str(folder / name), text) for name, file in manifest.files.items() if (text := _differs(folder / name, file))]
     if problems:
         raise BaselineError(*problems)
+    golden = results.load_arrays(folder / "golden.npz")
+    told = {f"inputs.{t.name}": t for t in manifest.inputs} | {f"outputs.{t.name}": t for t in manifest.outputs}
+    if {name: (str(a.dtype), a.shape[1:]) for name, a in golden.items()} != {name: (t.dtype, t.shape) for name, t in told.items()}:
+        raise BaselineError(Problem(str(folder / "golden.npz"), "holds other arrays than the manifest's inputs and outputs"))
     return manifest
 
 
@@ -198,6 +204,9 @@ def _predictions(run: Path, result: Result, id: str, target: str, folder: Path) 
     """Copies the candidate's predictions with the teacher's records beside them; returns the digest of the test set, None without any. Where it
     was executed as the target's CPU, what it answered there."""
     path, executed = run / "predictions" / f"{id}.npz", run / "predictions" / results.executed(id, target)
+    for name, digest in (result.predictions or {}).items():
+        if (run / "predictions" / name).is_file() and sha256(run / "predictions" / name) != digest:
+            raise BaselineError(Problem(str(run / "predictions" / name), "differs from its digest in result.json"))
     if not path.is_file():
         return None
     if executed.is_file():  # has the teacher's records of its samples

@@ -1,0 +1,310 @@
+"""A gate on evidence that contradicts the figures, or is missing: exit codes 5 and 3, never the stored verdict."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from runs import N, bundled, make, rewrite
+
+from edgekd import gating, results
+from edgekd.cli import run as main
+from edgekd.delivery import bundle
+from edgekd.errors import BaselineError
+from edgekd.files import sha256
+from edgekd.records import Check, Measurement
+
+CHOSEN, DROP = "prune-0.5.int8", "drop max 3.0 pt vs teacher"
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make(tmp_path / "run")
+
+
+def altered(folder, name=CHOSEN, **changes):
+    """Changes arrays of a file of predictions; a change of None takes the array away."""
+    path = folder / "predictions" / f"{name}.npz"
+    arrays = results.load_arrays(path) | {key.replace("_records", ".records"): a for key, a in changes.items()}
+    results.save_arrays(path, {key: a for key, a in arrays.items() if a is not None})
+
+
+def resealed(folder):
+    """Gives result.json the digests of the predictions that are there now."""
+    rewrite(folder, predictions=results.digests(folder / "predictions"))
+
+
+def changed(folder, *keys, value):
+    table = json.loads((folder / "result.json").read_text())
+    where = table
+    for key in keys[:-1]:
+        where = where[key]
+    where[keys[-1]] = value
+    (folder / "result.json").write_text(json.dumps(table))
+
+
+def refused(folder, told, **options):
+    for verb in (lambda: gating.gate(folder, **options), lambda: gating.report(folder)):
+        with pytest.raises(BaselineError, match=told) as error:
+            verb()
+        assert error.value.exit_code == 5
+
+
+ROWS = {
+    "zeroed": np.zeros(N),
+    "nan": np.full(N, np.nan),
+    "infinite": np.full(N, np.inf),
+    "one more is right": np.r_[np.ones(N - 27), np.zeros(27)],
+    "a column": np.ones((N, 1)),
+    "whole numbers": np.ones(N, np.int64),
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("name", [CHOSEN, "teacher", "alone"])
+def test_predictions_that_differ_from_their_digest_end_in_5(run, name):
+    altered(run, name, top1_records=np.ones(N))
+    refused(run, f"{name}.npz: differs from its digest")
+    assert main(["gate", str(run)]) == 5 and main(["report", str(run)]) == 5
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("name", [CHOSEN, "teacher"])
+@pytest.mark.parametrize("old", [False, True])
+def test_records_that_contradict_a_mean_end_in_5(tmp_path, rows, name, old):
+    run = make(tmp_path / "run", old=old)
+    altered(run, name, top1_records=rows)
+    if old and rows is None:
+        assert gating.gate(run).exit_code == 3, "nobody says that there were any"
+        return
+    if not old:
+        resealed(run)  # whoever changes records may change digests
+    refused(run, f"{name}.npz: top1.records")
+
+
+def test_fewer_samples_or_others_than_the_figures_end_in_5(run):
+    ids = np.array([f"x{i}" for i in range(N)])
+    altered(run, sample_id=ids)
+    resealed(run)
+    refused(run, "another test set")
+    half = {k: a[:100] if np.ndim(a) else a for k, a in results.load_arrays(run / "predictions" / f"{CHOSEN}.npz").items()}
+    results.save_arrays(run / "predictions" / f"{CHOSEN}.npz", half)
+    resealed(run)
+    refused(run, "of 100 samples, the figure of 900")
+
+
+def test_a_file_that_was_cut_off_ends_in_5(tmp_path):
+    run = make(tmp_path / "run", old=True)
+    path = run / "predictions" / f"{CHOSEN}.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    refused(run, "is no .npz")
+
+
+def test_a_file_that_the_run_did_not_write_is_not_read(run):
+    altered(run, top1_records=np.zeros(N))
+    shutil.move(run / "predictions" / f"{CHOSEN}.npz", run / "predictions" / f"{CHOSEN}@host.npz")
+    shutil.copy(make(run.parent / "other") / "predictions" / f"{CHOSEN}.npz", run / "predictions")
+    assert gating.gate(run).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "gone, lacking",
+    [
+        (f"predictions/{CHOSEN}.npz", {"top1", "top1 min"}),
+        ("predictions/teacher.npz", {"top1"}),
+        ("predictions", {"top1", "top1 min"}),
+        (f"models/{CHOSEN}.onnx", {"top1", "top1 min", "file_bytes", "latency_p50_ms"}),
+        ("models", {"top1", "top1 min", "file_bytes", "latency_p50_ms"}),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_rules_that_need_what_is_missing_are_inconclusive_and_name_it(tmp_path, gone, lacking, old):
+    run = make(tmp_path / "run", old=old)
+    (tmp_path / "budget.toml").write_text(
+        f'[any]\ntop1 = ["{DROP}", "min 90 %"]\nfile_bytes = "max 20 kB"\nlatency_p50_ms = "max 1 ms"\nmacs = {{ is = "max 1", level = "warn" }}\n'
+    )
+    judged = Check("host", CHOSEN, "top1", DROP, "pass", "error", 10 / 9, 0.5, 2.0, "pt", "measured")
+    result = results.read(run)
+    results.write(dataclasses.replace(result, targets={"host": dataclasses.replace(result.targets["host"], checks=(judged,))}), run / "result.json")
+    shutil.rmtree(run / gone) if (run / gone).is_dir() else (run / gone).unlink()
+    gated = gating.gate(run, budget=tmp_path / "budget.toml")
+    found = {c.name + " min" * c.rule.startswith("min"): c for c in gated.checks if c.name != "macs"}
+    assert {name for name, c in found.items() if c.verdict == "inconclusive"} == lacking and gated.exit_code == 3
+    assert all(gone in found[name].reason and "is missing" in found[name].reason and found[name].value is None for name in lacking)
+    assert gone in gating.report(run)
+
+
+def test_a_run_of_the_old_schema_says_that_it_cant_be_verified(tmp_path):
+    old, new = make(tmp_path / "old", old=True), make(tmp_path / "new")
+    assert json.loads((old / "result.json").read_text())["schema"] == "edgekd.result/1"
+    gated = gating.gate(old, json=tmp_path / "gate.json")
+    assert gated.exit_code == 0 and "can't be verified" in str(gated) and "can't be verified" in gating.report(old)
+    assert "verified" in json.loads((tmp_path / "gate.json").read_text())["notes"][0]
+    assert "verified" not in str(gating.gate(new)) and "verified" not in gating.report(new)
+
+
+# ---------------------------------------------------------------- metrics that are no means, and what result.json itself claims
+
+
+def no_mean(run, verdict="pass", value=1.5, high=2.5, old=False):
+    """Renames the metric to one whose figure is no mean of its records, with the run's own check of it."""
+    text = (run / "result.json").read_text().replace('"top1"', '"f1"')
+    (run / "result.json").write_text(text)
+    for path in (run / "predictions").glob("*.npz"):
+        arrays = results.load_arrays(path)
+        results.save_arrays(path, {name.replace("top1.", "f1."): a for name, a in arrays.items()})
+    result = results.read(run)
+    figures = {CHOSEN: 90.0, "teacher": 91.5}
+    told = lambda c: tuple(dataclasses.replace(m, value=figures[c.id], low=80, high=99) if m.name == "f1" else m for m in c.measurements)
+    candidates = tuple(dataclasses.replace(c, measurements=told(c)) if c.id in figures else c for c in result.candidates)
+    check = Check("host", CHOSEN, "f1", DROP, verdict, "error", value, 0.5, high, "pt", "measured")
+    target = dataclasses.replace(result.targets["host"], checks=(check,), verdict=verdict)
+    kept = {} if old else {"predictions": results.digests(run / "predictions"), "means": {}}
+    results.write(dataclasses.replace(result, candidates=candidates, targets={"host": target}, **kept), run / "result.json")
+    (run.parent / "budget.toml").write_text(f'[any]\nf1 = "{DROP}"\n')
+    return {"budget": run.parent / "budget.toml"}
+
+
+def test_a_metric_that_is_no_mean_keeps_the_runs_verdict_while_its_digest_holds(run):
+    options = no_mean(run)
+    gated = gating.gate(run, **options)
+    assert (gated.exit_code, gated.checks[0].value) == (0, 1.5)
+    options["budget"].write_text('[any]\nf1 = "drop max 5 pt vs teacher"\n')
+    gated = gating.gate(run, **options)
+    assert gated.exit_code == 3 and "the task alone" in str(gated)
+    no_mean(run)
+    (run / "predictions" / f"{CHOSEN}.npz").write_bytes(b"")
+    refused(run, "differs from its digest", **options)
+    (run / "predictions" / f"{CHOSEN}.npz").unlink()
+    assert gating.gate(run, **options).exit_code == 3
+
+
+def test_a_metric_that_is_no_mean_of_an_old_run_is_inconclusive(tmp_path):
+    run = make(tmp_path / "run", old=True)
+    gated = gating.gate(run, **no_mean(run, old=True))
+    assert gated.exit_code == 3 and "can't be verified" in gated.checks[0].reason
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"value": 0.1}, "the stored value is 0.1, and the figures say 1.5"),
+        ({"high": 4.0}, "the stored verdict is pass, and its own figures say inconclusive"),
+        ({"verdict": "fail"}, "the stored verdict is fail"),
+    ],
+)
+def test_stored_checks_that_dont_follow_from_the_figures_end_in_5(run, wrong, told):
+    refused(run, told, **no_mean(run, **wrong))
+
+
+def test_a_stored_verdict_that_is_not_that_of_the_checks_ends_in_5(run):
+    options = no_mean(run)
+    changed(run, "targets", "host", "verdict", value="inconclusive")
+    refused(run, "is inconclusive, and the checks say pass", **options)
+
+
+def test_figures_that_result_json_was_given_later_end_in_5(run):
+    at = next(i for i, m in enumerate(results.read(run).candidates[-1].measurements) if m.name == "top1" and m.split == "test")
+    changed(run, "candidates", 4, "measurements", at, "value", value=97.0)
+    refused(run, "come to 96.8889 %, the figure is 97")
+    make(run.parent / "bytes")
+    for key in ("value", "low", "high"):
+        changed(run.parent / "bytes", "candidates", 4, "measurements", 0, key, value=100)
+    refused(run.parent / "bytes", "has 15000 bytes, and the figure is 100")
+
+
+def test_an_interval_that_result_json_was_given_later_is_not_judged_on(run, tmp_path):
+    at = next(i for i, m in enumerate(results.read(run).candidates[-1].measurements) if m.name == "top1" and m.split == "test")
+    changed(run, "candidates", 4, "measurements", at, "low", value=96.85)
+    (tmp_path / "budget.toml").write_text('[any]\ntop1 = "min 96.8 %"\n')
+    assert gating.gate(run, budget=tmp_path / "budget.toml").exit_code == 3
+
+
+# ---------------------------------------------------------------- files executed as another CPU, bundles
+
+
+def executed(run, **changes):
+    """Gives the chosen file answers as the target's own CPU to 300 samples, in an order of their own."""
+    rows = np.random.default_rng(0).permutation(N)[:300]
+    arrays = {name: a[rows] if np.ndim(a) else a for name, a in results.load_arrays(run / "predictions" / f"{CHOSEN}.npz").items()}
+    arrays["top1.teacher"] = results.load_predictions(run / "predictions" / "teacher.npz").records["top1"][rows]
+    figure = Measurement("top1", "%", 100 * arrays["top1.records"].mean(), 80, 99, 300, "test", "host", "emulated")
+    result = results.read(run)
+    kept = tuple(m for m in result.candidates[-1].measurements if m.split != "test")
+    candidates = (*result.candidates[:-1], dataclasses.replace(result.candidates[-1], measurements=(*kept, figure)))
+    results.save_arrays(run / "predictions" / f"{CHOSEN}@host.npz", {**arrays, **changes})
+    digests = results.digests(run / "predictions")
+    results.write(dataclasses.replace(result, candidates=candidates, predictions=digests), run / "result.json")
+    (run.parent / "budget.toml").write_text(f'[any]\ntop1 = {{ is = "{DROP}", accept = ["emulated"] }}\n')
+    return {"budget": run.parent / "budget.toml"}
+
+
+def test_what_was_executed_as_another_cpu_is_held_to_its_own_figures(run):
+    options = executed(run)
+    gated = gating.gate(run, **options)
+    assert gated.checks[0].value is not None and gated.checks[0].origin == "emulated"
+    for wrong in (np.zeros(300), np.full(300, np.nan)):
+        refused(run, "host.npz: top1.records", **executed(run, **{"top1.records": wrong}))
+    refused(run, "differ from the teacher's own records", **executed(run, **{"top1.teacher": np.zeros(300)}))
+    refused(run, "another test set", **executed(run, sample_id=np.array([f"x{i}" for i in range(300)])))
+    executed(run)
+    (run / "predictions" / f"{CHOSEN}@host.npz").unlink()
+    gated = gating.gate(run, **options)
+    assert gated.exit_code == 3 and f"{CHOSEN}@host.npz is missing" in gated.checks[0].reason
+
+
+def manifest(folder, **changes):
+    path = folder / bundle.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def bundle_of(run):
+    folder = bundled(run)
+    files = lambda: {p.name: {"sha256": sha256(p), "bytes": p.stat().st_size} for p in folder.iterdir() if p.name != bundle.MANIFEST}
+    return folder, files
+
+
+def test_a_bundle_whose_records_contradict_its_figures_ends_in_5(run, tmp_path):
+    folder, files = bundle_of(run)
+    assert gating.gate(folder).exit_code == 0
+    whole = (folder / "predictions.npz").read_bytes()
+    for wrong in (np.zeros(N), np.full(N, np.nan)):
+        results.save_arrays(folder / "predictions.npz", results.load_arrays(folder / "predictions.npz") | {"top1.records": wrong})
+        manifest(folder, files=files())
+        for options in ({}, {"baseline": folder}):
+            with pytest.raises(BaselineError, match="top1.records"):
+                gating.gate(run if options else folder, **options)
+    (folder / "predictions.npz").write_bytes(whole)
+    manifest(folder, files=files())
+    assert gating.gate(folder).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"test_digest": "0" * 64}, "another test set"),
+        ({"outputs": [{"name": "output", "dtype": "float64", "shape": [11]}]}, "golden.npz: holds other arrays"),
+        ({"inputs": []}, "golden.npz: holds other arrays"),
+        ({"measurements": [dataclasses.asdict(Measurement("file_bytes", "B", 1, 1, 1, 1, None, None, "counted"))]}, "has 15000 bytes"),
+    ],
+)
+def test_what_a_manifest_claims_is_held_to_its_files(run, changes, told):
+    folder, _ = bundle_of(run)
+    manifest(folder, **changes)
+    with pytest.raises(BaselineError, match=told):
+        gating.gate(folder)
+
+
+def test_a_bundle_without_predictions_is_inconclusive_about_quality(run):
+    folder, files = bundle_of(run)
+    (folder / "predictions.npz").unlink()
+    manifest(folder, files=files())
+    gated = gating.gate(folder)
+    assert {c.name: c.verdict for c in gated.checks} == {"top1": "inconclusive", "file_bytes": "pass"} and "predictions.npz is missing" in str(gated)
+
+
+def test_no_bundle_is_made_of_predictions_that_were_changed(run):
+    altered(run, "teacher", top1_records=np.ones(N))
+    with pytest.raises(BaselineError, match="differs from its digest"):
+        bundled(run)
