@@ -1,6 +1,7 @@
 # Two commands on a machine with Python 3.11 to 3.13, make and a package registry:
 #   make compress     sets up .venv and runs the built-in recipe      make compress ARGS="mine.toml --out runs/mine"
 #   make test         sets up .venv and runs the checks and tests
+#   make fuzz         the property tests with thousands of random examples, 10 minutes; an hour: make fuzz ARGS="--minutes 60"
 # PYTHON    the interpreter that .venv is made with
 # PIP_ARGS  for pip install, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for the CPU build of torch
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c .constraints.txt $(PIP_ARGS)
 
-.PHONY: compress test wheel clean
+.PHONY: compress test fuzz wheel clean
 .DELETE_ON_ERROR:
 
 compress: $(VENV)/.ready
@@ -19,6 +20,9 @@ compress: $(VENV)/.ready
 test: $(VENV)/.ready-test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.ready-test
+	$(BIN)/python tests/fuzz.py $(ARGS)
 
 wheel: $(VENV)/.ready-test
 	$(BIN)/python -m hatchling build -t wheel -d dist

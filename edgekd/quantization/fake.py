@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from edgekd.errors import Problem, RunFailed
+from edgekd.quantization import ties
 from edgekd.quantization.capture import graph_digest, readable
 from edgekd.quantization.histogram import Histogram
 from edgekd.quantization.lattice import BIAS_BITS, BIAS_HIGH, PAIR, SMALLEST, lattice
@@ -232,6 +233,7 @@ def settle(module: fx.GraphModule) -> Grid:
         placement = module.meta["placement"]
         for value in parts(module, Value):
             _keep(value, value.step())
+            ties.clear(module, value)
         for target in placement.weights:
             part, weight = module.get_submodule(f"weight_{target}"), getattr(module, target)
             part.bound(weight)
