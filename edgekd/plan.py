@@ -15,6 +15,7 @@ from edgekd.recipe import Read, StageLine, at
 from edgekd.records import Task
 from edgekd.resolving import Resolved
 
+CONTROL = "the control (the student alone, by labels)"  # in problems with its losses
 GUIDED = ("combine", "teacher_precision", "balance", "ema")  # settings that a control without teachers has no use for
 
 
@@ -166,7 +167,8 @@ class _Planner:
         """What is wrong with the losses: each is called once on a few samples, with fresh models for student and teachers."""
         from edgekd import guides as guides_module
         from edgekd import models
-        from edgekd.terms import EMA, PEERS, rehearse
+        from edgekd.terms import EMA, PEERS
+        from edgekd.trials import rehearse
 
         found, fresh = [], lambda name: models.create(self.task, name, 0)
         swept = [at(line, own) for line in self.read.stages for own in self.own_sweep(line)]
@@ -175,22 +177,26 @@ class _Planner:
             way = next((w for w in ("train", "distill") if w in table), None)
             if way is not None:
                 lines.append((f"model.{name}.{way}", way, table[way], table[way]["model"], table.get("teacher", ())))
+        first = self.read.stages[0]
+        if self.read.recipe.control and first.use == "distill" and not self.on_labels(first):  # else they are the stage's own
+            lines.append((CONTROL, "train", {"losses": self.control(first)}, self.student, ()))
         for where, use, settings, model, teachers in lines:
             guides = {name: fresh(self.model_of(name)) for name in teachers} | {PEERS: fresh(model), EMA: fresh(model)}
             guides[""] = guides[teachers[0]] if teachers else guides[PEERS]
             shows = {name: self.read.models.get(name, {}).get("shows", "logits") for name in teachers}
             shows[""] = next((s for s in shows.values() if s != "logits"), "logits")
             losses = settings.get("losses", ())
-            for number, term in enumerate(losses if use == "quantize" else ()):
-                if term.get("on"):
-                    text = "a quantized model is one graph, its modules have no paths"
-                    found.append(Problem(f"{self.read.place}: {where}: losses[{number}]: on", text, "tap layers in a stage before"))
-            if use == "quantize":
-                losses = [{k: v for k, v in t.items() if k != "on"} if not t.get("on") else {"use": "cross_entropy"} for t in losses]
-            told: list[str] = []
-            for number, message, hint in rehearse(losses, fresh(model), guides, self.task, self.data("train"), shows, told):
-                found.append(Problem(f"{self.read.place}: {where}: losses[{number}]", message, hint))
-            self.plan.losses.setdefault(where, told)
+            tapped = [i for i, term in enumerate(losses) if use == "quantize" and term.get("on")]
+            for number in tapped:
+                text = "a quantized model is one graph, its modules have no paths"
+                found.append(Problem(f"{self.read.place}: {where}: losses[{number}]: on", text, "tap layers in a stage before"))
+            told, places = [], [i for i in range(len(losses)) if i not in tapped]
+            wrong = rehearse([losses[i] for i in places], fresh(model), guides, self.task, self.data("train"), shows, told)
+            for number, message, hint in wrong:
+                hint = hint if where != CONTROL else "give the first stage a loss on labels, which the control learns by too, or set control = false"
+                found.append(Problem(f"{self.read.place}: {where}: losses[{places[number]}]", message, hint))
+            if where != CONTROL:
+                self.plan.losses.setdefault(where, told)
             if settings.get("combine"):
                 wrong = guides_module.rehearse(settings["combine"], teachers, self.outputs(model), self.data("train"))
                 found += [Problem(f"{self.read.place}: {where}: combine", *told) for told in wrong]
@@ -215,15 +221,19 @@ class _Planner:
 
     def control(self, line: StageLine) -> tuple[dict[str, Any], ...]:
         """The losses of `alone`: those of the stage that need no teacher, of weight 1 together; else those that the teacher is trained by."""
-        from edgekd.terms import terms
-
-        losses = line.settings["losses"]
-        labels = [t for t, term in zip(losses, terms(losses), strict=True) if not term.needs_teacher() and not term.on and term.weight > 0]
+        labels = self.on_labels(line)
         whole = sum(t["weight"] for t in labels)
         if labels:
             alone = [t if t.get("schedule", {}).get("by") != "agreement" else {k: v for k, v in t.items() if k != "schedule"} for t in labels]
             return tuple({**t, "weight": t["weight"] / whole} for t in alone)
         return self.read.models["teacher"].get("train", {}).get("losses", ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.0},))
+
+    def on_labels(self, line: StageLine) -> list[dict[str, Any]]:
+        """The stage's losses that need no teacher."""
+        from edgekd.terms import terms
+
+        losses = line.settings["losses"]
+        return [t for t, term in zip(losses, terms(losses), strict=True) if not term.needs_teacher() and not term.on and term.weight > 0]
 
     def own_sweep(self, line: StageLine) -> list[dict[str, Any]]:
         keys = {k.partition(".")[2]: v for k, v in self.read.recipe.sweep.items() if k.partition(".")[0] == line.name}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgekd import components, taps
-from edgekd.records import Batch, Signals, Task
+from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 KEYS = ("use", "weight", "on", "teacher", "schedule")  # what a term says beside its part's settings
 PEERS, EMA = "peers", "ema"  # teachers that a training makes by itself
@@ -192,96 +191,3 @@ def tapped(terms: Sequence[Term], teacher: str | None = None) -> tuple[str, ...]
         return tuple(dict.fromkeys(path for term in terms for path, _ in term.on))
     chosen = [t for t in terms if t.needs_teacher() and (t.teacher or "") in ("", teacher)]
     return tuple(dict.fromkeys(path for term in chosen for _, path in term.on))
-
-
-def rehearse(
-    losses: Sequence[Mapping[str, Any]],
-    student: nn.Module,
-    guides: Mapping[str, nn.Module],
-    task: Task,
-    columns: Any,
-    shows: Mapping[str, str] | None = None,
-    told: list[str] | None = None,
-) -> Iterator[tuple[int, str, str]]:
-    """Calls every term once on a few samples and goes one step back: (number, what is wrong, hint) of those that can't work.
-
-    `guides`: {teacher's name: module}, "" for the one of terms that name none; `shows`: {teacher's name: what others see of it};
-    `told` gets a line for every term that works: its weight, what it looks at, what it learns."""
-    import numpy as np
-    import torch
-
-    from edgekd.errors import UsageError
-    from edgekd.sources.columns import take
-
-    forward = task.forward or (lambda model, inputs: model(inputs))
-    batch = take(columns, np.arange(min(4, len(columns)), dtype=np.int64))
-    every = terms(losses)
-    with torch.random.fork_rng(devices=[]):
-        for number, term in enumerate(every):
-            guide = guides.get(term.teacher or "") if term.needs_teacher() else None
-            shown = (shows or {}).get(term.teacher or "", "logits")
-            wrong = taps.unknown(student, (path for path, _ in term.on))
-            wrong += taps.unknown(guide, (path for _, path in term.on)) if guide is not None else []
-            if term.on and guide is not None and shown != "logits":
-                yield number, f"`{term.use}` looks inside a teacher that shows its {shown} only", 'shows = "logits"'
-                continue
-            if wrong:
-                yield from ((number, f"`{term.use}`: {p.place}: {p.message}", p.hint) for p in wrong)
-                continue
-            shapes = ""
-            try:
-                see = taps.watch(student, [path for path, _ in term.on])
-                seen = Signals(forward(student.eval(), batch.inputs), see())
-                taught = None
-                if guide is not None:
-                    look = taps.watch(guide, [path for _, path in term.on])
-                    with torch.no_grad():
-                        taught = Signals(forward(guide.eval(), batch.inputs), look())
-                    if shown == "label":
-                        taught = Signals(None, label=taught.output.argmax(-1))
-                shapes = f"outputs {_shape(seen.output)}, labels {_shape(batch.labels)}"
-                if term.on:
-                    shapes = f"{', '.join(f'{p} {_shape(t)}' for p, t in seen.taps.items())}" + (
-                        f"; teacher's {', '.join(f'{p} {_shape(t)}' for p, t in taught.taps.items())}" if taught is not None else ""
-                    )
-                dry = (seen, {term.teacher or "": taught}, batch)
-                (bound,) = bind((term,), lambda dry=dry: dry)
-                _, rows = bound.rows(seen, taught, batch, 0.0)
-                if rows.ndim and tuple(rows.shape) != (len(batch.index),):
-                    yield number, f"`{term.use}` gives shape {list(rows.shape)} for {len(batch.index)} samples", "one value per sample, or one in all"
-                elif not rows.requires_grad:
-                    yield number, f"`{term.use}` has no gradient with respect to the student", "don't detach the student's output"
-                else:
-                    rows.sum().backward()
-                    if told is not None:
-                        told.append(_line(term, bound, seen, taught))
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-                kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-                hint = "name a loss that fits outputs and labels" if not term.on else "tap values that fit each other"
-                if shown == "label":
-                    kind, reason, hint = "", "the teacher shows labels only (a black box), the term needs more", 'use = "hard" learns from its labels'
-                yield number, f"`{term.use}` can't work on this task ({shapes}): {kind}{reason}", hint
-            student.zero_grad(set_to_none=True)
-
-
-def _line(term: Term, bound: Bound, seen: Signals, taught: Signals | None) -> str:
-    """What a term does, for people: `hint: weight 0.5; layer2 [4, 16, 8, 8] -> layer3 [4, 64, 8, 8]; learns 1,088 parameters`."""
-    ends = [term.at(share, {term.teacher or "": share}) for share in (0.0, 1.0)]
-    weight = " to ".join(dict.fromkeys(f"{w:g}" for w, _ in ends))
-    found = [f"{term.use}: weight {weight}"]
-    found[0] += "".join(f", {name} {ends[0][1][name]:g} to {ends[1][1][name]:g}" for name in term.schedule if name != "weight")
-    found[0] += f" over the {term.by}" if term.schedule else ""
-    if term.teacher:
-        found[0] += f", hears {term.teacher}"
-    for ours, theirs in term.on:
-        right = f" -> {theirs} {_shape(taught.taps[theirs])}" if taught is not None and theirs in taught.taps else ""
-        found.append(f"{ours} {_shape(seen.taps[ours])}{right}")
-    if is_module(bound.call):
-        count = sum(p.numel() for p in bound.call.parameters())
-        found.append(f"learns {count:,} parameters" if count else "nothing to learn, shapes are equal")
-    return "; ".join(found)
-
-
-def _shape(value: Any) -> str:
-    return "none" if value is None else str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__

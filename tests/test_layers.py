@@ -13,7 +13,7 @@ LAYERS = [  # low to high; a module may import its own layer and those before it
     {"components", "store", "fingerprint", "intervals", "environment", "results", "files", "locks", "syntax"},
     {"tasks", "data", "metrics", "networks", "augmentation", "targets"},
     {"losses", "teachers", "ensembles", "sources", "criteria", "ranges", "formats", "probes", "pruning", "quantization", "train", "models"}
-    | {"predicting", "terms", "taps", "guides", "balance", "agreement", "checkpoints", "measure", "counts", "hosts"},
+    | {"predicting", "terms", "trials", "taps", "guides", "balance", "agreement", "checkpoints", "measure", "counts", "hosts"},
     {"stages", "decisions", "report", "delivery"},
     {
         *("recipe", "settings", "resolving", "plan", "pipeline", "observing", "outcome", "proving", "mixing", "gating", "evidence", "baselines"),

@@ -28,7 +28,8 @@ from edgekd.stages.train import Train
 from edgekd.taps import pairs, watch
 from edgekd.teachers.cached import cached, spread
 from edgekd.teachers.ema import Ema
-from edgekd.terms import Term, curve_at, gradient_norms, rehearse, terms
+from edgekd.terms import Term, curve_at, gradient_norms, terms
+from edgekd.trials import rehearse
 
 
 @pytest.fixture

@@ -108,6 +108,10 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
         if bad.any():
             text = f"{bad.sum()} of {count} samples have NaN or infinite inputs{f' in {name!r}' if name else ''}, the first at {bad.argmax()}"
             yield Problem(place, text, "leave these samples out, or fill in the values")
+    if split.labels is not None and np.asarray(split.labels).dtype.kind not in "biuf":
+        text = f"labels are {np.asarray(split.labels).dtype}, not numbers"
+        yield Problem(place, text, "number the classes 0, 1, ...: names, y = numpy.unique(y, return_inverse=True)")
+        return
     if task.classes is None:
         return
     if split.labels is None:

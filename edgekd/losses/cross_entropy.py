@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Lt
 
+from edgekd.losses._takes import class_numbers, scores
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -18,4 +19,5 @@ def cross_entropy(student: Signals, teacher: Signals | None, batch: Batch, *, sm
     t is the label's one-hot, mixed with the uniform distribution at share `smoothing` (Szegedy et al. 2016, eq. 3)."""
     from torch.nn import functional as F
 
-    return F.cross_entropy(student.output.float(), batch.labels.long(), reduction="none", label_smoothing=smoothing)
+    z = scores(student)
+    return F.cross_entropy(z, class_numbers(batch, z.shape[1]), reduction="none", label_smoothing=smoothing)

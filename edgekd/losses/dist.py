@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt
 
+from edgekd.losses._takes import scores
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def dist(
     sample weight w counts as w rows. Like theirs, a class or row without spread has r = 0: a batch of one row learns from its row alone."""
     from torch.nn import functional as F
 
-    q, p = (F.softmax(z.output.float() / tau, dim=-1) for z in (student, teacher))
+    q, p = (F.softmax(scores(z) / tau, dim=-1) for z in (student, teacher))
     share = batch.weight.float() / batch.weight.sum()
     inter = 1 - (share * _pearson(q, p)).sum()
     # weights of mean 1: the spread then has the size that it has without weights, beside _pearson's constant

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Gt
 
 from edgekd.losses._standardize import standardized
+from edgekd.losses._takes import class_numbers, scores
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ def dkd(
     import torch
     from torch.nn import functional as F
 
-    z_s, z_t = student.output.float(), teacher.output.float()
+    z_s, z_t = scores(student), scores(teacher)
     if standardize:
         z_s, z_t = standardized(z_s), standardized(z_t)
-    others = torch.arange(z_s.shape[-1], device=z_s.device) != batch.labels.long()[:, None]
+    others = torch.arange(z_s.shape[-1], device=z_s.device) != class_numbers(batch, z_s.shape[-1])[:, None]
     (target_s, rest_s), (target_t, rest_t) = (_decoupled(z / temperature, others) for z in (z_s, z_t))
     target = F.kl_div(target_s, target_t, reduction="none", log_target=True).sum(-1)
     rest = F.kl_div(rest_s, rest_t, reduction="none", log_target=True).sum(-1)

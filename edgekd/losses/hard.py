@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekd.losses._takes import scores
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -17,5 +18,5 @@ def hard(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
     logits the first class counts."""
     from torch.nn import functional as F
 
-    labels = teacher.label if teacher.label is not None else teacher.output.float().argmax(-1)
-    return F.cross_entropy(student.output.float(), labels.long(), reduction="none")
+    labels = teacher.label if teacher.label is not None else scores(teacher).argmax(-1)
+    return F.cross_entropy(scores(student), labels.long(), reduction="none")

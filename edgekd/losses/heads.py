@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt
 from torch import nn
 from torch.nn import functional as F
 
+from edgekd.losses._takes import class_numbers, scores
 from edgekd.losses._taps import pooled
 from edgekd.records import Batch, Signals
 
@@ -46,14 +47,14 @@ class Heads(nn.Module):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> torch.Tensor:
         features = [pooled(tap.float()) for tap in student.taps.values()]
-        final = F.log_softmax(student.output.detach().float() / self.temperature, dim=-1)
+        final = F.log_softmax(scores(student).detach() / self.temperature, dim=-1)
         rows = []
         for classify, feature in zip(self.classifiers, features, strict=True):
             z = classify(feature)
             divergence = F.kl_div(F.log_softmax(z / self.temperature, dim=-1), final, reduction="none", log_target=True).sum(-1)
             row = self.output * self.temperature**2 * divergence
             if self.labels:
-                row = row + self.labels * F.cross_entropy(z, batch.labels.long(), reduction="none")
+                row = row + self.labels * F.cross_entropy(z, class_numbers(batch, z.shape[1]), reduction="none")
             rows.append(row)
         value = torch.stack(rows).mean(0)
         if self.hint:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Lt
 
+from edgekd.losses._takes import scores
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def jsd(
     import torch
     from torch.nn import functional as F
 
-    q = F.log_softmax(student.output.float() / temperature, dim=-1)
-    p = F.log_softmax(teacher.output.float() / temperature, dim=-1)
+    q = F.log_softmax(scores(student) / temperature, dim=-1)
+    p = F.log_softmax(scores(teacher) / temperature, dim=-1)
     m = torch.logaddexp(p + math.log(beta), q + math.log1p(-beta))
     parts = (beta * F.kl_div(m, p, reduction="none", log_target=True), (1 - beta) * F.kl_div(m, q, reduction="none", log_target=True))
     return temperature**2 * sum(parts).sum(-1)

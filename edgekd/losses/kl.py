@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Gt
 
 from edgekd.losses._standardize import standardized
+from edgekd.losses._takes import scores
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def kl(student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotat
     scale (Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1)."""
     from torch.nn import functional as F
 
-    z_s, z_t = student.output.float(), teacher.output.float()
+    z_s, z_t = scores(student), scores(teacher)
     if standardize:
         z_s, z_t = standardized(z_s), standardized(z_t)
     q = F.log_softmax(z_s / temperature, dim=-1)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def logit_mse(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
-    """(1/C) sum_c (z_s,c - z_t,c)^2 per row: logits [B, C] -> [B].
+    """(1/C) sum_c (z_s,c - z_t,c)^2 per row: logits [B, C], or numbers to be predicted [B, ...] -> [B].
 
     Ba and Caruana 2014, regression on logits, but the mean over classes where they take half the sum. Where both rows
     of logits have the same mean, half of it is what `kl` tends to at high temperature."""
-    return (student.output.float() - teacher.output.float()).square().mean(-1)
+    return (student.output.float() - teacher.output.float()).square().reshape(len(student.output), -1).mean(-1)

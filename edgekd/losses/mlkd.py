@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Gt, MinLen
 
 from edgekd.losses._standardize import standardized
+from edgekd.losses._takes import scores
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def mlkd(
     `standardize`: as in `kl`, on the instance level only (as Sun et al. 2024 do). A row of sample weight w counts as w rows."""
     from torch.nn import functional as F
 
-    z_s, z_t = student.output.float(), teacher.output.float()
+    z_s, z_t = scores(student), scores(teacher)
     n_s, n_t = (standardized(z_s), standardized(z_t)) if standardize else (z_s, z_t)
     w = batch.weight.float()
     total = z_s.new_zeros(())

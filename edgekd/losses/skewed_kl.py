@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Lt
 
+from edgekd.losses._takes import scores
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def skewed_kl(
     import torch
     from torch.nn import functional as F
 
-    q = F.log_softmax(student.output.float() / temperature, dim=-1)
-    p = F.log_softmax(teacher.output.float() / temperature, dim=-1)
+    q = F.log_softmax(scores(student) / temperature, dim=-1)
+    p = F.log_softmax(scores(teacher) / temperature, dim=-1)
     near, far = (q, p) if reverse else (p, q)
     mixture = torch.logaddexp(near + math.log(alpha), far + math.log1p(-alpha))
     return temperature**2 * F.kl_div(mixture, near, reduction="none", log_target=True).sum(-1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
+from edgekd.losses._takes import scores
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -18,6 +19,6 @@ def soft_cross_entropy(student: Signals, teacher: Signals, batch: Batch, *, temp
     Hinton, Vinyals, Dean 2015, section 2. It is `kl` plus T^2 times the teacher's entropy: the same gradient, but not 0 at its minimum."""
     from torch.nn import functional as F
 
-    q = F.log_softmax(student.output.float() / temperature, dim=-1)
-    p = F.softmax(teacher.output.float() / temperature, dim=-1)
+    q = F.log_softmax(scores(student) / temperature, dim=-1)
+    p = F.softmax(scores(teacher) / temperature, dim=-1)
     return -(temperature**2) * (p * q).sum(-1)
