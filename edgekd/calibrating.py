@@ -147,10 +147,13 @@ def known_as(target: Target) -> tuple[str, str]:
 def predicted(path: Path, target: Target) -> tuple[Measurement, ...]:
     """The latency of a file on a target that nothing here times: `latency_p50_ms`, origin predicted, its note beginning with calibrated or
     transferred; of a core that nothing was timed on `latency_at_least_ms`, a bound. () where the target tells no core and clock, or the file does
-    nothing that takes time."""
+    nothing that takes time, or a shape stays open."""
     if not devices.runs(target):
         return ()
-    work = work_of(static.read(path))
+    try:
+        work = work_of(static.read(path))
+    except static.Open:
+        return ()
     found = latency.predict(work, target, rows=known(target)) if work else None
     if found is None:
         return ()

@@ -261,6 +261,9 @@ class Host:
 # ---------------------------------------------------------------- observations
 
 
+NOT_COUNTED = "not counted: "  # how the note of a count begins that leaves something out: no figure that a budget can be judged by
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One figure about one artifact. `low` and `high`: 95 % interval; counted figures have low = value = high."""

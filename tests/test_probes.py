@@ -15,10 +15,12 @@ from onnx import helper as h
 from onnx import numpy_helper as nh
 
 from edgekd import intervals
+from edgekd.decisions import budget
 from edgekd.errors import RunFailed, UsageError
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static, trace
 from edgekd.probes.memory import Buffer
+from edgekd.records import Candidate
 
 
 def model(nodes, shapes, constants, dtype=T.FLOAT):
@@ -132,10 +134,26 @@ def test_static_measurements_are_exact(tmp_path):
 
 
 def test_what_is_not_counted_is_said(tmp_path):
-    node = h.make_node("GRU", ["x", "w", "r"], ["", "y"], hidden_size=4)
-    made = model([node], {"in:x": [3, 1, 2], "out:y": [1, 1, 4]}, {"w": f(1, 12, 2), "r": f(1, 12, 4)})
+    """Einsum is left out of the sum, which is then no figure that a budget passes by."""
+    made = one("Einsum", {"x": [1, 3, 2]}, [1, 3, 4], {"w": f(2, 4)}, equation="bij,jk->bik")
     onnx.save(made, tmp_path / "m.onnx")
-    assert next(m for m in static.measure(tmp_path / "m.onnx") if m.name == "macs").note == "not counted: GRU"
+    found = next(m for m in static.measure(tmp_path / "m.onnx") if m.name == "macs")
+    assert found.note == "not counted: Einsum"
+    subject = Candidate("c", "c", 0, (), (), "onnx", None, "", (found,))
+    for rule in ("max 1 M", "min 0"):
+        (check,) = budget.judge(budget.rules({"any": {"macs": rule}}, "host"), subject, target="host")
+        assert check.verdict == "inconclusive" and "Einsum" in check.reason
+
+
+@pytest.mark.parametrize("kind, gates", [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
+@pytest.mark.parametrize("both", [False, True])
+def test_recurrent_layers_are_the_products_of_their_steps(kind, gates, both):
+    # 3 steps of 2 inputs, 4 states: each gate of each direction takes 4 x (2 + 4) a step
+    n = 1 + both
+    way = {"hidden_size": 4, "direction": "bidirectional" if both else "forward"}
+    nodes = [h.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]), h.make_node(kind, ["t", "w", "r"], ["", "y"], **way)]
+    made = model(nodes, {"in:x": ["n", 3, 2], "out:y": [n, "n", 4]}, {"w": f(n, 4 * gates, 2), "r": f(n, 4 * gates, 4)})
+    assert static.macs(made) == (3 * n * gates * 4 * (2 + 4), ())
 
 
 def test_constant_nodes_hold_parameters_too():
@@ -144,13 +162,14 @@ def test_constant_nodes_hold_parameters_too():
     assert static.parameters(made) == 32 and static.macs(made)[0] == 32
 
 
-def test_open_dimensions_are_refused_by_name(tmp_path):
+def test_what_open_dimensions_hide_is_missing_and_named(tmp_path):
     made = one("Conv", {"x": ["n", 3, "height", "width"]}, ["n", 4, "h", "w"], {"w": f(4, 3, 3, 3)})
     onnx.save(made, tmp_path / "m.onnx")
+    found = {m.name: m for m in static.measure(tmp_path / "m.onnx")}
+    assert found.keys() == {"file_bytes", "parameters"} and "the shape of `x` can't be found" in found["parameters"].note
+    assert memory.measure(tmp_path / "m.onnx") == ()
     with pytest.raises(UsageError, match="the shape of `x` can't be found"):
-        static.measure(tmp_path / "m.onnx")
-    with pytest.raises(UsageError, match="can't be found"):
-        memory.measure(tmp_path / "m.onnx")
+        static.node_macs(made)
 
 
 def test_files_that_are_no_models_are_refused(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from edgekd import intervals
 from edgekd.decisions.rules import ANY, LOWER, Budget, Rule, acceptable, fitted, parse, problems, read, rules, with_default
 from edgekd.errors import FAILED, INCONCLUSIVE, PASSED
-from edgekd.records import Candidate, Check, Measurement, Metric, Verdict
+from edgekd.records import NOT_COUNTED, Candidate, Check, Measurement, Metric, Verdict
 
 __all__ = [
     "ANY", "Budget", "Reference", "Rule", "exit_code", "excess", "judge", "limit", "overall", "parse", "problems", "read", "rules", "verdict_of",
@@ -119,6 +119,8 @@ def _figure(
     ours, reason = _measurement(rule, candidate.measurements, target, split)
     if ours is None:
         return Figure(reason=reason)
+    if ours.note.startswith(NOT_COUNTED):
+        return Figure(origin=ours.origin, reason=f"{rule.name} is counted in part: {ours.note}")
     if rule.kind in ("min", "max"):
         return Figure(ours.value, ours.low, ours.high, ours.unit, ours.origin)
     if reference is None:

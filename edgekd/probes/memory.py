@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem
 from edgekd.probes import static
 from edgekd.records import Measurement
 
@@ -41,8 +41,12 @@ class Buffer:
 
 
 def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
-    """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats."""
-    found = buffers(static.read(path))
+    """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats. () where
+    a shape stays open."""
+    try:
+        found = buffers(static.read(path))
+    except static.Open:
+        return ()
     size, bound = arena(found, plan(found)), live(found)
     note = f"live set {bound} B"
     return (Measurement("activation_bytes", "B", size, size, size, 1, None, target, "counted", note=note),)
@@ -74,7 +78,7 @@ def buffers(model: onnx.ModelProto) -> list[Buffer]:
     for name, members in groups.items():
         unknown = [m for m in members if m not in shapes]
         if unknown:
-            raise UsageError(Problem(unknown[0], "the shape of this value can't be found", "fix the dimensions other than the batch when exporting"))
+            raise static.Open(Problem(unknown[0], "the shape of this value can't be found", "fix the dimensions other than the batch when exporting"))
         # a group is as wide as its narrowest type: the wider ones are what an integer operator never writes out
         width = min((kind.itemsize for m in members if (kind := static.dtype(types.get(m, 0))) is not None), default=4)
         size = max(math.prod(shapes[m]) for m in members) * width

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import Problem, UsageError
-from edgekd.records import Measurement
+from edgekd.records import NOT_COUNTED, Measurement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 LIMIT = 2**31 - 1  # what a protobuf can hold
 MOST = 2**62  # elements of a value: more is a mistake or an attack
 COUNTED = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "MatMulNBits"})
-UNCOUNTED = frozenset({"LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv", "If", "Loop", "Scan"})
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})  # counted as the matrix products of their steps
+UNCOUNTED = frozenset({"Einsum", "Attention", "DeformConv", "If", "Loop", "Scan"})
 
 # inputs that hold the lattice of another input, not weights: {operator: positions}
 _LATTICE = {
     "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "DynamicQuantizeLinear": (), "QLinearConv": (1, 2, 4, 5, 6, 7),
     "QLinearMatMul": (1, 2, 4, 5, 6, 7), "ConvInteger": (2, 3), "MatMulInteger": (2, 3), "MatMulNBits": (2, 3), "Resize": (1, 2, 3), "Pad": (1, 2, 3),
 }  # fmt: skip
+
+
+class Open(UsageError):
+    """A shape that a count needs stays open in the file."""
 
 
 def read(path: Path | str) -> onnx.ModelProto:
@@ -77,11 +82,15 @@ def _unlike(node: onnx.NodeProto) -> str:
 
 
 def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
-    """file_bytes, parameters and macs of a file. Raises UsageError for a file that can't be read, or whose shapes can't be found."""
+    """file_bytes, parameters and macs of a file; without macs where a shape that they need stays open, which is noted beside the parameters.
+    Raises UsageError for a file that can't be read, or contradicts itself."""
     model = read(path)
-    count, left_out = macs(model)
-    note = f"not counted: {', '.join(left_out)}" if left_out else ""
-    figures = (("file_bytes", "B", Path(path).stat().st_size, ""), ("parameters", "", parameters(model), ""), ("macs", "", count, note))
+    figures = [("file_bytes", "B", Path(path).stat().st_size, ""), ("parameters", "", parameters(model), "")]
+    try:
+        count, left_out = macs(model)
+        figures.append(("macs", "", count, f"{NOT_COUNTED}{', '.join(left_out)}" if left_out else ""))
+    except Open as error:
+        figures[-1] = (*figures[-1][:3], f"macs are {NOT_COUNTED}{error.problems[0].place}: {error.problems[0].message}")
     return tuple(Measurement(name, unit, value, value, value, 1, None, target, "counted", note=note) for name, unit, value, note in figures)
 
 
@@ -99,14 +108,16 @@ def parameters(model: onnx.ModelProto) -> int:
 
 
 def macs(model: onnx.ModelProto) -> tuple[int, tuple[str, ...]]:
-    """(multiply-accumulates of convolutions and matrix products at batch 1, operators with products that are not counted)."""
+    """(multiply-accumulates of convolutions, matrix products and recurrent layers at batch 1, operators with products that are not counted).
+    Raises Open where a shape stays open."""
     return sum(node_macs(model).values()), tuple(sorted({node.op_type for node in model.graph.node if node.op_type in UNCOUNTED}))
 
 
 def node_macs(model: onnx.ModelProto) -> dict[int, int]:
-    """{position of a node: its multiply-accumulates at batch 1}, of convolutions and matrix products."""
+    """{position of a node: its multiply-accumulates at batch 1}, of convolutions, matrix products and recurrent layers. Raises Open where a shape
+    stays open."""
     shapes = value_shapes(model)
-    return {i: _node_macs(node, shapes) for i, node in enumerate(model.graph.node) if node.op_type in COUNTED}
+    return {i: _node_macs(node, shapes) for i, node in enumerate(model.graph.node) if node.op_type in COUNTED | RECURRENT}
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -179,12 +190,15 @@ def _given(node: onnx.NodeProto, name: str) -> int:
 def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     kind = node.op_type
     weight = node.input[3 if kind in ("QLinearConv", "QLinearMatMul") else 1]
-    names = {"input": node.input[0], "weight": weight, "output": node.output[0]}
+    names = {"input": node.input[0], "weight": weight, "output": node.input[2] if kind in RECURRENT else node.output[0]}
     unknown = [name for name in names.values() if name not in shapes]
     if unknown:
         hint = "fix the dimensions other than the batch when exporting"
-        raise UsageError(Problem(f"{kind} {node.name or node.output[0]}", f"the shape of `{unknown[0]}` can't be found", hint))
+        raise Open(Problem(f"{kind} {node.name or next(filter(None, node.output))}", f"the shape of `{unknown[0]}` can't be found", hint))
     given, w, made = (shapes[names[k]] for k in ("input", "weight", "output"))
+    if kind in RECURRENT:  # each step multiplies by the weights of its input and of its state, in every direction
+        steps = given[1 if any(a.name == "layout" and a.i for a in node.attribute) else 0]
+        return steps * (math.prod(w) + math.prod(made))
     if not given or not w:
         raise UsageError(Problem(f"{kind} {node.name or node.output[0]}", "multiplies a value without an axis"))
     if kind in ("Conv", "ConvInteger", "QLinearConv"):
