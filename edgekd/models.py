@@ -77,8 +77,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        hint = "save `model.state_dict()` with safetensors.torch.save_file or torch.save"
-        raise UsageError(Problem(place, f"these are no weights that can be read safely: {str(error).splitlines()[0]}", hint)) from None
+        raise unreadable(path, error) from None
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
     import torch
@@ -89,17 +88,74 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def bring(path: Path, module: nn.Module) -> nn.Module:
-    """Loads weights that somebody brought into `module`; all missing, unexpected and misshapen tensors are told at once."""
-    tensors = {name.removeprefix("module."): t for name, t in read_tensors(path).items()}
-    wanted = module.state_dict()
-    problems = [Problem(f"{path}: {n}", "is missing") for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
-    problems += [Problem(f"{path}: {n}", "the model has no such tensor") for n in tensors if n not in wanted]
-    for name in wanted.keys() & tensors.keys():
-        if wanted[name].shape != tensors[name].shape:
-            problems.append(Problem(f"{path}: {name}", f"has shape {list(tensors[name].shape)}, the model needs {list(wanted[name].shape)}"))
-        elif not tensors[name].isfinite().all():
-            problems.append(Problem(f"{path}: {name}", "holds values that are not finite"))
+    """Loads weights that somebody brought into `module`; all missing, unexpected, misshapen and mistyped tensors are told at once."""
+    tensors = {plain(name): t for name, t in read_tensors(path).items()}
+    problems = unfit(path, module, {name: (tuple(t.shape), kind_of(t)) for name, t in tensors.items()})
+    fit = tensors.keys() - {p.place.removeprefix(f"{path}: ") for p in problems}
+    problems += [Problem(f"{path}: {n}", "holds values that are not finite") for n in tensors if n in fit and not tensors[n].isfinite().all()]
     if problems:
         raise UsageError(*problems)
     module.load_state_dict(tensors, strict=False)
     return module
+
+
+def held(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """{tensor: (shape, kind of its numbers)} of a file of weights: of a .safetensors file from its header alone."""
+    if path.suffix != ".safetensors":
+        return {plain(name): (tuple(t.shape), kind_of(t)) for name, t in read_tensors(path).items()}
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            return {plain(name): (tuple(s.get_shape()), _kind(str(s.get_dtype()))) for name, s in slices.items()}
+    except Exception as error:  # safetensors' own class, and the file's
+        raise unreadable(path, error) from None
+
+
+def unfit(path: Path, module: nn.Module, tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> list[Problem]:
+    """What is wrong with tensors, as `held` tells them, for `module`."""
+    wanted = module.state_dict()
+    problems = [Problem(f"{path}: {n}", "is missing") for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
+    problems += [Problem(f"{path}: {n}", "the model has no such tensor") for n in tensors if n not in wanted]
+    for name in (n for n in wanted if n in tensors):
+        shape, kind = tensors[name]
+        needed = kind_of(wanted[name])
+        if tuple(wanted[name].shape) != shape:
+            problems.append(Problem(f"{path}: {name}", f"has shape {list(shape)}, the model needs {list(wanted[name].shape)}"))
+        elif kind != needed and not name.endswith("num_batches_tracked"):
+            hint = "save the float weights that the model was trained with" if needed == FLOAT else ""
+            problems.append(Problem(f"{path}: {name}", f"holds {kind}, the model needs {needed}", hint))
+    return problems
+
+
+def plain(name: str) -> str:
+    """A tensor's name without what DataParallel puts before it."""
+    return name.removeprefix("module.")
+
+
+FLOAT = "floating-point numbers of 16 bits or more"
+
+
+def kind_of(tensor: torch.Tensor) -> str:
+    """What a tensor holds, in words: plain numbers by their kind, or that they are none."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return "sparse values" if tensor.layout != torch.strided else "quantized values"
+    return _kind(str(tensor.dtype).removeprefix("torch."))
+
+
+def _kind(dtype: str) -> str:
+    """The kind of a type's numbers, by its name in torch (float32) or safetensors (F32)."""
+    name = dtype.lower()
+    if name.startswith(("float", "bfloat", "f", "bf")):
+        return FLOAT if name.lstrip("bfloat_") in ("16", "32", "64") else f"numbers of type {dtype}"
+    return "truth values" if name == "bool" else "complex numbers" if name.startswith("c") else "whole numbers"
+
+
+def unreadable(path: Path, error: Exception) -> UsageError:
+    """The error for a file that holds no weights."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    hint = "save `model.state_dict()` with safetensors.torch.save_file or torch.save"
+    return UsageError(Problem(str(path), f"these are no weights that can be read safely: {reason}", hint))

@@ -145,7 +145,7 @@ class _Planner:
         """Asks every stage that can tell before training whether its settings can work on the student, and tries every loss once."""
         from edgekd import models
 
-        problems, example = self.rehearsals(), None
+        problems, example = [*self.brought(), *self.rehearsals()], None
         for line in self.read.stages:
             if not hasattr(line.part, "check") or any(s.use == line.use and s.number < line.number for s in self.read.stages):
                 continue
@@ -157,6 +157,22 @@ class _Planner:
                 ]
         if problems:
             raise UsageError(*dict.fromkeys(problems))
+
+    def brought(self) -> list[Problem]:
+        """What is wrong with files of weights, by what they say that they hold."""
+        from edgekd import models
+
+        found: list[Problem] = []
+        for name, table in self.read.models.items():
+            path = self.read.folder / table["weights"] if table.get("weights") else None
+            if path is None or name not in self.task.models:
+                continue
+            try:
+                wrong = models.unfit(path, models.create(self.task, name, 0), models.held(path))
+            except UsageError as error:
+                wrong = list(error.problems)
+            found += [dataclasses.replace(p, place=f"{self.read.place}: model.{name}: weights: {p.place}") for p in wrong]
+        return found
 
     @property
     def student(self) -> str:
@@ -249,6 +265,9 @@ class _Planner:
     def run(self) -> None:
         recipe, every = self.read.recipe, tuple(t.name for t in self.resolved.targets)
         seeds = recipe.sweep.get("seed", [recipe.seed])
+        for name, table in self.read.models.items():
+            if "weights" in table:  # first: what is wrong with their values is told before anything is trained
+                self.model(name)
         teacher = self.model("teacher")
         self.point("teacher", "teacher", recipe.seed, (), ("teacher",), teacher, every, reference="teacher")
         first = self.read.stages[0]
