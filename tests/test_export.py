@@ -275,6 +275,21 @@ def test_nothing_of_the_machine_or_the_source_is_in_a_file(trained, tmp_path):
     assert not model.graph.value_info and not any(n.name or n.doc_string or n.metadata_props for n in model.graph.node)
 
 
+def test_a_mean_that_drops_its_dimensions_is_no_pooling():
+    """Global average pooling keeps height and width: a mean over both that does not, and one over others, stay what they are."""
+    from onnx import helper, numpy_helper
+
+    value = lambda name, shape: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+    kept = {}
+    for axes, keep in (([2, 3], 1), ([-1, -2], 1), ([2, 3], 0), ([1, 2], 1), ([3], 1)):
+        node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=keep)
+        constants = [numpy_helper.from_array(np.array(axes, np.int64), "axes")]
+        graph = helper.make_graph([node], "g", [value("x", ["n", 4, 5, 6])], [value("y", None)], constants)
+        format._pool(graph)
+        kept[tuple(axes), keep] = graph.node[0].op_type
+    assert [k for k, kind in kept.items() if kind == "GlobalAveragePool"] == [((2, 3), 1), ((-1, -2), 1)]
+
+
 def test_float_kernels_are_told(trained, tmp_path):
     task, source = trained
     run = run_in(tmp_path, task)

@@ -39,6 +39,15 @@ class Augment:
 small, big = partial(build, 8), partial(build, 16)
 gentle, strong = Augment(5), Augment(20)
 lazy = lambda: build(3)
+more, less, other = lambda x: x + 1, lambda x: x - 1, lambda x: x + 2
+def chosen(width):
+    def net(x, *, width=width): return x * width
+    return net
+def preset(width):
+    def net(x, width=width): return x * width
+    return net
+thin, thick = chosen(8), chosen(16)
+short, tall = preset(8), preset(16)
 def made(width):
     return lambda: build(width)
 def made_class(width):
@@ -136,10 +145,13 @@ def test_what_is_not_imported_does_not_count(project):
 
 @pytest.mark.parametrize(
     ("one", "two"),
-    [("small", "big"), ("gentle", "strong"), ("gentle.method", "strong.method"), ("narrow", "wide"), ("Narrow", "Wide"), ("made", "made_class")],
-)
+    [
+        ("small", "big"), ("gentle", "strong"), ("gentle.method", "strong.method"), ("narrow", "wide"), ("Narrow", "Wide"), ("made", "made_class"),
+        ("more", "less"), ("more", "other"), ("thin", "thick"), ("short", "tall"),
+    ],
+)  # fmt: skip
 def test_what_an_object_carries_counts(project, one, two):
-    """partial, instance, bound method, closure, class in a function: one source, two behaviours."""
+    """partial, instance, bound method, closure, class in a function, lambdas of one name, defaults: one source, two behaviours."""
     digest = project()
     assert digest(f"task:{one}") != digest(f"task:{two}")
     assert digest(f"task:{one}") == digest(f"task:{one}") == project(folder="elsewhere")(f"task:{one}")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import shlex
 
 import numpy as np
@@ -137,6 +138,27 @@ def test_arrays_are_plain_and_of_their_length(tmp_path):
     path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((")
     with pytest.raises(fetched.Damaged):
         fetched.check(path, line)
+
+
+class Harm:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_an_array_that_is_a_pickle_is_never_unpickled(tmp_path):
+    """numpy takes any file that begins like neither an array nor an archive for a pickle."""
+    pickle.loads(pickle.dumps(Harm(tmp_path / "possible"))).close()
+    assert (tmp_path / "possible").exists()
+    path = tmp_path / "a.npy"
+    path.write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+    with pytest.raises(fetched.Damaged):
+        fetched.check(path, {"n": 3})
+    assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "1e999", "-1e999", "9" * 5000, "1e300"])

@@ -1,6 +1,7 @@
 """Whom a student learns from: inner layers, peers, its own past, several teachers, grey and black boxes; each resumes to the bit."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -22,6 +23,7 @@ from edgekd.metrics import top1
 from edgekd.records import Batch, Sample, Signals
 from edgekd.sources.columns import load
 from edgekd.sources.epochs import epochs
+from edgekd.stages import train as train_stage
 from edgekd.stages.answer import Answer
 from edgekd.stages.distill import Distill
 from edgekd.stages.train import Train
@@ -29,6 +31,7 @@ from edgekd.taps import pairs, watch
 from edgekd.teachers.cached import cached, spread
 from edgekd.teachers.ema import Ema
 from edgekd.terms import Term, curve_at, gradient_norms, terms
+from edgekd.train import fit
 from edgekd.trials import rehearse
 
 
@@ -144,8 +147,6 @@ def test_projectors_learn_and_get_gradients(tmp_path, task):
 
 def test_peers_gradients_never_cross(tmp_path, task, monkeypatch):
     """The loss of one peer has no gradient in the other: with the other's own terms at weight 0, it stays where it was, but for batch norm."""
-    from edgekd.train import fit
-
     one, two = (models.create(task, "student", seed) for seed in (0, 1))
     before = {n: p.clone() for n, p in two.named_parameters()}
     run = run_in(tmp_path, task)
@@ -166,15 +167,18 @@ def test_peers_gradients_never_cross(tmp_path, task, monkeypatch):
     assert not torch.equal(one[0].weight, models.create(task, "student", 0)[0].weight)
 
 
-def test_peers_begin_apart_and_the_first_is_the_lone_students_start(tmp_path, task):
-    starts = []
-    loss = {"use": "cross_entropy", "weight": 1.0}
-    monitor = run_in(tmp_path, task, progress=lambda *a: None)
-    Distill(epochs=1, batch=20, lr=1e-9, losses=(loss, KL), peers=3)(None, monitor)
-    first = weights(monitor)["0.weight"]
-    assert torch.allclose(first, models.create(task, "student", 0)[0].weight, atol=1e-6)
-    starts = [models.create(task, "student", 1000 * n)[0].weight for n in range(3)]
-    assert not torch.equal(starts[0], starts[1]) and not torch.equal(starts[1], starts[2])
+def test_peers_begin_apart_and_the_first_is_the_lone_students_start(tmp_path, task, monkeypatch):
+    begun, learn = [], train_stage.learn
+
+    def watched(modules, *rest, **more):
+        begun.extend(one[0].weight.detach().clone() for one in modules)
+        return learn(modules, *rest, **more)
+
+    monkeypatch.setattr(train_stage, "learn", watched)
+    Distill(epochs=1, batch=20, lr=1e-9, losses=(CE, KL), peers=3)(None, run_in(tmp_path, task))
+    assert torch.equal(begun[0], models.create(task, "student", 0)[0].weight)
+    assert len(begun) == 3 and not any(torch.equal(a, b) for a, b in itertools.combinations(begun, 2))
+    assert torch.allclose(weights(run_in(tmp_path, task))["0.weight"], begun[0], atol=1e-6)  # the first is kept
 
 
 # ---------------------------------------------------------------- the student's own past
@@ -188,6 +192,43 @@ def test_ema_by_hand():
     ema.update(student)
     assert ema(torch.ones(1, 1)).output.item() == pytest.approx(0.75 * 1 + 0.25 * 5)
     assert not ema(torch.ones(1, 1)).output.requires_grad and "average.weight" in ema.state_dict()
+
+
+def one_weight(value=0.0):
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, value)
+    return module
+
+
+def fitted(folder, monkeypatch, loss, student, batches, epochs=1, **how):
+    """`fit` with one term, its own loss, in plain steps of 1 against the gradient; teachers by keyword `teachers`."""
+    find = components.find
+    monkeypatch.setattr(components, "find", lambda folder, use: loss if use == "own" else find(folder, use))
+    teachers, term = how.pop("teachers", None), how.pop("term", Term("own", 1.0))
+    settings = Distill(epochs=epochs, lr=1.0, optimizer="sgd", momentum=0.0, schedule="constant", warmup=0.0, weight_decay=0.0, **how)
+    source = lambda epoch, start: iter(batches[start:])
+    fit(student, source, [term], settings=settings, steps_per_epoch=len(batches), run=run_in(folder, toy_task()), teachers=teachers)
+
+
+def test_the_own_past_moves_with_every_step_of_a_training(tmp_path, monkeypatch):
+    """By hand: a weight that grows by 1 with each step, over two epochs of two; its average at decay 1/2 is heard before each."""
+    heard, batch = [], Batch(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), torch.arange(1), torch.ones(1))
+
+    def loss(student, teacher, batch):
+        heard.append(teacher.output.item())
+        return -student.output.sum(1)
+
+    student = one_weight()
+    fitted(tmp_path, monkeypatch, loss, student, [batch, batch], epochs=2, ema=0.5, term=Term("own", 1.0, teacher="ema"))
+    assert student.weight.item() == 4.0 and heard == [0.0, 0.5, 1.25, 2.125]
+
+
+def test_the_own_past_has_the_students_batch_statistics():
+    student = nn.BatchNorm1d(2)
+    ema = Ema(student, 0.75, lambda module, batch: Signals(module(batch)))
+    student(torch.randn(8, 2) + 3)
+    ema.update(student)
+    assert torch.equal(ema.average.running_mean, student.running_mean) and ema.average.running_mean.abs().min() > 0.1
 
 
 def test_the_own_past_is_tapped_at_the_teachers_path(tmp_path, task):
@@ -288,6 +329,21 @@ def test_learned_weights_find_the_better_teacher():
         part.own.backward()
         optimizer.step()
     assert part.theta.softmax(0)[0] > 0.9 and not heard.output.requires_grad
+
+
+def test_learned_weights_learn_within_a_training(tmp_path, monkeypatch):
+    """By hand: teachers that give the label 0.8 and 0.4, weights 1/2 each at first. The gradient is w - w p / sum(w p) = -1/6 and 1/6, so after a
+    step of 1 the weights are sigmoid(1/3) and the rest; the student's loss, which would have it otherwise, has no say."""
+    heard, batch = [], Batch(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), torch.arange(1), torch.ones(1))
+
+    def loss(student, teacher, batch):
+        heard.append(teacher.output.exp()[0, 0].item())
+        return (student.output.sum(1) - teacher.output[:, 1]).square()
+
+    teachers = {"good": lambda batch: of([0.8, 0.2]), "poor": lambda batch: of([0.4, 0.6])}
+    fitted(tmp_path, monkeypatch, loss, one_weight(), [batch, batch], combine={"use": "learned"}, teachers=teachers)
+    weight = 1 / (1 + math.exp(-1 / 3))
+    assert heard == pytest.approx([0.6, 0.8 * weight + 0.4 * (1 - weight)], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", components.names("ensembles"))

@@ -367,6 +367,14 @@ def test_protected_layers_keep_their_channels():
     assert "is protected" in next(r.reason for r in refused if r.layer == "4.conv1")
 
 
+def test_a_group_of_one_channel_each_has_none_to_spare():
+    """Sixteen groups of one channel in and two out each: to remove a channel would be to remove a group."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, groups=16), nn.Flatten(), nn.Linear(32 * 16, 5))
+    found, refused = pruning.groups(model, IMAGE)
+    assert {g.name for g in found} & {"0"} == set()
+    assert "only 1 of its 16 channels per group" in next(r.reason for r in refused if r.layer == "0")
+
+
 def test_looking_changes_nothing():
     model = residual().train()
     model[0].weight.requires_grad_(False)

@@ -205,6 +205,24 @@ def test_fused_training_arithmetic_is_the_exact_one():
     assert (torch.round((trained - exact).abs() / step) <= 1).all() and ((trained - exact).abs() < step / 4).float().mean() > 0.97
 
 
+def test_weights_of_pairs_leave_a_step_for_each_to_be_rounded_up():
+    """By hand: 0.76 and 0.5 add up to 126 steps of 0.01, so that rounded up by a whole step each they are 128 at most."""
+    weight = torch.tensor([[0.76, 0.5, -0.3, 0.1], [0.1, -0.2, 0.06, 2.46]])
+    assert fake.Weight("w", 0, 8, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.01, 0.02])
+    assert fake.Weight("w", -1, 8, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.02])
+    assert fake.Weight("w", 0, 7, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.76 / 63, 2.46 / 63])  # 7 bits can't reach it
+
+
+def test_a_relu_that_waits_cuts_at_the_lattices_zero():
+    """By hand: sums and additions of whole numbers -3 to 3 onto a lattice with zero point 10, cut at zero where there is a ReLU."""
+    value, q = fake.Value("v", 8), torch.tensor([[-3.0, -1.0, 0.0, 2.0, 3.0]]).double()
+    value.zero_point.fill_(10)
+    one, none = exact.Lattice(q, np.float32(1), 0), exact.Lattice(torch.zeros_like(q), np.float32(1), 0)
+    for relu, wanted in ((False, [-3, -1, 0, 2, 3]), (True, [0, 0, 0, 2, 3])):
+        for waiting in (exact.Sum(q, np.ones(1, np.float32), 1, relu), exact.Two(one, none, relu=relu)):
+            assert exact._requantize(value, waiting).q.tolist() == [wanted] == waiting.real().tolist()
+
+
 def test_biases_round_at_the_product_of_scales_and_pass_the_gradient():
     value, weight = fake.Value("v", 8), fake.Weight("w", 0, 8, False, torch.tensor([[1.27], [2.54]]))
     value.set_range(0.0, 2.55)
@@ -254,6 +272,8 @@ class TestOddities:
         equality = check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0])
         assert equality.reasons == () and equality.equal > 0.999, equality
         assert all(np.isfinite(s.scale).all() and min(s.scale) > 0 for s in grid.sites.values())
+        floats = model(x).detach().numpy()  # a file that clips as its own model does is no other's
+        assert np.square(theirs - floats).mean() <= 0.1**2 * np.square(floats).mean()
         return ours
 
     def test_dead_channels_with_a_bias(self, tmp_path):
@@ -279,6 +299,16 @@ class TestOddities:
         model[0].weight.data[3] *= 1e-9
         model[0].bias.data[3] = 2.0
         self.check(model, data((3, 8, 8), 100), tmp_path)
+
+    @pytest.mark.parametrize("per_channel", [True, False])
+    def test_a_bias_that_would_not_fit_takes_a_wider_scale_by_hand(self, per_channel):
+        """Inputs in steps of 1 and weights of 127e-9: a bias of 2**30 steps of 1e-9 just fits, twice it takes steps of 2e-9."""
+        model = nn.Linear(1, 3)
+        model.weight.data = torch.full((3, 1), 127e-9)
+        model.bias.data = torch.tensor([1.0, 2.0**30, 2.0**31]) * 1e-9
+        module = calibrated(model, [torch.tensor([[0.0], [255.0]])], scheme=Scheme(per_channel=per_channel))
+        scale = fake.settle(module).sites["weight"].scale
+        assert scale == pytest.approx([1e-9, 1e-9, 2e-9] if per_channel else [2e-9], rel=1e-6)
 
     def test_constant_input(self, tmp_path):
         self.check(stirred(residual((8,), channels=3, classes=7)), torch.zeros(8, 3, 8, 8), tmp_path)

@@ -31,6 +31,7 @@ def load(path, threads):
     model = str(path)
     how = dict(line.split("=") for line in open(model).read().split())
     if "crash" in how:
+        open(model + ".tries", "a").write("x")
         os.kill(os.getpid(), signal.SIGKILL)
     if "crash_once" in how and not os.path.exists(model + ".seen"):
         open(model + ".seen", "w").close()
@@ -144,7 +145,7 @@ def test_run_again_it_does_nothing(tmp_path):
     assert (folder / "out" / "results.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("tail", [b'{"id": "a-time-1", "p50', b"\xff\xfe\n", b'"no record"\n', b"{}\n"])
+@pytest.mark.parametrize("tail", [b'{"id": "a-time-1", "p50', b'{"id": "a-time-1"}', b"\xff\xfe\n", b'"no record"\n', b"{}\n"])
 def test_a_torn_line_is_done_again_and_whole_ones_are_kept(tmp_path, tail):
     folder = job(tmp_path / "job", {"a": "ms=0"}, [("a", "time")] * 2)
     run(folder)
@@ -153,7 +154,7 @@ def test_a_torn_line_is_done_again_and_whole_ones_are_kept(tmp_path, tail):
     path.write_bytes(first + tail)
     _, summary, found = run(folder)
     assert [line["id"] for line in found] == ["a-time-0", "a-time-1"] and summary["failed"] == {}
-    assert path.read_bytes().startswith(first)
+    assert path.read_bytes().startswith(first) and all(line["n"] >= 5 for line in found)
 
 
 def test_killed_at_any_moment_it_goes_on(tmp_path):
@@ -186,6 +187,7 @@ def test_what_crashes_or_is_refused_is_told_and_the_others_go_on(tmp_path):
     assert summary["failed"]["bad-time-0"] == summary["failed"]["bad-time-3"] == "the process was killed by signal 9 (SIGKILL)"
     assert summary["failed"]["refused-time-1"] == "RuntimeError: no such operator"
     assert "no row per sample" in summary["failed"]["scalar-outputs-5"]
+    assert (folder / "bad.txt.tries").read_text() == "x" * worker.ATTEMPTS  # twice in a run, however many entries it has
     (folder / "bad.txt").write_text("ms=0")
     _, summary, _ = run(folder)
     assert "bad-time-0" in summary["finished"] and "bad-time-3" in summary["finished"]
