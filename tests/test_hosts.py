@@ -141,18 +141,18 @@ def test_arrays_are_plain_and_of_their_length(tmp_path):
 
 
 class Harm:
-    """Unpickled, it leaves a file."""
+    """Unpickled, it makes a folder."""
 
     def __init__(self, path):
         self.path = str(path)
 
     def __reduce__(self):
-        return open, (self.path, "w")
+        return os.mkdir, (self.path,)
 
 
 def test_an_array_that_is_a_pickle_is_never_unpickled(tmp_path):
     """numpy takes any file that begins like neither an array nor an archive for a pickle."""
-    pickle.loads(pickle.dumps(Harm(tmp_path / "possible"))).close()
+    pickle.loads(pickle.dumps(Harm(tmp_path / "possible")))
     assert (tmp_path / "possible").exists()
     path = tmp_path / "a.npy"
     path.write_bytes(pickle.dumps(Harm(tmp_path / "harm")))

@@ -499,6 +499,29 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
         assert {i.name: tuple(i.dims) for i in onnx.load(sizes[name]).graph.initializer} == plain
 
 
+def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp_path, monkeypatch):
+    """Where all classes are one teacher's, the student is that teacher's alone; where one is the other's, it is not."""
+    from edgekd import pipeline, plan, recipe, resolving
+    from edgekd.report.progress import reporter
+    from edgekd.store import Store
+
+    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
+    ways = {"alone": {}}
+    for name, ours, theirs in (("whole", [0, 1, 2], []), ("shared", [0, 1], [2])):
+        ways[name] = {"teacher": ["teacher", "other"], "combine": {"use": "routed", "classes": {"teacher": ours, "other": theirs}}}
+    found = {}
+    for name, how in ways.items():
+        stage = {"use": "distill", **SHORT, "lr": 0.02, "losses": [KL], **how}
+        resolved = resolving.resolve(recipe.read({**RECIPE, "model": {n: RECIPE["model"][n] for n in ("teacher", "other")}, "stage": [stage]}))
+        planned = plan.make(resolved)
+        planned.steps = {key: step for key, step in planned.steps.items() if step.stage != "export"}
+        made, _ = pipeline.run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
+        (point,) = [p for p in planned.points if p.id == "distill"]
+        found[name] = models.read_tensors(made[point.step].folder / "weights.safetensors")["4.weight"]
+    near = lambda name: torch.allclose(found[name], found["alone"], atol=1e-6)
+    assert near("whole") and not near("shared")
+
+
 @pytest.mark.parametrize(
     "stage, words",
     [

@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgekd
@@ -87,3 +88,30 @@ def test_shipped_recipes_plan():
 def test_public_names_of_the_text_exist():
     for name in set(re.findall(r"edgekd\.(\w+)\(", TEXT)):
         assert hasattr(edgekd, name), name
+
+
+@pytest.mark.slow
+def test_the_first_command_runs_to_its_end_and_finds_everything_finished(tmp_path, monkeypatch, capsys):
+    """The built-in recipe as it is: what the text says of it, and what it writes."""
+    import onnxruntime
+    import tiny
+
+    from edgekd import results
+    from edgekd.tasks.digits import task
+
+    tiny.settle(tmp_path, monkeypatch)
+    assert command(["compress", "--quiet"]) == 0
+    result = results.read(tmp_path / "runs/digits/result.json")
+    assert [c.id for c in result.candidates] == ["teacher", "alone", "distill", "prune", "quantize"]
+    figures = {c.id: {(m.name, m.split): m.value for m in c.measurements} for c in result.candidates}
+    macs, sizes = ([figures[id][name, None] for id in ("distill", "prune", "quantize")] for name in ("macs", "file_bytes"))
+    assert 0.45 < macs[1] / macs[0] <= 0.52 and macs[2] == macs[1] and sizes[0] > sizes[1] > 2 * sizes[2]  # half of the multiply-accumulates
+    found, test = result.targets["host"], task.data("test")
+    assert found.verdict == "pass" and found.chosen == "quantize"
+    session = onnxruntime.InferenceSession(str(tmp_path / "runs/digits/bundles/host/model.onnx"), providers=["CPUExecutionProvider"])
+    right = (session.run(None, {"input": np.asarray(test.inputs, np.float32)})[0].argmax(1) == test.labels).mean()
+    assert 100 * right == pytest.approx(figures["quantize"]["top1", "test"]) and right > 0.97
+    assert command(["gate", "runs/digits"]) == 0 and (tmp_path / "runs/digits/report.html").is_file()
+    capsys.readouterr()
+    assert command(["compress", "--quiet"]) == 0
+    assert all(step["reused"] for step in results.read(tmp_path / "runs/digits/result.json").steps)

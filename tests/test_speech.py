@@ -13,7 +13,7 @@ from edgekd.augmentation import spectral
 from edgekd.data import check
 from edgekd.data.logmel import LogMel, filterbank, fitted, frontend_onnx, hann, logmel
 from edgekd.data.speech import read
-from edgekd.errors import UsageError
+from edgekd.errors import BaselineError, UsageError
 from edgekd.networks import ds_cnn
 from edgekd.tasks.speech import speech
 
@@ -459,3 +459,33 @@ def test_student_is_computed_in_integers(tmp_path):
     with torch.no_grad():
         ours, floats = exact.Settled(fake.apply(capture(model, x[:2]), grid))(x), model(x)
     assert (ours - floats).abs().max() < 0.1 * (floats - floats.mean(0)).abs().max()
+
+
+def test_the_front_end_travels_with_the_bundle(tmp_path, monkeypatch):
+    """From recordings to answers with the bundle's two files and onnxruntime alone: those that the run scored, of a speaker held out."""
+    import onnxruntime
+    import tiny
+
+    import edgekd
+    from edgekd import results
+    from edgekd.delivery import bundle
+
+    tiny.settle(tmp_path, monkeypatch)
+    sounds = flat(tmp_path / "recordings", takes=6)
+    task = {"use": "speech", "path": str(tmp_path / "recordings"), "speaker": "ben", "seconds": 0.3, "mels": 16, "student": 16, "teacher": 16}
+    stages = [{"use": "distill", "epochs": 1}, {"use": "quantize", "mode": "ptq"}]
+    models = {"teacher": {"train": {"epochs": 1}}}
+    gate = {"any": {"file_bytes": "max 1 MB"}}
+    run = edgekd.compress({"task": task, "threads": 1, "stage": stages, "model": models, "gate": gate, "control": False}, out=tmp_path / "run")
+    folder, chosen = tmp_path / "run/bundles/host", run.result.targets["host"].chosen
+    assert bundle.read(folder).files.keys() >= {"before.onnx", "model.onnx", "golden.npz"}
+    before, model = (onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"]) for name in ("before.onnx", "model.onnx"))
+    scored = results.load_predictions(tmp_path / f"run/predictions/{chosen}.npz")
+    assert len(scored.ids) == 18 and all("_ben_" in name for name in scored.ids)
+    raw = np.stack([fitted(sounds[name], 2400) for name in scored.ids]).astype(np.float32)
+    (inputs,) = before.run(None, {"audio": raw})
+    (answers,) = model.run(None, {"input": inputs})
+    assert np.abs(answers - scored.outputs).mean() < 0.02 * scored.outputs.std()  # the front end's last digits may move an input by a step
+    (folder / "before.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    with pytest.raises(BaselineError, match="before.onnx: has"):  # it is vouched for as the model is
+        edgekd.gate(folder)

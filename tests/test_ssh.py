@@ -360,6 +360,27 @@ def test_a_worker_that_breaks_is_told_with_its_last_words(tmp_path, there):
     assert there.left() == []
 
 
+CHEAT = """
+import pickle
+class Harm:
+    def __reduce__(self):
+        return os.mkdir, ({harm!r},)
+code = main(sys.argv[1:])
+if "--entry" not in sys.argv:
+    Path("out/a-time-0.npy").write_bytes(pickle.dumps(Harm()))
+sys.exit(code)
+"""
+
+
+def test_an_array_of_a_board_that_is_a_pickle_is_refused_and_never_unpickled(tmp_path, there):
+    """Its line is true; the file beside it would make a folder on this machine."""
+    folder, harm = job(tmp_path / "job", {"a": "ms=0"}, [("a", "time")]), tmp_path / "harm"
+    (folder / "worker.py").write_text(Path(worker.__file__).read_text().partition("\nif __name__")[0] + CHEAT.format(harm=str(harm)))
+    with ssh.connect(there.address) as host, pytest.raises(EnvironmentUnfit, match="sent what no worker writes: .* is no array"):
+        host.run(folder, 60)
+    assert lines_of(folder) == [] and not (folder / "out" / "a-time-0.npy").exists() and not harm.exists()
+
+
 class Talker:
     """A connection to what answers anything but the truth: `had`, what it says to have; it never stops talking."""
 
