@@ -69,7 +69,7 @@ def observe(
             timings[target.name] = times(found, target, resolved, store, host, folder, progress)
     teacher = next((o for o in found if o.point.reference == "teacher"), None)
     timed = {o.point.id: {t: taken.get(o.point.id, ()) for t, taken in timings.items()} for o in found}
-    return [dataclasses.replace(o, measurements=_all(o, teacher, timed[o.point.id], resolved, of_targets)) for o in found]
+    return [dataclasses.replace(o, measurements=described(o, teacher, timed[o.point.id], resolved, of_targets)) for o in found]
 
 
 def answers(artifact: Artifact, resolved: Resolved, store: Store, host: Host) -> dict[str, Any]:
@@ -149,8 +149,10 @@ def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, mach
     return [dataclasses.replace(m, environment=machine, threads=1, note=m.note or "this machine's answers") for m in figures]
 
 
-def _all(o: Observed, teacher: Observed | None, timed: Mapping[str, tuple], resolved: Resolved, hosts: Mapping[str, Host]) -> tuple[Measurement, ...]:
-    """Counted figures once; measured ones for each target whose features its host has."""
+def described(
+    o: Observed, teacher: Observed | None, timed: Mapping[str, tuple], resolved: Resolved, hosts: Mapping[str, Host]
+) -> tuple[Measurement, ...]:
+    """All that is known of a file. Counted figures once; measured ones for each target whose features its host has."""
     wanted = [t for t in resolved.targets if t.name in o.point.targets]
     found = [*static.measure(o.file), *memory.measure(o.file), *_saturable(o.artifact)]
     absent = [t for t in wanted if t.name not in hosts or targets.matches(t, hosts[t.name].facts)]

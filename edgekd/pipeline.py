@@ -47,6 +47,8 @@ def compress(
     returns the plan as text.
 
     Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export check fails."""
+    from edgekd import rehearsing
+
     resolved = resolving.resolve(recipes.read(recipe, sets, targets))
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
     store = Store()
@@ -55,6 +57,7 @@ def compress(
         with progress.task("check the plan"):
             plan = planning.make(resolved)
         _addressed(on, resolved)
+        rehearsing.rehearse(resolved, plan, store, folder, progress)
         if dry_run:
             return _describe(plan, store)
         with _locked(folder), contextlib.ExitStack() as open_boards:
@@ -113,7 +116,6 @@ def run_steps(
     is in the former only."""
     made: dict[str, Artifact] = dict(before or {})
     steps: list[dict[str, Any]] = []
-    checked = bool(made)
     for number, step in enumerate(plan.steps.values(), 1):
         if step.key in made:
             continue
@@ -124,9 +126,6 @@ def run_steps(
         artifact = store.find(step.key, parents)
         reused, begun = artifact is not None, time.monotonic()
         if artifact is None:
-            if not checked:
-                planning.traceable(resolved)
-                checked = True
             if deadline is not None and time.monotonic() > deadline and step.stage != "export":
                 log(event="out of time", step=step.label)
                 continue

@@ -115,23 +115,6 @@ def again(plan: Plan, resolved: Resolved, point: Point, settings: Mapping[str, A
     return planner.plan.steps[key], planner.plan.steps[export]
 
 
-def traceable(resolved: Resolved) -> None:
-    """Captures each model that will be exported once, fresh, so that one which can't be is refused before training. Raises UsageError."""
-    from edgekd import models
-    from edgekd.quantization.capture import capture
-
-    task, problems = resolved.task, []
-    example = _example(task, resolved.data("train"))
-    names = dict.fromkeys(("teacher", resolved.read.stages[0].settings.get("model", "student")))
-    for name in names:
-        try:
-            capture(models.create(task, name, 0), example, task.forward)
-        except UsageError as error:
-            problems += [dataclasses.replace(p, place=f"task {task.name}: models[{name!r}]") for p in error.problems]
-    if problems:
-        raise UsageError(*problems)
-
-
 class _Planner:
     """The one traversal that fills a Plan; the state is the plan itself."""
 

@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_told_by_the_plan(tmp_path, name, suffix):
     assert all(any(word in p for p in found) for word in words), found
 
 
-@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:TypedStorage:UserWarning")
 @pytest.mark.parametrize("kind", ["sparse", "quantized"])
 def test_values_that_are_no_plain_numbers(tmp_path, kind):
     with torch.no_grad():

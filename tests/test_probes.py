@@ -168,6 +168,9 @@ def test_what_open_dimensions_hide_is_missing_and_named(tmp_path):
     found = {m.name: m for m in static.measure(tmp_path / "m.onnx")}
     assert found.keys() == {"file_bytes", "parameters"} and "the shape of `x` can't be found" in found["parameters"].note
     assert memory.measure(tmp_path / "m.onnx") == ()
+    subject = Candidate("c", "c", 0, (), (), "onnx", None, "", tuple(found.values()))
+    (check,) = budget.judge(budget.rules({"any": {"macs": "max 1 M"}}, "host"), subject, target="host")
+    assert check.verdict == "inconclusive" and "the shape of `x` can't be found" in check.reason
     with pytest.raises(UsageError, match="the shape of `x` can't be found"):
         static.node_macs(made)
 

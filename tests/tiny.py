@@ -88,8 +88,9 @@ SHORT = (
 
 def settle(folder, monkeypatch):
     """A test stands in `folder`, with a store there, and times files for an instant only."""
-    from edgekd import measure
+    from edgekd import measure, rehearsing
 
+    monkeypatch.setattr(rehearsing, "rehearse", lambda *given: None)  # has tests of its own
     monkeypatch.setenv("EDGEKD_STORE", str(folder / "store"))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))

@@ -153,6 +153,9 @@ def _measurement(rule: Rule, measurements: Iterable[Measurement], target: str, s
         return None, f"{rule.name} is only {kinds} for {target}; the budget accepts {', '.join(rule.accept)}{way}"
     if named:
         return None, f"{rule.name} is not a finite number"
+    uncounted = next((m.note for m in every if m.note.startswith(f"{rule.name} are {NOT_COUNTED}")), "")
+    if uncounted:
+        return None, uncounted
     elsewhere = sorted({m.target for m in every if m.name == rule.name and m.target})
     return None, f"{rule.name} was not measured for {target}" + (f", only for {', '.join(elsewhere)}" if elsewhere else "")
 
