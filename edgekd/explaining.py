@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgekd import fixing, results, subjects
+from edgekd.decisions import gains
 from edgekd.errors import FAILED, PASSED, Problem, UsageError
-from edgekd.files import write_atomic
+from edgekd.files import toml, write_atomic
 from edgekd.quantization.diagnose import Finding, Looked, look
 from edgekd.records import Candidate, Measurement, Result
 from edgekd.report.progress import reporter
@@ -93,6 +94,8 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
     result = results.read(folder)
     candidates, chosen = {c.id: c for c in result.candidates}, {}
     parts, findings, fixes, rows = [], {}, [], {}
+    recipe = folder / "recipe.toml"
+    tapped = gains.looks_inside(toml(recipe.read_text(encoding="utf-8"))) if recipe.is_file() else False
     for target, found in result.targets.items():
         id = found.chosen
         if id is None:
@@ -108,6 +111,8 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
         rows[id] = tuple(lost(result, candidates[id], where, split))
         taken = "chosen" if all(result.targets[n].chosen == id for n in names) else "the best int8 file that was kept"
         parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on {_told(split, where, names)}\n{_table(rows[id])}")
+        way = _way(result, candidates[id])[0]
+        parts += ["\n".join(told)] if (told := gains.nothing_bought(way, tapped)) else []
         parts += [text for name in names if (text := _emulated(candidates[id], name))]
         if "int8" not in candidates[id].stages:
             findings[id] = ()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd import environment, intervals, proving, results, targets
-from edgekd.decisions import budget, choose
+from edgekd.decisions import budget, choose, gains
 from edgekd.decisions.one_file import one_file
 from edgekd.decisions.rules import EMULATED
 from edgekd.delivery import bundle
@@ -61,7 +61,7 @@ def conclude(
     """Chooses, runs the chosen int8 files as the targets' other CPUs, gates, and writes the folder. `text`: the recipe as resolved; `boards`: hosts
     of targets that were at hand."""
     records = {split: {o.point.id: _records(o, split, resolved) for o in observed} for split in ("validation", "test")}
-    candidates = [_candidate(o, plan, made) for o in observed]
+    candidates = [_gained(_candidate(o, plan, made), o, records["test"], resolved) for o in observed]
     references = {o.point.reference: o.point.id for o in reversed(observed) if o.point.reference}
     metrics = {m.name: m for m in resolved.task.metrics}
     teacher = references.get("teacher", "")
@@ -92,7 +92,7 @@ def conclude(
             target=target.name,
             select=resolved.select,
             within=lambda c, t=target.name: judged(c, t, "validation", True),
-            references=[o.point.id for o in observed if o.point.reference],
+            references=[o.point.id for o in observed if o.point.reference == "teacher"],
         )
     first = resolved.task.metrics[0] if resolved.task.metrics else None
     if first is not None and first.unit == "%" and first.better == "higher":
@@ -112,6 +112,9 @@ def conclude(
         checks = judged(chosen, target.name, "test", False) if chosen is not None else ()
         verdict = budget.overall(checks) if chosen is not None else "fail"
         reason = result.reason if targets.runs(target) else f"{result.reason}; counted on the files alone: edgekd has no runtime for this device"
+        competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
+        better = gains.labels_did_better(competing, [o.point.id for o in observed if o.point.reference == "alone"])
+        reason += f"; {better}" if better else ""
         found[target.name] = dataclasses.replace(result, checks=checks, verdict=verdict, reason=reason)
     machines = [environment.describe(), *(host.facts for host in boards.values())]
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -123,6 +126,17 @@ def conclude(
     codes = [FAILED if t.chosen is None else budget.exit_code([t.verdict] if t.verdict else []) for t in found.values()]
     code = next((c for c in (FAILED, *sorted(codes, reverse=True)) if c in codes), PASSED)
     return Outcome(run, folder, code, terminal.table(run, folder))
+
+
+def _gained(candidate: Candidate, o: Observed, records: Mapping[str, Mapping[str, np.ndarray]], resolved: Resolved) -> Candidate:
+    """A candidate with what its last stage brought, by the task's first metric."""
+    if o.point.beside not in records or not resolved.task.metrics:
+        return candidate
+    metric = resolved.task.metrics[0]
+    ours, theirs = records[candidate.id][metric.name], records[o.point.beside][metric.name]
+    found = gains.gain(metric, ours, theirs, o.point.beside, environment.environment_id(environment.describe()))
+    kept = (found,) if np.isfinite([found.value, found.low, found.high]).all() else ()
+    return dataclasses.replace(candidate, measurements=(*candidate.measurements, *kept))
 
 
 def _executed(answers: proving.Answers, resolved: Resolved, split: str = "test") -> dict[str, np.ndarray]:

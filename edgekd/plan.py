@@ -16,6 +16,7 @@ from edgekd.records import Task
 from edgekd.resolving import Resolved
 
 CONTROL = "the control (the student alone, by labels)"  # in problems with its losses
+FORMS = ("quantize", "weight_only")  # stages that give a model another form
 GUIDED = ("combine", "teacher_precision", "balance", "ema")  # settings that a control without teachers has no use for
 
 
@@ -41,7 +42,8 @@ class Step:
 @dataclass(frozen=True)
 class Point:
     """A candidate to be: which step makes its model, which step exports it, and the targets that it competes for.
-    `reference` is `teacher` or `alone` for those."""
+    `reference` is `teacher` or `alone` for those; `beside`: the point that shows what the last stage brought, the student that learned from labels
+    alone where there is one, else the one that a further distillation began from."""
 
     id: str
     point: str
@@ -52,6 +54,7 @@ class Point:
     export: str
     targets: tuple[str, ...]
     reference: str | None = None
+    beside: str | None = None
 
 
 @dataclass
@@ -177,7 +180,7 @@ class _Planner:
             if way is not None:
                 lines.append((f"model.{name}.{way}", way, table[way], table[way]["model"], table.get("teacher", ())))
         first = self.read.stages[0]
-        if self.read.recipe.control and first.use == "distill" and not self.on_labels(first):  # else they are the stage's own
+        if self.controlled and not self.on_labels(first):  # else they are the stage's own
             lines.append((CONTROL, "train", {"losses": self.control(first)}, self.student, ()))
         for where, use, settings, model, teachers in lines:
             guides = {name: fresh(self.model_of(name)) for name in teachers} | {PEERS: fresh(model), EMA: fresh(model)}
@@ -254,19 +257,48 @@ class _Planner:
         teacher = self.model("teacher")
         self.point("teacher", "teacher", recipe.seed, (), ("teacher",), teacher, every, reference="teacher")
         first = self.read.stages[0]
+        alone: dict[int, str] = {}
         for seed in seeds:
-            if recipe.control and first.use == "distill":
+            if self.controlled:
                 shared = {f.name for f in dataclasses.fields(components.find("stages", "train"))}
                 settings = {k: v for k, v in first.settings.items() if k in shared and k not in GUIDED} | {"losses": self.control(first)}
                 start = self.model("student") if "student" in recipe.model else None
-                key = self.step("train", settings, "alone", seed, source=start)
-                self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), key, every, reference="alone")
+                alone[seed] = self.step("train", settings, "alone", seed, source=start)
+                self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), alone[seed], every, reference="alone")
         groups = self.wants()
         swept = {k: v for k, v in recipe.sweep.items() if k != "seed"}
         served = {want: tuple(t for other, names in groups.items() if want.serves(other) for t in names) for want in groups}
         for (want, targets), seed in itertools.product(served.items(), seeds):
             for values in itertools.product(*swept.values()):
                 self.line(want, targets, seed, dict(zip(swept, values, strict=True)), groups, seeds)
+        for (want, targets), (seed, source) in itertools.product(served.items(), alone.items()):
+            self.control_line(want, targets, seed, source, groups, seeds)
+
+    @property
+    def controlled(self) -> bool:
+        """Whether there is a student that learns from labels alone."""
+        return self.read.recipe.control and self.read.stages[0].use == "distill"
+
+    def control_line(self, want: Wants, targets: tuple[str, ...], seed: int, source: str, groups: Mapping, seeds: list) -> None:
+        """The control in the form that the line ends in, so that it competes with it: quantized by the last stage, with labels only. Of a sweep
+        over that stage's settings it has those of the recipe."""
+        last = self.read.stages[-1]
+        if last.use not in FORMS:
+            return
+        settings = want.into(last)
+        if settings.get("mode", "ptq") != "ptq":
+            settings = {k: v for k, v in settings.items() if k not in GUIDED} | {"losses": self.control(last)}
+        base = f"alone-{last.name}{self.wanted(last, want, groups)}"
+        label = _named(base, seed, seeds)
+        key = self.step(last.use, settings, label, seed, source=source)
+        self.point(label, base, seed, (_named("alone", seed, seeds),), ("alone", last.name), key, targets)
+
+    def wanted(self, stage: StageLine, want: Wants, groups: Mapping) -> str:
+        """What a point's name says of its targets, where others want other settings of a stage."""
+        settings = want.into(stage)
+        if len(groups) < 2 or all(w.into(stage) == settings for w in groups):
+            return ""
+        return f"-w{settings['weight_bits']}{'-pairs16' * settings['pairs16']}" if "weight_bits" in settings else f"-m{want.multiple_of}"
 
     def line(self, want: Wants, targets: tuple[str, ...], seed: int, swept: dict[str, Any], groups: Mapping, seeds: list) -> None:
         """The student's line for one point of the sweep: each stage's product is a candidate."""
@@ -280,15 +312,19 @@ class _Planner:
             stage = at(stage, own)
             settings = want.into(stage)
             suffix += "".join(f"-{_short(v)}" for v in own.values())
-            if len(groups) > 1 and any(w.into(stage) != want.into(stage) for w in groups):
-                suffix += f"-w{settings['weight_bits']}{'-pairs16' * settings['pairs16']}" if "weight_bits" in settings else f"-m{want.multiple_of}"
+            suffix += self.wanted(stage, want, groups)
             base = f"{stage.name}{suffix}"
             label = _named(base, seed, seeds)
             settings, taught = self.taught(stage.use, stage.teacher, settings, known)
             source = self.step(stage.use, settings, label, seed, source=source, teacher=taught)
             stages += (stage.name,)
             known[stage.name] = source
-            self.point(label, base, seed, parents, stages, source, targets)
+            beside = parents[0] if stage.use == "distill" and len(stages) > 1 else None
+            if self.controlled and len(stages) == 1:
+                beside = _named("alone", seed, seeds)
+            elif self.controlled and stage.use in FORMS:
+                beside = _named(f"alone-{stage.name}{self.wanted(stage, want, groups)}", seed, seeds)
+            self.point(label, base, seed, parents, stages, source, targets, beside=beside)
             parents = (label,)
 
     def taught(
@@ -386,6 +422,7 @@ class _Planner:
         step: str,
         targets: tuple[str, ...],
         reference: str | None = None,
+        beside: str | None = None,
     ) -> None:
         """Adds a candidate and its export; one that is there already (another target's line shares it) gains the targets."""
         for i, other in enumerate(self.plan.points):
@@ -393,7 +430,7 @@ class _Planner:
                 self.plan.points[i] = dataclasses.replace(other, targets=tuple(dict.fromkeys((*other.targets, *targets))))
                 return
         export = self.step("export", {}, f"export {id}", self.read.recipe.seed, source=step)
-        self.plan.points.append(Point(id, point, seed, parents, stages, step, export, targets, reference))
+        self.plan.points.append(Point(id, point, seed, parents, stages, step, export, targets, reference, beside))
 
 
 def _example(task: Task, columns: Any):

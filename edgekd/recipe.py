@@ -208,7 +208,7 @@ def _stages(form: Recipe, place: str, problems: list[Problem]) -> list[StageLine
         name = name if isinstance(name, str) else repr(name)
         if not name[:1].isalnum() or not name.replace("-", "").replace("_", "").isalnum():
             problems.append(Problem(where, f"`name` must be letters, digits, - and _, not {name!r}"))
-        if any(line.name == name for line in lines) or name in form.model or name in ("teacher", "alone"):
+        if any(line.name == name for line in lines) or name in form.model or name in ("teacher", "alone") or name.startswith("alone-"):
             problems.append(Problem(where, f"the name `{name}` is taken", 'give this stage a `name = "..."` of its own'))
         settings = stage_settings(part, {k: v for k, v in table.items() if k not in STAGE_KEYS}, where, problems)
         lines.append(StageLine(number, name, use, part, settings, teachers_of(table, part, settings, where, problems), table))

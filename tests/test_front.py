@@ -108,8 +108,14 @@ def test_nearest_counts_shares_of_the_limits():
 
 def test_references_are_never_chosen_nor_on_the_front():
     teacher, student = candidate("teacher", 99, 0.1, 1), candidate("s", 90, 2, 30)
-    assert pick([teacher, candidate("alone.s1", 99, 0.1, 1, point="alone"), student]).front == ("s",)
+    assert pick([teacher, student]).front == ("s",)
     assert pick([student, candidate("gen1", 99, 0.1, 1)], references=("gen1",)).chosen == "s"
+
+
+def test_the_control_is_chosen_where_it_is_better():
+    """It learned from labels alone: what the teacher's answers spoiled must not be delivered in its place."""
+    alone, taught = candidate("alone", 92, 1, 30), candidate("distill", 89, 1, 30)
+    assert pick([candidate("teacher", 99, 5, 100), alone, taught], {"top1": "min 90 %"}, references=("teacher",)).chosen == "alone"
 
 
 def test_unknown_figures_are_no_reason_to_leave_a_candidate_out():

@@ -33,6 +33,7 @@ def distil(losses, **more):
 
 WORLDS = {
     "digits": {"task": "worlds:digits", "model": {"teacher": {"train": {"epochs": 60}}}, "epochs": {"epochs": 30, "lr": 0.004}},
+    "built-in": {"task": "digits", "model": {"teacher": {"train": {"epochs": 60}}}, "epochs": {"epochs": 60, "lr": 0.004}},
     "omitted": {"task": "worlds:omitted", "from": "digits", "epochs": {"epochs": 120, "lr": 0.004}},
     "experts": {"task": "worlds:digits", "from": "digits", "epochs": {"epochs": 30, "lr": 0.004}},
     "few": {"task": "worlds:few", "from": "digits", "epochs": {"epochs": 120, "lr": 0.004}},
@@ -43,6 +44,7 @@ WORLDS = {
     },
 }
 PLAIN = [distil([CE])]
+BLOCKS = ["3", "4", "5"]  # the three parts of the built-in example's student, and of its teacher
 LAYERS = ["3 -> 5", "4 -> 12", "5 -> 19"]  # the ends of the student's three parts, and the teacher's of the same size
 ALONE = {"train": {"model": "student"}}
 SOFT, SOFTER = ([distil([{"use": "kl", "weight": 1.0, "temperature": t}])] for t in (4.0, 20.0))
@@ -75,6 +77,13 @@ METHODS = [
     ("experts", "both, routed by class", taught_by("low", "high", **ROUTES), "both, mean of probabilities", "top1"),
     ("experts", "two and a loud one, probabilities", taught_by("teacher", "high", "loud"), None, "top1"),
     ("experts", "two and a loud one, logits", taught_by("teacher", "high", "loud", use="mean_logits"), "two and a loud one, probabilities", "top1"),
+    ("built-in", "alone", PLAIN, None, "top1"),
+    ("built-in", "KD", [distil(KD)], "alone", "top1"),
+    ("built-in", "KD, T = 2", [distil([KD[0], {**KD[1], "temperature": 2.0}])], "KD", "top1"),
+    ("built-in", "KD, half of each", [distil([{**KD[0], "weight": 0.5}, {**KD[1], "weight": 0.5}])], "KD", "top1"),
+    ("built-in", "DKD", [distil([CE, {"use": "dkd", "weight": 1.0, "beta": 2.0}])], "KD", "top1"),
+    ("built-in", "learned temperature", [distil([KD[0], {"use": "curriculum_kl", "weight": 0.9}])], "KD", "top1"),
+    ("built-in", "KD + attention", [distil([*KD, {"use": "attention", "weight": 1000.0, "on": BLOCKS}])], "KD", "top1"),
     ("cifar", "alone", PLAIN, None, "top1"),
     ("cifar", "KD", [distil(KD)], "alone", "top1"),
     ("cifar", "KD, teacher live", [distil(KD, cache=False)], "KD", "top1"),
@@ -182,8 +191,8 @@ def run(seeds: list[int], only: list[str] | None, digits: bool) -> None:
     from edgekd import environment
 
     for seed in seeds:
-        chosen = [m for m in METHODS if (not only or m[1] in only) and not (digits and m[0] == "cifar")]
-        brought = bring(seed) if any(world != "cifar" for world, *_ in chosen) else {}
+        chosen = [m for m in METHODS if (not only or {m[0], m[1]} & {*only}) and not (digits and m[0] == "cifar")]
+        brought = bring(seed) if any("from" in WORLDS[world] for world, *_ in chosen) else {}
         for world, name, made, control, kind in chosen:
             path, _, seconds, task = made_by(recipe(world, made, seed, brought))
             value = figure(path, task, kind)
@@ -235,8 +244,8 @@ def tables() -> None:
              "validation images before epochs of 2,000.", "",
              "The worlds. *omitted*: digits without threes, recall of threes, as the file is or with one number, chosen on validation, added to",
              "their logit. *few*: digits with 60 labels; *digits*: all 674 images, no labels, the teacher's answers. *experts*: teachers that saw",
-             "half of the digits each; *loud*: one whose logits are ten times what they were. *cifar*: 5,000 images of CIFAR-10, 40 epochs, a",
-             "ResNet-8 of 32 k parameters, a teacher of 93 %.", "",
+             "half of the digits each; *loud*: one whose logits are ten times what they were. *built-in*: the first stage of `edgekd compress`",
+             "without a recipe. *cifar*: 5,000 images of CIFAR-10, 40 epochs, a ResNet-8 of 32 k parameters, a teacher of 93 %.", "",
              "| method | control | seeds | % | difference in points | a step's time |", "|---|---|---|---|---|---|"]  # fmt: skip
     for name, entry in result["methods"].items():
         values = entry["seeds"]
@@ -256,7 +265,7 @@ def tables() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="methods, or worlds")
     parser.add_argument("--digits", action="store_true", help="only what needs no CIFAR-10")
     parser.add_argument("--tables", action="store_true")
     parser.add_argument("--times", action="store_true")

@@ -17,7 +17,7 @@ from edgekd.decisions.front import front
 from edgekd.decisions.slower import slower
 from edgekd.records import Candidate, Check, Measurement, TargetResult
 
-REFERENCES = ("teacher", "alone")  # points that are shown and never chosen
+REFERENCES = ("teacher",)  # points that are shown and never chosen: the control may be
 LAST = ("file_bytes", "macs")
 Figure = tuple[float, float, float]  # value, low, high; NaN where there is none
 Within = Callable[[Candidate], tuple[Check, ...]]

@@ -16,7 +16,7 @@ ORIGINS = {
     "emulated": "emulated, never a time",
     "predicted": "predicted, with its interval",
 }
-FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop", "target_spread", "host_agreement")  # quality that is no metric of a task
+FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop", "target_spread", "host_agreement", "gain")  # quality that is no metric of a task
 LATENCY = ("latency_p50_ms", "latency_at_least_ms")
 PEAK = ("peak_rss_over_runtime_bytes", "peak_rss_bytes")
 TITLES = {
