@@ -150,16 +150,17 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
 @click.option("--out", required=True, type=click.Path(), help="The int8 file to write.")
 @click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file: the weights' lattices suit it.")
 @click.option("--ranges", default="minmax", show_default=True, metavar="R", help="How ranges are taken: minmax, percentile, entropy, mse.")
-@click.option("--weight-bits", type=click.Choice(["8", "7"]), help="Instead of the target's; 7 is exact on every CPU.")
+@click.option("--weight-bits", type=click.Choice(["8", "7"]), help="Instead of the target's.")
+@click.option("--full-range", is_flag=True, help="Weights take all of int8: x86 with AVX2 and without VNNI may answer otherwise.")
 @click.option("--samples", type=int, default=512, show_default=True, help="Use at most this many samples.")
 @click.option("--float-layer", "float_layers", multiple=True, metavar="NAME", help="Keep this layer in float. Repeat for several.")
 @quiet_option
-def quantize(model, data, out, target, ranges, weight_bits, samples, float_layers, quiet):
+def quantize(model, data, out, target, ranges, weight_bits, full_range, samples, float_layers, quiet):
     """Quantize a float ONNX MODEL of any making to int8 by samples of its inputs, and check the file."""
     from edgekd.quantizing import quantize
 
     bits = None if weight_bits is None else int(weight_bits)
-    settings = {"ranges": ranges, "weight_bits": bits, "samples": samples, "float_layers": float_layers}
+    settings = {"ranges": ranges, "weight_bits": bits, "full_range": full_range, "samples": samples, "float_layers": float_layers}
     outcome = quantize(model, data=data, out=out, target=target, **settings, quiet=quiet)
     click.echo(str(outcome))
     return outcome.exit_code

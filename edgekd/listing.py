@@ -188,7 +188,7 @@ def doctor(as_json: bool) -> tuple[str, int]:
     governor = facts.get("governor")
     if governor not in (None, "performance"):
         advice.append(f"the CPU governor is `{governor}`: timing is steadier with `performance`")
-    if host.int8.pairs16:
+    if targets.saturates(host):
         advice.append("this CPU's int8 products saturate (AVX2 without VNNI): weights are scaled so that they don't")
     kept = (p for p in Path(store.root).rglob("*") if p.is_file() and arm.home() not in p.parents)  # emulators are no finished work
     store_facts = {"folder": str(store.root), "bytes": sum(p.stat().st_size for p in kept)}

@@ -107,9 +107,7 @@ def times(
     found: Sequence[Observed], target: Target, resolved: Resolved, store: Store, host: Host, folder: Path, progress: Silent
 ) -> dict[str, tuple[Measurement, ...]]:
     """{id: latency and memory} on `host` with the target's threads: one interleaved job for all files that were not timed so yet."""
-    columns, taken = resolved.data("test"), {}
-    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
-    machine = _machine(host)
+    inputs, taken, machine = _inputs(resolved), {}, _machine(host)
     name, missing = f"profile-{PRESET}-{target.threads}-{machine}", {}
     for o in [o for o in found if target.name in o.point.targets]:
         kept = store.observed(o.artifact.key, name)
@@ -127,6 +125,25 @@ def times(
         store.observe(o.artifact.key, name, {"measurements": [dataclasses.asdict(m) for m in timed[id]]})
         taken[id] = timed[id]
     return taken
+
+
+def ratio(a: Observed, b: Observed, target: Target, resolved: Resolved, store: Store, host: Host, folder: Path, progress: Silent) -> float:
+    """The time of `a` over that of `b` on `host` with the target's threads, of the two interleaved; kept, as all times are."""
+    name = f"pair-{PRESET}-{target.threads}-{_machine(host)}-{b.artifact.key}"
+    kept = store.observed(a.artifact.key, name)
+    if kept is None:
+        place = folder / "profile" / f"pair-{target.name}-{a.artifact.key[:12]}-{b.artifact.key[:12]}"
+        with progress.task(f"time {a.point.id} against {b.point.id}") as advance:
+            given = {"preset": PRESET, "threads": target.threads, "folder": place, "progress": advance, "host": host}
+            kept = {"ratio": measure.compare(b.file, a.file, _inputs(resolved), **given).ratio}
+        store.observe(a.artifact.key, name, kept)
+    return kept["ratio"][0]
+
+
+def _inputs(resolved: Resolved) -> Mapping[str, Any]:
+    """{input: samples} that files are timed with."""
+    columns = resolved.data("test")
+    return columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
 
 
 def _saturable(artifact: Artifact) -> tuple[Measurement, ...]:

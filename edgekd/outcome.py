@@ -20,7 +20,8 @@ from edgekd.decisions.rules import EMULATED
 from edgekd.delivery import bundle
 from edgekd.errors import FAILED, PASSED
 from edgekd.files import write_atomic
-from edgekd.observing import Observed
+from edgekd.hosts import local
+from edgekd.observing import Observed, ratio
 from edgekd.plan import Plan
 from edgekd.records import Artifact, Candidate, Host, Result, TargetResult
 from edgekd.report import markdown, page, terminal
@@ -98,7 +99,9 @@ def conclude(
     if first is not None and first.unit == "%" and first.better == "higher":
         made_for = {o.point.id: o.point.targets for o in observed}
         fits = lambda c, t: t in made_for[c.id] and all(check.verdict != "fail" for check in judged(c, t, "validation", True))
-        found = one_file(candidates, found, first.name, fits)
+        by_id, devices = {o.point.id: o for o in observed}, {t.name: t for t in resolved.targets}
+        pair = lambda a, b, t: ratio(by_id[a.id], by_id[b.id], devices[t], resolved, store, boards.get(t) or local.host(), folder, progress)
+        found = one_file(candidates, found, first.name, fits, pair)
     for target in resolved.targets:
         result = found[target.name]
         chosen = next((c for c in candidates if c.id == result.chosen), None)

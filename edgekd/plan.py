@@ -68,15 +68,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wants:
-    """What a target's int8 kernels ask of training: the fields that a plan resolves into settings."""
+    """What a target's int8 kernels ask of training: the fields that a plan resolves into settings. `pairs16`: what all targets agree on."""
 
     multiple_of: int
     weight_bits: int
-    pairs16: bool
+    pairs16: bool = True
 
     def serves(self, other: Wants) -> bool:
         """Whether what is made for this want is right for `other` too."""
-        return self.multiple_of % other.multiple_of == 0 and self.weight_bits <= other.weight_bits and self.pairs16 >= other.pairs16
+        return self.multiple_of % other.multiple_of == 0 and self.weight_bits <= other.weight_bits
 
     def into(self, line: StageLine) -> dict[str, Any]:
         """The stage's settings for such a target: never looser than the recipe says, nor than its sweep."""
@@ -85,7 +85,7 @@ class Wants:
             settings["multiple_of"] = max(settings["multiple_of"], self.multiple_of)
         if "weight_bits" in settings:
             settings["weight_bits"] = min(settings["weight_bits"], self.weight_bits)
-            settings["pairs16"] = settings["pairs16"] or self.pairs16
+            settings["pairs16"] = settings["pairs16"] and self.pairs16
         if "layer_bits" in settings:
             settings["layer_bits"] = {name: min(bits, self.weight_bits) for name, bits in settings["layer_bits"].items()}
         return settings
@@ -131,7 +131,7 @@ class _Planner:
         """Asks every stage that can tell before training whether its settings can work on the student, and tries every loss once."""
         from edgekd import models
 
-        problems, example = [*self.brought(), *self.rehearsals()], None
+        problems, example = [*self.brought(), *self.rehearsals(), *self.saturating()], None
         for line in self.read.stages:
             if not hasattr(line.part, "check") or any(s.use == line.use and s.number < line.number for s in self.read.stages):
                 continue
@@ -159,6 +159,21 @@ class _Planner:
                 wrong = list(error.problems)
             found += [dataclasses.replace(p, place=f"{self.read.place}: model.{name}: weights: {p.place}") for p in wrong]
         return found
+
+    def saturating(self) -> list[Problem]:
+        """Weights of the full range that were asked for, by a stage or a target, where a listed target's products saturate with them."""
+        from edgekd import targets
+
+        problems, asking = {}, ", ".join(t.name for t in self.resolved.targets if not t.int8.pairs16)
+        for line, (want, names) in itertools.product(self.read.stages, self.served().items()):
+            hit = ", ".join(t.name for t in self.resolved.targets if t.name in names and targets.saturates(t))
+            for asked in (at(line, own) for own in self.own_sweep(line)):
+                settings = want.into(asked)
+                if hit and not settings.get("pairs16", True) and 8 in (settings["weight_bits"], *settings["layer_bits"].values()):
+                    place = f"target {asking}: int8.pairs16" if asked.settings["pairs16"] else f"stage {line.number} ({line.name}): pairs16"
+                    text = f"{hit}: products of two bytes are added in 16 bits there, where weights of the full range saturate"
+                    problems[Problem(f"{self.read.place}: {place}", text, "leave pairs16 = false out, or set weight_bits = 7")] = None
+        return list(problems)
 
     @property
     def student(self) -> str:
@@ -243,10 +258,16 @@ class _Planner:
 
     def wants(self) -> dict[Wants, tuple[str, ...]]:
         groups: dict[Wants, tuple[str, ...]] = {}
+        pairs16 = all(t.int8.pairs16 for t in self.resolved.targets)
         for target in self.resolved.targets:
-            want = Wants(target.channel_multiple, target.int8.weight_bits, target.int8.pairs16)
+            want = Wants(target.channel_multiple, target.int8.weight_bits, pairs16)
             groups[want] = (*groups.get(want, ()), target.name)
         return groups
+
+    def served(self) -> dict[Wants, tuple[str, ...]]:
+        """{want: the targets that what is made for it is right for}"""
+        groups = self.wants()
+        return {want: tuple(t for other, names in groups.items() if want.serves(other) for t in names) for want in groups}
 
     def run(self) -> None:
         recipe, every = self.read.recipe, tuple(t.name for t in self.resolved.targets)
@@ -267,11 +288,10 @@ class _Planner:
                 self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), alone[seed], every, reference="alone")
         groups = self.wants()
         swept = {k: v for k, v in recipe.sweep.items() if k != "seed"}
-        served = {want: tuple(t for other, names in groups.items() if want.serves(other) for t in names) for want in groups}
-        for (want, targets), seed in itertools.product(served.items(), seeds):
+        for (want, targets), seed in itertools.product(self.served().items(), seeds):
             for values in itertools.product(*swept.values()):
                 self.line(want, targets, seed, dict(zip(swept, values, strict=True)), groups, seeds)
-        for (want, targets), (seed, source) in itertools.product(served.items(), alone.items()):
+        for (want, targets), (seed, source) in itertools.product(self.served().items(), alone.items()):
             self.control_line(want, targets, seed, source, groups, seeds)
 
     @property
@@ -298,7 +318,7 @@ class _Planner:
         settings = want.into(stage)
         if len(groups) < 2 or all(w.into(stage) == settings for w in groups):
             return ""
-        return f"-w{settings['weight_bits']}{'-pairs16' * settings['pairs16']}" if "weight_bits" in settings else f"-m{want.multiple_of}"
+        return f"-w{settings['weight_bits']}" if "weight_bits" in settings else f"-m{want.multiple_of}"
 
     def line(self, want: Wants, targets: tuple[str, ...], seed: int, swept: dict[str, Any], groups: Mapping, seeds: list) -> None:
         """The student's line for one point of the sweep: each stage's product is a candidate."""

@@ -90,17 +90,19 @@ def quantize(
     target: str = "host",
     ranges: str = "minmax",
     weight_bits: int | None = None,
+    full_range: bool = False,
     samples: int = 512,
     float_layers: Sequence[str] = (),
     quiet: bool = True,
 ) -> Quantized:
     """Quantizes `model` by up to `samples` of `data`, an .npz with `inputs` (or an array per input name) and optionally `labels`, and writes `out`;
-    `float_layers` (names as the table shows them) stay float.
+    `float_layers` (names as the table shows them) stay float. `full_range`: weights take all of int8, and the file may answer otherwise on x86
+    with AVX2 and without VNNI.
 
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes the file otherwise than it says."""
     from edgekd.quantization import foreign
 
-    path, parsed, arrays, labels, scheme = _checked(model, data, out, target, ranges, weight_bits, samples)
+    path, parsed, arrays, labels, scheme = _checked(model, data, out, target, ranges, weight_bits, full_range, samples)
     scheme = dataclasses.replace(scheme, float_layers=tuple(float_layers))
     progress, notes = reporter(quiet), []
     count = len(next(iter(arrays.values())))
@@ -137,7 +139,7 @@ def quantize(
 # ---------------------------------------------------------------- what was given
 
 
-def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_bits: int | None, samples: int) -> tuple:
+def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_bits: int | None, full_range: bool, samples: int) -> tuple:
     """(path, parsed file, {input: samples}, labels, scheme), or every problem at once."""
     from edgekd.quantization import normal
 
@@ -161,13 +163,17 @@ def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_b
         problems.append(Problem("--samples", f"{samples} are none", "a number from 1"))
     if weight_bits not in (None, 7, 8):
         problems.append(Problem("--weight-bits", f"{weight_bits} is not 7 or 8"))
+    bits = weight_bits or (device.int8.weight_bits if device is not None else 8)
+    if full_range and device is not None and bits == 8 and targets.saturates(device):
+        text = f"{device.name} adds the products of two bytes in 16 bits, where weights of the full range saturate"
+        problems.append(Problem("--full-range", text, "leave it out, or give --weight-bits 7"))
     arrays = None
     if parsed is not None and given is not None:
         arrays, wrong = inputs_of(parsed, given[0], str(data), max(samples, 1))
         problems += wrong
     if problems:
         raise UsageError(*problems)
-    scheme = device.int8 if weight_bits is None else dataclasses.replace(device.int8, weight_bits=weight_bits)
+    scheme = dataclasses.replace(device.int8, weight_bits=bits, pairs16=device.int8.pairs16 and not full_range)
     labels = None if given[1] is None else given[1][chosen(len(given[1]), samples, parsed)]
     return path, parsed, arrays, labels, scheme
 
@@ -271,7 +277,7 @@ def simulated(path: Path, few: Mapping[str, np.ndarray], notes: list[str]) -> in
         shown = "; ".join(
             f"{r.operator} {r.name.removesuffix('.q')}: {r.differ} of {r.values} values by up to {r.steps:.0f} steps" for r in wrong[:5]
         )
-        hint = "a CPU with AVX2 and without VNNI saturates products of 8-bit weights: --target host or --weight-bits 7; else report the file"
+        hint = "a CPU with AVX2 and without VNNI saturates products of weights of the full range; else report the file"
         raise RunFailed(Problem("", f"onnxruntime computes integer operators otherwise than the file says: {shown}", hint))
     return 0
 
@@ -386,7 +392,7 @@ def _saturation(made: Quantized) -> str:
         return "on AVX2 without VNNI: no layer saturates"
     width = max(len(r.name) for r in found)
     count = "1 layer" if len(found) == 1 else f"{len(found)} layers"
-    lines = [f"on AVX2 without VNNI {count} can saturate; --target x86-64-avx2 or --weight-bits 7 is exact on every CPU"]
+    lines = [f"on AVX2 without VNNI {count} can saturate; without --full-range the file is exact on every CPU"]
     for r in found:
         lines.append(f"  {r.name:<{width}}  {'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}")
     return "\n".join(lines)

@@ -185,15 +185,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a target's kernels want int8: plain fields that the plan reads from the target's facts. `pairs16`: they add the products of two
-    neighbours in 16 bits, so weights are scaled until no such sum leaves them.
+    """How a target's kernels want int8: plain fields that the plan reads from the target's facts. `pairs16`: weights are scaled until no sum of
+    two neighbours' products leaves 16 bits, in which some x86 kernels add them, so that a file answers the same everywhere.
 
     Of one graph, never of a target: `float_layers`, which keep float weights; `layer_bits` {layer: bits of its weight} where not `weight_bits`."""
 
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
     activation_bits: Annotated[int, Ge(2), Le(8)] = 8
     per_channel: bool = True
-    pairs16: bool = False
+    pairs16: bool = True
     float_layers: tuple[str, ...] = ()
     layer_bits: Mapping[str, int] = field(default_factory=dict)
 

@@ -110,7 +110,7 @@ def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> 
         judged=judged,
         metric=task.metrics[0] if task.metrics and looked.labels is not None and judged.labels is not None else None,
         classes=labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu",
-        saturates=any(saturates(d) for d in devices),
+        saturates=any(targets.saturates(d) for d in devices),
         threads=devices[0].threads if devices else 1,
         source=FromRun(folder, c, tuple(names), resolved),
     )
@@ -164,15 +164,10 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
         judged=_half(arrays, labels, 1, "test"),
         metric=top1() if classes else None,
         classes=classes,
-        saturates=saturates(device),
+        saturates=targets.saturates(device),
         threads=device.threads,
         source=FromFiles(plain, data, device, arrays),
     )
-
-
-def saturates(target: Target) -> bool:
-    """Whether int8 products saturate on a target: AVX2 and nothing newer for them."""
-    return "avx2" in target.features and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(target.features)
 
 
 def _half(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, which: int, split: Literal["validation", "test"]) -> Samples:

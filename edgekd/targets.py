@@ -49,7 +49,7 @@ def load(name_or_path: str | Path) -> Target:
 
 
 def host(facts: Mapping[str, Any]) -> Target:
-    """This machine as a target, from `environment.describe()`: one thread, and `pairs16` where x86 multiplies int8 without VNNI."""
+    """This machine as a target, from `environment.describe()`, with one thread."""
     if facts["architecture"] not in get_args(Architecture):
         raise UsageError(Problem(HOST, f"the architecture `{facts['architecture']}` is not known", f"known: {', '.join(get_args(Architecture))}"))
     features = tuple(f for f in get_args(Feature) if f in facts["features"])
@@ -61,15 +61,14 @@ def host(facts: Mapping[str, Any]) -> Target:
         "caches": dict(facts["caches"]),
         "ram_bytes": facts["ram_bytes"],
         "runtime": Runtime("onnxruntime", facts["versions"].get("onnxruntime", "")),
-        "int8": Scheme(pairs16=_pairs16(facts["architecture"], features)),
     }
     return Target(name=HOST, title=facts["cpu"], architecture=facts["architecture"], sources={fact: here for fact, v in given.items() if v}, **given)
 
 
-def _pairs16(architecture: str, features: Iterable[str]) -> bool:
+def saturates(target: Target) -> bool:
     """Whether onnxruntime's kernels add products of unsigned and signed bytes in pairs at 16 bits (vpmaddubsw), which saturate: on x86 with AVX2
     and no VNNI (core/mlas/lib/platform.cpp). Below AVX2 they don't."""
-    return architecture == "x86-64" and "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)
+    return target.architecture == "x86-64" and "avx2" in target.features and not {"avx512_vnni", "avx_vnni"} & set(target.features)
 
 
 def runs(target: Target) -> bool:
@@ -164,6 +163,9 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
         found.append(Problem(f"{file}: runtime", f"{target.runtime.name} does not run on {target.architecture}", f'write name = "{NO_RUNTIME}"'))
     if target.emulated_as and not runs(target):
         found.append(Problem(f"{file}: emulated_as", "there is no runtime to emulate", "leave it out"))
+    if not target.int8.pairs16 and target.int8.weight_bits == 8 and saturates(target):
+        text = "AVX2 without VNNI adds the products of two bytes in 16 bits, where weights of the full range saturate"
+        found.append(Problem(f"{file}: int8.pairs16", text, "leave it out, or write weight_bits = 7"))
     empty = [name for name in target.sources if getattr(target, name, True) in (None, {}, "")]
     return found + [Problem(f"{file}: sources.{name}", f"the fact `{name}` is not given", f"write {name} = ..., or no source") for name in empty]
 

@@ -61,7 +61,7 @@ def test_what_a_maker_cant_say_is_not_tried():
     file = Now({}, 1000, frozenset(("ranges", "samples", "weight_bits", "float_layers")), same=False)
     assert settings(["outlier channel"], file) == [{}, {"ranges": "mse"}]
     assert settings(["calibration too small"], file) == [{"samples": 512}]
-    assert settings(["saturation"], file) == [{"weight_bits": 7}]
+    assert settings(["saturation"], file) == [{}, {"weight_bits": 7}]
     trained = Now({**PTQ, "mode": "qat", "observer": "averaged", "ranges": "minmax"}, 300, ALL)
     assert settings(["clipped range"], trained)[0] == {"observer": "learned"} and settings(["rounding"], trained) == []
 

@@ -230,7 +230,7 @@ CASES = {  # {name: (what makes it, least dB with 7-bit weights: 3 below what wa
     "odd": (odd, 31, 0),
     "moved": (moved, 40, 0),
 }
-PAIRS = targets.load("host").int8.pairs16
+SATURATES = targets.saturates(targets.load("host"))
 
 
 def given(folder, model, arrays):
@@ -256,22 +256,26 @@ def test_int8_agrees_with_float(name, tmp_path):
     (model, arrays), least, left = (CASES[name][0](), *CASES[name][1:])
     paths = given(tmp_path, model, arrays)
     wanted = answers(paths["model"], arrays)
-    for bits in (7, 8):
-        made = quantizing.quantize(**paths, weight_bits=bits)
+    for bits, full in ((7, False), (8, False), *([] if SATURATES else [(8, True)])):
+        made = quantizing.quantize(**paths, weight_bits=bits, full_range=full)
         onnx.checker.check_model(onnx.load(paths["out"]), full_check=True)
         assert made.differ == 0 and made.audited and made.notes == ()
         assert sum(bool(r.reason) for r in made.layers) == left == len(float_kernels(paths["out"]))
         for output, a, b in zip(made.agreements, wanted, answers(paths["out"], arrays), strict=True):
             assert decibels(a, b) >= least and output.snr_db == pytest.approx(decibels(a, b), abs=0.01)
         assert all(r.after < r.before for r in made.layers if not r.reason and r.before)
-        assert any(r.can_saturate for r in made.layers) == (bits == 8 and not PAIRS)
+        assert any(r.can_saturate for r in made.layers) == full
         assert (made.before, made.after) == (paths["model"].stat().st_size, paths["out"].stat().st_size)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_file_for_every_cpu(name, tmp_path):
-    """For a target that adds products in pairs, no layer can leave 16 bits, whatever comes; and less is lost than with 7 bits for all."""
-    made = quantizing.quantize(**given(tmp_path, *CASES[name][0]()), target="x86-64-avx2")
+    """By default no layer can leave 16 bits, whatever comes, and less is lost than with 7 bits for all; which target asks makes no difference."""
+    paths, files = given(tmp_path, *CASES[name][0]()), []
+    for target in ("host", "x86-64-avx2"):
+        made = quantizing.quantize(**paths, target=target)
+        files.append(paths["out"].read_bytes())
+    assert files[0] == files[1]
     assert made.differ == 0 and made.audited and not any(r.can_saturate for r in made.layers) and "no layer saturates" in str(made)
     assert made.weight_bits == 8 and made.agreements[0].snr_db >= CASES[name][1]
 
@@ -305,7 +309,7 @@ def test_numbers_by_hand(tmp_path):
     0.01 * 0.01 and 0.01 * 0.02."""
     w, b = np.array([[1.27, -0.5], [2.54, 1.0], [0, 0]], np.float32), np.array([0.5, -0.3, 1e4], np.float32)
     model = file([helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)], {"x": ["n", 2]}, {"y": ["n", 3]}, {"w": w, "b": b})
-    made = foreign.quantize(model, {"x": np.array([[-1, 0], [1.55, 1]], np.float32)}, scheme=Scheme(weight_bits=8))
+    made = foreign.quantize(model, {"x": np.array([[-1, 0], [1.55, 1]], np.float32)}, scheme=Scheme(pairs16=False))
     sites = made.grid.sites
     assert sites["x"].zero_point == 100 and sites["x"].scale[0] == pytest.approx(0.01)
     # the dead row takes the widest of the others, and then what its bias needs: 1e4 / (0.01 * 2^30)
@@ -432,10 +436,18 @@ def test_the_print(tmp_path, capsys):
     assert "0 values differ" in out and "no layer saturates" in out and list(tmp_path.glob(".*")) == []
     np.savez(tmp_path / "labelled.npz", inputs=numbers(ROWS, 12), labels=np.zeros(ROWS, np.int64))
     onnx.save(gemms()[0], paths["model"])
-    code, out, _ = say(capsys, paths["model"], "--data", tmp_path / "labelled.npz", "--out", paths["out"], "--quiet", "--weight-bits", 8)
+    line = (paths["model"], "--data", tmp_path / "labelled.npz", "--out", paths["out"], "--quiet", "--weight-bits", 8)
+    code, out, _ = say(capsys, *line)
     zeros = float((answers(paths["model"], {"x": numbers(ROWS, 12)})[0].argmax(1) == 0).mean())
     assert code == 0 and f"top1: {100 * zeros:.2f} % float" in out
-    assert ("can saturate" in out) == (not PAIRS)
+    assert "no layer saturates" in out
+    code, out, error = say(capsys, *line, "--full-range")
+    assert ("without --full-range the file is exact on every CPU" in out) == (not SATURATES) and code == 2 * SATURATES
+    paths["out"].unlink(missing_ok=True)
+    code, out, error = say(capsys, *line, "--full-range", "--target", "x86-64-avx2")
+    assert code == 2 and error.startswith("error: --full-range: x86-64-avx2 adds") and not paths["out"].exists()
+    code, out, error = say(capsys, *line[:-1], 7, "--full-range", "--target", "x86-64-avx2")
+    assert code == 0 and "no layer saturates" in out
 
 
 def test_few_samples_work_and_are_told(tmp_path, capsys):

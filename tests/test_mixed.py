@@ -127,7 +127,7 @@ class TestLayerBits:
     def test_in_the_grid_and_in_the_file(self, tmp_path):
         make, shape = FAMILIES["residual"]
         x = data(shape, 200)
-        scheme = Scheme(weight_bits=4, layer_bits={"conv2d": 8, "linear": 7})
+        scheme = Scheme(weight_bits=4, pairs16=False, layer_bits={"conv2d": 8, "linear": 7})
         ours, theirs, grid, path, graph = exported(stirred(make()), x, tmp_path, scheme)
         assert grid.scheme == scheme and check.compare(ours, theirs, grid.sites["linear"].scale[0]).reasons == ()
         file = named(onnx.load(path), graph).graph
@@ -137,9 +137,11 @@ class TestLayerBits:
         assert widest == {**dict.fromkeys(layers(graph), 7), "conv2d": 127, "linear": 63}
 
     def test_a_target_lowers_them(self):
-        line = SimpleNamespace(settings={"weight_bits": 4, "pairs16": False, "layer_bits": {"a": 8, "b": 5}})
-        assert Wants(8, 7, False).into(line) == {"weight_bits": 4, "pairs16": False, "layer_bits": {"a": 7, "b": 5}}
-        assert Wants(8, 7, True).into(line)["pairs16"]
+        line = SimpleNamespace(settings={"weight_bits": 4, "pairs16": True, "layer_bits": {"a": 8, "b": 5}})
+        assert Wants(8, 7).into(line) == {"weight_bits": 4, "pairs16": True, "layer_bits": {"a": 7, "b": 5}}
+        assert not Wants(8, 7, pairs16=False).into(line)["pairs16"]
+        line.settings["pairs16"] = False
+        assert not Wants(8, 7).into(line)["pairs16"]
 
     def test_a_target_file_has_no_layers(self, tmp_path):
         (tmp_path / "mine.toml").write_text('title = "x"\narchitecture = "aarch64"\nint8 = { float_layers = ["conv2d"] }\n')

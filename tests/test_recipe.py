@@ -224,6 +224,34 @@ def test_a_sweep_gives_way_to_what_a_target_wants(tmp_path):
     assert {s.settings["multiple_of"] for s in steps if s.stage == "prune"} == {8}
 
 
+def test_weights_of_the_full_range_are_honoured_unless_a_target_saturates(tmp_path):
+    """By all targets, whoever asked: one training serves them."""
+    from edgekd import plan
+
+    own = tmp_path / "own.toml"
+    own.write_text('title = "x"\narchitecture = "aarch64"\nint8 = { pairs16 = false }\n')
+
+    def planned(*names, **more):
+        steps = plan.make(resolving.resolve(recipe.read(None, targets=list(names), **more))).steps.values()
+        return {s.settings["pairs16"] for s in steps if s.stage == "quantize"}
+
+    def refused(*names, **more):
+        with pytest.raises(UsageError, match="saturate") as error:
+            planned(*names, **more)
+        return [(p.place.rpartition("recipe: ")[2], p.message.partition(":")[0]) for p in error.value.problems]
+
+    free, vnni, avx2 = {"sets": ["quantize.pairs16=false"]}, "x86-64-avx512-vnni", "x86-64-avx2"
+    assert planned(vnni, avx2, "raspberry-pi-4") == planned(vnni) == {True}
+    assert planned(vnni, "raspberry-pi-4", **free) == planned(vnni, str(own)) == {False}
+    assert planned(avx2, sets=["quantize.pairs16=false", "quantize.weight_bits=7"]) == {False}
+    ((place, named),) = refused(vnni, avx2, **free)
+    assert place.endswith("stage 3 (quantize): pairs16") and named == avx2
+    assert len(refused(avx2, sets=["sweep.quantize.pairs16=[true, false]"])) == 1
+    assert len(refused(avx2, sets=["quantize.pairs16=false", "quantize.weight_bits=4", 'quantize.layer_bits={"conv2d"=8}'])) == 1
+    ((place, named),) = refused(str(own), avx2)
+    assert place.endswith("target own: int8.pairs16") and named == avx2
+
+
 def test_a_swept_mode_gets_the_teacher_that_it_needs():
     from edgekd import plan
 

@@ -302,7 +302,7 @@ class TestEmulated:
         parts[2].weight.data = chosen
         models, x = {}, data((3, 10, 10), 16)
         for bits in (8, 7):
-            exported(net, x, tmp_path, scheme=Scheme(weight_bits=bits))
+            exported(net, x, tmp_path, scheme=Scheme(weight_bits=bits, pairs16=False))
             models[str(bits)] = (shown(onnx.load(tmp_path / "model.onnx")), x.numpy())
         found, here = run(models, tmp_path, "Haswell"), run(models, tmp_path, "Nehalem")
         for bits, (model, _) in models.items():

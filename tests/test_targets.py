@@ -55,7 +55,7 @@ def test_the_devices_that_people_ask_for_are_there():
 def test_features_are_those_of_the_core_and_stand_ins_have_the_same(name):
     target = targets.load(name)
     assert set(target.features) == CORES[target.core]
-    assert not target.int8.pairs16, "their kernels add at 32 bits"
+    assert not targets.saturates(target), "their kernels add at 32 bits"
     if target.emulated_as is None:
         assert "i8mm" in target.features, "an emulator has a core for every other"
     else:
@@ -126,8 +126,24 @@ def test_the_list_of_targets_fits_100_columns():
 
 
 def test_the_x86_kinds_differ_where_their_kernels_do():
-    found = {name: targets.load(name).int8 for name in targets.names() if name.startswith("x86")}
-    assert {name for name, int8 in found.items() if int8.pairs16} == {"x86-64-avx2"} and {int8.weight_bits for int8 in found.values()} == {8}
+    found = {name: targets.load(name) for name in targets.names() if name.startswith("x86")}
+    assert {name for name, target in found.items() if targets.saturates(target)} == {"x86-64-avx2"}
+
+
+def test_one_scheme_suits_all_that_ship():
+    assert {(t.int8.weight_bits, t.int8.pairs16) for t in map(targets.load, targets.names())} == {(8, True)}
+
+
+def test_weights_of_the_full_range_are_a_fact_that_saturating_targets_cannot_have(tmp_path):
+    path = tmp_path / "mine.toml"
+    text = 'title = "x"\narchitecture = "x86-64"\nfeatures = ["avx2"{}]\nint8 = {{ pairs16 = false, weight_bits = {} }}\n'
+    for more, bits in ((', "avx_vnni"', 8), ("", 7)):
+        path.write_text(text.format(more, bits))
+        assert not targets.load(path).int8.pairs16
+    path.write_text(text.format("", 8))
+    with pytest.raises(UsageError, match="saturate") as error:
+        targets.load(path)
+    assert [p.place for p in error.value.problems] == ["mine.toml: int8.pairs16"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +151,8 @@ def test_the_x86_kinds_differ_where_their_kernels_do():
     [(["avx2"], True), (["avx2", "avx512f"], True), (["avx2", "avx_vnni"], False), (["avx2", "avx512f", "avx512_vnni"], False), ([], False)],
 )
 def test_host_adds_pairs_in_16_bits_with_avx2_but_no_vnni(features, wanted):
-    assert targets.host({**ZEN5, "features": features}).int8.pairs16 == wanted
+    host = targets.host({**ZEN5, "features": features})
+    assert targets.saturates(host) == wanted and host.int8.pairs16
 
 
 def test_host_has_this_machines_facts():
@@ -258,7 +275,7 @@ def test_environment_of_an_arm_board(tmp_path, monkeypatch):
     assert facts["cpu"] == "Raspberry Pi 5 Model B (1 x Cortex-A76)" and facts["architecture"] == "aarch64"
     assert facts["features"] == ["dotprod", "fp16", "neon"]
     assert (facts["max_mhz"], facts["governor"], facts["caches"], facts["ram_bytes"]) == (2400.0, "ondemand", {"l1d": 65536}, 8245248 * 1024)
-    assert not targets.host(facts).int8.pairs16
+    assert not targets.saturates(targets.host(facts))
 
 
 def test_describing_imports_no_heavy_library():

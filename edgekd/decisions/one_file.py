@@ -11,22 +11,29 @@ POINTS, SHARE = 0.1, 0.02  # what a target may lose: points of the first metric 
 
 
 def one_file(
-    candidates: Sequence[Candidate], found: Mapping[str, TargetResult], metric: str, within: Callable[[Candidate, str], bool]
+    candidates: Sequence[Candidate],
+    found: Mapping[str, TargetResult],
+    metric: str,
+    within: Callable[[Candidate, str], bool],
+    pair: Callable[[Candidate, Candidate, str], float],
 ) -> dict[str, TargetResult]:
     """The targets' results, all with one choice if a file that one of them chose competes for all of them, is `within` their budgets, and costs
-    none more than POINTS or SHARE of what it chose for itself; else as they are. `metric`: name of one in percent, more is better."""
+    none more than POINTS or SHARE of what it chose for itself; else as they are. `metric`: name of one in percent, more is better; `pair`: the first
+    file's time over the second's on a target that both were timed on, of the two interleaved."""
     by_id = {c.id: c for c in candidates}
     chosen = list(dict.fromkeys(r.chosen for r in found.values()))
     if len(chosen) < 2 or None in chosen:
         return dict(found)
     for id in chosen:
-        costs = {target: _cost(by_id[id], by_id[r.chosen], target, metric) for target, r in found.items()}
-        if all(c is not None and within(by_id[id], target) for target, c in costs.items()):
+        if not all(within(by_id[id], target) for target in found):
+            continue
+        costs = {target: _cost(by_id[id], by_id[r.chosen], target, metric, pair) for target, r in found.items()}
+        if all(c is not None for c in costs.values()):
             return {t: r if r.chosen == id else replace(r, chosen=id, reason=f"one file for all targets{costs[t]}") for t, r in found.items()}
     return dict(found)
 
 
-def _cost(file: Candidate, own: Candidate, target: str, metric: str) -> str | None:
+def _cost(file: Candidate, own: Candidate, target: str, metric: str, pair: Callable[[Candidate, Candidate, str], float]) -> str | None:
     """What `file` costs `target` against its own choice, in words; None if that is too much, or the file is none for it."""
     if file is own:
         return ""
@@ -37,8 +44,9 @@ def _cost(file: Candidate, own: Candidate, target: str, metric: str) -> str | No
     times = [_value(c, "latency_p50_ms", target, None) for c in (file, own)]
     if None in times:
         return told
-    ratio, measured = times[0].value / times[1].value, {t.origin for t in times} == {"measured"}
-    if ratio > 1 + SHARE and (times[0].low > times[1].high or not measured):  # what two predictions of one device are off by, they share
+    measured = {t.origin for t in times} == {"measured"}
+    ratio = pair(file, own, target) if measured else times[0].value / times[1].value  # what two predictions of one device are off by, they share
+    if ratio > 1 + SHARE:
         return None
     return f"{told}, {ratio:.2f} of its time" if measured else told
 

@@ -105,7 +105,7 @@ def _settings(cause: str, findings: Sequence[Finding], now: Now) -> list[dict[st
         "folded batch norm": [eased("equalize"), {**eased("equalize"), "after": ("bias_correction",)}],
         "per-tensor weights on depthwise": again,
         "few bits": [{"weight_bits": now.bits}, {"layer_bits": {**now.settings.get("layer_bits", {}), **named}}],
-        "saturation": [{"pairs16": True}, {"weight_bits": 7}],
+        "saturation": [*again, {"pairs16": True}, {"weight_bits": 7}],
         "activation shape": ranges("mse", "percentile"),
         "rounding": [{"after": ("adaround", "bias_correction")}] if not trained else [],
     }

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 class Quantize(Training):
     """`ranges`: what the lattices start from, on `samples` of the train split. `observer`: in training, ranges follow a moving average
     (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`). `pairs16` scales weights so that
-    no products saturate where kernels add two in 16 bits (x86 with AVX2, without VNNI). A target can lower `weight_bits` and `layer_bits`
-    {layer: bits of its weight}, and set `pairs16`. `float_layers` keep float weights; values that no integer layer makes or reads stay in
-    float with them. Layers are those of the captured graph (`sites.layers`). `before`: what makes weights and values easier to hold before
-    ranges are looked for; `after`: what makes up for the rounding once they are fixed, with `ptq`; both in the order given."""
+    no products saturate where kernels add two in 16 bits (x86 with AVX2, without VNNI), so that a file answers the same everywhere; false is
+    refused where a target of the recipe is of that kind. A target can lower `weight_bits` and `layer_bits` {layer: bits of its weight}.
+    `float_layers` keep float weights; values that no integer layer makes or reads stay in float with them. Layers are those of the captured
+    graph (`sites.layers`). `before`: what makes weights and values easier to hold before ranges are looked for; `after`: what makes up for the
+    rounding once they are fixed, with `ptq`; both in the order given."""
 
     mode: Literal["qat", "ptq"] = "qat"
     ranges: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
@@ -39,7 +40,7 @@ class Quantize(Training):
     layer_bits: dict[str, Annotated[int, Ge(2), Le(8)]] = field(default_factory=dict)
     before: tuple[Literal["equalize", "smooth"], ...] = ()
     after: tuple[Literal["adaround", "bias_correction"], ...] = ()
-    pairs16: bool = False
+    pairs16: bool = True
     frozen: Annotated[float, Gt(0), Le(1)] = 0.5
     epochs: Annotated[int, Ge(1)] = 10
     lr: Annotated[float, Gt(0)] = 5e-4
