@@ -27,7 +27,7 @@ def calibrate(module: fx.GraphModule, batches: Iterable[Any], ranges: str = "min
             call(module, inputs)
     for value in parts(module, Value):
         histogram = value.histogram
-        if not histogram.counts.sum():
+        if not histogram.total:
             raise RunFailed(f"calibration saw no values at `{value.name}`")
         given = {**({"bits": value.high.bit_length()} if "bits" in inspect.signature(part).parameters else {}), **hyper}
         value.set_range(*part(histogram, **given))

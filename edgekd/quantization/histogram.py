@@ -1,4 +1,4 @@
-"""A histogram of a stream whose range is not known before: fixed memory, however many values it has seen."""
+"""A histogram of a stream whose range is not known before: fixed memory, however many values it has seen, and the same in whatever order."""
 
 from __future__ import annotations
 
@@ -6,41 +6,44 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-BINS = 4096
+BINS = 8192
 TINY = 2.0**-100  # what no lattice tells from zero
 
 
 @dataclass
 class Histogram:
-    """Counts in equal bins over [-width, width], width a power of two times the first batch's largest magnitude: when a value falls
-    outside, the width doubles and pairs of bins merge. `low` and `high` are the exact extremes seen."""
+    """Counts in equal bins over [-width, width], width the least power of two above all magnitudes: when a value reaches it, it doubles and pairs of
+    bins merge, so that only what was seen counts, never when. `low` and `high` are the exact extremes; `zeros` counts what every lattice holds
+    exactly, such as what a ReLU cuts, and no bin does."""
 
     low: float = np.inf
     high: float = -np.inf
     width: float = 0.0
+    zeros: int = 0
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def add(self, values: np.ndarray) -> None:
         """Counts `values` of any shape; they must be finite."""
         if values.size == 0:
             return
-        low, high = float(values.min()), float(values.max())
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        reach = max(abs(low), abs(high))
-        if reach < TINY and self.width == 0:
-            self.counts[BINS // 2] += values.size
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        counted = values[np.abs(values) >= TINY].astype(np.float64)
+        self.zeros += values.size - counted.size
+        if counted.size == 0:
             return
-        if self.width == 0:
-            zeros, self.width = int(self.counts.sum()), reach
-            self.counts[:] = 0
-            self.counts[BINS // 2] = zeros
-        while reach > self.width:
+        width = 2.0 ** int(np.frexp(np.abs(counted).max())[1])
+        self.width = self.width or width
+        while width > self.width:
             merged = self.counts.reshape(-1, 2).sum(1)
             self.counts[:] = 0
             self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
             self.width *= 2
-        index = ((values.ravel() / self.width + 1) * (BINS / 2)).astype(np.int64)
-        self.counts += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+        index = np.floor(counted * (BINS / 2 / self.width)).astype(np.int64)  # a power of two: exact
+        self.counts += np.bincount(index + BINS // 2, minlength=BINS)
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum()) + self.zeros
 
     @property
     def edges(self) -> np.ndarray:

@@ -10,9 +10,10 @@ from annotated_types import Gt, Le
 
 def percentile(histogram: Any, *, share: Annotated[float, Gt(50), Le(100)] = 99.99) -> tuple[float, float]:
     """Cuts (100 - share) / 2 per cent of the values off each end, to the bin."""
-    total = histogram.counts.sum()
-    cut = total * (100 - share) / 200
-    below, above = np.cumsum(histogram.counts), np.cumsum(histogram.counts[::-1])[::-1]
+    counts = histogram.counts.copy()
+    counts[len(counts) // 2] += histogram.zeros
+    cut = counts.sum() * (100 - share) / 200
+    below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
     edges = histogram.edges
     low = edges[int(np.argmax(below > cut))]
     high = edges[len(edges) - 1 - int(np.argmax(above[::-1] > cut))]
