@@ -62,7 +62,8 @@ class Tried:
 class Fixed:
     """What came of a candidate. `file` of the repaired file; None where nothing helped, or nothing had to. `now` how it was; `plain`, `before` and
     `after`: figures of the float file and the two others on the samples that judge, `change` of the metric (above 0 is better) and `ratio` of the
-    latency, after / before, with 95 % intervals; `saturation`: layers that saturate, before and after. `helped` None: there was nothing to mend."""
+    latency, after / before, with 95 % intervals (`control`: before / before); `saturation`: layers that saturate, before and after. `helped` None:
+    there was nothing to mend."""
 
     id: str
     helped: bool | None
@@ -80,6 +81,7 @@ class Fixed:
     after: tuple[Measurement, ...] = ()
     change: tuple[float, float, float] | None = None
     ratio: tuple[float, float, float] | None = None
+    control: tuple[float, float, float] = (1.0, 1.0, 1.0)
     saturation: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
@@ -252,6 +254,7 @@ def _measured(subject: Subject, best: Tried, way: remaking.Way, tried: Sequence[
         **figures,
         change=change,
         ratio=compared.ratio,
+        control=compared.control,
         saturation=(saturating(subject.int8_file, subject.looked), saturating(path, subject.looked)),
     )
 
@@ -324,7 +327,8 @@ def _beside(f: Fixed) -> str:
             change = f"{f.change[0]:+.2f} {unit} [{f.change[1]:+.2f}, {f.change[2]:+.2f}] better, {a.n} samples of {a.split}"
         rows.append((a.name, *both, change))
     if f.ratio is not None:
-        rows.append(("latency", "", "1", f"{f.ratio[0]:.3f} [{f.ratio[1]:.3f}, {f.ratio[2]:.3f}]", "interleaved, on this machine"))
+        told = "interleaved, on this machine" if measure.agrees(f.control) else "not to be trusted: the A/A control excludes 1"
+        rows.append(("latency", "", "1", f"{f.ratio[0]:.3f} [{f.ratio[1]:.3f}, {f.ratio[2]:.3f}]", told))
     return _table(rows)
 
 

@@ -27,6 +27,7 @@ from edgekd.runtimes import worker
 Preset = Literal["probe", "quick", "standard", "certify"]
 Inputs = np.ndarray | Mapping[str, np.ndarray]
 Progress = Callable[[int, int, str], None]
+Interval = tuple[float, float, float]  # value, low, high
 CONTROL = "control"
 ROWS = 64  # samples that a timing goes through
 RUNTIME = "onnxruntime.py"
@@ -61,12 +62,21 @@ EFFORTS: Mapping[str, Effort] = {
 class Comparison:
     """How two files compare: `ratio` = time of b over time of a, with its 95 % interval; `control` the same for a over itself."""
 
-    ratio: tuple[float, float, float]
-    control: tuple[float, float, float]
+    ratio: Interval
+    control: Interval
     a: tuple[Measurement, ...]
     b: tuple[Measurement, ...]
     processes: int
     note: str = ""
+
+    @property
+    def verdict(self) -> Literal["slower", "faster", "no difference shown", "inconclusive"]:
+        """What is shown of b; nothing where the control excludes 1: then the session tells a file from itself."""
+        if not agrees(self.control):
+            return "inconclusive"
+        if agrees(self.ratio):
+            return "no difference shown"
+        return "slower" if self.ratio[0] > 1 else "faster"
 
 
 def score(
@@ -117,19 +127,21 @@ def profile(
 ) -> dict[str, tuple[Measurement, ...]]:
     """{id: measurements}: latency, load, first inference and memory of every file, all in one interleaved job at batch 1.
 
-    Latencies are medians over processes of each process's own p50 or p90; `n` counts processes. What looks like noise is said in `note`."""
+    Latencies are medians over processes of each process's own p50 or p90; `n` counts processes. What looks like noise is said in `note`. Where the
+    A/A control excludes 1, the intervals are wider by what it is off by, and nothing is paired: whoever compares such times sees as much."""
     host = _timing(host)
     lines, subjects = _timed(models, inputs, preset, threads, folder, progress, host)
     machine = environment.environment_id(host.facts)
     bare = [line["peak_rss_bytes"] for line in _lines(lines, "s0", "bare")]
     control = _ratio(lines, CONTROL, "s0")
+    session = hashlib.sha256(repr([line["p50_ms"] for s in ("s0", CONTROL) for line in _lines(lines, s, "time")]).encode()).hexdigest()[:16]
     found = {}
     for name, subject in subjects.items():
         if subject == CONTROL:
             continue
         processes = _lines(lines, subject, "time")
         noise = _noise(processes, control, threads)
-        figures = [*_latencies(processes, noise), *_memory([line["peak_rss_bytes"] for line in _lines(lines, subject, "memory")], bare)]
+        figures = [*_latencies(processes, noise, control, session), *_memory([line["peak_rss_bytes"] for line in _lines(lines, subject, "memory")], bare)]
         found[name] = tuple(replace(m, target=target, threads=threads, environment=machine) for m in figures)
     return found
 
@@ -169,11 +181,21 @@ def raw(folder: Path, name: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- statistics
 
 
-def _latencies(processes: Sequence[Mapping[str, Any]], noise: str) -> Iterable[Measurement]:
+def agrees(ratio: Interval) -> bool:
+    """Whether two times may be the same: the interval of their ratio holds 1, as that of an A/A control has to."""
+    return ratio[1] <= 1 <= ratio[2]
+
+
+def _latencies(processes: Sequence[Mapping[str, Any]], noise: str, control: Interval, session: str) -> Iterable[Measurement]:
     note = "; ".join(filter(None, (f"{sum(p['n'] for p in processes)} inferences", noise)))
-    for name, key in (("latency_p50_ms", "p50_ms"), ("latency_p90_ms", "p90_ms"), ("load_ms", "load_ms"), ("first_ms", "first_ms")):
-        value, low, high = intervals.median([p[key] for p in processes])
-        yield _measured(name, "ms", value, low, high, len(processes), note if name.startswith("latency") else "")
+    off = 1.0 if agrees(control) else max(control[0], 1 / control[0])
+    for name, key in (("latency_p50_ms", "p50_ms"), ("latency_p90_ms", "p90_ms")):
+        each = tuple(float(p[key]) for p in processes)
+        value, low, high = intervals.median(each)
+        figure = _measured(name, "ms", value, low / off, high * off, len(each), note)
+        yield figure if off > 1 else replace(figure, each=each, pairing=session)
+    for name in ("load_ms", "first_ms"):
+        yield _measured(name, "ms", *intervals.median([p[name] for p in processes]), len(processes))
 
 
 def _memory(peaks: Sequence[int], bare: Sequence[int]) -> Iterable[Measurement]:
@@ -189,15 +211,15 @@ def _measured(name: str, unit: str, value: float, low: float, high: float, n: in
     return Measurement(name, unit, value, low, high, n, None, None, "measured", note=note)
 
 
-def _ratio(lines: Mapping[str, Any], a: str, b: str) -> tuple[float, float, float]:
+def _ratio(lines: Mapping[str, Any], a: str, b: str) -> Interval:
     return intervals.ratio(*([line["p50_ms"] for line in _lines(lines, s, "time")] for s in (a, b)))
 
 
-def _noise(processes: Sequence[Mapping[str, Any]], control: tuple[float, float, float], threads: int) -> str:
+def _noise(processes: Sequence[Mapping[str, Any]], control: Interval, threads: int) -> str:
     """Why these times are not to be trusted to the per cent; empty where nothing speaks against them."""
     p50, reasons = [p["p50_ms"] for p in processes], []
     middle, low, high = intervals.median(p50)
-    if abs(control[0] - 1) > 0.02 and not control[1] <= 1 <= control[2]:
+    if abs(control[0] - 1) > 0.02 and not agrees(control):
         reasons.append(f"the same file took {100 * (control[0] - 1):+.1f} % in the A/A control")
     if (high - low) / 2 > 0.05 * middle:
         reasons.append(f"p50 varies by {50 * (high - low) / middle:.0f} % between processes")

@@ -14,7 +14,7 @@ import numpy as np
 from edgekd import calibrating, environment, measure, proving, samples
 from edgekd import targets as devices
 from edgekd.emulating import Emulated, emulate, untimed
-from edgekd.errors import PASSED, Problem, UsageError
+from edgekd.errors import INCONCLUSIVE, PASSED, Problem, UsageError
 from edgekd.files import sha256, write_json
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static
@@ -58,12 +58,15 @@ class Compared:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
-        c, (ratio, low, high) = self.comparison, self.comparison.ratio
-        says = "no difference shown" if low <= 1 <= high else "B is slower" if ratio > 1 else "B is faster"
+        c, (ratio, low, high), verdict = self.comparison, self.comparison.ratio, self.comparison.verdict
+        says = f"B is {verdict}" if verdict in ("slower", "faster") else verdict
         lines = [
             f"B / A   {ratio:.3f}  [{low:.3f}, {high:.3f}]   {says} (p50, {c.processes} pairs of processes, 95 %)",
             f"A / A   {c.control[0]:.3f}  [{c.control[1]:.3f}, {c.control[2]:.3f}]   control: A against itself in the same session",
         ]
+        if verdict == "inconclusive":
+            lines.append("inconclusive: by its control this session finds a file slower or faster than itself, so its ratios say nothing of the files")
+            lines.append("hint: stop what else runs on the machine and compare again, or take --preset certify")
         if c.note:
             lines.append(c.note)
         return "\n".join([*lines, "", f"A: {self.a}", table(c.a), "", f"B: {self.b}", table(c.b)])
@@ -138,7 +141,8 @@ def compare(
     on: str | None = None,
     quiet: bool = True,
 ) -> Compared:
-    """Times two files against each other, interleaved; both take the same inputs. `on`, and what is raised: as in `profile`."""
+    """Times two files against each other, interleaved; both take the same inputs. `on`, and what is raised: as in `profile`. Where the A/A control
+    excludes 1, the exit code is 3: inconclusive."""
     wanted, paths = named(target), [Path(a), Path(b)]
     first = _read_all(paths)[0]
     inputs = samples.random(first) if data is None else samples.read_arrays(Path(data))[0]
@@ -149,11 +153,13 @@ def compare(
             settings = {"preset": preset, "threads": device.threads, "folder": Path(folder), "target": device.name, "host": host}
             with progress.task("time both files") as advance, user_error():
                 compared = measure.compare(*paths, inputs, progress=advance, **settings)
-            found = Compared(*(p.name for p in paths), compared, host.facts)
+            code = INCONCLUSIVE if compared.verdict == "inconclusive" else PASSED
+            found = Compared(*(p.name for p in paths), compared, host.facts, code)
     finally:
         progress.close()
     if json is not None:
-        write_json(json, {"schema": "edgekd.comparison/1", **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}})
+        record = {k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}
+        write_json(json, {"schema": "edgekd.comparison/1", **record, "verdict": compared.verdict})
     return found
 
 

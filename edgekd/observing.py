@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import calibrating, environment, measure, targets
+from edgekd import calibrating, environment, measure, results, targets
 from edgekd.hosts import local
 from edgekd.plan import Plan, Point
 from edgekd.probes import memory, quality, static
@@ -114,7 +114,7 @@ def times(
         if kept is None:
             missing[o.point.id] = o
         else:
-            taken[o.point.id] = tuple(Measurement(**m) for m in kept["measurements"])
+            taken[o.point.id] = results.measurements(kept["measurements"])
     if not missing:
         return taken
     place = folder / "profile" / f"{PRESET}-{target.threads}{f'-{machine}' if host.cores or target.name != targets.HOST else ''}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import counts, environment, intervals, measure, targets
+from edgekd import counts, environment, intervals, measure, results, targets
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.files import sha256
 from edgekd.hosts import counter, emulator
@@ -166,7 +166,7 @@ def instructions(o: Observed, absent: Sequence[Target], resolved: Resolved, stor
         name = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
         kept = store.observed(o.artifact.key, f"count-{name}")
         if kept is not None:
-            return [Measurement(**m) for m in kept["measurements"]]
+            return results.measurements(kept["measurements"])
         few = {n: a[: measure.ROWS] for n, a in inputs.items()}
         place = folder / "profile" / f"count-{o.artifact.key[:12]}-{target.emulated_as}"
         found = counts.count(o.file, few, launch, place).measurements

@@ -266,7 +266,10 @@ NOT_COUNTED = "not counted: "  # how the note of a count begins that leaves some
 
 @dataclass(frozen=True)
 class Measurement:
-    """One figure about one artifact. `low` and `high`: 95 % interval; counted figures have low = value = high."""
+    """One figure about one artifact. `low` and `high`: 95 % interval; counted figures have low = value = high.
+
+    `each`: what the figure is the median of, per process or input, in order; two figures with the same `pairing` (a timing session, a set of inputs)
+    were taken side by side, so their `each` are pairs. Both are empty where nothing can be paired."""
 
     name: str
     unit: str
@@ -280,6 +283,8 @@ class Measurement:
     threads: int | None = None
     environment: str | None = None
     note: str = ""
+    each: tuple[float, ...] = ()
+    pairing: str = ""
 
 
 @dataclass(frozen=True)

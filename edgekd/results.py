@@ -12,7 +12,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.files import sha256, write_atomic
-from edgekd.records import Metric, Result
+from edgekd.records import Measurement, Metric, Result
 
 VERSIONS = {"result": 2, "manifest": 1}  # the newest schema of each
 TEXT_LIMIT = 2**26  # bytes of a JSON file
@@ -116,6 +116,11 @@ def check_schema(path: Path, data: bytes, name: str, newest: int) -> None:
     if int(match[1]) > newest:
         hint = f"this edgekd reads {name}/{newest} and older: take the edgekd that wrote it, or a newer one"
         raise UsageError(Problem(f"{path}: schema", f"{given} is too new", hint))
+
+
+def measurements(kept: Iterable[Mapping[str, Any]]) -> tuple[Measurement, ...]:
+    """Measurements of what JSON made of them, by whichever edgekd."""
+    return tuple(Measurement(**{**m, "each": tuple(m.get("each", ()))}) for m in kept)
 
 
 def inside(name: str) -> bool:

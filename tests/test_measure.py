@@ -13,7 +13,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper as nh
 
-from edgekd import cli, environment, measure, measuring, samples
+from edgekd import cli, environment, measure, measuring, results, samples
 from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import local
 from edgekd.records import Target
@@ -305,6 +305,30 @@ def test_compare_gives_the_ratio_of_neighbours(tmp_path):
     assert "p50 varies" in found.note
 
 
+def test_a_control_that_excludes_1_makes_a_comparison_inconclusive(tmp_path, monkeypatch, capsys):
+    """The session that finds a file 1.38 times as slow as itself finds B slower than A as well."""
+    control, ratio = (1.379, 1.080, 1.772), (1.339, 1.007, 1.670)
+    a, b = network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx", 32)
+    for given, says, code in ((control, "inconclusive", 3), ((1.02, 0.99, 1.05), "slower", 0), ((0.7, 0.6, 0.9), "inconclusive", 3)):
+        monkeypatch.setattr(measure, "compare", lambda *a, given=given, **k: measure.Comparison(ratio, given, (), (), 10))
+        assert cli.run(["compare", str(a), str(b), "--quiet", "--json", str(tmp_path / "c.json")]) == code
+        out = capsys.readouterr().out
+        assert ("B is slower" in out) == (code == 0) and ("hint: " in out and "slower or faster than itself" in out) == (code == 3)
+        assert json.loads((tmp_path / "c.json").read_text())["verdict"] == says
+    shown = {r: measure.Comparison(r, (1.0, 0.99, 1.01), (), (), 10).verdict for r in (ratio, (0.8, 0.7, 0.9), (1.1, 0.9, 1.2))}
+    assert list(shown.values()) == ["slower", "faster", "no difference shown"]
+
+
+@pytest.mark.parametrize("off", [1.0, 1.5, 0.5])
+def test_times_of_a_session_whose_control_excludes_1_are_as_wide_as_it_is_off_and_no_pairs(tmp_path, off):
+    run = fake_host(lambda subject, round: (1 + round / 1000) * (off if subject == "control" else 1.0))
+    figures = {m.name: m for m in measure.profile({"m": network(tmp_path / "m.onnx")}, X, preset="quick", folder=tmp_path / "p", host=on(run))["m"]}
+    p50, wide = figures["latency_p50_ms"], max(off, 1 / off)
+    assert (p50.low, p50.high) == pytest.approx((1.0 / wide, 1.005 * wide)) and p50.value == pytest.approx(1.0025)
+    assert p50.each == (() if wide > 1 else pytest.approx((1, 1.001, 1.002, 1.003, 1.004, 1.005))) and bool(p50.pairing) == (wide == 1)
+    assert (figures["load_ms"].low, figures["load_ms"].each) == (1.0, ())
+
+
 def test_compare_says_who_is_faster(tmp_path):
     found = measure.compare(network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx", 20000), X, folder=tmp_path / "c")
     assert found.ratio[1] > 1
@@ -335,7 +359,7 @@ def test_profile_of_a_file(tmp_path):
     assert figures["macs"].value == 8 * 16 + 16 * 3 and figures["file_bytes"].value == path.stat().st_size
     assert {m.target for m in found.measurements} == {"host"} and found.exit_code == 0
     written = json.loads((tmp_path / "p.json").read_text())
-    assert written["schema"] == "edgekd.profile/1" and written["measurements"] == [dataclasses.asdict(m) for m in found.measurements]
+    assert written["schema"] == "edgekd.profile/1" and results.measurements(written["measurements"]) == found.measurements
     kinds = {e.get("cat") for e in json.loads((tmp_path / "t.json").read_text())["traceEvents"]}
     assert {"operator", "process", "inference"} <= kinds
     assert str(tmp_path) not in (tmp_path / "t.json").read_text() + (tmp_path / "p.json").read_text()
@@ -426,10 +450,11 @@ def test_a_machine_that_lacks_a_targets_features_measures_nothing_for_it(tmp_pat
 
 def test_the_verbs_on_the_command_line(tmp_path, capsys):
     a, b = str(network(tmp_path / "a.onnx")), str(network(tmp_path / "b.onnx", 8000))
-    assert cli.run(["compare", a, b, "--quiet", "--json", str(tmp_path / "c.json")]) == 0
-    out = capsys.readouterr()
-    assert "B / A" in out.out and "B is slower" in out.out and "A / A" in out.out and out.err == ""
-    assert json.loads((tmp_path / "c.json").read_text())["comparison"]["ratio"][0] > 1
+    code = cli.run(["compare", a, b, "--quiet", "--json", str(tmp_path / "c.json")])
+    out, written = capsys.readouterr(), json.loads((tmp_path / "c.json").read_text())
+    assert (code, written["verdict"]) in ((0, "slower"), (3, "inconclusive"))  # a control of 95 % excludes 1 in one session of twenty
+    assert "B / A" in out.out and ("B is slower" in out.out) == (code == 0) and "A / A" in out.out and out.err == ""
+    assert written["comparison"]["ratio"][0] > 1
     assert cli.run(["profile", str(tmp_path / "none.onnx")]) == 2
     assert "can't be read" in capsys.readouterr().err
     assert cli.run(["profile", a, "--target", "hosd"]) == 2

@@ -135,6 +135,33 @@ def test_smaller_is_the_teachers_figure_over_ours(result):
     assert rows.smaller(shown[2], shown[1:]) == ""  # no teacher
 
 
+def test_what_is_slower_or_larger_is_called_so_with_the_interval_of_the_ratio(result):
+    """Against a teacher of 0.812 ms +- 5 % and 812345 B, with and without pairs."""
+    teacher = rows.rows(result, "host")[0]
+
+    def said(p50, half, name="latency_p50_ms", **pairs):
+        figures = {"latency_p50_ms": dataclasses.replace(measured("latency_p50_ms", "ms", p50, half), **pairs), "file_bytes": counted("file_bytes", p50, "B")}
+        return rows.beside(rows.Row(teacher.candidate, "", True, True, figures), [teacher], name)
+
+    assert said(1.624, 0.0812) == "2x slower (1.81 to 2.21)"  # 1.5428 / 0.8526, 1.7052 / 0.7714
+    assert said(0.406, 0.0203) == "2x faster (1.81 to 2.21)"
+    assert said(0.877, 0.044) == "not shown to be slower or faster (0.98 to 1.19 of its time)"
+    paired = dataclasses.replace(teacher.figures["latency_p50_ms"], each=(0.8, 0.81, 0.82, 0.83, 0.84, 0.85), pairing="one")
+    teacher = dataclasses.replace(teacher, figures={**teacher.figures, "latency_p50_ms": paired})
+    each = tuple(x * r for x, r in zip(paired.each, (1.05, 1.07, 1.08, 1.08, 1.09, 1.11), strict=True))
+    assert said(0.877, 0.044, each=each, pairing="one") == "1.08x slower (1.05 to 1.11)"
+    assert said(0.877, 0.044, each=each, pairing="another").startswith("not shown")
+    assert said(1624690, 0, "file_bytes") == "2x larger" and said(812345 / 8, 0, "file_bytes") == "8x smaller"
+
+
+def test_the_page_calls_nothing_faster_that_is_slower(result):
+    """A choice that takes 1.33 times as long as the teacher and has twice its bytes."""
+    made = [candidate("distill.int8", 96.67, 1_624_690, 1_234_567, 1.08) if c.id == "distill.int8" else c for c in result.candidates]
+    text = page.render(dataclasses.replace(result, candidates=tuple(made)))
+    assert "2x larger and 1.33x slower (1.2 to 1.47) than the teacher" in text and "0.75x" not in text and "0.5x smaller" not in text
+    assert "| 2 |" in markdown.render(dataclasses.replace(result, candidates=tuple(made)))
+
+
 # ---------------------------------------------------------------- the table at the end of a run
 
 
@@ -269,7 +296,7 @@ def test_the_page_shows_the_figures_checks_recipe_and_machines(run):
     seen = Reader(path.read_text())
     text = " ".join(" ".join(seen.text).split())
     assert path == run / "report.html" and seen.tags.count("svg") == 2
-    assert "distill.int8 , 26x smaller and 13x faster than the teacher, top1 96.7 % (teacher 98.3)" in text
+    assert "distill.int8 , 26x smaller and 13x faster (12 to 15) than the teacher, top1 96.7 % (teacher 98.3)" in text
     assert "<script>alert(1)</script>" in text and "edgekd compress recipe.toml" in text and "cd" * 32 in text
     for part in ("[0.0580, 0.0642]", "Example CPU", "max 30 kB", "INCONCLUSIVE", "the interval holds the limit", "onnxruntime 1.31.1"):
         assert part in text, part

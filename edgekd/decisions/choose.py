@@ -14,7 +14,7 @@ from typing import Protocol
 
 from edgekd.decisions.budget import SLACK, excess, limit
 from edgekd.decisions.front import front
-from edgekd.decisions.slower import slower
+from edgekd.decisions.slower import slower, told
 from edgekd.records import Candidate, Check, Measurement, TargetResult
 
 REFERENCES = ("teacher",)  # points that are shown and never chosen: the control may be
@@ -59,23 +59,23 @@ def choose(candidates: Iterable[Candidate], *, target: str, select: Select, with
     ids = tuple(c.id for point in on_front for c in points[point])
     if not fit:
         nearest = min(points, key=lambda p: (sum(o.share for o in broken[p]), p))
-        told = "; ".join(str(o) for o in broken[nearest])
+        beyond = "; ".join(str(o) for o in broken[nearest])
         count = "the only candidate is not" if len(points) == 1 else f"none of {len(points)} candidates is"
-        return TargetResult(ids, None, None, (), f"{count} within the budgets; the nearest is {nearest}: {told}")
-    late = {p: told for p, told in slower(points, target, figure).items() if p in fit}
-    refused = {} if select.slower_int8 else {p: told for p, told in late.items() if told[0] in fit}
+        return TargetResult(ids, None, None, (), f"{count} within the budgets; the nearest is {nearest}: {beyond}")
+    late = {p: by for p, by in slower(points, target, figure).items() if p in fit}
+    refused = {} if select.slower_int8 else {p: by for p, by in late.items() if by[0] in fit}
     point, how = best([p for p in fit if p not in refused], points, target, select)
     chosen = _seed(points[point], checks, target, select)
     open_ = f" (not known: {', '.join(missing[point])})" if missing[point] else ""
     return TargetResult(ids, chosen.id, None, (), f"{len(fit)} of {len(points)} within the budgets{open_}; {how}{_late(point, late, refused)}")
 
 
-def _late(point: str, late: Mapping[str, tuple[str, float]], refused: Mapping[str, tuple[str, float]]) -> str:
+def _late(point: str, late: Mapping[str, tuple[str, Figure]], refused: Mapping[str, tuple[str, Figure]]) -> str:
     """What is to be said of int8 that is no faster: of the choice if it is such, else of those that were not chosen for it."""
     if point in late:
-        return f"; as int8 it takes {late[point][1]:.2f} of the time of its float parent {late[point][0]}"
-    told = ", ".join(f"{p} takes {ratio:.2f} of the time of {parent}" for p, (parent, ratio) in refused.items())
-    return f"; int8 is not faster here: {told}" if told else ""
+        return f"; as int8 it takes {told(late[point][1])} of its float parent {late[point][0]}"
+    every = ", ".join(f"{p} takes {told(ratio)} of {parent}" for p, (parent, ratio) in refused.items())
+    return f"; int8 is not faster here: {every}" if every else ""
 
 
 def competing(candidates: Iterable[Candidate], target: str, references: Collection[str] = ()) -> dict[str, list[Candidate]]:

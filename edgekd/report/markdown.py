@@ -48,9 +48,15 @@ def _table(listed: Sequence[Row]) -> str:
     for row in listed:
         mark = " **chosen**" if row.chosen else " (front)" if row.front else f" ({markdown(row.role)})" if row.role else ""
         times = shown.smaller(row, listed)
-        cells = [f"{_code(row.candidate.id)}{mark}", *(_cell(row, n) for n in names), f"1/{times[:-1]}" if times else ""]
+        cells = [f"{_code(row.candidate.id)}{mark}", *(_cell(row, n) for n in names), _share(times)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _share(times: str) -> str:
+    """`8.2x` smaller is 1/8.2 of the teacher's size; what is larger, a multiple of it."""
+    ratio = float(times[:-1] or 0)
+    return "" if not ratio else f"1/{ratio:g}" if ratio >= 1 else f"{1 / ratio:.2g}"
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> str:

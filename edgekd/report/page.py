@@ -18,7 +18,6 @@ from edgekd.report.rows import Row
 
 COSTS = ("latency_p50_ms", "file_bytes")
 MORE = ("instructions", "latency_at_least_ms", "activation_bytes", "load_ms", "first_ms")
-FASTER = {"file_bytes": "smaller", "latency_p50_ms": "faster"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # whatever slips through can load and run nothing
 STYLE = Path(__file__).with_name("page.css")
 RECIPE_LIMIT = 2**20  # characters
@@ -84,8 +83,7 @@ def _sentence(result: Result, target: str, found: TargetResult) -> str:
         return f"nothing chosen{': ' + text(found.reason) if found.reason else ''}"
     listed = shown.rows(result, target)
     row = next(r for r in listed if r.chosen)
-    guessed = lambda name: " by prediction" if row.figures[name].origin == "predicted" else ""
-    ratios = [f"{times} {word}{guessed(name)}" for name, word in FASTER.items() if (times := shown.smaller(row, listed, name))]
+    ratios = [times for name in shown.BESIDE if (times := shown.beside(row, listed, name))]
     facts = [f"{' and '.join(ratios)} than the teacher"] if ratios else []
     teacher = next((r for r in listed if r.role == "teacher"), None)
     for name in shown.metrics(listed)[:1]:
@@ -140,10 +138,10 @@ def _figures(listed: Sequence[Row]) -> str:
     lines, classes = [], []
     for row in listed:
         note = "chosen" if row.chosen else "front" if row.front else row.role
-        times = {n: shown.smaller(row, listed, n) for n in COSTS}
+        times = {n: shown.beside(row, listed, n) for n in COSTS}
         cells = [f"<code>{text(row.candidate.id)}</code>" + (f" <small>{text(note)}</small>" if note and note != row.candidate.id else "")]
         for n in names:
-            extra = f"<small>{times[n]} {FASTER[n]}</small>" if times.get(n) else ""
+            extra = f"<small>{times[n]}</small>" if times.get(n) else ""
             cells.append(_cell(row.figures.get(n), extra))
         lines.append(cells)
         classes.append("chosen" if row.chosen else "front" if row.front else "reference" if row.role else "dominated")

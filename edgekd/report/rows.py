@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgekd import intervals
 from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
 
 MARKS = {"counted": "c", "measured": "m", "emulated": "e", "predicted": "p"}
@@ -23,6 +24,7 @@ TITLES = {
     "file_bytes": "bytes", "macs": "MACs", "parameters": "params", "latency_p50_ms": "p50 ms", "latency_p90_ms": "p90 ms",
     "peak_rss_over_runtime_bytes": "peak MB", "peak_rss_bytes": "peak MB", "activation_bytes": "activations B",
 }  # fmt: skip
+BESIDE = {"file_bytes": ("smaller", "larger"), "latency_p50_ms": ("faster", "slower")}  # what is set beside the teacher's: better, worse
 VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
 
 
@@ -125,13 +127,43 @@ def interval(m: Measurement) -> str:
     return "" if m.origin == "counted" or m.low == m.high else f"[{number(m.low, digits(m))}, {number(m.high, digits(m))}]"
 
 
-def smaller(row: Row, found: Iterable[Row], name: str = "file_bytes") -> str:
-    """How many times smaller (or faster) than the teacher a figure is: `8.2x`; empty where there is nothing to compare."""
-    teacher = next((r.figures.get(name) for r in found if r.role == "teacher"), None)
-    ours = row.figures.get(name)
-    if teacher is None or ours is None or row.role == "teacher" or ours.value <= 0 or teacher.value <= 0:
+def smaller(row: Row, found: Iterable[Row]) -> str:
+    """How many times smaller than the teacher's a file is: `8.2x`; empty where there is nothing to compare."""
+    both = _both(row, found, "file_bytes")
+    return f"{float(f'{both[1].value / both[0].value:.2g}'):g}x" if both else ""
+
+
+def beside(row: Row, found: Iterable[Row], name: str) -> str:
+    """How a cost compares with the teacher's: `26x smaller`, `1.08x slower (1.05 to 1.11)`; empty where there is nothing to compare."""
+    both = _both(row, found, name)
+    if both is None:
         return ""
-    return f"{float(f'{teacher.value / ours.value:.2g}'):g}x"
+    better, worse = BESIDE[name]
+    ours, theirs = both
+    if {ours.origin, theirs.origin} in ({"counted"}, {"predicted"}):  # what two predictions are off by, they share: no interval
+        ratio, guessed = ours.value / theirs.value, " by prediction" if ours.origin == "predicted" else ""
+        if guessed and max(ratio, 1 / ratio) <= intervals.CLEAR:
+            return f"not shown to be {worse} or {better}{guessed}"
+        return f"{_times(max(ratio, 1 / ratio))}x {worse if ratio > 1 else better}{guessed}"
+    ratio, low, high = intervals.ratio_of(ours, theirs)
+    if low <= 1 <= high:
+        return f"not shown to be {worse} or {better} ({_times(low)} to {_times(high)} of its time)"
+    ratio, low, high, word = (ratio, low, high, worse) if low > 1 else (1 / ratio, 1 / high, 1 / low, better)
+    return f"{_times(ratio)}x {word} ({_times(low)} to {_times(high)})"
+
+
+def _both(row: Row, found: Iterable[Row], name: str) -> tuple[Measurement, Measurement] | None:
+    """The figure and the teacher's."""
+    theirs = next((r.figures.get(name) for r in found if r.role == "teacher"), None)
+    ours = row.figures.get(name)
+    if theirs is None or ours is None or row.role == "teacher" or min(ours.low, theirs.low) <= 0:
+        return None
+    return ours, theirs
+
+
+def _times(ratio: float) -> str:
+    """A ratio, to the per cent below ten."""
+    return f"{float(f'{ratio:.2f}' if ratio < 10 else f'{ratio:.2g}'):g}"
 
 
 def origins(found: Iterable[Row], shown: Iterable[str]) -> tuple[str, ...]:
@@ -156,10 +188,14 @@ def caution(result: Result, target: str) -> str:
         return ""
     parent = next((listed[p] for p in ours.candidate.parents if p in listed), None)
     a, b = ours.figures.get("latency_p50_ms"), parent.figures.get("latency_p50_ms") if parent is not None else None
-    if a is None or b is None or a.low <= b.high:
+    if a is None or b is None or min(a.low, b.low) <= 0:
         return ""
+    ratio, low, high = intervals.ratio_of(a, b)
+    if low <= 1:
+        return ""
+    of = f"the time of the float {clean(parent.candidate.id)} ({low:.2f} to {high:.2f})"
     return (
-        f"int8 is slower here: {clean(ours.candidate.id)} takes {a.value / b.value:.2f} x the time of the float {clean(parent.candidate.id)}; "
+        f"int8 is slower here: {clean(ours.candidate.id)} takes {ratio:.2f} x {of}; "
         "at this size conversions cost more than integers save"
     )
 
