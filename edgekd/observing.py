@@ -156,6 +156,10 @@ def _saturable(artifact: Artifact) -> tuple[Measurement, ...]:
     return (Measurement("saturable_layers", "", len(layers), len(layers), len(layers), 1, None, None, "counted", note=note),)
 
 
+def _noted(m: Measurement, more: str) -> str:
+    return "; ".join(filter(None, (m.note, more)))
+
+
 def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, machine: str) -> list[Measurement]:
     """Quality on validation by this machine's answers, as no target's: what a choice goes by for targets that this machine is none of. What the
     chosen file answers there is emulated, and judged on test."""
@@ -163,7 +167,7 @@ def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, mach
     figures = quality.measure(
         o.outputs["validation"], resolved.data("validation").labels, resolved.task.metrics, teacher=reference, split="validation"
     )
-    return [dataclasses.replace(m, environment=machine, threads=1, note=m.note or "this machine's answers") for m in figures]
+    return [dataclasses.replace(m, environment=machine, threads=1, note=_noted(m, "this machine's answers")) for m in figures]
 
 
 def described(
@@ -186,7 +190,7 @@ def described(
             reference = None if teacher is None or teacher is o else teacher.outputs[split]
             figures = quality.measure(outputs[split], resolved.data(split).labels, resolved.task.metrics, teacher=reference, split=split)
             own = {"target": target.name, "environment": environment.environment_id(facts), "threads": 1}
-            found += [dataclasses.replace(m, **own, note=m.note or note) for m in figures]
+            found += [dataclasses.replace(m, **own, note=_noted(m, note)) for m in figures]
         if more:  # a machine with more would show the time of other kernels
             found += calibrating.predicted(o.file, target)
         else:

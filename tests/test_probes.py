@@ -16,6 +16,8 @@ from onnx import numpy_helper as nh
 
 from edgekd import intervals
 from edgekd.decisions import budget
+from edgekd.decisions.budget import judge
+from edgekd.decisions.rules import parse
 from edgekd.errors import RunFailed, UsageError
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static, trace
@@ -410,6 +412,33 @@ def test_ece_is_the_definition_spelled_out():
         if within.any():
             expected += within.sum() / n * abs(right[within].mean() - confidence[within].mean())
     assert quality.ece(STUDENT, Y) == pytest.approx(100 * expected)
+
+
+def answered(generator, n, over):
+    """Logits and labels of n samples: most confidences are 0.99 and above; the share of right answers is `over` less."""
+    sure = np.where(generator.random(n) < 0.85, 0.99 + 0.0099 * generator.random(n), generator.uniform(0.55, 0.99, n))
+    logits = np.stack([np.log(sure), np.log((1 - sure) / 2), np.log((1 - sure) / 2)], axis=1)
+    return logits, np.where(generator.random(n) < sure - over, 0, 1)
+
+
+def test_a_calibrated_model_is_within_a_budget_of_calibration():
+    """Its true error is 0: the interval holds that, and no gate at 1.5 % finds more."""
+    held = 0
+    for seed in range(20):
+        logits, labels = answered(np.random.default_rng(seed), 900, 0.0)
+        found = by_name(logits, labels, [])["ece"]
+        held += found.low == 0
+        (check,) = judge((parse("ece", "max 1.5 %"),), Candidate("a", "a", 0, (), (), "onnx", None, "", (found,)), target="host")
+        assert check.verdict != "fail" and 0 <= found.low <= found.value <= found.high
+        assert f"is {quality.ece(logits, labels):.2f} %" in found.note and found.value < quality.ece(logits, labels)
+    assert held >= 17
+
+
+@pytest.mark.parametrize("n, over", [(100, 0.02), (900, 0.02), (900, 0.10)])
+def test_the_interval_of_the_calibration_error_holds_the_true_one(n, over):
+    found = [by_name(*answered(np.random.default_rng(seed), n, over), [])["ece"] for seed in range(20)]
+    assert sum(m.low <= 100 * over <= m.high for m in found) >= 17
+    assert np.mean([m.value for m in found]) == pytest.approx(100 * over, abs=1.5) and np.mean([m.high - m.low for m in found]) < 700 / np.sqrt(n) * 2
 
 
 def test_worst_class_drop_by_hand():
