@@ -83,10 +83,11 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr
 @click.option("--set", "sets", multiple=True, metavar="STAGE.KEY=VALUE", help="Change a setting of the recipe. Repeat for several.")
 @click.option("--on", "on", multiple=True, type=Board(), metavar="T=ADDRESS", help="Where target T's board is: T=ssh://[user@]host[:port].")
 @click.option("--time-budget", type=Duration(), help="Begin no further training after this long (90s, 20m, 2h); conclude with what is there.")
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads of the trainings; part of a run's identity [default: 2].")
 @click.option("--fresh", is_flag=True, help="Replace the run of another recipe in the folder; finished work stays in the store.")
 @click.option("--dry-run", is_flag=True, help="Check everything and show the steps; compute nothing.")
 @quiet_option
-def compress(recipe, targets, out, sets, on, time_budget, fresh, dry_run, quiet):
+def compress(recipe, targets, out, sets, on, time_budget, threads, fresh, dry_run, quiet):
     """Distil, prune, quantize, export, profile, choose and gate by RECIPE (TOML); without one, the built-in example.
 
     A recipe names code (tasks, models, losses) and runs it: use recipes that you trust.
@@ -94,8 +95,8 @@ def compress(recipe, targets, out, sets, on, time_budget, fresh, dry_run, quiet)
     """
     from edgekd.pipeline import compress
 
-    given = {"targets": targets, "out": out, "sets": sets, "on": dict(on), "time_budget": time_budget, "fresh": fresh, "dry_run": dry_run}
-    outcome = compress(recipe, **given, quiet=quiet)
+    given = {"targets": targets, "out": out, "sets": sets, "on": dict(on), "time_budget": time_budget, "threads": threads, "fresh": fresh}
+    outcome = compress(recipe, **given, dry_run=dry_run, quiet=quiet)
     click.echo(str(outcome))
     return 0 if isinstance(outcome, str) else outcome.exit_code
 

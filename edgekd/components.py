@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import THEIRS, Problem, UsageError
 
 
 def names(folder: str) -> list[str]:
@@ -51,7 +51,7 @@ def imported(path: str) -> Any:
             hint = "modules are looked for beside the recipe, in the current folder, and where Python finds them"
             raise UsageError(Problem("", f"there is no module `{module_name}`", hint)) from None
         raise UsageError(Problem("", f"`{module_name}` can't be imported: {error}", f"install `{error.name}`")) from error
-    except Exception as error:
+    except THEIRS as error:
         raise UsageError(Problem("", f"importing `{module_name}` failed: {type(error).__name__}: {error}")) from error
     for name in attribute.split("."):
         if not hasattr(target, name):

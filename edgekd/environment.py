@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgekd.runtimes import facts as reading
 
-VOLATILE = ("mhz", "celsius", "throttled")
+VOLATILE = ("mhz", "celsius", "throttled", "cores")  # cores: those that this process may use
+THREADS = 2  # of torch, unless a recipe says otherwise: whatever the cores, since sums come out otherwise with another number
 _SYSTEM = Path("/")
 cores, FEATURES = reading.cores, reading.FEATURES
 
 
 def describe() -> dict[str, Any]:
     """Facts of this machine as JSON values, as a board tells its own (runtimes/facts.py): cpu, architecture, features, cores, clocks (MHz), caches
-    and RAM (bytes), governor, temperature, versions. VOLATILE ones change from call to call; everything else is the machine's."""
+    and RAM (bytes), governor, temperature, versions. VOLATILE ones may change from call to call; everything else is the machine's."""
     return reading.describe(_SYSTEM)
 
 
@@ -28,6 +29,26 @@ def environment_id(facts: Mapping[str, Any]) -> str:
     if steady.get("ram_bytes"):
         steady["ram_bytes"] = round(steady["ram_bytes"] / 2**30)  # what the firmware keeps for itself differs from boot to boot
     return hashlib.sha256(json.dumps(steady, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def kind(facts: Mapping[str, Any]) -> str:
+    """The kind of CPU: what decides how sums of floats come out, and so the bytes of what is trained."""
+    return f"{facts['cpu']} ({', '.join(facts['features']) or facts['architecture']})"
+
+
+@contextlib.contextmanager
+def threads(count: int = THREADS) -> Iterator[None]:
+    """Torch computes in `count` threads and numpy's linear algebra in one, on any number of cores; before and after as the caller had it."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def forget_peak() -> None:

@@ -9,8 +9,13 @@
 0 (passed), 1 (a gate or goal failed) and 3 (inconclusive) are verdicts, not errors; 130 is an interrupt.
 """
 
+import contextlib
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+THEIRS = (Exception, SystemExit)  # what code of somebody else may end with: a task module that calls sys.exit() has failed like any other
 PASSED, FAILED, USAGE, INCONCLUSIVE, UNFIT, BASELINE, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
 
@@ -51,3 +56,14 @@ class BaselineError(EdgekdError):
 
 class RunFailed(EdgekdError):
     exit_code = BROKEN
+
+
+@contextlib.contextmanager
+def exits(kind: type[EdgekdError]) -> Iterator[None]:
+    """Code of a recipe that calls sys.exit() has failed, whatever the number it gives: an error of that `kind`, with the line that did it."""
+    try:
+        yield
+    except SystemExit as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        hint = "raise an exception that says what is wrong"
+        raise kind(Problem(f"{Path(last.filename).name}:{last.lineno}", f"sys.exit({error.code!r}) was called", hint)) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgekd import fixing, results, subjects
 from edgekd.decisions import gains
-from edgekd.errors import FAILED, PASSED, Problem, UsageError
+from edgekd.errors import FAILED, PASSED, Problem, RunFailed, UsageError, exits
 from edgekd.files import toml, write_atomic
 from edgekd.quantization.diagnose import Finding, Looked, look
 from edgekd.records import Candidate, Measurement, Result
@@ -46,6 +46,7 @@ class Explained:
         return self.text
 
 
+@exits(RunFailed)
 def explain(
     path: Path | str,
     *,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekd import components, taps
+from edgekd.errors import THEIRS
 from edgekd.records import Batch, Signals
 from edgekd.terms import EMA, PEERS, Term, is_module, tapped
 
@@ -89,7 +90,7 @@ def rehearse(table: Mapping[str, Any] | None, names: Sequence[str], outputs: Seq
     signals = {name: Signals(torch.randn(len(batch.index), *outputs, generator=torch.Generator().manual_seed(0))) for name in names}
     try:
         ensemble(table, names)(signals, batch)
-    except Exception as error:
+    except THEIRS as error:
         known = isinstance(error, ValueError)
         return [
             (str(error) if known else f"can't work on this task: {type(error).__name__}: {error}", "`edgekd list ensembles` shows what each needs")

@@ -16,7 +16,8 @@ from typing import Any
 from edgekd import environment, mixing, resolving
 from edgekd import plan as planning
 from edgekd import recipe as recipes
-from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.errors import Problem, RunFailed, UsageError, exits
+from edgekd.files import toml, write_atomic
 from edgekd.hosts import address
 from edgekd.observing import observe
 from edgekd.outcome import Outcome, conclude
@@ -25,12 +26,13 @@ from edgekd.records import Artifact, Host, Made, Run
 from edgekd.report.progress import Silent, reporter
 from edgekd.resolving import Resolved
 from edgekd.standing import host_of, stands_for
-from edgekd.store import Store, write_atomic
+from edgekd.store import Store
 from edgekd.targets import HOST
 
 OURS = ("recipe.toml", "result.json", "report.html", "report.md", "log.jsonl", "models", "predictions", "bundles", "profile", "fixed")
 
 
+@exits(RunFailed)
 def compress(
     recipe: Path | str | Mapping[str, Any] | None = None,
     *,
@@ -39,21 +41,27 @@ def compress(
     sets: Iterable[str] = (),
     on: Mapping[str, str] = {},  # noqa: B006  (read only)
     time_budget: float | None = None,
+    threads: int | None = None,
     fresh: bool = False,
     dry_run: bool = False,
     quiet: bool = True,
 ) -> Outcome | str:
-    """Runs a recipe (None: the built-in one) as `edgekd compress` does. `on` {target: address of its board}; `time_budget` in seconds; `dry_run`
-    returns the plan as text.
+    """Runs a recipe (None: the built-in one) as `edgekd compress` does. `on` {target: address of its board}; `time_budget` in seconds;
+    `threads` of the trainings: by default the recipe's, the folder's own where it holds a run, else 2; `dry_run` returns the plan as text.
 
     Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export check fails."""
     from edgekd import rehearsing
 
-    resolved = resolving.resolve(recipes.read(recipe, sets, targets))
+    resolved = resolving.resolve(recipes.read(recipe, sets, targets, threads))
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
+    begun = None if fresh else _threads(folder)
+    if resolved.read.recipe.threads is None and begun is not None:
+        resolved = dataclasses.replace(resolved, threads=begun)
     store = Store()
     progress = reporter(quiet)
     try:
+        if told := _sharing(resolved, begun):
+            progress.say(told)
         with progress.task("check the plan"):
             plan = planning.make(resolved)
         _addressed(on, resolved)
@@ -116,6 +124,7 @@ def run_steps(
     is in the former only."""
     made: dict[str, Artifact] = dict(before or {})
     steps: list[dict[str, Any]] = []
+    here = environment.kind(environment.describe())
     for number, step in enumerate(plan.steps.values(), 1):
         if step.key in made:
             continue
@@ -136,8 +145,14 @@ def run_steps(
             progress.say(f"  {step.label}: {artifact.facts['reached']:.4g} of the MACs kept, {artifact.facts['asked']:g} asked")
         seconds = artifact.facts.get("seconds", 0.0) if reused else time.monotonic() - begun
         cost = {"seconds": round(seconds, 3), "peak_rss_bytes": artifact.facts.get("peak_rss_bytes")}
+        elsewhere = [kind for kind in artifact.facts.get("cpus", ()) if kind != here]
+        cost |= {"cpus": elsewhere} if elsewhere else {}
         steps.append({"key": step.key, "step": step.label, "stage": step.stage, "reused": reused, **cost})
         log(event="step", **steps[-1])
+    others = list(dict.fromkeys(kind for s in steps for kind in s.get("cpus", ())))
+    if others:
+        count = sum("cpus" in s for s in steps)
+        progress.say(f"{count} of {len(plan.steps)} steps were made on {' and '.join(others)}: made here, their bytes may differ")
     found = sum(s["reused"] for s in steps)
     if found:
         progress.say(f"{found} of {len(plan.steps)} steps were finished already")
@@ -161,12 +176,13 @@ def make(step: Step, made: Mapping[str, Artifact], parents: Mapping[str, str], r
     """Runs one step into the store."""
 
     def build(folder: Path, scratch: Path) -> Made:
-        begun = time.monotonic()
+        begun, cpus = time.monotonic(), _cpus(scratch.parent / "cpus.json")
         environment.forget_peak()
         run = Run(resolved.task, step.seed, resolved.threads, folder, scratch, resolved.data, advance, lambda **event: log(step=step.label, **event))
         source = made[step.source] if step.source else None
-        product = step.part(source, run, teacher=tuple(made[key] for key in step.teacher))
-        cost = {"seconds": round(time.monotonic() - begun, 3), "peak_rss_bytes": environment.peak_rss()}
+        with environment.threads(resolved.threads), exits(RunFailed):
+            product = step.part(source, run, teacher=tuple(made[key] for key in step.teacher))
+        cost = {"seconds": round(time.monotonic() - begun, 3), "peak_rss_bytes": environment.peak_rss(), "cpus": cpus}
         return Made(product.form, {**product.facts, **cost})
 
     try:
@@ -182,6 +198,17 @@ def make(step: Step, made: Mapping[str, Artifact], parents: Mapping[str, str], r
         )
     except RunFailed as error:
         raise RunFailed(*(Problem(f"{step.label}: {p.place}".rstrip(": "), p.message, p.hint) for p in error.problems)) from error
+
+
+def _cpus(path: Path) -> list[str]:
+    """The kinds of CPU that have worked on a step, this one with them; kept beside its checkpoints."""
+    try:
+        found = [str(kind) for kind in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        found = []
+    found = list(dict.fromkeys([*found, environment.kind(environment.describe())]))
+    write_atomic(path, json.dumps(found).encode())
+    return found
 
 
 def _describe(plan: Plan, store: Store) -> str:
@@ -225,13 +252,35 @@ def _claim(folder: Path, text: str, fresh: bool) -> None:
             target = folder / name
             shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
     elif path.is_file() and path.read_text(encoding="utf-8") != text:
-        hint = "--fresh replaces it (finished work stays in the store), --out NAME keeps both"
+        hint, begun = "--fresh replaces it (finished work stays in the store), --out NAME keeps both", _threads(folder)
+        if begun is not None and toml(text)["threads"] != begun:
+            hint = f"it was begun with {begun} thread{'s' * (begun > 1)}: --threads {begun} goes on with it; {hint}"
         raise UsageError(Problem(str(folder), "holds the run of another recipe", hint))
     elif not path.is_file():
         foreign = [p.name for p in folder.iterdir() if p.name in OURS]
         if foreign:
             raise UsageError(Problem(str(folder), f"holds {', '.join(foreign)} but no recipe.toml: not a run", "choose another folder with --out"))
     write_atomic(path, text.encode())
+
+
+def _threads(folder: Path) -> int | None:
+    """The number of threads that the run in a folder was begun with; None where there is no run."""
+    try:
+        found = toml((folder / "recipe.toml").read_text(encoding="utf-8")).get("threads")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, int) and 1 <= found <= recipes.MOST_THREADS else None
+
+
+def _sharing(resolved: Resolved, begun: int | None) -> str:
+    """What is worth knowing of the threads on this machine: that more could be had, or that they share cores; empty where nothing is."""
+    threads, cores = resolved.threads, environment.cores()
+    if threads > cores:
+        return f"{threads} threads on {cores} core{'s' * (cores > 1)}: slower, and the same files"
+    if threads == cores or resolved.read.recipe.threads is not None:
+        return ""
+    more = cores // 2 if cores // 2 > threads else cores  # a core's second hardware thread adds little to a training
+    return f"using {threads} of {cores} cores" + (", as the run was begun" if begun is not None else f": --threads {more}")
 
 
 def _logger(path: Path):

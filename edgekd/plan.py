@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekd import components, fingerprint
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, UsageError, exits
 from edgekd.recipe import Read, StageLine, at
 from edgekd.records import Task
 from edgekd.resolving import Resolved
@@ -91,6 +91,7 @@ class Wants:
         return settings
 
 
+@exits(UsageError)
 def make(resolved: Resolved) -> Plan:
     """The plan of a recipe. Raises UsageError for what can't work, before any training."""
     planner = _Planner(resolved)

@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from edgekd import components
-from edgekd.errors import Problem, UsageError
+from edgekd import components, environment
+from edgekd.errors import Problem, UsageError, exits
 from edgekd.files import toml
 from edgekd.settings import STAGE_KEYS, find_part, public_stages, stage_settings, teachers_of
 
+MOST_THREADS = 1024
 POINTS = 10_000  # of a sweep: more is a mistake
 BUILT_IN = Path(__file__).parent / "tasks" / "digits.toml"
 
@@ -51,7 +52,7 @@ class Recipe(Strict):
     targets: tuple[str, ...] = pydantic.Field(("host",), min_length=1)
     modules: str = "."  # where modules that the recipe names lie, seen from it
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
-    threads: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None
+    threads: Annotated[int, pydantic.Field(ge=1, le=MOST_THREADS)] | None = None
     control: bool = True
     stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
     model: dict[str, ModelTable] = {}
@@ -86,13 +87,19 @@ class Read:
     raw: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(source: Path | str | Mapping[str, Any] | None = None, sets: Iterable[str] = (), targets: Iterable[str] = ()) -> Read:
-    """Reads a recipe (None: the built-in one), applies `STAGE.KEY=VALUE` settings and targets. Raises UsageError with every problem."""
+@exits(UsageError)
+@environment.threads()
+def read(
+    source: Path | str | Mapping[str, Any] | None = None, sets: Iterable[str] = (), targets: Iterable[str] = (), threads: int | None = None
+) -> Read:
+    """Reads a recipe (None: the built-in one), applies `STAGE.KEY=VALUE` settings, targets and threads. Raises UsageError with every problem."""
     raw, place, folder = _open(source)
     problems: list[Problem] = []
     raw = _apply_sets(raw, sets, problems)
     if targets:
         raw["targets"] = list(targets)
+    if threads is not None:
+        raw["threads"] = threads
     form, found = components.check(Recipe, raw, place)
     problems += found
     if form is None:  # go on with what is sound, so that all problems are told at once

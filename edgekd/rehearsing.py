@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgekd import __version__, fingerprint, models, observing, outcome, pipeline, results, targets
-from edgekd.errors import EdgekdError, Problem, RunFailed, UsageError
+from edgekd.errors import THEIRS, EdgekdError, Problem, RunFailed, UsageError
 from edgekd.files import write_atomic
 from edgekd.hosts import local
 from edgekd.observing import SPLITS, Observed
@@ -256,7 +256,7 @@ def _tried(where: str, work: Callable[..., Any], *given: Any) -> list[Problem]:
         raise
     except EdgekdError as error:
         return [dataclasses.replace(p, place=": ".join(x for x in (where, p.place) if x)) for p in error.problems]
-    except Exception as error:  # (models, metrics and data are the user's own code)
+    except THEIRS as error:  # (models, metrics and data are the user's own code)
         reason = (str(error).strip().splitlines() or [""])[0]
         return [Problem(where, f"{type(error).__name__}: {reason}"[:400], "it was tried with fresh models and a few samples, before any training")]
     return []

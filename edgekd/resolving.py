@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgekd import components
-from edgekd.errors import EdgekdError, Problem, UsageError
+from edgekd import components, environment
+from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits
 from edgekd.recipe import Read, Recipe, Select
 from edgekd.records import Task
 from edgekd.settings import FILLED_IN
@@ -32,6 +32,7 @@ class Resolved:
     gate: Mapping[str, Mapping[str, Any]]
 
 
+@exits(UsageError)
 def resolve(recipe: Read) -> Resolved:
     """Finds task and targets, fills the defaults that depend on them. Raises UsageError with every problem of all of them."""
     resolved, problems = find(recipe)
@@ -40,9 +41,10 @@ def resolve(recipe: Read) -> Resolved:
     return resolved
 
 
+@environment.threads()
 def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
     """What a recipe refers to, as far as it can be found, and every problem with it."""
-    from edgekd import environment, targets
+    from edgekd import targets
     from edgekd.decisions import budget, capacity
     from edgekd.sources import columns
 
@@ -52,7 +54,7 @@ def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
         _gather(lambda name=name: targets.load(_beside(name, recipe.folder)), f"{recipe.place}: targets", problems)
         for name in dict.fromkeys(recipe.recipe.targets)
     ]
-    load = cache(lambda split: columns.load(task, split))
+    load = cache(environment.threads()(lambda split: columns.load(task, split)))
     select, gate = recipe.recipe.select, {name: dict(lines) for name, lines in recipe.recipe.gate.items()}
     if isinstance(task, Task) and task.metrics:
         problems += _task_problems(task, recipe, load)
@@ -69,8 +71,7 @@ def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
     problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=whole, metrics=metrics)
     problems += _select_problems(select, metrics, f"{recipe.place}: select")
     problems += _unmeasured(gate, metrics, f"{recipe.place}: gate")
-    threads = recipe.recipe.threads or min(2, environment.cores())
-    return Resolved(recipe, task, load, tuple(found), threads, select, gate), problems
+    return Resolved(recipe, task, load, tuple(found), recipe.recipe.threads or environment.THREADS, select, gate), problems
 
 
 def _unmeasured(gate: Mapping[str, Any], metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
@@ -131,7 +132,7 @@ def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:
         made = task(**settings)
     except EdgekdError:
         raise
-    except Exception as error:  # the task is the user's own code
+    except THEIRS as error:  # the task is the user's own code
         raise UsageError(Problem("", f"`{use}` failed: {type(error).__name__}: {error}")) from error
     if not isinstance(made, Task):
         raise UsageError(Problem("", f"`{use}` returned {type(made).__name__}, not an edgekd.Task"))

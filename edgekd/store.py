@@ -1,7 +1,8 @@
 """The store of finished work: immutable artifacts by key, measurements beside them, checkpoints of what is in work.
 
     ROOT/artifacts/KE/KEY/        artifact.json and the files it names; appears by rename, is never written again
-    ROOT/work/KEY/                out/ (files of a step in work), scratch/ (its checkpoints); ROOT/work/KEY.lease: who works on it
+    ROOT/work/KEY/                out/ (files of a step in work), scratch/ (its checkpoints), cpus.json (where they were made)
+    ROOT/work/KEY.lease           who works on it
     ROOT/observations/KE/KEY/     NAME.json, each with a digest of its own
     ROOT/trash/                   what is being deleted
 

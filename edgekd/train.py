@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from edgekd import taps
+from edgekd import environment, taps
 from edgekd.checkpoints import restore, save
 from edgekd.errors import RunFailed
 from edgekd.guides import Guides, dry
@@ -263,14 +263,9 @@ def seeded(seed: int, threads: int) -> Iterator[None]:
     """The random generator and thread count of a training; the caller's are put back."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with environment.threads(threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd import taps
-from edgekd.errors import UsageError
+from edgekd.errors import THEIRS, UsageError
 from edgekd.records import Signals, Task
 from edgekd.terms import Bound, Term, bind, is_module, terms
 
@@ -91,7 +91,7 @@ def rehearse(
                         yield number, f"`{term.use}` would teach nothing ({shapes}): on random outputs {still}", hint
                     elif told is not None:
                         told.append(_line(term, bound, seen, taught))
-            except Exception as error:
+            except THEIRS as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
                 kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
                 if isinstance(error, UsageError):
@@ -160,7 +160,7 @@ def _pull(
     try:
         value = bound.rows(ours, theirs, batch, share, agreement)[1].sum()
         gradients = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True) if value.requires_grad else ()
-    except Exception:  # (a loss of one's own; what it says of outputs that a model gives was told already)
+    except THEIRS:  # (a loss of one's own; what it says of outputs that a model gives was told already)
         return None
     steepest = max((g.abs().max().item() for g in gradients if g is not None and g.numel()), default=0.0)
     return (value.item(), steepest) if np.isfinite([value.item(), steepest]).all() else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.data.arrays import Splits, to_array
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.records import Sample
 
 LABELS = ("label", "labels", "target", "targets", "y")
@@ -101,7 +101,7 @@ def _readable(items: Items) -> list[Problem]:
             one, two = items[position], items[position]
         except UsageError as error:
             return [Problem(place, p.message, p.hint) for p in error.problems]
-        except Exception as error:  # (the data set is the user's own code)
+        except THEIRS as error:  # (the data set is the user's own code)
             return [Problem(place, f"reading raises {type(error).__name__}: {error}", "see that dataset[i] works for every i")]
         if not _same(one.inputs, two.inputs) or not _same(one.label, two.label):
             hint = "take random transforms out of the data set and give them as the task's `augment`, a pure function of its draws"

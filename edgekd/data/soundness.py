@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.data.arrays import PARTS, Arrays
-from edgekd.errors import EdgekdError, Problem
+from edgekd.errors import THEIRS, EdgekdError, Problem
 from edgekd.records import Metric, Task
 
 ROWS = 2  # samples that models, augmentation and metrics are tried on: batch statistics need two
@@ -32,7 +32,7 @@ def check(task: Task, load: Callable[[str], Any] | None = None, *, roles: Sequen
         except EdgekdError as error:
             problems += error.problems
             continue
-        except Exception as error:  # (the task is the user's own code)
+        except THEIRS as error:  # (the task is the user's own code)
             problems.append(Problem(f"{place}: data({name!r})", f"raises {type(error).__name__}: {error}"))
             continue
         found = list(_split(task, split, f"{place}: data({name!r})"))
@@ -182,7 +182,7 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
                     problems.append(Problem(where, f"makes a {type(model).__name__}, not a torch.nn.Module"))
                     continue
                 answer = (task.forward or (lambda model, inputs: model(inputs)))(model.eval(), inputs)
-        except Exception as error:  # (the model is the user's own code)
+        except THEIRS as error:  # (the model is the user's own code)
             given = ", ".join(f"{k or 'input'} {v.dtype} {list(v.shape)}" for k, v in tensors.items())
             text = f"raises {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             problems.append(Problem(where, text, f"it was called with {given}, that is {ROWS} samples of validation"))
@@ -227,7 +227,7 @@ def _augmentation(task: Task, inputs: Any, place: str) -> Iterator[Problem]:
             one = task.augment(inputs, u)
             torch.manual_seed(1)
             two = task.augment(inputs, u)
-    except Exception as error:  # (the augmentation is the user's own code)
+    except THEIRS as error:  # (the augmentation is the user's own code)
         yield Problem(where, f"raises {type(error).__name__}: {error}", f"it was called with {ROWS} samples and u of shape [{ROWS}, {task.draws}]")
         return
     one, two, kept = (dict(x) if isinstance(x, Mapping) else {"": x} for x in (one, two, inputs))
@@ -251,7 +251,7 @@ def _metric(metric: Metric, outputs: np.ndarray, labels: np.ndarray, where: str)
     try:
         records = np.asarray(metric.records(outputs, labels))
         value = None if records.shape[:1] != (ROWS,) else metric.value(records)
-    except Exception as error:  # (the metric is the user's own code)
+    except THEIRS as error:  # (the metric is the user's own code)
         hint = f"it was called with outputs {list(outputs.shape)}, labels {list(labels.shape)}"
         yield Problem(where, f"raises {type(error).__name__}: {error}", hint)
         return

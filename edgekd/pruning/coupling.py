@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.pruning.history import removal
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def coupled(model: nn.Module, example: Any, forward: Forward, protect: Iterable[
         p.requires_grad_(p.is_floating_point() or p.is_complex())
     try:
         graph = _traced(model, example, forward)
-    except Exception as error:
+    except THEIRS as error:
         hint = "its forward must run on a batch of 2, with gradients"
         raise UsageError(Problem("model", f"can't be traced for pruning: {first_line(error)}", hint)) from error
     names, tied = {m: n for n, m in model.named_modules()}, _tied(model)
@@ -115,7 +115,7 @@ def _followed(graph: Any, names: dict) -> Iterator[Any]:
         pruner = graph.get_pruner_of_module(module)
         try:
             group = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(pruner.get_out_channels(module))))
-        except Exception as error:
+        except THEIRS as error:
             yield Refusal(names[module], f"its channels can't be followed through the model ({type(error).__name__}: {first_line(error)})")
             continue
         seen |= {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.pruning.cost import Cost, cost, first_row, run
 from edgekd.pruning.coupling import Forward, Group, Refusal, first_line, removals
 from edgekd.pruning.history import apply
@@ -38,7 +38,7 @@ class Laboratory:
         history = removals(self.groups, gone)
         try:
             output, macs = run(apply(copy.deepcopy(self.model), history), self.example, self.forward)
-        except Exception as error:
+        except THEIRS as error:
             return f"the model does not run without some of its channels, as if its forward named their number ({first_line(error)})"
         if [t.shape for t in output] != [t.shape for t in self.output]:
             return "its channels reach the model's output"
@@ -114,7 +114,7 @@ def _prepared(model: nn.Module, example: Any, forward: Forward) -> tuple[nn.Modu
             inputs = _inputs(example, dtype, draw)
             try:
                 output, macs = run(trial, inputs, forward)
-            except Exception as error:
+            except THEIRS as error:
                 if dtype == torch.float32 and not draw:
                     raise UsageError(Problem("model", f"does not run on one row: {first_line(error)}")) from error
                 continue

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.quantization.rewrite import by_rows, pooled, without_neutral, written_out
 from edgekd.quantization.sites import WEIGHTED, operator
 
@@ -45,7 +45,7 @@ def capture(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], 
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = written_out(torch.export.export(module, tensors, dynamic_shapes=shapes if plain else (shapes,), strict=False))
-    except Exception as error:
+    except THEIRS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             Problem("model", f"can't be captured as a graph: {reason}", "avoid Python control flow on values and fixed batch sizes")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, Le
 
-from edgekd import models
+from edgekd import environment, models
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.records import Artifact, Made, Run
 
@@ -73,7 +73,7 @@ class Export:
         )
         run.progress(2, 3, "compare")
         rows = [b.inputs for b in batches(columns, 256)]
-        with _threads(run.threads):
+        with environment.threads(run.threads):
             ours = _joined([_answer(Settled(module), b) if grid else _answer(module, b, None if table else task.forward or _plainly) for b in rows])
             fake = _joined([_answer(module, b) for b in rows]) if grid else []
         theirs = _file(path, columns.inputs, names, task.outputs)
@@ -98,12 +98,6 @@ class Export:
             names = ", ".join(layer["name"] for layer in facts["saturation"])
             raise RunFailed(Problem("", f"products of neighbours leave 16 bits in {names}", "please report this: the lattice was to prevent it"))
         return Made("onnx", {**facts, "float_kernels": onnx.float_kernels(path)})
-
-
-def _threads(count: int):
-    from edgekd.train import seeded
-
-    return seeded(0, count)
 
 
 def _plainly(module: nn.Module, inputs: Any) -> Any:

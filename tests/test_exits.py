@@ -1,0 +1,101 @@
+"""Code of a recipe that calls sys.exit() has failed, whatever its number: 2 while a recipe is read, 6 while it runs."""
+
+import sys
+
+import pytest
+
+from edgekd.cli import run as command
+
+MODULE = """
+import dataclasses
+import sys
+import tiny
+from tiny import *
+from edgekd.records import Metric
+
+calls = {"count": 0}
+
+def quit(*args, **settings):
+    sys.exit(0)
+
+def late(*args, **settings):
+    calls["count"] += 1
+    if calls["count"] > LATE:
+        sys.exit(0)
+
+class Late(Net):
+    def forward(self, x):
+        late() if self.training else None
+        return super().forward(x)
+
+@dataclasses.dataclass(frozen=True)
+class Quits:
+    reads = ()
+    def __call__(self, source, run, *, teacher=(), data=None):
+        sys.exit(0)
+
+def loss(student, teacher, batch):
+    late()
+    return ((student.output - 1.0) ** 2).mean(1)
+
+def criterion(group):
+    sys.exit(0)
+
+LATE = 0
+"""
+TRAIN = 'use = "train"\nepochs = 1'
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Runs the recipe of a module `mine` with these lines; (exit code, stderr)."""
+    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield lambda lines, stage=TRAIN: _run(tmp_path, lines, stage)
+    sys.modules.pop("mine", None)
+
+
+def _run(folder, lines, stage):
+    (folder / "mine.py").write_text(MODULE + lines)
+    (folder / "recipe.toml").write_text(f'task = "mine:task"\nthreads = 1\n[[stage]]\n{stage}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n')
+    return command(["compress", "recipe.toml", "--out", "run", "--quiet"])
+
+
+READING = {
+    "the module": ("sys.exit(0)", None),
+    "the task": ("def task():\n    sys.exit(0)", None),
+    "data": ("task = dataclasses.replace(task, data=quit)", None),
+    "a model": ('task = dataclasses.replace(task, models={**task.models, "student": quit})', None),
+    "forward": ("task = dataclasses.replace(task, forward=quit)", None),
+    "augment": ("task = dataclasses.replace(task, augment=quit)", None),
+    "collate": ("task = dataclasses.replace(task, collate=quit)", None),
+    "a metric": ('task = dataclasses.replace(task, metrics=(Metric("top1", "%", "higher", quit, quit),))', None),
+    "a loss": ("", 'use = "train"\nlosses = [{ use = "mine:loss" }]'),
+}
+RUNNING = {
+    "a stage": ("", TRAIN + '\n[[stage]]\nname = "own"\nuse = "mine:Quits"'),
+    "a criterion": ("", TRAIN + '\n[[stage]]\nuse = "prune"\nmacs = 0.54\ncriterion = "mine:criterion"'),
+    "a model in training": ('LATE = 1\ntask = dataclasses.replace(task, models={**task.models, "teacher": lambda: Late(8)})', None),
+    "a loss in training": ("LATE = 1", 'use = "train"\nlosses = [{ use = "mine:loss" }]'),
+}
+
+
+@pytest.mark.parametrize("where", READING)
+def test_while_a_recipe_is_read(where, recipe, capsys):
+    lines, stage = READING[where]
+    code = recipe(lines, **({} if stage is None else {"stage": stage}))
+    err = capsys.readouterr().err
+    assert code == 2 and "exit" in err.lower() and "internal" not in err, err
+
+
+@pytest.mark.parametrize("where", RUNNING)
+def test_while_it_runs(where, recipe, capsys):
+    lines, stage = RUNNING[where]
+    code = recipe(lines, **({} if stage is None else {"stage": stage}))
+    err = capsys.readouterr().err
+    assert code == 6 and "mine.py:" in err and "sys.exit(0) was called" in err, err
+
+
+def test_an_interrupt_stays_one(recipe, capsys):
+    assert recipe("raise KeyboardInterrupt") == 130 and "interrupted" in capsys.readouterr().err
