@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekd import measure
 from edgekd import targets as devices
-from edgekd.errors import PASSED, EnvironmentUnfit, Problem, UsageError
+from edgekd.errors import PASSED, EnvironmentUnfit, Problem, UsageError, plain
 from edgekd.predicting import calibration, costs, latency, probes, shipped
 from edgekd.predicting.population import Table
 from edgekd.predicting.work import work_of
@@ -41,6 +41,7 @@ class Calibrated:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
+        self = plain(self)
         lines = [f"{self.target} ({self.environment['cpu']})", "", f"{'probe':<14} {'':<6} {'measured ms':>12} {'without it: ms':>15}  95 % interval"]
         for (name, precision), ms in self.times.items():
             p = self.left_out[name, precision]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -12,12 +13,13 @@ import traceback
 import click
 
 from edgekd import __version__
-from edgekd.errors import BROKEN, INTERRUPTED, EdgekdError
+from edgekd.errors import BROKEN, INTERRUPTED, EdgekdError, plain
 
 LISTED = ("targets", "tasks", "stages", "losses", "ensembles", "criteria", "ranges", "formats", "runtimes", "metrics")
 SCHEMAS = ("result", "manifest", "budget", "target", "recipe")
 
 
+COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 ON = "A board at ssh://[user@]host[:port]: it needs sshd, and Python 3.8 with onnxruntime and numpy."
 
 
@@ -73,6 +75,11 @@ def cli():
     """
 
 
+def show(text: str) -> None:
+    """A result on stdout: lines, and the colours of a table on a terminal; nothing else that a terminal would obey."""
+    click.echo("\n".join("".join(p if COLOUR.fullmatch(p) else plain(p) for p in COLOUR.split(line)) for line in text.split("\n")))
+
+
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 
 
@@ -97,7 +104,7 @@ def compress(recipe, targets, out, sets, on, time_budget, threads, fresh, dry_ru
 
     given = {"targets": targets, "out": out, "sets": sets, "on": dict(on), "time_budget": time_budget, "threads": threads, "fresh": fresh}
     outcome = compress(recipe, **given, dry_run=dry_run, quiet=quiet)
-    click.echo(str(outcome))
+    show(str(outcome))
     return 0 if isinstance(outcome, str) else outcome.exit_code
 
 
@@ -130,7 +137,7 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
             hint = "leave it out: what is counted on the file needs no samples"
             raise UsageError(Problem("--data" if data else "--trace", f"nothing runs as {device.name} here", hint))
         sized = sizing.sizes(model, device, json=json_file)
-        click.echo(str(sized))
+        show(str(sized))
         return sized.exit_code
     if on == "emulator":
         outcome = emulating.emulate(model, targets=targets, data=data, json=json_file, quiet=quiet)
@@ -139,7 +146,7 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
     else:
         target = targets[0] if targets else "host"
         outcome = measuring.profile(model, target=target, data=data, preset=preset, json=json_file, trace=trace, on=on, quiet=quiet)
-    click.echo(str(outcome))
+    show(str(outcome))
     if outcome.exit_code and isinstance(outcome, emulating.Emulated):
         click.echo("\n".join(f"error: {p}" for p in outcome.problems), err=True)
     return outcome.exit_code
@@ -163,7 +170,7 @@ def quantize(model, data, out, target, ranges, weight_bits, full_range, samples,
     bits = None if weight_bits is None else int(weight_bits)
     settings = {"ranges": ranges, "weight_bits": bits, "full_range": full_range, "samples": samples, "float_layers": float_layers}
     outcome = quantize(model, data=data, out=out, target=target, **settings, quiet=quiet)
-    click.echo(str(outcome))
+    show(str(outcome))
     return outcome.exit_code
 
 
@@ -180,7 +187,7 @@ def compare(a, b, target, on, preset, json_file, quiet):
     from edgekd.measuring import compare
 
     outcome = compare(a, b, target=target, on=on, preset=preset, json=json_file, quiet=quiet)
-    click.echo(str(outcome))
+    show(str(outcome))
     return outcome.exit_code
 
 
@@ -211,7 +218,7 @@ def gate(path, budget, baseline, only, inconclusive, why, junit, markdown, sarif
         sarif=sarif,
         json=json_file,
     )
-    click.echo(str(outcome))
+    show(str(outcome))
     return outcome.exit_code
 
 
@@ -221,7 +228,7 @@ def report(run):
     """Write report.html and report.md of a RUN folder again."""
     from edgekd.gating import report
 
-    click.echo(str(report(run)))
+    show(str(report(run)))
     return 0
 
 
@@ -241,7 +248,7 @@ def explain(path, fix, plain, data, target, json_file, quiet):
     from edgekd.explaining import explain
 
     outcome = explain(path, plain=plain, data=data, target=target, fix=fix, json=json_file, quiet=quiet)
-    click.echo(str(outcome))
+    show(str(outcome))
     return outcome.exit_code
 
 
@@ -255,9 +262,9 @@ def list_(kind, name):
     if name is not None:
         if kind != "targets":
             raise click.UsageError(f"`list {kind}` takes no name; `list targets NAME` does")
-        click.echo(target(name))
+        show(target(name))
         return 0
-    click.echo(listing([kind] if kind else list(LISTED)))
+    show(listing([kind] if kind else list(LISTED)))
     return 0
 
 
@@ -278,7 +285,7 @@ def calibrate(name, on, quiet):
     from edgekd.calibrating import calibrate
 
     outcome = calibrate(name, on=on, quiet=quiet)
-    click.echo(str(outcome))
+    show(str(outcome))
     return outcome.exit_code
 
 
@@ -291,10 +298,10 @@ def doctor(as_json, wanted, quiet):
     from edgekd.listing import doctor, setup
 
     if wanted is not None:
-        click.echo(setup(wanted, quiet=quiet))
+        show(setup(wanted, quiet=quiet))
         return 0
     text, code = doctor(as_json)
-    click.echo(text)
+    show(text)
     return code
 
 
@@ -331,7 +338,8 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _internal(error)
-        click.echo(f"error: no space is left on the disk ({error.filename or 'while writing'}); finished work is intact\n  hint: free some, or "
+        place = plain(str(error.filename or "while writing"))
+        click.echo(f"error: no space is left on the disk ({place}); finished work is intact\n  hint: free some, or "
                    "move the store with EDGEKD_STORE; the same command goes on", err=True)  # fmt: skip
         return BROKEN
     except Exception as error:
@@ -342,7 +350,7 @@ def _internal(error: Exception) -> int:
     """The contract promises an exit code and no traceback, whatever happens."""
     if os.environ.get("EDGEKD_DEBUG"):
         traceback.print_exception(error)
-    click.echo(f"error: internal error: {type(error).__name__}: {error}\n  hint: EDGEKD_DEBUG=1 shows the traceback", err=True)
+    click.echo(f"error: internal error: {type(error).__name__}: {plain(str(error))}\n  hint: EDGEKD_DEBUG=1 shows the traceback", err=True)
     return BROKEN
 
 

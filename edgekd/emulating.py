@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekd import calibrating, counts, environment, measure, proving, samples
 from edgekd import targets as devices
-from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError
+from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError, plain
 from edgekd.files import sha256, write_json
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, static
@@ -38,6 +38,7 @@ class Emulated:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
+        self = plain(self)
         names = list(dict.fromkeys(m.target for m in self.measurements if m.target))
         counted = [m for m in self.measurements if m.origin == "counted"]
         over_all = [m for m in self.measurements if m.target is None and m not in counted]

@@ -10,13 +10,29 @@
 """
 
 import contextlib
+import dataclasses
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 THEIRS = (Exception, SystemExit)  # what code of somebody else may end with: a task module that calls sys.exit() has failed like any other
 PASSED, FAILED, USAGE, INCONCLUSIVE, UNFIT, BASELINE, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+
+
+def plain(value: Any) -> Any:
+    """Text from outside on one line, with what a terminal would obey (control characters, ANSI, changes of direction) shown instead; of a record,
+    a list or a table, all texts in it."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    if isinstance(value, Mapping):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value)) if isinstance(value, tuple) else list(map(plain, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init})
+    return value
 
 
 @dataclass(frozen=True)
@@ -28,8 +44,9 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.message}" if self.place else self.message
-        return f"{text}\n  hint: {self.hint}" if self.hint else text
+        place, message, hint = plain(self.place), plain(self.message), plain(self.hint)  # a name from a file must not forge another line
+        text = f"{place}: {message}" if place else message
+        return f"{text}\n  hint: {hint}" if hint else text
 
 
 class EdgekdError(Exception):

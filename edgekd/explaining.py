@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 from edgekd import fixing, results, subjects
 from edgekd.decisions import gains
-from edgekd.errors import FAILED, PASSED, Problem, RunFailed, UsageError, exits
+from edgekd.errors import FAILED, PASSED, Problem, RunFailed, UsageError, exits, plain
 from edgekd.files import toml, write_atomic
 from edgekd.quantization.diagnose import Finding, Looked, look
 from edgekd.records import Candidate, Measurement, Result
+from edgekd.report.figures import columns
 from edgekd.report.progress import reporter
 from edgekd.report.rows import figures, number
 from edgekd.standing import runnable
@@ -92,7 +93,7 @@ def _files(subject: Subject, store: Store | None, progress: Silent) -> Explained
 def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
     if not (folder / "result.json").is_file():
         raise UsageError(Problem(str(folder), "is not the folder of a run: it has no result.json", "for example runs/digits"))
-    result = results.read(folder)
+    result = plain(results.read(folder))
     candidates, chosen = {c.id: c for c in result.candidates}, {}
     parts, findings, fixes, rows = [], {}, [], {}
     recipe = folder / "recipe.toml"
@@ -111,7 +112,7 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
         split, where = _taken(result, candidates[id], names)
         rows[id] = tuple(lost(result, candidates[id], where, split))
         taken = "chosen" if all(result.targets[n].chosen == id for n in names) else "the best int8 file that was kept"
-        parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on {_told(split, where, names)}\n{_table(rows[id])}")
+        parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on {_told(split, where, names)}\n{columns(rows[id])}")
         way = _way(result, candidates[id])[0]
         parts += ["\n".join(told)] if (told := gains.nothing_bought(way, tapped)) else []
         parts += [text for name in names if (text := _emulated(candidates[id], name))]
@@ -224,7 +225,7 @@ def _emulated(c: Candidate, target: str) -> str:
     if not found:
         return ""
     rows = [(m.name, f"{number(m.value, 2 if m.unit else None)} {m.unit}", str(m.n), m.note) for m in found]
-    return f"as {target}, emulated\n{_table([('', 'value', 'n', ''), *rows])}"
+    return f"as {target}, emulated\n{columns([('', 'value', 'n', ''), *rows])}"
 
 
 def _layers(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...], Looked]:
@@ -234,7 +235,7 @@ def _layers(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...
     files = subject.float_file, subject.int8_file
     with progress.task(f"look at the layers of {subject.id}") as advance:
         looked = look(*files, few.inputs, labels, saturates=subject.saturates, progress=lambda done, of: advance(done, of, ""))
-    head = f"{subject.id} beside {subject.parent}, {len(few)} samples of {few.split}: {looked.snr:.1f} dB of signal to noise"
+    head = f"{plain(subject.id)} beside {plain(subject.parent)}, {len(few)} samples of {few.split}: {looked.snr:.1f} dB of signal to noise"
     head += f", {100 * looked.same:.2f} % of the answers equal" if labels is not None else ""
     if looked.trained:
         head += "\nits weights were trained in int8: what follows is of the lattices of values only"
@@ -242,7 +243,7 @@ def _layers(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...
         return f"{head}\n{NOTHING}", (), looked
     rows = [("layer", "cause", "given back in float", "evidence", "fix")]
     rows += [(f.layer, f.cause, _given(f), f.evidence, f.fix) for f in looked.findings]
-    return f"{head}\n{_table(rows)}", looked.findings, looked
+    return f"{head}\n{columns(rows)}", looked.findings, looked
 
 
 def _given(f: Finding) -> str:
@@ -250,7 +251,3 @@ def _given(f: Finding) -> str:
         return "not measured here"
     return f"{f.lost.snr:.1f} dB" + ("" if f.lost.points is None else f", {f.lost.points:+.2f} pt")
 
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

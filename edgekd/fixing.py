@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd import environment, intervals, measure, remaking
-from edgekd.errors import EdgekdError, Problem, UsageError
+from edgekd.errors import EdgekdError, Problem, UsageError, plain
 from edgekd.files import sha256, write_atomic
 from edgekd.probes import quality
 from edgekd.quantization.diagnose import Finding, decibel, signal
 from edgekd.quantization.remedies import Remedy, in_float, remedies
 from edgekd.records import Measurement
+from edgekd.report.figures import columns
 from edgekd.report.rows import number
 from edgekd.subjects import Samples, Subject
 
@@ -292,11 +293,12 @@ def _power(values: np.ndarray) -> np.ndarray:
 
 
 def _text(f: Fixed) -> str:
+    f = plain(f)
     head = f"fix of {f.id}"
     if f.helped is None:
         return f"{head}: {f.note}"
     rows = [("remedy", "for", "lost to float", "signal to noise", ""), ("(as it is)", "", *_state(f.now), ""), *map(_row, f.tried)]
-    lines = [f"{head}: tried on validation", _table(rows)]
+    lines = [f"{head}: tried on validation", columns(rows)]
     if f.file is None and not f.after:
         return "\n".join([*lines, f.note])
     says = "gives back what was lost" if f.recovered else "gives back a part of what was lost"
@@ -329,7 +331,7 @@ def _beside(f: Fixed) -> str:
     if f.ratio is not None:
         told = "interleaved, on this machine" if measure.agrees(f.control) else "not to be trusted: the A/A control excludes 1"
         rows.append(("latency", "", "1", f"{f.ratio[0]:.3f} [{f.ratio[1]:.3f}, {f.ratio[2]:.3f}]", told))
-    return _table(rows)
+    return columns(rows)
 
 
 def _figure(m: Measurement | None) -> str:
@@ -342,8 +344,3 @@ def _figure(m: Measurement | None) -> str:
 def _pairs(found: tuple[int, int]) -> str:
     return f"layers that these samples saturate on AVX2 without VNNI: {found[0]} before, {found[1]} after"
 
-
-def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    rows = list(rows)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -14,7 +14,7 @@ import numpy as np
 from edgekd import calibrating, environment, measure, proving, samples
 from edgekd import targets as devices
 from edgekd.emulating import Emulated, emulate, untimed
-from edgekd.errors import INCONCLUSIVE, PASSED, Problem, UsageError
+from edgekd.errors import INCONCLUSIVE, PASSED, Problem, UsageError, plain
 from edgekd.files import sha256, write_json
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static
@@ -41,6 +41,7 @@ class Profile:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
+        self = plain(self)
         parts = [f"{self.model} ({self.environment['cpu']}, {_threads(self.measurements)})", table(self.measurements)]
         if self.operators:
             parts.append(_slowest(self.operators))
@@ -58,6 +59,7 @@ class Compared:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
+        self = plain(self)
         c, (ratio, low, high), verdict = self.comparison, self.comparison.ratio, self.comparison.verdict
         says = f"B is {verdict}" if verdict in ("slower", "faster") else verdict
         lines = [

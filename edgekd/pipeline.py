@@ -16,7 +16,7 @@ from typing import Any
 from edgekd import environment, mixing, resolving
 from edgekd import plan as planning
 from edgekd import recipe as recipes
-from edgekd.errors import Problem, RunFailed, UsageError, exits
+from edgekd.errors import Problem, RunFailed, UsageError, exits, plain
 from edgekd.files import toml, write_atomic
 from edgekd.hosts import address
 from edgekd.observing import observe
@@ -223,7 +223,7 @@ def _describe(plan: Plan, store: Store) -> str:
         lines.append(f"{'finished' if artifact else 'to do   '}  {step.label:<28} {step.stage:<9} {step.key[:12]}")
     todo = sum(line.startswith("to do") for line in lines)
     heard = [f"{where}: {line}" for where, told in plan.losses.items() for line in told]
-    return "\n".join([*lines, *heard, f"{len(lines)} steps, {todo} to do, {len(plan.points)} candidates"])
+    return "\n".join([*plain([*lines, *heard]), f"{len(lines)} steps, {todo} to do, {len(plan.points)} candidates"])
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd import components, measure, targets
-from edgekd.errors import PASSED, Problem, RunFailed, UsageError
+from edgekd.errors import PASSED, Problem, RunFailed, UsageError, plain
 from edgekd.files import write_atomic
 from edgekd.probes import static
 from edgekd.report.progress import reporter
@@ -75,6 +75,7 @@ class Quantized:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
+        self = plain(self)
         integer = [r for r in self.layers if not r.reason]
         head = f"{self.model} -> {self.out}: {self.before:,} -> {self.after:,} bytes ({_ratio(self.before, self.after)}), "
         head += f"{len(integer)} of {len(self.layers)} layers in int8, weights of {self.weight_bits} bits for {self.target}"

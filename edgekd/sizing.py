@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.decisions import budget, capacity
-from edgekd.errors import FAILED, PASSED, Problem, UsageError
+from edgekd.errors import FAILED, PASSED, Problem, UsageError, plain
 from edgekd.files import sha256, write_atomic
 from edgekd.probes import memory, static
 from edgekd.records import Candidate, Check, Measurement, Target
@@ -31,6 +31,7 @@ class Sized:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
+        self = plain(self)
         fits = [f"  {shown.check(c)}" for c in self.checks] or ["  the target names neither flash nor RAM: nothing to hold it against"]
         return "\n\n".join([f"{self.model}, for {self.target}", table(self.measurements), "\n".join(["fits:", *fits]), self.note])
 

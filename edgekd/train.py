@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from edgekd import environment, taps
 from edgekd.checkpoints import restore, save
-from edgekd.errors import RunFailed
+from edgekd.errors import Problem, RunFailed
 from edgekd.guides import Guides, dry
 from edgekd.records import Batch, Run, Signals, Task
 from edgekd.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, terms, total
@@ -286,5 +286,5 @@ def laid_out(module: nn.Module, precision: Precision) -> Iterator[Callable[[], A
 def _finite(loss: torch.Tensor, parts: Sequence[tuple[str, float, torch.Tensor]], epoch: int, position: int, rate: float) -> None:
     if not math.isfinite(loss.item()):
         bad = ", ".join(f"{name} = {value.item():.3g}" for name, _, value in parts)
-        raise RunFailed(f"training diverged: the loss is {loss.item()} at epoch {epoch + 1}, step {position + 1}, learning rate {rate:.3g} ({bad})"
-                        "\n  hint: lower `lr`, lengthen `warmup` or set `clip`; look for inputs that are not finite")  # fmt: skip
+        text = f"training diverged: the loss is {loss.item()} at epoch {epoch + 1}, step {position + 1}, learning rate {rate:.3g} ({bad})"
+        raise RunFailed(Problem("", text, "lower `lr`, lengthen `warmup` or set `clip`; look for inputs that are not finite"))

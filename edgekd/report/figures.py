@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from edgekd.errors import plain
 from edgekd.records import Measurement
 
 
@@ -16,8 +17,14 @@ def table(measurements: Sequence[Measurement]) -> str:
         interval = "exact" if m.origin == "counted" else "a bound" if bound else f"[{figure(m.low)}, {figure(m.high)}]"
         taken = "" if m.origin in ("counted", "predicted") else str(m.n)
         rows.append((m.name, f"{figure(m.value)} {m.unit}".strip(), interval, taken, m.origin, m.note))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows)
+    return columns(rows)
+
+
+def columns(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    rows = [plain(tuple(row)) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def figure(value: float) -> str:

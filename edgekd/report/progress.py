@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from edgekd.errors import plain
+
 Advance = Callable[[int, int, str], None]
 
 
@@ -28,7 +30,7 @@ class Lines(Silent):
     """One line per finished task: for logs."""
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(plain(text), file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def task(self, label: str) -> Iterator[Advance]:
@@ -48,23 +50,24 @@ class Bars(Silent):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (SpinnerColumn(), TextColumn("{task.description:<22}"), BarColumn(24), TextColumn("{task.fields[text]}", style="dim"))
+        texts = TextColumn("{task.description:<22}", markup=False), TextColumn("{task.fields[text]}", style="dim", markup=False)
+        columns = (SpinnerColumn(), texts[0], BarColumn(24), texts[1])
         self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=False)
         self.progress.start()
 
     def say(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False)
+        self.progress.console.print(plain(text), markup=False, highlight=False)
 
     @contextlib.contextmanager
     def task(self, label: str) -> Iterator[Advance]:
-        handle = self.progress.add_task(label, total=None, text="")
+        handle = self.progress.add_task(plain(label), total=None, text="")
         drawn = [0.0]
 
         def advance(done: int, total: int, text: str = "") -> None:
             now = time.monotonic()
             if now - drawn[0] > 0.05 or done >= total:  # a training step may take a millisecond
                 drawn[0] = now
-                self.progress.update(handle, completed=done, total=total, text=text)
+                self.progress.update(handle, completed=done, total=total, text=plain(text))
 
         yield advance
         row = self.progress.tasks[-1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd import intervals
+from edgekd.errors import plain as clean
 from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
 
 MARKS = {"counted": "c", "measured": "m", "emulated": "e", "predicted": "p"}
@@ -259,11 +260,6 @@ def check(c: Check) -> str:
         figure += f" {c.unit} {c.origin or ''}".rstrip()
     warn = " (warning only)" if c.level == "warn" else ""
     return clean(f"{c.name} {c.rule}: {VERDICTS[c.verdict]}{figure}{warn}" + (f": {c.reason}" if c.reason else ""))
-
-
-def clean(text: str) -> str:
-    """Text from a file on one line, with control characters shown, not sent to a terminal."""
-    return "".join(ch if ch.isprintable() else ascii(ch)[1:-1] for ch in text)
 
 
 def _order(role: str) -> int:
