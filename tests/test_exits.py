@@ -35,13 +35,14 @@ class Quits:
         sys.exit(0)
 
 def loss(student, teacher, batch):
-    late()
+    if len(batch.index) > ROWS:  # the few samples that it is tried on before training are fewer
+        sys.exit(0)
     return ((student.output - 1.0) ** 2).mean(1)
 
 def criterion(group):
     sys.exit(0)
 
-LATE = 0
+LATE = ROWS = 0
 """
 TRAIN = 'use = "train"\nepochs = 1'
 
@@ -77,7 +78,7 @@ RUNNING = {
     "a stage": ("", TRAIN + '\n[[stage]]\nname = "own"\nuse = "mine:Quits"'),
     "a criterion": ("", TRAIN + '\n[[stage]]\nuse = "prune"\nmacs = 0.54\ncriterion = "mine:criterion"'),
     "a model in training": ('LATE = 1\ntask = dataclasses.replace(task, models={**task.models, "teacher": lambda: Late(8)})', None),
-    "a loss in training": ("LATE = 1", 'use = "train"\nlosses = [{ use = "mine:loss" }]'),
+    "a loss in training": ("ROWS = 8", 'use = "train"\nlosses = [{ use = "mine:loss" }]'),
 }
 
 
