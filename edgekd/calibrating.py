@@ -38,6 +38,7 @@ class Calibrated:
     left_out: Mapping[tuple[str, str], calibration.Prediction]
     environment: Mapping[str, Any]
     noisy: tuple[str, ...] = ()
+    note: str = ""
     exit_code: int = PASSED
 
     def __str__(self) -> str:
@@ -57,6 +58,7 @@ class Calibrated:
         ]
         if self.noisy:
             lines.append(f"noisy: {len(self.noisy)} of {len(off)} times; on an idle board, run it again: {', '.join(self.noisy[:4])}")
+        lines += [f"timed {self.note}"] if self.note else []
         return "\n".join([*lines, f"kept in {self.file}; predictions for {self.target} use it from now on"])
 
 
@@ -106,7 +108,7 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
     for number, key in enumerate(times):
         fitted = shipped.calibrate(made, runtime=device.runtime.name, rows=(*rows[:number], *rows[number + 1 :]), name=device.name)
         left_out[key] = calibration.of(rows[number].costs, fitted, key[1])
-    return Calibrated(device.name, path, times, left_out, host.facts, noisy)
+    return Calibrated(device.name, path, times, left_out, host.facts, noisy, devices.differing(device, host.facts))
 
 
 def _times(device: Target, host: Any, work: Path, progress: Any) -> tuple[dict[tuple[str, costs.Precision], float], tuple[str, ...]]:

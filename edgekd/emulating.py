@@ -21,7 +21,7 @@ from edgekd.probes import memory, static
 from edgekd.records import Measurement, Target
 from edgekd.report.figures import table
 from edgekd.report.progress import reporter
-from edgekd.standing import user_error
+from edgekd.standing import noted, user_error
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def emulate(
     except ValueError as error:
         raise UsageError(Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")) from None
     counted = (*static.measure(path), *memory.measure(path))
-    there = {name: (*made[name], *counted_there.get(name, ()), *calibrating.predicted(path, t)) for name, (t, _) in ready.items()}
+    ran = {name: noted((*made[name], *counted_there.get(name, ())), t, facts) for name, (t, _) in ready.items()}
+    there = {name: (*ran[name], *calibrating.predicted(path, t)) for name, (t, _) in ready.items()}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), data is None)
     return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)

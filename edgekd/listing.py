@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd import components
+from edgekd import components, runtimes
 from edgekd.errors import PASSED, UNFIT, UsageError
 
 if TYPE_CHECKING:
@@ -82,12 +82,10 @@ def _fact(value: Any) -> str:
 
 def _parts(kind: str) -> str:
     rows = []
-    for name in ["top1", "mean_error"] if kind == "metrics" else components.names(kind):
+    for name in ["top1", "mean_error"] if kind == "metrics" else runtimes.names() if kind == "runtimes" else components.names(kind):
         if kind == "stages" and name in ("answer", "load", "export"):
             continue  # a plan makes these; a recipe's line names the others
         module = importlib.import_module("edgekd.metrics" if kind == "metrics" else f"edgekd.{kind}.{name}")
-        if kind == "runtimes" and name in ("worker", "facts", "agent"):
-            continue
         part = getattr(module, name, None) or getattr(module, "".join(w.capitalize() for w in name.split("_")), None)
         text = inspect.getdoc(part if kind == "metrics" else module) or ""
         settings = _settings(part, components.POSITIONAL.get(kind, 0)) if callable(part) and kind != "formats" else ""

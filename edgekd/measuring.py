@@ -22,7 +22,7 @@ from edgekd.probes import trace as tracing
 from edgekd.records import Host, Measurement, Target
 from edgekd.report.figures import table
 from edgekd.report.progress import reporter
-from edgekd.standing import host_of, named, stands_for, user_error
+from edgekd.standing import host_of, named, noted, stands_for, user_error
 
 if TYPE_CHECKING:
     import onnx
@@ -67,7 +67,9 @@ class Compared:
             f"A / A   {c.control[0]:.3f}  [{c.control[1]:.3f}, {c.control[2]:.3f}]   control: A against itself in the same session",
         ]
         if verdict == "inconclusive":
-            lines.append("inconclusive: by its control this session finds a file slower or faster than itself, so its ratios say nothing of the files")
+            lines.append(
+                "inconclusive: by its control this session finds a file slower or faster than itself, so its ratios say nothing of the files"
+            )
             lines.append("hint: stop what else runs on the machine and compare again, or take --preset certify")
         if c.note:
             lines.append(c.note)
@@ -119,7 +121,8 @@ def profile(
     finally:
         progress.close()
     note = "" if data is not None else f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz measures with your own"
-    found = Profile(path.name, sha256(path), (*scored, *timed[path.name], *counted), by_operator, host.facts, note)
+    figures = noted((*scored, *timed[path.name]), wanted, host.facts)
+    found = Profile(path.name, sha256(path), (*figures, *counted), by_operator, host.facts, note)
     if json is not None:
         write_json(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}})
     return found
@@ -156,7 +159,8 @@ def compare(
             with progress.task("time both files") as advance, user_error():
                 compared = measure.compare(*paths, inputs, progress=advance, **settings)
             code = INCONCLUSIVE if compared.verdict == "inconclusive" else PASSED
-            found = Compared(*(p.name for p in paths), compared, host.facts, code)
+            told = {side: tuple(noted(getattr(compared, side), wanted, host.facts)) for side in ("a", "b")}
+            found = Compared(*(p.name for p in paths), dataclasses.replace(compared, **told), host.facts, code)
     finally:
         progress.close()
     if json is not None:

@@ -18,6 +18,7 @@ from edgekd.plan import Plan, Point
 from edgekd.probes import memory, quality, static
 from edgekd.records import Artifact, Host, Made, Measurement, Target
 from edgekd.resolving import Resolved
+from edgekd.standing import noted
 from edgekd.store import Store
 
 if TYPE_CHECKING:
@@ -185,14 +186,14 @@ def described(
             continue
         facts = hosts[target.name].facts
         more, outputs = targets.surplus(target, facts), o.there.get(target.name, o.outputs)
-        note = f"on a machine that also has {', '.join(more)}" if more else ""
+        also = f"on a machine that also has {', '.join(more)}" if more else ""
         for split in SPLITS:
             reference = None if teacher is None or teacher is o else teacher.outputs[split]
             figures = quality.measure(outputs[split], resolved.data(split).labels, resolved.task.metrics, teacher=reference, split=split)
             own = {"target": target.name, "environment": environment.environment_id(facts), "threads": 1}
-            found += [dataclasses.replace(m, **own, note=_noted(m, note)) for m in figures]
+            found += noted((dataclasses.replace(m, **own) for m in figures), target, facts, also)
         if more:  # a machine with more would show the time of other kernels
             found += calibrating.predicted(o.file, target)
         else:
-            found += [dataclasses.replace(m, target=target.name) for m in timed[target.name]]
+            found += noted((dataclasses.replace(m, target=target.name) for m in timed[target.name]), target, facts)
     return tuple(found)

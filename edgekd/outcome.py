@@ -114,10 +114,10 @@ def conclude(
             candidates = [chosen if c.id == chosen.id else c for c in candidates]
         checks = judged(chosen, target.name, "test", False) if chosen is not None else ()
         verdict = budget.overall(checks) if chosen is not None else "fail"
-        reason = result.reason if targets.runs(target) else f"{result.reason}; counted on the files alone: edgekd has no runtime for this device"
         competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
         better = gains.labels_did_better(competing, [o.point.id for o in observed if o.point.reference == "alone"])
-        reason += f"; {better}" if better else ""
+        counted = "" if targets.runs(target) else "counted on the files alone: edgekd has no runtime for this device"
+        reason = "; ".join(filter(None, (result.reason, plan.notes.get(target.name, ""), counted, better)))
         found[target.name] = dataclasses.replace(result, checks=checks, verdict=verdict, reason=reason)
     machines = [environment.describe(), *(host.facts for host in boards.values())]
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -66,6 +66,8 @@ def compress(
             plan = planning.make(resolved)
         _addressed(on, resolved)
         rehearsing.rehearse(resolved, plan, store, folder, progress)
+        for target, note in plan.notes.items():
+            progress.say(f"{target}: {note}")
         if dry_run:
             return _describe(plan, store)
         with _locked(folder), contextlib.ExitStack() as open_boards:
@@ -142,7 +144,7 @@ def run_steps(
                 artifact = make(step, made, parents, resolved, store, advance, log)
         made[step.key] = artifact
         if "reached" in artifact.facts and not reused:
-            progress.say(f"  {step.label}: {artifact.facts['reached']:.4g} of the MACs kept, {artifact.facts['asked']:g} asked")
+            progress.say(f"  {step.label}: {artifact.facts['reached']:.4g} of the MACs kept, {artifact.facts['asked']} asked")
         seconds = artifact.facts.get("seconds", 0.0) if reused else time.monotonic() - begun
         cost = {"seconds": round(seconds, 3), "peak_rss_bytes": artifact.facts.get("peak_rss_bytes")}
         elsewhere = [kind for kind in artifact.facts.get("cpus", ()) if kind != here]
@@ -223,6 +225,7 @@ def _describe(plan: Plan, store: Store) -> str:
         lines.append(f"{'finished' if artifact else 'to do   '}  {step.label:<28} {step.stage:<9} {step.key[:12]}")
     todo = sum(line.startswith("to do") for line in lines)
     heard = [f"{where}: {line}" for where, told in plan.losses.items() for line in told]
+    heard += [f"{target}: {note}" for target, note in plan.notes.items()]
     return "\n".join([*plain([*lines, *heard]), f"{len(lines)} steps, {todo} to do, {len(plan.points)} candidates"])
 
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekd import components, fingerprint
+from edgekd import components, fingerprint, wants
 from edgekd.errors import Problem, UsageError, exits
 from edgekd.recipe import Read, StageLine, at
 from edgekd.records import Task
 from edgekd.resolving import Resolved
+from edgekd.wants import Wants
 
 CONTROL = "the control (the student alone, by labels)"  # in problems with its losses
 FORMS = ("quantize", "weight_only")  # stages that give a model another form
@@ -59,36 +60,13 @@ class Point:
 
 @dataclass
 class Plan:
-    """`steps` by key, in an order that can be run; `points` in the order of the table; `losses`: what each stage's terms look at."""
+    """`steps` by key, in an order that can be run; `points` in the order of the table; `losses`: what each stage's terms look at; `notes` {target:
+    what is to be said of the recipe's settings there}."""
 
     steps: dict[str, Step] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     losses: dict[str, list[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Wants:
-    """What a target's int8 kernels ask of training: the fields that a plan resolves into settings. `pairs16`: what all targets agree on."""
-
-    multiple_of: int
-    weight_bits: int
-    pairs16: bool = True
-
-    def serves(self, other: Wants) -> bool:
-        """Whether what is made for this want is right for `other` too."""
-        return self.multiple_of % other.multiple_of == 0 and self.weight_bits <= other.weight_bits
-
-    def into(self, line: StageLine) -> dict[str, Any]:
-        """The stage's settings for such a target: never looser than the recipe says, nor than its sweep."""
-        settings = dict(line.settings)
-        if "multiple_of" in settings:
-            settings["multiple_of"] = max(settings["multiple_of"], self.multiple_of)
-        if "weight_bits" in settings:
-            settings["weight_bits"] = min(settings["weight_bits"], self.weight_bits)
-            settings["pairs16"] = settings["pairs16"] and self.pairs16
-        if "layer_bits" in settings:
-            settings["layer_bits"] = {name: min(bits, self.weight_bits) for name, bits in settings["layer_bits"].items()}
-        return settings
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @exits(UsageError)
@@ -103,7 +81,7 @@ def make(resolved: Resolved) -> Plan:
 def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str, Any], suffix: str) -> Plan:
     """`plan` and one point more: `point`'s last stage with other settings, for the same targets."""
     planner, step = _Planner(resolved), plan.steps[point.step]
-    planner.plan = Plan(dict(plan.steps), list(plan.points), plan.losses)
+    planner.plan = Plan(dict(plan.steps), list(plan.points), plan.losses, plan.notes)
     base, seeds = f"{point.point}{suffix}", resolved.read.recipe.sweep.get("seed", [point.seed])
     label = _named(base, point.seed, seeds)
     key = planner.step(step.stage, {**step.settings, **changes}, label, step.seed, source=step.source, teacher=step.teacher)
@@ -132,7 +110,7 @@ class _Planner:
         """Asks every stage that can tell before training whether its settings can work on the student, and tries every loss once."""
         from edgekd import models
 
-        problems, example = [*self.brought(), *self.rehearsals(), *self.saturating()], None
+        problems, example = [*self.brought(), *self.rehearsals(), *self.refused(), *self.saturating()], None
         for line in self.read.stages:
             if not hasattr(line.part, "check") or any(s.use == line.use and s.number < line.number for s in self.read.stages):
                 continue
@@ -175,6 +153,17 @@ class _Planner:
                     text = f"{hit}: products of two bytes are added in 16 bits there, where weights of the full range saturate"
                     problems[Problem(f"{self.read.place}: {place}", text, "leave pairs16 = false out, or set weight_bits = 7")] = None
         return list(problems)
+
+    def refused(self) -> list[Problem]:
+        """What the recipe says that a target's kernels don't compute; what they do slowly is noted."""
+        problems = []
+        for line, (want, names) in itertools.product(self.read.stages, self.wants().items()):
+            for asked in (at(line, own) for own in self.own_sweep(line)):
+                found = want.refuses(asked, ", ".join(names))
+                problems += [dataclasses.replace(p, place=f"{self.read.place}: stage {line.number} ({line.name}): {p.place}") for p in found]
+                for name in names if (note := want.slower(asked)) else ():
+                    self.plan.notes[name] = "; ".join(dict.fromkeys(filter(None, (self.plan.notes.get(name), note))))
+        return problems
 
     @property
     def student(self) -> str:
@@ -261,7 +250,7 @@ class _Planner:
         groups: dict[Wants, tuple[str, ...]] = {}
         pairs16 = all(t.int8.pairs16 for t in self.resolved.targets)
         for target in self.resolved.targets:
-            want = Wants(target.channel_multiple, target.int8.weight_bits, pairs16)
+            want = wants.of(target, pairs16)
             groups[want] = (*groups.get(want, ()), target.name)
         return groups
 
@@ -319,7 +308,7 @@ class _Planner:
         settings = want.into(stage)
         if len(groups) < 2 or all(w.into(stage) == settings for w in groups):
             return ""
-        return f"-w{settings['weight_bits']}" if "weight_bits" in settings else f"-m{want.multiple_of}"
+        return wants.label(settings, want)
 
     def line(self, want: Wants, targets: tuple[str, ...], seed: int, swept: dict[str, Any], groups: Mapping, seeds: list) -> None:
         """The student's line for one point of the sweep: each stage's product is a candidate."""

@@ -17,6 +17,7 @@ from edgekd.files import sha256
 from edgekd.hosts import counter, emulator
 from edgekd.probes import quality
 from edgekd.records import Made, Measurement, Metric, Target
+from edgekd.standing import noted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +125,7 @@ def prove(o: Observed, absent: Sequence[Target], int8: bool, teacher: Any, resol
         return Proven()
     mine = {t.name: t for t in resolved.targets if t.name in o.point.targets}
     alone = {a.target: a for a in found if a.target in mine and (targets.matches(mine[a.target], facts) or not _same(a))}
-    return Proven({t: tuple(replace(m, target=t) for m in made.get(t, spread)) for t in mine}, alone)
+    return Proven({n: tuple(noted((replace(m, target=n) for m in made.get(n, spread)), t, facts)) for n, t in mine.items()}, alone)
 
 
 def _same(a: Answers) -> bool:

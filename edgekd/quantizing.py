@@ -164,6 +164,9 @@ def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_b
         problems.append(Problem("--samples", f"{samples} are none", "a number from 1"))
     if weight_bits not in (None, 7, 8):
         problems.append(Problem("--weight-bits", f"{weight_bits} is not 7 or 8"))
+    elif device is not None and (weight_bits or 0) > device.int8.weight_bits:
+        text = f"is {weight_bits}, and the kernels of {device.name} take weights of {device.int8.weight_bits} bits"
+        problems.append(Problem("--weight-bits", text, "leave it out"))
     bits = weight_bits or (device.int8.weight_bits if device is not None else 8)
     if full_range and device is not None and bits == 8 and targets.saturates(device):
         text = f"{device.name} adds the products of two bytes in 16 bits, where weights of the full range saturate"

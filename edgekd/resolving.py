@@ -15,6 +15,7 @@ from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits
 from edgekd.recipe import Read, Recipe, Select
 from edgekd.records import Task
 from edgekd.settings import FILLED_IN
+from edgekd.wants import OPEN
 
 OTHERS = ("top1", "top5", "map50", "perplexity", "tokens_per_s", "instructions")  # known names that only some tasks measure
 
@@ -174,8 +175,8 @@ def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list
 
 
 def dump(resolved: Resolved, place: Path | None = None) -> str:
-    """The recipe as resolved, with every default written out: reading it again gives the same keys. Paths are told from `place`, the folder
-    that it is written to (None: as they were)."""
+    """The recipe as resolved, with every default written out but those that targets fill in: reading it again gives the same keys. Paths are told
+    from `place`, the folder that it is written to (None: as they were)."""
     import tomli_w
 
     form, home = resolved.read.recipe, resolved.read.folder
@@ -194,8 +195,9 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
         "threads": resolved.threads,
         "control": form.control,
     }
+    told = lambda s: {k: v for k, v in s.settings.items() if k in s.table or k not in OPEN}  # the others are each target's own
     table["stage"] = [
-        {"use": s.use, "name": s.name, **({"teacher": list(s.teacher)} if s.teacher else {}), **_plain(s.settings)} for s in resolved.read.stages
+        {"use": s.use, "name": s.name, **({"teacher": list(s.teacher)} if s.teacher else {}), **_plain(told(s))} for s in resolved.read.stages
     ]
     table["model"] = {name: _model(name, m, moved) for name, m in resolved.read.models.items()}
     if place is not None and _names_modules(form, resolved):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from edgekd import targets as devices
 from edgekd.errors import EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.hosts import local, ssh
-from edgekd.records import Host, Target
+from edgekd.records import Host, Measurement, Target
 from edgekd.report.progress import Silent
 
 
@@ -44,6 +45,12 @@ def stands_for(host: Host, target: Target | None) -> tuple[Target, Host]:
         what = f"{host.name} also has {', '.join(more)}, by which other kernels are chosen"
         raise EnvironmentUnfit(Problem(f"target {device.name}", what, hint + ("; --on emulator runs as the target's" if device.emulated_as else "")))
     return device, dataclasses.replace(host, cores=_cores(host, device))
+
+
+def noted(figures: Iterable[Measurement], target: Target | None, facts: Mapping[str, Any], *more: str) -> list[Measurement]:
+    """Figures that the runtime of a machine with `facts` made for the target, with the note that it is of another version than the target's."""
+    text = (*more, devices.differing(target, facts) if target is not None else "")
+    return [dataclasses.replace(m, note="; ".join(filter(None, (m.note, *text)))) for m in figures]
 
 
 def _cores(host: Host, device: Target) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from edgekd import environment
+from edgekd import environment, runtimes
 from edgekd.errors import Problem, UsageError
 from edgekd.files import toml
 from edgekd.records import Architecture, Cache, Feature, Runtime, Scheme, Target
@@ -104,7 +104,14 @@ def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
     if facts["architecture"] != target.architecture:
         return [target.architecture]
     missing = [feature for feature in target.features if feature not in facts["features"]]
+    missing += [f"{target.threads} cores"] if (facts.get("cores") or target.threads) < target.threads else []
     return missing if runs(target) else [*missing, "a runtime for it"]
+
+
+def differing(target: Target, facts: Mapping[str, Any]) -> str:
+    """What is to be said of figures of the target that a machine's runtime makes: that it is of another version than the target's. "" if it isn't."""
+    wanted, here = target.runtime, facts.get("versions", {}).get(target.runtime.name)
+    return f"with {wanted.name} {here}, the target has {wanted.version}" if here and wanted.version and wanted.version != here else ""
 
 
 def surplus(target: Target, facts: Mapping[str, Any]) -> list[str]:
@@ -159,6 +166,15 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
     ]
     if target.core and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", target.core):
         found.append(Problem(f"{file}: core", f"{target.core!r} is no name of a core", "lower case, as in cortex-a72"))
+    known = [*runtimes.names(), NO_RUNTIME]
+    if target.runtime.name not in known:
+        hint = _near(target.runtime.name, known) + f'; name = "{NO_RUNTIME}": what is counted on files, and budgets of it'
+        found.append(Problem(f"{file}: runtime.name", f"edgekd has no runtime `{target.runtime.name}`", hint))
+    if target.int8.activation_bits != 8:
+        text = f"is {target.int8.activation_bits}, and values between layers have 8 bits in the files that edgekd writes"
+        found.append(Problem(f"{file}: int8.activation_bits", text, "leave it out"))
+    if target.cores is not None and target.threads > target.cores:
+        found.append(Problem(f"{file}: threads", f"are {target.threads}, and there are {target.cores} cores", "at most one thread per core"))
     if target.architecture == "armv7e-m" and runs(target):
         found.append(Problem(f"{file}: runtime", f"{target.runtime.name} does not run on {target.architecture}", f'write name = "{NO_RUNTIME}"'))
     if target.emulated_as and not runs(target):

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,7 +19,6 @@ from toys import Stop, artifact, run_in, teacher_in, toy_task, weights
 from edgekd import plan, quantization, recipe, resolving, targets
 from edgekd.errors import UsageError
 from edgekd.formats import onnx as format
-from edgekd.plan import Wants
 from edgekd.probes.operators import Operator, Operators
 from edgekd.quantization import calibrated, check, exact, fake, simulate
 from edgekd.quantization import grid as grids
@@ -136,12 +134,16 @@ class TestLayerBits:
         widest = {n.name: int(np.abs(stored[made[n.input[1]]].astype(int)).max()) for n in file.node if n.name}
         assert widest == {**dict.fromkeys(layers(graph), 7), "conv2d": 127, "linear": 63}
 
-    def test_a_target_lowers_them(self):
-        line = SimpleNamespace(settings={"weight_bits": 4, "pairs16": True, "layer_bits": {"a": 8, "b": 5}})
-        assert Wants(8, 7).into(line) == {"weight_bits": 4, "pairs16": True, "layer_bits": {"a": 7, "b": 5}}
-        assert not Wants(8, 7, pairs16=False).into(line)["pairs16"]
-        line.settings["pairs16"] = False
-        assert not Wants(8, 7).into(line)["pairs16"]
+    @pytest.mark.parametrize("family", ["depthwise", "encoder"])
+    def test_one_scale_for_a_whole_weight(self, tmp_path, family):
+        make, shape = FAMILIES[family]
+        x = data(shape, 200)
+        ours, theirs, grid, path, _ = exported(stirred(make()), x, tmp_path, Scheme(per_channel=False))
+        assert np.array_equal(ours, theirs) and all(len(site.scale) == 1 for site in grid.sites.values())
+        file = onnx.load(path).graph
+        stored = {i.name: numpy_helper.to_array(i) for i in file.initializer}
+        weights = [n for n in file.node if n.op_type == "DequantizeLinear" and stored.get(n.input[0], np.zeros(0)).dtype == np.int8]
+        assert weights and all(stored[n.input[1]].size == 1 for n in weights)
 
     def test_a_target_file_has_no_layers(self, tmp_path):
         (tmp_path / "mine.toml").write_text('title = "x"\narchitecture = "aarch64"\nint8 = { float_layers = ["conv2d"] }\n')

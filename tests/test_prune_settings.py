@@ -25,8 +25,13 @@ def test_settings_are_read_from_a_table():
     assert not problems
     stage = Prune(**settings)
     assert (stage.macs, stage.keep, stage.criterion, stage.multiple_of, stage.epochs) == (0.7, ("0",), "random", 8, 2)
-    for table in ({"macs": 0}, {"macs": 1.5}, {"multiple_of": 0}, {"keep": "0"}):
-        assert components.settings_of(Prune, table, "stage 1")[1], table
+    wrong = [{"macs": m} for m in (0, 1.5, True, "0.7", "max 0", "max 2", "max nan", "max  0.7x", "min 0.5", [0.5])]
+    for table in (*wrong, {"multiple_of": 0}, {"keep": "0"}):
+        problems = components.settings_of(Prune, table, "stage 1")[1]
+        assert len(problems) == 1 and ("macs" not in table or 'such a limit: "max 0.7"' in problems[0].message), table
+    for macs, asked in ((0.7, (0.7, False)), (1, (1, False)), ("max 0.7", (0.7, True))):
+        settings, problems = components.settings_of(Prune, {"macs": macs}, "stage 1")
+        assert not problems and Prune(**settings).asked == asked
 
 
 def test_layers_that_are_not_there_and_criteria_that_are_not_known_are_told_together():

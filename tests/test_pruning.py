@@ -505,6 +505,21 @@ def test_too_far_is_refused_with_points_that_can_be_reached():
     assert min(shares, key=lambda s: abs(s - 0.65)) == pytest.approx(nearest, abs=1e-3)
 
 
+def test_at_most_takes_the_nearest_below():
+    options = [pruning.plan(dense(), IMAGE, share / 100, at_most=True) for share in range(30, 101, 5)]
+    for share, made in zip(range(30, 101, 5), options, strict=True):
+        assert made.reached <= share / 100
+    with pytest.raises(UsageError) as caught:
+        pruning.plan(dense(), IMAGE, 0.65)
+    hint = caught.value.problems[0].hint
+    below = max(float(s) for s in hint.removeprefix("can be reached: ").partition(";")[0].split(", ") if float(s) < 0.65)
+    assert f'`macs = "max 0.65"` takes {below:g}' in hint
+    assert pruning.plan(dense(), IMAGE, 0.65, at_most=True).reached == pytest.approx(below, abs=1e-3)
+    with pytest.raises(UsageError, match="at most 0.001 of the MACs can't be reached") as caught:
+        pruning.plan(dense(), IMAGE, 0.001, 1, at_most=True)
+    assert "smaller `multiple_of`" not in str(caught.value) and "takes" not in str(caught.value)
+
+
 def test_what_cannot_be_pruned_is_named_when_it_stands_in_the_way():
     with pytest.raises(UsageError) as caught:
         pruning.plan(encoder(), SEQUENCE, 0.2)

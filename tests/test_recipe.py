@@ -210,20 +210,6 @@ def test_a_dumped_recipe_gives_the_same_keys_from_its_own_folder(tmp_path, monke
     assert tomllib.loads((run / "recipe.toml").read_text())["modules"] == "../../project"
 
 
-def test_a_sweep_gives_way_to_what_a_target_wants(tmp_path):
-    from edgekd import plan, targets
-
-    (tmp_path / "narrow.toml").write_text(
-        'title = "narrow"\narchitecture = "x86-64"\nchannel_multiple = 8\nint8 = { weight_bits = 7 }\n'
-        'sources = { title = "made up", architecture = "made up", channel_multiple = "made up", int8 = "made up" }\n'
-    )
-    assert targets.load(str(tmp_path / "narrow.toml")).int8.weight_bits == 7
-    sets = ["sweep.quantize.weight_bits=[8, 6]", "sweep.prune.multiple_of=[4, 8]"]
-    steps = plan.make(resolving.resolve(recipe.read(None, sets=sets, targets=[str(tmp_path / "narrow.toml")]))).steps.values()
-    assert {s.settings["weight_bits"] for s in steps if s.stage == "quantize"} == {7, 6}
-    assert {s.settings["multiple_of"] for s in steps if s.stage == "prune"} == {8}
-
-
 def test_weights_of_the_full_range_are_honoured_unless_a_target_saturates(tmp_path):
     """By all targets, whoever asked: one training serves them."""
     from edgekd import plan

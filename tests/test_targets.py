@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edgekd import environment, listing, targets
+from edgekd import calibrating, environment, listing, measuring, pipeline, quantizing, runtimes, standing, targets
 from edgekd.errors import UsageError
-from edgekd.records import Target
+from edgekd.records import Measurement, Runtime, Target
 
 ROOT = Path(__file__).parent.parent
 ZEN5 = {
@@ -211,6 +211,15 @@ WRONG += [('emulated_as = "max"\n' + GOOD + '[runtime]\nname = "none"', "there i
 WRONG += [(GOOD + "caches = " + "[" * n + "]" * n, "is not TOML: nested too deep") for n in (100, 20_000)]
 WRONG += [(GOOD + "a" + ".a" * 5000 + " = 1", "nested too deep"), (GOOD + "ram_bytes = " + "9" * 5000, "is not TOML")]
 WRONG += [(GOOD + '[sources]\n"../x" = "a book"', "there is no fact `../x`"), (GOOD + 'emulated_as = "\\u001b[2J"', "control characters")]
+WRONG += [(GOOD + '[runtime]\nname = "executorch"', "runtime.name: edgekd has no runtime `executorch`")]
+WRONG += [
+    (GOOD + '[runtime]\nname = "worker"', "edgekd has no runtime `worker`"),
+    (GOOD + '[runtime]\nname = "onnxruntim"', "did you mean `onnxruntime`"),
+]
+WRONG += [
+    (GOOD + "[int8]\nactivation_bits = 7", "int8.activation_bits: is 7"),
+    ("cores = 2\nthreads = 3\n" + GOOD, "threads: are 3, and there are 2"),
+]
 WRONG += [(GOOD.replace("mine", "\\u001b[31m"), "title: holds control characters")]
 
 
@@ -220,6 +229,45 @@ def test_other_wrong_files(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         targets.load(path)
+
+
+def test_the_folder_of_runtimes_is_the_list(monkeypatch, tmp_path):
+    assert runtimes.names() == ["onnxruntime"]
+    for name, text in (("executorch", 'FORMAT = "pte"\n'), ("agent", 'x = "FORMAT = "\n')):
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(runtimes, "__file__", str(tmp_path / "__init__.py"))
+    assert runtimes.names() == ["executorch"]
+
+
+def test_a_machine_with_fewer_cores_than_threads_is_not_the_targets():
+    wide = Target("wide", "wide", "x86-64", threads=8)
+    assert targets.matches(wide, ZEN5) == ["8 cores"] and targets.matches(dataclasses.replace(wide, threads=4), ZEN5) == []
+
+
+@pytest.mark.parametrize("version, told", [("1.22.0", "with onnxruntime 1.31.1, the target has 1.22.0"), ("1.31.1", ""), ("", "")])
+def test_figures_of_another_version_of_the_runtime_say_so(version, told):
+    target = Target("mine", "mine", "x86-64", runtime=Runtime("onnxruntime", version))
+    assert targets.differing(target, ZEN5) == told and targets.differing(target, {}) == ""
+    one = Measurement("latency_p50_ms", "ms", 1, 1, 1, 1, None, "mine", "measured", note="noisy")
+    assert [m.note for m in standing.noted([one], target, ZEN5)] == ["noisy" + f"; {told}" * bool(told)]
+
+
+@pytest.mark.parametrize("verb", ["profile", "compare", "quantize", "calibrate", "compress"])
+def test_every_verb_refuses_what_edgekd_cant_do_for_a_target(tmp_path, verb):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + '[runtime]\nname = "executorch"\n[int8]\nactivation_bits = 7\n')
+    given, model = {"target": str(path)}, tmp_path / "m.onnx"
+    call = {
+        "profile": lambda: measuring.profile(model, **given),
+        "compare": lambda: measuring.compare(model, model, **given),
+        "quantize": lambda: quantizing.quantize(model, data=model, out=tmp_path / "o.onnx", **given),
+        "calibrate": lambda: calibrating.calibrate(str(path)),
+        "compress": lambda: pipeline.compress(targets=[str(path)], dry_run=True),
+    }[verb]
+    with pytest.raises(UsageError) as error:
+        call()
+    text = str(error.value)
+    assert "no runtime `executorch`" in text and "activation_bits" in text
 
 
 def test_host_is_no_name_for_a_file(tmp_path):

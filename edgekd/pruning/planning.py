@@ -68,12 +68,20 @@ def groups(model: nn.Module, example: Any, *, forward: Forward | None = None, pr
 
 
 def plan(
-    model: nn.Module, example: Any, macs: float, multiple_of: int = 8, *, forward: Forward | None = None, protect: Iterable[str] = ()
+    model: nn.Module,
+    example: Any,
+    macs: float,
+    multiple_of: int = 8,
+    *,
+    at_most: bool = False,
+    forward: Forward | None = None,
+    protect: Iterable[str] = (),
 ) -> PruningPlan:
-    """The widths that leave the share `macs` of the model's MACs, as near as can be reached and as even as possible.
+    """The widths that leave the share `macs` of the model's MACs, as near as can be reached and as even as possible; with `at_most` as near
+    below it.
 
-    Raises UsageError where the nearest point is further than 2 % of the MACs asked for, with the points that can be reached and with
-    every layer that can't be pruned."""
+    Raises UsageError where the nearest point is further than 2 % of the MACs asked for (with `at_most`: where there is none), with the points that
+    can be reached and with every layer that can't be pruned."""
     forward = forward or _call
     if macs == 1.0:
         whole, _ = macs_and_parameters(model, example, forward)
@@ -83,11 +91,11 @@ def plan(
         raise UsageError(Problem("macs", "nothing in the model can be pruned", "macs = 1 keeps it as it is"), *map(_told, refused))
     laboratory = Laboratory(model, example, found, forward)
     whole = int(laboratory.cost(_none(found)))
-    near = points.search(laboratory.cost, [g.width for g in found], [g.unit for g in found], macs * whole, multiple_of)
+    near = points.search(laboratory.cost, [g.width for g in found], [g.unit for g in found], macs * whole, multiple_of, at_most)
     best = near[0]
     made = PruningPlan(macs, whole, best.macs, tuple(found), best.removed, tuple(refused))
-    if made.error > TOLERANCE:
-        raise UsageError(_too_far(made, near, multiple_of), *(_told(r) for r in refused if not r.is_output))
+    if made.error > TOLERANCE if not at_most else best.macs > macs * whole:
+        raise UsageError(_too_far(made, near, multiple_of, at_most), *(_told(r) for r in refused if not r.is_output))
     objection = laboratory.objection([range(n) for n in best.removed])
     if objection is not None:
         raise UsageError(Problem("macs", f"the model can't be pruned to {made.reached:.4g} of its MACs: {objection}"), *map(_told, refused))
@@ -95,11 +103,18 @@ def plan(
 
 
 def problems(
-    model: nn.Module, example: Any, macs: float, multiple_of: int = 8, *, forward: Forward | None = None, protect: Iterable[str] = ()
+    model: nn.Module,
+    example: Any,
+    macs: float,
+    multiple_of: int = 8,
+    *,
+    at_most: bool = False,
+    forward: Forward | None = None,
+    protect: Iterable[str] = (),
 ) -> list[Problem]:
     """What stands against a plan, without raising."""
     try:
-        plan(model, example, macs, multiple_of, forward=forward, protect=protect)
+        plan(model, example, macs, multiple_of, at_most=at_most, forward=forward, protect=protect)
     except UsageError as error:
         return list(error.problems)
     return []
@@ -140,9 +155,15 @@ def _told(refusal: Refusal) -> Problem:
     return Problem(f"layer `{refusal.layer}`", f"is not pruned: {refusal.reason}")
 
 
-def _too_far(made: PruningPlan, near: list[points.Point], multiple_of: int) -> Problem:
+def _too_far(made: PruningPlan, near: list[points.Point], multiple_of: int, at_most: bool) -> Problem:
     """The refusal, with the nearest points below and above what was asked."""
     shares = sorted({round(p.macs / made.before, 4) for p in near})
     below, above = [s for s in shares if s <= made.asked][-4:], [s for s in shares if s > made.asked][:4]
-    message = f"{made.asked:g} of the MACs can't be reached in widths that are multiples of {multiple_of}: the nearest point is {made.reached:.4g}"
-    return Problem("macs", message, f"can be reached: {', '.join(f'{s:g}' for s in (*below, *above))}; or choose a smaller `multiple_of`")
+    most = "at most " if at_most else ""
+    message = (
+        f"{most}{made.asked:g} of the MACs can't be reached in widths that are multiples of {multiple_of}: the nearest point is {made.reached:.4g}"
+    )
+    ways = [f"can be reached: {', '.join(f'{s:g}' for s in (*below, *above))}"]
+    ways += [f'`macs = "max {made.asked:g}"` takes {below[-1]:g}'] if below else []
+    ways += [f"a smaller `multiple_of` than {multiple_of} reaches more, in widths that kernels may run slower at"] if multiple_of > 1 else []
+    return Problem("macs", message, "; ".join(ways))

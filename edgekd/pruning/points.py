@@ -32,8 +32,9 @@ def steps(width: int, unit: int, multiple: int) -> tuple[int, ...]:
     return (*range(step, width, step), width)
 
 
-def search(cost: Cost, widths: Sequence[int], units: Sequence[int], target: float, multiple: int) -> list[Point]:
-    """Points near `target` MACs, the best first: the most even of those within `EQUAL` of it, or else the nearest.
+def search(cost: Cost, widths: Sequence[int], units: Sequence[int], target: float, multiple: int, at_most: bool = False) -> list[Point]:
+    """Points near `target` MACs, the best first: the most even of those within `EQUAL` of it, or else the nearest. With `at_most` the nearest
+    below counts as the target, and those above come last.
 
     Even: least squares between each group's kept share and the one share that would hit the target, were widths not in steps.
     All points are looked at where there are up to `EVERY`, else a beam search from even roundings."""
@@ -52,9 +53,11 @@ def search(cost: Cost, widths: Sequence[int], units: Sequence[int], target: floa
         macs, spread = judge(picked)
     else:
         picked, macs, spread = _beam(judge, grid, whole, even, target)
-    far = np.abs(macs - target) / target
+    over = (macs > target) & at_most
+    aim = macs[~over].max() if at_most and not over.all() else target
+    far = np.abs(macs - aim) / target
     near = max(EQUAL, far.min())
-    order = np.lexsort((*(-picked.T), far, spread, np.where(far <= near + 1e-12, 0.0, far)))
+    order = np.lexsort((*(-picked.T), far, spread, np.where(far <= near + 1e-12, 0.0, far), over))
     found = picked[order[:2000]]
     kept = [tuple(int((whole[g] - grid[g][p]) // unit[g]) for g, p in enumerate(row)) for row in found]
     return [Point(k, int(m), float(s)) for k, m, s in zip(kept, macs[order], spread[order], strict=False)]

@@ -195,10 +195,7 @@ def caution(result: Result, target: str) -> str:
     if low <= 1:
         return ""
     of = f"the time of the float {clean(parent.candidate.id)} ({low:.2f} to {high:.2f})"
-    return (
-        f"int8 is slower here: {clean(ours.candidate.id)} takes {ratio:.2f} x {of}; "
-        "at this size conversions cost more than integers save"
-    )
+    return f"int8 is slower here: {clean(ours.candidate.id)} takes {ratio:.2f} x {of}; at this size conversions cost more than integers save"
 
 
 def proof(result: Result, target: str) -> str:
@@ -238,6 +235,8 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
     work = ours.figures.get("instructions")
     if work is not None:
         told.append(("instructions", f"{value(work)} of an inference of {ours.candidate.id}, counted under emulation ({work.note})"))
+    other = {text for m in ours.figures.values() for text in m.note.split("; ") if text.startswith("with ") and ", the target has " in text}
+    told += [("note", f"figures of {target} were made {text}") for text in sorted(other)]
     emulated = [name for name in quality if name in ours.figures and ours.figures[name].origin == "emulated"]
     if emulated and any(emulated[0] not in r.figures for r in listed):
         told.append(("note", f"as {target} the chosen file alone was run: the choice went by what the files answer on the machine of this run"))

@@ -2,3 +2,11 @@
 
 A runtime file offers `FORMAT`, `load(path, threads) -> infer`, and optionally `operators(...)`; see `onnxruntime.py`.
 """
+
+import re
+from pathlib import Path
+
+
+def names():
+    """The runtimes: the files of this folder that offer a `FORMAT`. None is imported."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if re.search(r"^FORMAT = ", p.read_text(encoding="utf-8"), re.MULTILINE))

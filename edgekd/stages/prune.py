@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from edgekd import components, models
 from edgekd.errors import Problem, UsageError
@@ -20,19 +22,36 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def _share(value: Any) -> Any:
+    """A share of the MACs as a recipe says it: 0.7, or "max 0.7"."""
+    text = value.removeprefix("max ") if isinstance(value, str) and value.startswith("max ") else None if isinstance(value, str | bool) else value
+    try:
+        if 0 < float(text) <= 1:
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise PydanticCustomError("share", 'must be a share above 0 and up to 1, or such a limit: "max 0.7"')
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prune(Training):
-    """`macs`: the share of the source's MACs to keep; at 1 none is pruned, and the model is trained on like the others. Widths become
-    multiples of `multiple_of` (a target can raise it); a layer that is no wider keeps its width. `criterion`: which channels go first.
+    """`macs`: the share of the source's MACs to keep, or "max 0.7": the nearest that can be reached below it; at 1 none is pruned, and the model is
+    trained on like the others. Widths become multiples of `multiple_of` (the target's where a recipe doesn't say it); a layer that is no wider
+    keeps its width. `criterion`: which channels go first.
     `keep`: layers, or modules that hold them, that are left as they are. The other settings are of the recovery."""
 
-    macs: Annotated[float, Gt(0), Le(1)] = 0.5
+    macs: Annotated[float | str, BeforeValidator(_share)] = 0.5
     multiple_of: Annotated[int, Ge(1)] = 8
     criterion: str = "magnitude"
     keep: tuple[str, ...] = ()
     losses: tuple[dict[str, Any], ...] = KD
     cache: bool = True
     reads: ClassVar = ("train",)
+
+    @property
+    def asked(self) -> tuple[float, bool]:
+        """(the share of the MACs, whether it is the most that may be kept)"""
+        return (float(self.macs.removeprefix("max ")), True) if isinstance(self.macs, str) else (self.macs, False)
 
     def check(self, model: nn.Module, example: Any, forward: Any = None) -> list[Problem]:
         """What stands against pruning `model` so far; the architecture alone decides. Asked before any training."""
@@ -44,7 +63,8 @@ class Prune(Training):
             components.find("criteria", self.criterion)
         except UsageError as error:
             found += [dataclasses.replace(problem, place="criterion") for problem in error.problems]
-        return found + pruning.problems(model, example, self.macs, self.multiple_of, forward=forward, protect=self.keep)
+        share, at_most = self.asked
+        return found + pruning.problems(model, example, share, self.multiple_of, at_most=at_most, forward=forward, protect=self.keep)
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         import numpy as np
@@ -55,7 +75,8 @@ class Prune(Training):
         columns, record = run.data("train"), models.record_of(source)
         module, example = models.load(source, run.task), take(columns, np.arange(2, dtype=np.int64) % len(columns)).inputs
         with seeded(run.seed, run.threads):
-            plan = pruning.plan(module, example, self.macs, self.multiple_of, forward=run.task.forward, protect=self.keep)
+            share, at_most = self.asked
+            plan = pruning.plan(module, example, share, self.multiple_of, at_most=at_most, forward=run.task.forward, protect=self.keep)
             history = pruning.prune(module, plan, components.find("criteria", self.criterion))
         macs, parameters = pruning.macs_and_parameters(module, example, run.task.forward)
         facts: dict[str, Any] = {"macs": macs, "parameters": parameters, "asked": self.macs, "reached": round(plan.reached, 6)}

@@ -26,10 +26,11 @@ class Quantize(Training):
     """`ranges`: what the lattices start from, on `samples` of the train split. `observer`: in training, ranges follow a moving average
     (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`). `pairs16` scales weights so that
     no products saturate where kernels add two in 16 bits (x86 with AVX2, without VNNI), so that a file answers the same everywhere; false is
-    refused where a target of the recipe is of that kind. A target can lower `weight_bits` and `layer_bits` {layer: bits of its weight}.
-    `float_layers` keep float weights; values that no integer layer makes or reads stay in float with them. Layers are those of the captured
-    graph (`sites.layers`). `before`: what makes weights and values easier to hold before ranges are looked for; `after`: what makes up for the
-    rounding once they are fixed, with `ptq`; both in the order given."""
+    refused where a target of the recipe is of that kind. `layer_bits` {layer: bits of its weight}; `per_channel`: a scale per output channel of a
+    weight, else one in all. `weight_bits` and `per_channel` are the target's where a recipe doesn't say them, and refused where its kernels don't
+    take them. `float_layers` keep float weights; values that no integer layer makes or reads stay in float with them. Layers are those of the
+    captured graph (`sites.layers`). `before`: what makes weights and values easier to hold before ranges are looked for; `after`: what makes up
+    for the rounding once they are fixed, with `ptq`; both in the order given."""
 
     mode: Literal["qat", "ptq"] = "qat"
     ranges: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
@@ -38,6 +39,7 @@ class Quantize(Training):
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
     float_layers: tuple[str, ...] = ()
     layer_bits: dict[str, Annotated[int, Ge(2), Le(8)]] = field(default_factory=dict)
+    per_channel: bool = True
     before: tuple[Literal["equalize", "smooth"], ...] = ()
     after: tuple[Literal["adaround", "bias_correction"], ...] = ()
     pairs16: bool = True
@@ -76,7 +78,8 @@ class Quantize(Training):
         graph = capture(models.load(source, run.task), quantization.example_of(columns), run.task.forward)
         if problems := _named(layers(graph), self.float_layers, self.layer_bits):
             raise UsageError(*problems)
-        scheme = Scheme(weight_bits=self.weight_bits, pairs16=self.pairs16, float_layers=self.float_layers, layer_bits=self.layer_bits)
+        given = {name: getattr(self, name) for name in ("weight_bits", "per_channel", "pairs16", "float_layers", "layer_bits")}
+        scheme = Scheme(**given)
         facts: dict[str, Any] = {"samples": min(self.samples, len(columns)), "parameters": sum(p.numel() for p in graph.parameters())}
         with seeded(run.seed, run.threads):
             facts |= {name: _eased(name, graph, samples()) for name in self.before}
