@@ -41,6 +41,8 @@ def target(name: str) -> str:
         "emulated": "answers: what a file answers there is emulated here",
         "counted": "answers: nothing runs as this target here; bytes, parameters, MACs and planned memory are counted on the file",
     }
+    if not targets.runs(t):
+        told["counted"] = "answers: edgekd has no runtime for it; compress scores files by the reference runtime, onnxruntime on this machine"
     lines = [told[figures] + (f", once this machine is set up: {lacking[0]}" if figures == "emulated" and (lacking := _lacking(t)) else "")]
     return "\n".join([f"{_table(f'{t.name}: {t.title}', ('fact', 'value', 'source'), rows)}\n", *lines, *_latency(t, figures)])
 

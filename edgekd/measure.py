@@ -141,10 +141,7 @@ def profile(
             continue
         processes = _lines(lines, subject, "time")
         noise = _noise(processes, control, threads)
-        figures = [
-            *_latencies(processes, noise, control, session),
-            *_memory([line["peak_rss_bytes"] for line in _lines(lines, subject, "memory")], bare),
-        ]
+        figures = [*_latencies(processes, noise, control, session), *_memory([line["peak_rss_bytes"] for line in _lines(lines, subject, "memory")], bare)]
         found[name] = tuple(replace(m, target=target, threads=threads, environment=machine) for m in figures)
     return found
 

@@ -171,6 +171,18 @@ def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, mach
     return [dataclasses.replace(m, environment=machine, threads=1, note=_noted(m, "this machine's answers")) for m in figures]
 
 
+def _by_reference(o: Observed, teacher: Observed | None, target: Target, resolved: Resolved) -> list[Measurement]:
+    """Quality of a file for a target that nothing runs: what it answers in its format's reference runtime, on this machine."""
+    facts, found = environment.describe(), []
+    own = {"target": target.name, "origin": "emulated", "threads": 1, "environment": environment.environment_id(facts)}
+    note = f"{targets.REFERENCE}: onnxruntime {facts['versions'].get('onnxruntime', '')}".rstrip() + " on this machine"
+    for split in SPLITS:
+        reference = None if teacher is None or teacher is o else teacher.outputs[split]
+        figures = quality.measure(o.outputs[split], resolved.data(split).labels, resolved.task.metrics, teacher=reference, split=split)
+        found += [dataclasses.replace(m, **own, note="; ".join(filter(None, (note, m.note)))) for m in figures]
+    return found
+
+
 def described(
     o: Observed, teacher: Observed | None, timed: Mapping[str, tuple], resolved: Resolved, hosts: Mapping[str, Host]
 ) -> tuple[Measurement, ...]:
@@ -178,11 +190,11 @@ def described(
     wanted = [t for t in resolved.targets if t.name in o.point.targets]
     found = [*static.measure(o.file), *memory.measure(o.file), *_saturable(o.artifact)]
     absent = [t for t in wanted if t.name not in hosts or targets.matches(t, hosts[t.name].facts)]
-    if absent:
+    if any(map(targets.runs, absent)):
         found += _of_the_file(o, teacher, resolved, environment.environment_id(environment.describe()))
     for target in wanted:
         if target in absent:
-            found += calibrating.predicted(o.file, target)
+            found += calibrating.predicted(o.file, target) if targets.runs(target) else _by_reference(o, teacher, target, resolved)
             continue
         facts = hosts[target.name].facts
         more, outputs = targets.surplus(target, facts), o.there.get(target.name, o.outputs)

@@ -116,8 +116,8 @@ def conclude(
         verdict = budget.overall(checks) if chosen is not None else "fail"
         competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
         better = gains.labels_did_better(competing, [o.point.id for o in observed if o.point.reference == "alone"])
-        counted = "" if targets.runs(target) else "counted on the files alone: edgekd has no runtime for this device"
-        reason = "; ".join(filter(None, (result.reason, plan.notes.get(target.name, ""), counted, better)))
+        untimed = "" if targets.runs(target) else "edgekd has no runtime for this device: nothing is timed"
+        reason = "; ".join(filter(None, (result.reason, plan.notes.get(target.name, ""), untimed, better)))
         found[target.name] = dataclasses.replace(result, checks=checks, verdict=verdict, reason=reason)
     machines = [environment.describe(), *(host.facts for host in boards.values())]
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -19,6 +19,7 @@ KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")  # f
 OF_A_GRAPH = {"float_layers", "layer_bits"}  # of a scheme: names of layers are no facts of a device
 HOST = "host"
 NO_RUNTIME = "none"  # the name of a runtime that edgekd has not
+REFERENCE = "reference runtime"  # how the note of a figure begins that another runtime made for a target that nothing runs
 FEATURES: Mapping[str, tuple[str, ...]] = {
     "x86-64": ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
     "aarch64": ("neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2"),

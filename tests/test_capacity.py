@@ -158,19 +158,40 @@ def test_compress_for_a_device_of_64_kib(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     roomy, cramped = result["targets"]["roomy"], result["targets"]["cramped"]
-    assert roomy["chosen"] and "counted on the files alone" in roomy["reason"]
+    assert roomy["chosen"] and "no runtime for this device: nothing is timed" in roomy["reason"]
     assert {c["rule"]: c["verdict"] for c in roomy["checks"] if "roomy" in c["rule"]} == {
         "max 64 KiB (flash of roomy)": "pass",
         "max 64 KiB (RAM of roomy)": "pass",
     }
     assert cramped["chosen"] is None and "(flash of cramped)" in cramped["reason"]
     for candidate in result["candidates"]:
-        named = {m["name"] for m in candidate["measurements"] if m["target"] in ("roomy", "cramped")}
-        assert not named, "no time and no answer is told of what never ran"
+        told = [m for m in candidate["measurements"] if m["target"] in ("roomy", "cramped")]
+        assert {m["origin"] for m in told} == {"emulated"} and all(m["unit"] != "ms" for m in told), "no time is told of what never ran"
+        assert {m["split"] for m in told if m["name"] == "top1"} == {"validation", "test"}
+        assert all(m["note"].startswith("reference runtime: onnxruntime ") for m in told)
+    (quality,) = [c for c in roomy["checks"] if c["name"] == "top1"]
+    assert (quality["verdict"], quality["origin"]) == ("pass", "emulated")
+    for name in ("report.md", "report.html"):
+        assert "by the reference runtime: onnxruntime" in (tmp_path / "out" / name).read_text().replace("\\", "")
     assert (tmp_path / "out" / "bundles" / "roomy").is_dir() and not (tmp_path / "out" / "bundles" / "cramped").exists()
     assert command(["gate", "out"]) == 1
     out = capsys.readouterr().out
     assert "flash of roomy" in out and "cramped" in out
+
+
+@pytest.mark.parametrize(
+    "note, value, verdict",
+    [
+        ("reference runtime: onnxruntime 1 on this machine", "min 88 %", "pass"),
+        ("as Haswell", "min 88 %", "inconclusive"),
+        ("reference runtime: onnxruntime 1 on this machine", {"is": "min 88 %", "accept": ["measured"]}, "inconclusive"),
+    ],
+)
+def test_a_reference_runtimes_answers_are_accepted_where_the_budget_doesnt_say(note, value, verdict):
+    figure = Measurement("top1", "%", 95, 93, 96, 100, "test", "small", "emulated", 1, "x", note)
+    made = Candidate("a", "a", 0, (), (), "onnx", None, "", (figure,))
+    (check,) = budget.judge(budget.rules({"any": {"top1": value}}, "small"), made, target="small")
+    assert check.verdict == verdict
 
 
 def test_a_measurement_is_judged_by_both_rules():

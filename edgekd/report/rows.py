@@ -10,6 +10,7 @@ from typing import Any
 from edgekd import intervals
 from edgekd.errors import plain as clean
 from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
+from edgekd.targets import REFERENCE
 
 MARKS = {"counted": "c", "measured": "m", "emulated": "e", "predicted": "p"}
 ORIGINS = {
@@ -237,6 +238,9 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
         told.append(("instructions", f"{value(work)} of an inference of {ours.candidate.id}, counted under emulation ({work.note})"))
     other = {text for m in ours.figures.values() for text in m.note.split("; ") if text.startswith("with ") and ", the target has " in text}
     told += [("note", f"figures of {target} were made {text}") for text in sorted(other)]
+    by_reference = next((m.note for name in quality if (m := ours.figures.get(name)) is not None and m.note.startswith(REFERENCE)), "")
+    if by_reference:
+        told.append(("quality", f"by the {by_reference}, since nothing runs as {target}; budgets of quality take it"))
     emulated = [name for name in quality if name in ours.figures and ours.figures[name].origin == "emulated"]
     if emulated and any(emulated[0] not in r.figures for r in listed):
         told.append(("note", f"as {target} the chosen file alone was run: the choice went by what the files answer on the machine of this run"))
