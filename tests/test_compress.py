@@ -69,10 +69,10 @@ def test_the_folder_of_a_run(made):
     assert made.exit_code == 0 and result == made.result
     jsonschema.validate(json.loads((folder / "result.json").read_text()), results.schema("result"))
     ids = [c.id for c in result.candidates]
-    assert ids == ["teacher", "alone", "distill", "prune", "quantize", "alone-quantize"] and result.references == {
-        "teacher": "teacher",
-        "alone": "alone",
-    }
+    assert ids == ["teacher", "alone", "distill", "prune", "quantize", "alone-quantize"]
+    assert result.references == {"teacher": "teacher", "alone": "alone"}
+    beside = {c.id: m.note for c in result.candidates for m in c.measurements if m.name == "gain"}
+    assert beside == {"distill": "over alone", "quantize": "over alone-quantize"}
     assert {p.name for p in folder.iterdir()} >= {
         "result.json",
         "recipe.toml",

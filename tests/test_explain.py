@@ -383,6 +383,15 @@ def test_explain_a_run(tmp_path, capsys):
     assert out.splitlines()[first].startswith(f"{culprit}  dead lattice")
 
 
+def test_a_stage_that_bought_nothing_is_told(tmp_path):
+    put(tmp_path)
+    result = results.read(tmp_path / "result.json")
+    gain = Measurement("gain", "pt", 0.1, -0.6, 0.8, 899, "test", None, "measured", note="over alone")
+    made = tuple(dataclasses.replace(c, measurements=(*c.measurements, *[gain] * (c.id == "distill"))) for c in result.candidates)
+    text = str(explaining.explain(_rewritten(tmp_path, dataclasses.replace(result, candidates=made))))
+    assert "distill bought nothing that can be shown over alone: +0.10 [-0.60, +0.80] pt on test" in text and "to try: attention" in text
+
+
 def test_explain_makes_nothing_up(tmp_path):
     put(tmp_path)
     found = explaining.explain(tmp_path)
