@@ -162,7 +162,7 @@ def interval_of(metric: Metric, records: Any, level: float = 0.95) -> tuple[floa
     if times is None:
         low, high = bootstrap(rows, metric.value, level)
     else:
-        bounds = wilson(int(rows.sum()), len(rows), level) if _binary(rows) else skewed_mean(rows, level)[1:]
+        bounds = wilson(int(rows.sum()), len(rows), level) if _binary(rows) else skewed_mean(_of_samples(rows), level)[1:]
         low, high = sorted(times * bound for bound in bounds)
     return value, min(low, value), max(high, value)
 
@@ -173,19 +173,18 @@ def paired_of(metric: Metric, a_records: Any, b_records: Any, level: float = 0.9
     times = multiple_of_mean(metric, np.concatenate([a, b]))
     if times is None:
         return paired(a, b, level, metric.value)
-    difference, low, high = paired(a, b, level)
+    difference, low, high = paired(_of_samples(a), _of_samples(b), level)
     return (times * difference, *sorted((times * low, times * high)))
 
 
 def multiple_of_mean(metric: Metric, rows: np.ndarray) -> float | None:
-    """The constant c for which the metric of records, one number per sample, is c times their mean; None where it is not so."""
-    if len(rows) < 2 or rows.ndim != 1 or rows.dtype.kind not in "fiub" or not np.isfinite(rows).all():
+    """The constant c for which the metric is c times the mean of its records, as far as these and parts of them show; None where it is not so."""
+    if len(rows) < 2 or not rows.size or not np.isfinite(rows).all():
         return None
     tried = [rows, rows[::2], rows[1::2], rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     if _binary(rows):  # any 0 and 1 are records
-        half = np.ones(len(rows))
-        half[::2] = 0
-        tried += [np.ones(len(rows)), half, np.zeros(len(rows))]
+        ones = np.ones(len(rows))
+        tried += [ones, 0 * ones, np.arange(len(rows)) % 2.0]
     figures = [(float(metric.value(x)), float(np.mean(x))) for x in tried]
     value, centre = max(figures, key=lambda f: abs(f[1]))
     times = value / centre if centre else math.nan
@@ -236,6 +235,11 @@ def _rows(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     if x.shape != y.shape or not len(x):
         raise ValueError(f"paired records take the same samples: {list(x.shape)} and {list(y.shape)}")
     return x, y
+
+
+def _of_samples(rows: np.ndarray) -> np.ndarray:
+    """One number per sample: the mean of what it has."""
+    return rows if rows.ndim == 1 else rows.reshape(len(rows), -1).mean(1)
 
 
 def _binary(rows: np.ndarray) -> bool:

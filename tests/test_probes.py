@@ -16,8 +16,6 @@ from onnx import numpy_helper as nh
 
 from edgekd import intervals
 from edgekd.decisions import budget
-from edgekd.decisions.budget import judge
-from edgekd.decisions.rules import parse
 from edgekd.errors import RunFailed, UsageError
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static, trace
@@ -428,7 +426,7 @@ def test_a_calibrated_model_is_within_a_budget_of_calibration():
         logits, labels = answered(np.random.default_rng(seed), 900, 0.0)
         found = by_name(logits, labels, [])["ece"]
         held += found.low == 0
-        (check,) = judge((parse("ece", "max 1.5 %"),), Candidate("a", "a", 0, (), (), "onnx", None, "", (found,)), target="host")
+        (check,) = budget.judge((budget.parse("ece", "max 1.5 %"),), Candidate("a", "a", 0, (), (), "onnx", None, "", (found,)), target="host")
         assert check.verdict != "fail" and 0 <= found.low <= found.value <= found.high
         assert f"is {quality.ece(logits, labels):.2f} %" in found.note and found.value < quality.ece(logits, labels)
     assert held >= 17
