@@ -1,10 +1,12 @@
 """How many instructions an inference takes on an arm64 core, by class, and the bytes that it loads and stores: counted under emulation.
 
-The count hardly depends on anything but the file, its runtime and the core's kernels, so it repeats within 0.1 % on any machine: an axis for
-gates where no board is. It is no time: what instructions cost differs between cores, and caches are not in it."""
+The count hardly depends on anything but the file, its runtime, the core's kernels and the input, so it repeats within 0.1 % on any machine: an axis
+for gates where no board is. Inputs differ by more than that in small files, so a comparison pairs the counts of the same inputs. It is no time:
+what instructions cost differs between cores, and caches are not in it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import threading
@@ -14,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd import measure
+import numpy as np
+
+from edgekd import intervals, measure
 from edgekd.errors import Problem, RunFailed
 from edgekd.hosts import counter, local
 from edgekd.records import Measurement
 from edgekd.runtimes import worker
 
 WARMUP, EMPTY = 3, 3  # inferences before the first that counts; regions that hold no inference
+INFERENCES = 12  # of which an interval of the median may leave out two on each side
 ENTRY = "s0-count"
 
 
@@ -52,7 +57,7 @@ def count(
     launch: Mapping[str, Any],
     folder: Path,
     *,
-    inferences: int = 8,
+    inferences: int = INFERENCES,
     target: str | None = None,
     timeout: float = 1800,
     run: Any = local.run,
@@ -65,7 +70,7 @@ def count(
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     out, place = folder / "regions.jsonl", folder / "job"
-    few = {name: array[:inferences] for name, array in (inputs.items() if isinstance(inputs, Mapping) else [("", inputs)])}
+    few = {name: np.asarray(array)[:inferences] for name, array in (inputs.items() if isinstance(inputs, Mapping) else [("", inputs)])}
     schedule = [{"id": ENTRY, "subject": "s0", "pass": "count", "warmup_runs": WARMUP, "empty": EMPTY, "runs": inferences}]
     settings = {"launch": counter.counting(launch, out)}
     measure.build(place, {"s0": Path(model)}, few, schedule, settings, 1, timeout)
@@ -76,12 +81,12 @@ def count(
     if not _finished(place):
         reason = json.loads((place / "out" / "done.json").read_text(encoding="utf-8"))["failed"].get(ENTRY, "was not run")
         raise RunFailed(Problem(Path(model).name, f"does not run in onnxruntime under emulation: {reason}"))
-    return counts(counter.read(out), empty=EMPTY, inferences=inferences, target=target)
+    return counts(counter.read(out), empty=EMPTY, inferences=inferences, target=target, inputs=_digest(few))
 
 
-def counts(regions: Sequence[Mapping[str, Any]], *, empty: int, inferences: int, target: str | None = None) -> Counts:
-    """What the counter's regions say: the first `empty` hold no inference, the others one each. Raises RunFailed where regions are missing, or
-    several threads ran."""
+def counts(regions: Sequence[Mapping[str, Any]], *, empty: int, inferences: int, target: str | None = None, inputs: str = "") -> Counts:
+    """What the counter's regions say: the first `empty` hold no inference, the others one each, of `inputs` (their digest). Raises RunFailed where
+    regions are missing, or several threads ran."""
     if [region["region"] for region in regions] != list(range(empty + inferences)):
         raise RunFailed(
             Problem("instructions", f"{len(regions)} regions were counted instead of {empty + inferences}", "count again in another folder")
@@ -97,13 +102,23 @@ def counts(regions: Sequence[Mapping[str, Any]], *, empty: int, inferences: int,
     note = f"{value / 1e6:.4g} M, {100 * (classes['multiply_add'] + classes['dot_product']) / value:.0f} % multiply and add; one inference at batch 1"
     if classes["scalable"]:
         note += "; the bytes that SVE moves are not in those loaded and stored"
-    figure = Measurement("instructions", "", value, min(less), max(less), len(less), None, target, "emulated", threads=1, note=note)
+    low, high = intervals.median(less)[1:] if len(less) >= 6 else (min(less), max(less))
+    common = {"threads": 1, "note": note, "each": less, "pairing": inputs}
+    figure = Measurement("instructions", "", value, low, high, len(less), None, target, "emulated", **common)
     return Counts(value, classes, sizes["loaded_bytes"], sizes["stored_bytes"], (max(less) - min(less)) / value, less, (figure,))
 
 
 def _median(regions: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The region whose count is the lower median: its classes add up to its count, which medians of classes would not."""
     return sorted(regions, key=lambda region: region["instructions"])[(len(regions) - 1) // 2]
+
+
+def _digest(inputs: Mapping[str, np.ndarray]) -> str:
+    """Of the inputs by their names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, array in inputs.items():
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def _finished(place: Path) -> bool:

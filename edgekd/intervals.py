@@ -63,11 +63,11 @@ def mean(values: Sequence[float], level: float = 0.95) -> tuple[float, float, fl
 
 
 def skewed_mean(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) where values may be skewed, such as losses: Student's limits, and where skewness moves them out, those of Hall's transformed t.
+    """(mean, low, high) where values may be skewed, such as losses: Student's limits, moved out to those of Hall's transformed t where they are.
 
-    Hall, J. R. Statist. Soc. B 54 (1992) 221: t + g t^2 / (3 sqrt n) + g^2 t^3 / (27 n) + g / (6 sqrt n) is close to normal. The skewness g of a sample
-    is mostly too small: 1.3 g is taken, and 6 g^2 / n of the error is kept back. Tried in benchmarks/intervals, where this holds and where nothing
-    can: one value in hundreds that makes up the mean may be in no sample."""
+    Hall, J. R. Statist. Soc. B 54 (1992) 221: t + g t^2 / (3 sqrt n) + g^2 t^3 / (27 n) + g / (6 sqrt n) is close to normal. A sample's skewness g is
+    mostly too small: 1.3 g is taken, and of the error only 1 / (1 + 6 g^2 / n) is spent. Tried in benchmarks/intervals: where this holds, and where
+    nothing can, since a value in hundreds that makes up the mean may be in no sample."""
     x = np.asarray(values, np.float64)
     centre, low, high = mean(x, level)
     spread = float(x.std())
@@ -145,9 +145,15 @@ def ratio(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[
     return math.exp(float(np.median(walsh))), math.exp(float(walsh[cut - 1])), math.exp(float(walsh[-cut]))
 
 
+def side_by_side(*figures: Measurement) -> bool:
+    """Whether `each` of positive figures are of the same processes' turns or inputs, so that they can be paired."""
+    alike = len({(m.pairing, len(m.each)) for m in figures}) == 1 and bool(figures[0].pairing) and len(figures[0].each) >= 6
+    return alike and all(math.isfinite(x) and x > 0 for m in figures for x in m.each)
+
+
 def ratio_of(a: Measurement, b: Measurement, level: float = 0.95) -> tuple[float, float, float]:
     """(a / b, low, high) of two positive figures: from pairs where they were taken side by side, else all that both intervals allow."""
-    if a.pairing and a.pairing == b.pairing and len(a.each) == len(b.each):
+    if side_by_side(a, b):
         return ratio(a.each, b.each, level)
     if not min(a.low, b.low) > 0:
         raise ValueError("a ratio takes positive figures")

@@ -141,7 +141,8 @@ def profile(
             continue
         processes = _lines(lines, subject, "time")
         noise = _noise(processes, control, threads)
-        figures = [*_latencies(processes, noise, control, session), *_memory([line["peak_rss_bytes"] for line in _lines(lines, subject, "memory")], bare)]
+        peaks = [line["peak_rss_bytes"] for line in _lines(lines, subject, "memory")]
+        figures = [*_latencies(processes, noise, control, session), *_memory(peaks, bare)]
         found[name] = tuple(replace(m, target=target, threads=threads, environment=machine) for m in figures)
     return found
 

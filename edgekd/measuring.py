@@ -67,9 +67,7 @@ class Compared:
             f"A / A   {c.control[0]:.3f}  [{c.control[1]:.3f}, {c.control[2]:.3f}]   control: A against itself in the same session",
         ]
         if verdict == "inconclusive":
-            lines.append(
-                "inconclusive: by its control this session finds a file slower or faster than itself, so its ratios say nothing of the files"
-            )
+            lines.append("inconclusive: by its control this session finds a file slower or faster than itself; its ratios say nothing of the files")
             lines.append("hint: stop what else runs on the machine and compare again, or take --preset certify")
         if c.note:
             lines.append(c.note)

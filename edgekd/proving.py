@@ -163,7 +163,7 @@ def instructions(o: Observed, absent: Sequence[Target], resolved: Resolved, stor
     inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
 
     def work(target: Target, launch: Mapping[str, Any]) -> Sequence[Measurement]:
-        identity = ("count", columns.digest, target.emulated_as, launch.get("identity", ""), sha256(counter.SOURCE))
+        identity = ("count", counts.INFERENCES, columns.digest, target.emulated_as, launch.get("identity", ""), sha256(counter.SOURCE))
         name = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
         kept = store.observed(o.artifact.key, f"count-{name}")
         if kept is not None:

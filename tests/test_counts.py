@@ -1,7 +1,9 @@
 """Instruction counts under emulation: the decoder against texts of an independent disassembler, programs whose counts are known, qemu's own
 memory accesses, and an int8 file on cores with and without dot products."""
 
+import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd import counts, measure, targets
+from edgekd import counts, measure, results, targets
 from edgekd.decisions import budget, rules
 from edgekd.errors import EnvironmentUnfit, RunFailed
 from edgekd.hosts import counter, local
@@ -322,6 +324,47 @@ def test_a_budget_takes_emulated_counts_where_it_says_so():
     assert between.verdict == "inconclusive" and "more inferences would decide" in between.reason
     assert judged({"is": "regress max 0.5 % vs baseline", **accept}, 1004, baseline=1000).verdict == "pass"
     assert judged({"is": "regress max 0.5 % vs baseline", **accept}, 1006, baseline=1000).verdict == "fail"
+
+
+SMALL = (534_282, 532_440, 531_714, 531_637, 535_557, 530_332, 529_771, 529_752, 530_152, 529_774, 529_743, 530_193)  # of one file, 12 inputs
+
+
+def counted(each, inputs="of seed 1"):
+    """A figure as the counter's regions make it."""
+    regions = [{**region(i), "instructions": n} for i, n in enumerate((0, 0, 0, *each))]
+    return counts.counts(regions, empty=3, inferences=len(each), target="pi", inputs=inputs).measurements[0]
+
+
+def regressed(each, before, line="regress max 0.5 % vs baseline"):
+    candidate = Candidate("c", "c", 0, (), (), "onnx", None, "", (each,))
+    rule = rules.rules({"any": {"instructions": line}}, "pi")
+    (check,) = budget.judge(rule, candidate, target="pi", baseline=budget.Reference((before,)))
+    return check
+
+
+def test_counts_are_compared_input_by_input():
+    """Half a million instructions, 1.1 % apart from input to input: the same file is 0 % worse, and 1 % more is told."""
+    same = regressed(counted(SMALL), counted(SMALL))
+    assert (same.verdict, same.value, same.low, same.high) == ("pass", 0, 0, 0)
+    noise = [n + more for n, more in zip(SMALL, (0, 0, 0, 380, 110, 90, 0, 0, -30, -380, 0, 0), strict=True)]  # another process, as seen under qemu
+    again = regressed(counted(noise), counted(SMALL))
+    assert again.verdict == "pass" and again.low <= 0 <= again.high < 0.03
+    more = regressed(counted([round(1.01 * n) for n in noise]), counted(SMALL))
+    assert more.verdict == "fail" and 0.95 < more.low <= more.value <= more.high < 1.05
+    assert regressed(counted([n - 3000 for n in SMALL]), counted(SMALL), "drop max 100 vs baseline").value == -3000
+
+
+def test_counts_of_other_inputs_or_of_an_older_edgekd_are_not_paired():
+    """Then both intervals of the median count, and what is missing is said."""
+    old = dataclasses.replace(counted(SMALL), each=(), pairing="")
+    for before in (old, counted(SMALL, "of seed 2"), dataclasses.replace(counted(SMALL), each=(math.nan,) * 12)):
+        check = regressed(counted(SMALL), before)
+        assert check.verdict == "inconclusive" and check.low < 0 < check.high and "the baseline keeps no counts of the same inputs" in check.reason
+    assert results.measurements([{k: v for k, v in dataclasses.asdict(old).items() if k not in ("each", "pairing")}]) == (old,)
+
+
+def test_the_interval_of_counts_is_that_of_their_median():
+    assert (counted(SMALL).low, counted(SMALL).high) == (sorted(SMALL)[2], sorted(SMALL)[9])
 
 
 def test_a_budget_that_does_not_say_so_tells_what_to_write():

@@ -140,8 +140,9 @@ def test_what_is_slower_or_larger_is_called_so_with_the_interval_of_the_ratio(re
     teacher = rows.rows(result, "host")[0]
 
     def said(p50, half, name="latency_p50_ms", **pairs):
-        figures = {"latency_p50_ms": dataclasses.replace(measured("latency_p50_ms", "ms", p50, half), **pairs), "file_bytes": counted("file_bytes", p50, "B")}
-        return rows.beside(rows.Row(teacher.candidate, "", True, True, figures), [teacher], name)
+        time = dataclasses.replace(measured("latency_p50_ms", "ms", p50, half), **pairs)
+        ours = rows.Row(teacher.candidate, "", True, True, {time.name: time, "file_bytes": counted("file_bytes", p50, "B")})
+        return rows.beside(ours, [teacher], name)
 
     assert said(1.624, 0.0812) == "2x slower (1.81 to 2.21)"  # 1.5428 / 0.8526, 1.7052 / 0.7714
     assert said(0.406, 0.0203) == "2x faster (1.81 to 2.21)"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd import intervals
 from edgekd.decisions.budget import Records, Reference, excess
 from edgekd.decisions.rules import Rule
 from edgekd.records import Candidate, Check
@@ -26,6 +27,8 @@ def of(check: Check, rule: Rule, candidate: Candidate, records: Records, referen
     ours, theirs = records.get(check.name), None if reference is None else reference.records.get(check.name)
     if ours is not None and theirs is not None:
         parts += [_pairs(ours, theirs, rule.versus), "one-sided at 95 %"]
+    if any(t.name == m.name and intervals.side_by_side(m, t) for t in (() if reference is None else reference.measurements)):
+        parts += ["paired by input" if m.name == "instructions" else "paired by process", "one-sided at 95 %"]
     if m.origin != "counted":
         parts += [f"{m.threads} thread{'s' if m.threads > 1 else ''}"] if m.threads else []
         parts += [f"on {facts.get(m.environment, {}).get('cpu', 'machine')} ({m.environment})"] if m.environment else []

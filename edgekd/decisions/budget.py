@@ -38,7 +38,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Figure:
-    """What a rule is judged on: a value with its limits, or the reason why there is none."""
+    """What a rule is judged on: a value with its limits, or the reason why there is none, or why they are wide."""
 
     value: float | None = None
     low: float | None = None
@@ -135,7 +135,7 @@ def _figure(
         return Figure(origin=ours.origin, reason=f"{missing} has no {rule.name} per sample" if ours.split else f"the {rule.versus}: {reason}")
     if ours.split is not None and rule.kind == "drop":
         return Figure(origin=ours.origin, reason=f"{rule.name} is not kept per sample, and a drop is judged on the same samples")
-    return _unpaired(rule, ours, theirs, unit)
+    return _side_by_side(rule, ours, theirs, unit) if intervals.side_by_side(ours, theirs) else _unpaired(rule, ours, theirs, unit)
 
 
 def _measurement(rule: Rule, measurements: Iterable[Measurement], target: str, split: str) -> tuple[Measurement | None, str]:
@@ -192,6 +192,13 @@ def as_mean(measurement: Measurement, records: np.ndarray, better: Literal["high
     return Metric(measurement.name, measurement.unit, direction, lambda outputs, labels: outputs, lambda rows: times * float(np.mean(rows)))
 
 
+def _side_by_side(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> Figure:
+    """How much worse than the reference, from figures of the same inputs or turns: the median of the pairs, with one-sided bounds at 95 %."""
+    sign, pairs = 1.0 if rule.name in LOWER else -1.0, zip(ours.each, theirs.each, strict=True)
+    worse = [sign * (100 * (a - b) / b if rule.kind == "regress" else a - b) for a, b in pairs]
+    return Figure(*intervals.median(worse, 0.90), unit, ours.origin)
+
+
 def _unpaired(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> Figure:
     """How much worse than the reference, from two figures with their intervals: the widest difference that both allow."""
     if ours.unit != theirs.unit:
@@ -206,12 +213,13 @@ def _unpaired(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> 
         return Figure(worse, low, high, unit, ours.origin)
     if ours.origin == "counted" and theirs.value == ours.value:
         return Figure(0.0, 0.0, 0.0, unit, ours.origin)
+    alone = f"the {rule.versus} keeps no counts of the same inputs to pair with: bundle it again" if rule.name == "instructions" else ""
     least, most = sorted((theirs.low, theirs.high))
     if least <= 0:
         return Figure(origin=ours.origin, reason=f"{rule.name} of the {rule.versus} is not above 0: nothing is relative to it")
     pairs = ((ours.value, theirs.value), (ours.low, most if ours.low > 0 else least), (ours.high, least))
     worse, low, high = (sign * 100 * (a - b) / b for a, b in pairs)  # in this order: 1030 over 1000 is 3 % to the last digit
-    return Figure(worse, *sorted((low, high)), unit, ours.origin)
+    return Figure(worse, *sorted((low, high)), unit, ours.origin, alone)
 
 
 def _verdict(rule: Rule, figure: Figure, point_estimate: bool) -> tuple[Verdict, str]:
@@ -235,4 +243,4 @@ def _verdict(rule: Rule, figure: Figure, point_estimate: bool) -> tuple[Verdict,
     if best > limit + slack:
         return "fail", said
     more = "inferences" if rule.name == "instructions" else "processes" if figure.unit in ("ms", "B") else "samples"
-    return "inconclusive", f"the limit lies inside of the interval: more {more} would decide"
+    return "inconclusive", f"the limit lies inside of the interval: {figure.reason or f'more {more} would decide'}"

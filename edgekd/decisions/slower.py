@@ -44,9 +44,9 @@ def _ratio(seeds: Sequence[Candidate], parents: Sequence[Candidate], target: str
     if math.isnan(ours[0]) or math.isnan(theirs[0]):
         return math.nan, math.nan, math.nan
     times = [[_time(c, target) for c in of] for of in (seeds, parents)]
-    sessions = {m.pairing if m else "" for of in times for m in of}
-    if len(sessions) == 1 and "" not in sessions:
-        return intervals.ratio(*(np.mean([m.each for m in of if m], axis=0) for of in times))
+    known = [m for of in times for m in of if m is not None]
+    if len(known) == len(seeds) + len(parents) and intervals.side_by_side(*known):
+        return intervals.ratio(*(np.mean([m.each for m in of], axis=0) for of in times))
     if all(of[0] is not None and of[0].origin == "predicted" for of in times):
         return ours[0] / theirs[0], math.nan, math.nan
     return ours[0] / theirs[0], ours[1] / theirs[2], ours[2] / theirs[1] if theirs[1] > 0 else math.inf
