@@ -188,12 +188,13 @@ def multiple_of_mean(metric: Metric, rows: np.ndarray) -> float | None:
     if len(rows) < 2 or not rows.size or not np.isfinite(rows).all():
         return None
     tried = [rows, rows[::2], rows[1::2], rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-    if _binary(rows):  # any 0 and 1 are records
-        ones = np.ones(len(rows))
-        tried += [ones, 0 * ones, np.arange(len(rows)) % 2.0]
+    if _binary(rows) or not rows.any():  # any 0 and 1 are records
+        half = np.ones(rows.shape)
+        half[::2] = 0
+        tried += [half, 0 * half, np.ones(rows.shape)]
     figures = [(float(metric.value(x)), float(np.mean(x))) for x in tried]
     value, centre = max(figures, key=lambda f: abs(f[1]))
-    times = value / centre if centre else math.nan
+    times = float(f"{value / centre:.12g}") if centre else math.nan  # the same of all records
     alike = all(math.isclose(value, times * centre, rel_tol=1e-9, abs_tol=1e-12) for value, centre in figures)
     return times if alike and math.isfinite(times) else None
 

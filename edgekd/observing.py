@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,16 +130,18 @@ def times(
 
 
 def ratio(a: Observed, b: Observed, target: Target, resolved: Resolved, store: Store, host: Host, folder: Path, progress: Silent) -> float:
-    """The time of `a` over that of `b` on `host` with the target's threads, of the two interleaved; kept, as all times are."""
+    """The time of `a` over that of `b` on `host` with the target's threads, of the two interleaved; NaN where the A/A control excludes 1. It is kept,
+    as all times are."""
     name = f"pair-{PRESET}-{target.threads}-{_machine(host)}-{b.artifact.key}"
     kept = store.observed(a.artifact.key, name)
     if kept is None:
         place = folder / "profile" / f"pair-{target.name}-{a.artifact.key[:12]}-{b.artifact.key[:12]}"
         with progress.task(f"time {a.point.id} against {b.point.id}") as advance:
             given = {"preset": PRESET, "threads": target.threads, "folder": place, "progress": advance, "host": host}
-            kept = {"ratio": measure.compare(b.file, a.file, _inputs(resolved), **given).ratio}
+            compared = measure.compare(b.file, a.file, _inputs(resolved), **given)
+        kept = {"ratio": None if compared.verdict == "inconclusive" else compared.ratio}
         store.observe(a.artifact.key, name, kept)
-    return kept["ratio"][0]
+    return math.nan if kept["ratio"] is None else kept["ratio"][0]
 
 
 def _inputs(resolved: Resolved) -> Mapping[str, Any]:

@@ -168,8 +168,8 @@ def test_skewed_limits_are_halls_transformation_turned_around(sign):
 
 
 def test_a_comparison_of_skewed_records_passes_by_mistake_no_more_often_than_promised():
-    """A candidate whose losses are an exponential worse, judged at exactly what it is worse by: 5 % of the one-sided bounds may lie below. Student's t
-    and the bootstrap give 9 %."""
+    """A candidate whose losses are an exponential worse, judged at exactly what it is worse by: 5 % of the one-sided bounds may lie below. Student's
+    t and the bootstrap give 9 %."""
     loss = Metric("log_loss", "nat", "lower", lambda o, y: o, lambda r: float(np.mean(r)))
     generator, wrong = np.random.default_rng(0), 0
     for _ in range(400):

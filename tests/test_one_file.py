@@ -79,5 +79,6 @@ def test_the_pair_decides_whatever_the_intervals_say():
         return ratio
 
     assert one_file(wide, given, "top1", lambda c, t: True, pair) == given and asked == [("safe", "free", "host")]
+    assert one_file(wide, given, "top1", lambda c, t: True, lambda a, b, t: float("nan")) == given  # the control excluded 1
     made = one_file(wide, given, "top1", lambda c, t: True, lambda a, b, t: pair(a, b, t, 1.02))
     assert made["host"].chosen == "safe" and made["host"].reason.endswith("1.02 of its time")

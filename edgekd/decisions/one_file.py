@@ -19,7 +19,7 @@ def one_file(
 ) -> dict[str, TargetResult]:
     """The targets' results, all with one choice if a file that one of them chose competes for all of them, is `within` their budgets, and costs
     none more than POINTS or SHARE of what it chose for itself; else as they are. `metric`: name of one in percent, more is better; `pair`: the first
-    file's time over the second's on a target that both were timed on, of the two interleaved."""
+    file's time over the second's on a target that both were timed on, of the two interleaved, NaN where noise hides it."""
     by_id = {c.id: c for c in candidates}
     chosen = list(dict.fromkeys(r.chosen for r in found.values()))
     if len(chosen) < 2 or None in chosen:
@@ -46,7 +46,7 @@ def _cost(file: Candidate, own: Candidate, target: str, metric: str, pair: Calla
         return told
     measured = {t.origin for t in times} == {"measured"}
     ratio = pair(file, own, target) if measured else times[0].value / times[1].value  # what two predictions of one device are off by, they share
-    if ratio > 1 + SHARE:
+    if not ratio <= 1 + SHARE:  # nor is it where nothing could be told
         return None
     return f"{told}, {ratio:.2f} of its time" if measured else told
 
