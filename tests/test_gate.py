@@ -330,3 +330,23 @@ def test_why_of_a_prediction_and_of_large_counts():
     guessed = dataclasses.replace(check, name="latency_p50_ms", rule="max 1 ms", value=0.3, low=0.07, high=1.3, unit="ms", origin="predicted")
     text = gating.basis.of(guessed, rules[1], made, {}, None, {})
     assert "process" not in text and text.startswith("1 thread, 0.3 ms beyond the limit, transferred")
+
+
+def test_instructions_are_paired_with_those_of_a_baselines_bundle(tmp_path):
+    """Per input they travel with the run and the bundle. Inputs are 2 % apart: only in pairs is half a per cent told."""
+
+    def counted(name, times):
+        folder = make(tmp_path / name)
+        each = tuple(round(times * n) for n in (275_285, 273_443, 272_717, 272_640, 276_560, 271_335, 270_774, 270_755))
+        figure = Measurement("instructions", "", 271_335, min(each), max(each), 8, None, "host", "emulated", 1, each=each, pairing="ab")
+        result = results.read(folder)
+        found = tuple(dataclasses.replace(c, measurements=(*c.measurements, figure)) for c in result.candidates)
+        results.write(dataclasses.replace(result, candidates=found), folder / "result.json")
+        return folder
+
+    before, after = counted("before", 1.0), counted("after", 1.01)
+    rule, base = budget(tmp_path, '[any]\ninstructions = "regress max 0.5 % vs baseline"\n'), bundled(before)
+    same = gating.gate(before, budget=rule, baseline=base, why=True)
+    assert same.exit_code == 0 and (same.checks[0].value, same.checks[0].high) == (0, 0) and "paired by input, one-sided at 95 %" in str(same)
+    assert gating.gate(after, budget=rule, baseline=base).exit_code == 1
+    assert gating.gate(bundled(after), budget=rule, baseline=base).checks[0].value == pytest.approx(1.0, abs=0.001)
