@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd import measure
+from edgekd import files, measure
 from edgekd import targets as devices
 from edgekd.errors import PASSED, EnvironmentUnfit, Problem, UsageError, plain
 from edgekd.predicting import calibration, costs, latency, probes, shipped
@@ -64,9 +64,8 @@ class Calibrated:
 
 def folder() -> Path:
     """Where a user's calibrations lie: EDGEKD_CALIBRATIONS, by default in the user's data folder."""
-    given = os.environ.get("EDGEKD_CALIBRATIONS")
-    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return (Path(given) if given else Path(home) / "edgekd" / "calibrations").expanduser()
+    found = files.home("XDG_DATA_HOME", ".local/share", "EDGEKD_CALIBRATIONS")
+    return found if os.environ.get("EDGEKD_CALIBRATIONS") else found / "calibrations"
 
 
 def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibrated:

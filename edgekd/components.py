@@ -125,5 +125,9 @@ def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
 
 def settings_of(part: Callable, table: Mapping[str, Any], place: str, skip: int = 0) -> tuple[dict[str, Any], list[Problem]]:
     """The keyword arguments for `part` with defaults filled in, and every problem of `table`."""
-    made, problems = check(model_of(part, skip), table, place)
+    try:
+        model = model_of(part, skip)
+    except (TypeError, ValueError) as error:
+        return {}, [Problem(place, f"its settings can't be read from its signature: {error}", "name a function or class written in Python")]
+    made, problems = check(model, table, place)
     return ({name: getattr(made, name) for name in type(made).model_fields} if made is not None else {}), problems

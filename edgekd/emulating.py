@@ -38,7 +38,7 @@ class Emulated:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
-        self = plain(self)
+        note, self = "\n".join(map(plain, self.note.split("\n"))), plain(self)
         names = list(dict.fromkeys(m.target for m in self.measurements if m.target))
         counted = [m for m in self.measurements if m.origin == "counted"]
         over_all = [m for m in self.measurements if m.target is None and m not in counted]
@@ -47,7 +47,7 @@ class Emulated:
         parts = [f"{self.model}: {how}; nothing is timed", table(counted)]
         parts += [f"{name}\n{table([m for m in self.measurements if m.target == name])}" for name in names]
         parts.append(table(over_all) if over_all else "")
-        return "\n\n".join(p for p in (*parts, self.note) if p)
+        return "\n\n".join(p for p in (*parts, note) if p)
 
 
 def emulate(
@@ -77,6 +77,7 @@ def emulate(
     progress.say(f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes here tells nothing of it")
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("run as other CPUs") as advance, user_error():
+            measure.tried({path.name: path}, mixed, folder=Path(folder) / "tried")
             here = _joined(measure.score(path, mixed, folder=Path(folder) / "here"), path, labels)
 
             def answer(t: Target, launch: Mapping[str, Any]) -> np.ndarray:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from edgekd.errors import Problem, UsageError
 
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+TEXT, LIMIT = 2**26, 2**34  # bytes of a file of text, and of any file, that is read from anywhere
 NESTED = 50  # tables and lists in one another
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -31,6 +33,8 @@ def write_json(path: Path | str, value: Any) -> None:
 def write_atomic(path: Path | str, data: bytes) -> None:
     """Writes a file so that whoever looks sees the old one or the new one, whole, also after a power cut."""
     path = Path(path)
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, "no file is named", str(path))
     part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -56,8 +60,39 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def regular(path: Path | str, limit: int = LIMIT) -> int:
+    """A descriptor of a regular file of at most `limit` bytes, to be closed. Raises OSError for anything else: a device or a pipe may never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    fault = (errno.EFBIG, f"it has more than {limit:,} bytes") if status.st_size > limit else None
+    if not stat.S_ISREG(status.st_mode):
+        fault = (errno.EISDIR, "it is a folder") if stat.S_ISDIR(status.st_mode) else (errno.EINVAL, "it is no regular file")
+    if fault is None:
+        return descriptor
+    os.close(descriptor)
+    raise OSError(*fault, str(path))
+
+
+def content(path: Path | str, limit: int = TEXT) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes. Raises OSError."""
+    with open(regular(path, limit), "rb") as file:
+        return file.read()
+
+
+def home(variable: str, below: str, own: str) -> Path:
+    """The user's folder of edgekd: what the `own` variable names, else below what a `variable` of XDG says, else in HOME/`below`; for a user
+    without a home in the store. Raises UsageError where there is no store either."""
+    given, store = os.environ.get(own), os.environ.get("EDGEKD_STORE")
+    try:
+        return (Path(given).expanduser() if given else Path(os.environ.get(variable) or Path.home() / below) / "edgekd").absolute()
+    except RuntimeError:
+        if not store:
+            raise UsageError(Problem("", "this user has no home folder to keep files in", "set HOME, or EDGEKD_STORE to a folder")) from None
+        return Path(store).absolute() / "home" / variable.lower()
+
+
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

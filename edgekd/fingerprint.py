@@ -24,6 +24,7 @@ import numpy as np
 
 from edgekd import syntax
 from edgekd.errors import Problem, UsageError
+from edgekd.files import regular
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -92,8 +93,11 @@ def files(paths: Iterable[str | Path]) -> str:
 def _files(path: Path) -> Any:
     if path.is_dir():
         return {p.relative_to(path).as_posix(): _files(p) for p in sorted(path.rglob("*")) if p.is_file()}
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(regular(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", "assets are files that the task reads")) from None
 
 
 def _sha256(value: Any) -> str:

@@ -106,6 +106,7 @@ def profile(
             place = Path(folder)
             device, host = stands_for(host, wanted)
             counted = [dataclasses.replace(m, target=device.name) for m in (*static.measure(path), *memory.measure(path))]
+            _ends({path.name: path}, inputs, on, place)
             scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)  # wrong labels are told before the long part
             settings = {"preset": preset, "threads": device.threads, "folder": place, "target": device.name, "host": host}
             with progress.task("time the file") as advance, user_error():
@@ -124,6 +125,13 @@ def profile(
     if json is not None:
         write_json(json, {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}})
     return found
+
+
+def _ends(files: Mapping[str, Path], inputs: Mapping[str, np.ndarray], on: str | None, place: Path) -> None:
+    """Raises UsageError for a file that comes to no end, or breaks its runtime, at its first inference here: before it is run hundreds of times."""
+    if on is None:
+        with user_error():
+            measure.tried(files, inputs, folder=place / "tried")
 
 
 def _elsewhere(target: Target) -> bool:
@@ -153,6 +161,7 @@ def compare(
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
             device, host = stands_for(host, wanted)
+            _ends({str(p): p for p in paths}, inputs, on, Path(folder))
             settings = {"preset": preset, "threads": device.threads, "folder": Path(folder), "target": device.name, "host": host}
             with progress.task("time both files") as advance, user_error():
                 compared = measure.compare(*paths, inputs, progress=advance, **settings)

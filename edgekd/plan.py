@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekd import components, fingerprint, wants
-from edgekd.errors import Problem, UsageError, exits
+from edgekd.errors import THEIRS, Problem, UsageError, exits
 from edgekd.recipe import Read, StageLine, at
 from edgekd.records import Task
 from edgekd.resolving import Resolved
@@ -116,10 +116,13 @@ class _Planner:
                 continue
             example = example if example is not None else _example(self.task, self.data("train"))
             for settings in {repr(s): s for s in (w.into(at(line, o)) for w in self.wants() for o in self.own_sweep(line))}.values():
-                found = line.part(**settings).check(models.create(self.task, self.student, 0), example, self.task.forward)
-                problems += [
-                    dataclasses.replace(p, place=f"{self.read.place}: stage {line.number} ({line.name}): {p.place}".rstrip(": ")) for p in found
-                ]
+                where = f"{self.read.place}: stage {line.number} ({line.name})"
+                try:
+                    found = line.part(**settings).check(models.create(self.task, self.student, 0), example, self.task.forward) or ()
+                    told = [p if isinstance(p, Problem) else Problem("", str(p)) for p in found]
+                except THEIRS as error:  # (a stage may be the user's own code)
+                    told = error.problems if isinstance(error, UsageError) else [Problem("check", f"raises {type(error).__name__}: {error}")]
+                problems += [dataclasses.replace(p, place=f"{where}: {p.place}".rstrip(": ")) for p in told]
         if problems:
             raise UsageError(*dict.fromkeys(problems))
 

@@ -15,8 +15,8 @@ import pydantic
 
 from edgekd import components, environment
 from edgekd.errors import Problem, UsageError, exits
-from edgekd.files import toml
-from edgekd.settings import STAGE_KEYS, find_part, public_stages, stage_settings, teachers_of
+from edgekd.files import content, toml
+from edgekd.settings import STAGE_KEYS, find_stage, public_stages, stage_settings, teachers_of
 
 MOST_THREADS = 1024
 POINTS = 10_000  # of a sweep: more is a mistake
@@ -107,7 +107,10 @@ def read(
         form, _ = components.check(Recipe, {"task": "digits", "stage": [{"use": "train"}]} | {k: v for k, v in raw.items() if k not in wrong}, place)
         if form is None:
             raise UsageError(*problems)
-    look_beside(folder / form.modules)
+    if "\0" in form.modules:
+        problems.append(Problem(f"{place}: modules", "is no path"))
+    else:
+        look_beside(folder / form.modules)
     stages = _stages(form, place, problems)
     models = _models(form, place, problems)
     _references(form, stages, models, place, problems)
@@ -135,7 +138,7 @@ def _open(source: Path | str | Mapping[str, Any] | None) -> tuple[dict[str, Any]
     if path.is_dir() and (path / "recipe.toml").is_file():
         path = path / "recipe.toml"
     try:
-        return toml(path.read_text(encoding="utf-8")), place, Path.cwd() if source is None else path.resolve().parent
+        return toml(content(path).decode("utf-8")), place, Path.cwd() if source is None else path.resolve().parent
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [], 1)
         hint = f"did you mean `{path.parent / near[0]}`?" if near else "`edgekd compress` without a recipe runs the built-in one"
@@ -209,7 +212,7 @@ def _stages(form: Recipe, place: str, problems: list[Problem]) -> list[StageLine
         if not isinstance(use, str):
             problems.append(Problem(f"{place}: stage {number}", "`use` is missing", f"one of {', '.join(public_stages())}"))
             continue
-        part = find_part("stages", use, where, problems)
+        part = find_stage(use, where, problems)
         if part is None:
             continue
         name = name if isinstance(name, str) else repr(name)

@@ -161,7 +161,7 @@ def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list
     files = [
         Problem(f"{recipe.place}: model.{name}: weights", f"there is no file `{m['weights']}`", "paths are looked for beside the recipe")
         for name, m in recipe.models.items()
-        if m.get("weights") and not (recipe.folder / m["weights"]).is_file()
+        if m.get("weights") and not os.path.isfile(recipe.folder / m["weights"])
     ]
     unknown = [
         Problem(f"{recipe.place}: {where}: model", f"the task has no model `{name}`", f"models: {', '.join(task.models)}")

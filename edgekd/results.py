@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from edgekd.errors import Problem, RunFailed, UsageError
-from edgekd.files import sha256, write_atomic
+from edgekd.files import TEXT as TEXT_LIMIT
+from edgekd.files import content, regular, sha256, write_atomic
 from edgekd.records import Measurement, Metric, Result
 
 VERSIONS = {"result": 2, "manifest": 1}  # the newest schema of each
-TEXT_LIMIT = 2**26  # bytes of a JSON file
 ARRAY_LIMIT = 2**31  # bytes of an .npz, unpacked
 KINDS = {  # what `schema` describes, and where it is written down
     "result": "edgekd.records:Result",
@@ -96,9 +96,7 @@ def schema(kind: str) -> dict[str, Any]:
 def read_text(path: Path, hint: str = "") -> bytes:
     """The bytes of a text file that isn't too big. Raises UsageError."""
     try:
-        if path.stat().st_size > TEXT_LIMIT:
-            raise UsageError(Problem(str(path), f"has more than {TEXT_LIMIT} bytes"))
-        return path.read_bytes()
+        return content(path, TEXT_LIMIT)
     except OSError as error:
         raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", hint)) from None
 
@@ -274,7 +272,7 @@ def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT) -> dict[str, np.ndar
     """Every array of an .npz from anywhere. Raises UsageError for what is no .npz, holds objects, or claims more than it has."""
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(regular(path), "rb") as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if sum(m.file_size for m in members) > limit:
                 raise UsageError(Problem(str(path), f"holds more than {limit} bytes, unpacked"))

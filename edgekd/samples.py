@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
+from edgekd.files import regular
 from edgekd.probes import static
 
 if TYPE_CHECKING:
@@ -22,12 +23,16 @@ COUNT = 16  # of random samples
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """(inputs by name, labels) of an .npz; the name "" stands for a file's only input. Raises UsageError with every problem."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(item.file_size for item in archive.infolist())
-        if size > LIMIT:
-            raise UsageError(Problem(str(path), f"holds {size} bytes unpacked, more than {LIMIT}"))
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(regular(path), "rb") as opened:
+            with zipfile.ZipFile(opened) as archive:
+                size = sum(item.file_size for item in archive.infolist())
+            if size > LIMIT:
+                raise UsageError(Problem(str(path), f"holds {size} bytes unpacked, more than {LIMIT}"))
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{', '.join(strange)} is no array")
     except OSError as error:
         raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
     except UsageError:

@@ -3,8 +3,10 @@ teachers and how several make one. Everything that is wrong is told, with its pl
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,13 +31,36 @@ def find_part(folder: str, use: Any, where: str, problems: list[Problem]) -> Any
         return None
 
 
+def find_stage(use: str, where: str, problems: list[Problem]) -> Any:
+    """The class of a stage, once it is seen to be one: the folder's docstring says what a stage is."""
+    part = find_part("stages", use, where, problems)
+    if part is None:
+        return None
+    if not isinstance(part, type) or not dataclasses.is_dataclass(part):
+        problems.append(Problem(where, f"`{use}` is no stage", "a stage is a frozen dataclass of its settings, which is called"))
+        return None
+    found, calls = [], {"__call__": ("stage(source, run, *, teacher=(), data=None)", (None,) * 3, {"teacher": ()})}
+    if hasattr(part, "check"):
+        calls["check"] = ("check(model, example, forward)", (None,) * 4, {})
+    for name, (wanted, given, named) in calls.items():
+        try:
+            inspect.signature(getattr(part, name)).bind(*given, **named)
+        except (TypeError, ValueError) as error:
+            found.append(Problem(where, f"`{use}` can't be called as {wanted}: {error}", f"the signature is `{wanted}`"))
+    reads = getattr(part, "reads", None)
+    if not isinstance(reads, list | tuple) or not set(map(str, reads)) <= {"train", "validation", "test"}:
+        found.append(Problem(where, f"`{use}` does not say which splits it reads", 'reads: ClassVar = ("train",)'))
+    problems += found
+    return None if found else part
+
+
 def stage_settings(part: type, table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
     """A part's settings with defaults; the settings of its loss terms and criterion checked against theirs."""
     filled = [Problem(f"{where}: {k}", "is filled in by edgekd", "leave it out") for k in FILLED_IN if k in table]
     settings, found = components.settings_of(part, table, where)
     problems += filled + found
     losses = settings.get("losses", () if settings else table.get("losses", ()))
-    if losses and all(isinstance(t, dict) for t in losses):
+    if isinstance(losses, list | tuple) and losses and all(isinstance(t, dict) for t in losses):
         settings["losses"] = tuple(_loss(t, f"{where}: losses[{i}]", problems) for i, t in enumerate(losses))
     elif "losses" in settings:
         problems.append(Problem(f"{where}: losses", "is empty", 'for example losses = [{ use = "cross_entropy" }]'))
@@ -43,29 +68,33 @@ def stage_settings(part: type, table: Mapping[str, Any], where: str, problems: l
 
 
 def _loss(table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
-    """One loss term with its defaults filled in."""
+    """One loss term with its defaults filled in; what is wrong with it is left out."""
     if not isinstance(table.get("use"), str):
         problems.append(Problem(where, "`use` is missing", f"one of {', '.join(components.names('losses'))}, or `package.module:name`"))
-        return dict(table)
+        return {}
     weight = table.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+    if not _number(weight) or weight < 0:
         problems.append(Problem(f"{where}: weight", f"must be a number of at least 0, not {weight!r}"))
+        weight = 1.0
     on, teacher, schedule = table.get("on"), table.get("teacher"), table.get("schedule")
     if on is not None and (not isinstance(on, list | tuple) or not on or not all(isinstance(p, str) and p.strip() for p in on)):
         problems.append(Problem(f"{where}: on", f"must be a list of paths, not {on!r}", 'for example on = ["layer2 -> layer3"]'))
         on = None
     if teacher is not None and not isinstance(teacher, str):
         problems.append(Problem(f"{where}: teacher", f"must be one name, not {teacher!r}"))
+        teacher = None
     part = find_part("losses", table["use"], where, problems)
     if part is None:
-        return dict(table)
+        return {"use": table["use"], "weight": weight}
     if not inspect.isroutine(part) and not isinstance(part, type | functools.partial):
         problems.append(Problem(where, f"`{table['use']}` is {type(part).__name__}, not a function"))
-        return dict(table)
+        return {"use": table["use"], "weight": weight}
     hyper, found = components.settings_of(part, {k: v for k, v in table.items() if k not in KEYS}, where, components.POSITIONAL["losses"])
     problems += found
     if schedule is not None:
-        problems += _schedule(schedule, part, hyper, f"{where}: schedule")
+        found = _schedule(schedule, part, hyper, f"{where}: schedule")
+        problems += found
+        schedule = None if found else schedule
     more = {key: value for key, value in (("on", on), ("teacher", teacher), ("schedule", schedule)) if value is not None}
     return {"use": table["use"], "weight": weight, **more, **hyper}
 
@@ -99,8 +128,12 @@ def _schedule(schedule: Any, part: Any, hyper: Mapping[str, Any], where: str) ->
 
 
 def _point(value: Any) -> bool:
-    numbers = isinstance(value, list | tuple) and len(value) == 2
-    return numbers and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_number, value))
+
+
+def _number(value: Any) -> bool:
+    """A finite number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def teachers_of(table: Mapping[str, Any], part: type, settings: Mapping[str, Any], where: str, problems: list[Problem]) -> tuple[str, ...]:

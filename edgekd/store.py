@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import Problem, RunFailed, UsageError
-from edgekd.files import canonical, full, sealed, sha256, size, sync, unsealed, write_atomic
+from edgekd.files import canonical, full, home, sealed, sha256, size, sync, unsealed, write_atomic
 from edgekd.locks import EXCLUSIVE, lease, share
 from edgekd.records import Artifact, Made
 
@@ -44,8 +44,7 @@ class Store:
     corrupt, stale or evicted."""
 
     def __init__(self, root: Path | None = None, *, log: Callable[..., None] = lambda **event: None):
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.root = Path(root or os.environ.get("EDGEKD_STORE") or Path(cache) / "edgekd").absolute()
+        self.root = Path(root).absolute() if root else home("XDG_CACHE_HOME", ".cache", "EDGEKD_STORE")
         self.limit = size(os.environ.get("EDGEKD_STORE_LIMIT") or LIMIT, "EDGEKD_STORE_LIMIT")
         self.log = log
         self._held: dict[str, int] = {}  # key -> descriptor that holds the shared lock
@@ -315,8 +314,10 @@ def _read(folder: Path, key: str) -> tuple[Artifact | None, dict[str, str], str]
         for name, digest in record["files"].items():
             if sha256(folder / name) != digest:
                 return None, {}, f"{name} differs from its digest"
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         return None, {}, f"{Path(error.filename).name} is missing"
+    except IsADirectoryError as error:
+        return None, {}, f"{Path(error.filename).name} is a folder"
     except ValueError as error:
         return None, {}, str(error)
     return _artifact(folder, record), record["parents"], ""

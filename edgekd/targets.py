@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from edgekd import environment, runtimes
 from edgekd.errors import Problem, UsageError
-from edgekd.files import toml
+from edgekd.files import content, toml
 from edgekd.records import Architecture, Cache, Feature, Runtime, Scheme, Target
 
 KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")  # features that runtimes choose int8 and float kernels by
@@ -131,7 +131,7 @@ def _folder() -> Path | None:
 
 def _parse(path: Path) -> Target:
     try:
-        raw = toml(path.read_bytes().decode("utf-8"))
+        raw = toml(content(path).decode("utf-8"))
     except OSError as error:
         raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", "`edgekd list targets` shows the known ones")) from None
     except ValueError as error:

@@ -21,7 +21,7 @@ from typing import Any, Literal, Required, get_args
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from edgekd.errors import Problem, UsageError
-from edgekd.files import toml
+from edgekd.files import content, toml
 from edgekd.records import Origin
 
 Kind = Literal["min", "max", "drop", "regress"]
@@ -260,7 +260,7 @@ def read(path: Path | str, targets: Iterable[str] | None = None, metrics: Mappin
     """(tables, their place) of a budget file: `[any]`, `[TARGET]`, or the same inside of `[gate]`, so that a recipe will do. `targets`,
     `metrics`: see `problems`. Raises UsageError with every problem."""
     try:
-        table = toml(Path(path).read_text(encoding="utf-8"))
+        table = toml(content(path).decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(Problem(str(path), f"can't be read: {getattr(error, 'strerror', None) or error}")) from None
     except ValueError as error:

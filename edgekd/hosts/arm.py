@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgekd import files
 from edgekd.environment import FEATURES
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.files import sealed, unsealed
@@ -87,9 +88,7 @@ class Core:
 
 def home() -> Path:
     """The folder of all set-ups."""
-    given = os.environ.get("EDGEKD_CACHE")
-    cache = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekd"
-    return cache.absolute() / "emulators"
+    return files.home("XDG_CACHE_HOME", ".cache", "EDGEKD_CACHE") / "emulators"
 
 
 def runtime() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import EnvironmentUnfit, Problem
+from edgekd.files import home
 
 SOURCE = Path(__file__).with_name("counter.c")
 COMPILERS = ("cc", "gcc", "clang")
@@ -122,6 +123,4 @@ def _compile(made: Path) -> None:
 
 def _cache() -> Path:
     """The user's cache folder, which the store is in too."""
-    if os.environ.get("EDGEKD_CACHE"):
-        return Path(os.environ["EDGEKD_CACHE"]).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "edgekd"
+    return home("XDG_CACHE_HOME", ".cache", "EDGEKD_CACHE")

@@ -179,9 +179,7 @@ def write_population(path: Path, known: Population) -> None:
 
 def _json(path: Path, schema: str) -> Mapping[str, Any]:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UsageError(Problem(str(path), f"has more than {MOST_BYTES} bytes: no calibration", HINT))
-        raw = json.loads(path.read_bytes().decode("utf-8"))
+        raw = json.loads(files.content(path, MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", HINT)) from None
     except (ValueError, RecursionError):

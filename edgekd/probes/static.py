@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import Problem, UsageError
+from edgekd.files import content
 from edgekd.records import NOT_COUNTED, Measurement
 
 if TYPE_CHECKING:
@@ -41,10 +42,7 @@ def read(path: Path | str) -> onnx.ModelProto:
 
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > LIMIT:
-            raise UsageError(Problem(str(path), f"has {size} bytes, more than an ONNX file can have"))
-        data = path.read_bytes()
+        data = content(path, LIMIT)
     except OSError as error:
         raise UsageError(Problem(str(path), f"can't be read: {error.strerror}")) from None
     try:

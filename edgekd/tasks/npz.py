@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from edgekd.augmentation import affine
 from edgekd.data import Splits, arrays
 from edgekd.errors import Problem, UsageError
+from edgekd.files import regular
 from edgekd.metrics import top1
 from edgekd.networks import perceptron, residual
 from edgekd.records import Task
@@ -66,7 +67,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     """The named arrays of the file. Nothing is unpickled."""
     columns, problems, held = {}, [], []
     try:
-        with open(path, "rb") as opened:
+        with open(regular(path), "rb") as opened:
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UsageError(Problem(str(path), "is one array, not a file of several", "numpy.savez(path, x_train=..., ...)"))
@@ -74,6 +75,8 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
             for name in held:
                 try:
                     columns[name] = file[name]
+                    if not isinstance(columns[name], np.ndarray):
+                        raise ValueError("it is no array")
                 except ValueError as error:
                     problems.append(Problem(f"{path}: {name}", f"can't be read: {str(error).splitlines()[0].lower()}", "save arrays of numbers"))
     except FileNotFoundError:
