@@ -1,13 +1,15 @@
 """edgekd: distil, prune and quantize a teacher for the edge; profile, choose and gate the exported file.
 
     import edgekd
-    run = edgekd.compress("recipe.toml", out="runs/mine")     # what `edgekd compress` does; run.result, run.verdict
+    run = edgekd.compress("recipe.toml", out="runs/mine")     # what `edgekd compress` does; run.result, run.verdict, run.to_dataframe()
     edgekd.gate("runs/mine").exit_code
 
 Names are loaded when used: `import edgekd` loads no torch.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -32,6 +34,17 @@ def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'edgekd' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+class _Package(ModuleType):
+    """This package: to import a part of it (`edgekd.report`) does not hide the function of that name."""
+
+    def __setattr__(self, name, value):
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__():

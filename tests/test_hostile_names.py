@@ -8,6 +8,7 @@ import pytest
 import tiny
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekd import rehearsing
 from edgekd.cli import run as command
 from edgekd.errors import Problem, plain
 
@@ -23,6 +24,7 @@ def surroundings(tmp_path, monkeypatch):
 
     monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
     tiny.hurry()
+    monkeypatch.setattr(rehearsing, "rehearse", lambda *given: None)  # it takes seconds
 
 
 def written(name, prefix=EVIL):

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import edgekd
-from edgekd import environment, pipeline, plan, recipe, resolving
+from edgekd import environment, pipeline, plan, recipe, rehearsing, resolving
 from edgekd.cli import run as command
 from edgekd.records import Made
 
@@ -20,6 +20,7 @@ PLAIN = {"task": "tiny:task", "stage": [{"use": "train", "epochs": 1}], "model":
 def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rehearsing, "rehearse", lambda *given: None)  # it takes seconds, and threads are known before
     (tmp_path / "recipe.toml").write_text(tiny.RECIPE.replace("threads = 1\n", ""))
 
 
@@ -134,7 +135,6 @@ def test_another_kind_of_cpu_is_said(tmp_path, monkeypatch, capfd):
     step = plan.Step("a" * 64, "train", "teacher", Part(), {}, 0, None, ())
     events, kinds = [], iter(["elsewhere", "elsewhere", "here"])
     log = lambda **event: events.append(event)
-    monkeypatch.setattr(plan, "traceable", lambda resolved: None)
     for kind in kinds:
         monkeypatch.setattr(environment, "kind", lambda facts, kind=kind: kind)
         store = Store(tmp_path / "store")

@@ -49,6 +49,11 @@ def render(result: Result, recipe: str = "") -> str:
     )
 
 
+def brief(result: Result) -> str:
+    """What a run found and its candidates' figures, for a cell of a notebook."""
+    return "\n".join([_summary(result), *(f"<h4>{text(name)}</h4>\n{_figures(shown.rows(result, name))}" for name in result.targets)])
+
+
 def text(value: Any) -> str:
     return html.escape(shown.clean(str(value)))
 
