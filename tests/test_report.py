@@ -11,7 +11,7 @@ import pytest
 
 from edgekd import results
 from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
-from edgekd.report import charts, machine, markdown, page, rows, terminal
+from edgekd.report import charts, figures, machine, markdown, page, rows, terminal
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m&\"'|`"
 ENVIRONMENT = {"cpu": "Example CPU", "features": ["avx2"], "virtual": True, "governor": None, "versions": {"onnxruntime": "1.31.1"}}
@@ -473,6 +473,32 @@ def test_how_figures_of_a_target_without_its_machine_came_about(run):
     assert "by prediction" not in page.render(result) and "alone was run" not in terminal.table(result, run)
     none = [dataclasses.replace(c, measurements=tuple(m for m in c.measurements if "latency" not in m.name)) for c in made]
     assert "latency: none: no machine of the kind of host" in terminal.table(dataclasses.replace(there, candidates=tuple(none)), run)
+
+
+def test_a_prediction_that_is_wider_than_a_factor_of_two_is_a_range_with_advice(run):
+    """In the terminal, on the page and in Markdown: words and no point, no ratio to the teacher, and what makes a figure of it."""
+    result, made = results.read(run / "result.json"), []
+    for c in result.candidates:
+        kept = [m for m in c.measurements if m.name != "latency_p50_ms"]
+        kept.append(Measurement("latency_p50_ms", "ms", 31.7, 12.34, 81.4, 1, None, "host", "predicted", 1, note="transferred: from 6 boards"))
+        made.append(dataclasses.replace(c, measurements=tuple(kept)))
+    there = dataclasses.replace(result, candidates=tuple(made))
+    html = page.render(there).partition("<h2>All figures</h2>")[0]  # below it stands what the record holds, as it is
+    for text in (terminal.table(there, run), markdown.render(there).replace("\\", ""), html):
+        assert "12 to 81" in text and "31.7" not in text
+        assert "edgekd targets calibrate host --on ssh://" in " ".join(text.split()) and "some minutes" in " ".join(text.split())
+    assert "faster by prediction" not in html
+    text = figures.table([m for m in made[0].measurements if m.name == "latency_p50_ms"])
+    assert "12 to 81 ms" in text and "a range" in text and "31.7" not in text and "targets calibrate host --on ssh://user@host" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "told"), [(10, 5, 20, False), (10, 4.9, 20, True), (10, 5, 20.1, True), (10, 10, 10, False), (0.01, 0.0, 0.015, True)]
+)
+def test_what_a_range_is_by_hand(value, low, high, told):
+    m = Measurement("latency_p50_ms", "ms", value, low, high, 1, None, "pi", "predicted", 1)
+    assert rows.ranged(m) == told and not rows.ranged(dataclasses.replace(m, origin="measured"))
+    assert (" to " in rows.value(m)) == told and (rows.interval(m) == "") == (told or low == high)
 
 
 def test_the_next_command_is_one_that_works(run):

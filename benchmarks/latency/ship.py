@@ -1,6 +1,6 @@
 """Writes targets/calibrations/: the published rows of each board with their source, and the population that they are drawn from.
 
-python benchmarks/latency/ship.py PUBLISHED.csv          (after validate.py, whose result.json says how wide intervals have to be)
+python benchmarks/latency/ship.py PUBLISHED.csv MORE.csv   (after validate.py, whose result.json says how wide intervals have to be)
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import published
+import results
 
 from edgekd.predicting import shipped
 from edgekd.predicting.population import Population, learn
@@ -21,20 +21,19 @@ HERE = Path(__file__).parent
 
 
 def population(tables: list[published.Listing], result: dict) -> Population:
-    """With the widest of the calibrated ways' reaches: a user's rows may be few or many."""
-    ways = result["ways"]
-    reach = {"calibrated": max(ways[w]["reach"] for w in ("models", "both", "boards 3", "boards 5")), "transferred": ways["boards 0"]["reach"]}
-    means = {p: [m for _, q, m, _ in result["offsets"] if q == p] for p in ("float", "int8")}
-    runtimes = {p: round(float(np.mean(np.square(v))), 4) for p, v in means.items()}
-    return dataclasses.replace(learn([x.table for x in tables], "ncnn"), reach=reach, runtimes=runtimes)
+    """With the widest of the ways' reaches: a user's rows may be few or many, and the network is one that nobody timed."""
+    widest = lambda ways: max(result["ways"][w]["reach"] for w in ways)
+    reach = {"calibrated": widest(results.CALIBRATED), "transferred": widest(results.TRANSFERRED)}
+    known = learn([x.table for x in tables], "ncnn")
+    return dataclasses.replace(known, reach=reach, runtimes=result["runtimes"], boards=result["boards"])
 
 
 def slug(board: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", board.lower().replace("+", " plus")).strip("-")
 
 
-def main(path: Path) -> None:
-    listings = published.listings(published.read(path))
+def main(path: Path, further: Path) -> None:
+    listings = [*published.listings(published.read(path)), *published.more(published.read(further))]
     folder = HERE.parent.parent / "targets" / "calibrations"
     folder.mkdir(parents=True, exist_ok=True)
     shipped.write_population(folder / "population.json", population(listings, json.loads((HERE / "result.json").read_text(encoding="utf-8"))))
@@ -45,4 +44,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -17,7 +17,7 @@ LATENCY = "latency_p50_ms"
 
 def slower(points: Mapping[str, Sequence[Candidate]], target: str, figure: Figure) -> dict[str, tuple[str, Ratio]]:
     """{int8 point: (its float parent, ratio of their times)} of the points whose time on `target` lies above their float parent's: by the pairs of
-    one timing session, else intervals apart, or CLEAR apart where both are predicted. `figure`: (seeds, name, target) -> (value, low, high). A point
+    one timing session, else intervals apart, or far enough where both are predicted. `figure`: (seeds, name, target) -> (value, low, high). A point
     without a time, or without a float parent, is none of them."""
     point_of = {c.id: name for name, seeds in points.items() for c in seeds}
     found = {}
@@ -28,7 +28,7 @@ def slower(points: Mapping[str, Sequence[Candidate]], target: str, figure: Figur
         if parent is None or points[parent][0].stages[-1:] == ("int8",):
             continue
         ratio = _ratio(seeds, points[parent], target, figure)
-        if ratio[0] > 1 and (ratio[1] > 1 or (math.isnan(ratio[1]) and ratio[0] > intervals.CLEAR)):
+        if ratio[0] > 1 and not ratio[1] <= 1:  # a clear prediction has no limits
             found[name] = (parent, ratio)
     return found
 
@@ -39,7 +39,7 @@ def told(ratio: Ratio) -> str:
 
 
 def _ratio(seeds: Sequence[Candidate], parents: Sequence[Candidate], target: str, figure: Figure) -> Ratio:
-    """Of the times of two points, means over their seeds; without limits where both are predicted, NaN where one is not known."""
+    """Of the times of two points, means over their seeds; without limits where both are predicted and clearly apart, NaN where one is not known."""
     ours, theirs = figure(seeds, LATENCY, target), figure(parents, LATENCY, target)
     if math.isnan(ours[0]) or math.isnan(theirs[0]):
         return math.nan, math.nan, math.nan
@@ -47,7 +47,8 @@ def _ratio(seeds: Sequence[Candidate], parents: Sequence[Candidate], target: str
     known = [m for of in times for m in of if m is not None]
     if len(known) == len(seeds) + len(parents) and intervals.side_by_side(*known):
         return intervals.ratio(*(np.mean([m.each for m in of], axis=0) for of in times))
-    if all(of[0] is not None and of[0].origin == "predicted" for of in times):
+    first = [of[0] for of in times if of[0] is not None and of[0].origin == "predicted"]
+    if len(first) == 2 and ours[0] > intervals.clear(*first) * theirs[0]:
         return ours[0] / theirs[0], math.nan, math.nan
     return ours[0] / theirs[0], ours[1] / theirs[2], ours[2] / theirs[1] if theirs[1] > 0 else math.inf
 

@@ -40,6 +40,7 @@ class Calibration:
     kind: Kind = "calibrated"
     sources: tuple[str, ...] = ()
     note: str = ""
+    board: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,22 @@ class Prediction:
 def expected(
     device: Device, population: Population, relatives: Sequence[Calibration] = (), runtime: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean [22], covariance [22, 22]) of a device's costs before its own rows: the population's, drawn towards devices of the same core.
+    """(mean [22], covariance [22, 22]) of a device's costs before its own rows: the population's, drawn towards boards of the same core.
 
-    Two devices of one core share `likeness` of the population's covariance: the best linear guess from n of them is their mean offset times
-    n l / (1 + (n - 1) l), and what it leaves is 1 - n l**2 / (1 + (n - 1) l) of the covariance (Henderson, Biometrics 31 (1975) 423). Another
-    runtime than the population's shifts all costs of a precision together by an amount of variance `runtimes`, and each a little besides."""
-    mean, spread = device.traits() @ population.weights, population.spread
+    A new board shares `likeness` of the population's covariance with each board of its core, whose tables share `same` of it: with K the tables'
+    correlations and k = likeness, the best linear guess weighs their offsets by w = k K**-1 (Henderson, Biometrics 31 (1975) 423), and leaves
+    1 - w k of the covariance, which boards of the device's family have more or less of. Another runtime than the population's shifts all costs of
+    a precision together by an amount of variance `runtimes`, and each a little besides."""
+    mean, left = device.traits() @ population.weights, 1.0
     kin = [r for r in relatives if r.device.core == device.core and r.rows]
     if kin:
-        n, like = len(kin), population.likeness
-        pull = n * like / (1 + (n - 1) * like)
-        mean = mean + pull * np.mean([r.mean - r.device.traits() @ population.weights for r in kin], axis=0)
-        spread = spread * (1 - pull * like)
+        board = np.array([r.board or f"{i}" for i, r in enumerate(kin)])
+        alike = np.where(board[:, None] == board, population.same, population.likeness)
+        np.fill_diagonal(alike, 1.0)
+        pull = np.linalg.solve(alike, np.full(len(kin), population.likeness))
+        mean = mean + pull @ np.array([r.mean - r.device.traits() @ population.weights for r in kin])
+        left -= population.likeness * float(pull.sum())
+    spread = population.board(device, left)
     if runtime not in (None, population.runtime):
         shared = np.kron(np.diag([population.runtimes[p] for p in costs.PRECISIONS]), np.ones((COUNT, COUNT)))
         spread = spread + shared + APART * np.eye(2 * COUNT)
@@ -75,17 +80,24 @@ def expected(
 
 
 def fit(
-    rows: Sequence[Row], device: Device, population: Population, *, name: str = "", runtime: str | None = None, relatives: Sequence[Calibration] = ()
+    rows: Sequence[Row],
+    device: Device,
+    population: Population,
+    *,
+    name: str = "",
+    runtime: str | None = None,
+    relatives: Sequence[Calibration] = (),
+    board: str = "",
 ) -> Calibration:
     """A device's costs from timed networks: any number of them, from none on. `runtime`: what timed the rows, or will run the networks;
-    `relatives`: calibrations with the population's runtime, of which those of the device's core are used."""
+    `relatives`: calibrations with the population's runtime, of which those of the device's core are used; those of one `board` count together."""
     mean, spread = expected(device, population, relatives, runtime)
     found = posterior(rows, mean, spread, population.noise)
     kind: Kind = "calibrated" if len(rows) >= ENOUGH else "transferred"
     sources = tuple(dict.fromkeys(r.source for r in rows if r.source))
     noise = found.noise + MISFIT
     made = Calibration(
-        name, device, runtime or population.runtime, found.mean, found.covariance, noise, len(rows), population.reach[kind], kind, sources
+        name, device, runtime or population.runtime, found.mean, found.covariance, noise, len(rows), population.reach[kind], kind, sources, "", board
     )
     return replace(made, note=_note(made, population, relatives))
 
@@ -124,13 +136,18 @@ def of(amounts: np.ndarray, calibration: Calibration, precision: Precision | Non
 
 
 def ratio(work: Sequence[Operator], calibration: Calibration) -> Prediction:
-    """Time in int8 over time in float, with its interval: the errors that both share cancel through the joint covariance."""
-    amounts = costs.costs(work)
+    """Time in int8 over time in float, with its interval: where it holds 1, which of both is faster is not known."""
+    value, spread = ratio_of(costs.costs(work), calibration)
+    half = calibration.reach * spread
+    return Prediction(math.exp(value), math.exp(value - half), math.exp(value + half), calibration.kind, calibration.note)
+
+
+def ratio_of(amounts: np.ndarray, calibration: Calibration) -> tuple[float, float]:
+    """(logarithm of time in int8 over time in float, its standard deviation) for `costs.costs` of a network: what both share of a device's errors
+    cancels through the joint covariance, what the costs can't say of a network altogether."""
     (a, ga), (b, gb) = (logarithm(calibration.mean, amounts, p) for p in costs.PRECISIONS)
     gradient = gb - ga
-    half = calibration.reach * math.sqrt(float(gradient @ calibration.covariance @ gradient) + 2 * calibration.noise)
-    value = b - a
-    return Prediction(math.exp(value), math.exp(value - half), math.exp(value + half), calibration.kind, calibration.note)
+    return b - a, math.sqrt(float(gradient @ calibration.covariance @ gradient) + 2 * (calibration.noise - MISFIT))
 
 
 def measurement(prediction: Prediction, *, target: str, threads: int) -> Measurement:

@@ -22,7 +22,7 @@ from edgekd.errors import Problem, UsageError
 from edgekd.predicting import calibration
 from edgekd.predicting.calibration import Calibration
 from edgekd.predicting.costs import NAMES, PRECISIONS
-from edgekd.predicting.population import COUNT, TRAITS, Device, Population, Row, Table
+from edgekd.predicting.population import BOARDS, COUNT, TRAITS, Device, Population, Row, Table
 
 SCHEMA, POPULATION = "edgekd.calibration/1", "edgekd.population/1"
 MOST_BYTES = 4_000_000
@@ -62,17 +62,17 @@ def population() -> Population:
 
 
 @functools.cache
-def calibrations() -> tuple[Calibration, ...]:
-    """The fits of all shipped tables."""
-    known = population()
-    return tuple(calibration.fit(t.rows, t.device, known, name=t.name, runtime=b.runtime) for b in boards() for t in b.tables)
+def calibrations(core: str) -> tuple[Calibration, ...]:
+    """The fits of all shipped tables of a core."""
+    chosen = [(b, t) for b in boards() for t in b.tables if t.device.core == core]
+    return tuple(calibration.fit(t.rows, t.device, population(), name=t.name, runtime=b.runtime, board=b.name) for b, t in chosen)
 
 
 def calibrate(device: Device, *, runtime: str, rows: Sequence[Row] = (), name: str = "") -> Calibration | None:
     """The best that is known of a device: its own rows if there are any (timed with `runtime`), on top of what the shipped boards say of its core.
     None where no rows are given and no board of its core is among them: then only `bound.bound` can be said."""
-    kin = calibrations()
-    if not rows and not any(k.device.core == device.core for k in kin):
+    kin = calibrations(device.core)
+    if not rows and not kin:
         return None
     return calibration.fit(rows, device, population(), name=name, runtime=runtime, relatives=kin)
 
@@ -128,7 +128,9 @@ def _table(where: str, name: str, raw: Mapping[str, Any], costs: Mapping[str, np
     if not rows and not wrong:
         wrong.append(Problem(f"{where}.rows", "is no list with a row", HINT))
     problems += wrong
-    return None if wrong else Table(f"{name}, {core}, {threads} threads", Device(str(core), float(clock), int(threads), bool(half)), tuple(rows))
+    if wrong:
+        return None
+    return Table(f"{name}, {core}, {threads} threads", Device(str(core), float(clock), int(threads), bool(half)), tuple(rows), name)
 
 
 def write(path: Path, board: Board, networks: Sequence[Sequence[str]]) -> None:
@@ -157,9 +159,11 @@ def read_population(path: Path) -> Population:
             arrays[key] = np.zeros(0)
         if arrays[key].shape != shape or not np.isfinite(arrays[key]).all():
             problems.append(Problem(f"{path.name}: {key}", f"is no table of {shape[0]} x {shape[1]} finite numbers", "install edgekd again"))
-    numbers = {"noise": raw.get("noise"), "likeness": raw.get("likeness")}
+    numbers = {key: raw.get(key) for key in ("noise", "likeness", "same")}
     numbers |= {f"reach.{k}": _mapping(raw.get("reach")).get(k) for k in ("calibrated", "transferred")}
     numbers |= {f"runtimes.{k}": _mapping(raw.get("runtimes")).get(k) for k in PRECISIONS}
+    boards = {family: _mapping(_mapping(raw.get("boards")).get(family)) for family in BOARDS}
+    numbers |= {f"boards.{family}.{k}": boards[family].get(k) for family, terms in BOARDS.items() for k in terms}
     problems += [
         Problem(f"{path.name}: {k}", "is no number from 0 to 100", "install edgekd again") for k, v in numbers.items() if not _number(v, 0, 100)
     ]
@@ -167,13 +171,15 @@ def read_population(path: Path) -> Population:
         problems.append(Problem(f"{path.name}: spread", "is no covariance: it has a direction without variance", "install edgekd again"))
     if problems:
         raise UsageError(*problems)
-    return Population(str(raw.get("runtime")), arrays["weights"], arrays["spread"], raw["noise"], raw["likeness"], raw["reach"], raw["runtimes"])
+    rest = {key: raw[key] for key in ("noise", "likeness", "reach", "runtimes", "same")}
+    return Population(str(raw.get("runtime")), arrays["weights"], arrays["spread"], **rest, boards=boards)
 
 
 def write_population(path: Path, known: Population) -> None:
     head = {"schema": POPULATION, "runtime": known.runtime, "traits": list(TRAITS), "costs": list(NAMES)}
     tables = {key: [[float(f"{v:.6g}") for v in line] for line in getattr(known, key)] for key in ("weights", "spread")}
-    rest = {"noise": float(f"{known.noise:.4g}"), "likeness": known.likeness, "reach": dict(known.reach), "runtimes": dict(known.runtimes)}
+    rest = {"noise": float(f"{known.noise:.4g}"), "likeness": known.likeness, "same": known.same, "reach": dict(known.reach)}
+    rest |= {"runtimes": dict(known.runtimes), "boards": {family: dict(terms) for family, terms in known.boards.items()}}
     files.write_atomic(path, _lines({**head, **rest, **tables}).encode())
 
 

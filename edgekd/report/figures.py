@@ -7,17 +7,19 @@ from collections.abc import Iterable, Sequence
 
 from edgekd.errors import plain
 from edgekd.records import Measurement
+from edgekd.report import rows as shown
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """Measurements as lines: name, figure with interval and unit, how often taken, origin, note."""
+    """Measurements as lines: name, figure with interval and unit, how often taken, origin, note. Below them, what to do where one is but a range."""
     rows = [("", "value", "95 % interval", "n", "origin", "")]
     for m in measurements:
         bound = m.origin == "predicted" and m.low == m.high
         interval = "exact" if m.origin == "counted" else "a bound" if bound else f"[{figure(m.low)}, {figure(m.high)}]"
         taken = "" if m.origin in ("counted", "predicted") else str(m.n)
-        rows.append((m.name, f"{figure(m.value)} {m.unit}".strip(), interval, taken, m.origin, m.note))
-    return columns(rows)
+        value = shown.value(m) if shown.ranged(m) else figure(m.value)
+        rows.append((m.name, f"{value} {m.unit}".strip(), "a range" if shown.ranged(m) else interval, taken, m.origin, m.note))
+    return "\n".join([columns(rows), *plain(tuple(f"{m.name}: {shown.advice(m)}" for m in measurements if shown.ranged(m)))])
 
 
 def columns(rows: Iterable[Sequence[str]]) -> str:

@@ -158,7 +158,7 @@ def _cell(m: Measurement | None, extra: str = "") -> str:
     if m is None:
         return ""
     limits = shown.interval(m)
-    exact = f"{m.value:g} {m.unit}, n = {m.n}" + (f", {m.note}" if m.note else "")
+    exact = (f"{m.low:g} to {m.high:g} {m.unit}" if shown.ranged(m) else f"{m.value:g} {m.unit}, n = {m.n}") + (f", {m.note}" if m.note else "")
     below = "".join(filter(None, [f"<small>{limits}</small>" if limits else "", extra]))
     return f'<span title="{text(exact)}">{shown.value(m)}<sup>{shown.MARKS[m.origin]}</sup></span>{below}'
 

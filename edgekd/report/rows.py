@@ -21,6 +21,7 @@ ORIGINS = {
 }
 FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop", "target_spread", "host_agreement", "gain")  # quality that is no metric of a task
 LATENCY = ("latency_p50_ms", "latency_at_least_ms")
+WIDE = 2.0  # to either side: beyond it, a prediction is told as a range
 PEAK = ("peak_rss_over_runtime_bytes", "peak_rss_bytes")
 TITLES = {
     "file_bytes": "bytes", "macs": "MACs", "parameters": "params", "latency_p50_ms": "p50 ms", "latency_p90_ms": "p90 ms",
@@ -118,15 +119,24 @@ def scaled(m: Measurement) -> Measurement:
     return Measurement(m.name, "MB", m.value / 1e6, m.low / 1e6, m.high / 1e6, m.n, m.split, m.target, m.origin, m.threads, m.environment, m.note)
 
 
+def ranged(m: Measurement) -> bool:
+    """Whether a figure is predicted so loosely that only its range says something."""
+    return m.origin == "predicted" and m.low < m.high and m.value > 0 and (m.high > WIDE * m.value or m.low * WIDE < m.value)
+
+
 def value(m: Measurement) -> str:
+    """The figure; of one that is a range, `low to high`."""
     m = scaled(m)
+    if ranged(m):
+        low, high = (number(float(f"{v:.2g}")) for v in (m.low, m.high))
+        return f"{low} to {high}"
     return number(m.value, digits(m))
 
 
 def interval(m: Measurement) -> str:
-    """`[low, high]`, empty where the figure is exact."""
+    """`[low, high]`, empty where the figure is exact, or a range itself."""
     m = scaled(m)
-    return "" if m.origin == "counted" or m.low == m.high else f"[{number(m.low, digits(m))}, {number(m.high, digits(m))}]"
+    return "" if m.origin == "counted" or m.low == m.high or ranged(m) else f"[{number(m.low, digits(m))}, {number(m.high, digits(m))}]"
 
 
 def smaller(row: Row, found: Iterable[Row]) -> str:
@@ -136,7 +146,8 @@ def smaller(row: Row, found: Iterable[Row]) -> str:
 
 
 def beside(row: Row, found: Iterable[Row], name: str) -> str:
-    """How a cost compares with the teacher's: `26x smaller`, `1.08x slower (1.05 to 1.11)`; empty where there is nothing to compare."""
+    """How a cost compares with the teacher's: `26x smaller`, `1.08x slower (1.05 to 1.11)`; empty where there is nothing to compare, or
+    but a range."""
     both = _both(row, found, name)
     if both is None:
         return ""
@@ -144,7 +155,9 @@ def beside(row: Row, found: Iterable[Row], name: str) -> str:
     ours, theirs = both
     if {ours.origin, theirs.origin} in ({"counted"}, {"predicted"}):  # what two predictions are off by, they share: no interval
         ratio, guessed = ours.value / theirs.value, " by prediction" if ours.origin == "predicted" else ""
-        if guessed and max(ratio, 1 / ratio) <= intervals.CLEAR:
+        if guessed and (ranged(ours) or ranged(theirs)):
+            return ""
+        if guessed and max(ratio, 1 / ratio) <= intervals.clear(ours, theirs):
             return f"not shown to be {worse} or {better}{guessed}"
         return f"{_times(max(ratio, 1 / ratio))}x {worse if ratio > 1 else better}{guessed}"
     ratio, low, high = intervals.ratio_of(ours, theirs)
@@ -231,6 +244,7 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
     if guessed is not None:
         bound = f" {value(guessed)} ms" if guessed.name != LATENCY[0] else ""
         told.append(("predicted", f"{guessed.name}{bound}, {guessed.note}"))
+        told += [("range", advice(guessed))] if ranged(guessed) else []
     elif not any(name in r.figures for r in listed for name in LATENCY):
         told.append(("latency", f"none: no machine of the kind of {target} took part, and none is predicted for it"))
     work = ours.figures.get("instructions")
@@ -245,6 +259,14 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
     if emulated and any(emulated[0] not in r.figures for r in listed):
         told.append(("note", f"as {target} the chosen file alone was run: the choice went by what the files answer on the machine of this run"))
     return [(label, clean(text)) for label, text in told]
+
+
+def advice(m: Measurement) -> str:
+    """What a range means, and what makes a figure of it."""
+    return (
+        f"how long the file takes on {m.target} is not known more narrowly than this; `edgekd targets calibrate {m.target} --on ssh://user@host` "
+        "times small networks on such a board in some minutes, and predictions are figures from then on"
+    )
 
 
 def notes(result: Result, target: str) -> list[tuple[str, str]]:
