@@ -436,6 +436,8 @@ def test_what_is_known_without_own_rows():
     work = benchmark("networks").NETWORKS["mobilenet_v2_1.0"]().work
     wide, narrow = (p.high / p.low for p in (calibration.predict(work, c) for c in (found, same)))
     assert wide > 1.3 * narrow
+    factors = [math.exp(found.reach * math.sqrt(shipped.population().runtimes[p])) for p in costs.PRECISIONS]
+    assert "by a factor of {:.1f} in float and {:.1f} in int8 to each side".format(*factors) in found.note
     assert shipped.calibrate(Device("cortex-m7", 0.2, 1), runtime="onnxruntime") is None
 
 

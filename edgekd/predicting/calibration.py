@@ -111,8 +111,8 @@ def _note(made: Calibration, population: Population, relatives: Sequence[Calibra
     text = f"from {len(kin)} published table{'s' * (len(kin) > 1)} of {made.device.core}" if kin else f"from other cores than {made.device.core}"
     if made.runtime == population.runtime:
         return f"{text} for {where}"
-    factor = math.exp(made.reach * math.sqrt(population.runtimes["float"]))
-    return f"{text} with {population.runtime} for {where}: the other runtime alone widens by a factor of {factor:.1f} to each side"
+    factors = " and ".join(f"{math.exp(made.reach * math.sqrt(population.runtimes[p])):.1f} in {p}" for p in costs.PRECISIONS)
+    return f"{text} with {population.runtime} for {where}: the other runtime alone widens by a factor of {factors} to each side"
 
 
 def predict(work: Sequence[Operator], calibration: Calibration, *, threads: int | None = None, precision: Precision | None = "float") -> Prediction:
