@@ -28,8 +28,8 @@ def interval(confidence: np.ndarray, right: np.ndarray, level: float = 0.95, see
 
     A hypothesis is a rate of right answers per bin; right answers are drawn from it (binomial, in bins of the sample's sizes), and it stands if their
     plain sums are neither mostly greater nor mostly smaller than ours. `low` and the estimate, which half of them exceed, come from the
-    observed gaps with the least sure ones shrunk to nothing first; `high` from gaps that are spread over the bins as their noise is, which add
-    least to the plain sum: so its true error is the greatest that can look like this. Without any noise, the plain sum three times."""
+    observed gaps with the least sure ones shrunk to nothing first; `high` is the greater of two: from gaps that are spread over the bins as their
+    noise is, which add least to the plain sum, so that their error is the greatest that can look like this; and from the observed gaps, grown."""
     size, mean, hits = _binned(confidence, right, BINS)
     total, observed = len(confidence), plain(confidence, right)
     observed_rate = (hits + PRIOR * mean) / (size + PRIOR)
@@ -47,6 +47,10 @@ def interval(confidence: np.ndarray, right: np.ndarray, level: float = 0.95, see
         z2 = total * (x / max(1 - x, 1e-9)) ** 2 / size
         down = np.where(mean > 0.5, -1, 1)
         return np.clip((mean + z2 / 2 + down * np.sqrt(z2 * mean * (1 - mean) + z2**2 / 4)) / (1 + z2), 0, 1)
+
+    def scaled(x: float) -> np.ndarray:
+        """The observed gaps, times 0 at x = 0 and without end at x = 1."""
+        return np.clip(mean + (observed_rate - mean) * x / max(1 - x, 1e-9), 0, 1)
 
     def below(rates: np.ndarray) -> float:
         """The share of drawn samples whose plain sum is less than ours; half of equals."""
@@ -67,7 +71,8 @@ def interval(confidence: np.ndarray, right: np.ndarray, level: float = 0.95, see
     tail, calibrated = (1 - level) / 2, below(mean)
     value = solve(shrunk, 0.5) if calibrated > 0.5 else 0.0
     low = min(value, solve(shrunk, 1 - tail)) if calibrated > 1 - tail else 0.0
-    return value, low, max(value, solve(spread, tail * min(1.0, 2 * calibrated)))  # where even calibrated ones mostly show more, one is never sure
+    least = tail * min(1.0, 2 * calibrated)  # where even calibrated ones mostly show more than this sample, nothing is concluded from that
+    return value, low, max(value, solve(spread, least), solve(scaled, least))
 
 
 def _binned(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
