@@ -82,9 +82,11 @@ def test_targets_that_want_different_things_share_what_they_can(device):
     _, made = planned(targets, "prune.macs=max 0.8")
     found = {p.id: set(p.targets) for p in made.points if not p.reference}
     assert found["distill"] == {"wide", "small"} and found["prune-m16"] == {"wide"} and found["prune-m4"] == {"small"}
-    assert sum(len(t) for id, t in found.items() if id.startswith("quantize")) == 2 and len({id for id in found if "per_tensor" in id}) == 1
+    ends = {id: t for id, t in found.items() if id.startswith("quantize")}
+    assert ends == {"quantize-m16-w8": {"wide"}, "quantize-m4-w7-per_tensor": {"small"}}
     _, one = planned(targets, "prune.multiple_of=4", "quantize.weight_bits=7", "quantize.per_channel=false", "prune.macs=0.7")
-    assert {p.id: set(p.targets) for p in one.points if not p.reference} == {n: {"wide", "small"} for n in ("distill", "prune", "quantize")}
+    ends = {p.id: set(p.targets) for p in one.points if p.id.startswith(("prune", "quantize"))}
+    assert ends == dict.fromkeys(("prune", "quantize"), {"wide", "small"})
 
 
 def test_the_resolved_recipe_leaves_open_what_was(device, tmp_path):
