@@ -250,4 +250,3 @@ def _given(f: Finding) -> str:
     if f.lost.snr is None:
         return "not measured here"
     return f"{f.lost.snr:.1f} dB" + ("" if f.lost.points is None else f", {f.lost.points:+.2f} pt")
-

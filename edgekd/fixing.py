@@ -343,4 +343,3 @@ def _figure(m: Measurement | None) -> str:
 
 def _pairs(found: tuple[int, int]) -> str:
     return f"layers that these samples saturate on AVX2 without VNNI: {found[0]} before, {found[1]} after"
-

@@ -190,7 +190,12 @@ class _Planner:
         first = self.read.stages[0]
         if self.controlled and not self.on_labels(first):  # else they are the stage's own
             lines.append((CONTROL, "train", {"losses": self.control(first)}, self.student, ()))
+        tried = set()  # what a sweep over other settings would try again
         for where, use, settings, model, teachers in lines:
+            asked = repr((where, settings.get("losses"), model, teachers, settings.get("combine")))
+            if asked in tried:
+                continue
+            tried.add(asked)
             guides = {name: fresh(self.model_of(name)) for name in teachers} | {PEERS: fresh(model), EMA: fresh(model)}
             guides[""] = guides[teachers[0]] if teachers else guides[PEERS]
             shows = {name: self.read.models.get(name, {}).get("shows", "logits") for name in teachers}

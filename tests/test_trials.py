@@ -212,3 +212,12 @@ def test_regression_with_a_loss_and_metric_of_ones_own_runs_to_its_end(tmp_path,
     table["stage"].append({"use": "quantize", **SHORT, "samples": 32, "losses": [MSE, {"use": "logit_mse"}]})
     run = edgekd.compress(table, out=tmp_path / "run")
     assert run.exit_code == 0 and {c.point for c in run.result.candidates} >= {"teacher", "distill", "quantize"}
+
+
+def test_a_sweep_over_other_settings_tries_the_losses_once(monkeypatch):
+    from edgekd import plan, recipe, resolving, trials
+
+    calls = []
+    monkeypatch.setattr(trials, "rehearse", lambda losses, *rest: calls.append(losses) or [])
+    plan.make(resolving.resolve(recipe.read(recipe_of(sweep={"distill.lr": [0.001, 0.002, 0.003]}))))
+    assert len(calls) == 2  # the stage's and the teacher's
