@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 ROWS = 8  # samples of each split
 MOST = 2000  # samples that metrics are tried on: one that needs both classes, or a spread, finds them there
 POINTS = 50  # candidates that are concluded with; the names of all are tried
-SHORT = {"quantize": {"mode": "ptq", "samples": 2, "after": ()}, "weight_only": {"method": "rtn", "samples": 2}}
+SHORT = {  # stages that give another form, with what cuts them short
+    "quantize": lambda part: {"mode": "ptq", "samples": 2, "after": ()},
+    "weight_only": lambda part: {"method": "rtn", "bits": part.tried[0], "samples": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ def _form(plan: Plan, key: str) -> tuple[str, str, Any]:
     step = root = plan.steps[key]
     while root.source:
         root = plan.steps[root.source]
-    changes = SHORT.get(step.stage)
-    part = None if changes is None else dataclasses.replace(step.part, **changes)
-    return root.settings.get("model", "student"), step.stage if changes else "", part
+    cut = SHORT.get(step.stage)
+    part = None if cut is None else dataclasses.replace(step.part, **cut(step.part))
+    return root.settings.get("model", "student"), step.stage if cut else "", part
 
 
 def _key(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple]) -> str:

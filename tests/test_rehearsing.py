@@ -130,6 +130,12 @@ def test_every_form_is_tried(tmp_path, monkeypatch):
     assert {(part.weight_bits, part.samples, part.mode) for stage, part in forms if stage == "quantize"} == {(8, 2, "ptq"), (4, 2, "ptq")}
 
 
+@pytest.mark.parametrize("bits", [None, 8, [8, 4]])
+def test_weights_in_blocks_are_a_form_too(tmp_path, bits):
+    more = {} if bits is None else {"bits": bits}
+    rehearsed(stages=[DISTILL, {"use": "weight_only", **more}], place=tmp_path / "run")
+
+
 def test_a_form_that_can_not_be_made_is_told_by_its_stage(tmp_path, monkeypatch):
     from edgekd.stages.quantize import Quantize
 
