@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import inspect
 import json
 import pkgutil
+import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from edgekd.errors import THEIRS, Problem, UsageError
+
+PARTS = ("losses", "ensembles", "criteria", "ranges")  # folders of what a setting may name
+SPEC = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 
 def names(folder: str) -> list[str]:
@@ -60,6 +65,34 @@ def imported(path: str) -> Any:
             raise UsageError(Problem("", f"`{module_name}` has no `{name}`", hint))
         target = getattr(target, name)
     return target
+
+
+def specs_in(value: Any) -> Iterator[str]:
+    """What may be a `package.module:name`, in a setting or anywhere inside of it."""
+    return (text for text in _texts(value) if SPEC.fullmatch(text))
+
+
+def parts_in(value: Any) -> list[Any]:
+    """The parts that settings name, wherever in them: by `package.module:name`, or by a name in one of the folders of parts (in each that has it:
+    a setting does not say which kind it means)."""
+    found, known = {}, {folder: names(folder) for folder in PARTS}
+    for text in _texts(value):
+        kinds = [None] if SPEC.fullmatch(text) else [folder for folder in PARTS if text in known[folder]]
+        for kind in kinds:
+            with contextlib.suppress(UsageError):  # text that only looks like one
+                found[kind, text] = imported(text) if kind is None else find(kind, text)
+    return list(found.values())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for part in pair for text in _texts(part))
+    elif isinstance(value, list | tuple):
+        yield from (text for part in value for text in _texts(part))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from (text for f in dataclasses.fields(value) for text in _texts(getattr(value, f.name)))
 
 
 # what is passed by position to the parts of a kind; the other parameters are settings

@@ -390,7 +390,6 @@ class _Planner:
         return self.made[name]
 
     def step(self, use: str, settings: Mapping[str, Any], label: str, seed: int, *, source: str | None = None, teacher: tuple[str, ...] = ()) -> str:
-        from edgekd.terms import terms
         from edgekd.train import views_of
 
         part_class = components.find("stages", use)
@@ -401,14 +400,8 @@ class _Planner:
             settings["views"] = views_of(part_class(**settings), self.task)
         part = part_class(**settings)
         filled = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
-        objects = [part_class, dict(self.task.models), *(term.function() for term in terms(filled.get("losses", ())))]
+        objects = [part_class, dict(self.task.models), *components.parts_in(filled)]
         objects += [f for f in (self.task.collate, self.task.augment, self.task.forward) if f is not None]
-        if filled.get("combine"):
-            objects.append(components.find("ensembles", filled["combine"]["use"]))
-        if isinstance(filled.get("criterion"), str):
-            objects.append(components.find("criteria", filled["criterion"]))
-        if isinstance(filled.get("ranges"), str):
-            objects.append(components.find("ranges", filled["ranges"]))
         inputs = {"source": [source] if source else [], "teacher": list(teacher)}
         read = {split: self.data(split).digest for split in part.reads} | {"version": self.task.version, "draws": str(self.task.draws)}
         if use == "export":

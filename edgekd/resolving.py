@@ -227,16 +227,8 @@ def _model(name: str, table: Mapping[str, Any], moved: Callable[[Any], Any]) -> 
 
 def _names_modules(form: Recipe, resolved: Resolved) -> bool:
     """Whether the recipe names code of one's own, as `package.module:name`."""
-    task = form.task if isinstance(form.task, str) else str(form.task.get("use"))
-    losses = [t for s in resolved.read.stages for t in s.settings.get("losses", ())]
-    losses += [t for m in resolved.read.models.values() for way in ("train", "distill") for t in m.get(way, {}).get("losses", ())]
-    uses = [
-        task,
-        *(s.use for s in resolved.read.stages),
-        *(t["use"] for t in losses),
-        *(str(s.settings.get("criterion", "")) for s in resolved.read.stages),
-    ]
-    return any(":" in use for use in uses)
+    lines = [{"use": s.use, **s.settings} for s in resolved.read.stages]
+    return any(components.specs_in([form.task, lines, list(resolved.read.models.values())]))
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,82 @@
+"""Code that a setting names is in the key, wherever in the settings it is named and whichever stage it is of."""
+
+import json
+import sys
+
+import pytest
+import tiny  # noqa: F401  (the recipe's task)
+
+from edgekd import components, plan, recipe, resolving
+from edgekd.criteria.magnitude import magnitude
+from edgekd.losses.kl import kl
+
+STAGE = """
+import dataclasses
+from typing import Any, ClassVar
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    helper: Any = "named:by_default"
+    reads: ClassVar = ()
+
+    def __call__(self, source, run, *, teacher=(), data=None): ...
+"""
+NAMED = "import {library}\n\ndef {name}(x):\n    return x + {number}\n"
+
+
+@pytest.fixture
+def key(tmp_path, monkeypatch):
+    """`key(lines, code of the part)`: that of a stage of one's own with these lines."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "ownstage.py").write_text(STAGE)
+
+    def made(lines, name="by_recipe", number=1, library="json"):
+        (tmp_path / "named.py").write_text(NAMED.format(name=name, number=number, library=library))
+        for module in ("named", "ownstage"):
+            sys.modules.pop(module, None)
+        components.model_of.cache_clear()
+        (tmp_path / "recipe.toml").write_text(
+            'task = "tiny:task"\nthreads = 1\n[[stage]]\nuse = "train"\nepochs = 1\n'
+            f'[[stage]]\nname = "own"\nuse = "ownstage:Own"\n{lines}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n'
+        )
+        steps = plan.make(resolving.resolve(recipe.read(tmp_path / "recipe.toml"))).steps
+        return next(k for k, step in steps.items() if step.stage == "ownstage:Own")
+
+    yield made
+    for module in ("named", "ownstage"):
+        sys.modules.pop(module, None)
+
+
+WAYS = ["{}", '{{ use = {}, x = 1 }}', '[1, {}]', '[{{ a = [{{ use = {} }}] }}]', '{{ {} = 1 }}']
+
+
+@pytest.mark.parametrize("value", WAYS)
+def test_a_part_that_a_stage_of_ones_own_names(key, value):
+    line = f"helper = {value.format(json.dumps('named:by_recipe'))}"
+    before = key(line)
+    assert key(line, number=1) == before
+    assert key(line, number=2) != before
+    assert key(line, library="click") != before
+
+
+def test_a_part_that_is_a_default(key):
+    assert key("", name="by_default") != key("", name="by_default", number=2)
+
+
+def test_what_is_not_named_or_only_looks_so_is_not_in_the_key(key):
+    assert key('helper = "nothing:there"') == key('helper = "nothing:there"', number=2)
+
+
+def test_parts_are_found_by_their_names_too():
+    found = components.parts_in({"a": ["kl", {"use": "magnitude"}], "b": "train", "c": 3})
+    assert found == [kl, magnitude]
+
+
+@pytest.mark.parametrize("lines", ['ranges = "tiny:Net"', 'losses = [{ use = "tiny:Net" }]'])
+def test_a_resolved_recipe_says_where_named_modules_lie(lines, monkeypatch, tmp_path):
+    stages = [{"use": "train", "epochs": 1}, {"use": "quantize"}]
+    read = recipe.read({"task": "digits", "stage": stages})
+    own = [*read.stages[:1], read.stages[1]]
+    own[1].settings.update(ranges="tiny:Net") if "ranges" in lines else own[1].settings.update(losses=({"use": "tiny:Net"},))
+    resolved = resolving.resolve(read)
+    assert "modules = " in resolving.dump(resolved, tmp_path)
