@@ -15,6 +15,7 @@ from edgekd import fixing, results, subjects
 from edgekd.decisions import gains
 from edgekd.errors import FAILED, PASSED, Problem, RunFailed, UsageError, exits, plain
 from edgekd.files import toml, write_atomic
+from edgekd.quantization.beside import SIGNAL
 from edgekd.quantization.diagnose import Finding, Looked, look
 from edgekd.records import Candidate, Measurement, Result
 from edgekd.report.figures import columns
@@ -235,8 +236,8 @@ def _layers(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...
     files = subject.float_file, subject.int8_file
     with progress.task(f"look at the layers of {subject.id}") as advance:
         looked = look(*files, few.inputs, labels, saturates=subject.saturates, progress=lambda done, of: advance(done, of, ""))
-    head = f"{plain(subject.id)} beside {plain(subject.parent)}, {len(few)} samples of {few.split}: {looked.snr:.1f} dB of signal to noise"
-    head += f", {100 * looked.same:.2f} % of the answers equal" if labels is not None else ""
+    head = f"{plain(subject.id)} beside {plain(subject.parent)}, {len(few)} samples of {few.split}; {SIGNAL}"
+    head += "".join(f"\n  {plain(a)}" for a in looked.agreements)
     if looked.trained:
         head += "\nits weights were trained in int8: what follows is of the lattices of values only"
     if not looked.findings:

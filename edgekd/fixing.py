@@ -20,7 +20,8 @@ from edgekd import environment, intervals, measure, remaking
 from edgekd.errors import EdgekdError, Problem, UsageError, plain
 from edgekd.files import sha256, write_atomic
 from edgekd.probes import quality
-from edgekd.quantization.diagnose import Finding, decibel, signal
+from edgekd.quantization.beside import decibel, noise
+from edgekd.quantization.diagnose import Finding
 from edgekd.quantization.remedies import Remedy, in_float, remedies
 from edgekd.records import Measurement
 from edgekd.report.figures import columns
@@ -157,9 +158,8 @@ class _Bench:
         found = self.answers(file, self.subject.looked)
         value = self.metric(found, self.subject.looked)
         lost = None if value is None else (self.value - value) * (1 if self.subject.metric.better == "higher" else -1)
-        noise = [(_power(a - b) / signal(a)).mean() for a, b in zip(self.plain.values(), found.values(), strict=True) if a.dtype.kind == "f"]
         changed = saturating(file, self.subject.looked) if self.subject.saturates else 0
-        return State(lost, max(float(np.mean(noise)), 1e-12), changed)
+        return State(lost, _noise(self.plain, found), changed)
 
 
 def saturating(file: Path, samples: Samples) -> int:
@@ -281,12 +281,8 @@ def _outputs(answers: Mapping[str, np.ndarray]) -> Any:
 
 
 def _noise(plain: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
-    rows = [(_power(plain[n] - found[n]) / signal(plain[n])).mean() for n in plain if plain[n].dtype.kind == "f"]
-    return max(float(np.mean(rows)), 1e-12)
-
-
-def _power(values: np.ndarray) -> np.ndarray:
-    return np.square(values, dtype=np.float64).reshape(len(values), -1).mean(1)
+    """Of all outputs but integers, on average."""
+    return float(np.mean([noise(plain[n], found[n]) for n in plain if plain[n].dtype.kind == "f"] or [1e-12]))
 
 
 # ---------------------------------------------------------------- the print

@@ -6,16 +6,16 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekd import components, measure, targets
-from edgekd.errors import PASSED, Problem, RunFailed, UsageError, plain
+from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.files import write_atomic
 from edgekd.probes import static
+from edgekd.report.int8 import Quantized, Row
 from edgekd.report.progress import reporter
 from edgekd.samples import read_arrays
 from edgekd.standing import runnable, user_error
@@ -27,60 +27,9 @@ if TYPE_CHECKING:
     from edgekd.quantization.placing import Layer
 
 FEW = 32  # samples below which the ranges are a guess
+ENOUGH = 128  # samples of which every fourth is kept for comparing
+KEPT = 512  # of these at most
 WORK = 2 * 10**9  # multiply-accumulates that the checks in numpy may take
-
-
-@dataclass(frozen=True)
-class Row:
-    """A layer. `before`, `after` bytes of its weights and bias (0 for a product of two values); `reason` why it stays float, or "";
-    `saturates` {can, changed}: whether its products can leave 16 bits on AVX2 without VNNI, and the share of its outputs that came out otherwise."""
-
-    name: str
-    kind: str
-    before: int
-    after: int
-    reason: str = ""
-    can_saturate: bool = False
-    changed: float | None = None
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """An output of the int8 file beside the float file's: signal to noise in dB, and the share of samples with the same greatest entry, None where an
-    output is no row of scores."""
-
-    output: str
-    snr_db: float
-    answers: float | None
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """What `quantize` made. Prints as a table. `differ`: values of integer operators that onnxruntime computes otherwise than simulated; None if it
-    could not be checked; `audited` whether saturation was looked at. `top1`: (float, int8) where the data has labels."""
-
-    model: str
-    out: str
-    before: int
-    after: int
-    target: str
-    weight_bits: int
-    samples: int
-    layers: tuple[Row, ...]
-    agreements: tuple[Agreement, ...]
-    differ: int | None
-    audited: bool = True
-    top1: tuple[float, float] | None = None
-    notes: tuple[str, ...] = ()
-    exit_code: int = PASSED
-
-    def __str__(self) -> str:
-        self = plain(self)
-        integer = [r for r in self.layers if not r.reason]
-        head = f"{self.model} -> {self.out}: {self.before:,} -> {self.after:,} bytes ({_ratio(self.before, self.after)}), "
-        head += f"{len(integer)} of {len(self.layers)} layers in int8, weights of {self.weight_bits} bits for {self.target}"
-        parts = [head, _table(self.layers), _agreement(self), _saturation(self)]
-        return "\n\n".join(p for p in (*parts, "\n".join(self.notes)) if p)
 
 
 def quantize(
@@ -101,12 +50,14 @@ def quantize(
     with AVX2 and without VNNI.
 
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes the file otherwise than it says."""
-    from edgekd.quantization import foreign
+    from edgekd.quantization import beside, foreign
 
-    path, parsed, arrays, labels, scheme = _checked(model, data, out, target, ranges, weight_bits, full_range, samples)
+    path, parsed, given, labels, scheme, counts = _checked(model, data, out, target, ranges, weight_bits, full_range, samples)
     scheme = dataclasses.replace(scheme, float_layers=tuple(float_layers))
     progress, notes = reporter(quiet), []
-    count = len(next(iter(arrays.values())))
+    count, unused = counts[0], counts[1] > 0
+    arrays = {name: a[:count] for name, a in given.items()}
+    judged = {name: a[count:] for name, a in given.items()} if unused else arrays
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
             measure.tried({str(path): path}, arrays, folder=Path(folder))
@@ -121,7 +72,7 @@ def quantize(
             few = {name: a[: affordable(made.float_model, foreign.fixed_rows(parsed), count)] for name, a in arrays.items()}
             differ = simulated(place, few, notes)
             layers, audited = _rows(made, place, few, notes)
-            agreements, top1 = _beside(path, place, arrays, labels, foreign.fixed_rows(parsed))
+            found = beside.files(path, place, judged, labels, foreign.fixed_rows(parsed))
     finally:
         progress.close()
     try:
@@ -131,17 +82,34 @@ def quantize(
     if count < FEW:
         few_samples = "1 sample" if count == 1 else f"{count} samples"
         notes.append(f"calibrated on {few_samples} only: values outside the ranges seen will be clipped; give {FEW} or more")
-    if any(a.snr_db < 20 for a in agreements):
+    notes += [f"output {text}: it is not compared" for text in found.left]
+    if any(a.snr_db is not None and a.snr_db < 20 for a in found.agreements):
         notes.append("less than 20 dB: try --ranges percentile or mse, or keep this model in float")
     sizes = path.stat().st_size, len(content)
-    return Quantized(path.name, str(out), *sizes, target, scheme.weight_bits, count, layers, agreements, differ, audited, top1, tuple(notes))
+    return Quantized(
+        path.name,
+        str(out),
+        *sizes,
+        target,
+        scheme.weight_bits,
+        count,
+        layers,
+        found.agreements,
+        differ,
+        compared=found.samples,
+        unused=unused,
+        audited=audited,
+        top1=found.right,
+        notes=tuple(notes),
+    )
 
 
 # ---------------------------------------------------------------- what was given
 
 
 def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_bits: int | None, full_range: bool, samples: int) -> tuple:
-    """(path, parsed file, {input: samples}, labels, scheme), or every problem at once."""
+    """(path, parsed file, {input: samples to calibrate on, then those kept for comparing}, labels of what is compared, scheme, (how many to
+    calibrate on, how many are kept)), or every problem at once."""
     from edgekd.quantization import normal
 
     problems: list[Problem] = []
@@ -173,13 +141,14 @@ def _checked(model: Any, data: Any, out: Any, target: str, ranges: str, weight_b
         problems.append(Problem("--full-range", text, "leave it out, or give --weight-bits 7"))
     arrays = None
     if parsed is not None and given is not None:
-        arrays, wrong = inputs_of(parsed, given[0], str(data), max(samples, 1))
+        arrays, wrong = inputs_of(parsed, given[0], str(data), lambda count: np.concatenate(divided(count, max(samples, 1), parsed)))
         problems += wrong
     if problems:
         raise UsageError(*problems)
     scheme = dataclasses.replace(device.int8, weight_bits=bits, pairs16=device.int8.pairs16 and not full_range)
-    labels = None if given[1] is None else given[1][chosen(len(given[1]), samples, parsed)]
-    return path, parsed, arrays, labels, scheme
+    calibrated, kept = divided(len(next(iter(given[0].values()))), samples, parsed)
+    labels = None if given[1] is None else given[1][kept if len(kept) else calibrated]
+    return path, parsed, arrays, labels, scheme, (len(calibrated), len(kept))
 
 
 def _unwritable(out: Path, model: Path) -> list[Problem]:
@@ -194,8 +163,10 @@ def _unwritable(out: Path, model: Path) -> list[Problem]:
     return []
 
 
-def inputs_of(model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: str, samples: int) -> tuple[dict[str, np.ndarray], list[Problem]]:
-    """({input: samples in its type}, problems): names, shapes, types, numbers that are not finite."""
+def inputs_of(
+    model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: str, rows: Callable[[int], np.ndarray] = np.arange
+) -> tuple[dict[str, np.ndarray], list[Problem]]:
+    """({input: samples in its type, those that `rows` takes of so many}, problems): names, shapes, types, numbers that are not finite."""
     stored = {i.name for i in model.graph.initializer}
     wanted = {i.name: i.type.tensor_type for i in model.graph.input if i.name not in stored}
     if "" in given:
@@ -228,17 +199,23 @@ def inputs_of(model: onnx.ModelProto, given: Mapping[str, np.ndarray], place: st
             rows = int((~np.isfinite(array.reshape(len(array), -1))).any(1).sum())
             problems.append(Problem(place, f"{name} holds numbers that are not finite, in {rows} of {len(array)} samples", "leave these samples out"))
         else:
-            found[name] = np.ascontiguousarray(array[chosen(len(array), samples, model)].astype(kind))
+            found[name] = np.ascontiguousarray(array[rows(len(array))].astype(kind))
     return found, problems
 
 
-def chosen(count: int, samples: int, model: onnx.ModelProto) -> np.ndarray:
-    """Rows spread evenly over the data, which may be sorted; whole batches where the file takes only these."""
+def divided(count: int, samples: int, model: onnx.ModelProto) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to calibrate on, rows to compare on that are none of these; none of `count` below ENOUGH): up to `samples` and KEPT, spread evenly over
+    the data, which may be sorted; whole batches where the file takes only these."""
     from edgekd.quantization.foreign import fixed_rows
 
-    size = fixed_rows(model) or 1
-    wanted = max(size, min(count, samples) // size * size)
-    return np.linspace(0, count - 1, wanted).round().astype(np.int64)
+    size, every = fixed_rows(model) or 1, np.arange(count)
+    kept = every[3::4] if count >= max(ENOUGH, 4 * size) else every[:0]
+    return _spread(np.delete(every, kept), samples, size), _spread(kept, KEPT, size) if len(kept) else kept
+
+
+def _spread(rows: np.ndarray, samples: int, size: int) -> np.ndarray:
+    wanted = max(size, min(len(rows), samples) // size * size)
+    return rows[np.linspace(0, len(rows) - 1, wanted).round().astype(np.int64)]
 
 
 # ---------------------------------------------------------------- what was made
@@ -318,85 +295,3 @@ def _bytes(known: Layer, sizes: Mapping[str, Any], made: Made) -> tuple[int, int
     if known.weight not in made.grid.sites:
         return 4 * (elements + bias), 4 * (elements + bias)
     return 4 * (elements + bias), elements + 4 * len(made.grid.sites[known.weight].scale) + 8 * bias
-
-
-def _beside(
-    path: Path, int8: Path, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, fixed: int | None
-) -> tuple[tuple[Agreement, ...], tuple[float, float] | None]:
-    """How the two files' outputs agree over all samples, and how often each is right."""
-    from edgekd.quantization.foreign import batches
-    from edgekd.runtimes.onnxruntime import load
-
-    ours, theirs = load(str(int8), 1), load(str(path), 1)
-    sums: dict[str, np.ndarray] = {}
-    right, rows = np.zeros(2), 0
-    for feed in batches(arrays, fixed or 32):
-        made, wanted = ours(feed), theirs(feed)
-        for name in ours.outputs:
-            a, b = wanted[name], made[name]
-            if a.dtype.kind != "f" or a.shape != b.shape:
-                continue
-            scores = a.ndim == 2 and a.shape[1] > 1
-            same = (a.argmax(1) == b.argmax(1)).sum() if scores else np.nan
-            noise = ((a.astype(np.float64) - b) ** 2).sum()
-            sums[name] = sums.get(name, np.zeros(4)) + [(a.astype(np.float64) ** 2).sum(), noise, same, len(a) if a.ndim else 1]
-        first = ours.outputs[0]
-        if labels is not None and labels.dtype.kind in "iu" and labels.ndim == 1 and made[first].ndim == 2 and len(ours.outputs) == 1:
-            part = labels[rows : rows + len(made[first])]
-            right += [(o[first].argmax(1) == part).sum() for o in (wanted, made)]
-            rows += len(part)
-    found = []
-    for name, (signal, noise, same, count) in sums.items():
-        snr = float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
-        found.append(Agreement(name, snr, None if np.isnan(same) else float(same / count)))
-    return tuple(found), (float(right[0] / rows), float(right[1] / rows)) if rows else None
-
-
-# ---------------------------------------------------------------- the print
-
-
-def _ratio(before: int, after: int) -> str:
-    return f"{before / after:.2f}x smaller" if after < before else "not smaller: it has few weights"
-
-
-def _table(layers: tuple[Row, ...]) -> str:
-    rows = [("layer", "operator", "float", "int8", "")]
-    for r in layers:
-        rows.append((r.name, r.kind, f"{r.before:,} B" if r.before else "", f"{r.after:,} B" if r.after and not r.reason else "", _state(r)))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row[:4], widths, strict=True))]
-        lines.append("  ".join([*cells, row[4]]).rstrip())
-    return "\n".join(lines)
-
-
-def _state(row: Row) -> str:
-    return f"stays float: {row.reason}" if row.reason else "" if not row.can_saturate else "can saturate"
-
-
-def _agreement(made: Quantized) -> str:
-    samples = "1 sample" if made.samples == 1 else f"{made.samples} samples"
-    lines = [f"int8 beside float on the {samples} of calibration"]
-    for a in made.agreements:
-        answers = "" if a.answers is None else f", {100 * a.answers:.2f} % equal answers"
-        lines.append(f"  {a.output}: {a.snr_db:.1f} dB{answers}")
-    if made.top1 is not None:
-        lines.append(f"  top1: {100 * made.top1[0]:.2f} % float, {100 * made.top1[1]:.2f} % int8")
-    if made.differ is not None:
-        lines.append("  every integer operator computes what the file says: 0 values differ from the simulation")
-    return "\n".join(lines)
-
-
-def _saturation(made: Quantized) -> str:
-    found = [r for r in made.layers if r.can_saturate]
-    if not made.audited:
-        return ""
-    if not found:
-        return "on AVX2 without VNNI: no layer saturates"
-    width = max(len(r.name) for r in found)
-    count = "1 layer" if len(found) == 1 else f"{len(found)} layers"
-    lines = [f"on AVX2 without VNNI {count} can saturate; without --full-range the file is exact on every CPU"]
-    for r in found:
-        lines.append(f"  {r.name:<{width}}  {'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}")
-    return "\n".join(lines)

@@ -128,7 +128,7 @@ def _file(model: Path, int8_file: Path, arrays: Mapping[str, np.ndarray], target
     count = len(next(iter(arrays.values())))
 
     def build(settings: Mapping[str, Any], path: Path) -> str:
-        rows = quantizing.chosen(count, settings.get("samples", CALIBRATION), parsed)
+        rows = quantizing.divided(count, settings.get("samples", CALIBRATION), parsed)[0]
         given = {k: settings[k] for k in ("weight_bits", "float_layers") if k in settings}
         scheme = dataclasses.replace(target.int8, **given)
         taken = {n: np.ascontiguousarray(a[rows]) for n, a in arrays.items()}

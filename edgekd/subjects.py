@@ -141,7 +141,7 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
     _, model, given, device = found
     problems += normal.problems(model, str(plain)) if model else []
     if model and given:
-        arrays, wrong = inputs_of(model, given[0], str(data), len(next(iter(given[0].values()))))
+        arrays, wrong = inputs_of(model, given[0], str(data))
         problems += wrong
     if problems:
         raise UsageError(*problems)

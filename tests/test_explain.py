@@ -126,8 +126,9 @@ def test_a_healthy_file_has_no_finding(healthy):
     with torch.no_grad():
         labels = k.model(k.x).argmax(1).numpy()
     assert diagnose.diagnose(*paths, {"input": k.x.numpy()}, labels) == ()
-    snr, same, trained = diagnose.overall(*paths, {"input": k.x.numpy()})
-    assert snr > 20 and same > 0.9 and not trained
+    looked = diagnose.look(*paths, {"input": k.x.numpy()}, labels)
+    (found,) = looked.agreements
+    assert found.snr_db > 20 and found.answers > 0.9 and not looked.trained
 
 
 def test_trained_weights_are_their_own_reference(healthy, tmp_path):

@@ -1,8 +1,5 @@
 """Which layers of an int8 file lose accuracy, and why: each layer is put into float alone, and alone into int8, and what the network's output
-gains and loses by it is measured; then its numbers are read for the causes that are known.
-
-Noise is the power of a sample's difference to the float output over the power of its signal, the float output less its mean over the samples; where
-that is weaker than the median sample's, over the median's. Its mean over the samples is what is compared: one loud sample does not decide.
+gains and loses by it is measured, as noise over signal (`beside`); then its numbers are read for the causes that are known.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
+from edgekd.quantization.beside import Agreement, compare, decibel, power, signal
 from edgekd.quantization.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights, rows_of
 from edgekd.quantization.hybrid import PARTS, Layer, Pair, Weights, pair, render
 
@@ -65,13 +63,12 @@ class Share:
 @dataclass(frozen=True)
 class Looked:
     """What was seen of an int8 file. `findings`: the layers that lose, the worst first; `order`: all layers, that which gives back most in float
-    first; `snr` dB of the outputs, `same` share of equal answers of the first output; `trained`: the int8 weights were, so what they learned counts
-    as noise in `snr`, and the file is held against itself without its lattices of values."""
+    first; `agreements` of the outputs; `trained`: the int8 weights were, so what they learned counts as noise there, and the file is held against
+    itself without its lattices of values."""
 
     findings: tuple[Finding, ...]
     order: tuple[str, ...]
-    snr: float
-    same: float
+    agreements: tuple[Agreement, ...]
     trained: bool
 
 
@@ -116,7 +113,7 @@ def look(
             found.append(Finding(share.layer.name, "rounding", text, "keep this layer in float", Lost(gain, share.points)))
     if saturates:
         found = sorted(found + _saturating(p.quantized, feed, plain), key=lambda f: -(f.lost.snr or 0))
-    return Looked(tuple(found), tuple(s.layer.name for s in shares), *overall(float_path, int8_path, feed))
+    return Looked(tuple(found), tuple(s.layer.name for s in shares), overall(float_path, int8_path, feed), own)
 
 
 def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], plain: Sequence[np.ndarray]) -> list[Finding]:
@@ -129,7 +126,7 @@ def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], plain: S
     files, exact = saturated(model, few, {layer.name for layer in changed}), outputs(model, few)
 
     def noise(found: Sequence[np.ndarray]) -> float:
-        return max(float(np.mean([(_power(a[: len(b)] - b) / signal(a[: len(b)])).mean() for a, b in zip(plain, found, strict=True)])), 1e-12)
+        return max(float(np.mean([(power(a[: len(b)] - b) / signal(a[: len(b)])).mean() for a, b in zip(plain, found, strict=True)])), 1e-12)
 
     return [
         Finding(
@@ -144,15 +141,13 @@ def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], plain: S
     ]
 
 
-def overall(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray]) -> tuple[float, float, bool]:
-    """(dB of signal to noise, share of equal answers of the first output, whether the int8 weights were trained: then what they learned
-    counts as noise, and `diagnose` holds the file against itself without its lattices of values)."""
+def overall(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray]) -> tuple[Agreement, ...]:
+    """How the files' outputs agree, as `quantize` tells it."""
     import onnx
 
     models = [onnx.load(path) for path in (float_path, int8_path)]
-    plain, int8 = (outputs(model, feed)[0] for model in models)
-    noise = max(float((_power(plain - int8) / signal(plain)).mean()), 1e-12)
-    return -decibel(noise), float((plain.argmax(-1) == int8.argmax(-1)).mean()), trained(pair(*models))
+    names, (plain, int8) = [o.name for o in models[1].graph.output], (outputs(model, feed) for model in models)
+    return tuple(a for name, *both in zip(names, plain, int8, strict=True) for a in compare(name, *both))
 
 
 def trained(p: Pair) -> bool:
@@ -189,10 +184,10 @@ def attribute(
     """(noise of the whole file as a share of the signal, each layer's part), the largest part first."""
     everything = {(layer.name, part) for layer in p.layers for part in PARTS}
     plain = outputs(render(p, (), own=own), feed)
-    power = [signal(a) for a in plain]
+    signals = [signal(a) for a in plain]
 
     def noise(found: list[np.ndarray]) -> float:
-        return max(float(np.mean([(_power(a - b) / s).mean() for a, b, s in zip(plain, found, power, strict=True)])), 1e-12)
+        return max(float(np.mean([(power(a - b) / s).mean() for a, b, s in zip(plain, found, signals, strict=True)])), 1e-12)
 
     def right(found: list[np.ndarray]) -> np.ndarray | None:
         return None if labels is None else (found[0].argmax(-1) == labels).astype(int)
@@ -211,16 +206,6 @@ def attribute(
         shares.append(Share(layer, alone, noise(without), points, surely))
         progress(len(shares), len(p.layers))
     return total, sorted(shares, key=lambda s: s.without)
-
-
-def signal(outputs: np.ndarray) -> np.ndarray:
-    """[n] power of each sample's outputs [n, ...] less their mean over the samples, at least the median's."""
-    power = _power(outputs - outputs.mean(0))
-    return np.maximum(power, max(float(np.median(power)), 1e-30))
-
-
-def _power(values: np.ndarray) -> np.ndarray:
-    return np.square(values, dtype=np.float64).reshape(len(values), -1).mean(1)
 
 
 def float_values(p: Pair, feed: Mapping[str, np.ndarray], *, own: bool = False) -> dict[str, np.ndarray]:
@@ -255,10 +240,6 @@ def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.n
     if odd:
         raise UsageError(*(Problem(f"output {name}", "holds no row of numbers for each sample") for name in odd))
     return [np.concatenate([part[name] for part in parts]) for name in infer.outputs]
-
-
-def decibel(ratio: float) -> float:
-    return 10 * float(np.log10(ratio))
 
 
 def _cause(share: Share, seen: Seen | None, few: bool, own: bool) -> Cause | None:

@@ -1,0 +1,101 @@
+"""What the verb `quantize` made of a file, printed as tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekd.errors import PASSED, plain
+from edgekd.quantization.beside import SIGNAL, Agreement
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer. `before`, `after` bytes of its weights and bias (0 for a product of two values); `reason` why it stays float, or "";
+    `saturates` {can, changed}: whether its products can leave 16 bits on AVX2 without VNNI, and the share of its outputs that came out otherwise."""
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    reason: str = ""
+    can_saturate: bool = False
+    changed: float | None = None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` made. Prints as a table. `samples` were calibrated on, `compared` are behind the agreements and `top1` (float, int8; where the
+    data has labels), `unused` whether calibration saw none of those. `differ`: values of integer operators that onnxruntime computes otherwise than
+    simulated; None if it could not be checked; `audited` whether saturation was looked at."""
+
+    model: str
+    out: str
+    before: int
+    after: int
+    target: str
+    weight_bits: int
+    samples: int
+    layers: tuple[Row, ...]
+    agreements: tuple[Agreement, ...]
+    differ: int | None
+    compared: int = 0
+    unused: bool = False
+    audited: bool = True
+    top1: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+    exit_code: int = PASSED
+
+    def __str__(self) -> str:
+        self = plain(self)
+        integer = [r for r in self.layers if not r.reason]
+        head = f"{self.model} -> {self.out}: {self.before:,} -> {self.after:,} bytes ({_ratio(self.before, self.after)}), "
+        head += f"{len(integer)} of {len(self.layers)} layers in int8, weights of {self.weight_bits} bits for {self.target}"
+        parts = [head, _table(self.layers), _agreement(self), _saturation(self)]
+        return "\n\n".join(p for p in (*parts, "\n".join(self.notes)) if p)
+
+
+def _ratio(before: int, after: int) -> str:
+    return f"{before / after:.2f}x smaller" if after < before else "not smaller: it has few weights"
+
+
+def _table(layers: tuple[Row, ...]) -> str:
+    rows = [("layer", "operator", "float", "int8", "")]
+    for r in layers:
+        rows.append((r.name, r.kind, f"{r.before:,} B" if r.before else "", f"{r.after:,} B" if r.after and not r.reason else "", _state(r)))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row[:4], widths, strict=True))]
+        lines.append("  ".join([*cells, row[4]]).rstrip())
+    return "\n".join(lines)
+
+
+def _state(row: Row) -> str:
+    return f"stays float: {row.reason}" if row.reason else "" if not row.can_saturate else "can saturate"
+
+
+def _agreement(made: Quantized) -> str:
+    whose = f"samples that calibration did not use (every fourth; it used {made.samples})" if made.unused else "samples of calibration"
+    lines = [f"int8 beside float on {made.compared} {whose if made.compared != 1 else whose.replace('samples', 'sample', 1)}"]
+    lines += [f"  {a}" for a in made.agreements]
+    if any(a.snr_db is not None for a in made.agreements):
+        lines[0] += f"; {SIGNAL}"
+    if made.top1 is not None:
+        lines.append(f"  top1: {100 * made.top1[0]:.2f} % float, {100 * made.top1[1]:.2f} % int8")
+    if made.differ is not None:
+        lines.append("  every integer operator computes what the file says: 0 values differ from the simulation")
+    return "\n".join(lines)
+
+
+def _saturation(made: Quantized) -> str:
+    found = [r for r in made.layers if r.can_saturate]
+    if not made.audited:
+        return ""
+    if not found:
+        return "on AVX2 without VNNI: no layer saturates"
+    width = max(len(r.name) for r in found)
+    count = "1 layer" if len(found) == 1 else f"{len(found)} layers"
+    lines = [f"on AVX2 without VNNI {count} can saturate; without --full-range the file is exact on every CPU"]
+    for r in found:
+        lines.append(f"  {r.name:<{width}}  {'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}")
+    return "\n".join(lines)
