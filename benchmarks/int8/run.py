@@ -27,9 +27,11 @@ RECIPES = {"cifar10": HERE / "cifar10.toml", "speech": HERE.parent / "speech/rec
 SCHEMA = "edgekd.benchmark.int8/2"
 CPUS = ("x86-64-avx2", "x86-64-sse42", "cortex-a53", "cortex-a76")
 LABELS = ({"use": "cross_entropy"},)
+FULL, PAIRS = "calibrated, weights of the full range", "calibrated, pairs within 16 bits"
+NETWORKS = {"cifar10": "residual", "speech": "depthwise", "text": "encoder"}
 WAYS = {
-    "calibrated, weights of the full range": {"mode": "ptq", "pairs16": False},
-    "calibrated, pairs within 16 bits": {"mode": "ptq"},
+    FULL: {"mode": "ptq", "pairs16": False},
+    PAIRS: {"mode": "ptq"},
     "calibrated, pairs, equalized, adaround, biases": {"mode": "ptq", "before": ("equalize",), "after": ("adaround", "bias_correction")},
     "calibrated, 4-bit weights": {"mode": "ptq", "weight_bits": 4},
     "fine-tuned on labels": {"mode": "qat", "losses": LABELS},
@@ -58,7 +60,7 @@ def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
     ways = {w: s for w, s in (WAYS | (SMOOTH if model == "text" else {})).items() if not only or w in only}
     needed = {point.parents[0]: "float"}
     for number, (way, settings) in enumerate(ways.items()):
-        settings = wanted.steps[point.step].settings | {"pairs16": True} | settings
+        settings = wanted.steps[point.step].settings | settings
         wanted = plan.extended(resolved, wanted, point, settings, f"-way{number}")
         needed[made_by(wanted, point.stages, settings)] = way
     store, progress = Store(), reporter(False)
@@ -184,7 +186,17 @@ def tables() -> None:
     lines = ["# The same file on other CPUs: results", "",
              "Written by `run.py --tables` from `result.json`; don't edit. *here*: per cent right of the test samples on a CPU with AVX512-VNNI.",
              "A CPU's cell: points that emulation shows more or less than what is right here on the same samples / per cent of equal answers /",
-             "per cent of equal outputs."]  # fmt: skip
+             "per cent of equal outputs.", "", "## What weights within pairs cost", "",
+             "Calibrated alike, from the same float weights and samples; times of one interleaved run on a CPU with AVX512-VNNI.", "",
+             "| network | bytes, full range | bytes, pairs | time, pairs over full range | right, full range | right, pairs | points |",
+             "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for model, found in result["models"].items():
+        full, pairs = (found["ways"][way] for way in (FULL, PAIRS))
+        points = pairs["top1"] - full["top1"]
+        lines.append(
+            f"| {model} ({NETWORKS[model]}) | {full['bytes']:,} | {pairs['bytes']:,} | {pairs['p50_ms'] / full['p50_ms']:.3f} "
+            f"| {full['top1']:.2f} | {pairs['top1']:.2f} | {points:+.2f} |"
+        )
     for model, found in result["models"].items():
         cpus = [c for c in CPUS if any(c in e["cpus"] for e in found["ways"].values())]
         head = ["file", "bytes", "here", "time, float = 1", *cpus]
