@@ -1,6 +1,7 @@
 # Two commands on a machine with Python 3.11 to 3.13, make and a package registry:
 #   make compress     sets up .venv and runs the built-in recipe      make compress ARGS="mine.toml --out runs/mine"
 #   make test         sets up .venv and runs the checks and tests
+#   make mutants      small faults, planted one at a time, and which of them no test notices: make mutants ARGS="edgekd/losses"
 #   make fuzz         the property tests with thousands of random examples, 10 minutes; an hour: make fuzz ARGS="--minutes 60"
 # PYTHON    the interpreter that .venv is made with
 # PIP_ARGS  for pip install, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for the CPU build of torch
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c .constraints.txt $(PIP_ARGS)
 
-.PHONY: compress test fuzz wheel clean
+.PHONY: compress test fuzz mutants wheel clean
 .DELETE_ON_ERROR:
 
 compress: $(VENV)/.ready
@@ -23,6 +24,9 @@ test: $(VENV)/.ready-test
 
 fuzz: $(VENV)/.ready-test
 	$(BIN)/python tests/fuzz.py $(ARGS)
+
+mutants: $(VENV)/.ready-mutants
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 wheel: $(VENV)/.ready-test
 	$(BIN)/python -m hatchling build -t wheel -d dist
@@ -43,4 +47,8 @@ $(VENV)/.ready: pyproject.toml .constraints.txt
 
 $(VENV)/.ready-test: $(VENV)/.ready
 	$(INSTALL) --no-build-isolation -e ".[test]"
+	@touch $@
+
+$(VENV)/.ready-mutants: $(VENV)/.ready-test
+	$(INSTALL) --no-build-isolation -e ".[test,mutants]"
 	@touch $@

@@ -174,7 +174,11 @@ def test_arrays_and_tensors_that_are_carried_count():
 
     for make in (np.array, torch.tensor):
         assert code(make([1.0, 2.0])) == code(make([1.0, 2.0])) != code(make([1.0, 3.0]))
-    assert code(torch.tensor([1.0]).bfloat16()) != code(torch.tensor([2.0]).bfloat16())
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):  # far too many values for their text to show
+        one, other = torch.ones(20000), torch.ones(20000)
+        other[10000] = 2.0
+        assert code(one.to(dtype)) == code(one.to(dtype)) != code(other.to(dtype))
+    assert code(torch.ones(3)) != code(torch.ones(3).bfloat16())
     torch.manual_seed(0)
     one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     assert code(one) == code(one) != code(two)
@@ -197,6 +201,44 @@ def test_wrapped_functions_are_followed():
     assert fingerprint.code(functools.cache(plain(1))) != fingerprint.code(functools.cache(plain(2)))
 
 
+class Slots:
+    __slots__ = ("value", "never", "__weakref__")
+
+    def __init__(self, value):
+        self.value = value
+
+
+class More(Slots):
+    __slots__ = "more"
+
+    def __init__(self, value, more):
+        super().__init__(value)
+        self.more = more
+
+
+class Both(Slots):
+    def __init__(self, value, plain):
+        super().__init__(value)
+        self.plain = plain
+
+
+def test_what_an_instance_carries_in_slots_counts():
+    for make, one, others in ((Slots, (1,), [(2,)]), (More, (1, 2), [(2, 2), (1, 3)]), (Both, (1, 2), [(2, 2), (1, 3)])):
+        digests = [fingerprint.code(make(*values)) for values in (one, one, *others)]
+        assert digests[0] == digests[1] and len(set(digests)) == 1 + len(others), make
+
+
+def test_classes_count_by_name_and_those_made_in_functions_by_their_bases():
+    def made(base):
+        class Net(base):
+            pass
+
+        return Net
+
+    assert fingerprint.code(Slots) == fingerprint.code(Slots) != fingerprint.code(More)
+    assert fingerprint.code(made(Slots)) == fingerprint.code(made(Slots)) != fingerprint.code(made(Both))
+
+
 def run(text, *arguments, cwd=None, name=None):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *(["-c", text] if name is None else [name]), *arguments]
@@ -207,7 +249,7 @@ def test_a_prompt_or_notebook_counts_by_what_its_functions_use():
     """No source file: names that functions use, values that these have, classes and their bases."""
     text = """
 from edgekd.fingerprint import code
-def world(factor=2, body="return x * width", base="pass", doc=""):
+def world(factor=2, body="return x * width", base="pass", doc="Makes it.", word="a"):
     import sys
     space = {"__name__": "__main__"}
     exec(f'''
@@ -221,14 +263,17 @@ class Net(Base):
 def helper(x):
     # comment
     {body}
-def build(): return Net()
+def build():
+    "{doc}"
+    return Net() if helper != "{word}" else None
 ''', space)
     sys.modules["__main__"].__dict__.update({k: v for k, v in space.items() if k[0] != "_"})
     return space["build"]
-print(code(world()), code(world()), code(world(factor=3)), code(world(body="return x + width")), code(world(base="y = 1")))
+print(code(world()), code(world()), code(world(factor=3)), code(world(body="return x + width")), code(world(base="y = 1")),
+      code(world(word="b")), code(world(doc="Makes one.")))
 """
-    one, same, *others = run(text)
-    assert one == same and len({one, *others}) == 4
+    one, same, *others, documented = run(text)
+    assert one == same == documented and len({one, *others}) == 5
     assert run(text)[0] == one  # in another process
 
 
@@ -378,6 +423,21 @@ def test_data_is_inputs_labels_ids_and_weights():
     changed = [(x + 1, y, ids, weight), (x, y[::-1], ids, weight), (x, None, ids, weight), (x, y, ["0", "b", None], weight), (x, y, ids, weight * 2)]
     changed += [({"image": x}, y, ids, weight), (x, y, ["b", 0, None], weight)]
     assert len({one, *(fingerprint.data(*c) for c in changed)}) == 8
+    tagged = [fingerprint.data(x, y, ids, weight, tags) for tags in (None, [("a",), (), ()], [(), ("a",), ()], [("a", "b"), (), ()])]
+    assert tagged[0] == one and len(set(tagged)) == 4
+
+
+def test_a_split_by_hand():
+    """Keys that were made stay those of the same data: a change here makes everything that anybody has finished be done again."""
+    import hashlib
+
+    digest = lambda value: hashlib.sha256(value.encode()).hexdigest()
+    x, y = np.ones((2, 1), np.float32), np.arange(2)
+    ids, tags = digest('[0,"b"]'), digest('[["t"],[]]')
+    for inputs, named in ((x, {"inputs": x}), ({"image": x}, {"inputs.image": x})):
+        parts = [fingerprint.array_digest({**named, "labels": y, "weight": x[:, 0]}), ids, tags]
+        wanted = digest("[" + ",".join(f'"{p}"' for p in parts) + "]")
+        assert fingerprint.data(inputs, y, [0, "b"], x[:, 0], [("t",), ()]) == wanted
 
 
 def test_assets_count_by_name_and_content(tmp_path):
@@ -398,4 +458,7 @@ def test_assets_count_by_name_and_content(tmp_path):
     assert digest("two") != one
     with pytest.raises(UsageError) as caught:
         fingerprint.files([tmp_path / "no", tmp_path / "none"])
-    assert len(caught.value.problems) == 2
+    hint = "assets are files that the task reads"
+    assert [str(p) for p in caught.value.problems] == [
+        f"{tmp_path / name}: there is no such file or folder\n  hint: {hint}" for name in ("no", "none")
+    ]

@@ -12,6 +12,7 @@ from test_quantization import FAMILIES, data, exported, stirred
 from torch import nn
 from torch.nn import functional as F
 
+from edgekd.errors import RunFailed
 from edgekd.networks import ds_cnn
 from edgekd.quantization import check, kernels, simulate
 from edgekd.quantization.kernels import Lattice, Target
@@ -83,7 +84,7 @@ class TestByHand:
         assert kernels.softmax({}, [lattice([[7, 7, 7, 0]], 10.0)], target(1 / 256)).tolist() == [[85, 85, 85, 0]]
 
     def test_padding_that_depends_on_the_input_is_refused(self):
-        with pytest.raises(Exception, match="not simulated"):
+        with pytest.raises(RunFailed, match="not simulated"):
             kernels.maximum({"kernel_shape": [2, 2], "ceil_mode": 1}, [lattice([[[[1]]]])], target())
 
 

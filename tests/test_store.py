@@ -129,6 +129,10 @@ def test_every_flipped_byte_of_a_manifest_is_noticed(store):
         (folder / "artifact.json").write_bytes(data)
         again = store.find(KEY, {})
         assert again is None or again == found, bytes(data)  # white space may differ
+    folder.mkdir(exist_ok=True)
+    (folder / "file0").write_text("weights 0")
+    (folder / "artifact.json").write_bytes(whole)
+    assert store.find(KEY, {}) == found and sum(e["event"] == "corrupt" for e in store.events) > len(whole) / 10
 
 
 def test_keys_that_are_no_names_are_refused(store):

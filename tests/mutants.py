@@ -1,0 +1,142 @@
+"""`make mutants`: small faults, planted one at a time by mutmut, and which of them the tests of their module don't notice.
+
+python tests/mutants.py edgekd/losses edgekd/store.py    these of the table; without any, all
+python tests/mutants.py --children 8 --diffs faults.txt  so many at a time; the faults that survived as diffs, by default build/mutants/survived.txt
+
+A copy of the tree for each lies in build/mutants: run again, it goes on where it stopped, and what has changed is tried anew. What mutmut leaves
+alone are constants of modules, decorated functions and annotations: plant such faults by hand."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TREE = ("edgekd", "tests", "benchmarks", "targets", "README.md", "LICENSE", "Makefile", "pyproject.toml", ".constraints.txt")
+TESTS = {
+    "edgekd/losses": "losses feature_losses",
+    "edgekd/train.py": "train modes schedules",
+    "edgekd/terms.py": "losses modes schedules train",
+    "edgekd/guides.py": "modes train",
+    "edgekd/teachers": "modes train",
+    "edgekd/ensembles": "modes",
+    "edgekd/ranges": "ranges",
+    "edgekd/quantization/fake.py": "quantization saturation ranges",
+    "edgekd/quantization/exact.py": "quantization simulate",
+    "edgekd/quantization/lattice.py": "quantization ranges",
+    "edgekd/quantization/sites.py": "quantization",
+    "edgekd/quantization/histogram.py": "ranges",
+    "edgekd/quantization/saturation.py": "saturation",
+    "edgekd/quantization/simulate.py": "simulate saturation",
+    "edgekd/quantization/check.py": "quantization",
+    "edgekd/quantization/equalize.py": "better_ranges",
+    "edgekd/quantization/placing.py": "foreign",
+    "edgekd/quantization/qdq.py": "foreign",
+    "edgekd/decisions": "budget capacity front one_file",
+    "edgekd/store.py": "store",
+    "edgekd/fingerprint.py": "fingerprint",
+    "edgekd/syntax.py": "fingerprint",
+}
+SHOW = """
+import sys
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+for name in sys.stdin.read().split():
+    print(name, get_diff_for_mutant(name), sep="\\n", end="\\0")
+"""
+NOTICED = ("killed", "timeout", "segfault", "caught by type check")
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(prog="make mutants", description="Plants faults and says which no test notices.")
+    options.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TESTS)}; without any, all")
+    options.add_argument("--children", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1), help="faults that are tried at a time")
+    options.add_argument("--diffs", type=Path, default=ROOT / "build" / "mutants" / "survived.txt")
+    given = options.parse_args()
+    if strange := [m for m in given.modules if m.rstrip("/") not in TESTS]:
+        options.error(f"{', '.join(strange)}: not in the table of tests/mutants.py; it has {', '.join(TESTS)}")
+    table, diffs = [], []
+    for module in [m.rstrip("/") for m in given.modules] or TESTS:
+        counts, shown = tried(module, given.children)
+        table.append(f"{module:40}{score(counts)}")
+        diffs += shown
+        print("\n" + table[-1], flush=True)
+        given.diffs.parent.mkdir(parents=True, exist_ok=True)
+        given.diffs.write_text("\n".join([*table, "", *diffs]) + "\n")
+    print("\n".join(["", *table, f"the faults that survived: {given.diffs}"]))
+    return 0
+
+
+def score(counts: dict[str, int]) -> str:
+    total, noticed = sum(counts.values()), sum(counts.get(kind, 0) for kind in NOTICED)
+    left = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()) if kind not in NOTICED)
+    return f"{noticed:5} of {total:5} noticed ({100 * noticed / max(1, total):.1f} %){'; ' * bool(left)}{left}"
+
+
+def tried(module: str, children: int) -> tuple[dict[str, int], list[str]]:
+    """({what became of them: how many}, diffs of those that survived) of all faults in a module."""
+    folder = copied(module)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "EDGEKD_STORE": str(folder / "store"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(str(folder / "mutants" / part) for part in ("", "tests"))  # this file is a plugin of pytest there
+    call = [sys.executable, "-m", "mutmut"]
+    done = subprocess.run([*call, "run", "--max-children", str(children)], cwd=folder, env=environment)
+    if done.returncode:
+        print(f"mutmut could not try {module}: the tests of the table must pass in {folder}/mutants", file=sys.stderr)
+        return {"not tried": 1}, []
+    subprocess.run([*call, "export-cicd-stats"], cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
+    stats = json.loads((folder / "mutants" / "mutmut-cicd-stats.json").read_text())
+    counts = {kind.replace("_", " "): n for kind, n in stats.items() if isinstance(n, int) and n and kind != "total"}
+    told = subprocess.run([*call, "results"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    names = re.findall(r"^\s*(\S+): (?:survived|no tests|suspicious)", told, re.M)
+    show = [sys.executable, "-c", SHOW]
+    shown = subprocess.run(show, cwd=folder, env=environment, input="\n".join(names), stdout=subprocess.PIPE, text=True, check=True).stdout
+    return counts, [changed(diff) for diff in shown.split("\0") if diff]
+
+
+def copied(module: str) -> Path:
+    """The tree of a module's own, with mutmut's settings; files that are the same keep their time, so that their faults are not tried again."""
+    folder = ROOT / "build" / "mutants" / module.replace("/", ".")
+    for name in TREE:
+        source, target = ROOT / name, folder / name
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "_targets"))
+        else:
+            shutil.copy2(source, target)
+    selected = [f"tests/test_{name}.py" for name in TESTS[module].split()]
+    lines = {
+        "source_paths": ["edgekd"],
+        "only_mutate": [module if module.endswith(".py") else f"{module}/*"],
+        "pytest_add_cli_args_test_selection": selected,
+        "pytest_add_cli_args": ["-m", "not slow", "-p", "mutants"],
+        "also_copy": [name for name in TREE if name not in ("edgekd", "tests")],
+    }
+    text = "\n".join(["\n[tool.mutmut]", *(f"{key} = {json.dumps(value)}" for key, value in lines.items()), ""])
+    with open(folder / "pyproject.toml", "a") as file:
+        file.write(text)
+    return folder
+
+
+def changed(diff: str) -> str:
+    """A fault's name, and the lines of its diff that differ."""
+    name, *lines = diff.splitlines()
+    return "\n".join([name, *(line for line in lines if re.match(r"[-+](?!--|\+\+)", line)), ""])
+
+
+def pytest_configure(config: object) -> None:
+    """While mutmut notes which test calls what, the processes that a test starts elsewhere would look for its settings there."""
+    begin = subprocess.Popen.__init__
+
+    def begun(self, *arguments, env=None, **more):
+        env = dict(os.environ if env is None else env)
+        if env.get("MUTANT_UNDER_TEST") == "stats":
+            del env["MUTANT_UNDER_TEST"]
+        begin(self, *arguments, env=env, **more)
+
+    subprocess.Popen.__init__ = begun
+
+
+if __name__ == "__main__":
+    sys.exit(main())
