@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,13 +55,14 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="make mutants", description="Plants faults and says which no test notices.")
     options.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TESTS)}; without any, all")
     options.add_argument("--children", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1), help="faults that are tried at a time")
+    options.add_argument("--seconds", type=float, help="the longest for each; the faults that are left are tried by the next call")
     options.add_argument("--diffs", type=Path, default=ROOT / "build" / "mutants" / "survived.txt")
     given = options.parse_args()
     if strange := [m for m in given.modules if m.rstrip("/") not in TESTS]:
         options.error(f"{', '.join(strange)}: not in the table of tests/mutants.py; it has {', '.join(TESTS)}")
     table, diffs = [], []
     for module in [m.rstrip("/") for m in given.modules] or TESTS:
-        counts, shown = tried(module, given.children)
+        counts, shown = tried(module, given.children, given.seconds)
         table.append(f"{module:40}{score(counts)}")
         diffs += shown
         print("\n" + table[-1], flush=True)
@@ -76,14 +78,20 @@ def score(counts: dict[str, int]) -> str:
     return f"{noticed:5} of {total:5} noticed ({100 * noticed / max(1, total):.1f} %){'; ' * bool(left)}{left}"
 
 
-def tried(module: str, children: int) -> tuple[dict[str, int], list[str]]:
+def tried(module: str, children: int, seconds: float | None = None) -> tuple[dict[str, int], list[str]]:
     """({what became of them: how many}, diffs of those that survived) of all faults in a module."""
     folder = copied(module)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "EDGEKD_STORE": str(folder / "store"), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(str(folder / "mutants" / part) for part in ("", "tests"))  # this file is a plugin of pytest there
+    environment["PYTHONPATH"] = str(folder / "tests")  # this file is a plugin of pytest there
     call = [sys.executable, "-m", "mutmut"]
-    done = subprocess.run([*call, "run", "--max-children", str(children)], cwd=folder, env=environment)
-    if done.returncode:
+    work = subprocess.Popen([*call, "run", "--max-children", str(children)], cwd=folder, env=environment)
+    try:
+        failed = work.wait(seconds)
+    except subprocess.TimeoutExpired:
+        work.send_signal(signal.SIGINT)
+        work.wait()
+        failed = not list(folder.glob("mutants/**/*.meta"))
+    if failed:
         print(f"mutmut could not try {module}: the tests of the table must pass in {folder}/mutants", file=sys.stderr)
         return {"not tried": 1}, []
     subprocess.run([*call, "export-cicd-stats"], cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
@@ -126,7 +134,8 @@ def changed(diff: str) -> str:
 
 
 def pytest_configure(config: object) -> None:
-    """While mutmut notes which test calls what, the processes that a test starts elsewhere would look for its settings there."""
+    """Processes that a test starts see the faults too, but not while mutmut notes which test calls what: they would miss its settings elsewhere."""
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent / "mutants")
     begin = subprocess.Popen.__init__
 
     def begun(self, *arguments, env=None, **more):
