@@ -285,7 +285,7 @@ def test_boards_of_a_family_differ_by_as_much_as_the_others_did_by_hand():
 def test_what_boards_of_a_family_differ_by_is_drawn_towards_all_by_hand():
     """Families of 1 and 2 boards around 4 and 1, all around 2: (4 + 3 * 2) / (1 + 3), (2 + 3 * 2) / (2 + 3); no board of the others: the mean."""
     own = {"a": ("x86", 4.0, 0.0, 0.0), "b": ("ARM in order", 1.0, 0.0, 0.0), "c": ("ARM in order", 1.0, 0.0, 0.0)}
-    for name in ("networks", "published", "baselines", "figures", "results"):
+    for name in ("networks", "published", "baselines", "figures", "results", "themselves"):
         benchmark(name)
     terms = benchmark("validate").terms_of(own)
     assert [terms[f]["spread"] for f in population.FAMILIES] == [2.0, 1.6, 2.0, 2.0, 2.5] and terms["x86"]["int8"] == 0.0
@@ -410,6 +410,7 @@ def test_bound_by_hand():
     assert bound.bound(pointwise, Device("cortex-a53", 1.0, 1)).low == pytest.approx(1 / 4)  # 4 per cycle, 10**6 cycles per ms
     assert bound.bound(pointwise, Device("cortex-a76", 2.0, 4)).low == pytest.approx(1 / (8 * 2 * 4))
     assert bound.bound(pointwise, Device("cortex-a76", 1.0, 1), precision="int8", features=("dotprod",)).low == pytest.approx(1 / 32)
+    assert bound.bound(pointwise, Device("apple-m1", 1.0, 1)).low == pytest.approx(1 / 16)  # four units
     square = [Operator("conv", 100, 100, (3, 3), 1, 1, 10, 10)]
     assert bound.bound(square, Device("cortex-a53", 1.0, 1)).low == pytest.approx(9 * 64 / 324 / 4)
 

@@ -22,13 +22,13 @@ import figures
 import numpy as np
 import published
 import results
+import themselves
 from figures import Pair, Try
-from networks import NETWORKS
 from published import Listing
 
-from edgekd.predicting import bound, calibration, costs
+from edgekd.predicting import calibration, costs
 from edgekd.predicting.calibration import Calibration
-from edgekd.predicting.population import BOARDS, Device, Population, Table, learn, logarithm
+from edgekd.predicting.population import BOARDS, Population, Table, learn, logarithm
 
 SEED = 20240601
 DRAWS = 3  # of rows that are given back, per table and count
@@ -253,41 +253,6 @@ def other_runtimes(
     return made, pairs
 
 
-# ---------------------------------------------------------------- what the rows say of themselves
-
-
-def noise(listings: Sequence[Listing]) -> dict[str, float]:
-    """Rows of one network, precision, core, clock and number of threads in two tables: how far they are apart, of one board and of two."""
-    groups: dict[tuple[Device, str, str], list[tuple[str, float]]] = {}
-    for x in listings:
-        for n, row in zip(x.networks, x.table.rows, strict=True):
-            groups.setdefault((x.table.device, n, row.precision), []).append((x.board, math.log(row.milliseconds)))
-    apart = [(a[0] == b[0], abs(b[1] - a[1])) for v in groups.values() for j, a in enumerate(v) for b in v[j + 1 :]]
-    found: dict[str, float] = {}
-    for name, same in (("one board", True), ("two boards", False)):
-        ratios = [r for s, r in apart if s == same]
-        found |= {f"pairs of {name}": len(ratios), f"median of {name}": float(np.expm1(np.median(ratios)))}
-    return found
-
-
-def bounds(listings: Sequence[Listing]) -> dict[str, object]:
-    """How far published times lie above what the predictor calls a bound; `below` should be 0."""
-    work = {name: make().work for name, make in NETWORKS.items()}
-    plain = {"cortex-a53", "cortex-a57", "cortex-a72", "cortex-a73", "ftc662", "ftc663", "ftc664"}
-    features: dict[str, tuple[str, ...]] = {**dict.fromkeys(plain, ()), "avx2": ("avx_vnni",), "avx512": ("avx512_vnni",)}
-    features |= dict.fromkeys(("neoverse-n2", "apple-m3"), ("i8mm",))
-    found = []
-    for x in listings:
-        device = x.table.device
-        for name, row in zip(x.networks, x.table.rows, strict=True):
-            least = bound.bound(work[name], device, precision=row.precision, features=features.get(device.core, ("dotprod",))).low
-            found.append((row.milliseconds / least, name, x.board))
-    below = [(name, board) for ratio, name, board in found if ratio < 1]
-    ratios = np.array([ratio for ratio, *_ in found])
-    extent = {"least": float(ratios.min()), "median": float(np.median(ratios)), "most": float(ratios.max())}
-    return {"rows": len(found), "below": len(below), "of": sorted({f"{n} on {b}" for n, b in below}), **extent}
-
-
 def tried_all(path: Path, further: Path) -> tuple[dict[str, object], list[Try], list[Pair]]:
     """(what result.json says but for the ways' figures, all tries, all pairs)."""
     rows = published.read(path)
@@ -323,8 +288,8 @@ def tried_all(path: Path, further: Path) -> tuple[dict[str, object], list[Try], 
         "other_runtimes": sum(len(x.networks) for _, x in others),
         "left_out": published.left_out(rows),
         "corrected": {published.TITLES.get(k, k): source for k, (_, source) in published.CORRECTED.items()},
-        "noise": noise(listings),
-        "bounds": bounds(listings),
+        "noise": themselves.noise(listings),
+        "bounds": themselves.bounds(listings),
         "offsets": off,
         "runtimes": runtimes_of(off),
         "boards": terms,

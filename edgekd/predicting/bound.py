@@ -17,6 +17,7 @@ WINOGRAD = 324 / 64  # products that F(6x6, 3x3) saves: 36 outputs of 9 taps fro
 
 # 128-bit multiply-accumulates per cycle and core (Arm's Software Optimization Guides; Intel's and AMD's: two 256-bit or two 512-bit)
 PIPES = {"cortex-x1": 4, "cortex-x2": 4, "cortex-x3": 4, "cortex-x4": 4, "sse42": 2, "avx2": 4, "avx512": 8}
+PIPES |= dict.fromkeys(("apple-m1", "apple-m2", "apple-m3", "apple-m4", "neoverse-v1", "neoverse-v2"), 4)  # Apple's: measured (D. Johnson, Firestorm)
 PIPES_IN_ORDER, PIPES_OTHER = 1, 2
 FLOAT, HALF = 4, 8  # multiply-accumulates in one of them
 INT8 = {"i8mm": 32, "dotprod": 16, "avx512_vnni": 16, "avx_vnni": 16}  # and of bytes; without such an instruction:
