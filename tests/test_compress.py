@@ -198,7 +198,7 @@ def test_dry_run_computes_nothing(made, place, capsys):
 def test_a_time_budget_concludes_with_what_is_there(made, place, capsys):
     code = command(["compress", "recipe.toml", "--out", "short", "--quiet", "--time-budget", "0.000001s", "--set", "prune.epochs=2"])
     result = results.read(place / "short/result.json")
-    assert [c.id for c in result.candidates] == ["teacher", "alone", "distill"] and code == 0
+    assert [c.id for c in result.candidates] == ["teacher", "alone", "distill", "alone-quantize"] and code == 0
     assert result.targets["host"].chosen in ("alone", "distill") and (place / "short/bundles/host/model.onnx").is_file()
 
 
