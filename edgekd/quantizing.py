@@ -274,10 +274,10 @@ def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray], notes: list[str
     except Exception as error:
         notes.append(f"saturation was not looked at: {str(error).strip().splitlines()[0][:200]}")
         found = None
-    rows = []
+    rows, reads = [], {node.output[0]: node.input for node in made.float_model.graph.node}
     for known in made.placement.layers:
         reason = known.reason or ("onnxruntime keeps it in float" if known.name in still else "")
-        before, after = _bytes(known, sizes, made)
+        before, after = _bytes(known, sizes, reads.get(known.name, ()), made)
         audit = (found or {}).get(known.name)
         more = {} if audit is None or reason else {"can_saturate": audit.can_saturate, "changed": audit.changed}
         rows.append(Row(known.label, known.kind, before, after, reason, **more))
@@ -285,11 +285,10 @@ def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray], notes: list[str
     return tuple(rows), found is not None
 
 
-def _bytes(known: Layer, sizes: Mapping[str, Any], made: Made) -> tuple[int, int]:
-    """(float, int8) bytes of a layer's own tensors: weights, their scales, bias."""
+def _bytes(known: Layer, sizes: Mapping[str, Any], reads: Sequence[str], made: Made) -> tuple[int, int]:
+    """(float, int8) bytes of a layer's own tensors: weights, their scales, bias. `reads`: all that it takes."""
     if known.weight is None:
-        stored = [sizes[n] for node in made.float_model.graph.node if node.output[0] == known.name for n in node.input if n in sizes]
-        total = 4 * sum(int(np.prod(t.dims)) for t in stored)
+        total = 4 * sum(int(np.prod(sizes[n].dims)) for n in reads if n in sizes)
         return total, total
     elements, bias = (int(np.prod(sizes[n].dims)) if n else 0 for n in (known.weight, known.bias))
     if known.weight not in made.grid.sites:

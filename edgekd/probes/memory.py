@@ -10,13 +10,16 @@ that it adds. What its kernels work in is not counted: an int8 convolution unfol
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edgekd.errors import Problem
 from edgekd.probes import static
@@ -88,18 +91,17 @@ def buffers(model: onnx.ModelProto) -> list[Buffer]:
 
 def plan(found: Sequence[Buffer], align: int = ALIGN) -> dict[str, int]:
     """{buffer: offset}: the largest first, each into the smallest gap that holds it between those that live at the same time."""
-    placed: list[tuple[int, Buffer]] = []
-    offsets = {}
-    for buffer in sorted(found, key=lambda b: (-b.size, b.first, b.name)):
+    ordered, offsets = sorted(found, key=lambda b: (-b.size, b.first, b.name)), {}
+    first, last = (np.array([getattr(b, name) for b in ordered]) for name in ("first", "last"))
+    for count, buffer in enumerate(ordered):
         size, end, best = _up(buffer.size, align), 0, None
-        alive = sorted((o, b.size) for o, b in placed if b.first <= buffer.last and buffer.first <= b.last)
-        for offset, taken in alive:
+        together = np.flatnonzero((first[:count] <= buffer.last) & (buffer.first <= last[:count]))
+        for offset, taken in sorted((offsets[ordered[i].name], ordered[i].size) for i in together):
             gap = offset - end
             if gap >= size and (best is None or gap < best[0]):
                 best = gap, end
             end = max(end, offset + _up(taken, align))
         offsets[buffer.name] = best[1] if best else end
-        placed.append((offsets[buffer.name], buffer))
     return offsets
 
 
@@ -110,7 +112,11 @@ def arena(found: Sequence[Buffer], offsets: Mapping[str, int], align: int = ALIG
 
 def live(found: Sequence[Buffer], align: int = ALIGN) -> int:
     """The most bytes in use at one operator: no plan needs less."""
-    return max((sum(_up(b.size, align) for b in found if b.first <= step <= b.last) for step in {b.first for b in found}), default=0)
+    changes: Counter[int] = Counter()
+    for b in found:
+        changes[b.first] += _up(b.size, align)
+        changes[b.last + 1] -= _up(b.size, align)
+    return max(itertools.accumulate(changes[step] for step in sorted(changes)), default=0)
 
 
 def _up(size: int, align: int) -> int:

@@ -127,14 +127,14 @@ def render(p: Pair, quantized: Iterable[tuple[str, str]], *, own: bool = False) 
             plain |= {value: both[1 if own else 0] for value, both in p.operands.get(layer.name, {}).items()}
         if (layer.name, "values") not in keep:
             bypassed |= {q: p.clips.get(layer.name) for q in p.quantizers[layer.name]}
-    nodes = []
+    nodes, sources = [], {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.output[0] in plain:
             added.append(numpy_helper.from_array(np.ascontiguousarray(plain[node.output[0]]), node.output[0]))
         elif node.op_type == "QuantizeLinear" and node.output[0] in bypassed:
             continue
         elif node.op_type == "DequantizeLinear" and node.input[0] in bypassed:
-            source = next(n.input[0] for n in model.graph.node if n.output[0] == node.input[0])
+            source = sources[node.input[0]]
             clip = bypassed[node.input[0]]
             if clip is None:
                 nodes.append(helper.make_node("Identity", [source], [node.output[0]]))

@@ -5,6 +5,7 @@ are those of the ONNX reference implementation.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,8 @@ def read(model: onnx.ModelProto) -> File:
     nodes, outputs = model.graph.node, {value.name for value in model.graph.output}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     makers = {name: node for node in nodes for name in node.output}
-    readers = [name for node in nodes for name in node.input]
-    alone = {name for name in makers if readers.count(name) == 1 and name not in outputs}
+    readers = Counter(name for node in nodes for name in node.input)
+    alone = {name for name in makers if readers[name] == 1 and name not in outputs}
     kernels, inside = {}, set()
     for node in nodes:
         if node.op_type != "QuantizeLinear" or node.input[0] not in makers:
