@@ -7,6 +7,7 @@ A copy of the tree for each lies in build/mutants: run again, it goes on where i
 alone are constants of modules, decorated functions and annotations: plant such faults by hand."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -84,13 +85,15 @@ def tried(module: str, children: int, seconds: float | None = None) -> tuple[dic
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "EDGEKD_STORE": str(folder / "store"), "PYTHONDONTWRITEBYTECODE": "1"}
     environment["PYTHONPATH"] = str(folder / "tests")  # this file is a plugin of pytest there
     call = [sys.executable, "-m", "mutmut"]
-    work = subprocess.Popen([*call, "run", "--max-children", str(children)], cwd=folder, env=environment)
+    work = subprocess.Popen([*call, "run", "--max-children", str(children)], cwd=folder, env=environment, start_new_session=True)
     try:
         failed = work.wait(seconds)
     except subprocess.TimeoutExpired:
-        work.send_signal(signal.SIGINT)
-        work.wait()
         failed = not list(folder.glob("mutants/**/*.meta"))
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # mutmut and those that it tries: a fault may loop for ever
+            os.killpg(work.pid, signal.SIGKILL)
+        work.wait()
     if failed:
         print(f"mutmut could not try {module}: the tests of the table must pass in {folder}/mutants", file=sys.stderr)
         return {"not tried": 1}, []
