@@ -228,6 +228,25 @@ def test_what_an_instance_carries_in_slots_counts():
         assert digests[0] == digests[1] and len(set(digests)) == 1 + len(others), make
 
 
+def test_each_part_of_what_holds_others_counts():
+    class Own:
+        def one(self):
+            return 1
+
+        def two(self):
+            return 2
+
+    of, partial = fingerprint.code, functools.partial
+    pairs = [(Own().one, Own().two), (partial(int, base=2), partial(int, base=3)), (partial(int, "1"), partial(int, "2"))]
+    pairs += [(partial(int), partial(str)), ({"a": 1}, {"b": 1}), ({"a": 1}, {"a": 2}), ({1, 2}, {1, 3}), ([1, 2], [2, 1])]
+    pairs += [(functools.cache(Own.one), functools.cache(Own.two))]
+    pairs += [(property(Own.one), property(Own.two)), (staticmethod(Own.one), staticmethod(Own.two))]
+    pairs += [(np.array([[1], "a"], object), np.array([[2], "a"], object))]
+    pairs += [(os.path, sys), (len, print), (Path("a"), Path("b"))]
+    for one, other in pairs:
+        assert of(one) == of(one) != of(other), one
+
+
 def test_classes_count_by_name_and_those_made_in_functions_by_their_bases():
     def made(base):
         class Net(base):
