@@ -102,15 +102,18 @@ def safe(seed: int, out: Path) -> None:
     `benchmarks/int8/run.py cifar10` fine-tuned with the teacher; timed against each other and the float student. Others keep the mark of weights of
     the full range."""
     import edgekd
-    from edgekd import environment, measure
+    from edgekd import environment, measure, plan, recipe, resolving
     from edgekd.files import sha256
     from edgekd.probes import quality, static
+    from edgekd.store import Store
     from edgekd.tasks.cifar10 import cifar10
 
-    outcome = edgekd.compress(INT8 / "cifar10.toml", sets=("quantize.mode=ptq", f"sweep.seed=[{seed}]"), out=out / f"safe-{seed}", quiet=False)
+    path, sets, store = INT8 / "cifar10.toml", ("quantize.mode=ptq", f"sweep.seed=[{seed}]"), Store()
+    outcome = edgekd.compress(path, sets=sets, out=out / f"safe-{seed}", quiet=False)
     print(outcome, flush=True)
-    found = {c.id: c for c in outcome.result.candidates}
-    files = {row: outcome.folder / found[id].file for row, id in ((PARENT, "student"), ("PTQ", "quantize"))}
+    found, planned = {c.id: c for c in outcome.result.candidates}, plan.make(resolving.resolve(recipe.read(path, sets)))
+    exported = {p.id: artifact_of(store, p.export, p.step).folder / "model.onnx" for p in planned.points}
+    files = {PARENT: exported["student"], "PTQ": exported["quantize"]}
     rows = {"PTQ": {"sha256": found["quantize"].sha256} | figures_of(found["quantize"].measurements)}
     file, task, measured = INT8 / "student.onnx", cifar10(), []
     known = json.loads((INT8 / "result.json").read_text())["models"]["cifar10"]["ways"]["fine-tuned with the teacher"]
@@ -272,7 +275,7 @@ def tables() -> None:
     lines = ["# CIFAR-10: results", "", "Written by `run.py --tables` from `result.json`; don't edit.", ""]
     lines += ["Accuracy and agreement are of the exported file in onnxruntime, on the 10,000 test images; of one seed with its 95 % interval, of",
               "several the mean and the standard deviation over seeds. Times are ratios of one interleaved run on one thread.",
-              "Int8 files answer the same on every x86 CPU, but not those with weights of the full range, with AVX2 and without VNNI.", ""]  # fmt: skip
+              "Int8 files answer the same on every x86 CPU, but not those of the full range, with AVX2 and without VNNI.", ""]  # fmt: skip
     lines += [*found[:2], *head, *found[2:], ""]
     lines += ["## The delivered file, by seed", "", "| seed | bytes | as `.ort` | validation % | top-1 % (test) | alone, float | sha256 |"]
     lines += ["|---|---|---|---|---|---|---|"]
