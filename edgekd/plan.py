@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekd import components, fingerprint, wants
-from edgekd.errors import THEIRS, Problem, UsageError, exits
-from edgekd.recipe import Read, StageLine, at
+from edgekd import checking, components, fingerprint
+from edgekd.asked import Asked
+from edgekd.errors import UsageError, exits
+from edgekd.recipe import Read, at
 from edgekd.records import Task
 from edgekd.resolving import Resolved
 from edgekd.wants import Wants
 
-CONTROL = "the control (the student alone, by labels)"  # in problems with its losses
 FORMS = ("quantize", "weight_only")  # stages that give a model another form
 GUIDED = ("combine", "teacher_precision", "balance", "ema")  # settings that a control without teachers has no use for
 
@@ -73,7 +73,7 @@ class Plan:
 def make(resolved: Resolved) -> Plan:
     """The plan of a recipe. Raises UsageError for what can't work, before any training."""
     planner = _Planner(resolved)
-    planner.check()
+    planner.plan.losses, planner.plan.notes = checking.check(planner.asked)
     planner.run()
     return planner.plan
 
@@ -101,171 +101,10 @@ class _Planner:
     """The one traversal that fills a Plan; the state is the plan itself."""
 
     def __init__(self, resolved: Resolved):
-        self.resolved, self.data, self.plan = resolved, resolved.data, Plan()
+        self.resolved, self.data, self.asked, self.plan = resolved, resolved.data, Asked(resolved), Plan()
         self.read: Read = resolved.read
         self.task: Task = resolved.task
         self.made: dict[str, str] = {}  # name of a model table -> key
-
-    def check(self) -> None:
-        """Asks every stage that can tell before training whether its settings can work on the student, and tries every loss once."""
-        from edgekd import models
-
-        problems, example = [*self.brought(), *self.rehearsals(), *self.refused(), *self.saturating()], None
-        for line in self.read.stages:
-            if not hasattr(line.part, "check") or any(s.use == line.use and s.number < line.number for s in self.read.stages):
-                continue
-            example = example if example is not None else _example(self.task, self.data("train"))
-            for settings in {repr(s): s for s in (w.into(at(line, o)) for w in self.wants() for o in self.own_sweep(line))}.values():
-                where = f"{self.read.place}: stage {line.number} ({line.name})"
-                try:
-                    found = line.part(**settings).check(models.create(self.task, self.student, 0), example, self.task.forward) or ()
-                    told = [p if isinstance(p, Problem) else Problem("", str(p)) for p in found]
-                except THEIRS as error:  # (a stage may be the user's own code)
-                    told = error.problems if isinstance(error, UsageError) else [Problem("check", f"raises {type(error).__name__}: {error}")]
-                problems += [dataclasses.replace(p, place=f"{where}: {p.place}".rstrip(": ")) for p in told]
-        if problems:
-            raise UsageError(*dict.fromkeys(problems))
-
-    def brought(self) -> list[Problem]:
-        """What is wrong with files of weights, by what they say that they hold."""
-        from edgekd import models
-
-        found: list[Problem] = []
-        for name, table in self.read.models.items():
-            path = self.read.folder / table["weights"] if table.get("weights") else None
-            if path is None or name not in self.task.models:
-                continue
-            try:
-                wrong = models.unfit(path, models.create(self.task, name, 0), models.held(path))
-            except UsageError as error:
-                wrong = list(error.problems)
-            found += [dataclasses.replace(p, place=f"{self.read.place}: model.{name}: weights: {p.place}") for p in wrong]
-        return found
-
-    def saturating(self) -> list[Problem]:
-        """Weights of the full range that were asked for, by a stage or a target, where a listed target's products saturate with them."""
-        from edgekd import targets
-
-        problems, asking = {}, ", ".join(t.name for t in self.resolved.targets if not t.int8.pairs16)
-        for line, (want, names) in itertools.product(self.read.stages, self.served().items()):
-            hit = ", ".join(t.name for t in self.resolved.targets if t.name in names and targets.saturates(t))
-            for asked in (at(line, own) for own in self.own_sweep(line)):
-                settings = want.into(asked)
-                if hit and not settings.get("pairs16", True) and 8 in (settings["weight_bits"], *settings["layer_bits"].values()):
-                    place = f"target {asking}: int8.pairs16" if asked.settings["pairs16"] else f"stage {line.number} ({line.name}): pairs16"
-                    text = f"{hit}: products of two bytes are added in 16 bits there, where weights of the full range saturate"
-                    problems[Problem(f"{self.read.place}: {place}", text, "leave pairs16 = false out, or set weight_bits = 7")] = None
-        return list(problems)
-
-    def refused(self) -> list[Problem]:
-        """What the recipe says that a target's kernels don't compute; what they do slowly is noted."""
-        problems = []
-        for line, (want, names) in itertools.product(self.read.stages, self.wants().items()):
-            for asked in (at(line, own) for own in self.own_sweep(line)):
-                found = want.refuses(asked, ", ".join(names))
-                problems += [dataclasses.replace(p, place=f"{self.read.place}: stage {line.number} ({line.name}): {p.place}") for p in found]
-                for name in names if (note := want.slower(asked)) else ():
-                    self.plan.notes[name] = "; ".join(dict.fromkeys(filter(None, (self.plan.notes.get(name), note))))
-        return problems
-
-    @property
-    def student(self) -> str:
-        """Which of the task's models the stages work on."""
-        return self.read.stages[0].settings.get("model", "student")
-
-    def rehearsals(self) -> list[Problem]:
-        """What is wrong with the losses: each is called once on a few samples, with fresh models for student and teachers."""
-        from edgekd import guides as guides_module
-        from edgekd import models
-        from edgekd.terms import EMA, PEERS
-        from edgekd.trials import rehearse
-
-        found, fresh = [], lambda name: models.create(self.task, name, 0)
-        swept = [at(line, own) for line in self.read.stages for own in self.own_sweep(line)]
-        lines = [(f"stage {s.number} ({s.name})", s.use, s.settings, self.student, s.teacher) for s in swept if s.settings.get("mode") != "ptq"]
-        for name, table in self.read.models.items():
-            way = next((w for w in ("train", "distill") if w in table), None)
-            if way is not None:
-                lines.append((f"model.{name}.{way}", way, table[way], table[way]["model"], table.get("teacher", ())))
-        first = self.read.stages[0]
-        if self.controlled and not self.on_labels(first):  # else they are the stage's own
-            lines.append((CONTROL, "train", {"losses": self.control(first)}, self.student, ()))
-        tried = set()  # what a sweep over other settings would try again
-        for where, use, settings, model, teachers in lines:
-            asked = repr((where, settings.get("losses"), model, teachers, settings.get("combine")))
-            if asked in tried:
-                continue
-            tried.add(asked)
-            guides = {name: fresh(self.model_of(name)) for name in teachers} | {PEERS: fresh(model), EMA: fresh(model)}
-            guides[""] = guides[teachers[0]] if teachers else guides[PEERS]
-            shows = {name: self.read.models.get(name, {}).get("shows", "logits") for name in teachers}
-            shows[""] = next((s for s in shows.values() if s != "logits"), "logits")
-            losses = settings.get("losses", ())
-            tapped = [i for i, term in enumerate(losses) if use == "quantize" and term.get("on")]
-            for number in tapped:
-                text = "a quantized model is one graph, its modules have no paths"
-                found.append(Problem(f"{self.read.place}: {where}: losses[{number}]: on", text, "tap layers in a stage before"))
-            told, places = [], [i for i in range(len(losses)) if i not in tapped]
-            wrong = rehearse([losses[i] for i in places], fresh(model), guides, self.task, self.data("train"), shows, told)
-            for number, message, hint in wrong:
-                hint = hint if where != CONTROL else "give the first stage a loss on labels, which the control learns by too, or set control = false"
-                found.append(Problem(f"{self.read.place}: {where}: losses[{places[number]}]", message, hint))
-            if where != CONTROL:
-                self.plan.losses.setdefault(where, told)
-            if settings.get("combine"):
-                wrong = guides_module.rehearse(settings["combine"], teachers, self.outputs(model), self.data("train"))
-                found += [Problem(f"{self.read.place}: {where}: combine", *told) for told in wrong]
-        return found
-
-    def outputs(self, model: str) -> list[int]:
-        """The shape of what a fresh `model` answers to one sample."""
-        import torch
-
-        from edgekd import models
-
-        forward = self.task.forward or (lambda module, inputs: module(inputs))
-        with torch.no_grad():
-            return list(forward(models.create(self.task, model, 0).eval(), _example(self.task, self.data("train"))).shape[1:])
-
-    def model_of(self, teacher: str) -> str:
-        """Which of the task's models a teacher is: a `[model.NAME]`'s, or the student for a stage."""
-        table = self.read.models.get(teacher)
-        if table is None:
-            return self.student
-        return next((table[way]["model"] for way in ("train", "distill") if way in table), teacher)
-
-    def control(self, line: StageLine) -> tuple[dict[str, Any], ...]:
-        """The losses of `alone`: those of the stage that need no teacher, of weight 1 together; else those that the teacher is trained by."""
-        labels = self.on_labels(line)
-        whole = sum(t["weight"] for t in labels)
-        if labels:
-            alone = [t if t.get("schedule", {}).get("by") != "agreement" else {k: v for k, v in t.items() if k != "schedule"} for t in labels]
-            return tuple({**t, "weight": t["weight"] / whole} for t in alone)
-        return self.read.models["teacher"].get("train", {}).get("losses", ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.0},))
-
-    def on_labels(self, line: StageLine) -> list[dict[str, Any]]:
-        """The stage's losses that need no teacher."""
-        from edgekd.terms import terms
-
-        losses = line.settings["losses"]
-        return [t for t, term in zip(losses, terms(losses), strict=True) if not term.needs_teacher() and not term.on and term.weight > 0]
-
-    def own_sweep(self, line: StageLine) -> list[dict[str, Any]]:
-        keys = {k.partition(".")[2]: v for k, v in self.read.recipe.sweep.items() if k.partition(".")[0] == line.name}
-        return [dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values())]
-
-    def wants(self) -> dict[Wants, tuple[str, ...]]:
-        groups: dict[Wants, tuple[str, ...]] = {}
-        pairs16 = all(t.int8.pairs16 for t in self.resolved.targets)
-        for target in self.resolved.targets:
-            want = wants.of(target, pairs16)
-            groups[want] = (*groups.get(want, ()), target.name)
-        return groups
-
-    def served(self) -> dict[Wants, tuple[str, ...]]:
-        """{want: the targets that what is made for it is right for}"""
-        groups = self.wants()
-        return {want: tuple(t for other, names in groups.items() if want.serves(other) for t in names) for want in groups}
 
     def run(self) -> None:
         recipe, every = self.read.recipe, tuple(t.name for t in self.resolved.targets)
@@ -278,24 +117,19 @@ class _Planner:
         first = self.read.stages[0]
         alone: dict[int, str] = {}
         for seed in seeds:
-            if self.controlled:
+            if self.asked.controlled:
                 shared = {f.name for f in dataclasses.fields(components.find("stages", "train"))}
-                settings = {k: v for k, v in first.settings.items() if k in shared and k not in GUIDED} | {"losses": self.control(first)}
+                settings = {k: v for k, v in first.settings.items() if k in shared and k not in GUIDED} | {"losses": self.asked.control(first)}
                 start = self.model("student") if "student" in recipe.model else None
                 alone[seed] = self.step("train", settings, "alone", seed, source=start)
                 self.point(_named("alone", seed, seeds), "alone", seed, (), ("alone",), alone[seed], every, reference="alone")
-        groups = self.wants()
+        groups = self.asked.wants()
         swept = {k: v for k, v in recipe.sweep.items() if k != "seed"}
-        for (want, targets), seed in itertools.product(self.served().items(), seeds):
+        for (want, targets), seed in itertools.product(self.asked.served().items(), seeds):
             for values in itertools.product(*swept.values()):
                 self.line(want, targets, seed, dict(zip(swept, values, strict=True)), groups, seeds)
-        for (want, targets), (seed, source) in itertools.product(self.served().items(), alone.items()):
+        for (want, targets), (seed, source) in itertools.product(self.asked.served().items(), alone.items()):
             self.control_line(want, targets, seed, source, groups, seeds)
-
-    @property
-    def controlled(self) -> bool:
-        """Whether there is a student that learns from labels alone."""
-        return self.read.recipe.control and self.read.stages[0].use == "distill"
 
     def control_line(self, want: Wants, targets: tuple[str, ...], seed: int, source: str, groups: Mapping, seeds: list) -> None:
         """The control in the form that the line ends in, so that it competes with it: quantized by the last stage, with labels only. Of a sweep
@@ -305,18 +139,11 @@ class _Planner:
             return
         settings = want.into(last)
         if settings.get("mode", "ptq") != "ptq":
-            settings = {k: v for k, v in settings.items() if k not in GUIDED} | {"losses": self.control(last)}
-        base = f"alone-{last.name}{self.wanted(last, want, groups)}"
+            settings = {k: v for k, v in settings.items() if k not in GUIDED} | {"losses": self.asked.control(last)}
+        base = f"alone-{last.name}{self.asked.wanted(last, want, groups)}"
         label = _named(base, seed, seeds)
         key = self.step(last.use, settings, label, seed, source=source)
         self.point(label, base, seed, (_named("alone", seed, seeds),), ("alone", last.name), key, targets)
-
-    def wanted(self, stage: StageLine, want: Wants, groups: Mapping) -> str:
-        """What a point's name says of its targets, where others want other settings of a stage."""
-        settings = want.into(stage)
-        if len(groups) < 2 or all(w.into(stage) == settings for w in groups):
-            return ""
-        return wants.label(settings, want)
 
     def line(self, want: Wants, targets: tuple[str, ...], seed: int, swept: dict[str, Any], groups: Mapping, seeds: list) -> None:
         """The student's line for one point of the sweep: each stage's product is a candidate."""
@@ -330,7 +157,7 @@ class _Planner:
             stage = at(stage, own)
             settings = want.into(stage)
             suffix += "".join(f"-{_short(v)}" for v in own.values())
-            suffix += self.wanted(stage, want, groups)
+            suffix += self.asked.wanted(stage, want, groups)
             base = f"{stage.name}{suffix}"
             label = _named(base, seed, seeds)
             settings, taught = self.taught(stage.use, stage.teacher, settings, known)
@@ -338,10 +165,10 @@ class _Planner:
             stages += (stage.name,)
             known[stage.name] = source
             beside = parents[0] if stage.use == "distill" and len(stages) > 1 else None
-            if self.controlled and len(stages) == 1:
+            if self.asked.controlled and len(stages) == 1:
                 beside = _named("alone", seed, seeds)
-            elif self.controlled and stage.use in FORMS:
-                beside = _named(f"alone-{stage.name}{self.wanted(stage, want, groups)}", seed, seeds)
+            elif self.asked.controlled and stage.use in FORMS:
+                beside = _named(f"alone-{stage.name}{self.asked.wanted(stage, want, groups)}", seed, seeds)
             self.point(label, base, seed, parents, stages, source, targets, beside=beside)
             parents = (label,)
 
@@ -442,15 +269,6 @@ class _Planner:
                 return
         export = self.step("export", {}, f"export {id}", self.read.recipe.seed, source=step)
         self.plan.points.append(Point(id, point, seed, parents, stages, step, export, targets, reference, beside))
-
-
-def _example(task: Task, columns: Any):
-    """Two rows of inputs as tensors: what a model is traced with."""
-    import numpy as np
-
-    from edgekd.sources.columns import take
-
-    return take(columns, np.arange(2, dtype=np.int64) % len(columns)).inputs
 
 
 def _named(base: str, seed: int, seeds: list) -> str:

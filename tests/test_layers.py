@@ -16,7 +16,8 @@ LAYERS = [  # low to high; a module may import its own layer and those before it
     | {"predicting", "terms", "trials", "taps", "guides", "balance", "agreement", "checkpoints", "measure", "counts", "hosts"},
     {"stages", "decisions", "report", "delivery"},
     {
-        *("recipe", "settings", "resolving", "wants", "plan", "rehearsing", "pipeline", "observing", "outcome", "proving", "mixing"),
+        *("recipe", "settings", "resolving", "asked", "wants", "checking", "plan", "rehearsing"),
+        *("pipeline", "observing", "outcome", "proving", "mixing"),
         *("gating", "evidence", "baselines"),
         *("measuring", "emulating", "standing", "calibrating"),
         *("quantizing", "explaining", "subjects", "fixing", "remaking", "listing", "sizing", "samples"),
