@@ -290,13 +290,16 @@ def tables() -> None:
     lines += [story, ""] if story else []
     packages = ", ".join(f"{k} {v}" for k, v in sorted(facts["versions"].items()))
     lines += ["## Made by", "", *(f"- seed {n}: `{s['command']}`" for n, s in seeds.items())]
+    cpus = {r["command"]: r["environment"] for s in seeds.values() for r in s["rows"].values() if "command" in r}
     remade = {
         r["command"]: [k for k, o in s["rows"].items() if o.get("command") == r["command"]]
         for s in seeds.values()
         for r in s["rows"].values()
         if "command" in r
     }
-    lines += [f"- {', '.join(rows)}: `{command}`" for command, rows in remade.items()] + [f"- {facts.get('cpu', '')}, {packages}"]
+    lines += [f"- {', '.join(rows)}: `{command}`, timed on {cpus[command]}" for command, rows in remade.items()] + [
+        f"- {facts.get('cpu', '')}, {packages}"
+    ]
     TABLES.write_text("\n".join(lines) + "\n")
     text, begin, end = README.read_text(), "<!-- cifar10: written by benchmarks/cifar10/run.py -->\n", "<!-- end -->"
     if begin in text:

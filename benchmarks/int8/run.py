@@ -135,8 +135,6 @@ def run(model: str, samples: int, python: str | None, only: list[str], times: bo
         found, facts, resolved = ours(model, only)
         if python or not only:
             found |= theirs(found["float"], resolved, folder, python)
-        if model == "cifar10":
-            found["delivered by benchmarks/cifar10"] = HERE.parent / "cifar10" / "student.onnx"
         test = resolved.data("test")
         mixed = np.random.default_rng(0).permutation(len(test))
         inputs, labels = test.inputs[mixed], test.labels[mixed]
