@@ -227,7 +227,7 @@ SAID: dict[str, Callable[[list], str]] = {
     "means": lambda rows: (
         "How often a one-sided bound at 95 % is wrong: 5.0 is promised. `reach`: how far the bound is from the mean, Student's = 1. Where one value "
         "in twenty or a hundred makes up most of the mean, 30 samples often hold none of them, and no bound that knows the sample alone can tell: "
-        "Student's t, the bootstrap (percentile, BCa and of t), Johnson's and Hall's t were tried."
+        "Student's t, the bootstrap (BCa and of t) and Hall's t were tried."
     ),
     "pairs": lambda rows: "One-sided bounds at 95 % of the difference of two shares on the same samples, by Tango: 5.0 is promised.",
     "extremes": lambda rows: (
