@@ -89,7 +89,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def bring(path: Path, module: nn.Module) -> nn.Module:
     """Loads weights that somebody brought into `module`; all missing, unexpected, misshapen and mistyped tensors are told at once."""
-    tensors = {plain(name): t for name, t in read_tensors(path).items()}
+    tensors = {without_prefix(name): t for name, t in read_tensors(path).items()}
     problems = unfit(path, module, {name: (tuple(t.shape), kind_of(t)) for name, t in tensors.items()})
     fit = tensors.keys() - {p.place.removeprefix(f"{path}: ") for p in problems}
     problems += [Problem(f"{path}: {n}", "holds values that are not finite") for n in tensors if n in fit and not tensors[n].isfinite().all()]
@@ -102,13 +102,13 @@ def bring(path: Path, module: nn.Module) -> nn.Module:
 def held(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """{tensor: (shape, kind of its numbers)} of a file of weights: of a .safetensors file from its header alone."""
     if path.suffix != ".safetensors":
-        return {plain(name): (tuple(t.shape), kind_of(t)) for name, t in read_tensors(path).items()}
+        return {without_prefix(name): (tuple(t.shape), kind_of(t)) for name, t in read_tensors(path).items()}
     from safetensors import safe_open
 
     try:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-            return {plain(name): (tuple(s.get_shape()), _kind(str(s.get_dtype()))) for name, s in slices.items()}
+            return {without_prefix(name): (tuple(s.get_shape()), _kind(str(s.get_dtype()))) for name, s in slices.items()}
     except Exception as error:  # safetensors' own class, and the file's
         raise unreadable(path, error) from None
 
@@ -129,7 +129,7 @@ def unfit(path: Path, module: nn.Module, tensors: Mapping[str, tuple[tuple[int, 
     return problems
 
 
-def plain(name: str) -> str:
+def without_prefix(name: str) -> str:
     """A tensor's name without what DataParallel puts before it."""
     return name.removeprefix("module.")
 
