@@ -376,9 +376,14 @@ def test_an_array_of_a_board_that_is_a_pickle_is_refused_and_never_unpickled(tmp
     """Its line is true; the file beside it would make a folder on this machine."""
     folder, harm = job(tmp_path / "job", {"a": "ms=0"}, [("a", "time")]), tmp_path / "harm"
     (folder / "worker.py").write_text(Path(worker.__file__).read_text().partition("\nif __name__")[0] + CHEAT.format(harm=str(harm)))
-    with ssh.connect(there.address) as host, pytest.raises(EnvironmentUnfit, match="sent what no worker writes: .* is no array"):
+    with ssh.connect(there.address) as host:
+        with pytest.raises(EnvironmentUnfit, match="sent what no worker writes: .* is no array.*\n.*the same command measures it anew"):
+            host.run(folder, 60)
+        assert lines_of(folder) == [] and not (folder / "out" / "a-time-0.npy").exists() and not harm.exists()
+        assert there.left() == []  # or the same job would find the same damage again
+        (folder / "worker.py").write_bytes(Path(worker.__file__).read_bytes())
         host.run(folder, 60)
-    assert lines_of(folder) == [] and not (folder / "out" / "a-time-0.npy").exists() and not harm.exists()
+    assert [line["id"] for line in lines_of(folder)] == ["a-time-0"] and there.left() == []
 
 
 class Talker:

@@ -87,7 +87,11 @@ class _Board:
                     raise EnvironmentUnfit(Problem(str(self.address), "the connection was lost", KEPT)) from None
                 time.sleep(tries)
             except fetched.Damaged as error:
-                raise EnvironmentUnfit(Problem(str(self.address), f"sent what no worker writes: {error}")) from None
+                with contextlib.suppress(Lost):
+                    self.line().send({"do": "done"})  # what is kept there would be as damaged the next time
+                self.close()
+                hint = "it is deleted there; the same command measures it anew"
+                raise EnvironmentUnfit(Problem(str(self.address), f"sent what no worker writes: {error}", hint)) from None
             except EnvironmentUnfit as error:
                 if tries:  # it was there before
                     problem = error.problems[0]
