@@ -142,7 +142,7 @@ class Store:
         with self._disk():
             self._sweep(again=True)
             for path, order in [(p, 0) for p in self._works()] + [(p, 1) for p in self._artifacts()]:
-                with contextlib.suppress(OSError, ValueError, KeyError):
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a broken one goes when it is looked for
                     form = None if order == 0 else json.loads((path / MANIFEST).read_bytes())["form"]
                     left.append((1 if form == "logits" else 2 * order, _last_use(path), path, _bytes(path)))
             total = sum(entry[3] for entry in left)

@@ -93,16 +93,19 @@ def flip(path):
     path.write_bytes(data)
 
 
-DAMAGE = {
-    "flipped byte": lambda folder: flip(folder / "file0"),
-    "truncated": lambda folder: (folder / "file0").write_bytes((folder / "file0").read_bytes()[:-1]),
-    "empty": lambda folder: (folder / "file0").write_bytes(b""),
-    "missing": lambda folder: (folder / "file0").unlink(),
-    "manifest cut": lambda folder: (folder / "artifact.json").write_bytes((folder / "artifact.json").read_bytes()[:-20]),
-    "manifest edited": lambda folder: (folder / "artifact.json").write_text((folder / "artifact.json").read_text().replace("1.5", "2.5")),
-    "manifest missing": lambda folder: (folder / "artifact.json").unlink(),
-    "manifest not text": lambda folder: (folder / "artifact.json").write_bytes(b"\xff\xfe\x00"),
-    "manifest a list": lambda folder: (folder / "artifact.json").write_text("[]"),
+DAMAGE = {  # what is done to an artifact's folder, and what the log says of it
+    "flipped byte": (lambda folder: flip(folder / "file0"), "file0 differs from its digest"),
+    "truncated": (lambda folder: (folder / "file0").write_bytes((folder / "file0").read_bytes()[:-1]), "file0 differs from its digest"),
+    "empty": (lambda folder: (folder / "file0").write_bytes(b""), "file0 differs from its digest"),
+    "missing": (lambda folder: (folder / "file0").unlink(), "file0 is missing"),
+    "manifest cut": (lambda folder: (folder / "artifact.json").write_bytes((folder / "artifact.json").read_bytes()[:-20]), "Expecting"),
+    "manifest edited": (
+        lambda folder: (folder / "artifact.json").write_text((folder / "artifact.json").read_text().replace("1.5", "2.5")),
+        "artifact.json differs from its digest",
+    ),
+    "manifest missing": (lambda folder: (folder / "artifact.json").unlink(), "artifact.json is missing"),
+    "manifest not text": (lambda folder: (folder / "artifact.json").write_bytes(b"\xff\xfe\x00"), "decode"),
+    "manifest a list": (lambda folder: (folder / "artifact.json").write_text("[]"), "not of schema"),
 }
 
 
@@ -110,11 +113,35 @@ DAMAGE = {
 def test_a_broken_artifact_is_noticed_and_made_again(store, damage):
     folder = make(store).folder
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    DAMAGE[damage](folder)
+    harm, reason = DAMAGE[damage]
+    harm(folder)
     assert store.find(KEY, {}) is None
-    assert not folder.exists() and [e["event"] for e in store.events] == ["corrupt"] and store.events[0]["key"] == KEY
+    assert not folder.exists() and [(e["event"], e["key"]) for e in store.events] == [("corrupt", KEY)]
+    assert reason in store.events[0]["reason"]
     assert {p.name: p.read_bytes() for p in make(store).folder.iterdir()} == before
     assert alive(store.root) == []
+
+
+def test_a_broken_artifact_stays_while_another_works_on_it(store):
+    """Who works on it replaces it himself; looking neither waits for him nor takes away what he is about to put there."""
+    folder = make(store).folder
+    flip(folder / "file0")
+    found = []
+    with lease(store.root / "work" / f"{KEY}.lease"):
+        looks = threading.Thread(target=lambda: found.append(store.find(KEY, {})))
+        looks.start()
+        looks.join(10)
+        assert found == [None] and folder.is_dir()
+    looks.join(10)
+    assert (make(store).folder / "file0").read_text() == "weights 0"
+    store._discard(KEY, "seen before it was replaced")
+    assert store.find(KEY, {}) is not None
+
+
+def test_a_broken_artifact_of_a_store_that_cannot_be_written_is_a_miss(store):
+    flip(make(store).folder / "file0")
+    (store.root / "work").rmdir()
+    assert store.find(KEY, {}) is None and [e["event"] for e in store.events] == ["corrupt"]
 
 
 def test_every_flipped_byte_of_a_manifest_is_noticed(store):
@@ -450,6 +477,15 @@ def test_a_disk_that_fills_in_the_middle_of_keeping(store, monkeypatch, name):
         other.close()
 
 
+def test_how_much_of_a_full_disk_is_free_is_told(store, monkeypatch):
+    def build(folder, scratch):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 2_500_000, 2_500_000))
+    with pytest.raises(RunFailed, match=r"the disk is full: 2\.5 MB are free"):
+        make(store, build=build)
+
+
 def test_what_is_a_full_disk():
     try:
         try:
@@ -487,7 +523,19 @@ def test_observations_are_kept_whole_or_not_at_all(store):
     assert store.observed(KEY, name) is None
     path.write_text("{")
     assert store.observed(KEY, name) is None
-    assert [e["event"] for e in store.events] == ["corrupt", "corrupt"]
+    told = [(e["event"], e["key"], e["reason"].partition(": ")[0]) for e in store.events]
+    assert told == [("corrupt", KEY, "observation host quick/4 threads")] * 2 and "differs from its digest" in store.events[0]["reason"]
+
+
+def test_an_observation_of_another_artifact_or_name_is_none(store):
+    """A file that was copied from its place is whole, but says nothing here."""
+    store.observe(KEY, "host", {"ms": 1})
+    (path,) = store.root.rglob("host.json")
+    shutil.copy(path, path.with_name("board.json"))
+    (store.root / "observations" / "bb" / ("b" * 64)).mkdir(parents=True)
+    shutil.copy(path, store.root / "observations" / "bb" / ("b" * 64) / "host.json")
+    assert store.observed(KEY, "board") is None and store.observed("b" * 64, "host") is None
+    assert store.observed(KEY, "host") == {"ms": 1}
 
 
 def test_long_names_of_observations(store):
@@ -509,14 +557,17 @@ def test_trim_evicts_checkpoints_then_logits_then_the_oldest(store):
         (scratch / "checkpoint").write_bytes(bytes(1000))
         raise RuntimeError
 
-    for key, age, form in (("old", 50, "torch"), ("mid", 40, "torch"), ("new", 10, "torch"), ("logits", 5, "logits"), ("front", 90, "torch")):
+    for key, age, form in (("new", 10, "torch"), ("old", 50, "torch"), ("mid", 40, "torch"), ("logits", 5, "logits"), ("front", 90, "torch")):
         aged(Store(store.root), key, age, form=form)  # held by none
         store.observe(key, "host", {"ms": 1})
     with pytest.raises(RuntimeError):
         make(store, "unfinished", build=fail)
     assert store.trim(keep={"front"}) == []  # far below the limit
     sizes = {p.name: sum(f.stat().st_size for f in p.iterdir()) for p in store._artifacts()}
-    total = sum(sizes.values()) + sum(f.stat().st_size for f in (store.root / "work").rglob("*") if f.is_file())
+    left = sum(f.stat().st_size for f in (store.root / "work").rglob("*") if f.is_file())
+    total = sum(sizes.values()) + left
+    store.limit = total
+    assert store.trim(keep={"front"}) == []
     order = []
     for _ in range(5):
         store.limit = total - 1
@@ -525,10 +576,53 @@ def test_trim_evicts_checkpoints_then_logits_then_the_oldest(store):
         order += gone
         total = sum(sizes[p.name] for p in store._artifacts())
     assert order == ["unfinished", "logits", "old", "mid", "new"]
+    told = [(e["event"], e["key"], e["reason"], e["bytes"]) for e in store.events]
+    assert told == [("evicted", "unfinished", "checkpoints", left)] + [("evicted", key, "artifact", sizes[key]) for key in order[1:]]
     store.limit = 0
     assert store.trim(keep={"front"}) == [] and store.find("front", {}) is not None
     assert store.observed("old", "host") == {"ms": 1}
     assert alive(store.root) == []
+
+
+def test_trim_evicts_as_many_as_are_too_many(store):
+    for age in (40, 30, 20, 10):
+        aged(Store(store.root), f"age{age}", age)
+    one = sum(f.stat().st_size for f in store._artifacts()[0].iterdir())
+    store.limit = 2 * one
+    assert store.trim(keep=set()) == ["age40", "age30"]
+    assert store.trim(keep=set()) == []
+
+
+def test_of_checkpoints_the_oldest_go_first(store):
+    for key, age in (("a-young", 10), ("b-old", 50)):
+        checkpoint = store.root / "work" / key / "scratch" / "checkpoint"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_bytes(bytes(1000))
+        for path, since in ((checkpoint, age), (checkpoint.parent, 100), (checkpoint.parent.parent, 100)):  # written again in its place
+            os.utime(path, (time.time() - since,) * 2)
+    for key in ("begun", "beside"):  # others have made their folders this moment
+        (store.root / "work" / key).mkdir()
+    store.limit = 1000
+    with lease(store.root / "work" / "begun.lease"), lease(store.root / "work" / "beside.lease"):
+        assert store.trim(keep=set()) == ["b-old"]
+
+
+def test_trim_sweeps_again_what_was_left_since(store):
+    """A run is long: others are killed while it lasts."""
+    make(store)
+    (store.root / "trash" / "1234").mkdir(parents=True)
+    (store.root / "work" / "killed" / "out").mkdir(parents=True)
+    (store.root / "work" / "killed" / "out" / "half").write_text("x")
+    assert store.trim(keep=set()) == [] and alive(store.root) == []
+
+
+@pytest.mark.parametrize("manifest", [None, "{", "{}", "[]", "7"])
+def test_trim_goes_past_an_artifact_that_tells_nothing(store, manifest):
+    aged(store, "free", 40)
+    path = make(store, "torn").folder / "artifact.json"
+    path.unlink() if manifest is None else path.write_text(manifest)
+    store.limit = 0
+    assert store.trim(keep=set()) == ["free"]
 
 
 def test_a_find_counts_as_use(store):
