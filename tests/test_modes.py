@@ -262,6 +262,7 @@ def of(rows):
 def test_ensembles_by_hand():
     signals, batch = {"a": of([0.8, 0.2]), "b": of([0.4, 0.6])}, batch_of([0])
     assert mean(signals, batch).output.softmax(-1)[0].tolist() == pytest.approx([0.6, 0.4])
+    assert mean(signals, batch).output.exp()[0].tolist() == pytest.approx([0.6, 0.4])  # its logits are log probabilities: a loss may compare them
     softened = lambda s: (s.output / 2).softmax(-1)
     expected = (softened(signals["a"]) + softened(signals["b"])) / 2
     assert torch.allclose((mean(signals, batch, temperature=2.0).output / 2).softmax(-1), expected)
