@@ -1,6 +1,7 @@
 """Budgets: every problem of a table is told at once; a verdict follows from figure, interval, origin and pairing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from edgekd.decisions.budget import Reference
 from edgekd.decisions.rules import parse, with_default
 from edgekd.errors import UsageError
 from edgekd.metrics import mean_error, top1
-from edgekd.records import Candidate, Check, Measurement, Metric
+from edgekd.records import NOT_COUNTED, Candidate, Check, Measurement, Metric
 
 
 def m(name, value, low=None, high=None, unit="", origin="measured", split=None, target="host", **more):
@@ -299,8 +300,10 @@ def test_a_metric_that_is_no_mean_needs_its_task():
     "more, reason",
     [
         ({}, "no teacher to compare with"),
-        ({"teacher": {}}, "per sample"),
-        ({"teacher": {"top1": records(5)}}, "per sample"),
+        ({"teacher": {}}, "the candidate has no top1 per sample"),
+        ({"teacher": {"top1": records(5)}}, "the candidate has no top1 per sample"),
+        ({"teacher": {}, "records": {"top1": records(5)}}, "the teacher has no top1 per sample"),
+        ({"teacher": Reference((top1_of(records(5)),))}, "top1 is not kept per sample"),
         ({"teacher": {"top1": records(5, n=999)}, "records": {"top1": records(5)}}, "same samples"),
     ],
 )
@@ -314,6 +317,7 @@ def test_a_drop_in_the_wrong_unit_is_inconclusive():
     figure = m("f1", rows.mean(), 0.9, 1, "", split="test")
     (check,) = judge({"f1": "drop max 1 pt vs teacher"}, figure, records={"f1": rows}, teacher={"f1": rows})
     assert check.verdict == "inconclusive" and "in pt" in check.reason
+    assert budget.limit(check) is None and budget.excess(check) is None
 
 
 def test_regress_of_counted_figures_is_exact():
@@ -323,6 +327,31 @@ def test_regress_of_counted_figures_is_exact():
     assert verdict({"file_bytes": "regress max 0 % vs baseline"}, size(1000), baseline=base) == "pass"
     (check,) = judge({"file_bytes": "regress max 3 % vs baseline"}, size(900), baseline=base)
     assert check.value == pytest.approx(-10) and check.low == check.value == check.high
+
+
+def test_nothing_is_relative_to_zero_but_zero_is_no_worse_than_zero():
+    none = lambda value: m("saturable_layers", value, origin="counted", target=None)
+    lines, base = {"saturable_layers": "regress max 0 % vs baseline"}, Reference((none(0),))
+    assert verdict(lines, none(0), baseline=base) == "pass"
+    (check,) = judge(lines, none(1), baseline=base)
+    assert check.verdict == "inconclusive" and "is not above 0" in check.reason
+
+
+def test_figures_in_other_units_are_not_compared():
+    base = Reference((m("latency_p50_ms", 0.03, unit="s"),))
+    for rule in ("regress max 3 % vs baseline", "drop max 1 ms vs baseline"):
+        (check,) = judge({"latency_p50_ms": rule}, m("latency_p50_ms", 35, unit="ms"), baseline=base)
+        assert check.verdict == "inconclusive" and "the baseline has latency_p50_ms in s, not in ms" in check.reason
+
+
+def test_a_figure_that_the_baseline_lacks_is_told():
+    (check,) = judge({"latency_p50_ms": "regress max 3 % vs baseline"}, m("latency_p50_ms", 1, unit="ms"), baseline=Reference())
+    assert check.verdict == "inconclusive" and "the baseline: latency_p50_ms was not measured for host" in check.reason
+
+
+def test_what_was_counted_in_part_is_not_judged():
+    (check,) = judge({"macs": "max 100"}, m("macs", 5, origin="counted", target=None, note=f"{NOT_COUNTED} in a loop"))
+    assert check.verdict == "inconclusive" and "counted in part" in check.reason
 
 
 def test_regress_of_times_takes_the_widest_difference_and_the_same_machine():
@@ -351,6 +380,21 @@ def test_a_drop_of_a_time_is_its_rise():
     assert (found.verdict, found.unit) == ("pass", "ms")
 
 
+def test_a_drop_of_a_rate_is_its_fall():
+    base = Reference((m("tokens_per_s", 10, 9, 12, "1/s"),))
+    (found,) = judge({"tokens_per_s": "drop max 1 tokens/s vs baseline"}, m("tokens_per_s", 8, 7.5, 8.5, "1/s"), baseline=base)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 9 - 8.5, 12 - 7.5))
+
+
+def test_without_its_task_a_mean_is_worse_in_the_direction_of_its_name():
+    rows, figure = np.linspace(0.1, 0.3, 50), lambda rows: m("kl_to_teacher", rows.mean(), unit="nat", split="test")
+    more = {"teacher": {"kl_to_teacher": rows}}
+    (worse,) = judge({"kl_to_teacher": "drop max 0.1 nat vs teacher"}, figure(rows + 0.2), records={"kl_to_teacher": rows + 0.2}, **more)
+    assert worse.verdict == "fail" and worse.value == pytest.approx(0.2)
+    (better,) = judge({"kl_to_teacher": "drop max 0.1 nat vs teacher"}, figure(rows / 9), records={"kl_to_teacher": rows / 9}, **more)
+    assert better.verdict == "pass" and better.value < 0
+
+
 def test_records_that_are_not_numbers_are_inconclusive():
     a, b = records(5), records(5)
     a[7] = math.nan
@@ -358,6 +402,7 @@ def test_records_that_are_not_numbers_are_inconclusive():
     for metrics in ({}, {"top1": metric}):
         found = judge({"top1": "drop max 9 pt vs teacher"}, top1_of(b), records={"top1": a}, teacher={"top1": b}, metrics=metrics)
         assert found[0].verdict == "inconclusive"
+    assert "not a finite number on some sample" in found[0].reason
 
 
 def check(result, level="error"):
@@ -385,6 +430,19 @@ def test_excess_is_the_way_beyond_the_limit():
     assert budget.excess(under) == 2
     (bad_end,) = judge({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, m("latency_p50_ms", 1.5, 1, 2.5, "ms", "predicted"))
     assert budget.excess(bad_end) == 0.5
+    (unknown,) = judge({"file_bytes": "max 1 kB"})
+    assert budget.limit(unknown) == 1000 and budget.excess(unknown) is None
+    assert budget.excess(replace(bad_end, high=None)) is None
     a, b = records(25), records(20)
     (drop,) = judge({"top1": "drop max 0.2 pt vs teacher"}, top1_of(a), records={"top1": a}, teacher={"top1": b}, point_estimate=True)
     assert drop.verdict == "fail" and budget.excess(drop) == pytest.approx(0.3)
+
+
+def test_a_checks_own_figures_come_to_its_verdict():
+    """So that one whose verdict was changed is noticed."""
+    lines = {"latency_p50_ms": "max 2 ms"}
+    for low, high, expected in ((1, 1.5, "pass"), (1, 3, "inconclusive"), (2.5, 3, "fail")):
+        (found,) = judge(lines, m("latency_p50_ms", (low + high) / 2, low, high, "ms"))
+        assert budget.verdict_of(replace(found, verdict="pass")) == found.verdict == expected
+        assert budget.verdict_of(replace(found, low=None)) == budget.verdict_of(replace(found, high=None)) == "inconclusive"
+    assert budget.verdict_of(judge(lines)[0]) == ""

@@ -102,6 +102,8 @@ def test_nothing_within_budget_shows_the_nearest_and_by_how_much():
     found = pick([candidate("far", 80, 1, 30), candidate("near", 89.5, 1, 30)], {"top1": "min 90 %"})
     assert found.chosen is None
     assert found.reason == "none of 2 candidates is within the budgets; the nearest is near: top1 is 0.5 % beyond `min 90 %`"
+    lone = pick([candidate("p.s0", 80, 1, 30, point="p"), candidate("p.s1", 89, 1, 30, point="p", seed=1)], {"top1": "min 90 %"})  # by their mean
+    assert lone.reason == "the only candidate is not within the budgets; the nearest is p: top1 is 5.5 % beyond `min 90 %`"
 
 
 def test_nearest_counts_shares_of_the_limits():
@@ -167,6 +169,26 @@ def test_a_key_that_nobody_has_is_passed_over():
 def test_who_lacks_a_figure_that_others_have_is_last():
     bare = dataclasses.replace(candidate("bare", 99, 0.1, 1), measurements=candidate("bare", 99, 0.1, 1).measurements[:2] + (measured("load_ms", 1),))
     assert pick([bare, candidate("b", 90, 2, 30)]).chosen == "b"
+
+
+def test_of_several_figures_what_was_measured_on_the_target_counts():
+    """Before what was predicted, and before the file's own; one without finite limits is none."""
+    a, b = candidate("a", 90, 2, 30), candidate("b", 90, 3, 20)
+    predicted = dataclasses.replace(measured("latency_p50_ms", 1), origin="predicted")
+    for more in (predicted, measured("latency_p50_ms", 1, target=None), measured("latency_p50_ms", 1, math.inf)):
+        for measurements in ((*b.measurements, more), (more, *b.measurements)):
+            assert pick([a, dataclasses.replace(b, measurements=measurements)]).chosen == "a"
+
+
+def test_the_front_is_of_values_whatever_their_intervals():
+    a, wide = candidate("a", 90, 1.0, 30, half=0.01, quality_half=0.1), candidate("wide", 89.9, 1.1, 30, half=0.5, quality_half=5)
+    assert pick([a, wide]).front == ("a",)
+
+
+def test_a_seed_without_quality_is_delivered_last():
+    seeds = [candidate(f"p.s{i}", 90, 1, 30, point="p", seed=i) for i in range(3)]
+    seeds[0] = dataclasses.replace(seeds[0], measurements=tuple(m for m in seeds[0].measurements if m.name != "top1"))
+    assert pick(seeds).chosen == "p.s1"
 
 
 def test_seeds_are_one_point_that_counts_by_its_mean():
