@@ -173,6 +173,13 @@ def test_counted_figures_compare_exactly(value, expected):
     assert verdict({"file_bytes": "max 30 kB"}, size(value)) == expected
 
 
+def test_rounding_is_forgiven_where_nothing_was_counted():
+    assert verdict({"macs": "max 10 G"}, m("macs", 10**10 + 1, origin="counted", target=None)) == "fail"
+    assert verdict({"latency_p50_ms": "max 0.3 ms"}, m("latency_p50_ms", 0.2, 0.1, 0.1 + 0.2, "ms")) == "pass"  # 0.30000000000000004
+    assert verdict({"latency_p50_ms": "max 10 s"}, m("latency_p50_ms", 9999, 9998, 10_000 + 1e-6, "ms")) == "pass"
+    assert verdict({"latency_p50_ms": "max 0.3 ms"}, m("latency_p50_ms", 0.2, 0.1, 0.301, "ms")) == "inconclusive"
+
+
 @pytest.mark.parametrize(
     "rule, low, value, high, expected",
     [
@@ -430,6 +437,8 @@ def test_excess_is_the_way_beyond_the_limit():
     assert budget.excess(under) == 2
     (bad_end,) = judge({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, m("latency_p50_ms", 1.5, 1, 2.5, "ms", "predicted"))
     assert budget.excess(bad_end) == 0.5
+    rate = m("tokens_per_s", 12, 8, 13, "1/s", "predicted")
+    assert budget.excess(judge({"tokens_per_s": {"is": "min 10 /s", "accept": ["predicted"]}}, rate)[0]) == 2
     (unknown,) = judge({"file_bytes": "max 1 kB"})
     assert budget.limit(unknown) == 1000 and budget.excess(unknown) is None
     assert budget.excess(replace(bad_end, high=None)) is None

@@ -181,8 +181,17 @@ def test_of_several_figures_what_was_measured_on_the_target_counts():
 
 
 def test_the_front_is_of_values_whatever_their_intervals():
-    a, wide = candidate("a", 90, 1.0, 30, half=0.01, quality_half=0.1), candidate("wide", 89.9, 1.1, 30, half=0.5, quality_half=5)
-    assert pick([a, wide]).front == ("a",)
+    a, wide = candidate("a", 90, 1.0, 30, half=0.01, quality_half=0.2), candidate("wide", 89.9, 1.1, 30, half=0.5, quality_half=5)
+    assert pick([a, wide, candidate("narrow", 89.95, 1.2, 30)]).front == ("a",)
+
+
+def test_the_best_value_sets_the_tie_and_the_best_seed_is_delivered_whatever_their_intervals():
+    wide, narrow = candidate("wide", 91, 1, 30, quality_half=1), candidate("narrow", 90.5, 1, 30, quality_half=0.1)
+    assert pick([wide, narrow, candidate("third", 90.2, 1, 30, macs=8, quality_half=0.1)]).chosen == "third"  # reaches into that of the highest
+    near, loose = candidate("near", 90, 1.0, 30, half=0.01), candidate("loose", 90, 1.05, 40, half=0.3)
+    assert pick([near, loose, candidate("small", 90, 1.2, 20, half=0.01)]).chosen == "near"  # a wide interval opens no tie to who is slower
+    seeds = [candidate("p.s0", 90, 1, 30, point="p", quality_half=0.1), candidate("p.s1", 91, 1, 30, point="p", seed=1, quality_half=3)]
+    assert pick(seeds).chosen == "p.s1"
 
 
 def test_a_seed_without_quality_is_delivered_last():
