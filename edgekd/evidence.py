@@ -23,6 +23,7 @@ from edgekd.records import Candidate, Check, Measurement, Metric, Result
 KNOWN = (metrics.top1().name, metrics.mean_error().name)  # means of their records, in runs that don't say which are
 UNVERIFIED = "result.json is of before edgekd.result/2 and has no digests of its predictions: that they are the run's own can't be verified"
 MODEL, OURS, THEIRS, THEIR_MODEL = "model", "predictions", "teacher's predictions", "teacher's model"
+THEIRS_THERE = "teacher's predictions as the target"  # what its figures are made of; a comparison takes its answers on the machine of the run
 
 
 @dataclass(frozen=True)
@@ -114,30 +115,39 @@ def _chosen(folder: Path, result: Result, target: str) -> Subject:
         if of.file is None or not (folder / of.file).is_file():
             missing[what] = str(folder / (of.file or f"models/{of.id}.onnx"))
 
+    def apart(id: str) -> str:
+        """The file of what it answers as the target, "" where this is what it answers on the machine of the run."""
+        name = results.executed(id, target)
+        there = name in result.predictions if result.predictions is not None else (folder / "predictions" / name).is_file()
+        return name if there else ""
+
     model(candidate, MODEL)
-    apart = results.executed(candidate.id, target)
-    elsewhere = apart in result.predictions if result.predictions is not None else (folder / "predictions" / apart).is_file()
-    place = folder / "predictions" / (apart if elsewhere else f"{candidate.id}.npz")
+    elsewhere = apart(candidate.id)
+    place = folder / "predictions" / (elsewhere or f"{candidate.id}.npz")
     ours, reference, metrics = kept(place.name, OURS), None, {}
     if ours is not None:
         metrics = _held(candidate.measurements, target, ours, means, str(place), wrong)
     teacher = next((c for c in result.candidates if c.id == result.references.get("teacher")), None)
+    theirs: tuple[Measurement, ...] = () if teacher is None else teacher.measurements
     if teacher is not None:
         model(teacher, THEIR_MODEL)
         name = f"{teacher.id}.npz"
-        taught = kept(name, THEIRS)
-        if taught is not None:
-            _held(teacher.measurements, target, taught, means, str(folder / "predictions" / name), wrong)
+        taught, there = kept(name, THEIRS), apart(teacher.id)
+        answered = kept(there, THEIRS_THERE) if there else taught
+        here = (None, next(iter(result.environment), None))  # the machine of the run stands first
+        if answered is not None:
+            figures = [m for m in theirs if there or m.environment in here]
+            _held(figures, target, answered, means, str(folder / "predictions" / (there or name)), wrong)
         records: Mapping[str, np.ndarray] = {} if taught is None else taught.records
         if elsewhere:  # has the teacher's records of its samples
             missing.pop(THEIRS, None)
             records = {} if ours is None else results.load_teacher(place)
+            theirs = _figures(candidate, target, records, means or {})
             wrong += [] if ours is None or taught is None else _others(ours, records, taught, str(place))
         elif ours is not None and taught is not None:
             wrong += unlike(ours, taught, str(folder / "predictions" / name), "the candidate")
         reference = Reference(teacher.measurements, records)
     if means is not None:
-        theirs = teacher.measurements if teacher is not None else ()
         wrong += _contradictory(found.checks, found.verdict, f"{folder / 'result.json'}: targets.{target}", candidate, theirs)
     if wrong:
         raise BaselineError(*wrong)
@@ -200,6 +210,12 @@ def _told(candidate: Candidate, target: str, found: results.Predictions | None, 
         return replace(m, low=low, high=high)
 
     return replace(candidate, measurements=tuple(map(told, candidate.measurements)))
+
+
+def _figures(ours: Candidate, target: str, records: Mapping[str, np.ndarray], means: Mapping[str, float]) -> tuple[Measurement, ...]:
+    """The teacher's figures that the candidate's are compared with: of its records of the same samples."""
+    own = [m for m in ours.measurements if m.split == "test" and m.target in (None, target) and m.name in means]
+    return tuple(replace(m, value=means[m.name] * float(np.mean(records[m.name]))) for m in own if len(records.get(m.name, ())) == m.n)
 
 
 def _others(ours: results.Predictions, records: Mapping[str, np.ndarray], theirs: results.Predictions, place: str) -> list[Problem]:

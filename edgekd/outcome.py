@@ -168,7 +168,8 @@ def _gained(candidate: Candidate, o: Observed, records: Mapping[str, Mapping[str
 def _executed(answers: proving.Answers, resolved: Resolved, split: str = "test") -> dict[str, np.ndarray]:
     """{metric: records} of what a file answered as another CPU or on a board, to the samples that it saw there."""
     labels = resolved.data(split).labels
-    return {m.name: np.asarray(m.records(answers.there, None if labels is None else labels[answers.rows])) for m in resolved.task.metrics}
+    given = answers.there, None if labels is None else labels[answers.rows]
+    return {m.name: np.asarray(m.records(*given), np.float64) for m in resolved.task.metrics}
 
 
 def _on_boards(observed: Sequence[Observed], split: str) -> dict[tuple[str, str], proving.Answers]:
@@ -176,9 +177,8 @@ def _on_boards(observed: Sequence[Observed], split: str) -> dict[tuple[str, str]
     found = {}
     for o in observed:
         for target, outputs in o.there.items():
-            if not isinstance(outputs[split], Mapping):
-                rows = np.arange(len(outputs[split]))
-                found[o.point.id, target] = proving.Answers(target, "", rows, o.outputs[split], outputs[split])
+            first = next(iter(outputs[split].values())) if isinstance(outputs[split], Mapping) else outputs[split]
+            found[o.point.id, target] = proving.Answers(target, "", np.arange(len(first)), o.outputs[split], outputs[split])
     return found
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from runs import N, bundled, make, rewrite
 
-from edgekd import gating, results
+from edgekd import gating, outcome, results
 from edgekd.cli import run as main
 from edgekd.delivery import bundle
 from edgekd.errors import BaselineError
 from edgekd.files import sha256
+from edgekd.observing import Observed
+from edgekd.plan import Point
 from edgekd.records import Check, Measurement
 
 CHOSEN, DROP = "prune-0.5.int8", "drop max 3.0 pt vs teacher"
@@ -252,6 +254,66 @@ def test_what_was_executed_as_another_cpu_is_held_to_its_own_figures(run):
     (run / "predictions" / f"{CHOSEN}@host.npz").unlink()
     gated = gating.gate(run, **options)
     assert gated.exit_code == 3 and f"{CHOSEN}@host.npz is missing" in gated.checks[0].reason
+
+
+def on_board(run, loss=False):
+    """Makes the figures those of a board, on which the teacher misses one sample more; of real numbers where `loss`."""
+    environment, name, times = {"board": {"cpu": "Cortex-A72"}}, "loss" if loss else "top1", 1.0 if loss else 100.0
+    noise = 1e-4 * np.random.default_rng(0).random(N) if loss else np.zeros(N)
+    here, there = {}, {}
+    for id in ("teacher", CHOSEN):
+        path = run / "predictions" / f"{id}.npz"
+        arrays = {key: a for key, a in results.load_arrays(path).items() if not key.startswith("top1.")}
+        here[id] = noise + results.load_predictions(path).records["top1"]
+        there[id] = here[id] + noise
+        there[id][100] = 0
+        arrays |= {f"{name}.better": np.array("higher")}
+        results.save_arrays(path, arrays | {f"{name}.records": here[id]})
+        apart = path.with_name(results.executed(id, "host"))
+        results.save_arrays(apart, arrays | {f"{name}.records": there[id], f"{name}.teacher": here["teacher"]})
+    result, candidates = results.read(run), []
+    for c in result.candidates:
+        told = c.measurements
+        if c.id in there:
+            figure = Measurement(name, "" if loss else "%", times * there[c.id].mean(), 0, 100, N, "test", "host", "measured", 1, "board")
+            told = (*(m for m in told if m.name != "top1"), figure)
+        candidates.append(dataclasses.replace(c, measurements=told))
+    drop = times * (here["teacher"] - there[CHOSEN]).mean()
+    rule = "drop max 0.5 vs teacher" if loss else DROP
+    check = Check("host", CHOSEN, name, rule, "pass", "error", drop, 0.0, 0.4, "" if loss else "pt", "measured")
+    found = dataclasses.replace(result.targets["host"], checks=(check,), verdict="pass")
+    kept = {"predictions": results.digests(run / "predictions"), "means": {name: times}, "environment": {**result.environment, **environment}}
+    results.write(dataclasses.replace(result, candidates=tuple(candidates), targets={"host": found}, **kept), run / "result.json")
+    (run.parent / "budget.toml").write_text(f'[any]\n{name} = "{rule}"\n')
+    return run.parent / "budget.toml", drop
+
+
+@pytest.mark.parametrize("loss", [False, True])
+def test_figures_of_a_board_are_held_to_what_was_answered_there(run, loss):
+    budget, drop = on_board(run, loss)
+    gated = gating.gate(run, budget=budget)
+    assert gated.exit_code == 0 and gated.checks[0].value == pytest.approx(drop)
+    assert "note" not in gating.report(run)
+    own = run / "predictions" / "teacher@host.npz"
+    kept = own.read_bytes()
+    own.unlink()
+    assert gating.gate(run, budget=budget).exit_code == 0 and f"{own} is missing" in gating.report(run)
+    own.write_bytes(kept)
+    altered(run, "teacher@host", **{f"{'loss' if loss else 'top1'}_records": np.zeros(N)})
+    refused(run, "teacher@host.npz: differs from its digest")
+    resealed(run)
+    refused(run, "teacher@host.npz: .*.records")
+    own.write_bytes(kept)
+    resealed(run)
+    changed(run, "targets", "host", "checks", 0, "value", value=drop + 0.1)
+    refused(run, "the stored value is")
+
+
+def test_a_board_may_answer_in_several_outputs():
+    outputs = {split: {"a": np.zeros((5, 2)), "b": np.ones(5)} for split in ("validation", "test")}
+    o = Observed(Point("c", "c", 0, (), (), "step", "export", ("pi",)), None, outputs, there={"pi": outputs})
+    (found,) = outcome._on_boards([o], "test").values()
+    assert found.rows.tolist() == [0, 1, 2, 3, 4] and found.there is outputs["test"]
 
 
 def manifest(folder, **changes):

@@ -20,7 +20,7 @@ from edgekd.errors import RunFailed, UsageError
 from edgekd.metrics import mean_error, top1
 from edgekd.probes import memory, operators, quality, static, trace
 from edgekd.probes.memory import Buffer
-from edgekd.records import Candidate
+from edgekd.records import Candidate, Metric
 
 
 def model(nodes, shapes, constants, dtype=T.FLOAT):
@@ -470,6 +470,14 @@ def test_a_single_logit_counts_as_two_classes():
 def test_regression_has_its_metric_alone():
     assert set(by_name(STUDENT[:, :1], TEACHER[:, 0], [mean_error()], teacher=TEACHER[:, :1])) == {"mean_error"}
     assert set(by_name({"a": STUDENT, "b": STUDENT}, Y, [top1(output="a")], teacher={"a": TEACHER, "b": TEACHER})) == {"top1"}
+
+
+def test_figures_are_of_the_records_as_they_are_kept():
+    """In float32, a mean is off by more than two files may differ."""
+    error = np.random.default_rng(0).random(3000).astype(np.float32)
+    own = Metric("own", "", "lower", lambda o, y: np.abs(o - y), lambda r: float(np.mean(r)))
+    (found,) = quality.measure(error, 0 * error, [own], split="test")
+    assert found.value == pytest.approx(error.astype(np.float64).mean(), rel=1e-12)
 
 
 def test_without_teacher_or_labels_what_needs_them_is_left_out():

@@ -43,7 +43,7 @@ def measure(
     found: list[tuple[str, str, tuple[float, float, float], int]] = []
     if truth is not None:
         for metric in metrics:
-            records = metric.records(outputs, truth)
+            records = np.asarray(metric.records(outputs, truth), np.float64)  # as they are kept, and compared
             found.append((metric.name, metric.unit, intervals.interval_of(metric, records), len(records)))
     if ours is not None and theirs is not None and ours.shape == theirs.shape:
         found.append(("agreement", "%", _share(_answers(ours) == _answers(theirs)), len(ours)))
