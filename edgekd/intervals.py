@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgekd.errors import THEIRS
 from edgekd.records import Measurement, Metric
 
 Statistic = Callable[[np.ndarray], float]
@@ -85,24 +86,42 @@ def skewed_mean(values: Sequence[float], level: float = 0.95) -> tuple[float, fl
     return centre, min(low, centre - reach[0]), max(high, centre + reach[1])
 
 
+def figure(statistic: Statistic, rows: np.ndarray) -> float:
+    """The statistic of records; NaN where they have none, by what a task's own code raises: an AUC where one class is missing."""
+    try:
+        return float(statistic(rows))
+    except THEIRS:
+        return math.nan
+
+
 def bootstrap(records: Any, statistic: Statistic, level: float = 0.95, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
     """(low, high) of `statistic(records)` with records [n, ...] resampled by row: bias-corrected and accelerated (BCa).
 
     Efron, JASA 82 (1987) 171. The acceleration comes from a jackknife over at most 200 groups of rows. Needs some tens of records; with
-    one record, or a statistic that never moves, the interval is the figure itself."""
+    one record, or a statistic that never moves, the interval is the figure itself. A resample that the statistic is not defined for is drawn again;
+    (NaN, NaN) where that is more than every second."""
     rows = np.asarray(records)
-    n, value = len(rows), float(statistic(rows))
-    if n < 2:
+    n, value = len(rows), figure(statistic, rows)
+    if n < 2 or not math.isfinite(value):
         return value, value
-    generator = np.random.default_rng(seed)
-    drawn = np.sort([float(statistic(rows[generator.integers(0, n, n)])) for _ in range(resamples)])
+    generator, found = np.random.default_rng(seed), []
+    for _ in range(2 * resamples):
+        found.append(figure(statistic, rows[generator.integers(0, n, n)]))
+        if not math.isfinite(found[-1]):
+            found.pop()
+        elif len(found) == resamples:
+            break
+    else:
+        return math.nan, math.nan
+    drawn = np.sort(found)
     if drawn[0] == drawn[-1]:
         return float(min(drawn[0], value)), float(max(drawn[0], value))
     # half of the ties count as below: discrete statistics are then not taken for biased ones
     share = (np.searchsorted(drawn, value, "left") + np.searchsorted(drawn, value, "right")) / (2 * resamples)
     bias = NormalDist().inv_cdf(min(max(share, 0.5 / resamples), 1 - 0.5 / resamples))
-    left_out = np.array([float(statistic(np.delete(rows, group, axis=0))) for group in np.array_split(generator.permutation(n), min(n, 200))])
-    moved = left_out.mean() - left_out
+    left_out = np.array([figure(statistic, np.delete(rows, group, axis=0)) for group in np.array_split(generator.permutation(n), min(n, 200))])
+    left_out = left_out[np.isfinite(left_out)]
+    moved = left_out.mean() - left_out if len(left_out) else left_out
     spread = float((moved**2).sum()) ** 1.5
     acceleration = float((moved**3).sum()) / (6 * spread) if spread > 0 else 0.0
     low, high = (_bca(bias, acceleration, z) for z in (-_z(level), _z(level)))
@@ -121,7 +140,7 @@ def paired(a_records: Any, b_records: Any, level: float = 0.95, statistic: Stati
         def difference(rows: np.ndarray) -> float:
             return statistic(rows[:, :width].reshape(-1, *a.shape[1:])) - statistic(rows[:, width:].reshape(-1, *b.shape[1:]))
 
-        return (difference(both), *bootstrap(both, difference, level))
+        return (figure(difference, both), *bootstrap(both, difference, level))
     if _binary(a) and _binary(b):
         return _tango(int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum()), len(a), _z(level))
     return skewed_mean(a - b, level)
@@ -169,9 +188,9 @@ def ratio_of(a: Measurement, b: Measurement, level: float = 0.95) -> tuple[float
 
 def interval_of(metric: Metric, records: Any, level: float = 0.95) -> tuple[float, float, float]:
     """(value, low, high) of a task's metric: where it is a multiple of the mean of its records, Wilson if they are 0/1 and else `skewed_mean`;
-    bootstrap of any other."""
+    bootstrap of any other. NaN where it is not defined for the records."""
     rows = np.asarray(records)
-    value, times = float(metric.value(rows)), multiple_of_mean(metric, rows)
+    value, times = figure(metric.value, rows), multiple_of_mean(metric, rows)
     if times is None:
         low, high = bootstrap(rows, metric.value, level)
     else:
@@ -199,7 +218,9 @@ def multiple_of_mean(metric: Metric, rows: np.ndarray) -> float | None:
         half = np.ones(rows.shape)
         half[::2] = 0
         tried += [half, 0 * half, np.ones(rows.shape)]
-    figures = [(float(metric.value(x)), float(np.mean(x))) for x in tried]
+    figures = [(figure(metric.value, x), float(np.mean(x))) for x in tried]
+    if not all(math.isfinite(value) for value, _ in figures):
+        return None
     value, centre = max(figures, key=lambda f: abs(f[1]))
     times = float(f"{value / centre:.12g}") if centre else math.nan  # the same of all records
     alike = all(math.isclose(value, times * centre, rel_tol=1e-9, abs_tol=1e-12) for value, centre in figures)

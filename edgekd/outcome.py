@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import shutil
@@ -236,10 +235,9 @@ def _means(resolved: Resolved, records: Sequence[Mapping[str, np.ndarray]]) -> d
     """{metric: c} of those that are c times the mean of their records: what a gate can hold to the records without the task's code."""
     found = {}
     for metric in resolved.task.metrics:
-        with contextlib.suppress(Exception):  # the task's own code, tried on records that no file made
-            times = {intervals.multiple_of_mean(metric, r[metric.name]) for r in records}
-            if len(times) == 1 and None not in times:
-                found[metric.name] = times.pop()
+        times = {intervals.multiple_of_mean(metric, r[metric.name]) for r in records}
+        if len(times) == 1 and None not in times:
+            found[metric.name] = times.pop()
     return found
 
 

@@ -247,7 +247,9 @@ def _spread(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequen
     rows = found[0].rows[:n]  # all go through the samples in one order
     records: dict[str, Any] = {"here": metric.records(found[0].here[:n], labels[rows])}
     records |= {a.target: metric.records(a.there[:n], labels[rows]) for a in found}
-    values = {name: metric.value(r) for name, r in records.items()}
+    values = {name: intervals.figure(metric.value, np.asarray(r, np.float64)) for name, r in records.items()}
+    if not np.isfinite(list(values.values())).all():  # so few samples may have none of a class
+        return ()
     pairs = list(itertools.combinations(records.values(), 2))
     limits = [intervals.paired_of(metric, a, b, 1 - 0.05 / len(pairs)) for a, b in pairs]
     widest = max(max(abs(low), abs(high)) for _, low, high in limits)

@@ -261,3 +261,36 @@ def test_interval_of_does_not_take_every_binary_metric_for_a_mean():
 def test_a_level_is_a_probability():
     with pytest.raises(ValueError, match="between 0 and 1"):
         intervals.wilson(1, 2, 95)
+
+
+def auc(rows):
+    """Area under the ROC curve, of [n, 2]: score, label. Raises ValueError for one class, as scikit-learn's did."""
+    score, label = rows[:, 0], rows[:, 1]
+    if len(set(label)) < 2:
+        raise ValueError("only one class is there")
+    return float((score[label == 1][:, None] > score[label == 0]).mean())
+
+
+AUC = Metric("auc", "", "higher", lambda o, y: np.stack([o, y], 1), auc)
+
+
+def test_a_metric_that_takes_both_classes_has_its_interval_in_whatever_order():
+    rng = np.random.default_rng(0)
+    label = np.repeat([0.0, 1.0], 40)
+    rows = np.stack([rng.normal(label, 1), label], 1)
+    assert intervals.multiple_of_mean(AUC, rows) is None
+    value, low, high = intervals.interval_of(AUC, rows)
+    assert value == auc(rows) and 0.5 < low < value < high < 1
+    other = rows + np.array([1.0, 0]) * rng.normal(0, 1, (80, 1))
+    difference, low, high = intervals.paired_of(AUC, rows, other)
+    assert difference == pytest.approx(auc(rows) - auc(other)) and low < difference < high
+
+
+def test_resamples_that_a_statistic_is_not_defined_for_are_drawn_again():
+    rng = np.random.default_rng(1)
+    rows = np.stack([rng.normal(size=60), np.arange(60) < 2], 1)  # every seventh resample has no positive one
+    low, high = intervals.bootstrap(rows, auc)
+    assert (low, high) == intervals.bootstrap(rows, lambda r: auc(r) if 0 < r[:, 1].sum() < len(r) else math.nan) and 0 <= low < auc(rows) < high <= 1
+    seldom = lambda r: float(r.mean()) if len(set(r)) == 8 else math.nan  # of the records as they are, and of hardly a resample
+    assert np.isnan(intervals.bootstrap(np.arange(8), seldom)).all()
+    assert np.isnan(intervals.interval_of(AUC, np.ones((8, 2)))).all()

@@ -78,6 +78,18 @@ NAN = task_of(metrics=(metric(right, lambda r: float("nan")),))
 RAISES = task_of(metrics=(metric(right, lambda r: [][len(r) - 2]),))
 FEWER = task_of(metrics=(metric(halved),))
 BOTH = task_of(metrics=(metric(right, lambda r: float(np.mean(r)) if 0 < np.mean(r) < 1 else float("nan")),))  # needs right and wrong answers
+
+
+def auc(rows):
+    """Of [n, 2]: score, whether it is of the class. Raises ValueError where that is the same of all."""
+    score, own = rows[:, 0], rows[:, 1]
+    if own.all() or not own.any():
+        raise ValueError("only one class is there")
+    return float((score[own == 1][:, None] > score[own == 0]).mean())
+
+
+# sorted, and none of the class among the few samples of a rehearsal
+AUC = task_of(metrics=(metric(lambda o, y: np.stack([o[:, 0], np.arange(len(y)) < 10 * (len(y) > 10)], 1), auc),))
 SHARES = task_of(lambda: nn.Sequential(flat(), nn.Softmax(1)), metrics=(metric(lambda o, y: np.sqrt(o[np.arange(len(y)), y])),))
 
 
@@ -106,7 +118,7 @@ def test_what_breaks_at_the_end_is_told_at_the_beginning(tmp_path, name, word):
     assert word in text and "task rehearsed" in text
 
 
-@pytest.mark.parametrize("name", ["BOTH", "SHARES"])
+@pytest.mark.parametrize("name", ["BOTH", "SHARES", "AUC"])
 def test_a_metric_that_some_outputs_are_nothing_for(tmp_path, name):
     rehearsed(name, place=tmp_path / "run")
 

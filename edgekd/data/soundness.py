@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -250,7 +251,10 @@ def _metric(metric: Metric, outputs: np.ndarray, labels: np.ndarray, where: str)
         yield Problem(where, f"better is {metric.better!r}", "higher or lower")
     try:
         records = np.asarray(metric.records(outputs, labels))
-        value = None if records.shape[:1] != (ROWS,) else metric.value(records)
+        try:
+            value = None if records.shape[:1] != (ROWS,) else metric.value(records)
+        except (ValueError, ArithmeticError):  # not defined for so few, such as an AUC where both are of one class: the rehearsal tries it on many
+            value = math.nan
     except THEIRS as error:  # (the metric is the user's own code)
         hint = f"it was called with outputs {list(outputs.shape)}, labels {list(labels.shape)}"
         yield Problem(where, f"raises {type(error).__name__}: {error}", hint)

@@ -172,7 +172,7 @@ def _paired(rule: Rule, ours: Measurement, a: np.ndarray, b: np.ndarray, metric:
         if metric.better == "lower":
             worse, low, high = -worse, -high, -low
         if rule.kind == "regress":
-            base = abs(float(metric.value(np.asarray(b))))
+            base = abs(intervals.figure(metric.value, np.asarray(b)))
             if base == 0:
                 return Figure(origin=ours.origin, reason=f"{rule.name} of the {rule.versus} is 0: nothing is relative to it")
             worse, low, high = (100 * x / base for x in (worse, low, high))
