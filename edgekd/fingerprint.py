@@ -10,7 +10,6 @@ from __future__ import annotations
 import dis
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import sys
@@ -32,15 +31,20 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes)
 def code(*objects: Any) -> str:
     """sha256 of the code behind functions, classes, instances or modules, and of the values they carry along (arguments of a partial,
     cells of a closure, attributes of an instance). The same from a clone in another folder, whatever its comments and formatting."""
-    return _sha256(_canonical(Walk().all(objects), "code"))
+    return code_and_libraries(*objects)[0]
 
 
 def libraries(*objects: Any) -> dict[str, str]:
     """{distribution: version} of the third-party libraries that this code imports, and Python's minor version."""
+    return code_and_libraries(*objects)[1]
+
+
+def code_and_libraries(*objects: Any) -> tuple[str, dict[str, str]]:
+    """Both by one walk."""
     walk = Walk()
-    walk.all(objects)
-    versions = {name: importlib.metadata.version(name) for name in sorted(walk.distributions)}
-    return versions | {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    digest = _sha256(_canonical(walk.all(objects), "code"))
+    versions = {name: syntax.version(name) for name in sorted(walk.distributions)}
+    return digest, versions | {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
 
 
 def key(

@@ -235,17 +235,18 @@ class _Planner:
             read |= {"name": self.task.name, "inputs": repr(self.task.inputs), "outputs": repr(self.task.outputs)}
         if self.task.assets:
             read["assets"] = fingerprint.files(self.task.assets)
+        code, libraries = fingerprint.code_and_libraries(*objects)
         key = fingerprint.key(
             stage=use,
             settings={k: v for k, v in filled.items() if k != "weights"},
             inputs=inputs,
             seed=seed,
-            code=fingerprint.code(*objects),
+            code=code,
             data=read,
             threads=self.resolved.threads,
             device="cpu",
             dtype="float32",
-            libraries=fingerprint.libraries(*objects),
+            libraries=libraries,
         )  # fmt: skip
         self.plan.steps.setdefault(key, Step(key, use, label, part, filled, seed, source, teacher))
         return key

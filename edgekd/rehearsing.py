@@ -97,7 +97,7 @@ def _key(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple]) -> str:
     objects = [dict(task.models), *(f for m in task.metrics for f in (m.records, m.value))]
     objects += [f for f in (task.collate, task.forward, task.before) if f is not None]
     try:
-        code, libraries = fingerprint.code(*objects), fingerprint.libraries(*objects)
+        code, libraries = fingerprint.code_and_libraries(*objects)
     except (UsageError, TypeError):
         return ""
     said = (task.name, task.inputs, task.outputs, task.classes, task.shareable, [(m.name, m.unit, m.better) for m in task.metrics])

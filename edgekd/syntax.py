@@ -89,7 +89,12 @@ def is_standard(name: str) -> bool:
     spec = locate(top)
     if spec is None or spec.origin in (None, "built-in", "frozen"):
         return True
-    path = Path(spec.origin).resolve()
+    return _standard_file(spec.origin)
+
+
+@functools.cache
+def _standard_file(origin: str) -> bool:
+    path = Path(origin).resolve()
     return any(path.is_relative_to(folder) for folder in _standard_folders()) and not _in_site(path)
 
 
@@ -114,12 +119,17 @@ def _installed() -> Mapping[str, list[str]]:
     return {top: sorted(set(names)) for top, names in importlib.metadata.packages_distributions().items()}
 
 
+@functools.cache
+def version(distribution: str) -> str:
+    return importlib.metadata.version(distribution)
+
+
 def unreadable(name: str, path: Path) -> str:
     """A module without source: the version of its distribution, else its bytes."""
     top = name.partition(".")[0]
     names = ["edgekd"] if top == "edgekd" else _installed().get(top, [])
     if names:
-        return ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
+        return ", ".join(f"{n} {version(n)}" for n in names)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no source"
 
 
