@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from edgekd import rehearsing
 from edgekd.cli import run as command
 
 MODULE = """
@@ -59,7 +60,8 @@ def recipe(tmp_path, monkeypatch):
 
 def _run(folder, lines, stage):
     (folder / "mine.py").write_text(MODULE + lines)
-    (folder / "recipe.toml").write_text(f'task = "mine:task"\nthreads = 1\n[[stage]]\n{stage}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n')
+    text = f'task = "mine:task"\nthreads = 1\ncontrol = false\n[[stage]]\n{stage}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n'
+    (folder / "recipe.toml").write_text(text)
     return command(["compress", "recipe.toml", "--out", "run", "--quiet"])
 
 
@@ -91,7 +93,8 @@ def test_while_a_recipe_is_read(where, recipe, capsys):
 
 
 @pytest.mark.parametrize("where", RUNNING)
-def test_while_it_runs(where, recipe, capsys):
+def test_while_it_runs(where, recipe, capsys, monkeypatch):
+    monkeypatch.setattr(rehearsing, "rehearse", lambda *given: None)  # it takes seconds, and runs none of this
     lines, stage = RUNNING[where]
     code = recipe(lines, **({} if stage is None else {"stage": stage}))
     err = capsys.readouterr().err

@@ -64,7 +64,7 @@ QAT = {"use": "quantize", "epochs": 2, "losses": [{"use": "cross_entropy", "weig
 
 
 def planned(*stages, **more):
-    return plan.make(resolving.resolve(recipe.read({"task": "digits", "threads": 1, "stage": list(stages), **more})))
+    return plan.make(resolving.resolve(recipe.read({"task": "tiny:task", "threads": 1, "stage": list(stages), **more})))
 
 
 def test_the_control_is_quantized_like_the_rest_with_labels_only():

@@ -26,11 +26,11 @@ NAMED = "import {library}\n\ndef {name}(x):\n    return x + {number}\n"
 
 @pytest.fixture
 def key(tmp_path, monkeypatch):
-    """`key(lines, code of the part)`: that of a stage of one's own with these lines."""
+    """`key(lines, code of the part)`: that of a stage of one's own with these lines; with `whole` as a plan has it."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "ownstage.py").write_text(STAGE)
 
-    def made(lines, name="by_recipe", number=1, library="json"):
+    def made(lines, name="by_recipe", number=1, library="json", whole=False):
         (tmp_path / "named.py").write_text(NAMED.format(name=name, number=number, library=library))
         for module in ("named", "ownstage"):
             sys.modules.pop(module, None)
@@ -39,8 +39,11 @@ def key(tmp_path, monkeypatch):
             'task = "tiny:task"\nthreads = 1\n[[stage]]\nuse = "train"\nepochs = 1\n'
             f'[[stage]]\nname = "own"\nuse = "ownstage:Own"\n{lines}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n'
         )
-        steps = plan.make(resolving.resolve(recipe.read(tmp_path / "recipe.toml"))).steps
-        return next(k for k, step in steps.items() if step.stage == "ownstage:Own")
+        resolved = resolving.resolve(recipe.read(tmp_path / "recipe.toml"))
+        if whole:
+            return next(k for k, step in plan.make(resolved).steps.items() if step.stage == "ownstage:Own")
+        stage = resolved.read.stages[-1]
+        return plan._Planner(resolved).step(stage.use, stage.settings, stage.name, 0)
 
     yield made
     for module in ("named", "ownstage"):
@@ -61,6 +64,7 @@ def test_a_part_that_a_stage_of_ones_own_names(key, value):
 
 def test_a_part_that_is_a_default(key):
     assert key("", name="by_default") != key("", name="by_default", number=2)
+    assert key("", name="by_default", whole=True) != key("", name="by_default", number=2, whole=True)
 
 
 def test_what_is_not_named_or_only_looks_so_is_not_in_the_key(key):
@@ -75,7 +79,7 @@ def test_parts_are_found_by_their_names_too():
 @pytest.mark.parametrize("lines", ['ranges = "tiny:Net"', 'losses = [{ use = "tiny:Net" }]'])
 def test_a_resolved_recipe_says_where_named_modules_lie(lines, monkeypatch, tmp_path):
     stages = [{"use": "train", "epochs": 1}, {"use": "quantize"}]
-    read = recipe.read({"task": "digits", "stage": stages})
+    read = recipe.read({"task": "tiny:task", "stage": stages})
     own = [*read.stages[:1], read.stages[1]]
     own[1].settings.update(ranges="tiny:Net") if "ranges" in lines else own[1].settings.update(losses=({"use": "tiny:Net"},))
     resolved = resolving.resolve(read)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import tiny
@@ -13,7 +14,8 @@ from edgekd import environment, pipeline, plan, recipe, rehearsing, resolving
 from edgekd.cli import run as command
 from edgekd.records import Made
 
-PLAIN = {"task": "tiny:task", "stage": [{"use": "train", "epochs": 1}], "model": {"teacher": {"train": {"epochs": 1}}}}
+TEXT = 'task = "tiny:task"\n[[stage]]\nuse = "train"\nepochs = 1\n[model.teacher]\ntrain = { epochs = 1 }\n'
+PLAIN = tomllib.loads(TEXT)
 
 
 @pytest.fixture(autouse=True)
@@ -21,18 +23,18 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rehearsing, "rehearse", lambda *given: None)  # it takes seconds, and threads are known before
-    (tmp_path / "recipe.toml").write_text(tiny.RECIPE.replace("threads = 1\n", ""))
+    (tmp_path / "recipe.toml").write_text(TEXT)
 
 
 def cores(monkeypatch, count):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(count)))
 
 
-@pytest.mark.parametrize("count", [1, 2, 64])
-def test_the_keys_are_those_of_two_threads_on_any_number_of_cores(count, monkeypatch):
-    keys = plan.make(resolving.resolve(recipe.read({**PLAIN, "threads": 2}))).steps
-    cores(monkeypatch, count)
-    assert plan.make(resolving.resolve(recipe.read(PLAIN))).steps.keys() == keys.keys()
+def test_the_keys_are_those_of_two_threads_on_any_number_of_cores(monkeypatch):
+    keys = plan.make(resolving.resolve(recipe.read({**PLAIN, "threads": 2}))).steps.keys()
+    for count in (1, 2, 64):
+        cores(monkeypatch, count)
+        assert plan.make(resolving.resolve(recipe.read(PLAIN))).steps.keys() == keys, count
 
 
 def test_a_machine_is_the_same_whatever_cores_a_process_may_use():
@@ -42,20 +44,26 @@ def test_a_machine_is_the_same_whatever_cores_a_process_may_use():
 
 
 @pytest.mark.parametrize(
-    ("count", "options", "line"),
+    ("count", "given", "line"),
     [
-        (64, [], "using 2 of 64 cores: --threads 32"),
-        (4, [], "using 2 of 4 cores: --threads 4"),
-        (2, [], "check the plan"),
-        (1, [], "2 threads on 1 core: slower, and the same files"),
-        (64, ["--threads", "8"], "check the plan"),
-        (64, ["--set", "threads=8"], "check the plan"),
+        (64, {}, "using 2 of 64 cores: --threads 32"),
+        (4, {}, "using 2 of 4 cores: --threads 4"),
+        (2, {}, ""),
+        (1, {}, "2 threads on 1 core: slower, and the same files"),
+        (64, {"threads": 8}, ""),
+        (64, {"sets": ["threads=8"]}, ""),
     ],
 )
-def test_the_first_line_tells_of_the_threads(count, options, line, monkeypatch, capfd):
+def test_what_is_said_of_the_threads(count, given, line, monkeypatch):
     cores(monkeypatch, count)
-    assert command(["compress", "recipe.toml", "--dry-run", *options]) == 0
-    assert capfd.readouterr().err.splitlines()[0].startswith(line)
+    assert pipeline._sharing(resolving.resolve(recipe.read("recipe.toml", **given)), None) == line
+
+
+def test_the_first_line_tells_of_the_threads(monkeypatch, capfd):
+    cores(monkeypatch, 64)
+    for options, line in (("", "using 2 of 64 cores: --threads 32"), ("--threads 8", "check the plan"), ("--set threads=8", "check the plan")):
+        assert command(["compress", "recipe.toml", "--dry-run", *options.split()]) == 0
+        assert capfd.readouterr().err.splitlines()[0].startswith(line)
 
 
 class Stop(Exception):
