@@ -130,7 +130,7 @@ def shares(term: Term) -> list[float]:
 def inert(bound: Bound, seen: Signals, taught: Signals | None, batch: Batch) -> str:
     """Why a term can't react to the student's output or taps, on random ones and on `seen`; empty if it does at any share at which it weighs
     something. What raises on random outputs is left out: a loss of one's own may take no others than its model gives."""
-    term, values, steepest = bound.term, [], 0.0
+    term, values, drawn, steepest = bound.term, [], [], 0.0
     weighed = [s for s in shares(term) if term.at(s, {term.teacher or "": s})[0]]
     for share in weighed:
         for number, kind in enumerate((None, *DRAWS)):
@@ -139,12 +139,16 @@ def inert(bound: Bound, seen: Signals, taught: Signals | None, batch: Batch) -> 
             found = _pull(bound, ours, theirs, batch, share, {term.teacher or "": share})
             if found is not None:
                 values.append(found[0])
+                drawn += [found[0]] if kind is not None else []
                 steepest = max(steepest, found[1])
     if not weighed:
         return ""  # it is switched off
     if not values:
         return "and on those of fresh models its value or gradient is never finite"
-    spread = max(values) - min(values)
+    told = drawn if len(drawn) > 1 else values  # a model's own outputs may be of any size, and the gradient is not
+    spread = max(told) - min(told)
+    if len(told) == 1 and steepest:
+        return ""  # one value tells nothing of others
     if not steepest > ROUNDING * spread:
         return "its gradient is always 0" + ("" if spread else f", its value always {values[0]:g}")
     return "" if spread else f"its value is always {values[0]:g}"

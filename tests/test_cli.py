@@ -163,7 +163,7 @@ def test_profile_and_compare_of_a_file(tmp_path, capsys, monkeypatch):
     assert code == 0 and "latency_p50_ms" in out and "100" in out
     assert json.loads((tmp_path / "b.json").read_text())["schema"] == "edgekd.profile/1" and json.loads((tmp_path / "t.json").read_text())
     code, out, _ = say(capsys, "compare", "a.onnx", "b.onnx", "--preset", "quick", "--quiet")
-    assert code == 0 and "B / A" in out and "A / A" in out
+    assert "B / A" in out and "A / A" in out and code == (3 if "inconclusive" in out else 0)  # by chance, once in twenty
 
 
 def test_losses_that_do_not_fit_the_task_are_told_before_training(tmp_path, capsys):

@@ -221,3 +221,23 @@ def test_a_sweep_over_other_settings_tries_the_losses_once(monkeypatch):
     monkeypatch.setattr(trials, "rehearse", lambda losses, *rest: calls.append(losses) or [])
     plan.make(resolving.resolve(recipe.read(recipe_of(sweep={"distill.lr": [0.001, 0.002, 0.003]}))))
     assert len(calls) == 2  # the stage's and the teacher's
+
+
+def test_outputs_of_any_size_and_losses_that_take_no_others_are_left_alone(labels, monkeypatch):
+    """A model's own outputs may be 1e18, where the gradient is as small as ever; a loss may raise on all outputs but those of its model."""
+
+    def big(outputs):
+        return nn.Sequential(net(outputs), nn.Threshold(-1e30, 0.0), Times())
+
+    class Times(nn.Module):
+        def forward(self, x):
+            return 1e18 * x
+
+    def picky(student, teacher, batch):
+        if student.output.abs().max() > 1:
+            raise ValueError("these are no shares of mine")
+        return (student.output**2).mean(1)
+
+    monkeypatch.setitem(globals(), "picky", picky)
+    assert told(task_of(labels, make=big), {"use": "cross_entropy"}) == []
+    assert told(task_of(labels, make=lambda outputs: nn.Sequential(net(outputs), nn.Softmax(1))), {"use": f"{__name__}:picky"}) == []
