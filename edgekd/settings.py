@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekd import components
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.terms import BY, EMA, KEYS, PEERS, terms
 
 STAGE_KEYS = ("use", "name", "teacher")  # what a [[stage]] says beside its part's settings
@@ -47,11 +47,22 @@ def find_stage(use: str, where: str, problems: list[Problem]) -> Any:
             inspect.signature(getattr(part, name)).bind(*given, **named)
         except (TypeError, ValueError) as error:
             found.append(Problem(where, f"`{use}` can't be called as {wanted}: {error}", f"the signature is `{wanted}`"))
-    reads = getattr(part, "reads", None)
-    if not isinstance(reads, list | tuple) or not set(map(str, reads)) <= {"train", "validation", "test"}:
-        found.append(Problem(where, f"`{use}` does not say which splits it reads", 'reads: ClassVar = ("train",)'))
+    if not isinstance(getattr(part, "reads", None), property):  # one that depends on the settings is looked at with them
+        found += _reads(part, use, where)
     problems += found
     return None if found else part
+
+
+def _reads(of: Any, use: str, where: str) -> list[Problem]:
+    """What is wrong with the splits that a stage (or its class, where all read the same) says that it reads."""
+    why = ""
+    try:
+        reads = getattr(of, "reads", None)
+    except THEIRS as error:  # (a stage may be the user's own code)
+        reads, why = None, f": {type(error).__name__}: {error}"
+    if isinstance(reads, list | tuple) and set(map(str, reads)) <= {"train", "validation", "test"}:
+        return []
+    return [Problem(where, f"`{use}` does not say which splits it reads{why}", 'reads: ClassVar = ("train",)')]
 
 
 def stage_settings(part: type, table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
@@ -64,6 +75,8 @@ def stage_settings(part: type, table: Mapping[str, Any], where: str, problems: l
         settings["losses"] = tuple(_loss(t, f"{where}: losses[{i}]", problems) for i, t in enumerate(losses))
     elif "losses" in settings:
         problems.append(Problem(f"{where}: losses", "is empty", 'for example losses = [{ use = "cross_entropy" }]'))
+    if not found and isinstance(getattr(part, "reads", None), property):
+        problems += _reads(part(**settings), part.__name__, where)
     return settings
 
 

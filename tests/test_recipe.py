@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from edgekd import recipe, resolving
+from edgekd import recipe, resolving, settings
 from edgekd.errors import UsageError
 
 GOOD = {"task": "digits", "stage": [{"use": "distill"}]}
@@ -14,6 +14,12 @@ def told(source, **more):
     with pytest.raises(UsageError) as caught:
         recipe.read(source, **more)
     return [str(p) for p in caught.value.problems]
+
+
+@pytest.mark.parametrize("use", settings.public_stages())
+def test_every_stage_can_be_named(use):
+    problems = []
+    assert settings.find_stage(use, "here", problems) is not None and problems == []
 
 
 MANY = """

@@ -41,6 +41,14 @@ class Objects(Raises):
 class Silent:
     def __call__(self, source, run, *, teacher=(), data=None): ...
 
+@dataclasses.dataclass(frozen=True)
+class Elsewhere(Silent):
+    reads = property(lambda self: ("train", "holdout"))
+
+@dataclasses.dataclass(frozen=True)
+class Broken(Silent):
+    reads = property(lambda self: {}["x"])
+
 def function(source, run): ...
 """
 
@@ -89,6 +97,8 @@ def test_losses(losses, capsys):
         ("Raises", "raises KeyError"),
         ("Objects", "it objects"),
         ("Silent", "does not say which splits it reads"),
+        ("Elsewhere", "does not say which splits it reads"),
+        ("Broken", "does not say which splits it reads: KeyError"),
         ("function", "is no stage"),
         ("dataclasses", "is no stage"),
     ],
