@@ -141,7 +141,11 @@ def run_steps(
                 log(event="out of time", step=step.label)
                 continue
             with progress.task(f"[{number}/{len(plan.steps)}] {step.label}") as advance:
-                artifact = make(step, made, parents, resolved, store, advance, log)
+                try:
+                    artifact = make(step, made, parents, resolved, store, advance, log)
+                except UsageError as error:  # of a brought file it stays one; what only a training shows is told as all that breaks there
+                    kind = UsageError if step.stage == "load" else RunFailed
+                    raise kind(*(dataclasses.replace(p, place=f"{step.label}: {p.place}".rstrip(": ")) for p in error.problems)) from error
         made[step.key] = artifact
         if "reached" in artifact.facts and not reused:
             progress.say(f"  {step.label}: {artifact.facts['reached']:.4g} of the MACs kept, {artifact.facts['asked']} asked")

@@ -1,11 +1,17 @@
 """Code of a recipe that calls sys.exit() has failed, whatever its number: 2 while a recipe is read, 6 while it runs."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from edgekd import rehearsing
 from edgekd.cli import run as command
+from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.pipeline import run_steps
+from edgekd.plan import Plan, Step
+from edgekd.report.progress import Silent
+from edgekd.store import Store
 
 MODULE = """
 import dataclasses
@@ -99,6 +105,19 @@ def test_while_it_runs(where, recipe, capsys, monkeypatch):
     code = recipe(lines, **({} if stage is None else {"stage": stage}))
     err = capsys.readouterr().err
     assert code == 6 and "mine.py:" in err and "sys.exit(0) was called" in err, err
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("quantize", RunFailed), ("load", UsageError)])
+def test_an_error_of_use_while_it_runs_is_told_with_its_step(stage, kind, tmp_path):
+    """What only a training shows is told as all that breaks there; a brought file that is wrong stays an error of use."""
+
+    def part(source, run, *, teacher=()):
+        raise UsageError(Problem("losses[0]", "takes other labels"))
+
+    resolved = SimpleNamespace(task=None, threads=1, data=None)
+    with pytest.raises(kind) as caught:
+        run_steps(Plan({"key": Step("key", stage, "quantize.s1", part, {}, 0, None, ())}), resolved, Store(tmp_path), Silent(), lambda **_: None)
+    assert [(p.place, p.message) for p in caught.value.problems] == [("quantize.s1: losses[0]", "takes other labels")]
 
 
 def test_an_interrupt_stays_one(recipe, capsys):
