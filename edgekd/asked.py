@@ -13,6 +13,8 @@ from edgekd.records import Task
 from edgekd.resolving import Resolved
 from edgekd.wants import Wants
 
+FORMS = ("quantize", "weight_only")  # stages that give a model another form
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -46,13 +48,18 @@ class Asked:
         return next((table[way]["model"] for way in ("train", "distill") if way in table), teacher)
 
     def control(self, line: StageLine) -> tuple[dict[str, Any], ...]:
-        """The losses of `alone`: those of the stage that need no teacher, of weight 1 together; else those that the teacher is trained by."""
-        labels = self.on_labels(line)
+        """What the control learns by in a stage: its losses that need no teacher, else those of the first stage, of weight 1 together; else those
+        that the teacher is trained by."""
+        labels = self.on_labels(line) or self.on_labels(self.read.stages[0])
         whole = sum(t["weight"] for t in labels)
         if labels:
             alone = [t if t.get("schedule", {}).get("by") != "agreement" else {k: v for k, v in t.items() if k != "schedule"} for t in labels]
             return tuple({**t, "weight": t["weight"] / whole} for t in alone)
         return self.read.models["teacher"].get("train", {}).get("losses", ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.0},))
+
+    def trains(self, line: StageLine) -> bool:
+        """Whether the control learns in a stage that gives a model another form."""
+        return line.settings.get("mode", "ptq") != "ptq"
 
     def on_labels(self, line: StageLine) -> list[dict[str, Any]]:
         """The stage's losses that need no teacher."""

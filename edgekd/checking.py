@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from edgekd.asked import Asked
+from edgekd.asked import FORMS, Asked
 from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.recipe import at
 from edgekd.records import Task
@@ -103,12 +103,14 @@ def _rehearsals(asked: Asked, heard: dict[str, list[str]]) -> list[Problem]:
         way = next((w for w in ("train", "distill") if w in table), None)
         if way is not None:
             lines.append((f"model.{name}.{way}", way, table[way], table[way]["model"], table.get("teacher", ())))
-    first = asked.read.stages[0]
+    first, last = asked.read.stages[0], asked.read.stages[-1]
     if asked.controlled and not asked.on_labels(first):  # else they are the stage's own
         lines.append((CONTROL, "train", {"losses": asked.control(first)}, asked.student, ()))
+    if asked.controlled and last.use in FORMS and asked.trains(last):
+        lines.append((CONTROL, last.use, {"losses": asked.control(last)}, asked.student, ()))
     tried = set()  # what a sweep over other settings would try again
     for where, use, settings, model, teachers in lines:
-        same = repr((where, settings.get("losses"), model, teachers, settings.get("combine")))
+        same = repr((where, use, settings.get("losses"), model, teachers, settings.get("combine")))
         if same in tried:
             continue
         tried.add(same)
@@ -124,6 +126,8 @@ def _rehearsals(asked: Asked, heard: dict[str, list[str]]) -> list[Problem]:
         told, places = [], [i for i in range(len(losses)) if i not in tapped]
         wrong = rehearse([losses[i] for i in places], fresh(model), guides, asked.task, asked.resolved.data("train"), shows, told)
         for number, message, hint in wrong:
+            if where == CONTROL and any((p.message, p.hint) == (message, hint) for p in found):
+                continue  # the stage's own, told already
             hint = hint if where != CONTROL else "give the first stage a loss on labels, which the control learns by too, or set control = false"
             found.append(Problem(f"{asked.read.place}: {where}: losses[{places[number]}]", message, hint))
         if where != CONTROL:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekd import checking, components, fingerprint
-from edgekd.asked import Asked
+from edgekd.asked import FORMS, Asked
 from edgekd.errors import UsageError, exits
 from edgekd.recipe import Read, at
 from edgekd.records import Task
 from edgekd.resolving import Resolved
 from edgekd.wants import Wants
 
-FORMS = ("quantize", "weight_only")  # stages that give a model another form
 GUIDED = ("combine", "teacher_precision", "balance", "ema")  # settings that a control without teachers has no use for
 
 
@@ -138,7 +137,7 @@ class _Planner:
         if last.use not in FORMS:
             return
         settings = want.into(last)
-        if settings.get("mode", "ptq") != "ptq":
+        if self.asked.trains(last):
             settings = {k: v for k, v in settings.items() if k not in GUIDED} | {"losses": self.asked.control(last)}
         base = f"alone-{last.name}{self.asked.wanted(last, want, groups)}"
         label = _named(base, seed, seeds)

@@ -202,6 +202,27 @@ def test_the_control_is_tried(tmp_path):
     assert "control" in problem and "control = false" in problem
 
 
+def test_the_control_in_the_lines_form_learns_by_labels_of_the_first_stage(tmp_path):
+    """Where the last stage has no loss on labels: cross-entropy is none for numbers."""
+    from safetensors.torch import save_file
+
+    from edgekd import plan, recipe, resolving
+
+    save_file(net(1).state_dict(), tmp_path / "t.safetensors")
+    table = recipe_of(model={"teacher": {"weights": str(tmp_path / "t.safetensors")}})
+    table["stage"].append({"use": "quantize", **SHORT, "losses": [{"use": "logit_mse"}]})
+    made = plan.make(resolving.resolve(recipe.read(table)))
+    step = next(made.steps[p.step] for p in made.points if p.id == "alone-quantize")
+    assert [(t["use"], t["weight"]) for t in step.settings["losses"]] == [("test_trials:mse", 1.0)]
+
+
+def test_losses_that_only_the_controls_last_stage_learns_by_are_tried():
+    """The sweep's points learn by others, which are tried; the control by the recipe's."""
+    stages = [recipe_of()["stage"][0], {"use": "quantize", **SHORT, "losses": [{"use": "cross_entropy"}]}]
+    (problem,) = problems(recipe_of(stage=stages, sweep={"quantize.losses": [[MSE], [MSE, {"use": "logit_mse"}]]}))
+    assert "the control" in problem and "losses[0]" in problem and "cross_entropy" in problem
+
+
 def test_regression_with_a_loss_and_metric_of_ones_own_runs_to_its_end(tmp_path, monkeypatch):
     import tiny
 
