@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from edgekd.asked import FORMS, Asked
@@ -69,11 +70,16 @@ def _saturating(asked: Asked) -> list[Problem]:
         hit = ", ".join(t.name for t in asked.resolved.targets if t.name in names and targets.saturates(t))
         for tried in (at(line, own) for own in asked.own_sweep(line)):
             settings = want.into(tried)
-            if hit and not settings.get("pairs16", True) and 8 in (settings["weight_bits"], *settings["layer_bits"].values()):
+            if hit and not settings.get("pairs16", True) and 8 in _bits(settings):
                 place = f"target {asking}: int8.pairs16" if tried.settings["pairs16"] else f"stage {line.number} ({line.name}): pairs16"
                 text = f"{hit}: products of two bytes are added in 16 bits there, where weights of the full range saturate"
                 problems[Problem(f"{asked.read.place}: {place}", text, "leave pairs16 = false out, or set weight_bits = 7")] = None
     return list(problems)
+
+
+def _bits(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The bits of a stage's weights; one's own stage may have some of these settings, or none."""
+    return (settings.get("weight_bits", 8), *settings.get("layer_bits", {}).values())
 
 
 def _refused(asked: Asked, notes: dict[str, str]) -> list[Problem]:

@@ -66,4 +66,4 @@ def label(settings: Mapping[str, Any], want: Wants) -> str:
     """What tells the stages of one name apart that targets want different settings of."""
     if "weight_bits" not in settings:
         return f"-m{want.multiple_of}"
-    return f"-w{settings['weight_bits']}{'' if settings['per_channel'] else '-per_tensor'}"
+    return f"-w{settings['weight_bits']}{'' if settings.get('per_channel', True) else '-per_tensor'}"

@@ -244,6 +244,29 @@ def test_weights_of_the_full_range_are_honoured_unless_a_target_saturates(tmp_pa
     assert place.endswith("target own: int8.pairs16") and named == avx2
 
 
+OWN = """
+import dataclasses
+@dataclasses.dataclass(frozen=True)
+class Own:
+    pairs16: bool = False
+    weight_bits: int = 8
+    reads = ()
+    def __call__(self, source, run, *, teacher=(), data=None): ...
+"""
+
+
+def test_a_stage_of_ones_own_may_have_some_of_the_settings_of_lattices(tmp_path, monkeypatch):
+    from edgekd import plan
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "ownlattice.py").write_text(OWN)
+    table = {**GOOD, "stage": [{"use": "distill"}, {"use": "ownlattice:Own", "name": "own"}], "targets": ["x86-64-avx2"]}
+    with pytest.raises(UsageError, match="saturate"):
+        plan.make(resolving.resolve(recipe.read(table)))
+    made = plan.make(resolving.resolve(recipe.read(table, sets=["own.pairs16=true"], targets=["x86-64-avx2", "cortex-m4-stm32l4r5"])))
+    assert any(p.id.startswith("own") for p in made.points)
+
+
 def test_a_swept_mode_gets_the_teacher_that_it_needs():
     from edgekd import plan
 
