@@ -43,7 +43,7 @@ class Step:
 class Point:
     """A candidate to be: which step makes its model, which step exports it, and the targets that it competes for.
     `reference` is `teacher` or `alone` for those; `beside`: the point that shows what the last stage brought, the student that learned from labels
-    alone where there is one, else the one that a further distillation began from."""
+    alone where there is one of the same widths, else the one that a further distillation began from."""
 
     id: str
     point: str
@@ -148,6 +148,7 @@ class _Planner:
         """The student's line for one point of the sweep: each stage's product is a candidate."""
         source = self.model("student") if "student" in self.read.recipe.model else None
         parents, stages, suffix, known = ("teacher",), (), "", {"teacher": self.model("teacher")}
+        whole = True  # so far no stage may have changed the widths: the control's stay as they are
         if source is not None:  # what the stages start from competes too
             self.point("student", "student", self.read.recipe.seed, parents, ("student",), source, targets)
             parents = ("student",)
@@ -166,10 +167,10 @@ class _Planner:
             beside = parents[0] if stage.use == "distill" and len(stages) > 1 else None
             if self.asked.controlled and len(stages) == 1:
                 beside = _named("alone", seed, seeds)
-            elif self.asked.controlled and stage.use in FORMS:
+            elif self.asked.controlled and stage.use in FORMS and whole:
                 beside = _named(f"alone-{stage.name}{self.asked.wanted(stage, want, groups)}", seed, seeds)
             self.point(label, base, seed, parents, stages, source, targets, beside=beside)
-            parents = (label,)
+            parents, whole = (label,), whole and _whole(stage.use, settings)
 
     def taught(
         self, use: str, teachers: tuple[str, ...], settings: Mapping[str, Any], known: Mapping[str, str] | None = None
@@ -273,6 +274,11 @@ class _Planner:
 
 def _named(base: str, seed: int, seeds: list) -> str:
     return base if len(seeds) == 1 else f"{base}.s{seed}"
+
+
+def _whole(use: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a stage leaves a model's widths as they are; of one's own stages that is not known."""
+    return use in ("train", "distill") or (use == "prune" and components.find("stages", use)(**settings).asked[0] == 1)
 
 
 def _short(value: Any) -> str:

@@ -72,7 +72,7 @@ def test_the_folder_of_a_run(made):
     assert ids == ["teacher", "alone", "distill", "prune", "quantize", "alone-quantize"]
     assert result.references == {"teacher": "teacher", "alone": "alone"}
     beside = {c.id: m.note for c in result.candidates for m in c.measurements if m.name == "gain"}
-    assert beside == {"distill": "over alone", "quantize": "over alone-quantize"}
+    assert beside == {"distill": "over alone"}  # the line is pruned, the control is whole
     assert {p.name for p in folder.iterdir()} >= {
         "result.json",
         "recipe.toml",

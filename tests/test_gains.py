@@ -80,6 +80,13 @@ def test_the_control_is_quantized_like_the_rest_with_labels_only():
     assert list(found.steps)[-2] == step.key  # last: what a time budget leaves is the line
 
 
+def test_a_pruned_line_is_not_held_against_a_control_that_is_whole():
+    """Half the MACs cost accuracy whoever teaches."""
+    found = planned({"use": "distill"}, {"use": "prune"}, QAT, sweep={"prune.macs": [1.0, 0.5, "max 1", "max 0.5"]})
+    beside = {p.id: p.beside for p in found.points if p.stages[-1] == "quantize" and p.id != "alone-quantize"}
+    assert beside == {"quantize-1.0": "alone-quantize", "quantize-0.5": None, "quantize-max-1": "alone-quantize", "quantize-max-0.5": None}
+
+
 def test_the_control_has_no_form_of_its_own_where_the_line_has_none():
     assert [p.id for p in planned({"use": "distill"}).points] == ["teacher", "alone", "distill"]
     assert [p.id for p in planned({"use": "distill"}, QAT, control=False).points] == ["teacher", "distill", "quantize"]
