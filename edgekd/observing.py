@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,18 +131,21 @@ def times(
 
 
 def ratio(a: Observed, b: Observed, target: Target, resolved: Resolved, store: Store, host: Host, folder: Path, progress: Silent) -> float:
-    """The time of `a` over that of `b` on `host` with the target's threads, of the two interleaved; NaN where the A/A control excludes 1. It is kept,
-    as all times are."""
+    """The time of `a` over that of `b` on `host` with the target's threads, of the two interleaved; NaN where the A/A control excludes 1. A ratio
+    is kept, as all times are; where noise hid it, nothing was decided, and the next run times the pair again."""
     name = f"pair-{PRESET}-{target.threads}-{_machine(host)}-{b.artifact.key}"
     kept = store.observed(a.artifact.key, name)
-    if kept is None:
+    if kept is None or kept["ratio"] is None:
         place = folder / "profile" / f"pair-{target.name}-{a.artifact.key[:12]}-{b.artifact.key[:12]}"
         with progress.task(f"time {a.point.id} against {b.point.id}") as advance:
             given = {"preset": PRESET, "threads": target.threads, "folder": place, "progress": advance, "host": host}
             compared = measure.compare(b.file, a.file, _inputs(resolved), **given)
-        kept = {"ratio": None if compared.verdict == "inconclusive" else compared.ratio}
+        if compared.verdict == "inconclusive":
+            shutil.rmtree(place, ignore_errors=True)  # its finished processes would be taken for those of the next time
+            return math.nan
+        kept = {"ratio": compared.ratio}
         store.observe(a.artifact.key, name, kept)
-    return math.nan if kept["ratio"] is None else kept["ratio"][0]
+    return kept["ratio"][0]
 
 
 def _inputs(resolved: Resolved) -> Mapping[str, Any]:

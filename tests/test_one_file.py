@@ -1,9 +1,17 @@
 """One file for all targets: when, when not, and what is said of it."""
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
+
+from edgekd import measure, observing, targets
 from edgekd.decisions.one_file import one_file
+from edgekd.hosts import local
 from edgekd.records import Candidate, Measurement, TargetResult
+from edgekd.report.progress import Silent
+from edgekd.store import Store
 
 
 def candidate(id, **targets):
@@ -82,3 +90,20 @@ def test_the_pair_decides_whatever_the_intervals_say():
     assert one_file(wide, given, "top1", lambda c, t: True, lambda a, b, t: float("nan")) == given  # the control excluded 1
     made = one_file(wide, given, "top1", lambda c, t: True, lambda a, b, t: pair(a, b, t, 1.02))
     assert made["host"].chosen == "safe" and made["host"].reason.endswith("1.02 of its time")
+
+
+def test_a_pair_that_noise_hid_is_timed_again_and_one_that_was_told_is_kept(tmp_path, monkeypatch):
+    told = [("inconclusive", (1.5, 1.4, 1.6)), ("slower", (1.1, 1.0, 1.2))]
+
+    def compare(*given, folder, **more):
+        assert not folder.exists()
+        folder.mkdir(parents=True)
+        verdict, ratio = told.pop(0)
+        return SimpleNamespace(verdict=verdict, ratio=ratio)
+
+    monkeypatch.setattr(measure, "compare", compare)
+    a, b = (SimpleNamespace(artifact=SimpleNamespace(key=k * 64), file=k, point=SimpleNamespace(id=k)) for k in "ab")
+    resolved = SimpleNamespace(data=lambda split: SimpleNamespace(inputs={"x": np.zeros((2, 3))}))
+    host = local.host()
+    given = (a, b, targets.host(host.facts), resolved, Store(tmp_path / "store"), host, tmp_path, Silent())
+    assert math.isnan(observing.ratio(*given)) and [observing.ratio(*given) for _ in range(2)] == [1.1, 1.1] and told == []
