@@ -24,7 +24,7 @@ CLEAR = {"calibrated": 2.25, "transferred": math.inf}
 
 def clear(*predicted: Measurement) -> float:
     """The ratio from which on the longer of predicted times is the longer one, by the first word of their notes."""
-    return max(CLEAR.get(m.note.partition(":")[0], CLEAR["calibrated"]) for m in predicted)
+    return max(CLEAR.get(m.note.partition(":")[0], math.inf) for m in predicted)
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -254,6 +254,7 @@ def test_of_predicted_times_the_ratio_decides_as_far_as_it_can_be_known():
     assert pick(guessed(1.0, clear + 0.01), select=bytes_first).chosen == "prune"
     assert pick(guessed(1.0, clear - 0.01), select=bytes_first).chosen == "quantize"
     assert pick(guessed(1.0, clear + 0.5, "transferred"), select=bytes_first).chosen == "quantize"
+    assert pick(guessed(1.0, clear + 0.5, "of another edgekd"), select=bytes_first).chosen == "quantize"  # what it rests on isn't known
     assert pick(guessed(1.0, 3.0, "transferred", half=0.1), select=bytes_first).chosen == "prune"  # their intervals are apart
     assert pick(both(1.0, 1.4, half=0.9), select=bytes_first).chosen == "quantize"  # measured so badly, it isn't shown
 
