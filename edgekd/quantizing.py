@@ -99,6 +99,7 @@ def quantize(
         compared=found.samples,
         unused=unused,
         audited=audited,
+        full_range=" and ".join(["--full-range"] * full_range + [f"pairs16 = false in {target}"] * (not targets.load(target).int8.pairs16)),
         top1=found.right,
         notes=tuple(notes),
     )

@@ -458,6 +458,14 @@ def test_the_print(tmp_path, capsys):
     assert code == 0 and "no layer saturates" in out
 
 
+def test_what_asked_for_the_full_range_is_said(tmp_path):
+    (tmp_path / "wide.toml").write_text('title = "w"\narchitecture = "aarch64"\n[int8]\npairs16 = false\n')
+    paths = given(tmp_path, *gemms())
+    for more, told in (({}, ""), ({"full_range": True}, "--full-range and ")):
+        made = str(quantizing.quantize(**paths, target=str(tmp_path / "wide.toml"), **more))
+        assert f"can saturate; without {told}pairs16 = false in {tmp_path / 'wide.toml'} the file is exact on every CPU" in made
+
+
 def test_few_samples_work_and_are_told(tmp_path, capsys):
     model, arrays = gemms()
     paths = given(tmp_path, model, {"x": arrays["x"][:1]})

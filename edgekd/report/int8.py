@@ -26,7 +26,7 @@ class Row:
 class Quantized:
     """What `quantize` made. Prints as a table. `samples` were calibrated on, `compared` are behind the agreements and `top1` (float, int8; where the
     data has labels), `unused` whether calibration saw none of those. `differ`: values of integer operators that onnxruntime computes otherwise than
-    simulated; None if it could not be checked; `audited` whether saturation was looked at."""
+    simulated; None if it could not be checked; `audited` whether saturation was looked at; `full_range`: what asked for weights of the full range."""
 
     model: str
     out: str
@@ -41,6 +41,7 @@ class Quantized:
     compared: int = 0
     unused: bool = False
     audited: bool = True
+    full_range: str = "--full-range"
     top1: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     exit_code: int = PASSED
@@ -95,7 +96,7 @@ def _saturation(made: Quantized) -> str:
         return "on AVX2 without VNNI: no layer saturates"
     width = max(len(r.name) for r in found)
     count = "1 layer" if len(found) == 1 else f"{len(found)} layers"
-    lines = [f"on AVX2 without VNNI {count} can saturate; without --full-range the file is exact on every CPU"]
+    lines = [f"on AVX2 without VNNI {count} can saturate; without {made.full_range} the file is exact on every CPU"]
     for r in found:
         lines.append(f"  {r.name:<{width}}  {'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}")
     return "\n".join(lines)

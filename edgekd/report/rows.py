@@ -229,7 +229,7 @@ def elsewhere(result: Result, target: str) -> str:
     if found is None:
         return ""
     text = f"on x86 with AVX2 and without VNNI {number(found.value)} layers can saturate ({found.note} in samples)"
-    return clean(f"{text}; with the target x86-64-avx2 in the recipe the file is the same there")
+    return clean(f"{text}; without pairs16 = false, of its stage or a target, the file is the same there")
 
 
 def came_about(result: Result, target: str) -> list[tuple[str, str]]:
