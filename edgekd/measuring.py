@@ -137,7 +137,7 @@ def _ends(files: Mapping[str, Path], inputs: Mapping[str, np.ndarray], on: str |
 def _elsewhere(target: Target) -> bool:
     """Whether a target is another machine than this one as far as answers go, and something can be told of it without."""
     facts = environment.describe()
-    lacking, more = devices.matches(target, facts), devices.surplus(target, facts)
+    lacking, more = devices.lacking(target, facts), devices.surplus(target, facts)
     return bool(target.emulated_as and (lacking or more) or lacking and calibrating.known_as(target)[0])
 
 

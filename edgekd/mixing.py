@@ -65,7 +65,7 @@ def _known(o: Observed, parent: Observed, resolved: Resolved, source: Artifact, 
     from edgekd.quantization.sites import layers
 
     facts = environment.describe()
-    here = [t for t in resolved.targets if t.name in o.point.targets and not targets.matches(t, facts) and not targets.surplus(t, facts)]
+    here = [t for t in resolved.targets if t.name in o.point.targets and targets.times(t, facts)]
     name = f"layers-{environment.environment_id(facts)}-{here[0].threads}-{parent.artifact.key[:16]}" if here else "layers-macs"
     kept = store.observed(o.artifact.key, name)
     if kept is None:

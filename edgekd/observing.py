@@ -68,7 +68,7 @@ def observe(
     timings = {}
     for target in resolved.targets:
         host = of_targets.get(target.name)
-        if host is not None and not targets.matches(target, host.facts) and not targets.surplus(target, host.facts):
+        if host is not None and targets.times(target, host.facts):
             timings[target.name] = times(found, target, resolved, store, host, folder, progress)
     teacher = next((o for o in found if o.point.reference == "teacher"), None)
     timed = {o.point.id: {t: taken.get(o.point.id, ()) for t, taken in timings.items()} for o in found}
@@ -211,8 +211,8 @@ def described(
             figures = quality.measure(outputs[split], resolved.data(split).labels, resolved.task.metrics, teacher=reference, split=split)
             own = {"target": target.name, "environment": environment.environment_id(facts), "threads": 1}
             found += noted((dataclasses.replace(m, **own) for m in figures), target, facts, also)
-        if more:  # a machine with more would show the time of other kernels
-            found += calibrating.predicted(o.file, target)
-        else:
+        if targets.times(target, facts):
             found += noted((dataclasses.replace(m, target=target.name) for m in timed[target.name]), target, facts)
+        else:
+            found += calibrating.predicted(o.file, target)
     return tuple(found)

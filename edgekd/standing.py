@@ -33,7 +33,7 @@ def stands_for(host: Host, target: Target | None) -> tuple[Target, Host]:
     """The target, and the host held to its kind of cores, where the host can stand for it: it has the core and all features, and none more that
     kernels are chosen by."""
     device = target or devices.host(host.facts)
-    lacking, more = devices.matches(device, host.facts), devices.surplus(device, host.facts)
+    lacking, more = devices.lacking(device, host.facts), devices.surplus(device, host.facts)
     kinds = host.facts.get("clusters", {})
     named = all(name.startswith(("Cortex-", "Neoverse-")) for name in kinds)  # other makers' cores may be of any kind
     if device.core and kinds and named and not _cores(host, device):

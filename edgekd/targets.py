@@ -89,24 +89,34 @@ def kernels(target: Target) -> str:
 
 def figures(target: Target, facts: Mapping[str, Any]) -> str:
     """The best that a machine with `facts` can tell of the target: `measured` (times and answers), `answers` (measured, and no
-    times: the machine has other kernels besides), `emulated` (answers by emulation), `counted` (the file alone)."""
+    times: the machine has other kernels besides, or fewer cores), `emulated` (answers by emulation), `counted` (the file alone)."""
     if not runs(target):
         return "counted"
     more = surplus(target, facts)
     if not matches(target, facts) and not (more and target.emulated_as):
-        return "answers" if more else "measured"
+        return "measured" if times(target, facts) else "answers"
     return "emulated" if target.emulated_as else "counted"
 
 
 def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
-    """What a machine lacks of a target; only with nothing missing may a time taken on it be called measured for the target."""
+    """What a machine lacks of a target; only with nothing missing may its answers be called measured for the target. Times: see `lacking`."""
     if target.name == HOST:
         return []
     if facts["architecture"] != target.architecture:
         return [target.architecture]
     missing = [feature for feature in target.features if feature not in facts["features"]]
-    missing += [f"{target.threads} cores"] if (facts.get("cores") or target.threads) < target.threads else []
     return missing if runs(target) else [*missing, "a runtime for it"]
+
+
+def lacking(target: Target, facts: Mapping[str, Any]) -> list[str]:
+    """What a machine lacks for the target's times: what it lacks for its answers, and cores for its threads."""
+    few = target.name != HOST and (facts.get("cores") or target.threads) < target.threads
+    return [*matches(target, facts), *([f"{target.threads} cores"] if few else [])]
+
+
+def times(target: Target, facts: Mapping[str, Any]) -> bool:
+    """Whether a time taken on the machine may be called measured for the target: it lacks nothing, and has no other kernels besides."""
+    return not lacking(target, facts) and not surplus(target, facts)
 
 
 def differing(target: Target, facts: Mapping[str, Any]) -> str:

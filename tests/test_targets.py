@@ -8,11 +8,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from edgekd import calibrating, environment, listing, measuring, pipeline, quantizing, runtimes, standing, targets
+from edgekd import calibrating, environment, listing, measuring, observing, pipeline, quantizing, runtimes, standing, targets
 from edgekd.errors import UsageError
+from edgekd.metrics import top1
 from edgekd.records import Measurement, Runtime, Target
 
 ROOT = Path(__file__).parent.parent
@@ -239,9 +242,28 @@ def test_the_folder_of_runtimes_is_the_list(monkeypatch, tmp_path):
     assert runtimes.names() == ["executorch"]
 
 
-def test_a_machine_with_fewer_cores_than_threads_is_not_the_targets():
+def test_a_machine_with_fewer_cores_than_threads_has_not_the_targets_times():
     wide = Target("wide", "wide", "x86-64", threads=8)
-    assert targets.matches(wide, ZEN5) == ["8 cores"] and targets.matches(dataclasses.replace(wide, threads=4), ZEN5) == []
+    assert targets.lacking(wide, ZEN5) == ["8 cores"] and targets.lacking(dataclasses.replace(wide, threads=4), ZEN5) == []
+
+
+def test_answers_take_one_core_however_many_threads_the_target_has(monkeypatch):
+    """Of a machine that is the target's but for its cores, answers are measured and times are not."""
+    wide = Target("wide", "wide", "x86-64", features=tuple(ZEN5["features"]), threads=8)
+    alike = dataclasses.replace(wide, threads=4)
+    assert targets.matches(wide, ZEN5) == [] and [targets.times(t, ZEN5) for t in (wide, alike)] == [False, True]
+    assert [targets.figures(t, ZEN5) for t in (wide, alike)] == ["answers", "measured"]
+    for name in ("static", "memory"):
+        monkeypatch.setattr(getattr(observing, name), "measure", lambda file: ())
+    monkeypatch.setattr(observing.calibrating, "predicted", lambda file, target: ("predicted",))
+    labels = np.arange(6) % 3
+    resolved = SimpleNamespace(targets=(wide,), data=lambda split: SimpleNamespace(labels=labels), task=SimpleNamespace(metrics=(top1(),)))
+    artifact = SimpleNamespace(folder=Path("."), facts={})
+    o = observing.Observed(SimpleNamespace(targets=("wide",)), artifact, dict.fromkeys(observing.SPLITS, np.eye(3)[labels]))
+    *figures, latency = observing.described(o, None, {}, resolved, {"wide": SimpleNamespace(facts=ZEN5)})
+    assert latency == "predicted" and {(m.split, m.origin, m.target) for m in figures if m.name == "top1"} == {
+        (split, "measured", "wide") for split in observing.SPLITS
+    }
 
 
 @pytest.mark.parametrize("version, told", [("1.22.0", "with onnxruntime 1.31.1, the target has 1.22.0"), ("1.31.1", ""), ("", "")])

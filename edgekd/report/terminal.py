@@ -132,8 +132,7 @@ def _here(target: str) -> bool:
     """Whether this machine times a target by its name: a board's address, and the file of a target of one's own, are not known here."""
     if target not in targets.names():
         return False
-    facts, device = environment.describe(), targets.load(target)
-    return not targets.matches(device, facts) and not targets.surplus(device, facts)
+    return targets.times(targets.load(target), environment.describe())
 
 
 def _next(result: Result, folder: Path | str | None) -> list[str]:
