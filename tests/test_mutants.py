@@ -1,0 +1,22 @@
+"""The table of `make mutants` names what is there, and leaves out no module of those that it is for."""
+
+from pathlib import Path
+
+import mutants
+import pytest
+
+ROOT = Path(mutants.__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", ["losses", "train", "terms", "trials", "guides", "quantization", "decisions", "store", "fingerprint"])
+def test_every_module_has_its_tests(name):
+    place = ROOT / "edgekd" / name
+    for path in place.glob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+        module = path.relative_to(ROOT).as_posix()
+        assert path.stem == "__init__" or {module, f"edgekd/{name}"} & mutants.TESTS.keys(), module
+
+
+def test_the_table_names_what_is_there():
+    for module, tests in mutants.TESTS.items():
+        assert (ROOT / module).exists() and tests.split()
+        assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in tests.split()), module
