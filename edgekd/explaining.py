@@ -207,7 +207,7 @@ def lost(result: Result, last: Candidate, target: str, split: Split = "test") ->
                 m.name,
                 f"{number(m.value, 2)} {m.unit}",
                 f"[{number(m.low, 2)}, {number(m.high, 2)}]",
-                f"(beside: {change})" if c is alone else change,
+                f"(beside: {change})" if c is alone and change else change,
             )
         )
         before = before if c is alone and before is not None else m.value
