@@ -178,11 +178,14 @@ def side_by_side(*figures: Measurement) -> bool:
 
 
 def ratio_of(a: Measurement, b: Measurement, level: float = 0.95) -> tuple[float, float, float]:
-    """(a / b, low, high) of two positive figures: from pairs where they were taken side by side, else all that both intervals allow."""
+    """(a / b, low, high) of two positive figures: from pairs where they were taken side by side, else all that both intervals allow; without limits
+    (NaN) for two predicted times that are clearly apart: what they are off by, they share."""
     if side_by_side(a, b):
         return ratio(a.each, b.each, level)
     if not min(a.low, b.low) > 0:
         raise ValueError("a ratio takes positive figures")
+    if a.origin == b.origin == "predicted" and max(a.value / b.value, b.value / a.value) > clear(a, b):
+        return a.value / b.value, math.nan, math.nan
     return a.value / b.value, a.low / b.high, a.high / b.low
 
 

@@ -432,15 +432,18 @@ def test_machine_formats_take_hostile_names_and_no_checks(result):
 
 def test_an_int8_choice_that_is_slower_than_its_float_parent_is_said():
     def candidate(id, parents, stages, p50):
-        figure = Measurement("latency_p50_ms", "ms", p50, p50 - 0.01, p50 + 0.01, 6, None, "host", "measured", 1, "e")
+        figure = Measurement("latency_p50_ms", "ms", p50, p50 - half, p50 + half, 6, None, "host", origin, 1, "e", "calibrated: on this board")
         return Candidate(id, id, 0, parents, stages, "onnx", f"models/{id}.onnx", "0" * 64, (figure,))
 
     def said(p50):
         both = (candidate("prune", (), ("prune", "float32"), 0.5), candidate("quantize", ("prune",), ("prune", "quantize", "int8"), p50))
         return rows.caution(Result("t", "0" * 64, {"e": {}}, {}, both, {"host": TargetResult(("quantize",), "quantize", "pass")}), "host")
 
+    half, origin = 0.01, "measured"
     assert "0.60" not in said(0.3) and said(0.3) == "" and said(0.515) == ""  # faster; not told apart
     assert "quantize takes 1.20 x the time of the float prune" in said(0.6)
+    half, origin = 0.4, "predicted"  # intervals overlap, and what both are off by they share
+    assert "quantize takes 2.40 x the time of the float prune by prediction;" in said(1.2) and said(1.0) == said(0.41) == ""
 
 
 def test_what_an_int8_choice_does_on_other_cpus_is_told(run):

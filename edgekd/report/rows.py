@@ -206,9 +206,10 @@ def caution(result: Result, target: str) -> str:
     if a is None or b is None or min(a.low, b.low) <= 0:
         return ""
     ratio, low, high = intervals.ratio_of(a, b)
-    if low <= 1:
+    if ratio <= 1 or low <= 1:  # a clear prediction has no limits
         return ""
-    of = f"the time of the float {clean(parent.candidate.id)} ({low:.2f} to {high:.2f})"
+    limits = " by prediction" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
+    of = f"the time of the float {clean(parent.candidate.id)}{limits}"
     return f"int8 is slower here: {clean(ours.candidate.id)} takes {ratio:.2f} x {of}; at this size conversions cost more than integers save"
 
 
