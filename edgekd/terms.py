@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,9 @@ class Term:
         return components.find("losses", self.use)
 
     def needs_teacher(self) -> bool:
-        """Whether the part's `teacher` is not optional (one that is not annotated is taken to be needed)."""
-        parameter = inspect.signature(self.function()).parameters.get("teacher")
-        if parameter is None:
+        """Whether the part's second argument, the teacher, is not optional: annotated as such, None by default, or named `_...` as unused."""
+        parameter = next(itertools.islice(inspect.signature(self.function()).parameters.values(), 1, None), None)
+        if parameter is None or parameter.name.startswith("_") or parameter.default is None:
             return False
         return not any(word in str(parameter.annotation) for word in ("None", "Optional"))
 

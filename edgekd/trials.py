@@ -96,6 +96,8 @@ def rehearse(
                 kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
                 if isinstance(error, UsageError):
                     hint = error.problems[0].hint or hint
+                elif ":" in term.use:
+                    hint = f"it was tried on {len(batch.index)} samples: a loss takes batches of any size, as (student, teacher, batch)"
                 if shown == "label" and not isinstance(error, UsageError):
                     kind, reason, hint = "", "the teacher shows labels only (a black box), the term needs more", 'use = "hard" learns from its labels'
                 yield number, f"`{term.use}` can't work on this task ({shapes}): {kind}{reason}", hint

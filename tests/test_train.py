@@ -195,6 +195,22 @@ def test_needs_teacher_is_read_from_the_signature():
     assert Term("kl", 1.0).needs_teacher() and not Term("cross_entropy", 1.0).needs_teacher()
 
 
+def short(s, t, b):
+    return s.output - t.output
+
+
+def labels_only(s, _, b):
+    return s.output - b.labels
+
+
+def either(s, t=None, b=None):
+    return s.output
+
+
+def test_one_s_own_loss_gets_its_teacher_whatever_the_argument_is_called():
+    assert [Term(f"{__name__}:{f.__name__}", 1.0).needs_teacher() for f in (short, labels_only, either)] == [True, False, False]
+
+
 def test_teacher_is_frozen_and_in_evaluation_mode(tmp_path, task):
     run = run_in(tmp_path / "t", task)
     Train(model="teacher", epochs=1)(None, run)
