@@ -109,13 +109,13 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
             id = nearest(result, target) or id
         if id is not None:
             chosen.setdefault(id, []).append(target)
+    bought = gains.nothing_bought(result.candidates, tapped)  # of the recipe's own line too, where the control was chosen or is nearest
+    parts += ["\n".join(bought)] if bought else []
     for id, names in chosen.items():
         split, where = _taken(result, candidates[id], names)
         rows[id] = tuple(lost(result, candidates[id], where, split))
         taken = "chosen" if all(result.targets[n].chosen == id for n in names) else "the best int8 file that was kept"
         parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on {_told(split, where, names)}\n{columns(rows[id])}")
-        way = _way(result, candidates[id])[0]
-        parts += ["\n".join(told)] if (told := gains.nothing_bought(way, tapped)) else []
         parts += [text for name in names if (text := _emulated(candidates[id], name))]
         if "int8" not in candidates[id].stages:
             findings[id] = ()

@@ -393,6 +393,21 @@ def test_a_stage_that_bought_nothing_is_told(tmp_path):
     assert "distill bought nothing that can be shown over alone: +0.10 [-0.60, +0.80] pt on test" in text and "to try: attention" in text
 
 
+def test_what_distillation_cost_is_told_where_the_control_was_chosen(tmp_path):
+    """The best int8 file learned without a teacher: the recipe's own line is spoken of all the same, and once."""
+    put(tmp_path)
+    result = results.read(tmp_path / "result.json")
+    teacher, distilled, int8 = result.candidates
+    cost = Measurement("gain", "pt", -24.0, -34.6, -13.5, 899, "test", None, "measured", note="over alone")
+    own = dataclasses.replace(distilled, id="own", file=None, measurements=(*distilled.measurements, cost))
+    alone = (dataclasses.replace(distilled, parents=()), dataclasses.replace(int8, parents=("distill",)))
+    chosen = TargetResult(("distill", "distill.int8"), "distill", "pass", reason="the fastest")
+    for target in (chosen, dataclasses.replace(chosen, chosen="distill.int8"), dataclasses.replace(chosen, chosen=None, verdict="fail")):
+        made = dataclasses.replace(result, candidates=(teacher, own, *alone), targets={"host": target, "raspberry-pi-4": target})
+        text = str(explaining.explain(_rewritten(tmp_path, made)))
+        assert text.count("own cost accuracy over alone: -24.00 [-34.60, -13.50] pt on test") == text.count("to try: ") == 1
+
+
 def test_explain_makes_nothing_up(tmp_path):
     put(tmp_path)
     found = explaining.explain(tmp_path)
