@@ -647,3 +647,23 @@ def test_a_table_is_stored_and_looked_up_in_integers(tmp_path):
     gathers = [n for n in graph.node if n.op_type == "Gather" and n.input[0] in stored and len(stored[n.input[0]].dims) == 2]
     assert [(list(stored[n.input[0]].dims), stored[n.input[0]].data_type) for n in gathers] == [([50, 12], onnx.TensorProto.INT8)]
     assert not [i for i in graph.initializer if list(i.dims) in ([50, 12], [20, 12]) and i.data_type == onnx.TensorProto.FLOAT]
+
+
+class LastState(nn.Module):
+    """A recurrent classifier of the last state."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.recurrent, self.head = kind(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        state = self.recurrent(x)[1]
+        return self.head((state[0] if isinstance(state, tuple) else state)[-1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_the_last_state_is_no_row_of_a_table(tmp_path, kind):
+    ours, theirs, grid, path, names = exported(stirred(LastState(kind)), data((5, 4), 200), tmp_path)
+    equality = check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0])
+    assert equality.reasons == () and equality.equal >= 0.999, equality
+    assert set(names) == {name for name, site in grid.sites.items() if site.axis is None} and format.float_kernels(path) == []

@@ -196,7 +196,8 @@ def _render(graph: onnx.GraphProto, grid: Grid) -> dict[str, str]:
 
 def _looked_up(nodes: list[onnx.NodeProto], helper: Any) -> list[onnx.NodeProto]:
     """Rows are looked up in integers and then told in float; the other way round the whole table would be, at each inference."""
-    told = {n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear"}
+    made = {n.output[0] for n in nodes}  # a value's integers are made by a node, a table's are stored
+    told = {n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0] not in made}
     found = []
     for node in nodes:
         table = told.get(node.input[0]) if node.op_type == "Gather" else None
