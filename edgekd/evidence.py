@@ -54,6 +54,7 @@ def of_run(folder: Path, result: Result) -> list[Subject]:
     """What a run chose for each of its targets. Raises BaselineError with everything that contradicts it."""
     wrong = [p for c in result.candidates if c.file is not None for p in _model(folder / c.file, c.sha256, c.measurements)]
     wrong += _digests(folder, result)
+    wrong += [p for target in result.targets for p in _delivered(folder, result, target)]
     if wrong:
         raise BaselineError(*wrong)
     return [_chosen(folder, result, target) for target in result.targets]
@@ -93,6 +94,26 @@ def _digests(folder: Path, result: Result) -> list[Problem]:
     files = ((folder / "predictions" / name, digest) for name, digest in (result.predictions or {}).items())
     text = "differs from its digest in result.json: not what the measured file answered"
     return [Problem(str(path), text) for path, digest in files if path.is_file() and sha256(path) != digest]
+
+
+def _delivered(run: Path, result: Result, target: str) -> list[Problem]:
+    """How a run's own bundle for a target, where it is there, is not what was judged."""
+    folder, chosen = run / "bundles" / target, result.targets[target].chosen
+    candidate = next((c for c in result.candidates if c.id == chosen), None)
+    if candidate is None or not folder.exists():
+        return []
+    try:
+        manifest = bundle.read(folder)
+        of_bundle(folder, manifest)
+    except (UsageError, BaselineError) as error:
+        return list(error.problems)
+    claims, recipe = bundle.claimed(result, candidate, target), run / "recipe.toml"
+    if recipe.is_file() and sha256(recipe) == result.recipe_sha256:  # another one isn't what the run was judged by
+        claims["gate"] = bundle.budget_of(run, target)
+    found = [Problem(f"{folder / bundle.MANIFEST}: {k}", "differs from result.json") for k, v in claims.items() if getattr(manifest, k) != v]
+    if manifest.files[manifest.model].sha256 != candidate.sha256:
+        found.append(Problem(str(folder / manifest.model), "differs from its digest in result.json: not the file that was measured"))
+    return found
 
 
 def _chosen(folder: Path, result: Result, target: str) -> Subject:

@@ -122,7 +122,7 @@ def test_a_bundle_takes_the_place_of_an_older_one_whole(run):
     assert not (folder / "stray.txt").exists() and [p.name for p in folder.parent.iterdir()] == ["host"]
 
 
-@pytest.mark.parametrize("function", ["_predictions", "_swap", "_gate"])
+@pytest.mark.parametrize("function", ["_predictions", "_swap", "budget_of"])
 def test_a_failure_leaves_the_older_bundle_and_nothing_else(run, monkeypatch, function):
     folder = write(run)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}

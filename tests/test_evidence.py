@@ -370,3 +370,48 @@ def test_no_bundle_is_made_of_predictions_that_were_changed(run):
     altered(run, "teacher", top1_records=np.ones(N))
     with pytest.raises(BaselineError, match="differs from its digest"):
         bundled(run)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "golden.npz", "predictions.npz"])
+def test_a_runs_own_bundle_is_held_to_what_was_judged(run, name):
+    path = bundled(run) / name
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    for damaged in (None, b"", bytes(flipped)):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        refused(run, name)
+    path.write_bytes(whole)
+    assert gating.gate(run).exit_code == 0
+    shutil.rmtree(run / "bundles")
+    assert gating.gate(run).exit_code == 0, "a run may be kept without them"
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"gate": {"any": {"file_bytes": "max 90 kB"}}}, "gate"),
+        ({"candidate": "alone"}, "candidate"),
+        ({"verdict": "fail"}, "verdict"),
+        ({"measurements": []}, "measurements"),
+    ],
+)
+def test_a_bundle_that_claims_other_than_its_run_ends_in_5(run, changes, told):
+    manifest(bundled(run), **changes)
+    refused(run, rf"manifest.json: {told}: .*result.json")
+
+
+def test_a_bundle_of_another_model_than_was_judged_ends_in_5(run):
+    folder, files = bundle_of(run)
+    (folder / "model.onnx").write_bytes(b"other".ljust(15_000))
+    manifest(folder, files=files())
+    refused(run, "model.onnx: .*not the file that was measured")
+
+
+def test_a_recipe_that_was_changed_is_not_what_its_bundle_is_held_to(run, tmp_path):
+    bundled(run)
+    budget = tmp_path / "budget.toml"
+    budget.write_text('[any]\nfile_bytes = "max 20 kB"\n')
+    for change in (lambda: (run / "recipe.toml").write_text("# another"), lambda: (run / "recipe.toml").unlink()):
+        change()
+        assert gating.gate(run, budget=budget).exit_code == 0

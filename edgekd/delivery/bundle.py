@@ -109,35 +109,42 @@ def write(
             write_atomic(part / BEFORE, before)
         digest = _predictions(run, result, candidate_id, target, part)
         files = {p.name: File(sha256(p), p.stat().st_size) for p in sorted(part.iterdir())}
-        measurements = tuple(m for m in candidate.measurements if m.target in (None, target))
-        machines = {id: result.environment[id] for m in measurements if (id := m.environment) in result.environment}
-        found = result.targets[target]
+        claims = claimed(result, candidate, target)
         manifest = Manifest(
-            task=result.task,
-            target=target,
-            candidate=candidate.id,
-            form=candidate.form,
-            stages=candidate.stages,
             model=model,
             files=files,
             inputs=_tensors(golden_inputs),
             outputs=_tensors(golden_outputs),
-            measurements=measurements,
             test_digest=digest,
-            recipe_sha256=result.recipe_sha256,
-            versions=_versions(machines),
-            gate=_gate(run, target),
-            verdict=found.verdict,
-            checks=tuple(c for c in found.checks if c.candidate == candidate.id),
-            environment=machines,
+            versions=_versions(claims["environment"]),
+            gate=budget_of(run, target),
             golden=golden,
-            means=None if result.predictions is None else result.means,
+            **claims,
         )
         write_atomic(part / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
         _swap(part, bundles / target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return bundles / target
+
+
+def claimed(result: Result, candidate: Candidate, target: str) -> dict[str, Any]:
+    """What a manifest repeats of its run, {field: value}: the candidate, its figures and what they came to."""
+    found = result.targets[target]
+    measurements = tuple(m for m in candidate.measurements if m.target in (None, target))
+    return {
+        "task": result.task,
+        "target": target,
+        "candidate": candidate.id,
+        "form": candidate.form,
+        "stages": candidate.stages,
+        "measurements": measurements,
+        "recipe_sha256": result.recipe_sha256,
+        "verdict": found.verdict,
+        "checks": tuple(c for c in found.checks if c.candidate == candidate.id),
+        "environment": {id: result.environment[id] for m in measurements if (id := m.environment) in result.environment},
+        "means": None if result.predictions is None else result.means,
+    }
 
 
 def read(folder: Path | str) -> Manifest:
@@ -239,7 +246,7 @@ def _versions(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return ours | {str(k): str(v) for k, v in found.items()}
 
 
-def _gate(run: Path, target: str) -> dict[str, Any]:
+def budget_of(run: Path, target: str) -> dict[str, Any]:
     """The lines of recipe.toml's [gate.any] and [gate.<target>]; empty without a recipe."""
     path = run / "recipe.toml"
     try:
