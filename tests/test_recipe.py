@@ -244,7 +244,7 @@ def test_weights_of_the_full_range_are_honoured_unless_a_target_saturates(tmp_pa
     assert place.endswith("target own: int8.pairs16") and named == avx2
 
 
-OWN = """
+LATTICED = """
 import dataclasses
 @dataclasses.dataclass(frozen=True)
 class Own:
@@ -259,7 +259,7 @@ def test_a_stage_of_ones_own_may_have_some_of_the_settings_of_lattices(tmp_path,
     from edgekd import plan
 
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "ownlattice.py").write_text(OWN)
+    (tmp_path / "ownlattice.py").write_text(LATTICED)
     table = {**GOOD, "stage": [{"use": "distill"}, {"use": "ownlattice:Own", "name": "own"}], "targets": ["x86-64-avx2"]}
     with pytest.raises(UsageError, match="saturate"):
         plan.make(resolving.resolve(recipe.read(table)))
