@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from edgekd.errors import THEIRS, Problem, UsageError
+from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError
 
 PARTS = ("losses", "ensembles", "criteria", "ranges")  # folders of what a setting may name
 SPEC = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -56,6 +56,9 @@ def imported(path: str) -> Any:
             hint = "modules are looked for beside the recipe, in the current folder, and where Python finds them"
             raise UsageError(Problem("", f"there is no module `{module_name}`", hint)) from None
         raise UsageError(Problem("", f"`{module_name}` can't be imported: {error}", f"install `{error.name}`")) from error
+    except EdgekdError as error:  # what the module makes at its top, such as its arrays
+        where = f"importing `{module_name}`"
+        raise UsageError(*(dataclasses.replace(p, place=f"{where}: {p.place}" if p.place else where) for p in error.problems)) from error
     except THEIRS as error:
         raise UsageError(Problem("", f"importing `{module_name}` failed: {type(error).__name__}: {error}")) from error
     for name in attribute.split("."):

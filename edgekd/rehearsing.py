@@ -5,6 +5,7 @@ in a scratch folder. Every form that the recipe makes is exported, counted, scor
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 import shutil
@@ -201,9 +202,12 @@ def _names(resolved: Resolved, plan: Plan, folder: Path) -> list[Problem]:
     files = {f"{id}.onnx": told for id, told in names.items()}
     files |= {results.executed(p.id, t): f"{names[p.id]} on {t[:40]}" for p in plan.points for t in p.targets}
     files |= {f".{t.name}.{'0' * 12}.part": f"the target {t.name[:40]}" for t in resolved.targets}
+    long = {id for id in names if len(id.encode()) > results.LONGEST}
     folder.mkdir()
     for name, told in files.items():
         try:
+            if name.removesuffix(".onnx") in long:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
             (folder / Path(name).name).touch()
         except OSError as error:
             text = f"{told} can't name a file: {error.strerror}, {len(Path(name).name.encode())} bytes"

@@ -26,6 +26,7 @@ from edgekd.records import Measurement, Metric, Result
 
 VERSIONS = {"result": 2, "manifest": 1}  # the newest schema of each
 ARRAY_LIMIT = 2**31  # bytes of an .npz, unpacked
+LONGEST = 200  # bytes of a candidate's id
 KINDS = {  # what `schema` describes, and where it is written down
     "result": "edgekd.records:Result",
     "manifest": "edgekd.delivery.bundle:Manifest",
@@ -153,7 +154,7 @@ def _inconsistent(result: Result) -> list[tuple[str, str]]:
     """What each part is right by itself and wrong together."""
     found, ids, seen = [], {c.id for c in result.candidates}, set()
     for i, c in enumerate(result.candidates):
-        if not re.fullmatch(r"\w[\w.+=-]*", c.id) or len(c.id.encode()) > 200:
+        if not re.fullmatch(r"\w[\w.+=-]*", c.id) or len(c.id.encode()) > LONGEST:
             found.append((f"candidates.{i}.id", f"{c.id[:60]!r} is no name for a file"))
         if c.id in seen:
             found.append((f"candidates.{i}.id", f"`{c.id}` stands twice"))

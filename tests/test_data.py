@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils import data as torch_data
 
+from edgekd import components
 from edgekd.augmentation import affine
 from edgekd.data import Splits, arrays, check, from_loader
 from edgekd.errors import UsageError
@@ -86,7 +87,7 @@ def test_arrays_becomes_columns_without_a_copy_of_samples():
 def test_arrays_tells_everything_at_once():
     ragged = [[1.0, 2.0], [3.0]]
     text = told(lambda: arrays(X, Y[:-1], ragged, np.array(["cat", "dog"]), y_validation=Y, validation=1.5))
-    assert "x_train 60, y_train 59" in text and "x_test: values are of type object" in text and "y_test: values are of type <U3" in text
+    assert "x_train 60, y_train 59" in text and "x_test: values are of type object" in text and "y_test: values are of type str" in text
     assert "y_validation: is given without" in text and "validation: 1.5" in text and text.count("hint") == 5
     assert "x_test: samples are float32 [5], those of x_train float32 [4]" in told(lambda: arrays(X, Y, N.normal(size=(30, 5)), YT))
     assert "is empty" in told(lambda: arrays(X, Y, X[:0], Y[:0]))
@@ -329,6 +330,9 @@ def test_classes_that_do_not_fit():
     assert found(classes=2, data=arrays(X, Y % 2, XT, YT % 2), models=single) == ""
     assert "one class number per sample" in found(data=arrays(X, Y[:, None], XT, YT[:, None]))
     assert "samples have no label" in found(data=arrays(X, None, XT, None))
+    text = found(data=arrays(X, Y - 1, XT, YT - 1))
+    assert "labels are outside 0 to 2" in text and "hint: labels are numbered from 0" in text and "set classes" not in text
+    assert "hint: set classes=4" in found(data=arrays(X, Y + 1, XT, YT + 1))
 
 
 def test_splits_that_are_empty_missing_or_mixed_up():
@@ -366,6 +370,10 @@ def test_metrics_that_do_not_work():
     assert "gives records of shape [] for 2 samples" in found(metrics=(dataclasses.replace(top1(), records=lambda o, y: 0.5),))
     assert "its value is a str" in found(metrics=(dataclasses.replace(top1(), value=lambda r: "good"),))
     assert "not a Metric" in found(metrics=(len,))
+    text = found(metrics=(dataclasses.replace(top1(), value=lambda r: None),))
+    assert "metrics['top1']: its value is None" in text and "records of shape" not in text
+    for name in ("", " ", None):
+        assert f"metrics: one is named {name!r}" in found(metrics=(dataclasses.replace(top1(), name=name),))
 
 
 def test_loaded_columns_are_not_read_again():
@@ -373,3 +381,11 @@ def test_loaded_columns_are_not_read_again():
     columns = {split: load(sound, split) for split in ("train", "validation", "test")}
     assert check(dataclasses.replace(sound, data=None), columns.__getitem__) == []
     assert check(task(models={"student": lambda: nn.Linear(4, 3)}), roles=("student",)) == []
+
+
+def test_what_a_module_makes_at_its_top_is_told_plainly(tmp_path, monkeypatch):
+    (tmp_path / "named_labels.py").write_text("import edgekd\nedgekd.arrays([[0.0]] * 4, list('abab'), [[1.0]] * 2, list('ab'))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = told(lambda: components.imported("named_labels:task"))
+    assert text.startswith("importing `named_labels`: y_train: values are of type str\n  hint: number the classes")
+    assert "UsageError" not in text and "\\n" not in text and text.count("hint: ") == 2

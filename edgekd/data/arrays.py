@@ -99,7 +99,7 @@ def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, n
     for place, column in columns.items():
         if column.dtype.kind not in "fiub":
             hint = "give numbers of one shape" if place.startswith("x") else "number the classes: names, y = numpy.unique(y, return_inverse=True)"
-            found.append(Problem(place, f"values are of type {column.dtype}", hint))
+            found.append(Problem(place, f"values are of type {'str' if column.dtype.kind == 'U' else column.dtype}", hint))
         if not column.ndim or not len(column):
             found.append(Problem(place, f"is empty: shape {list(column.shape)}", "the first axis counts the samples"))
     lengths = {place: len(column) for place, column in columns.items() if column.ndim}

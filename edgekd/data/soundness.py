@@ -60,7 +60,9 @@ def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
     if not task.metrics:
         yield Problem(f"{place}: metrics", "is empty", "metrics=(edgekd.top1(),)")
     names = [m.name for m in task.metrics if isinstance(m, Metric)]
-    for name in sorted({n for n in names if names.count(n) > 1}):
+    for name in (n for n in names if not isinstance(n, str) or not n.strip()):
+        yield Problem(f"{place}: metrics", f"one is named {name!r}", "give it a name, such as top1")
+    for name in sorted({n for n in names if names.count(n) > 1}, key=str):
         yield Problem(f"{place}: metrics", f"two are named {name!r}", "give each a name of its own")
     for field, least in (("views", 1), ("draws", 1), ("classes", 2)):
         value = getattr(task, field)
@@ -131,7 +133,8 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
             first = np.argwhere(out)[0]
             at = first[0] if labels.ndim == 1 else first.tolist()
             text = f"{out.sum()} of {out.size} labels are outside 0 to {task.classes - 1}, the first is {labels[tuple(first)]} at {at}"
-            yield Problem(place, text, f"set classes={int(labels.max()) + 1}, or number the classes from 0")
+            below = "labels are numbered from 0: names, y = numpy.unique(y, return_inverse=True)"
+            yield Problem(place, text, below if labels.min() < 0 else f"set classes={int(labels.max()) + 1}, or number the classes from 0")
 
 
 def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
@@ -251,15 +254,16 @@ def _metric(metric: Metric, outputs: np.ndarray, labels: np.ndarray, where: str)
         yield Problem(where, f"better is {metric.better!r}", "higher or lower")
     try:
         records = np.asarray(metric.records(outputs, labels))
+        fits = records.shape[:1] == (ROWS,)
         try:
-            value = None if records.shape[:1] != (ROWS,) else metric.value(records)
+            value = metric.value(records) if fits else math.nan
         except (ValueError, ArithmeticError):  # not defined for so few, such as an AUC where both are of one class: the rehearsal tries it on many
             value = math.nan
     except THEIRS as error:  # (the metric is the user's own code)
         hint = f"it was called with outputs {list(outputs.shape)}, labels {list(labels.shape)}"
         yield Problem(where, f"raises {type(error).__name__}: {error}", hint)
         return
-    if value is None:
+    if not fits:
         yield Problem(where, f"gives records of shape {list(records.shape)} for {ROWS} samples", "one record per sample")
     elif not np.isscalar(value) or not np.isreal(value):
-        yield Problem(where, f"its value is a {type(value).__name__}", "a float")
+        yield Problem(where, f"its value is {'None' if value is None else f'a {type(value).__name__}'}", "a float")
