@@ -13,7 +13,7 @@ from typing import Any
 from edgekd import components, environment
 from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits
 from edgekd.recipe import Read, Recipe, Select
-from edgekd.records import Task
+from edgekd.records import Metric, Task
 from edgekd.settings import FILLED_IN
 from edgekd.wants import OPEN
 
@@ -58,13 +58,15 @@ def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
     load = cache(environment.threads()(lambda split: columns.load(task, split)))
     select, gate = recipe.recipe.select, {name: dict(lines) for name, lines in recipe.recipe.gate.items()}
     if isinstance(task, Task) and task.metrics:
-        problems += _task_problems(task, recipe, load)
+        taken = metric_problems(task)
+        problems += [*taken, *_task_problems(task, recipe, load)]
         first = task.metrics[0]
         if not select.maximize and first.better == "higher":
             select = select.model_copy(update={"maximize": (first.name,)})
         elif first.better == "lower" and first.name not in select.minimize:
             select = select.model_copy(update={"minimize": (*select.minimize, first.name)})
-        gate = budget.with_default(gate, first.name, first.unit, [t.name for t in found if t is not None])
+        if not taken:
+            gate = budget.with_default(gate, first.name, first.unit, [t.name for t in found if t is not None])
     gate = capacity.added(gate, [t for t in found if t is not None])
     names = [t.name for t in found if t is not None]
     metrics = {m.name: m.unit for m in task.metrics} if isinstance(task, Task) else None
@@ -150,6 +152,16 @@ def _built_in_task(use: str) -> Any:
         raise UsageError(Problem("", f"no task is named `{use}`", hint))
     module = importlib.import_module(f"edgekd.tasks.{use}")
     return module.task if hasattr(module, "task") else getattr(module, use)
+
+
+def metric_problems(task: Task) -> list[Problem]:
+    """Metrics named like what is measured of every candidate: one couldn't be told from the other."""
+    from edgekd.decisions.rules import COST, UNBUDGETED, UNITS
+
+    own = {*UNITS, *UNBUDGETED} - {name for name in OTHERS if name not in COST}
+    names = dict.fromkeys(m.name for m in task.metrics if isinstance(m, Metric) and isinstance(m.name, str))
+    text, where = "is a figure that edgekd takes by itself", f"task {task.name}: metrics"
+    return [Problem(where, f"{name!r} {text}", f"another name, such as my_{name}") for name in names if name in own]
 
 
 def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list[Problem]:

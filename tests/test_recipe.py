@@ -1,11 +1,13 @@
 """Recipes: strict, every problem at once, each with its place and a hint; the resolved recipe says everything and repeats the run."""
 
+import dataclasses
 import tomllib
 
 import pytest
 
 from edgekd import recipe, resolving, settings
 from edgekd.errors import UsageError
+from edgekd.tasks import digits
 
 GOOD = {"task": "digits", "stage": [{"use": "distill"}]}
 
@@ -288,3 +290,24 @@ def test_a_swept_mode_gets_the_teacher_that_it_needs():
 )
 def test_odd_settings_are_problems_not_errors(sets, text):
     assert any(text in p for p in told(GOOD, sets=sets))
+
+
+@pytest.mark.parametrize("name", ["latency_p50_ms", "agreement", "ece", "gain", "file_bytes", "equal_outputs", "tokens_per_s"])
+def test_a_metric_named_like_a_figure_of_edgekd_is_refused(name):
+    task = dataclasses.replace(digits.task, metrics=(dataclasses.replace(digits.task.metrics[0], name=name),))
+    problems = [str(p) for p in resolving.metric_problems(task)]
+    assert problems == [f"task digits: metrics: {name!r} is a figure that edgekd takes by itself\n  hint: another name, such as my_{name}"]
+
+
+def test_names_of_metrics_that_tasks_measure_are_free():
+    named = [dataclasses.replace(digits.task.metrics[0], name=n) for n in ("top1", "top5", "map50", "perplexity", "mine")]
+    assert resolving.metric_problems(dataclasses.replace(digits.task, metrics=(*named, len))) == []
+
+
+def test_a_run_with_such_a_metric_ends_before_it_begins(monkeypatch):
+    metric = dataclasses.replace(digits.task.metrics[0], name="latency_p50_ms")
+    monkeypatch.setattr(digits, "task", dataclasses.replace(digits.task, metrics=(metric,)))
+    monkeypatch.setattr(resolving, "_task_problems", lambda *given: [])  # reads all data
+    with pytest.raises(UsageError) as caught:
+        resolving.resolve(recipe.read(GOOD))
+    assert [p.place for p in caught.value.problems] == ["task digits: metrics"]  # and of no budget that the recipe hasn't got

@@ -45,6 +45,7 @@ UNITS: Mapping[str, str] = {
     "latency_p50_ms": "ms", "latency_p90_ms": "ms", "load_ms": "ms", "first_ms": "ms", "tokens_per_s": "1/s", "file_bytes": "B",
     "activation_bytes": "B", "peak_rss_bytes": "B", "peak_rss_over_runtime_bytes": "B", "parameters": "", "macs": "", "instructions": "",
 }  # fmt: skip
+UNBUDGETED = ("gain", "equal_outputs")  # what is measured too, and no budget is on
 COUNTED = ("file_bytes", "activation_bytes", "parameters", "macs", "saturable_layers")
 LOWER = frozenset(n for n, u in UNITS.items() if u in ("ms", "B", "pt", "nat") or n in ("ece", "perplexity", *COUNTED, "instructions"))
 COST = frozenset(n for n, u in UNITS.items() if u in ("ms", "B", "1/s") or n in (*COUNTED, "instructions"))  # the others tell quality
