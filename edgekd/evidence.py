@@ -73,7 +73,9 @@ def of_bundle(folder: Path, manifest: bundle.Manifest) -> Subject:
         subject = Subject(m.target, made, teacher, ours, _held(made.measurements, m.target, ours, m.means, str(path), wrong), stored=m.checks)
         if ours.digest != m.test_digest:
             wrong.append(Problem(str(path), "is of another test set than the manifest says"))
-    wrong += _contradictory(m.checks, m.verdict, f"{folder / bundle.MANIFEST}", made) if m.means is not None else []
+    if m.means is not None:
+        taught = _figures(made, m.target, subject.teacher.records, m.means) if subject.teacher else ()
+        wrong += _contradictory(m.checks, m.verdict, f"{folder / bundle.MANIFEST}", made, taught)
     if wrong:
         raise BaselineError(*wrong)
     return replace(subject, candidate=_told(made, m.target, subject.predictions, subject.metrics))

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from runs import N, bundled, make, rewrite
+from runs import RECIPE, N, bundled, make, rewrite, right
 
 from edgekd import gating, outcome, results
 from edgekd.cli import run as main
@@ -415,3 +415,18 @@ def test_a_recipe_that_was_changed_is_not_what_its_bundle_is_held_to(run, tmp_pa
     for change in (lambda: (run / "recipe.toml").write_text("# another"), lambda: (run / "recipe.toml").unlink()):
         change()
         assert gating.gate(run, budget=budget).exit_code == 0
+
+
+@pytest.mark.parametrize("rule", ["drop max 3.0 pt vs teacher", "regress max 3 % vs teacher"])
+def test_a_bundles_records_of_the_teacher_are_held_to_its_stored_checks(tmp_path, rule):
+    run = make(tmp_path / "run", recipe=RECIPE.replace(DROP, rule))
+    checks = gating.gate(run).checks
+    changed(run, "targets", "host", "checks", value=[dataclasses.asdict(c) for c in checks])
+    folder, files = bundle_of(run)
+    assert gating.gate(folder).exit_code == 0
+    path = folder / "predictions.npz"
+    results.save_arrays(path, results.load_arrays(path) | {"top1.teacher": right(range(100, N))})
+    manifest(folder, files=files())
+    refused(run, rf"manifest.json.checks \(top1 {rule}\): the stored value")
+    with pytest.raises(BaselineError, match="the stored value"):
+        gating.gate(folder)
