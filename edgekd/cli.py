@@ -70,7 +70,7 @@ def cli():
     """Distil, prune and quantize a teacher for the edge; profile, choose and gate the exported file.
 
     \b
-    edgekd compress                 the built-in example: handwritten digits, about a minute
+    edgekd compress                 the built-in example: handwritten digits, under two minutes
     edgekd compress recipe.toml     your own
     """
 

@@ -74,7 +74,7 @@ def gate(
             kept = tuple(r for r in rules if _counted(r, subject.candidate))
             skipped += [f"{subject.target}: {r.name} {r.text}" for r in rules if r not in kept]
             rules = kept
-        for check, text in _judge(subject, rules, against):
+        for check, text in _judge(subject, rules, against, budget is not None):
             told.append(text)
             checks.append(check)
     if not checks:
@@ -88,7 +88,7 @@ def gate(
     others = [name for name in tables if name != budgets.ANY and name not in heads]
     if others and budget is not None:
         text += f"\n\nnot judged: {place} also has budgets for {', '.join(others)}, which {folder} is not for"
-    if verdict != "pass" and not why:
+    if verdict != "pass" and not why and any(s.candidate for s in subjects):
         same = [*(["--budget", str(budget)] if budget else []), *(["--baseline", str(baseline)] if baseline else [])]
         text += f"\n\nnext: {shlex.join(['edgekd', 'gate', str(folder), *same, '--why'])}"
     notes = (evidence.UNVERIFIED,) if any(s.stored is None for s in subjects) else ()
@@ -154,10 +154,11 @@ def _counted(rule: Rule, candidate: Candidate | None) -> bool:
     return "counted" in origins or (not origins and rule.name in COUNTED)
 
 
-def _judge(subject: Subject, rules: tuple[Rule, ...], baseline: Baseline | None) -> list[tuple[Check, str]]:
-    """[(check, what it is judged on)] of one target."""
+def _judge(subject: Subject, rules: tuple[Rule, ...], baseline: Baseline | None, other: bool = False) -> list[tuple[Check, str]]:
+    """[(check, what it is judged on)] of one target; `other`: the rules are not those that the run chose by."""
     if subject.candidate is None:
         reason = subject.reason or "no candidate is within the budgets"
+        reason += "; the run chose by its own budgets, and there is nothing to judge by others: put these into its recipe and compress again" * other
         check = Check(subject.target, "", CHOICE, "a candidate within the budgets", "fail", "error", None, None, None, "", None, "", reason)
         return [(check, "")]
     wanting = [r for r in rules if r.versus == "baseline" and r.level == "error"]

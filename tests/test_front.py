@@ -121,8 +121,10 @@ def test_the_control_is_chosen_where_it_is_better():
     """It learned from labels alone: what the teacher's answers spoiled must not be delivered in its place."""
     alone, taught = candidate("alone", 92, 1, 30), candidate("distill", 89, 1, 30)
     assert pick([candidate("teacher", 99, 5, 100), alone, taught], {"top1": "min 90 %"}, references=("teacher",)).chosen == "alone"
+    found = pick([candidate("alone-quantize", 90, 1, 30, quality_half=2), candidate("quantize", 90, 1, 30, quality_half=2)])
+    assert found.chosen == "quantize" and "the control gives way (tied in" in found.reason
     found = pick([candidate("alone-quantize", 91, 1, 30, quality_half=2), candidate("quantize", 90, 1, 30, quality_half=2)])
-    assert found.chosen == "quantize" and "the control gives way (tied in" in found.reason  # what is not told apart is no reason to take it
+    assert found.chosen == "alone-quantize" and "highest top1 by its value (tied in" in found.reason  # at the same cost the worse is not delivered
     assert pick([candidate("alone", 91, 1, 30), candidate("alone-q", 91, 1, 30)]).chosen == "alone"
 
 

@@ -99,7 +99,9 @@ def test_a_budget_may_name_targets_of_other_runs_but_not_only_those(run, tmp_pat
 def test_nothing_chosen_fails(tmp_path):
     gated = gating.gate(make(tmp_path / "run", chosen=None))
     assert gated.exit_code == 1
-    assert "none of 3 candidates is within the budgets" in str(gated)
+    assert "none of 3 candidates is within the budgets" in str(gated) and "--why" not in str(gated)  # which would tell the same
+    other = str(gating.gate(tmp_path / "run", budget=budget(tmp_path, '[any]\ntop1 = "min 1 %"\n')))
+    assert "there is nothing to judge by others" in other and "there is nothing to judge" not in str(gated)
 
 
 def test_one_target_of_two_that_fails_fails(tmp_path):

@@ -1,7 +1,8 @@
 """The choice for one target, by the contract's rule, from the validation split alone.
 
 Of the points within the budgets, the best by the first key of `minimize`; what its interval doesn't tell apart from the best is a tie, decided by
-the next key, then by `maximize`, bytes, MACs; then the control gives way to what was distilled, and the id decides. Int8 that is slower than the
+the next key, then by `maximize`, bytes, MACs; then the control gives way to what was distilled unless its value of `maximize` is the better one, and
+the id decides. Int8 that is slower than the
 float model it was made of is not chosen where that one is within the budgets, unless `slower_int8` says so. Candidates that differ by seed alone are
 one point and count by their mean.
 """
@@ -145,16 +146,20 @@ def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, se
         close = [p for p, f in known.items() if f[1] <= top[2]]
         decided = f"{'lowest' if sign > 0 else 'highest'} {name}" + (f" (tied in {', '.join(tied)})" if tied else "")
         left, tied = close, list(dict.fromkeys([*tied, name]))
-    taught = [p for p in left if not control(p)]
-    if 0 < len(taught) < len(left):
-        left, decided = taught, f"the control gives way (tied in {', '.join(tied)})"
+    taught, alone = [p for p in left if not control(p)], [p for p in left if control(p)]
+    if taught and alone:
+        name = next((n for n in select.maximize if n in tied), "")
+        highest = lambda of: max((figure(points[p], name, target)[0] for p in of), default=-math.inf)
+        better = bool(name) and highest(alone) > highest(taught)
+        left = alone if better else taught
+        decided = f"highest {name} by its value (tied in {', '.join(tied)})" if better else f"the control gives way (tied in {', '.join(tied)})"
     if len(left) > 1:
         decided = f"first by name (tied in {', '.join(tied)})"
     return min(left), decided
 
 
 def control(point: str) -> bool:
-    """Whether a point is of the student that learned from labels alone (the names are kept for it): chosen where it is better, not where it ties."""
+    """Whether a point is of the student that learned from labels alone (the names are kept for it): chosen only where it is better."""
     return point == "alone" or point.startswith("alone-")
 
 
