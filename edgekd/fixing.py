@@ -289,7 +289,7 @@ def _noise(plain: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> 
 
 
 def _text(f: Fixed) -> str:
-    f = plain(f)
+    lasting, f = "\n".join(map(plain, f.lasting.split("\n"))), plain(f)  # lines of our own
     head = f"fix of {f.id}"
     if f.helped is None:
         return f"{head}: {f.note}"
@@ -300,7 +300,7 @@ def _text(f: Fixed) -> str:
     says = "gives back what was lost" if f.recovered else "gives back a part of what was lost"
     lines += ["", f"{f.file or 'not kept'}: {f.remedy.text}; {says if f.helped else f.note}", _beside(f), f.proof, _pairs(f.saturation)]
     if f.helped:
-        lines += [f.note] * bool(f.note) + ["", f"to make it lasting: {f.lasting}"]
+        lines += [f.note] * bool(f.note) + ["", f"to make it lasting: {lasting}"]
     return "\n".join(lines)
 
 

@@ -102,7 +102,7 @@ def test_the_first_command_runs_to_its_end_and_finds_everything_finished(tmp_pat
     tiny.settle(tmp_path, monkeypatch)
     assert command(["compress", "--quiet"]) == 0
     result = results.read(tmp_path / "runs/digits/result.json")
-    assert [c.id for c in result.candidates] == ["teacher", "alone", "distill", "prune", "quantize"]
+    assert [c.id for c in result.candidates] == ["teacher", "alone", "distill", "prune", "quantize", "alone-quantize"]
     figures = {c.id: {(m.name, m.split): m.value for m in c.measurements} for c in result.candidates}
     macs, sizes = ([figures[id][name, None] for id in ("distill", "prune", "quantize")] for name in ("macs", "file_bytes"))
     assert 0.45 < macs[1] / macs[0] <= 0.52 and macs[2] == macs[1] and sizes[0] > sizes[1] > 2 * sizes[2]  # half of the multiply-accumulates
