@@ -65,7 +65,7 @@ class Fixed:
     """What came of a candidate. `file` of the repaired file; None where nothing helped, or nothing had to. `now` how it was; `plain`, `before` and
     `after`: figures of the float file and the two others on the samples that judge, `change` of the metric (above 0 is better) and `ratio` of the
     latency, after / before, with 95 % intervals (`control`: before / before); `saturation`: layers that saturate, before and after. `helped` None:
-    there was nothing to mend."""
+    no layer needed a fix."""
 
     id: str
     helped: bool | None

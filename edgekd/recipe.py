@@ -144,7 +144,7 @@ def _open(source: Path | str | Mapping[str, Any] | None) -> tuple[dict[str, Any]
         hint = f"did you mean `{path.parent / near[0]}`?" if near else "`edgekd compress` without a recipe runs the built-in one"
         raise UsageError(Problem(place, "there is no such recipe", hint)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(Problem(place, f"can't be read: {error}")) from None
+        raise UsageError(Problem(place, f"can't be read: {getattr(error, 'strerror', None) or error}")) from None
     except ValueError as error:
         raise UsageError(Problem(place, f"is not TOML: {error}")) from None
 

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ("edgekd", "tests", "benchmarks", "targets", "README.md", "LICENSE", "Makefile", "pyproject.toml", ".constraints.txt")
@@ -164,8 +165,15 @@ def changed(diff: str) -> str:
     return "\n".join([name, *(line for line in lines if re.match(r"[-+](?!--|\+\+)", line)), ""])
 
 
-def pytest_configure(config: object) -> None:
-    """Processes that a test starts see the faults too, but not while mutmut notes which test calls what: they would miss its settings elsewhere."""
+def pytest_configure(config: Any) -> None:
+    """Processes that a test starts see the faults too, but not while mutmut notes which test calls what: they would miss its settings elsewhere.
+    Property tests that are methods run in several sessions of one process here, which Hypothesis takes for a fault of theirs."""
+    import hypothesis
+
+    check = hypothesis.HealthCheck.differing_executors
+    hypothesis.settings.register_profile("mutants", hypothesis.settings.get_profile("ci"), suppress_health_check=[check])
+    config.option.hypothesis_profile = "mutants"  # as --hypothesis-profile: whichever plugin is configured first
+    hypothesis.settings.load_profile("mutants")
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent / "mutants")
     begin = subprocess.Popen.__init__
 

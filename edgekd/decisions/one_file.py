@@ -17,9 +17,9 @@ def one_file(
     within: Callable[[Candidate, str], bool],
     pair: Callable[[Candidate, Candidate, str], float],
 ) -> dict[str, TargetResult]:
-    """The targets' results, all with one choice if a file that one of them chose competes for all of them, is `within` their budgets, and costs
-    none more than POINTS or SHARE of what it chose for itself; else as they are. `metric`: name of one in percent, more is better; `pair`: the first
-    file's time over the second's on a target that both were timed on, of the two interleaved, NaN where noise hides it."""
+    """The targets' results, all with one choice if a file that one of them chose competes for all of them, is `within` their budgets, and no
+    target loses more than POINTS of accuracy or SHARE of latency against its own choice; else as they are. `metric`: name of one in percent, more
+    is better; `pair`: the first file's time over the second's on a target that both were timed on, NaN where noise hides it."""
     by_id = {c.id: c for c in candidates}
     chosen = list(dict.fromkeys(r.chosen for r in found.values()))
     if len(chosen) < 2 or None in chosen:

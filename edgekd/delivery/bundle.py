@@ -129,7 +129,7 @@ def write(
 
 
 def claimed(result: Result, candidate: Candidate, target: str) -> dict[str, Any]:
-    """What a manifest repeats of its run, {field: value}: the candidate, its figures and what they came to."""
+    """The fields of a manifest that are copied from result.json, {field: value}: the candidate, its measurements, checks and verdict."""
     found = result.targets[target]
     measurements = tuple(m for m in candidate.measurements if m.target in (None, target))
     return {
