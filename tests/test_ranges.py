@@ -27,6 +27,31 @@ def histogram(*batches):
     return found
 
 
+def slow_entropy(found, levels, tries):
+    edges, counts, best, chosen = found.edges.tolist(), found.counts.tolist(), np.inf, None
+    for t in np.linspace(1, 2 / tries, tries):
+        low, high = min(found.low, 0) * t, max(found.high, 0) * t
+        inside = [k for k in range(BINS) if edges[k + 1] > low and edges[k] < high]
+        if len(inside) < levels:
+            break
+        held = [counts[k] for k in inside]
+        groups = [[j for j in range(len(held)) if j * levels // len(held) == g and held[j]] for g in range(levels)]
+        kept = [0.0] * len(held)
+        for group in groups:
+            for j in group:
+                kept[j] = sum(held[i] for i in group) / len(group)
+        moved = [float(n) for n in held]
+        moved[0] += sum(counts[: inside[0]])
+        moved[-1] += sum(counts[inside[-1] + 1 :])
+        whole, left = sum(moved), sum(kept)
+        pairs = [(m / whole, max(k / left, 1e-12)) for m, k in zip(moved, kept, strict=True) if m]
+        chance = (sum(map(len, groups)) - sum(map(bool, groups))) / (2 * sum(counts))
+        divergence = sum(p * np.log(p / q) for p, q in pairs) - chance
+        if divergence < best * (1 - 1e-9):
+            best, chosen = divergence, (low, high)
+    return chosen
+
+
 def test_every_range_is_tested_here():
     assert set(names("ranges")) == set(ALL)
 
@@ -103,6 +128,14 @@ class TestRanges:
         assert entropy(histogram(rng.uniform(0, 1, 50000)))[1] > 0.95
         low, high = entropy(histogram(np.concatenate([rng.normal(0, 1, 50000), [-30.0, 30.0]])))
         assert 2 < high < 15 and -15 < low < -2
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_entropy_against_loops_over_bins(self, seed):
+        """Written from the docstring, bin by bin: shapes of one and two signs, with outliers on either side."""
+        rng = np.random.default_rng(seed)
+        values = [rng.normal(0, 1, 400), rng.exponential(1, 400), rng.standard_t(2, 400), rng.normal(2, 0.3, 400) ** 3][seed % 4]
+        found, bits, tries = histogram(np.append(values, [-6.0, 9.0][: seed % 3])), 2 + seed % 3, 9
+        assert entropy(found, bits=bits, tries=tries) == slow_entropy(found, 2**bits, tries)
 
     def test_entropy_by_hand(self):
         """Four levels over eighths of [0, 1], of the ranges to 1, 5/6, 2/3 and 1/2. Over the lower half they hold four constants: no loss. With
