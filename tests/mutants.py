@@ -104,8 +104,10 @@ def main() -> int:
 
 def score(counts: dict[str, int]) -> str:
     total, noticed = sum(counts.values()), sum(counts.get(kind, 0) for kind in NOTICED)
+    if not total:
+        return "  no fault tried: the limit ended it while its tests ran without faults, give more --seconds"
     left = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()) if kind not in NOTICED)
-    return f"{noticed:5} of {total:5} noticed ({100 * noticed / max(1, total):.1f} %){'; ' * bool(left)}{left}"
+    return f"{noticed:5} of {total:5} noticed ({100 * noticed / total:.1f} %){'; ' * bool(left)}{left}"
 
 
 def tried(module: str, children: int, seconds: float | None = None) -> tuple[dict[str, int], list[str]]:

@@ -20,3 +20,8 @@ def test_the_table_names_what_is_there():
     for module, tests in mutants.TESTS.items():
         assert (ROOT / module).exists() and tests.split()
         assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in tests.split()), module
+
+
+def test_a_part_of_which_nothing_was_tried_has_no_score():
+    assert "no fault tried" in mutants.score({}) and "%" not in mutants.score({})
+    assert "3 of     4 noticed (75.0 %)" in mutants.score({"killed": 3, "survived": 1})
