@@ -1,7 +1,8 @@
 """edgekd: distil, prune and quantize a teacher for the edge; profile, choose and gate the exported file.
 
     import edgekd
-    run = edgekd.compress("recipe.toml", out="runs/mine")     # what `edgekd compress` does; run.result, run.verdict, run.to_dataframe()
+    run = edgekd.compress("recipe.toml", out="runs/mine")     # what `edgekd compress` does; run.result, run.verdict,
+    run.to_dataframe()
     edgekd.gate("runs/mine").exit_code
 
 Names are loaded when used: `import edgekd` loads no torch.
@@ -14,17 +15,19 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _HOME = {
-    "compress": "edgekd.pipeline",
-    "profile": "edgekd.measuring",
-    "compare": "edgekd.measuring",
-    "quantize": "edgekd.quantizing",
-    "gate": "edgekd.gating",
-    "report": "edgekd.gating",
+    "compress": "edgekd.run.execute",
+    "profile": "edgekd.verbs.profile",
+    "compare": "edgekd.verbs.profile",
+    "quantize": "edgekd.verbs.quantize",
+    "gate": "edgekd.verbs.gate",
+    "report": "edgekd.verbs.gate",
     "arrays": "edgekd.data",
     "from_loader": "edgekd.data",
     "top1": "edgekd.metrics",
     "mean_error": "edgekd.metrics",
-    **dict.fromkeys(("Task", "Sample", "Metric", "Signals", "Batch", "Measurement", "Candidate", "Result"), "edgekd.records"),
+    **dict.fromkeys(
+        ("Task", "Sample", "Metric", "Signals", "Batch", "Measurement", "Candidate", "Result"), "edgekd.records"
+    ),
     **dict.fromkeys(("EdgekdError", "UsageError", "EnvironmentUnfit", "BaselineError", "RunFailed"), "edgekd.errors"),
 }
 __all__ = [*_HOME, "__version__"]

@@ -1,4 +1,5 @@
-"""The command line: verbs without logic. Results go to stdout, progress and logs to stderr; nothing heavy is imported before a verb runs."""
+"""The command line: verbs without logic. Results go to stdout, progress and logs to stderr; nothing heavy is imported
+before a verb runs."""
 
 from __future__ import annotations
 
@@ -77,7 +78,11 @@ def cli():
 
 def show(text: str) -> None:
     """A result on stdout: lines, and the colours of a table on a terminal; nothing else that a terminal would obey."""
-    click.echo("\n".join("".join(p if COLOUR.fullmatch(p) else plain(p) for p in COLOUR.split(line)) for line in text.split("\n")))
+    click.echo(
+        "\n".join(
+            "".join(p if COLOUR.fullmatch(p) else plain(p) for p in COLOUR.split(line)) for line in text.split("\n")
+        )
+    )
 
 
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -85,13 +90,43 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr
 
 @cli.command()
 @click.argument("recipe", required=False, type=click.Path())
-@click.option("--target", "targets", multiple=True, metavar="T", help="A target's name or file; replaces the recipe's list. Repeat for several.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="T",
+    help="A target's name or file; replaces the recipe's list. Repeat for several.",
+)
 @click.option("--out", type=click.Path(), help="Folder of the run [default: runs/<task>].")
-@click.option("--set", "sets", multiple=True, metavar="STAGE.KEY=VALUE", help="Change a setting of the recipe. Repeat for several.")
-@click.option("--on", "on", multiple=True, type=Board(), metavar="T=ADDRESS", help="Where target T's board is: T=ssh://[user@]host[:port].")
-@click.option("--time-budget", type=Duration(), help="Begin no further training after this long (90s, 20m, 2h); conclude with what is there.")
-@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads of the trainings; part of a run's identity [default: 2].")
-@click.option("--fresh", is_flag=True, help="Replace the run of another recipe in the folder; finished work stays in the store.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="STAGE.KEY=VALUE",
+    help="Change a setting of the recipe. Repeat for several.",
+)
+@click.option(
+    "--on",
+    "on",
+    multiple=True,
+    type=Board(),
+    metavar="T=ADDRESS",
+    help="Where target T's board is: T=ssh://[user@]host[:port].",
+)
+@click.option(
+    "--time-budget",
+    type=Duration(),
+    help="Begin no further training after this long (90s, 20m, 2h); conclude with what is there.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Threads of the trainings; part of a run's identity [default: 2].",
+)
+@click.option(
+    "--fresh", is_flag=True, help="Replace the run of another recipe in the folder; finished work stays in the store."
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and show the steps; compute nothing.")
 @quiet_option
 def compress(recipe, targets, out, sets, on, time_budget, threads, fresh, dry_run, quiet):
@@ -100,9 +135,17 @@ def compress(recipe, targets, out, sets, on, time_budget, threads, fresh, dry_ru
     A recipe names code (tasks, models, losses) and runs it: use recipes that you trust.
     Interrupted or killed, the same command goes on from the last checkpoint.
     """
-    from edgekd.pipeline import compress
+    from edgekd.run.execute import compress
 
-    given = {"targets": targets, "out": out, "sets": sets, "on": dict(on), "time_budget": time_budget, "threads": threads, "fresh": fresh}
+    given = {
+        "targets": targets,
+        "out": out,
+        "sets": sets,
+        "on": dict(on),
+        "time_budget": time_budget,
+        "threads": threads,
+        "fresh": fresh,
+    }
     outcome = compress(recipe, **given, dry_run=dry_run, quiet=quiet)
     show(str(outcome))
     return 0 if isinstance(outcome, str) else outcome.exit_code
@@ -110,9 +153,17 @@ def compress(recipe, targets, out, sets, on, time_budget, threads, fresh, dry_ru
 
 @cli.command()
 @click.argument("model", type=click.Path())
-@click.option("--target", "targets", multiple=True, metavar="T", help="A target's name or file [default: host]; several with --on emulator.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="T",
+    help="A target's name or file [default: host]; several with --on emulator.",
+)
 @click.option("--on", type=Where(), metavar="WHERE", help=f"{ON} Or `emulator`: run as the target's CPU, no times.")
-@click.option("--data", type=click.Path(), help="An .npz with `inputs` and optionally `labels`; without: seeded random inputs.")
+@click.option(
+    "--data", type=click.Path(), help="An .npz with `inputs` and optionally `labels`; without: seeded random inputs."
+)
 @click.option("--preset", type=click.Choice(["quick", "standard", "certify"]), default="standard", show_default=True)
 @click.option("--json", "json_file", type=click.Path(), help="Write the measurements to this file.")
 @click.option("--trace", type=click.Path(), help="Write a Chrome trace of the operators to this file.")
@@ -125,50 +176,85 @@ def profile(model, targets, on, data, preset, json_file, trace, quiet):
       ?python=~/venv/bin/python after it, or EDGEKD_REMOTE_PYTHON, names another interpreter there;
       EDGEKD_SSH_CONFIG another ssh configuration here.
 
-    With --on emulator, or for a target that this machine can't stand for: what it answers under each target's instruction set, held
-    against this machine; its latency predicted, not timed. Without an emulator what is counted and predicted remains, with exit code 4.
+    With --on emulator, or for a target that this machine can't stand for: what it answers under each target's
+    instruction set, held against this machine; its latency predicted, not timed. Without an emulator what is counted
+    and predicted remains, with exit code 4.
     """
-    from edgekd import emulating, measuring, sizing
     from edgekd import targets as devices
     from edgekd.errors import Problem, UsageError
+    from edgekd.verbs import _counted, _emulated
+    from edgekd.verbs import profile as measuring
 
     if on is None and len(targets) == 1 and not devices.runs(device := devices.load(targets[0])):
         if data is not None or trace is not None:
             hint = "leave it out: what is counted on the file needs no samples"
             raise UsageError(Problem("--data" if data else "--trace", f"nothing runs as {device.name} here", hint))
-        sized = sizing.sizes(model, device, json=json_file)
+        sized = _counted.sizes(model, device, json=json_file)
         show(str(sized))
         return sized.exit_code
     if on == "emulator":
-        outcome = emulating.emulate(model, targets=targets, data=data, json=json_file, quiet=quiet)
+        outcome = _emulated.emulate(model, targets=targets, data=data, json=json_file, quiet=quiet)
     elif len(targets) > 1:
-        raise UsageError(Problem("--target", f"{len(targets)} are given, and times are taken for one", "--on emulator runs as several"))
+        raise UsageError(
+            Problem(
+                "--target", f"{len(targets)} are given, and times are taken for one", "--on emulator runs as several"
+            )
+        )
     else:
         target = targets[0] if targets else "host"
-        outcome = measuring.profile(model, target=target, data=data, preset=preset, json=json_file, trace=trace, on=on, quiet=quiet)
+        outcome = measuring.profile(
+            model, target=target, data=data, preset=preset, json=json_file, trace=trace, on=on, quiet=quiet
+        )
     show(str(outcome))
-    if outcome.exit_code and isinstance(outcome, emulating.Emulated):
+    if outcome.exit_code and isinstance(outcome, _emulated.Emulated):
         click.echo("\n".join(f"error: {p}" for p in outcome.problems), err=True)
     return outcome.exit_code
 
 
 @cli.command()
 @click.argument("model", type=click.Path())
-@click.option("--data", required=True, type=click.Path(), help="An .npz with `inputs` (or an array per input name) and optionally `labels`.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(),
+    help="An .npz with `inputs` (or an array per input name) and optionally `labels`.",
+)
 @click.option("--out", required=True, type=click.Path(), help="The int8 file to write.")
-@click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file: the weights' lattices suit it.")
-@click.option("--ranges", default="minmax", show_default=True, metavar="R", help="How ranges are taken: minmax, percentile, entropy, mse.")
+@click.option(
+    "--target",
+    default="host",
+    show_default=True,
+    metavar="T",
+    help="A target's name or file: the weights' lattices suit it.",
+)
+@click.option(
+    "--ranges",
+    default="minmax",
+    show_default=True,
+    metavar="R",
+    help="How ranges are taken: minmax, percentile, entropy, mse.",
+)
 @click.option("--weight-bits", type=click.Choice(["8", "7"]), help="Instead of the target's.")
-@click.option("--full-range", is_flag=True, help="Weights take all of int8: x86 with AVX2 and without VNNI may answer otherwise.")
+@click.option(
+    "--full-range", is_flag=True, help="Weights take all of int8: x86 with AVX2 and without VNNI may answer otherwise."
+)
 @click.option("--samples", type=int, default=512, show_default=True, help="Use at most this many samples.")
-@click.option("--float-layer", "float_layers", multiple=True, metavar="NAME", help="Keep this layer in float. Repeat for several.")
+@click.option(
+    "--float-layer", "float_layers", multiple=True, metavar="NAME", help="Keep this layer in float. Repeat for several."
+)
 @quiet_option
 def quantize(model, data, out, target, ranges, weight_bits, full_range, samples, float_layers, quiet):
     """Quantize a float ONNX MODEL of any making to int8 by samples of its inputs, and check the file."""
-    from edgekd.quantizing import quantize
+    from edgekd.verbs.quantize import quantize
 
     bits = None if weight_bits is None else int(weight_bits)
-    settings = {"ranges": ranges, "weight_bits": bits, "full_range": full_range, "samples": samples, "float_layers": float_layers}
+    settings = {
+        "ranges": ranges,
+        "weight_bits": bits,
+        "full_range": full_range,
+        "samples": samples,
+        "float_layers": float_layers,
+    }
     outcome = quantize(model, data=data, out=out, target=target, **settings, quiet=quiet)
     show(str(outcome))
     return outcome.exit_code
@@ -184,7 +270,7 @@ def quantize(model, data, out, target, ranges, weight_bits, full_range, samples,
 @quiet_option
 def compare(a, b, target, on, preset, json_file, quiet):
     """Time two exported files interleaved (A B B A) and print the ratio B/A with its interval."""
-    from edgekd.measuring import compare
+    from edgekd.verbs.profile import compare
 
     outcome = compare(a, b, target=target, on=on, preset=preset, json=json_file, quiet=quiet)
     show(str(outcome))
@@ -193,7 +279,9 @@ def compare(a, b, target, on, preset, json_file, quiet):
 
 @cli.command()
 @click.argument("path", type=click.Path())
-@click.option("--budget", type=click.Path(), help="A TOML file with [any] and [TARGET] tables [default: the run's own gate].")
+@click.option(
+    "--budget", type=click.Path(), help="A TOML file with [any] and [TARGET] tables [default: the run's own gate]."
+)
 @click.option("--baseline", type=click.Path(), help="A bundle to compare with.")
 @click.option("--only", type=click.Choice(["deterministic"]), help="Judge counted numbers only.")
 @click.option("--inconclusive", type=click.Choice(["fail", "warn"]), default="fail", show_default=True)
@@ -203,8 +291,9 @@ def compare(a, b, target, on, preset, json_file, quiet):
 @click.option("--sarif", type=click.Path(), help="Write SARIF.")
 @click.option("--json", "json_file", type=click.Path(), help="Write the checks as JSON.")
 def gate(path, budget, baseline, only, inconclusive, why, junit, markdown, sarif, json_file):
-    """Judge a RUN or BUNDLE folder against budgets. Exit code 0 passed, 1 failed, 3 inconclusive, 5 baseline unusable."""
-    from edgekd.gating import gate
+    """Judge a RUN or BUNDLE folder against budgets. Exit code 0 passed, 1 failed, 3 inconclusive, 5 baseline
+    unusable."""
+    from edgekd.verbs.gate import gate
 
     outcome = gate(
         path,
@@ -226,7 +315,7 @@ def gate(path, budget, baseline, only, inconclusive, why, junit, markdown, sarif
 @click.argument("run", type=click.Path())
 def report(run):
     """Write report.html and report.md of a RUN folder again."""
-    from edgekd.gating import report
+    from edgekd.verbs.gate import report
 
     show(str(report(run)))
     return 0
@@ -234,18 +323,22 @@ def report(run):
 
 @cli.command()
 @click.argument("path", type=click.Path())
-@click.option("--fix", is_flag=True, help="Mend it: try what would help, keep the cheapest that does in fixed/, and measure it.")
+@click.option(
+    "--fix", is_flag=True, help="Mend it: try what would help, keep the cheapest that does in fixed/, and measure it."
+)
 @click.option("--float", "plain", type=click.Path(), help="For an int8 file: the float file that it was made of.")
 @click.option("--data", type=click.Path(), help="For an int8 file: an .npz with `inputs` and optionally `labels`.")
 @click.option("--target", metavar="T", help="For an int8 file: a target's name or file [default: host].")
 @click.option("--json", "json_file", type=click.Path(), help="Write what was found as JSON.")
 @quiet_option
 def explain(path, fix, plain, data, target, json_file, quiet):
-    """Say where a RUN lost accuracy: stage by stage, then which layers of the chosen int8 file lose it, why, and what would help.
+    """Say where a RUN lost accuracy: stage by stage, then which layers of the chosen int8 file lose it, why, and what
+    would help.
 
-    PATH is the folder of a run, or an int8 file of any making with --float and --data. With --fix the exit code is 1 where nothing helps.
+    PATH is the folder of a run, or an int8 file of any making with --float and --data. With --fix the exit code is 1
+    where nothing helps.
     """
-    from edgekd.explaining import explain
+    from edgekd.verbs.explain import explain
 
     outcome = explain(path, plain=plain, data=data, target=target, fix=fix, json=json_file, quiet=quiet)
     show(str(outcome))
@@ -256,8 +349,9 @@ def explain(path, fix, plain, data, target, json_file, quiet):
 @click.argument("kind", required=False, type=click.Choice(LISTED))
 @click.argument("name", required=False)
 def list_(kind, name):
-    """Show what can be named in a recipe: targets, tasks, losses, ...; `list targets NAME`: a target's facts and their sources."""
-    from edgekd.listing import listing, target
+    """Show what can be named in a recipe: targets, tasks, losses, ...; `list targets NAME`: a target's facts and their
+    sources."""
+    from edgekd.verbs.list import listing, target
 
     if name is not None:
         if kind != "targets":
@@ -280,9 +374,10 @@ def targets():
 def calibrate(name, on, quiet):
     """Time small probe networks on a board of kind NAME, so that latencies can be predicted for it where no board is.
 
-    Takes some minutes; cut off, the same command goes on. What was timed is kept in EDGEKD_CALIBRATIONS [default: the user's data folder].
+    Takes some minutes; cut off, the same command goes on. What was timed is kept in EDGEKD_CALIBRATIONS [default: the
+    user's data folder].
     """
-    from edgekd.calibrating import calibrate
+    from edgekd.verbs.calibrate import calibrate
 
     outcome = calibrate(name, on=on, quiet=quiet)
     show(str(outcome))
@@ -291,11 +386,16 @@ def calibrate(name, on, quiet):
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("--setup", "wanted", type=click.Choice(["arm-emulator"]), help="Fetch what runs files as ARM CPUs here; no root. Again: verify it.")
+@click.option(
+    "--setup",
+    "wanted",
+    type=click.Choice(["arm-emulator"]),
+    help="Fetch what runs files as ARM CPUs here; no root. Again: verify it.",
+)
 @quiet_option
 def doctor(as_json, wanted, quiet):
     """Check this machine: versions, CPU features, the store, what limits timing; or set it up to emulate ARM."""
-    from edgekd.listing import doctor, setup
+    from edgekd.verbs.list import doctor, setup
 
     if wanted is not None:
         show(setup(wanted, quiet=quiet))
@@ -350,7 +450,10 @@ def _internal(error: Exception) -> int:
     """The contract promises an exit code and no traceback, whatever happens."""
     if os.environ.get("EDGEKD_DEBUG"):
         traceback.print_exception(error)
-    click.echo(f"error: internal error: {type(error).__name__}: {plain(str(error))}\n  hint: EDGEKD_DEBUG=1 shows the traceback", err=True)
+    click.echo(
+        f"error: internal error: {type(error).__name__}: {plain(str(error))}\n  hint: EDGEKD_DEBUG=1 shows the traceback",
+        err=True,
+    )
     return BROKEN
 
 

@@ -36,7 +36,9 @@ def find(folder: str, use: str, among: list[str] | None = None) -> Any:
     known = names(folder) if among is None else among
     if use not in known:
         near = difflib.get_close_matches(use, known, 1)
-        hint = f"did you mean `{near[0]}`?" if near else f"one of {', '.join(known)}, or `package.module:name` of your own"
+        hint = (
+            f"did you mean `{near[0]}`?" if near else f"one of {', '.join(known)}, or `package.module:name` of your own"
+        )
         kind = {"criteria": "criterion", "losses": "loss"}.get(folder, folder.removesuffix("s"))
         raise UsageError(Problem("", f"no {kind} is named `{use}`", hint))
     module = importlib.import_module(f"edgekd.{folder}.{use}")
@@ -55,10 +57,14 @@ def imported(path: str) -> Any:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             hint = "modules are looked for beside the recipe, in the current folder, and where Python finds them"
             raise UsageError(Problem("", f"there is no module `{module_name}`", hint)) from None
-        raise UsageError(Problem("", f"`{module_name}` can't be imported: {error}", f"install `{error.name}`")) from error
+        raise UsageError(
+            Problem("", f"`{module_name}` can't be imported: {error}", f"install `{error.name}`")
+        ) from error
     except EdgekdError as error:  # what the module makes at its top, such as its arrays
         where = f"importing `{module_name}`"
-        raise UsageError(*(dataclasses.replace(p, place=f"{where}: {p.place}" if p.place else where) for p in error.problems)) from error
+        raise UsageError(
+            *(dataclasses.replace(p, place=f"{where}: {p.place}" if p.place else where) for p in error.problems)
+        ) from error
     except THEIRS as error:
         raise UsageError(Problem("", f"importing `{module_name}` failed: {type(error).__name__}: {error}")) from error
     for name in attribute.split("."):
@@ -76,8 +82,8 @@ def specs_in(value: Any) -> Iterator[str]:
 
 
 def parts_in(value: Any) -> list[Any]:
-    """The parts that settings name, wherever in them: by `package.module:name`, or by a name in one of the folders of parts (in each that has it:
-    a setting does not say which kind it means)."""
+    """The parts that settings name, wherever in them: by `package.module:name`, or by a name in one of the folders of
+    parts (in each that has it: a setting does not say which kind it means)."""
     found, known = {}, {folder: names(folder) for folder in PARTS}
     for text in _texts(value):
         kinds = [None] if SPEC.fullmatch(text) else [folder for folder in PARTS if text in known[folder]]
@@ -106,8 +112,13 @@ def parameters(part: Callable, skip: int = 0) -> dict[str, inspect.Parameter]:
     """The settings of a part: all fields of a dataclass, the parameters of a function after the first `skip`."""
     every = list(inspect.signature(part).parameters.items())[skip:]
     made = {f.name: f.default_factory for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
-    every = [(n, p if made.get(n, dataclasses.MISSING) is dataclasses.MISSING else p.replace(default=made[n]())) for n, p in every]
-    return {name: p for name, p in every if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)}
+    every = [
+        (n, p if made.get(n, dataclasses.MISSING) is dataclasses.MISSING else p.replace(default=made[n]()))
+        for n, p in every
+    ]
+    return {
+        name: p for name, p in every if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    }
 
 
 @cache
@@ -123,7 +134,8 @@ def model_of(part: Callable, skip: int = 0) -> Any:
 
 
 def _hint(part: Callable, name: str, p: inspect.Parameter) -> Any:
-    """One parameter's annotation, evaluated where it was written (others of the same part may be for type checkers only)."""
+    """One parameter's annotation, evaluated where it was written (others of the same part may be for type checkers
+    only)."""
     if dataclasses.is_dataclass(part):
         return typing.get_type_hints(part, include_extras=True).get(name, Any)
     if p.annotation is inspect.Parameter.empty:
@@ -151,19 +163,34 @@ def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
     if error["type"] == "extra_forbidden":
         known = list(model.model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
-        return Problem(where, "unknown key", f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}")
+        return Problem(
+            where, "unknown key", f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+        )
     if error["type"] == "missing":
         return Problem(where, "is missing")
     message = error["msg"][0].lower() + error["msg"][1:]
     given = error.get("input")
-    return Problem(where, f"{message}, not {given!r}" if isinstance(given, (str, int, float, bool, list)) and len(repr(given)) < 60 else message)
+    return Problem(
+        where,
+        f"{message}, not {given!r}"
+        if isinstance(given, (str, int, float, bool, list)) and len(repr(given)) < 60
+        else message,
+    )
 
 
-def settings_of(part: Callable, table: Mapping[str, Any], place: str, skip: int = 0) -> tuple[dict[str, Any], list[Problem]]:
+def settings_of(
+    part: Callable, table: Mapping[str, Any], place: str, skip: int = 0
+) -> tuple[dict[str, Any], list[Problem]]:
     """The keyword arguments for `part` with defaults filled in, and every problem of `table`."""
     try:
         model = model_of(part, skip)
     except (TypeError, ValueError) as error:
-        return {}, [Problem(place, f"its settings can't be read from its signature: {error}", "name a function or class written in Python")]
+        return {}, [
+            Problem(
+                place,
+                f"its settings can't be read from its signature: {error}",
+                "name a function or class written in Python",
+            )
+        ]
     made, problems = check(model, table, place)
     return ({name: getattr(made, name) for name in type(made).model_fields} if made is not None else {}), problems

@@ -12,14 +12,16 @@ from typing import Any
 from edgekd.runtimes import facts as reading
 
 VOLATILE = ("mhz", "celsius", "throttled", "cores")  # cores: those that this process may use
-THREADS = 2  # of torch, unless a recipe says otherwise: whatever the cores, since sums come out otherwise with another number
+# of torch, unless a recipe says otherwise: whatever the cores, since sums come out otherwise with another number
+THREADS = 2
 _SYSTEM = Path("/")
 cores, FEATURES = reading.cores, reading.FEATURES
 
 
 def describe() -> dict[str, Any]:
-    """Facts of this machine as JSON values, as a board tells its own (runtimes/facts.py): cpu, architecture, features, cores, clocks (MHz), caches
-    and RAM (bytes), governor, temperature, versions. VOLATILE ones may change from call to call; everything else is the machine's."""
+    """Facts of this machine as JSON values, as a board tells its own (runtimes/facts.py): cpu, architecture, features,
+    cores, clocks (MHz), caches and RAM (bytes), governor, temperature, versions. VOLATILE ones may change from call to
+    call; everything else is the machine's."""
     return reading.describe(_SYSTEM)
 
 
@@ -27,7 +29,8 @@ def environment_id(facts: Mapping[str, Any]) -> str:
     """Twelve hex digits that are the same for the same kind of machine with the same software."""
     steady = {name: value for name, value in facts.items() if name not in VOLATILE}
     if steady.get("ram_bytes"):
-        steady["ram_bytes"] = round(steady["ram_bytes"] / 2**30)  # what the firmware keeps for itself differs from boot to boot
+        # what the firmware keeps for itself differs from boot to boot
+        steady["ram_bytes"] = round(steady["ram_bytes"] / 2**30)
     return hashlib.sha256(json.dumps(steady, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -38,7 +41,8 @@ def kind(facts: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def threads(count: int = THREADS) -> Iterator[None]:
-    """Torch computes in `count` threads and numpy's linear algebra in one, on any number of cores; before and after as the caller had it."""
+    """Torch computes in `count` threads and numpy's linear algebra in one, on any number of cores; before and after as
+    the caller had it."""
     import torch
     from threadpoolctl import threadpool_limits
 

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-THEIRS = (Exception, SystemExit)  # what code of somebody else may end with: a task module that calls sys.exit() has failed like any other
+# what code of somebody else may end with: a task module that calls sys.exit() has failed like any other
+THEIRS = (Exception, SystemExit)
 PASSED, FAILED, USAGE, INCONCLUSIVE, UNFIT, BASELINE, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
 
 def plain(value: Any) -> Any:
-    """Text from outside on one line, with what a terminal would obey (control characters, ANSI, changes of direction) shown instead; of a record,
-    a list or a table, all texts in it."""
+    """Text from outside on one line, with what a terminal would obey (control characters, ANSI, changes of direction)
+    shown instead; of a record, a list or a table, all texts in it."""
     if isinstance(value, str):
         return value if value.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
     if isinstance(value, Mapping):
@@ -31,7 +32,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(plain, value)) if isinstance(value, tuple) else list(map(plain, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init})
+        return dataclasses.replace(
+            value, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        )
     return value
 
 
@@ -44,7 +47,8 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        place, message, hint = plain(self.place), plain(self.message), plain(self.hint)  # a name from a file must not forge another line
+        # a name from a file must not forge another line
+        place, message, hint = plain(self.place), plain(self.message), plain(self.hint)
         text = f"{place}: {message}" if place else message
         return f"{text}\n  hint: {hint}" if hint else text
 
@@ -77,10 +81,13 @@ class RunFailed(EdgekdError):
 
 @contextlib.contextmanager
 def exits(kind: type[EdgekdError]) -> Iterator[None]:
-    """Code of a recipe that calls sys.exit() has failed, whatever the number it gives: an error of that `kind`, with the line that did it."""
+    """Code of a recipe that calls sys.exit() has failed, whatever the number it gives: an error of that `kind`, with
+    the line that did it."""
     try:
         yield
     except SystemExit as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         hint = "raise an exception that says what is wrong"
-        raise kind(Problem(f"{Path(last.filename).name}:{last.lineno}", f"sys.exit({error.code!r}) was called", hint)) from error
+        raise kind(
+            Problem(f"{Path(last.filename).name}:{last.lineno}", f"sys.exit({error.code!r}) was called", hint)
+        ) from error

@@ -1,4 +1,5 @@
-"""Files that are whole or not there: written under another name first, and JSON that carries a digest of its own content."""
+"""Files that are whole or not there: written under another name first, and JSON that carries a digest of its own
+content."""
 
 from __future__ import annotations
 
@@ -16,7 +17,17 @@ from typing import Any
 
 from edgekd.errors import Problem, UsageError
 
-UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+UNITS = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
 TEXT, LIMIT = 2**26, 2**34  # bytes of a file of text, and of any file, that is read from anywhere
 NESTED = 50  # tables and lists in one another
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -61,12 +72,17 @@ def sync(path: Path) -> None:
 
 
 def regular(path: Path | str, limit: int = LIMIT) -> int:
-    """A descriptor of a regular file of at most `limit` bytes, to be closed. Raises OSError for anything else: a device or a pipe may never end."""
+    """A descriptor of a regular file of at most `limit` bytes, to be closed. Raises OSError for anything else: a device
+    or a pipe may never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     fault = (errno.EFBIG, f"it has more than {limit:,} bytes") if status.st_size > limit else None
     if not stat.S_ISREG(status.st_mode):
-        fault = (errno.EISDIR, "it is a folder") if stat.S_ISDIR(status.st_mode) else (errno.EINVAL, "it is no regular file")
+        fault = (
+            (errno.EISDIR, "it is a folder")
+            if stat.S_ISDIR(status.st_mode)
+            else (errno.EINVAL, "it is no regular file")
+        )
     if fault is None:
         return descriptor
     os.close(descriptor)
@@ -80,14 +96,18 @@ def content(path: Path | str, limit: int = TEXT) -> bytes:
 
 
 def home(variable: str, below: str, own: str) -> Path:
-    """The user's folder of edgekd: what the `own` variable names, else below what a `variable` of XDG says, else in HOME/`below`; for a user
-    without a home in the store. Raises UsageError where there is no store either."""
+    """The user's folder of edgekd: what the `own` variable names, else below what a `variable` of XDG says, else in
+    HOME/`below`; for a user without a home in the store. Raises UsageError where there is no store either."""
     given, store = os.environ.get(own), os.environ.get("EDGEKD_STORE")
     try:
-        return (Path(given).expanduser() if given else Path(os.environ.get(variable) or Path.home() / below) / "edgekd").absolute()
+        return (
+            Path(given).expanduser() if given else Path(os.environ.get(variable) or Path.home() / below) / "edgekd"
+        ).absolute()
     except RuntimeError:
         if not store:
-            raise UsageError(Problem("", "this user has no home folder to keep files in", "set HOME, or EDGEKD_STORE to a folder")) from None
+            raise UsageError(
+                Problem("", "this user has no home folder to keep files in", "set HOME, or EDGEKD_STORE to a folder")
+            ) from None
         return Path(store).absolute() / "home" / variable.lower()
 
 
@@ -103,7 +123,12 @@ def canonical(value: Any) -> bytes:
 def sealed(schema: str, record: Mapping[str, Any]) -> bytes:
     """JSON with a digest of its own content."""
     record = json.loads(canonical({**record, "schema": schema}))
-    return json.dumps({**record, "sha256": hashlib.sha256(canonical(record)).hexdigest()}, indent=1, sort_keys=True).encode() + b"\n"
+    return (
+        json.dumps(
+            {**record, "sha256": hashlib.sha256(canonical(record)).hexdigest()}, indent=1, sort_keys=True
+        ).encode()
+        + b"\n"
+    )
 
 
 def unsealed(path: Path, schema: str) -> dict[str, Any]:
@@ -117,14 +142,20 @@ def unsealed(path: Path, schema: str) -> dict[str, Any]:
 
 
 def toml(text: str) -> dict[str, Any]:
-    """A TOML document. Raises ValueError where it is none, holds a number beyond reading, or is nested so deep that no file of ours can be it."""
+    """A TOML document. Raises ValueError where it is none, holds a number beyond reading, or is nested so deep that no
+    file of ours can be it."""
     try:
         found = tomllib.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
     level: list[Any] = [found]
     for _ in range(NESTED):
-        level = [part for value in level for part in (value.values() if isinstance(value, dict) else value) if isinstance(part, (dict, list))]
+        level = [
+            part
+            for value in level
+            for part in (value.values() if isinstance(value, dict) else value)
+            if isinstance(part, (dict, list))
+        ]
         if not level:
             return found
     raise ValueError("nested too deep")
@@ -139,11 +170,14 @@ def size(text: str, place: str = "") -> int:
 
 
 def full(error: BaseException | None) -> bool:
-    """Whether a full disk or quota is behind an error; libraries wrap it in errors of their own, some keep its text alone."""
+    """Whether a full disk or quota is behind an error; libraries wrap it in errors of their own, some keep its text
+    alone."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and (error.errno in FULL or error.errno is None and str(error).endswith(" written")):
+        if isinstance(error, OSError) and (
+            error.errno in FULL or error.errno is None and str(error).endswith(" written")
+        ):
             return True  # numpy says "8 requested and 0 written", and no number
         if any(os.strerror(code) in str(error) for code in FULL):
             return True

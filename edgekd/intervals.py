@@ -1,7 +1,9 @@
-"""Intervals for every kind of figure that edgekd shows: shares, medians, means, paired differences, ratios of times, any metric.
+"""Intervals for every kind of figure that edgekd shows: shares, medians, means, paired differences, ratios of times,
+any metric.
 
-All take plain sequences of numbers and a confidence `level`, and are two-sided unless the name says bound. They raise ValueError where the
-data can't carry the interval asked for (too few values): an interval that is too short would be a false statement.
+All take plain sequences of numbers and a confidence `level`, and are two-sided unless the name says bound. They raise
+ValueError where the data can't carry the interval asked for (too few values): an interval that is too short would be a
+false statement.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from edgekd.errors import THEIRS
 from edgekd.records import Measurement, Metric
 
 Statistic = Callable[[np.ndarray], float]
-# how many times as long the longer of two predicted times has to be, so that 95 % of left-out pairs, int8 and float, have it right, by what a
-# prediction rests on (benchmarks/latency/result.json); without rows of the board none is far enough apart
+# how many times as long the longer of two predicted times has to be, so that 95 % of left-out pairs, int8 and float,
+# have it right, by what a prediction rests on (benchmarks/latency/result.json); without rows of the board none is far
+# enough apart
 CLEAR = {"calibrated": 2.25, "transferred": math.inf}
 
 
@@ -28,7 +31,8 @@ def clear(*predicted: Measurement) -> float:
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share: k of n. Wilson, JASA 22 (1927) 209; recommended by Brown, Cai & DasGupta, Statist. Sci. 16 (2001) 101."""
+    """Score interval of a share: k of n. Wilson, JASA 22 (1927) 209; recommended by Brown, Cai & DasGupta, Statist.
+    Sci. 16 (2001) 101."""
     if not 0 <= k <= n:
         raise ValueError(f"{k} of {n} is no share")
     if n == 0:
@@ -40,16 +44,18 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def quantile(values: Sequence[float], q: float, level: float = 0.95) -> tuple[float, float, float]:
-    """(sample quantile, low, high): order statistics whose ranks hold the quantile with at least `level` (binomial), whatever the distribution.
+    """(sample quantile, low, high): order statistics whose ranks hold the quantile with at least `level` (binomial),
+    whatever the distribution.
 
-    David & Nagaraja, Order Statistics (2003) 7.1. The tails share the error equally; ValueError where n is too small for two bounds
-    (the median takes 6 values at 95 %, the 0.99 quantile 368)."""
+    David & Nagaraja, Order Statistics (2003) 7.1. The tails share the error equally; ValueError where n is too small
+    for two bounds (the median takes 6 values at 95 %, the 0.99 quantile 368)."""
     ordered, alpha = np.sort(np.asarray(values, np.float64)), 1 - level
     n = len(ordered)
     if n == 0 or not np.isfinite(ordered).all():
         raise ValueError("a quantile takes finite values, at least one")
     below = _binomial_cdf(n, q)  # below[j] = P(at most j values lie below the quantile)
-    low = int(np.searchsorted(below, alpha / 2, side="right"))  # the low-th smallest value is above the quantile with at most alpha / 2
+    # the low-th smallest value is above the quantile with at most alpha / 2
+    low = int(np.searchsorted(below, alpha / 2, side="right"))
     high = int(np.searchsorted(below, 1 - alpha / 2 - 1e-12, side="left")) + 1
     if low < 1 or high > n:
         raise ValueError(f"{n} values are too few for a {level:.0%} interval of the {q:g} quantile")
@@ -62,7 +68,8 @@ def median(values: Sequence[float], level: float = 0.95) -> tuple[float, float, 
 
 
 def mean(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) by Student's t; takes at least 2 values. Exact for normal values, close for large n; see `skewed_mean` for others."""
+    """(mean, low, high) by Student's t; takes at least 2 values. Exact for normal values, close for large n; see
+    `skewed_mean` for others."""
     x = np.asarray(values, np.float64)
     if len(x) < 2:
         raise ValueError(f"{len(x)} values are too few for an interval of a mean")
@@ -71,11 +78,13 @@ def mean(values: Sequence[float], level: float = 0.95) -> tuple[float, float, fl
 
 
 def skewed_mean(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) where values may be skewed, such as losses: Student's limits, moved out to those of Hall's transformed t where they are.
+    """(mean, low, high) where values may be skewed, such as losses: Student's limits, moved out to those of Hall's
+    transformed t where they are.
 
-    Hall, J. R. Statist. Soc. B 54 (1992) 221: t + g t^2 / (3 sqrt n) + g^2 t^3 / (27 n) + g / (6 sqrt n) is close to normal. A sample's skewness g is
-    mostly too small: 1.3 g is taken, and of the error only 1 / (1 + 6 g^2 / n) is spent. Tried in benchmarks/intervals: where this holds, and where
-    nothing can, since a value in hundreds that makes up the mean may be in no sample."""
+    Hall, J. R. Statist. Soc. B 54 (1992) 221: t + g t^2 / (3 sqrt n) + g^2 t^3 / (27 n) + g / (6 sqrt n) is close to
+    normal. A sample's skewness g is mostly too small: 1.3 g is taken, and of the error only 1 / (1 + 6 g^2 / n) is
+    spent. Tried in benchmarks/intervals: where this holds, and where nothing can, since a value in hundreds that makes
+    up the mean may be in no sample."""
     x = np.asarray(values, np.float64)
     centre, low, high = mean(x, level)
     spread = float(x.std())
@@ -87,19 +96,22 @@ def skewed_mean(values: Sequence[float], level: float = 0.95) -> tuple[float, fl
 
 
 def figure(statistic: Statistic, rows: np.ndarray) -> float:
-    """The statistic of records; NaN where they have none, by what a task's own code raises: an AUC where one class is missing."""
+    """The statistic of records; NaN where they have none, by what a task's own code raises: an AUC where one class is
+    missing."""
     try:
         return float(statistic(rows))
     except THEIRS:
         return math.nan
 
 
-def bootstrap(records: Any, statistic: Statistic, level: float = 0.95, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+def bootstrap(
+    records: Any, statistic: Statistic, level: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> tuple[float, float]:
     """(low, high) of `statistic(records)` with records [n, ...] resampled by row: bias-corrected and accelerated (BCa).
 
-    Efron, JASA 82 (1987) 171. The acceleration comes from a jackknife over at most 200 groups of rows. Needs some tens of records; with
-    one record, or a statistic that never moves, the interval is the figure itself. A resample that the statistic is not defined for is drawn again;
-    (NaN, NaN) where that is more than every second."""
+    Efron, JASA 82 (1987) 171. The acceleration comes from a jackknife over at most 200 groups of rows. Needs some tens
+    of records; with one record, or a statistic that never moves, the interval is the figure itself. A resample that the
+    statistic is not defined for is drawn again; (NaN, NaN) where that is more than every second."""
     rows = np.asarray(records)
     n, value = len(rows), figure(statistic, rows)
     if n < 2 or not math.isfinite(value):
@@ -119,7 +131,12 @@ def bootstrap(records: Any, statistic: Statistic, level: float = 0.95, seed: int
     # half of the ties count as below: discrete statistics are then not taken for biased ones
     share = (np.searchsorted(drawn, value, "left") + np.searchsorted(drawn, value, "right")) / (2 * resamples)
     bias = NormalDist().inv_cdf(min(max(share, 0.5 / resamples), 1 - 0.5 / resamples))
-    left_out = np.array([figure(statistic, np.delete(rows, group, axis=0)) for group in np.array_split(generator.permutation(n), min(n, 200))])
+    left_out = np.array(
+        [
+            figure(statistic, np.delete(rows, group, axis=0))
+            for group in np.array_split(generator.permutation(n), min(n, 200))
+        ]
+    )
     left_out = left_out[np.isfinite(left_out)]
     moved = left_out.mean() - left_out if len(left_out) else left_out
     spread = float((moved**2).sum()) ** 1.5
@@ -128,17 +145,25 @@ def bootstrap(records: Any, statistic: Statistic, level: float = 0.95, seed: int
     return float(np.quantile(drawn, low)), float(np.quantile(drawn, high))
 
 
-def paired(a_records: Any, b_records: Any, level: float = 0.95, statistic: Statistic | None = None) -> tuple[float, float, float]:
+def paired(
+    a_records: Any, b_records: Any, level: float = 0.95, statistic: Statistic | None = None
+) -> tuple[float, float, float]:
     """(difference a - b, low, high) for records of the same samples in the same order.
 
-    0/1 records: Tango's score interval, Statist. Med. 17 (1998) 891, which keeps its width where no sample differs. Other numbers: `skewed_mean` of
-    the differences. With `statistic` (records -> figure): bootstrap of statistic(a) - statistic(b). Raises ValueError on unequal lengths."""
+    0/1 records: Tango's score interval, Statist. Med. 17 (1998) 891, which keeps its width where no sample differs.
+    Other numbers: `skewed_mean` of the differences. With `statistic` (records -> figure): bootstrap of statistic(a) -
+    statistic(b). Raises ValueError on unequal lengths."""
     a, b = _rows(a_records, b_records)
     if statistic is not None:
-        both, width = np.concatenate([a.reshape(len(a), -1), b.reshape(len(b), -1)], axis=1), a.reshape(len(a), -1).shape[1]
+        both, width = (
+            np.concatenate([a.reshape(len(a), -1), b.reshape(len(b), -1)], axis=1),
+            a.reshape(len(a), -1).shape[1],
+        )
 
         def difference(rows: np.ndarray) -> float:
-            return statistic(rows[:, :width].reshape(-1, *a.shape[1:])) - statistic(rows[:, width:].reshape(-1, *b.shape[1:]))
+            return statistic(rows[:, :width].reshape(-1, *a.shape[1:])) - statistic(
+                rows[:, width:].reshape(-1, *b.shape[1:])
+            )
 
         return (figure(difference, both), *bootstrap(both, difference, level))
     if _binary(a) and _binary(b):
@@ -146,8 +171,11 @@ def paired(a_records: Any, b_records: Any, level: float = 0.95, statistic: Stati
     return skewed_mean(a - b, level)
 
 
-def paired_bound(a: Any, b: Any, level: float = 0.95, side: Literal["low", "high"] = "low", statistic: Statistic | None = None) -> float:
-    """One-sided bound of a - b: with `side="low"`, the true difference is above it with confidence `level`. See `paired`."""
+def paired_bound(
+    a: Any, b: Any, level: float = 0.95, side: Literal["low", "high"] = "low", statistic: Statistic | None = None
+) -> float:
+    """One-sided bound of a - b: with `side="low"`, the true difference is above it with confidence `level`. See
+    `paired`."""
     if side not in ("low", "high"):
         raise ValueError(f"side is low or high, not {side}")
     _, low, high = paired(a, b, 2 * level - 1, statistic)
@@ -157,15 +185,16 @@ def paired_bound(a: Any, b: Any, level: float = 0.95, side: Literal["low", "high
 def ratio(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """(a / b, low, high) for positive figures of interleaved processes: a[i] and b[i] were taken one after the other.
 
-    Hodges-Lehmann estimate and exact signed-rank interval of the log ratios (Hodges & Lehmann, Ann. Math. Stat. 34 (1963) 598): a burst of
-    noise in one pair doesn't move it. Takes at least 6 pairs at 95 %."""
+    Hodges-Lehmann estimate and exact signed-rank interval of the log ratios (Hodges & Lehmann, Ann. Math. Stat. 34
+    (1963) 598): a burst of noise in one pair doesn't move it. Takes at least 6 pairs at 95 %."""
     x, y = (np.asarray(v, np.float64) for v in (a, b))
     if x.shape != y.shape or x.ndim != 1 or not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
         raise ValueError("a ratio takes two equally long sequences of positive numbers")
     logs = np.log(x / y)
     i, j = np.triu_indices(len(logs))
     walsh = np.sort((logs[i] + logs[j]) / 2)
-    cut = int(np.searchsorted(_signed_rank_cdf(len(logs)), (1 - level) / 2, side="right"))  # walsh averages to leave out on each side, plus one
+    # walsh averages to leave out on each side, plus one
+    cut = int(np.searchsorted(_signed_rank_cdf(len(logs)), (1 - level) / 2, side="right"))
     if cut < 1:
         raise ValueError(f"{len(logs)} pairs are too few for a {level:.0%} interval of a ratio")
     return math.exp(float(np.median(walsh))), math.exp(float(walsh[cut - 1])), math.exp(float(walsh[-cut]))
@@ -173,13 +202,16 @@ def ratio(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[
 
 def side_by_side(*figures: Measurement) -> bool:
     """Whether `each` of positive figures are of the same processes' turns or inputs, so that they can be paired."""
-    alike = len({(m.pairing, len(m.each)) for m in figures}) == 1 and bool(figures[0].pairing) and len(figures[0].each) >= 6
+    alike = (
+        len({(m.pairing, len(m.each)) for m in figures}) == 1 and bool(figures[0].pairing) and len(figures[0].each) >= 6
+    )
     return alike and all(math.isfinite(x) and x > 0 for m in figures for x in m.each)
 
 
 def ratio_of(a: Measurement, b: Measurement, level: float = 0.95) -> tuple[float, float, float]:
-    """(a / b, low, high) of two positive figures: from pairs where they were taken side by side, else all that both intervals allow; without limits
-    (NaN) for two predicted times that are clearly apart: what they are off by, they share."""
+    """(a / b, low, high) of two positive figures: from pairs where they were taken side by side, else all that both
+    intervals allow; without limits (NaN) for two predicted times that are clearly apart: what they are off by, they
+    share."""
     if side_by_side(a, b):
         return ratio(a.each, b.each, level)
     if not min(a.low, b.low) > 0:
@@ -190,14 +222,16 @@ def ratio_of(a: Measurement, b: Measurement, level: float = 0.95) -> tuple[float
 
 
 def interval_of(metric: Metric, records: Any, level: float = 0.95) -> tuple[float, float, float]:
-    """(value, low, high) of a task's metric: where it is a multiple of the mean of its records, Wilson if they are 0/1 and else `skewed_mean`;
-    bootstrap of any other. NaN where it is not defined for the records."""
+    """(value, low, high) of a task's metric: where it is a multiple of the mean of its records, Wilson if they are 0/1
+    and else `skewed_mean`; bootstrap of any other. NaN where it is not defined for the records."""
     rows = np.asarray(records)
     value, times = figure(metric.value, rows), multiple_of_mean(metric, rows)
     if times is None:
         low, high = bootstrap(rows, metric.value, level)
     else:
-        bounds = wilson(int(rows.sum()), len(rows), level) if _binary(rows) else skewed_mean(_of_samples(rows), level)[1:]
+        bounds = (
+            wilson(int(rows.sum()), len(rows), level) if _binary(rows) else skewed_mean(_of_samples(rows), level)[1:]
+        )
         low, high = sorted(times * bound for bound in bounds)
     return value, min(low, value), max(high, value)
 
@@ -213,7 +247,8 @@ def paired_of(metric: Metric, a_records: Any, b_records: Any, level: float = 0.9
 
 
 def multiple_of_mean(metric: Metric, rows: np.ndarray) -> float | None:
-    """The constant c for which the metric is c times the mean of its records, as far as these and parts of them show; None where it is not so."""
+    """The constant c for which the metric is c times the mean of its records, as far as these and parts of them show;
+    None where it is not so."""
     if len(rows) < 2 or not rows.size or not np.isfinite(rows).all():
         return None
     tried = [rows, rows[::2], rows[1::2], rows[: len(rows) // 2], rows[len(rows) // 2 :]]
@@ -234,7 +269,8 @@ def multiple_of_mean(metric: Metric, rows: np.ndarray) -> float | None:
 
 
 def t_quantile(p: float, freedom: int) -> float:
-    """Quantile of Student's t. With t = sqrt(v) tan(x) the density is c cos(x)^(v-1): Gauss-Legendre, then bisection over x."""
+    """Quantile of Student's t. With t = sqrt(v) tan(x) the density is c cos(x)^(v-1): Gauss-Legendre, then bisection
+    over x."""
     if not 0 < p < 1 or freedom < 1:
         raise ValueError(f"no t quantile for p = {p}, {freedom} degrees of freedom")
     if p < 0.5:
@@ -245,7 +281,8 @@ def t_quantile(p: float, freedom: int) -> float:
     def above_half(x: float) -> float:
         return scale * x / 2 * float(weights @ np.cos(x / 2 * (nodes + 1)) ** (freedom - 1))
 
-    # beyond 12 / sqrt(v) the density is nothing for any p in use; keeping the range short keeps 64 nodes exact for large v
+    # beyond 12 / sqrt(v) the density is nothing for any p in use; keeping the range short keeps 64 nodes exact for
+    # large v
     low, high = 0.0, math.pi / 2 if freedom < 100 else 12 / math.sqrt(freedom)
     for _ in range(80):
         middle = (low + high) / 2
@@ -254,7 +291,8 @@ def t_quantile(p: float, freedom: int) -> float:
 
 
 def _hall(skewness: float, n: int, tail: float) -> float:
-    """How many standard deviations above the mean of n values the true one may lie, one-sided: Hall's t turned around. See `skewed_mean`."""
+    """How many standard deviations above the mean of n values the true one may lie, one-sided: Hall's t turned around.
+    See `skewed_mean`."""
     g, root = 1.3 * skewness, math.sqrt(n)
     t = -t_quantile(tail / (1 + 6 * max(g, 0.0) ** 2 / n), n - 1)
     if abs(g) < 1e-6:
@@ -289,7 +327,9 @@ def _binomial_cdf(n: int, p: float) -> np.ndarray:
     if not 0 < p < 1:
         raise ValueError(f"a quantile lies between 0 and 1, not {p}")
     j = np.arange(1, n + 1)
-    log_mass = n * math.log1p(-p) + np.concatenate([[0.0], np.cumsum(np.log((n - j + 1) / j) + math.log(p) - math.log1p(-p))])
+    log_mass = n * math.log1p(-p) + np.concatenate(
+        [[0.0], np.cumsum(np.log((n - j + 1) / j) + math.log(p) - math.log1p(-p))]
+    )
     return np.minimum(np.cumsum(np.exp(log_mass)), 1.0)
 
 
@@ -309,11 +349,13 @@ def _bca(bias: float, acceleration: float, z: float) -> float:
 
 
 def _tango(b: int, c: int, n: int, z: float) -> tuple[float, float, float]:
-    """Score interval of (b - c) / n from b and c discordant pairs of n: the differences d that a score test at z doesn't reject."""
+    """Score interval of (b - c) / n from b and c discordant pairs of n: the differences d that a score test at z
+    doesn't reject."""
 
     def score(d: float) -> float:
         half = -b - c + (2 * n - b + c) * d
-        other = (math.sqrt(max(half * half + 8 * n * c * d * (1 - d), 0.0)) - half) / (4 * n)  # the second share, most likely under d
+        # the second share, most likely under d
+        other = (math.sqrt(max(half * half + 8 * n * c * d * (1 - d), 0.0)) - half) / (4 * n)
         variance = n * (2 * other + d * (1 - d))
         gap = b - c - n * d
         return gap / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, gap) if gap else 0.0

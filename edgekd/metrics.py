@@ -13,13 +13,16 @@ from edgekd.records import Metric
 def top1(*, output: str | None = None) -> Metric:
     """Share of samples whose greatest logit is the label's, in percent.
 
-    Outputs [n, classes], or a single logit [n] or [n, 1] that says yes where it is above 0. Of equal logits the first counts; a NaN
-    is wrong. `output`: which one, where the model has several. Raises ValueError where outputs and labels don't match."""
+    Outputs [n, classes], or a single logit [n] or [n, 1] that says yes where it is above 0. Of equal logits the first
+    counts; a NaN is wrong. `output`: which one, where the model has several. Raises ValueError where outputs and labels
+    don't match."""
 
     def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
         values, labels = _one(outputs, output), np.asarray(labels)
         if values.ndim not in (1, 2) or labels.shape != values.shape[:1]:
-            raise ValueError(f"top1 takes outputs [n, classes] and labels [n], not {list(values.shape)} and {list(labels.shape)}")
+            raise ValueError(
+                f"top1 takes outputs [n, classes] and labels [n], not {list(values.shape)} and {list(labels.shape)}"
+            )
         single = values.ndim == 1 or values.shape[1] == 1
         answers = (values.reshape(len(values)) > 0).astype(np.int64) if single else values.argmax(1)
         broken = np.isnan(values.reshape(len(values), -1)).any(1)
@@ -36,7 +39,9 @@ def mean_error(*, unit: str = "", output: str | None = None) -> Metric:
     def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
         values, labels = _one(outputs, output), np.asarray(labels)
         if len(values) != len(labels) or values.size != labels.size:
-            raise ValueError(f"mean_error takes outputs and labels of one size, not {list(values.shape)} and {list(labels.shape)}")
+            raise ValueError(
+                f"mean_error takes outputs and labels of one size, not {list(values.shape)} and {list(labels.shape)}"
+            )
         n = len(values)
         return np.abs(values.reshape(n, -1).astype(np.float64) - labels.reshape(n, -1)).mean(1)
 

@@ -21,7 +21,21 @@ Origin = Literal["counted", "measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 Architecture = Literal["x86-64", "aarch64", "armv7e-m"]
 Cache = Literal["l1d", "l1i", "l2", "l3"]
-Feature = Literal["avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2"]
+Feature = Literal[
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "neon",
+    "fp16",
+    "dotprod",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+]
 
 
 # ---------------------------------------------------------------- what a user brings
@@ -29,7 +43,8 @@ Feature = Literal["avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8
 
 @dataclass(frozen=True)
 class Sample:
-    """One example. `inputs`: an array, or {input name: array}. `id` is stable across runs (default: position in its split)."""
+    """One example. `inputs`: an array, or {input name: array}. `id` is stable across runs (default: position in its
+    split)."""
 
     inputs: Any
     label: Any = None
@@ -43,8 +58,9 @@ class Sample:
 class Metric:
     """A task's metric on the outputs of a file.
 
-    `records(outputs, labels)` gives one number per sample (`outputs`: array [n, ...] or {name: array}); `value(records)`
-    makes the figure of them. Two steps, so that intervals and paired comparisons work for every metric.
+    `records(outputs, labels)` gives one number per sample (`outputs`: array [n, ...] or {name: array});
+    `value(records)` makes the figure of them. Two steps, so that intervals and paired comparisons work for every
+    metric.
     """
 
     name: str
@@ -56,12 +72,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be compressed: models by name (`teacher`, `student`), data by split, metrics. Everything else has a default.
+    """What is to be compressed: models by name (`teacher`, `student`), data by split, metrics. Everything else has a
+    default.
 
     data      split name -> sequence of samples; `train`, `validation` and `test` must exist and be disjoint.
     collate   list of samples -> (inputs tensor or {name: tensor}, labels tensor or None); default: stack.
-    augment   (inputs tensor [B, ...], u tensor [B, draws] uniform in [0, 1)) -> inputs; pure: `u` is all its chance, and is
-              a function of seed, sample and view alone.
+    augment   (inputs tensor [B, ...], u tensor [B, draws] uniform in [0, 1)) -> inputs; pure: `u` is all its chance,
+              and is a function of seed, sample and view alone.
     views     how many augmented views of a sample exist; epoch e shows view e % views. The teacher runs once per view.
     forward   (model, inputs) -> output tensor; default: `model(inputs)`.
     classes   labels are integers in [0, classes); None where labels are of another kind.
@@ -94,8 +111,8 @@ class Task:
 
 @dataclass
 class Batch:
-    """Rows of one split as tensors. `index` [B] int64: positions in the split; `view`: which augmented view this is; `tags`: B tuples, None
-    where no sample of the split has any."""
+    """Rows of one split as tensors. `index` [B] int64: positions in the split; `view`: which augmented view this is;
+    `tags`: B tuples, None where no sample of the split has any."""
 
     inputs: Any
     labels: torch.Tensor | None
@@ -107,8 +124,8 @@ class Batch:
 
 @dataclass
 class Signals:
-    """What a model shows of one batch. `output`: logits [B, C] (or {head: tensor}), None of a black box, which shows its `label` [B] only;
-    `taps`: {dotted path: tensor}."""
+    """What a model shows of one batch. `output`: logits [B, C] (or {head: tensor}), None of a black box, which shows
+    its `label` [B] only; `taps`: {dotted path: tensor}."""
 
     output: Any
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -120,10 +137,11 @@ class Signals:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An immutable piece of finished work in the store. `folder` is where it lies on this machine, no part of its identity.
+    """An immutable piece of finished work in the store. `folder` is where it lies on this machine, no part of its
+    identity.
 
-    form    torch (weights.safetensors + model.json) | quantized (the same + grid.json) | weight_only (the same + blocks.json,
-            blocks.safetensors) | onnx (model.onnx) | logits (logits.npy)
+    form    torch (weights.safetensors + model.json) | quantized (the same + grid.json) | weight_only (the same +
+            blocks.json, blocks.safetensors) | onnx (model.onnx) | logits (logits.npy)
     files   {file name: sha256}
     inputs  {role: keys of the artifacts it was made from}
     facts   JSON values that its stage found out: parameters, macs, epochs done, last losses, seconds
@@ -150,9 +168,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage works with. Files written into `folder` become the artifact's; `scratch` holds checkpoints, survives a kill,
-    and is removed once the artifact stands. `progress(done, total, text)` moves the bar; `log(**event)` adds a line to log.jsonl.
-    `data(split)` gives the loaded split (`edgekd.sources.Columns`)."""
+    """What a stage works with. Files written into `folder` become the artifact's; `scratch` holds checkpoints, survives
+    a kill, and is removed once the artifact stands. `progress(done, total, text)` moves the bar; `log(**event)` adds a
+    line to log.jsonl. `data(split)` gives the loaded split (`edgekd.sources.Columns`)."""
 
     task: Task
     seed: int
@@ -171,9 +189,10 @@ class Run:
 class Site:
     """The integer lattice of one value: real = scale * (q - zero_point), q in [low, high].
 
-    `axis` None: one scale (a 1-tuple); else one scale per slice along `axis`. Activations are kept as unsigned (low 0), weights as
-    signed symmetric (zero_point 0); unsigned with zero point z and signed with z - 128 are the same numbers, so signedness is
-    chosen when rendering. Biases have no site: they are rounded to int32 at the product of their operands' scales.
+    `axis` None: one scale (a 1-tuple); else one scale per slice along `axis`. Activations are kept as unsigned (low 0),
+    weights as signed symmetric (zero_point 0); unsigned with zero point z and signed with z - 128 are the same numbers,
+    so signedness is chosen when rendering. Biases have no site: they are rounded to int32 at the product of their
+    operands' scales.
     """
 
     scale: tuple[float, ...]
@@ -185,10 +204,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a target's kernels want int8: plain fields that the plan reads from the target's facts. `pairs16`: weights are scaled until no sum of
-    two neighbours' products leaves 16 bits, in which some x86 kernels add them, so that a file answers the same everywhere.
+    """How a target's kernels want int8: plain fields that the plan reads from the target's facts. `pairs16`: weights
+    are scaled until no sum of two neighbours' products leaves 16 bits, in which some x86 kernels add them, so that a
+    file answers the same everywhere.
 
-    Of one graph, never of a target: `float_layers`, which keep float weights; `layer_bits` {layer: bits of its weight} where not `weight_bits`."""
+    Of one graph, never of a target: `float_layers`, which keep float weights; `layer_bits` {layer: bits of its weight}
+    where not `weight_bits`."""
 
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
     activation_bits: Annotated[int, Ge(2), Le(8)] = 8
@@ -220,12 +241,14 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Target:
-    """Facts of a kind of device and of its runtime: data, not code. None: not known, or not the same on all devices of the kind.
+    """Facts of a kind of device and of its runtime: data, not code. None: not known, or not the same on all devices of
+    the kind.
 
-    `core`: the name of the core that files run on, lower case (cortex-a72): cores of one name have the same kernels and the same time per cycle;
-    `cores`: how many of them; `clock_mhz`: highest sustained; `caches`: {l1d, l1i, l2, l3: bytes}; `channel_multiple`: the widths that its kernels
-    run well at; `int8`: the lattice that its kernels compute exactly on; `emulated_as`: the name of its CPU, or of a stand-in with the same kernels,
-    to an emulator (qemu's -cpu); `runtime`: named `none` where none of edgekd's runs; `sources`: {fact: where it is from}."""
+    `core`: the name of the core that files run on, lower case (cortex-a72): cores of one name have the same kernels and
+    the same time per cycle; `cores`: how many of them; `clock_mhz`: highest sustained; `caches`: {l1d, l1i, l2, l3:
+    bytes}; `channel_multiple`: the widths that its kernels run well at; `int8`: the lattice that its kernels compute
+    exactly on; `emulated_as`: the name of its CPU, or of a stand-in with the same kernels, to an emulator (qemu's
+    -cpu); `runtime`: named `none` where none of edgekd's runs; `sources`: {fact: where it is from}."""
 
     name: Annotated[str, MinLen(1)]
     title: Annotated[str, MinLen(1)]
@@ -247,9 +270,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Host:
-    """A way to a device. `run(job_folder, timeout, progress) -> out folder` brings a job there, runs it and fetches what it wrote (`timeout` in
-    seconds, `progress(done, total)` over its schedule); `facts`: what environment.describe() tells, of the machine there; `launch`: how an
-    emulator starts a job's processes (hosts/emulator.py), whose times are never shown; `cores`: the numbers of those that they are held to."""
+    """A way to a device. `run(job_folder, timeout, progress) -> out folder` brings a job there, runs it and fetches
+    what it wrote (`timeout` in seconds, `progress(done, total)` over its schedule); `facts`: what
+    environment.describe() tells, of the machine there; `launch`: how an emulator starts a job's processes
+    (hosts/emulator.py), whose times are never shown; `cores`: the numbers of those that they are held to."""
 
     name: str
     run: Callable[[Path, float, Callable[[int, int], None]], Path]
@@ -261,15 +285,17 @@ class Host:
 # ---------------------------------------------------------------- observations
 
 
-NOT_COUNTED = "not counted: "  # how the note of a count begins that leaves something out: no figure that a budget can be judged by
+# how the note of a count begins that leaves something out: no figure that a budget can be judged by
+NOT_COUNTED = "not counted: "
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One figure about one artifact. `low` and `high`: 95 % interval; counted figures have low = value = high.
 
-    `each`: what the figure is the median of, per process or input, in order; two figures with the same `pairing` (a timing session, a set of inputs)
-    were taken side by side, so their `each` are pairs. Both are empty where nothing can be paired."""
+    `each`: what the figure is the median of, per process or input, in order; two figures with the same `pairing` (a
+    timing session, a set of inputs) were taken side by side, so their `each` are pairs. Both are empty where nothing
+    can be paired."""
 
     name: str
     unit: str
@@ -290,7 +316,8 @@ class Measurement:
 @dataclass(frozen=True)
 class Candidate:
     """An artifact that competes for a target, or a reference. `id` is unique in a run and readable (`prune-0.5.int8`);
-    candidates that differ by seed alone share a `point`. `file` is relative to the run folder; None where the file was not kept."""
+    candidates that differ by seed alone share a `point`. `file` is relative to the run folder; None where the file was
+    not kept."""
 
     id: str
     point: str
@@ -305,7 +332,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a budget, judged. `place` says where the line stands; `limit` and `value` in the measurement's unit."""
+    """One line of a budget, judged. `place` says where the line stands; `limit` and `value` in the measurement's
+    unit."""
 
     target: str
     candidate: str
@@ -324,7 +352,8 @@ class Check:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """What a run found for one target. `front` and `chosen` are candidate ids; `verdict` None: the recipe has no gate."""
+    """What a run found for one target. `front` and `chosen` are candidate ids; `verdict` None: the recipe has no
+    gate."""
 
     front: tuple[str, ...]
     chosen: str | None
@@ -335,8 +364,9 @@ class TargetResult:
 
 @dataclass(frozen=True)
 class Result:
-    """`result.json`. `environment`: {id: facts of a machine}; `steps`: what was done or found finished, with seconds; `predictions`: {file in
-    predictions/: sha256}, None before edgekd.result/2; `means`: {metric that is a multiple of the mean of its records: which}."""
+    """`result.json`. `environment`: {id: facts of a machine}; `steps`: what was done or found finished, with seconds;
+    `predictions`: {file in predictions/: sha256}, None before edgekd.result/2; `means`: {metric that is a multiple of
+    the mean of its records: which}."""
 
     task: str
     recipe_sha256: str

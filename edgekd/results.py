@@ -1,6 +1,8 @@
-"""The files of a run that travel: result.json and predictions/<id>.npz, written whole or not at all, read as if by a stranger's hand.
+"""The files of a run that travel: result.json and predictions/<id>.npz, written whole or not at all, read as if by a
+stranger's hand.
 
-A reader takes schema `edgekd.result/2` and older; keys that it doesn't know are left for newer writers of the same schema. Nothing is unpickled.
+A reader takes schema `edgekd.result/2` and older; keys that it doesn't know are left for newer writers of the same
+schema. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ KINDS = {  # what `schema` describes, and where it is written down
     "manifest": "edgekd.delivery.bundle:Manifest",
     "budget": "edgekd.decisions.budget:Budget",
     "target": "edgekd.records:Target",
-    "recipe": "edgekd.recipe:Recipe",
+    "recipe": "edgekd.run.recipe:Recipe",
 }
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a file answered to the test set. `outputs`: array [n, ...] or {name: array}; `records`: {metric: one number per sample [n, ...]};
-    `better`: {metric: higher or lower}; `digest`: of the test samples."""
+    """What a file answered to the test set. `outputs`: array [n, ...] or {name: array}; `records`: {metric: one number
+    per sample [n, ...]}; `better`: {metric: higher or lower}; `digest`: of the test samples."""
 
     ids: np.ndarray
     digest: str
@@ -57,13 +59,21 @@ def write(result: Result, path: Path | str) -> None:
     try:
         text = json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False, default=_plain)
     except ValueError:
-        bad = [f"{c.id}: {m.name}" for c in result.candidates for m in c.measurements if not all(map(math.isfinite, (m.value, m.low, m.high)))]
-        raise RunFailed(Problem(path.name, f"a figure is not a finite number: {', '.join(bad[:5]) or 'in steps or environment'}")) from None
+        bad = [
+            f"{c.id}: {m.name}"
+            for c in result.candidates
+            for m in c.measurements
+            if not all(map(math.isfinite, (m.value, m.low, m.high)))
+        ]
+        raise RunFailed(
+            Problem(path.name, f"a figure is not a finite number: {', '.join(bad[:5]) or 'in steps or environment'}")
+        ) from None
     write_atomic(path, text.encode() + b"\n")
 
 
 def read(path: Path | str) -> Result:
-    """Reads result.json, or the one in a run's folder. Raises UsageError with everything that is wrong and its place in the file."""
+    """Reads result.json, or the one in a run's folder. Raises UsageError with everything that is wrong and its place in
+    the file."""
     import pydantic
 
     path = _file(path)
@@ -125,7 +135,14 @@ def measurements(kept: Iterable[Mapping[str, Any]]) -> tuple[Measurement, ...]:
 def inside(name: str) -> bool:
     """Whether a path in a file stays in the folder of that file: relative, forward, without `..`."""
     path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name and ":" not in name
+    return (
+        bool(name)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\\" not in name
+        and "\0" not in name
+        and ":" not in name
+    )
 
 
 def _file(path: Path | str) -> Path:
@@ -147,7 +164,9 @@ def _problem(error: Mapping[str, Any], path: Path) -> Problem:
     given = repr(error.get("input"))
     message = error["msg"][0].lower() + error["msg"][1:]
     shown = f", not {given}" if error["type"] != "missing" and len(given) < 60 else ""
-    return Problem(f"{path}: {place}" if place else str(path), f"{message}{shown}", "`edgekd schema result` describes the file")
+    return Problem(
+        f"{path}: {place}" if place else str(path), f"{message}{shown}", "`edgekd schema result` describes the file"
+    )
 
 
 def _inconsistent(result: Result) -> list[tuple[str, str]]:
@@ -163,9 +182,19 @@ def _inconsistent(result: Result) -> list[tuple[str, str]]:
             found.append((f"candidates.{i}.file", f"{c.file[:60]!r} leads out of the run's folder"))
         for j, m in enumerate(c.measurements):
             if not (all(map(math.isfinite, (m.value, m.low, m.high))) and m.low <= m.high):
-                found.append((f"candidates.{i}.measurements.{j} ({m.name})", f"{m.value} [{m.low}, {m.high}] is no figure with an interval"))
+                found.append(
+                    (
+                        f"candidates.{i}.measurements.{j} ({m.name})",
+                        f"{m.value} [{m.low}, {m.high}] is no figure with an interval",
+                    )
+                )
             elif m.origin == "counted" and not m.low == m.value == m.high:
-                found.append((f"candidates.{i}.measurements.{j} ({m.name})", "a counted figure has no interval: low = value = high"))
+                found.append(
+                    (
+                        f"candidates.{i}.measurements.{j} ({m.name})",
+                        "a counted figure has no interval: low = value = high",
+                    )
+                )
     named = [(f"references.{k}", v) for k, v in result.references.items()]
     for name, target in result.targets.items():
         if not re.fullmatch(r"\w[\w.-]*", name) or len(executed(target.chosen or "", name).encode()) > 255:
@@ -187,8 +216,13 @@ def save_predictions(
     metrics: Sequence[Metric] = (),
     teacher: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes outputs and records per sample. `metrics` tells which way is better; `teacher`: its records, where the file travels alone."""
-    named = {f"outputs.{name}": array for name, array in outputs.items()} if isinstance(outputs, Mapping) else {"outputs": outputs}
+    """Writes outputs and records per sample. `metrics` tells which way is better; `teacher`: its records, where the
+    file travels alone."""
+    named = (
+        {f"outputs.{name}": array for name, array in outputs.items()}
+        if isinstance(outputs, Mapping)
+        else {"outputs": outputs}
+    )
     arrays = {"sample_id": np.array([str(id) for id in ids], dtype=np.str_), "test_digest": np.array(digest), **named}
     arrays |= {f"{name}.records": np.asarray(array, np.float64) for name, array in records.items()}
     arrays |= {f"{name}.teacher": np.asarray(array, np.float64) for name, array in (teacher or {}).items()}
@@ -197,7 +231,8 @@ def save_predictions(
 
 
 def executed(id: str, target: str) -> str:
-    """The file's name of what a candidate answered as another CPU: a target that this machine's answers don't stand for."""
+    """The file's name of what a candidate answered as another CPU: a target that this machine's answers don't stand
+    for."""
     return f"{id}@{target}.npz"
 
 
@@ -216,8 +251,19 @@ def of_samples(predictions: Predictions, ids: np.ndarray) -> Predictions:
     """The predictions of those samples alone, in the order of `ids`."""
     rows = places(predictions.ids, ids)
     outputs = predictions.outputs
-    taken = {name: a[rows] for name, a in outputs.items()} if isinstance(outputs, Mapping) else None if outputs is None else outputs[rows]
-    return replace(predictions, ids=predictions.ids[rows], outputs=taken, records={name: r[rows] for name, r in predictions.records.items()})
+    taken = (
+        {name: a[rows] for name, a in outputs.items()}
+        if isinstance(outputs, Mapping)
+        else None
+        if outputs is None
+        else outputs[rows]
+    )
+    return replace(
+        predictions,
+        ids=predictions.ids[rows],
+        outputs=taken,
+        records={name: r[rows] for name, r in predictions.records.items()},
+    )
 
 
 def load_predictions(path: Path | str) -> Predictions:
@@ -227,7 +273,9 @@ def load_predictions(path: Path | str) -> Predictions:
 
 def load_teacher(path: Path | str) -> dict[str, np.ndarray]:
     """{metric: the teacher's records} of a file of predictions that travels alone; empty where it has none."""
-    return {name.removesuffix(".teacher"): array for name, array in load_arrays(path).items() if name.endswith(".teacher")}
+    return {
+        name.removesuffix(".teacher"): array for name, array in load_arrays(path).items() if name.endswith(".teacher")
+    }
 
 
 def _predictions(path: Path, arrays: Mapping[str, np.ndarray]) -> Predictions:
@@ -236,25 +284,37 @@ def _predictions(path: Path, arrays: Mapping[str, np.ndarray]) -> Predictions:
         raise UsageError(*problems)
     ids, digest = arrays["sample_id"], arrays["test_digest"]
     if ids.dtype.kind != "U" or ids.ndim != 1:
-        problems.append(Problem(f"{path}: sample_id", f"must be an array of strings, not {ids.dtype} {list(ids.shape)}"))
+        problems.append(
+            Problem(f"{path}: sample_id", f"must be an array of strings, not {ids.dtype} {list(ids.shape)}")
+        )
     if digest.dtype.kind != "U" or digest.ndim != 0:
         problems.append(Problem(f"{path}: test_digest", "must be one string"))
-    rows = {name: a for name, a in arrays.items() if name.startswith("outputs") or name.endswith((".records", ".teacher"))}
+    rows = {
+        name: a for name, a in arrays.items() if name.startswith("outputs") or name.endswith((".records", ".teacher"))
+    }
     for name, array in rows.items():
         if array.shape[:1] != ids.shape[:1]:
-            problems.append(Problem(f"{path}: {name}", f"has shape {list(array.shape)}, but there are {len(ids) if ids.ndim else 'no'} samples"))
+            problems.append(
+                Problem(
+                    f"{path}: {name}",
+                    f"has shape {list(array.shape)}, but there are {len(ids) if ids.ndim else 'no'} samples",
+                )
+            )
         elif name.endswith((".records", ".teacher")) and array.dtype.kind != "f":
             problems.append(Problem(f"{path}: {name}", f"must hold numbers, not {array.dtype}"))
     if problems:
         raise UsageError(*problems)
-    outputs = {name.removeprefix("outputs."): a for name, a in arrays.items() if name.startswith("outputs.")} or arrays.get("outputs")
+    outputs = {
+        name.removeprefix("outputs."): a for name, a in arrays.items() if name.startswith("outputs.")
+    } or arrays.get("outputs")
     records = {name.removesuffix(".records"): a for name, a in arrays.items() if name.endswith(".records")}
     better = {name.removesuffix(".better"): str(a) for name, a in arrays.items() if name.endswith(".better")}
     return Predictions(ids, str(digest), outputs, records, better)
 
 
 def save_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
-    """An .npz that is whole or not there; the same arrays give the same bytes. Raises TypeError for what would need pickling."""
+    """An .npz that is whole or not there; the same arrays give the same bytes. Raises TypeError for what would need
+    pickling."""
     plain = {name: np.asarray(array) for name, array in arrays.items()}
     if any(array.dtype.hasobject for array in plain.values()):
         raise TypeError("only arrays of numbers and strings are kept")
@@ -270,7 +330,8 @@ def save_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT) -> dict[str, np.ndarray]:
-    """Every array of an .npz from anywhere. Raises UsageError for what is no .npz, holds objects, or claims more than it has."""
+    """Every array of an .npz from anywhere. Raises UsageError for what is no .npz, holds objects, or claims more than
+    it has."""
     path = Path(path)
     try:
         with open(regular(path), "rb") as file, zipfile.ZipFile(file) as archive:
@@ -282,7 +343,17 @@ def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT) -> dict[str, np.ndar
             return {m.filename.removesuffix(".npy"): _array(archive, m) for m in members}
     except OSError as error:
         raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
-    except (ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError) as error:
+    except (
+        ValueError,
+        SyntaxError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise UsageError(Problem(str(path), f"is no .npz of plain arrays: {error}")) from None
 
 

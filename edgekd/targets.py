@@ -15,11 +15,13 @@ from edgekd.errors import Problem, UsageError
 from edgekd.files import content, toml
 from edgekd.records import Architecture, Cache, Feature, Runtime, Scheme, Target
 
-KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")  # features that runtimes choose int8 and float kernels by
+# features that runtimes choose int8 and float kernels by
+KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")
 OF_A_GRAPH = {"float_layers", "layer_bits"}  # of a scheme: names of layers are no facts of a device
 HOST = "host"
 NO_RUNTIME = "none"  # the name of a runtime that edgekd has not
-REFERENCE = "reference runtime"  # how the note of a figure begins that another runtime made for a target that nothing runs
+# how the note of a figure begins that another runtime made for a target that nothing runs
+REFERENCE = "reference runtime"
 FEATURES: Mapping[str, tuple[str, ...]] = {
     "x86-64": ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
     "aarch64": ("neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2"),
@@ -34,7 +36,8 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str | Path) -> Target:
-    """A target by name, or from a .toml file (whose stem is its name). Raises UsageError with every problem of the file."""
+    """A target by name, or from a .toml file (whose stem is its name). Raises UsageError with every problem of the
+    file."""
     text = str(name_or_path)
     if text == HOST:
         return host(environment.describe())
@@ -52,7 +55,13 @@ def load(name_or_path: str | Path) -> Target:
 def host(facts: Mapping[str, Any]) -> Target:
     """This machine as a target, from `environment.describe()`, with one thread."""
     if facts["architecture"] not in get_args(Architecture):
-        raise UsageError(Problem(HOST, f"the architecture `{facts['architecture']}` is not known", f"known: {', '.join(get_args(Architecture))}"))
+        raise UsageError(
+            Problem(
+                HOST,
+                f"the architecture `{facts['architecture']}` is not known",
+                f"known: {', '.join(get_args(Architecture))}",
+            )
+        )
     features = tuple(f for f in get_args(Feature) if f in facts["features"])
     here = "read from this machine"
     given = {
@@ -63,17 +72,28 @@ def host(facts: Mapping[str, Any]) -> Target:
         "ram_bytes": facts["ram_bytes"],
         "runtime": Runtime("onnxruntime", facts["versions"].get("onnxruntime", "")),
     }
-    return Target(name=HOST, title=facts["cpu"], architecture=facts["architecture"], sources={fact: here for fact, v in given.items() if v}, **given)
+    return Target(
+        name=HOST,
+        title=facts["cpu"],
+        architecture=facts["architecture"],
+        sources={fact: here for fact, v in given.items() if v},
+        **given,
+    )
 
 
 def saturates(target: Target) -> bool:
-    """Whether onnxruntime's kernels add products of unsigned and signed bytes in pairs at 16 bits (vpmaddubsw), which saturate: on x86 with AVX2
-    and no VNNI (core/mlas/lib/platform.cpp). Below AVX2 they don't."""
-    return target.architecture == "x86-64" and "avx2" in target.features and not {"avx512_vnni", "avx_vnni"} & set(target.features)
+    """Whether onnxruntime's kernels add products of unsigned and signed bytes in pairs at 16 bits (vpmaddubsw), which
+    saturate: on x86 with AVX2 and no VNNI (core/mlas/lib/platform.cpp). Below AVX2 they don't."""
+    return (
+        target.architecture == "x86-64"
+        and "avx2" in target.features
+        and not {"avx512_vnni", "avx_vnni"} & set(target.features)
+    )
 
 
 def runs(target: Target) -> bool:
-    """Whether edgekd has a runtime for the target: without one, there are figures that are counted on the file, and budgets on them."""
+    """Whether edgekd has a runtime for the target: without one, there are figures that are counted on the file, and
+    budgets on them."""
     return target.runtime.name != NO_RUNTIME
 
 
@@ -88,8 +108,9 @@ def kernels(target: Target) -> str:
 
 
 def figures(target: Target, facts: Mapping[str, Any]) -> str:
-    """The best that a machine with `facts` can tell of the target: `measured` (times and answers), `answers` (measured, and no
-    times: the machine has other kernels besides, or fewer cores), `emulated` (answers by emulation), `counted` (the file alone)."""
+    """The best that a machine with `facts` can tell of the target: `measured` (times and answers), `answers` (measured,
+    and no times: the machine has other kernels besides, or fewer cores), `emulated` (answers by emulation), `counted`
+    (the file alone)."""
     if not runs(target):
         return "counted"
     more = surplus(target, facts)
@@ -99,7 +120,8 @@ def figures(target: Target, facts: Mapping[str, Any]) -> str:
 
 
 def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
-    """What a machine lacks of a target; only with nothing missing may its answers be called measured for the target. Times: see `lacking`."""
+    """What a machine lacks of a target; only with nothing missing may its answers be called measured for the target.
+    Times: see `lacking`."""
     if target.name == HOST:
         return []
     if facts["architecture"] != target.architecture:
@@ -115,18 +137,25 @@ def lacking(target: Target, facts: Mapping[str, Any]) -> list[str]:
 
 
 def times(target: Target, facts: Mapping[str, Any]) -> bool:
-    """Whether a time taken on the machine may be called measured for the target: it lacks nothing, and has no other kernels besides."""
+    """Whether a time taken on the machine may be called measured for the target: it lacks nothing, and has no other
+    kernels besides."""
     return not lacking(target, facts) and not surplus(target, facts)
 
 
 def differing(target: Target, facts: Mapping[str, Any]) -> str:
-    """What is to be said of figures of the target that a machine's runtime makes: that it is of another version than the target's. "" if it isn't."""
+    """What is to be said of figures of the target that a machine's runtime makes: that it is of another version than
+    the target's. "" if it isn't."""
     wanted, here = target.runtime, facts.get("versions", {}).get(target.runtime.name)
-    return f"with {wanted.name} {here}, the target has {wanted.version}" if here and wanted.version and wanted.version != here else ""
+    return (
+        f"with {wanted.name} {here}, the target has {wanted.version}"
+        if here and wanted.version and wanted.version != here
+        else ""
+    )
 
 
 def surplus(target: Target, facts: Mapping[str, Any]) -> list[str]:
-    """Features of a machine that the target has not and that choose other kernels: a time taken there is not the target's."""
+    """Features of a machine that the target has not and that choose other kernels: a time taken there is not the
+    target's."""
     return [] if target.name == HOST else [f for f in facts["features"] if f in KERNELS and f not in target.features]
 
 
@@ -143,14 +172,18 @@ def _parse(path: Path) -> Target:
     try:
         raw = toml(content(path).decode("utf-8"))
     except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", "`edgekd list targets` shows the known ones")) from None
+        raise UsageError(
+            Problem(str(path), f"can't be read: {error.strerror}", "`edgekd list targets` shows the known ones")
+        ) from None
     except ValueError as error:
         raise UsageError(Problem(str(path), f"is not TOML: {error}")) from None
     from pydantic import TypeAdapter, ValidationError
 
     problems, target = _unknown(path.name, raw), None
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", path.stem):
-        problems.append(Problem(path.name, "a target's name is made of letters, digits, `.`, `_` and `-`", "rename the file"))
+        problems.append(
+            Problem(path.name, "a target's name is made of letters, digits, `.`, `_` and `-`", "rename the file")
+        )
     if path.stem == HOST:
         problems.append(Problem(path.name, "`host` is this machine", "give the file another name"))
     try:
@@ -167,11 +200,19 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
     """Facts that can't hold together, sources of facts that aren't given, and texts that a terminal would obey."""
     found = [
         Problem(f"{file}: {place}", "holds control characters", "one line of text")
-        for place, text in (("title", target.title), ("runtime", f"{target.runtime}"), ("emulated_as", target.emulated_as or ""))
+        for place, text in (
+            ("title", target.title),
+            ("runtime", f"{target.runtime}"),
+            ("emulated_as", target.emulated_as or ""),
+        )
         if not text.isprintable()
     ]
     found += [
-        Problem(f"{file}: features", f"{target.architecture} has no `{feature}`", _near(feature, FEATURES[target.architecture] or ["none"]))
+        Problem(
+            f"{file}: features",
+            f"{target.architecture} has no `{feature}`",
+            _near(feature, FEATURES[target.architecture] or ["none"]),
+        )
         for feature in target.features
         if feature not in FEATURES[target.architecture]
     ]
@@ -179,31 +220,62 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
         found.append(Problem(f"{file}: core", f"{target.core!r} is no name of a core", "lower case, as in cortex-a72"))
     known = [*runtimes.names(), NO_RUNTIME]
     if target.runtime.name not in known:
-        hint = _near(target.runtime.name, known) + f'; name = "{NO_RUNTIME}": what is counted on files, and budgets of it'
+        hint = (
+            _near(target.runtime.name, known) + f'; name = "{NO_RUNTIME}": what is counted on files, and budgets of it'
+        )
         found.append(Problem(f"{file}: runtime.name", f"edgekd has no runtime `{target.runtime.name}`", hint))
     if target.int8.activation_bits != 8:
-        text = f"is {target.int8.activation_bits}, and values between layers have 8 bits in the files that edgekd writes"
+        text = (
+            f"is {target.int8.activation_bits}, and values between layers have 8 bits in the files that edgekd writes"
+        )
         found.append(Problem(f"{file}: int8.activation_bits", text, "leave it out"))
     if target.cores is not None and target.threads > target.cores:
-        found.append(Problem(f"{file}: threads", f"are {target.threads}, and there are {target.cores} cores", "at most one thread per core"))
+        found.append(
+            Problem(
+                f"{file}: threads",
+                f"are {target.threads}, and there are {target.cores} cores",
+                "at most one thread per core",
+            )
+        )
     if target.architecture == "armv7e-m" and runs(target):
-        found.append(Problem(f"{file}: runtime", f"{target.runtime.name} does not run on {target.architecture}", f'write name = "{NO_RUNTIME}"'))
+        found.append(
+            Problem(
+                f"{file}: runtime",
+                f"{target.runtime.name} does not run on {target.architecture}",
+                f'write name = "{NO_RUNTIME}"',
+            )
+        )
     if target.emulated_as and not runs(target):
         found.append(Problem(f"{file}: emulated_as", "there is no runtime to emulate", "leave it out"))
     if not target.int8.pairs16 and target.int8.weight_bits == 8 and saturates(target):
         text = "AVX2 without VNNI adds the products of two bytes in 16 bits, where weights of the full range saturate"
         found.append(Problem(f"{file}: int8.pairs16", text, "leave it out, or write weight_bits = 7"))
     empty = [name for name in target.sources if getattr(target, name, True) in (None, {}, "")]
-    return found + [Problem(f"{file}: sources.{name}", f"the fact `{name}` is not given", f"write {name} = ..., or no source") for name in empty]
+    return found + [
+        Problem(f"{file}: sources.{name}", f"the fact `{name}` is not given", f"write {name} = ..., or no source")
+        for name in empty
+    ]
 
 
 def _unknown(file: str, raw: Mapping[str, Any]) -> list[Problem]:
     """Keys that no record has: a misspelt fact must not pass for an absent one."""
     facts = {f.name for f in dataclasses.fields(Target)} - {"name"}
     tables = [("", raw, facts), ("runtime.", raw.get("runtime"), {f.name for f in dataclasses.fields(Runtime)})]
-    tables += [("int8.", raw.get("int8"), {f.name for f in dataclasses.fields(Scheme)} - OF_A_GRAPH), ("sources.", raw.get("sources"), facts)]
-    given = [(prefix, key, known) for prefix, table, known in tables if isinstance(table, Mapping) for key in table if key not in known]
-    return [Problem(f"{file}: {prefix}{key}", f"there is no fact `{key}`", _near(key, known)) for prefix, key, known in given]
+    tables += [
+        ("int8.", raw.get("int8"), {f.name for f in dataclasses.fields(Scheme)} - OF_A_GRAPH),
+        ("sources.", raw.get("sources"), facts),
+    ]
+    given = [
+        (prefix, key, known)
+        for prefix, table, known in tables
+        if isinstance(table, Mapping)
+        for key in table
+        if key not in known
+    ]
+    return [
+        Problem(f"{file}: {prefix}{key}", f"there is no fact `{key}`", _near(key, known))
+        for prefix, key, known in given
+    ]
 
 
 def _problem(file: str, error: Mapping[str, Any]) -> Problem:

@@ -24,7 +24,9 @@ class Board:
 
     def left(self):
         """What lies in the board's home and temporary folder."""
-        return sorted(str(p.relative_to(self.folder)) for part in ("home", "tmp") for p in (self.folder / part).rglob("*"))
+        return sorted(
+            str(p.relative_to(self.folder)) for part in ("home", "tmp") for p in (self.folder / part).rglob("*")
+        )
 
     def processes(self):
         """Ids of those that stand in its home."""
@@ -38,11 +40,13 @@ class Board:
 
 @contextlib.contextmanager
 def board(folder: Path, setting: str = "", login: str = ""):
-    """Starts sshd on a free port of the loopback. `setting`: lines for its configuration; `login`: a shell line before every command."""
+    """Starts sshd on a free port of the loopback. `setting`: lines for its configuration; `login`: a shell line before
+    every command."""
     if SSHD is None or shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
         pytest.skip("needs OpenSSH's sshd and ssh")
     if os.getuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where it keeps nothing, and without which it does not start
+        # where it keeps nothing, and without which it does not start
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     for name in ("home", "tmp"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name in ("host", "user"):
@@ -55,11 +59,24 @@ def board(folder: Path, setting: str = "", login: str = ""):
     if login:
         (folder / "login.sh").write_text(f'{login}\nexec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n')
         setting += f"\nForceCommand /bin/sh {folder}/login.sh"
-    lines = [f"Port {port}", "ListenAddress 127.0.0.1", f"HostKey {folder}/host", f"AuthorizedKeysFile {folder}/authorized", "StrictModes no"]
+    lines = [
+        f"Port {port}",
+        "ListenAddress 127.0.0.1",
+        f"HostKey {folder}/host",
+        f"AuthorizedKeysFile {folder}/authorized",
+        "StrictModes no",
+    ]
     lines += ["UsePAM no", "PidFile none", "PasswordAuthentication no", "KbdInteractiveAuthentication no"]
     lines += [f"SetEnv HOME={made.home} TMPDIR={folder}/tmp", setting]
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
-    lines = ["Host board", "HostName 127.0.0.1", f"User {getpass.getuser()}", "HostKeyAlias board", "Host *", f"IdentityFile {folder}/user"]
+    lines = [
+        "Host board",
+        "HostName 127.0.0.1",
+        f"User {getpass.getuser()}",
+        "HostKeyAlias board",
+        "Host *",
+        f"IdentityFile {folder}/user",
+    ]
     lines += ["IdentitiesOnly yes", f"UserKnownHostsFile {folder}/known", "GlobalKnownHostsFile /dev/null"]
     made.config.write_text("\n".join(lines) + "\n")
     made.config.chmod(0o600)

@@ -1,4 +1,5 @@
-"""A small transformer encoder and a task for it: which of seven features is greatest at the position that a mark points to."""
+"""A small transformer encoder and a task for it: which of seven features is greatest at the position that a mark points
+to."""
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class Encoder(nn.Module):
 
 
 def marked(count, seed):
-    """[N, LENGTH, FEATURES] noise whose first feature is 3 at one position; labels: which of the others is greatest there."""
+    """[N, LENGTH, FEATURES] noise whose first feature is 3 at one position; labels: which of the others is greatest
+    there."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(count, LENGTH, FEATURES)).astype(np.float32)
     at = rng.integers(0, LENGTH, count)
@@ -56,4 +58,6 @@ def encoder_task(count=4096, width=64, seed=0, name="marked", model=Encoder):
     x, y = marked(count, seed)
     tx, ty = marked(1024, seed + 1)
     data = arrays(x, y, tx, ty, validation=0.25)
-    return Task(name, "1", {"teacher": lambda: model(width), "student": lambda: model(width)}, data, (top1(),), classes=7)
+    return Task(
+        name, "1", {"teacher": lambda: model(width), "student": lambda: model(width)}, data, (top1(),), classes=7
+    )

@@ -1,5 +1,6 @@
-"""A distribution and an index in a folder, for tests of what is made from them: apt-get, apt-cache, dpkg and qemu-aarch64 as small programs, pip as
-a module. They log what they are asked to `log`; `fail` and `wrong` name files that don't come, or come with another content."""
+"""A distribution and an index in a folder, for tests of what is made from them: apt-get, apt-cache, dpkg and
+qemu-aarch64 as small programs, pip as a module. They log what they are asked to `log`; `fail` and `wrong` name files
+that don't come, or come with another content."""
 
 import io
 import sys
@@ -7,7 +8,17 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-DEBS = ("libc6", "libexpat1", "libffi8", "libgcc-s1", "libstdc++6", "zlib1g", "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib")
+DEBS = (
+    "libc6",
+    "libexpat1",
+    "libffi8",
+    "libgcc-s1",
+    "libstdc++6",
+    "zlib1g",
+    "python3.11-minimal",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+)
 HEAD = f"#!{sys.executable} -SE\nimport hashlib, json, os, re, shutil, sys\nfrom pathlib import Path\nroot, args = Path({{root!r}}), sys.argv[1:]\n"
 LOG = "open(root / 'log', 'a').write(' '.join([Path(sys.argv[0]).name, *[a for a in args if not a.startswith('-o')]]) + chr(10))\n"
 APT_GET = """
@@ -82,16 +93,25 @@ def make(root: Path, version: str) -> Path:
     _deb(root / "own/qemu-user_1%3a7.2-1_amd64.deb", {"usr/bin/qemu-aarch64": emulator, "usr/bin/qemu-m68k": emulator})
     _deb(root / "own/libcapstone4_4.0-5_amd64.deb", {"usr/lib/x86_64-linux-gnu/libcapstone.so.4": "capstone"})
     for name, number in (("numpy", "2.4.6"), ("onnxruntime", version)):
-        with zipfile.ZipFile(root / "wheels" / f"{name}-{number}-cp311-cp311-manylinux_2_28_aarch64.whl", "w") as archive:
+        with zipfile.ZipFile(
+            root / "wheels" / f"{name}-{number}-cp311-cp311-manylinux_2_28_aarch64.whl", "w"
+        ) as archive:
             archive.writestr(f"{name}/__init__.py", "")
             archive.writestr(f"{name}/tests/test.py", "")
     head = HEAD.format(root=str(root))
-    programs = {"apt-get": head + LOG + APT_GET, "apt-cache": head + APT_CACHE, "dpkg": head + DPKG, "qemu-aarch64": emulator}
+    programs = {
+        "apt-get": head + LOG + APT_GET,
+        "apt-cache": head + APT_CACHE,
+        "dpkg": head + DPKG,
+        "qemu-aarch64": emulator,
+    }
     for name, text in programs.items():
         (root / "bin" / name).write_text(text)
         (root / "bin" / name).chmod(0o755)
     (root / "modules/pip/__init__.py").write_text("")
-    (root / "modules/pip/__main__.py").write_text(HEAD.format(root=str(root)) + LOG.replace("Path(sys.argv[0]).name", "'pip'") + PIP)
+    (root / "modules/pip/__main__.py").write_text(
+        HEAD.format(root=str(root)) + LOG.replace("Path(sys.argv[0]).name", "'pip'") + PIP
+    )
     return root
 
 

@@ -1,4 +1,5 @@
-"""Faults planted into int8 files, for the tests of `diagnose`: healthy networks, what spoils them, and the table of all cases."""
+"""Faults planted into int8 files, for the tests of `diagnose`: healthy networks, what spoils them, and the table of all
+cases."""
 
 import copy
 import tempfile
@@ -13,12 +14,12 @@ from onnx import numpy_helper
 from torch import nn
 
 from edgekd.formats import onnx as format
-from edgekd.networks import ds_cnn, residual
-from edgekd.quantization import fake
-from edgekd.quantization.calibrate import calibrate
-from edgekd.quantization.capture import capture
-from edgekd.quantization.diagnose import diagnose
-from edgekd.quantization.hybrid import pair
+from edgekd.models.networks import ds_cnn, residual
+from edgekd.quantization.diagnosis.layers import diagnose
+from edgekd.quantization.qdq.partial import pair
+from edgekd.quantization.torch_graph import fake
+from edgekd.quantization.torch_graph.calibrate import calibrate
+from edgekd.quantization.torch_graph.capture import capture
 from edgekd.records import Scheme
 
 SHAPES = {"residual": (3, 12, 12), "ds_cnn": (1, 20, 12), "encoder": (1, 12, 16)}
@@ -85,7 +86,8 @@ def network(name, seed=0):
 
 @dataclass
 class Kit:
-    """A network's two files, open for spoiling; `x` the samples that it is diagnosed with, `calibration` those it was calibrated with."""
+    """A network's two files, open for spoiling; `x` the samples that it is diagnosed with, `calibration` those it was
+    calibrated with."""
 
     name: str
     model: nn.Module
@@ -104,7 +106,10 @@ class Kit:
         if not self.touched:
             made = _healthy(self.name, self.seed)
         elif self.touched == "calibration":  # the float file stays
-            made = [_healthy(self.name, self.seed)[0], *exported(self.model, self.x, self.calibration, self.ranges, self.hyper, floats=False)]
+            made = [
+                _healthy(self.name, self.seed)[0],
+                *exported(self.model, self.x, self.calibration, self.ranges, self.hyper, floats=False),
+            ]
         else:
             made = exported(self.model, self.x, self.calibration, scheme=Scheme(pairs16=self.saturates))
         return tuple(onnx.load_from_string(f) for f in made)
@@ -142,7 +147,13 @@ def _network(name, seed):
 
 
 def kit(name, seed):
-    return Kit(name, copy.deepcopy(_network(name, seed)), inputs(name, seed=seed + 7), inputs(name, 256, seed=seed + 100), seed=seed)
+    return Kit(
+        name,
+        copy.deepcopy(_network(name, seed)),
+        inputs(name, seed=seed + 7),
+        inputs(name, 256, seed=seed + 100),
+        seed=seed,
+    )
 
 
 def weighted(p):
@@ -193,7 +204,8 @@ def set_range(file, layer, low, high):
 
 
 def saturating(k, at, share=1.0):
-    """One layer whose neighbouring weights are alike and large takes all 8 bits, where all others keep their sums of pairs within 16 bits."""
+    """One layer whose neighbouring weights are alike and large takes all 8 bits, where all others keep their sums of
+    pairs within 16 bits."""
     weight = convolutions(k.model)[at].weight
     with torch.no_grad():
         size, channels = weight.flatten(1).norm(dim=1), int(share * len(weight))
@@ -207,7 +219,11 @@ def saturating(k, at, share=1.0):
     def edit(file, p):
         layer, q, scale = _weight_names(file, p, at)
         made = np.abs(layer.weights.plain).reshape(len(layer.weights.plain), -1).max(1) / np.float32(127)
-        put(file, q, np.rint(layer.weights.plain / made.reshape(-1, *[1] * (layer.weights.plain.ndim - 1))).astype(np.int8))
+        put(
+            file,
+            q,
+            np.rint(layer.weights.plain / made.reshape(-1, *[1] * (layer.weights.plain.ndim - 1))).astype(np.int8),
+        )
         put(file, scale, made)
         node = next(n for n in file.graph.node if n.output[0] == layer.name[layer.name.index("(") + 1 : -1])
         bias = next(n for n in file.graph.node if n.output[0] == node.input[2])
@@ -253,7 +269,7 @@ def shifted(k, at, by):
 
 
 def _values(k, p, at, x):
-    from edgekd.quantization.diagnose import float_values
+    from edgekd.quantization.diagnosis.layers import float_values
 
     return float_values(p, {"input": x.numpy()})[layer_at(p, at).after]
 
@@ -270,7 +286,8 @@ def clipped(k, at, share):
 
 
 def few_samples(k, at, rank):
-    """The whole network calibrated with one sample, that of the given rank in contrast; the culprit is what a second look tells (`oracle`)."""
+    """The whole network calibrated with one sample, that of the given rank in contrast; the culprit is what a second
+    look tells (`oracle`)."""
     k.calibration = k.calibration[k.calibration.std((1, 2, 3)).argsort()[rank]][None]
     k.touched, k.culprit = "calibration", oracle
 
@@ -281,8 +298,9 @@ def narrow(k, at, share):
 
 
 def oracle(k, p, healthy):
-    """The layer whose lattice, taken from the healthy file, makes the spoiled one's output better than any other's does."""
-    from edgekd.quantization.diagnose import outputs
+    """The layer whose lattice, taken from the healthy file, makes the spoiled one's output better than any other's
+    does."""
+    from edgekd.quantization.diagnosis.layers import outputs
 
     feed, sound = {"input": k.x.numpy()}, {a.name: b for a, b in zip(p.layers, healthy.layers, strict=True)}
     plain = outputs(p.plain, feed)[0]
@@ -300,7 +318,11 @@ def _weight_names(file, p, at):
     for node in file.graph.node:
         if node.op_type == "DequantizeLinear":
             stored = next((numpy_helper.to_array(i) for i in file.graph.initializer if i.name == node.input[0]), None)
-            if stored is not None and stored.shape == layer.weights.stored.shape and np.array_equal(stored, layer.weights.stored):
+            if (
+                stored is not None
+                and stored.shape == layer.weights.stored.shape
+                and np.array_equal(stored, layer.weights.stored)
+            ):
                 return layer, node.input[0], node.input[1]
     raise KeyError(at)
 
@@ -347,7 +369,8 @@ def bits(k, at, count):
 
 
 def per_tensor(k, at, spread):
-    """One scale for a layer whose channels' ranges differ: every other channel is `spread` times smaller, and read so much stronger."""
+    """One scale for a layer whose channels' ranges differ: every other channel is `spread` times smaller, and read so
+    much stronger."""
     norm = norm_after(k.model, at)
     after = convolutions(k.model)[at + 1]
     with torch.no_grad():
@@ -374,14 +397,16 @@ def _quieter(k, at, by, channel):
 
 
 def loud_channel(k, at, by, channel=2):
-    """One output channel of the float weights far above the rest; what reads it makes up for most of it, so that it drowns no other."""
+    """One output channel of the float weights far above the rest; what reads it makes up for most of it, so that it
+    drowns no other."""
     with torch.no_grad():
         convolutions(k.model)[at].weight[channel] *= by
     _quieter(k, at, by / 4, channel)
 
 
 def tiny_variance(k, at, variance, channel=2):
-    """One channel's running variance is far below what its data have, its mean is off too; what reads it makes up for most of it."""
+    """One channel's running variance is far below what its data have, its mean is off too; what reads it makes up for
+    most of it."""
     norm = norm_after(k.model, at)
     with torch.no_grad():
         by = float((norm.running_var[channel] / variance).sqrt())
@@ -458,7 +483,8 @@ TUNED = (
     _c("encoder", loud_place, 3, SHAPE, by=100),
 )
 
-# none of these was looked at before the bars stood: other layers, other sizes, other weights, and three kinds of fault that are new
+# none of these was looked at before the bars stood: other layers, other sizes, other weights, and three kinds of fault
+# that are new
 HELD_OUT = (
     _c("residual", scaled, "Add:2", DEAD, seed=5, by=12),
     _c("residual", scaled, 5, CLIP, seed=5, by=1 / 5),
@@ -490,7 +516,8 @@ HELD_OUT = (
 )
 
 
-# written after the rules for saturation and loud places stood, run once: a third network, and the two new kinds on other layers and weights
+# written after the rules for saturation and loud places stood, run once: a third network, and the two new kinds on
+# other layers and weights
 FRESH = (
     _c("residual", saturating, -1, SAT, seed=5),
     _c("ds_cnn", saturating, 0, SAT, seed=6, share=0.5),
@@ -544,5 +571,8 @@ def table(rows):
     ]
     layers, causes = (sum(getattr(r, what) for r in rows) for what in ("layer_right", "cause_right"))
     return "\n".join(
-        [*lines, f"of {len(rows)}: layer {layers} ({100 * layers / len(rows):.0f} %), cause {causes} ({100 * causes / len(rows):.0f} %)"]
+        [
+            *lines,
+            f"of {len(rows)}: layer {layers} ({100 * layers / len(rows):.0f} %), cause {causes} ({100 * causes / len(rows):.0f} %)",
+        ]
     )

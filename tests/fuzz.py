@@ -15,7 +15,8 @@ import pytest
 
 
 class Fuzz:
-    """A plugin of pytest: keeps property tests alone, has each draw `times` as many examples as it asks for, and counts what was drawn."""
+    """A plugin of pytest: keeps property tests alone, has each draw `times` as many examples as it asks for, and counts
+    what was drawn."""
 
     def __init__(self, times):
         self.times, self.drawn, self.failed, self.known = times, {}, [], {}
@@ -28,7 +29,10 @@ class Fuzz:
                 self.known[item.nodeid] = test
                 test.hypothesis.inner_test = self.counted(item.nodeid, test.hypothesis.inner_test)
                 mine = test._hypothesis_internal_use_settings
-                more = {"max_examples": self.times * mine.max_examples, "suppress_health_check": list(hypothesis.HealthCheck)}
+                more = {
+                    "max_examples": self.times * mine.max_examples,
+                    "suppress_health_check": list(hypothesis.HealthCheck),
+                }
                 test._hypothesis_internal_use_settings = hypothesis.settings(mine, **more)
 
     def counted(self, name, inner):
@@ -48,8 +52,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="no round begins later (10)")
     parser.add_argument("--rounds", type=int, default=10**9)
-    parser.add_argument("--times", type=int, default=10, help="examples of a property in a round, as a multiple of those in `make test` (10)")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="of the first round; the next has the next number")
+    parser.add_argument(
+        "--times",
+        type=int,
+        default=10,
+        help="examples of a property in a round, as a multiple of those in `make test` (10)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbelow(2**31), help="of the first round; the next has the next number"
+    )
     parser.add_argument("files", nargs="*", help="files or tests, all by default")
     given = parser.parse_args()
     fuzz, end, failed = Fuzz(given.times), time.monotonic() + 60 * given.minutes, False
@@ -57,10 +68,19 @@ def main():
         if time.monotonic() > end:
             break
         fuzz.failed.clear()
-        options = ["-q", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--hypothesis-profile=default", f"--hypothesis-seed={seed}"]
+        options = [
+            "-q",
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",
+            "--hypothesis-profile=default",
+            f"--hypothesis-seed={seed}",
+        ]
         code = pytest.main([*options, *given.files], plugins=[fuzz])
         failed |= code != pytest.ExitCode.OK
-        print(f"seed {seed}: {sum(fuzz.drawn.values()):,} examples drawn so far of {len(fuzz.drawn)} properties", flush=True)
+        print(
+            f"seed {seed}: {sum(fuzz.drawn.values()):,} examples drawn so far of {len(fuzz.drawn)} properties",
+            flush=True,
+        )
         for name in fuzz.failed:
             print(f"again: make fuzz ARGS='--rounds 1 --times {given.times} --seed {seed} {name}'", flush=True)
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

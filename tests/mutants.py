@@ -1,10 +1,13 @@
-"""`make mutants`: small faults, planted one at a time by mutmut, and which of them the tests of their module don't notice.
+"""`make mutants`: small faults, planted one at a time by mutmut, and which of them the tests of their module don't
+notice.
 
 python tests/mutants.py edgekd/losses edgekd/store.py    these of the table; without any, all
-python tests/mutants.py --children 8 --diffs faults.txt  so many at a time; the faults that survived as diffs, by default build/mutants/survived.txt
+python tests/mutants.py --children 8 --diffs faults.txt  so many at a time; the faults that survived as diffs, by
+default build/mutants/survived.txt
 
-A copy of the tree for each lies in build/mutants: run again, it goes on where it stopped, and what has changed is tried anew. What mutmut leaves
-alone are constants of modules, decorated functions and annotations: plant such faults by hand."""
+A copy of the tree for each lies in build/mutants: run again, it goes on where it stopped, and what has changed is tried
+anew. What mutmut leaves alone are constants of modules, decorated functions and annotations: plant such faults by
+hand."""
 
 import argparse
 import contextlib
@@ -19,7 +22,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TREE = ("edgekd", "tests", "benchmarks", "targets", "README.md", "LICENSE", "Makefile", "pyproject.toml", ".constraints.txt")
+TREE = (
+    "edgekd",
+    "tests",
+    "benchmarks",
+    "targets",
+    "README.md",
+    "LICENSE",
+    "Makefile",
+    "pyproject.toml",
+    ".constraints.txt",
+)
 TESTS = {
     "edgekd/losses": "losses feature_losses",
     "edgekd/train.py": "train modes schedules",
@@ -84,8 +97,12 @@ NOTICED = ("killed", "timeout", "segfault", "caught by type check")
 def main() -> int:
     options = argparse.ArgumentParser(prog="make mutants", description="Plants faults and says which no test notices.")
     options.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TESTS)}; without any, all")
-    options.add_argument("--children", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1), help="faults that are tried at a time")
-    options.add_argument("--seconds", type=float, help="the longest for each; the faults that are left are tried by the next call")
+    options.add_argument(
+        "--children", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1), help="faults that are tried at a time"
+    )
+    options.add_argument(
+        "--seconds", type=float, help="the longest for each; the faults that are left are tried by the next call"
+    )
     options.add_argument("--diffs", type=Path, default=ROOT / "build" / "mutants" / "survived.txt")
     given = options.parse_args()
     if strange := [m for m in given.modules if m.rstrip("/") not in TESTS]:
@@ -113,10 +130,17 @@ def score(counts: dict[str, int]) -> str:
 def tried(module: str, children: int, seconds: float | None = None) -> tuple[dict[str, int], list[str]]:
     """({what became of them: how many}, diffs of those that survived) of all faults in a module."""
     folder = copied(module)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "EDGEKD_STORE": str(folder / "store"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "EDGEKD_STORE": str(folder / "store"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     environment["PYTHONPATH"] = str(folder / "tests")  # this file is a plugin of pytest there
     call = [sys.executable, "-m", "mutmut"]
-    work = subprocess.Popen([*call, "run", "--max-children", str(children)], cwd=folder, env=environment, start_new_session=True)
+    work = subprocess.Popen(
+        [*call, "run", "--max-children", str(children)], cwd=folder, env=environment, start_new_session=True
+    )
     try:
         failed = work.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -131,20 +155,27 @@ def tried(module: str, children: int, seconds: float | None = None) -> tuple[dic
     subprocess.run([*call, "export-cicd-stats"], cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
     stats = json.loads((folder / "mutants" / "mutmut-cicd-stats.json").read_text())
     counts = {kind.replace("_", " "): n for kind, n in stats.items() if isinstance(n, int) and n and kind != "total"}
-    told = subprocess.run([*call, "results"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    told = subprocess.run(
+        [*call, "results"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     names = re.findall(r"^\s*(\S+): (?:survived|no tests|suspicious)", told, re.M)
     show = [sys.executable, "-c", SHOW]
-    shown = subprocess.run(show, cwd=folder, env=environment, input="\n".join(names), stdout=subprocess.PIPE, text=True, check=True).stdout
+    shown = subprocess.run(
+        show, cwd=folder, env=environment, input="\n".join(names), stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     return counts, [changed(diff) for diff in shown.split("\0") if diff]
 
 
 def copied(module: str) -> Path:
-    """The tree of a module's own, with mutmut's settings; files that are the same keep their time, so that their faults are not tried again."""
+    """The tree of a module's own, with mutmut's settings; files that are the same keep their time, so that their faults
+    are not tried again."""
     folder = ROOT / "build" / "mutants" / module.replace("/", ".")
     for name in TREE:
         source, target = ROOT / name, folder / name
         if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "_targets"))
+            shutil.copytree(
+                source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "_targets")
+            )
         else:
             shutil.copy2(source, target)
     selected = [f"tests/test_{name}.py" for name in TESTS[module].split()]
@@ -168,12 +199,15 @@ def changed(diff: str) -> str:
 
 
 def pytest_configure(config: Any) -> None:
-    """Processes that a test starts see the faults too, but not while mutmut notes which test calls what: they would miss its settings elsewhere.
-    Property tests that are methods run in several sessions of one process here, which Hypothesis takes for a fault of theirs."""
+    """Processes that a test starts see the faults too, but not while mutmut notes which test calls what: they would
+    miss its settings elsewhere. Property tests that are methods run in several sessions of one process here, which
+    Hypothesis takes for a fault of theirs."""
     import hypothesis
 
     check = hypothesis.HealthCheck.differing_executors
-    hypothesis.settings.register_profile("mutants", hypothesis.settings.get_profile("ci"), suppress_health_check=[check])
+    hypothesis.settings.register_profile(
+        "mutants", hypothesis.settings.get_profile("ci"), suppress_health_check=[check]
+    )
     config.option.hypothesis_profile = "mutants"  # as --hypothesis-profile: whichever plugin is configured first
     hypothesis.settings.load_profile("mutants")
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent / "mutants")

@@ -1,4 +1,5 @@
-"""ARM cores under emulation: the set-up from packages (fakes of apt, dpkg, pip and qemu in a folder), and real ones where they were made."""
+"""ARM cores under emulation: the set-up from packages (fakes of apt, dpkg, pip and qemu in a folder), and real ones
+where they were made."""
 
 import dataclasses
 import json
@@ -11,14 +12,19 @@ import fake_packages
 import numpy as np
 import pytest
 
-from edgekd import cli, environment, measure, measuring, proving, targets
+from edgekd import cli, environment, targets
 from edgekd.errors import BaselineError, EnvironmentUnfit, UsageError
 from edgekd.hosts import arm, arm_setup, emulator, packages
-from edgekd.report.progress import Silent
+from edgekd.measure import jobs
+from edgekd.progress import Silent
+from edgekd.run import cross_cpu
+from edgekd.verbs import profile
 
 A72 = targets.load("cortex-a72")
 A53, A76 = targets.load("cortex-a53"), targets.load("cortex-a76")
-needs_setup = pytest.mark.skipif(arm.find() is None or arm.emulator(arm.place()) is None, reason=f"there is no set-up: {arm.HINT}")
+needs_setup = pytest.mark.skipif(
+    arm.find() is None or arm.emulator(arm.place()) is None, reason=f"there is no set-up: {arm.HINT}"
+)
 STUDENT = Path(__file__).parent.parent / "benchmarks/cifar10/student.onnx"
 
 
@@ -44,8 +50,16 @@ def fakes(tmp_path, monkeypatch):
 
 
 def test_capability_words_by_hand():
-    """Bits from the kernel's header: asimd 1, fphp 9, asimdhp 10, asimddp 20 of the first word; i8mm 13, bf16 14 of the second."""
-    assert arm.flags_of(1 << 1 | 1 << 9 | 1 << 10 | 1 << 20, 1 << 13 | 1 << 14) == ["asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16"]
+    """Bits from the kernel's header: asimd 1, fphp 9, asimdhp 10, asimddp 20 of the first word; i8mm 13, bf16 14 of the
+    second."""
+    assert arm.flags_of(1 << 1 | 1 << 9 | 1 << 10 | 1 << 20, 1 << 13 | 1 << 14) == [
+        "asimd",
+        "fphp",
+        "asimdhp",
+        "asimddp",
+        "i8mm",
+        "bf16",
+    ]
     assert arm.flags_of(1 << 22, 1 << 1) == ["sve", "sve2"] and arm.flags_of(0x8FB, 0)[-1] == "cpuid"
     assert arm.kernels(("neon", "dotprod")) == "dot product: yes, i8mm: no"
 
@@ -53,7 +67,12 @@ def test_capability_words_by_hand():
 def test_cpuinfo_of_a_cortex_a72():
     """Main ID register 0x410fd083: implementer 0x41 (Arm), variant 0, part 0xd08 (Cortex-A72), revision 3."""
     lines = dict(line.split("\t: ") for line in arm.cpuinfo(["fp", "asimd"], 0x410FD083).splitlines() if line)
-    assert lines["CPU implementer"] == "0x41" and lines["CPU part"] == "0xd08" and lines["CPU variant"] == "0x0" and lines["CPU revision"] == "3"
+    assert (
+        lines["CPU implementer"] == "0x41"
+        and lines["CPU part"] == "0xd08"
+        and lines["CPU variant"] == "0x0"
+        and lines["CPU revision"] == "3"
+    )
     assert lines["Features"] == "fp asimd" and lines["processor"] == "0"
 
 
@@ -63,12 +82,21 @@ def test_cpuinfo_of_a_cortex_a72():
 def test_a_set_up_is_announced_made_verified_and_used(fakes):
     said = Said()
     text = arm_setup.setup(said)
-    assert f"onnxruntime {arm.runtime()} for arm64" in text and "cortex-a53, cortex-a72, cortex-a76" in text and "max" not in text
+    assert (
+        f"onnxruntime {arm.runtime()} for arm64" in text
+        and "cortex-a53, cortex-a72, cortex-a76" in text
+        and "max" not in text
+    )
     announced = said.lines[0]
-    assert all(f"{name} " in announced for name in (*fake_packages.DEBS, "numpy", "onnxruntime")) and str(arm.place()) in announced
+    assert (
+        all(f"{name} " in announced for name in (*fake_packages.DEBS, "numpy", "onnxruntime"))
+        and str(arm.place()) in announced
+    )
     assert "MB" in announced and "unknown" not in announced.replace("0 files of unknown size", "")
     place = arm.place()
-    assert {p.name for p in place.iterdir()} == {"setup.json", "sysroot", "site", "cores"} and not place.with_name(f"{place.name}.work").exists()
+    assert {p.name for p in place.iterdir()} == {"setup.json", "sysroot", "site", "cores"} and not place.with_name(
+        f"{place.name}.work"
+    ).exists()
     assert (place / "sysroot/usr/bin/python3.11").is_file() and not (place / "sysroot/usr/share").exists()
     assert (place / "site/onnxruntime/__init__.py").is_file() and not (place / "site/onnxruntime/tests").exists()
     launch = emulator.launch(A72)
@@ -148,11 +176,18 @@ def test_without_an_emulator_on_the_path_one_is_fetched_with_its_libraries(fakes
     arm_setup.setup(said)
     assert "qemu-user 1:7.2-1" in said.lines[0] and "libcapstone4 4.0-5" in said.lines[0]
     own = arm.place() / "qemu"
-    assert {str(p.relative_to(own)) for p in own.rglob("*") if p.is_file()} == {"qemu-aarch64", "bin/qemu-aarch64", "lib/libcapstone.so.4"}
+    assert {str(p.relative_to(own)) for p in own.rglob("*") if p.is_file()} == {
+        "qemu-aarch64",
+        "bin/qemu-aarch64",
+        "lib/libcapstone.so.4",
+    }
     launch = emulator.launch(A72)
     assert launch["command"][0] == str(own / "qemu-aarch64")
     (own / "bin/qemu-aarch64").write_text('#!/bin/sh\necho "$LD_LIBRARY_PATH" "$@"\n')
-    assert subprocess.run([own / "qemu-aarch64", "-x", "a b"], capture_output=True, text=True).stdout == f"{own / 'lib'} -x a b\n"
+    assert (
+        subprocess.run([own / "qemu-aarch64", "-x", "a b"], capture_output=True, text=True).stdout
+        == f"{own / 'lib'} -x a b\n"
+    )
     assert launch["command"][3:5] == ["-U", "LD_LIBRARY_PATH"]  # the guest's libraries are others
 
 
@@ -181,9 +216,13 @@ def test_without_the_set_up_it_says_how_to_make_it(tmp_path, monkeypatch, capsys
     with pytest.raises(EnvironmentUnfit, match=r"(?s)target cortex-a72.*doctor --setup arm-emulator"):
         emulator.launch(A72)
     assert arm.facts() == {"arm-emulator": f"not set up ({arm.HINT})"}
-    assert cli.run(["profile", str(STUDENT), "--target", "raspberry-pi-4", "--quiet", "--json", str(tmp_path / "p.json")]) == 4
+    assert (
+        cli.run(["profile", str(STUDENT), "--target", "raspberry-pi-4", "--quiet", "--json", str(tmp_path / "p.json")])
+        == 4
+    )
     out, err = capsys.readouterr()
-    assert "doctor --setup arm-emulator" in err and "not run: there is no arm64 runtime" in out  # what needs no emulator is told
+    # what needs no emulator is told
+    assert "doctor --setup arm-emulator" in err and "not run: there is no arm64 runtime" in out
     figures = json.loads((tmp_path / "p.json").read_text())["measurements"]
     assert {m["name"] for m in figures} == {"file_bytes", "parameters", "macs", "activation_bytes", "latency_p50_ms"}
     assert {m["origin"] for m in figures} == {"counted", "predicted"}
@@ -199,9 +238,9 @@ def test_what_this_machine_has_more_than_is_emulated_where_it_can_be(monkeypatch
     facts = {**environment.describe(), "architecture": "x86-64", "features": ["avx2", "fma", "avx512f", "avx512_vnni"]}
     monkeypatch.setattr("edgekd.environment.describe", lambda: facts)
     asked = []
-    monkeypatch.setattr(measuring.proving, "launches", lambda wanted: ({}, []))
-    monkeypatch.setattr(measuring, "emulate", lambda model, *, targets, **_: asked.append(targets))
-    measuring.profile(STUDENT, target="x86-64-avx2")
+    monkeypatch.setattr(profile.proving, "launches", lambda wanted: ({}, []))
+    monkeypatch.setattr(profile, "emulate", lambda model, *, targets, **_: asked.append(targets))
+    profile.profile(STUDENT, target="x86-64-avx2")
     assert asked == [["x86-64-avx2"]]
 
 
@@ -218,7 +257,7 @@ def test_arm_targets_are_emulated_on_x86_and_one_cpu_runs_once(monkeypatch):
     facts = {"architecture": "x86-64", "features": ["avx2", "fma"]}
     monkeypatch.setattr("edgekd.environment.describe", lambda: facts)
     pi = targets.load("raspberry-pi-4")
-    assert proving.devices([A72, pi, targets.load("x86-64-avx2")]) == [A72, pi]
+    assert cross_cpu.devices([A72, pi, targets.load("x86-64-avx2")]) == [A72, pi]
     ran, order, here = [], np.array([2, 0, 1]), np.eye(3, dtype=np.float32)
 
     def answer(target, launch):
@@ -227,18 +266,28 @@ def test_arm_targets_are_emulated_on_x86_and_one_cpu_runs_once(monkeypatch):
 
     a55 = targets.load("cortex-a55")
     wanted = {t.name: (t, {"kernels": "dot product: no"}) for t in (A72, pi, A76, a55)}
-    found = proving.executed(wanted, order, here, answer, lambda *_: None)
-    assert ran == ["cortex-a72", "cortex-a76"] and [a.target for a in found] == ["cortex-a72", "raspberry-pi-4", "cortex-a76", "cortex-a55"]
+    found = cross_cpu.executed(wanted, order, here, answer, lambda *_: None)
+    assert ran == ["cortex-a72", "cortex-a76"] and [a.target for a in found] == [
+        "cortex-a72",
+        "raspberry-pi-4",
+        "cortex-a76",
+        "cortex-a55",
+    ]
     assert "stand-in for cortex-a55" in found[3].kernels and "stand-in" not in found[1].kernels
     assert all(a.rows.tolist() == [2, 0] for a in found) and found[1].cpu == "cortex-a72"
-    made = proving.figures(found, None, [])  # no labels: the share of numbers
+    made = cross_cpu.figures(found, None, [])  # no labels: the share of numbers
     (share,) = made["raspberry-pi-4"]
-    assert (share.name, share.value, share.n, share.origin) == ("equal_outputs", 100, 2, "emulated") and "dot product: no" in share.note
+    assert (share.name, share.value, share.n, share.origin) == (
+        "equal_outputs",
+        100,
+        2,
+        "emulated",
+    ) and "dot product: no" in share.note
 
 
 def test_a_trace_of_an_emulated_target_is_refused():
     with pytest.raises(UsageError, match="record of times"):
-        measuring.profile(STUDENT, target="raspberry-pi-4", trace="t.json")
+        profile.profile(STUDENT, target="raspberry-pi-4", trace="t.json")
 
 
 # ---------------------------------------------------------------- real cores
@@ -250,7 +299,11 @@ def small(path):
     from onnx import TensorProto, helper, numpy_helper
 
     rng, path = np.random.default_rng(0), Path(path)
-    weights = {"w1": rng.normal(size=(8, 3, 3, 3)) * 0.3, "w2": rng.normal(size=(16, 8, 3, 3)) * 0.2, "w3": rng.normal(size=(1024, 10)) * 0.1}
+    weights = {
+        "w1": rng.normal(size=(8, 3, 3, 3)) * 0.3,
+        "w2": rng.normal(size=(16, 8, 3, 3)) * 0.2,
+        "w3": rng.normal(size=(1024, 10)) * 0.1,
+    }
     constants = [numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items()]
     constants.append(numpy_helper.from_array(np.array([0, -1], np.int64), "shape"))
     node = helper.make_node
@@ -262,12 +315,17 @@ def small(path):
         node("Reshape", ["d", "shape"], ["e"]),
         node("MatMul", ["e", "w3"], ["y"]),
     ]
-    given, got = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["batch", 3, 16, 16]), ("y", ["batch", 10])))
-    model = helper.make_model(helper.make_graph(nodes, "g", [given], [got], constants), opset_imports=[helper.make_opsetid("", 20)])
+    given, got = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        for n, s in (("x", ["batch", 3, 16, 16]), ("y", ["batch", 10]))
+    )
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [given], [got], constants), opset_imports=[helper.make_opsetid("", 20)]
+    )
     model.ir_version = 10
     onnx.save(model, path.with_suffix(".float.onnx"))
     np.savez(path.with_suffix(".npz"), inputs=rng.normal(size=(32, 3, 16, 16)).astype(np.float32))
-    from edgekd.quantizing import quantize
+    from edgekd.verbs.quantize import quantize
 
     quantize(path.with_suffix(".float.onnx"), data=path.with_suffix(".npz"), out=path)
     return path
@@ -283,30 +341,52 @@ def test_a_cores_own_words_are_the_targets_features():
         "cortex-a72": (0x41, 0xD08),
         "cortex-a76": (0x41, 0xD0B),
     }
-    assert found["cortex-a72"].features == ("neon",) and set(found["cortex-a76"].features) == {"neon", "fp16", "dotprod"}
+    assert found["cortex-a72"].features == ("neon",) and set(found["cortex-a76"].features) == {
+        "neon",
+        "fp16",
+        "dotprod",
+    }
 
 
 @needs_setup
 def test_a_small_int8_network_answers_the_same_on_three_cores(tmp_path):
     path = small(tmp_path / "m.onnx")
     x = np.random.default_rng(1).normal(size=(16, 3, 16, 16)).astype(np.float32)
-    (here,) = measure.score(path, x, folder=tmp_path / "here").values()
+    (here,) = jobs.score(path, x, folder=tmp_path / "here").values()
     assert len(np.unique(here)) > 20
     for core in (A53, A72, A76):
-        (there,) = measure.score(path, x, folder=tmp_path / core.name, launch=emulator.launch(core)).values()
+        (there,) = jobs.score(path, x, folder=tmp_path / core.name, launch=emulator.launch(core)).values()
         assert (here == there).all()
 
 
 @needs_setup
 def test_profile_of_a_board_counts_and_emulates_and_times_nothing(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "d.npz", inputs=rng.normal(size=(32, 3, 32, 32)).astype(np.float32), labels=rng.integers(0, 10, 32))
-    arguments = ["profile", str(STUDENT), "--target", "raspberry-pi-4", "--data", str(tmp_path / "d.npz"), "--json", str(tmp_path / "p.json")]
+    np.savez(
+        tmp_path / "d.npz", inputs=rng.normal(size=(32, 3, 32, 32)).astype(np.float32), labels=rng.integers(0, 10, 32)
+    )
+    arguments = [
+        "profile",
+        str(STUDENT),
+        "--target",
+        "raspberry-pi-4",
+        "--data",
+        str(tmp_path / "d.npz"),
+        "--json",
+        str(tmp_path / "p.json"),
+    ]
     assert cli.run(arguments) == 0
     out, err = capsys.readouterr()
-    assert "emulated, not measured: raspberry-pi-4" in err and "sample: all of 32 samples" in out and "dot product: no" in out
+    assert (
+        "emulated, not measured: raspberry-pi-4" in err
+        and "sample: all of 32 samples" in out
+        and "dot product: no" in out
+    )
     figures = json.loads((tmp_path / "p.json").read_text())["measurements"]
     wanted = {"file_bytes", "parameters", "macs", "activation_bytes", "top1", "host_agreement", "target_spread"}
-    assert wanted <= {m["name"] for m in figures} <= {*wanted, "instructions", "latency_p50_ms"}  # instructions need a compiler, and a plugin
+    # instructions need a compiler, and a plugin
+    assert wanted <= {m["name"] for m in figures} <= {*wanted, "instructions", "latency_p50_ms"}
     assert {m["origin"] for m in figures} == {"counted", "emulated", "predicted"}
-    assert [(m["name"], m["origin"]) for m in figures if m["unit"] == "ms"] == [("latency_p50_ms", "predicted")], "no time is taken here"
+    assert [(m["name"], m["origin"]) for m in figures if m["unit"] == "ms"] == [("latency_p50_ms", "predicted")], (
+        "no time is taken here"
+    )

@@ -1,4 +1,5 @@
-"""Committed results: tables are made from them and nothing else, and the delivered file is the one that they tell of."""
+"""Committed results: tables are made from them and nothing else, and the delivered file is the one that they tell
+of."""
 
 import hashlib
 import importlib.util

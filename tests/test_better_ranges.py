@@ -1,4 +1,5 @@
-"""Weights and values made easier to hold before ranges are looked for, and roundings that are made up for afterwards."""
+"""Weights and values made easier to hold before ranges are looked for, and roundings that are made up for
+afterwards."""
 
 import copy
 import dataclasses
@@ -12,19 +13,21 @@ from torch import nn
 from torch.nn import functional as F
 from toys import artifact, run_in, toy_task
 
-from edgekd import models, plan, quantization, recipe, resolving
+from edgekd import quantization
 from edgekd.errors import UsageError
-from edgekd.networks import ds_cnn, residual
-from edgekd.quantization import exact, fake
+from edgekd.models import saved
+from edgekd.models.networks import ds_cnn, residual
 from edgekd.quantization import grid as grids
-from edgekd.quantization.adaround import adaround, beta, learn, logit, rectified, regular
-from edgekd.quantization.calibrate import calibrate
-from edgekd.quantization.capture import capture
-from edgekd.quantization.correction import correct, means
-from edgekd.quantization.equalize import balance, equalize, groups, pairs, ranges_in, ranges_out, scaled_in
-from edgekd.quantization.smooth import scales, smooth
+from edgekd.quantization.torch_graph import exact, fake
+from edgekd.quantization.torch_graph.adaround import adaround, beta, learn, logit, rectified, regular
+from edgekd.quantization.torch_graph.calibrate import calibrate
+from edgekd.quantization.torch_graph.capture import capture
+from edgekd.quantization.torch_graph.correction import correct, means
+from edgekd.quantization.torch_graph.equalize import balance, equalize, groups, pairs, ranges_in, ranges_out, scaled_in
+from edgekd.quantization.torch_graph.smooth import scales, smooth
 from edgekd.quantization.watch import watch
 from edgekd.records import Scheme
+from edgekd.run import plan, recipe, resolve
 from edgekd.stages.export import Export
 from edgekd.stages.quantize import Quantize
 from edgekd.stages.train import Train
@@ -87,9 +90,21 @@ class TestEqualize:
         [
             (ds_cnn((8, 16, 12), classes=3), (4, 1, 20, 16), 5),
             (residual((8, 16), channels=1, classes=3), (4, 1, 8, 8), 2),
-            (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)), (4, 1, 8, 8), 1),
-            (nn.Sequential(nn.Conv2d(2, 8, 3), nn.LeakyReLU(), nn.Conv2d(8, 12, 3, groups=2), nn.Conv2d(12, 4, 1)), (4, 2, 8, 8), 2),
-            (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 6, bias=False), nn.Linear(6, 2)), (4, 3, 6), 2),
+            (
+                nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)),
+                (4, 1, 8, 8),
+                1,
+            ),
+            (
+                nn.Sequential(nn.Conv2d(2, 8, 3), nn.LeakyReLU(), nn.Conv2d(8, 12, 3, groups=2), nn.Conv2d(12, 4, 1)),
+                (4, 2, 8, 8),
+                2,
+            ),
+            (
+                nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 6, bias=False), nn.Linear(6, 2)),
+                (4, 3, 6),
+                2,
+            ),
             (nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(4, 4, 3)), (4, 3, 12), 1),
         ],
         ids=["depthwise", "residual", "flatten", "grouped", "rows", "1d"],
@@ -137,7 +152,8 @@ class TestEqualize:
         assert all(torch.equal(tensor, before[name]) for name, tensor in graph.state_dict().items())
 
     def test_unequal_channels_are_found_again(self):
-        """Channels of a depthwise network scaled by 2^(2 n), n normal: calibration alone loses the output, and equalization gives it back."""
+        """Channels of a depthwise network scaled by 2^(2 n), n normal: calibration alone loses the output, and
+        equalization gives it back."""
         x = noise(64, 1, 20, 16)
         graph = capture(stirred(ds_cnn((16, 16, 16), classes=4)), x)
         with torch.no_grad():
@@ -183,12 +199,16 @@ def plant(graph, spread):
 
 def sites(module):
     """(weight, its part) of a fake-quantized graph."""
-    return [(getattr(module, target).detach(), module.get_submodule(f"weight_{target}")) for target in module.meta["placement"].weights]
+    return [
+        (getattr(module, target).detach(), module.get_submodule(f"weight_{target}"))
+        for target in module.meta["placement"].weights
+    ]
 
 
 class TestCorrection:
     def test_by_hand(self):
-        """Weights (1, 0.4) at 2 bits are (1, 0): an input of mean 2 loses 0.8, which the bias then gives. Steps: 4 / 255 * 1."""
+        """Weights (1, 0.4) at 2 bits are (1, 0): an input of mean 2 loses 0.8, which the bias then gives. Steps: 4 /
+        255 * 1."""
         model = nn.Linear(2, 1)
         model.weight.data, model.bias.data = torch.tensor([[1.0, 0.4]]), torch.tensor([0.5])
         x = torch.tensor([[0.0, 1.0], [0.0, 3.0], [4.0, 2.0], [-0.0, 2.0]])
@@ -200,9 +220,12 @@ class TestCorrection:
         assert graph.get_parameter("bias").item() == 0.5
 
     def test_means_are_right_behind_corrected_layers(self):
-        """In the arithmetic of the integer kernels, which knows nothing of the correction: every layer's mean is the float model's."""
+        """In the arithmetic of the integer kernels, which knows nothing of the correction: every layer's mean is the
+        float model's."""
         data = [noise(16, 1, 12, 12, seed=s) for s in range(4)]
-        model = stirred(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 3)))
+        model = stirred(
+            nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        )
         graph = capture(model, data[0])
         module, off = settled(graph, data), {}
         x = torch.cat(data)
@@ -213,7 +236,8 @@ class TestCorrection:
         step = module.get_submodule("value_conv2d_2").scale.item()
         assert off["after"] < 0.1 * step < 0.5 * off["before"]
         assert all(
-            p.scale.equal(q.scale) for p, q in zip(fake.parts(settled(graph, data), fake.Weight), fake.parts(module, fake.Weight), strict=True)
+            p.scale.equal(q.scale)
+            for p, q in zip(fake.parts(settled(graph, data), fake.Weight), fake.parts(module, fake.Weight), strict=True)
         )
 
     def test_layers_without_a_bias_of_their_own_are_left(self):
@@ -239,7 +263,8 @@ class TestCorrection:
 
 class TestAdaround:
     def test_formulas_by_hand(self):
-        assert rectified(torch.tensor([0.0, 10.0, -10.0, math.log(3)])).tolist() == pytest.approx([0.5, 1, 0, 0.8])  # 0.75 * 1.2 - 0.1
+        # 0.75 * 1.2 - 0.1
+        assert rectified(torch.tensor([0.0, 10.0, -10.0, math.log(3)])).tolist() == pytest.approx([0.5, 1, 0, 0.8])
         assert logit(torch.tensor([0.5, 0.8])).tolist() == pytest.approx([0, math.log(3)], abs=1e-6)
         share = torch.linspace(0, 1, 11)
         assert torch.allclose(rectified(logit(share)), share, atol=1e-6)
@@ -247,7 +272,8 @@ class TestAdaround:
         assert [beta(s) for s in (0, 0.5, 1)] == pytest.approx([20, 11, 2])
 
     def test_nearly_as_good_as_trying_all(self):
-        """12 weights of one output: of the 4,096 ways to round them up or down one of the very best, most times; the rest are local ends."""
+        """12 weights of one output: of the 4,096 ways to round them up or down one of the very best, most times; the
+        rest are local ends."""
         ranks, best, found = [], [], []
         for seed in range(6):
             weight, x = noise(1, 12, seed=seed), noise(200, 12, seed=10 + seed)
@@ -258,8 +284,12 @@ class TestAdaround:
                 errors = (inputs @ (every * scale - weight).T).square().mean(0)
                 points, change = learn(lambda x, w: x @ w.T, weight, scale, 3, inputs, inputs @ weight.T)
                 assert ((points - below) * (points - below - 1) == 0).all() and points.abs().max() <= 3
-                assert change.learned == pytest.approx((inputs @ (points * scale - weight).T).square().mean().item(), rel=1e-4)
-                assert change.nearest == pytest.approx((inputs @ (torch.round(weight / scale) * scale - weight).T).square().mean().item(), rel=1e-4)
+                assert change.learned == pytest.approx(
+                    (inputs @ (points * scale - weight).T).square().mean().item(), rel=1e-4
+                )
+                assert change.nearest == pytest.approx(
+                    (inputs @ (torch.round(weight / scale) * scale - weight).T).square().mean().item(), rel=1e-4
+                )
                 ranks.append((errors < change.learned * (1 - 1e-4)).sum().item())
                 best.append(errors.min().item() / change.nearest)
                 found.append(change.learned / change.nearest)
@@ -267,7 +297,8 @@ class TestAdaround:
         assert sum(best) / 12 < 0.75 and sum(found) <= 1.15 * sum(best), (found, best)
 
     def test_four_bits_lose_less_and_stay_on_their_lattice(self):
-        """On data that learning didn't see; rounding to the nearest gives the points chosen, and nothing else has changed."""
+        """On data that learning didn't see; rounding to the nearest gives the points chosen, and nothing else has
+        changed."""
         data, new = [noise(32, 1, 8, 8, seed=s) for s in range(8)], noise(128, 1, 8, 8, seed=99)
         graph = capture(stirred(residual((8, 16), channels=1, classes=4)), new)
         before = copy.deepcopy(graph.state_dict())
@@ -294,15 +325,24 @@ class TestAdaround:
     def test_nearest_rounding_stays_where_nothing_is_better(self):
         weight, x = torch.tensor([[1.0, 0.4]]), torch.eye(2)
         points, change = learn(lambda x, w: x @ w.T, weight, torch.ones(1, 1), 1, x, x @ weight.T, steps=50)
-        assert points.tolist() == [[1, 0]] and change.flipped == 0 and change.learned == change.nearest == pytest.approx(0.08)
+        assert (
+            points.tolist() == [[1, 0]]
+            and change.flipped == 0
+            and change.learned == change.nearest == pytest.approx(0.08)
+        )
 
 
 class Block(nn.Module):
-    """Attention whose three layers read one norm, and a feed-forward part behind another; `post`: norms after the addition."""
+    """Attention whose three layers read one norm, and a feed-forward part behind another; `post`: norms after the
+    addition."""
 
     def __init__(self, width=16, post=False):
         super().__init__()
-        self.q, self.k, self.v, self.up, self.down = *(nn.Linear(width, width) for _ in range(3)), nn.Linear(width, 32), nn.Linear(32, width)
+        self.q, self.k, self.v, self.up, self.down = (
+            *(nn.Linear(width, width) for _ in range(3)),
+            nn.Linear(width, 32),
+            nn.Linear(32, width),
+        )
         self.norm1, self.norm2, self.post = nn.LayerNorm(width), nn.LayerNorm(width), post
 
     def forward(self, x):
@@ -325,7 +365,10 @@ class TestSmooth:
         graph = capture(stirred(Block()), x)
         with torch.no_grad():
             wanted = graph(x)
-        assert smooth(graph, [x[:3], x[3:]]) == {"layer_norm": ("linear", "linear_1", "linear_2"), "layer_norm_1": ("linear_3",)}
+        assert smooth(graph, [x[:3], x[3:]]) == {
+            "layer_norm": ("linear", "linear_1", "linear_2"),
+            "layer_norm_1": ("linear_3",),
+        }
         assert difference(graph, x, wanted) < 1e-5
         (seen,) = watch(graph, [x], ["layer_norm", "layer_norm_1"])
         for norm, layers in (("layer_norm", "qkv"), ("layer_norm_1", ["up"])):
@@ -349,7 +392,9 @@ class TestSmooth:
     def test_a_norm_that_others_read_is_left(self):
         graph = capture(stirred(Block(post=True)), noise(4, 5, 16))
         assert smooth(graph, [noise(4, 5, 16)]) == {"layer_norm": ("linear", "linear_1", "linear_2")}
-        graph = capture(stirred(nn.Sequential(nn.LayerNorm(16, elementwise_affine=False), nn.Linear(16, 4))), noise(4, 16))
+        graph = capture(
+            stirred(nn.Sequential(nn.LayerNorm(16, elementwise_affine=False), nn.Linear(16, 4))), noise(4, 16)
+        )
         assert smooth(graph, [noise(4, 16)]) == {}
 
 
@@ -357,7 +402,9 @@ def test_watching_ends_with_the_last_node():
     graph = capture(stirred(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))), noise(4, 4))
     graph.get_parameter("2__weight").data = torch.zeros(1, 1)  # the last layer can't run any more
     (seen,) = watch(graph, [noise(4, 4)], ["relu"])
-    assert torch.allclose(seen["relu"], F.linear(noise(4, 4), graph.get_parameter("0__weight"), graph.get_parameter("0__bias")).relu())
+    assert torch.allclose(
+        seen["relu"], F.linear(noise(4, 4), graph.get_parameter("0__weight"), graph.get_parameter("0__bias")).relu()
+    )
     with pytest.raises(KeyError, match="no node nowhere"):
         list(watch(graph, [noise(4, 4)], ["nowhere"]))
 
@@ -365,7 +412,8 @@ def test_watching_ends_with_the_last_node():
 class TestStage:
     @pytest.mark.parametrize("eased", [False, True], ids=["plain", "eased"])
     def test_what_it_makes_is_the_file(self, tmp_path, eased):
-        """Equalized, on the lattice before any rounding, its mean that of the float model; and none of it where nothing of it is asked."""
+        """Equalized, on the lattice before any rounding, its mean that of the float model; and none of it where nothing
+        of it is asked."""
         task = toy_task()
         run = run_in(tmp_path / "t", task)
         Train(epochs=6, batch=20, lr=0.02)(None, run)
@@ -380,8 +428,15 @@ class TestStage:
         first, second = ranges(graph)
         on_lattice = all(torch.equal(part(weight), weight) for weight, part in sites(module))
         x = torch.from_numpy(columns.inputs)
-        off = (module(x).mean(0) - models.load(source, task)(x).mean(0)).abs().max().item() / module.get_submodule("value_linear_1").scale.item()
-        assert ((first / second).log().abs().max() < 0.3) == on_lattice == (off < 0.2) == eased, (first, second, on_lattice, off)
+        off = (module(x).mean(0) - saved.load(source, task)(x).mean(0)).abs().max().item() / module.get_submodule(
+            "value_linear_1"
+        ).scale.item()
+        assert ((first / second).log().abs().max() < 0.3) == on_lattice == (off < 0.2) == eased, (
+            first,
+            second,
+            on_lattice,
+            off,
+        )
         if eased:
             assert facts["equalize"] == [["linear", "linear_1"]] and facts["smooth"] == []
             assert set(facts["adaround"]) == set(facts["bias_correction"]) == {"linear", "linear_1"}
@@ -389,16 +444,29 @@ class TestStage:
     @pytest.mark.parametrize(
         "settings, text",
         [
-            ({"before": ["equalise"]}, "stage 2 (quantize): before.0: input should be 'equalize' or 'smooth', not 'equalise'"),
-            ({"mode": "ptq", "after": ["adaround", "bias"]}, "stage 2 (quantize): after.1: input should be 'adaround' or 'bias_correction'"),
+            (
+                {"before": ["equalise"]},
+                "stage 2 (quantize): before.0: input should be 'equalize' or 'smooth', not 'equalise'",
+            ),
+            (
+                {"mode": "ptq", "after": ["adaround", "bias"]},
+                "stage 2 (quantize): after.1: input should be 'adaround' or 'bias_correction'",
+            ),
             ({"after": ["adaround"]}, "stage 2 (quantize): after: is for calibration alone"),
-            ({"mode": "ptq", "after": ["bias_correction", "adaround"]}, "stage 2 (quantize): after: biases would be corrected for a rounding"),
+            (
+                {"mode": "ptq", "after": ["bias_correction", "adaround"]},
+                "stage 2 (quantize): after: biases would be corrected for a rounding",
+            ),
         ],
     )
     def test_wrong_settings_are_told_before_anything_runs(self, settings, text):
-        recipe_ = {"task": "digits", "threads": 1, "stage": [{"use": "distill", "epochs": 1}, {"use": "quantize", "epochs": 1, **settings}]}
+        recipe_ = {
+            "task": "digits",
+            "threads": 1,
+            "stage": [{"use": "distill", "epochs": 1}, {"use": "quantize", "epochs": 1, **settings}],
+        }
         with pytest.raises(UsageError) as refused:
-            plan.make(resolving.resolve(recipe.read(recipe_)))
+            plan.make(resolve.resolve(recipe.read(recipe_)))
         assert any(text in str(p) for p in refused.value.problems), refused.value.problems
 
 

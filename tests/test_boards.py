@@ -1,4 +1,5 @@
-"""compress with a target's board at hand: its figures are the board's, and what can't be is told before any training."""
+"""compress with a target's board at hand: its figures are the board's, and what can't be is told before any
+training."""
 
 import contextlib
 
@@ -27,11 +28,16 @@ def test_a_targets_figures_are_its_boards(place, monkeypatch):
         from edgekd.hosts import ssh
 
         genuine = ssh._Board.run
-        monkeypatch.setattr(ssh._Board, "run", lambda self, folder, *rest: asked.append(folder) or genuine(self, folder, *rest))
+        monkeypatch.setattr(
+            ssh._Board, "run", lambda self, folder, *rest: asked.append(folder) or genuine(self, folder, *rest)
+        )
         outcome = edgekd.compress("r.toml", on={"host": there.address}, out="run")
         assert asked and there.left() in ([], ["home/.cache", "home/.cache/edgekd-jobs"]), "nothing is left there"
     chosen = next(c for c in outcome.result.candidates if c.id == outcome.result.targets["host"].chosen)
-    assert {m.name for m in chosen.measurements if m.origin == "measured" and m.target == "host"} >= {"top1", "latency_p50_ms"}
+    assert {m.name for m in chosen.measurements if m.origin == "measured" and m.target == "host"} >= {
+        "top1",
+        "latency_p50_ms",
+    }
     kept = results.load_predictions(place / "run/predictions" / results.executed(chosen.id, "host"))
     assert len(kept.ids) == 120
     assert command(["gate", "run"]) == outcome.exit_code
@@ -43,41 +49,43 @@ def test_a_targets_figures_are_its_boards(place, monkeypatch):
 
 def test_two_targets_on_one_board_share_its_connection(place, monkeypatch):
     """A connection holds its board: a second one would wait for it, and give up."""
-    from edgekd import environment, pipeline, resolving
-    from edgekd import recipe as recipes
-    from edgekd.report.progress import Silent
+    from edgekd import environment
+    from edgekd.progress import Silent
+    from edgekd.run import execute, resolve
+    from edgekd.run import recipe as recipes
 
     facts = environment.describe()
     for name in ("big", "little"):
         lines = [f'title = "{name}"', f'architecture = "{facts["architecture"]}"', f"features = {facts['features']}"]
         (place / f"{name}.toml").write_text("\n".join(lines))
-    resolved, opened = resolving.resolve(recipes.read("r.toml", (), ["./big.toml", "./little.toml"])), []
+    resolved, opened = resolve.resolve(recipes.read("r.toml", (), ["./big.toml", "./little.toml"])), []
 
     @contextlib.contextmanager
     def there(where, progress):
         opened.append(where)
         yield Host(where, None, facts)
 
-    monkeypatch.setattr(pipeline, "host_of", there)
+    monkeypatch.setattr(execute, "host_of", there)
     with contextlib.ExitStack() as stack:
-        boards = pipeline._boards({"big": "ssh://a", "little": "ssh://a"}, resolved, Silent(), stack)
+        boards = execute._boards({"big": "ssh://a", "little": "ssh://a"}, resolved, Silent(), stack)
     assert opened == ["ssh://a"] and boards.keys() == {"big", "little"}
 
 
 def test_what_stands_for_the_host_is_of_its_kind(place, monkeypatch):
-    from edgekd import environment, pipeline
+    from edgekd import environment
+    from edgekd.run import execute
 
     facts = {**environment.describe(), "architecture": "aarch64", "features": ["neon"], "clusters": {}}
-    monkeypatch.setattr(pipeline, "host_of", lambda where, progress: contextlib.nullcontext(Host(where, None, facts)))
-    monkeypatch.setattr(pipeline, "run_steps", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(execute, "host_of", lambda where, progress: contextlib.nullcontext(Host(where, None, facts)))
+    monkeypatch.setattr(execute, "run_steps", lambda *_: pytest.fail("trained"))
     with pytest.raises(EnvironmentUnfit, match="ssh://pi lacks x86-64"):
         edgekd.compress("r.toml", on={"host": "ssh://pi"})
 
 
 def test_what_cannot_be_is_told_before_any_training(place, monkeypatch):
-    from edgekd import pipeline
+    from edgekd.run import execute
 
-    monkeypatch.setattr(pipeline, "run_steps", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(execute, "run_steps", lambda *_: pytest.fail("trained"))
     with pytest.raises(UsageError) as told:
         edgekd.compress("r.toml", on={"pi": "ssh://board", "host": "ssh://-oProxyCommand=x"})
     assert "`pi` is no target of the recipe" in str(told.value) and len(told.value.problems) == 2

@@ -18,7 +18,18 @@ from edgekd.records import NOT_COUNTED, Candidate, Check, Measurement, Metric
 
 
 def m(name, value, low=None, high=None, unit="", origin="measured", split=None, target="host", **more):
-    return Measurement(name, unit, value, value if low is None else low, value if high is None else high, 9, split, target, origin, **more)
+    return Measurement(
+        name,
+        unit,
+        value,
+        value if low is None else low,
+        value if high is None else high,
+        9,
+        split,
+        target,
+        origin,
+        **more,
+    )
 
 
 def size(value):
@@ -119,7 +130,10 @@ def test_all_problems_are_told_at_once():
     assert len(error.value.problems) == 2
 
 
-@given(st.text(max_size=40) | st.sampled_from(["max ", "drop max ", "min 9"]).flatmap(lambda a: st.text(max_size=9).map(lambda b: a + b)))
+@given(
+    st.text(max_size=40)
+    | st.sampled_from(["max ", "drop max ", "min 9"]).flatmap(lambda a: st.text(max_size=9).map(lambda b: a + b))
+)
 @settings(max_examples=300, deadline=None)
 def test_no_text_breaks_the_reader(text):
     try:
@@ -130,8 +144,16 @@ def test_no_text_breaks_the_reader(text):
 
 
 def test_a_targets_table_adds_and_replaces():
-    gate = {"any": {"top1": "min 88 %", "macs": "max 5 M"}, "host": {"top1": ["min 80 %"], "file_bytes": "max 9 B"}, "pi": {"macs": "max 1"}}
-    assert [(r.name, r.text) for r in budget.rules(gate, "host")] == [("top1", "min 80 %"), ("macs", "max 5 M"), ("file_bytes", "max 9 B")]
+    gate = {
+        "any": {"top1": "min 88 %", "macs": "max 5 M"},
+        "host": {"top1": ["min 80 %"], "file_bytes": "max 9 B"},
+        "pi": {"macs": "max 1"},
+    }
+    assert [(r.name, r.text) for r in budget.rules(gate, "host")] == [
+        ("top1", "min 80 %"),
+        ("macs", "max 5 M"),
+        ("file_bytes", "max 9 B"),
+    ]
     assert [r.text for r in budget.rules(gate, "pi")] == ["min 88 %", "max 1"]
 
 
@@ -139,7 +161,10 @@ def test_without_a_budget_of_quality_there_is_one():
     line = {"is": "drop max 1.0 pt vs teacher", "accept": ["measured", "emulated"]}
     default = {"any": {"top1": line}}
     assert with_default({}, "top1") == default
-    assert with_default({"any": {"file_bytes": "max 9 B"}}, "top1")["any"] == {**default["any"], "file_bytes": "max 9 B"}
+    assert with_default({"any": {"file_bytes": "max 9 B"}}, "top1")["any"] == {
+        **default["any"],
+        "file_bytes": "max 9 B",
+    }
     assert with_default({"any": {"agreement": "min 90 %"}}, "top1") == {"any": {"agreement": "min 90 %"}}
     assert with_default({"host": {"macs": "max 9"}}, "top1") == {**default, "host": {"macs": "max 9"}}
     two = {"host": {"top1": "min 90 %"}, "pi": {"macs": "max 9"}}
@@ -157,7 +182,11 @@ def test_files_hold_tables_or_a_gate(tmp_path):
         tables, place = budget.read(file)
         assert tables == {"any": {"top1": "min 88 %"}}
         assert place.startswith(str(file))
-    for text, told in (("[any]\n", "no budget"), ("any = [", "is not TOML"), ('[gate.any]\ntop1="min 8 %"\n[any]\nmacs="max 8"', "also [any]")):
+    for text, told in (
+        ("[any]\n", "no budget"),
+        ("any = [", "is not TOML"),
+        ('[gate.any]\ntop1="min 8 %"\n[any]\nmacs="max 8"', "also [any]"),
+    ):
         file.write_text(text)
         with pytest.raises(UsageError, match=told.replace("[", r"\[")):
             budget.read(file)
@@ -175,7 +204,8 @@ def test_counted_figures_compare_exactly(value, expected):
 
 def test_rounding_is_forgiven_where_nothing_was_counted():
     assert verdict({"macs": "max 10 G"}, m("macs", 10**10 + 1, origin="counted", target=None)) == "fail"
-    assert verdict({"latency_p50_ms": "max 0.3 ms"}, m("latency_p50_ms", 0.2, 0.1, 0.1 + 0.2, "ms")) == "pass"  # 0.30000000000000004
+    # 0.30000000000000004
+    assert verdict({"latency_p50_ms": "max 0.3 ms"}, m("latency_p50_ms", 0.2, 0.1, 0.1 + 0.2, "ms")) == "pass"
     assert verdict({"latency_p50_ms": "max 10 s"}, m("latency_p50_ms", 9999, 9998, 10_000 + 1e-6, "ms")) == "pass"
     assert verdict({"latency_p50_ms": "max 0.3 ms"}, m("latency_p50_ms", 0.2, 0.1, 0.301, "ms")) == "inconclusive"
 
@@ -204,9 +234,13 @@ def test_measured_figures_count_with_their_whole_interval(rule, low, value, high
 def test_predicted_figures_are_judged_on_their_bad_end(high, expected):
     figure = m("latency_p50_ms", 1.5, 1.0, high, "ms", "predicted")
     assert verdict({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, figure) == expected
-    assert verdict({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, figure, point_estimate=True) == expected
+    assert (
+        verdict({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, figure, point_estimate=True)
+        == expected
+    )
     (check,) = judge({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, figure)
-    assert ("bad end of its interval, 2.1 ms" in check.reason) == (expected == "fail")  # beside 1.5 ms, which are within the limit
+    # beside 1.5 ms, which are within the limit
+    assert ("bad end of its interval, 2.1 ms" in check.reason) == (expected == "fail")
 
 
 def test_how_to_accept_a_prediction_keeps_what_was_accepted():
@@ -254,26 +288,43 @@ def records(wrong, n=1000, start=0):
 
 
 def top1_of(rows):
-    return m("top1", 100 * rows.mean(), *(100 * x for x in intervals.wilson(int(rows.sum()), len(rows))), "%", split="test")
+    return m(
+        "top1", 100 * rows.mean(), *(100 * x for x in intervals.wilson(int(rows.sum()), len(rows))), "%", split="test"
+    )
 
 
 @pytest.mark.parametrize("ours, theirs, expected", [(25, 20, "pass"), (40, 0, "fail"), (22, 12, "inconclusive")])
 def test_a_drop_is_paired_and_one_sided(ours, theirs, expected):
     """Tango's bound at one-sided 95 % by itself: solved from the score equation by bisection in test_intervals."""
     a, b = records(ours), records(theirs)
-    (check,) = judge({"top1": "drop max 1.5 pt vs teacher"}, top1_of(a), records={"top1": a}, teacher={"top1": b}, metrics={"top1": top1()})
+    (check,) = judge(
+        {"top1": "drop max 1.5 pt vs teacher"},
+        top1_of(a),
+        records={"top1": a},
+        teacher={"top1": b},
+        metrics={"top1": top1()},
+    )
     assert check.verdict == expected
     assert check.value == pytest.approx((ours - theirs) / 10)
-    assert (check.low, check.high) == pytest.approx(tuple(100 * intervals.paired_bound(b, a, 0.95, side) for side in ("low", "high")))
+    assert (check.low, check.high) == pytest.approx(
+        tuple(100 * intervals.paired_bound(b, a, 0.95, side) for side in ("low", "high"))
+    )
     assert check.unit == "pt"
-    assert verdict({"top1": "drop max 1.5 pt vs teacher"}, top1_of(a), records={"top1": a}, teacher={"top1": b}) == expected  # without the task
+    # without the task
+    assert (
+        verdict({"top1": "drop max 1.5 pt vs teacher"}, top1_of(a), records={"top1": a}, teacher={"top1": b})
+        == expected
+    )
 
 
 def test_pairing_counts_samples_not_figures():
     """Both are right on 95 %, but on others: two lone intervals would be the same, the paired one is wider."""
     theirs = records(50)
     near, far = records(50), records(50, start=50)
-    one, two = (judge({"top1": "drop max 1 pt vs teacher"}, top1_of(x), records={"top1": x}, teacher={"top1": theirs})[0] for x in (near, far))
+    one, two = (
+        judge({"top1": "drop max 1 pt vs teacher"}, top1_of(x), records={"top1": x}, teacher={"top1": theirs})[0]
+        for x in (near, far)
+    )
     assert one.verdict == "pass" and two.verdict == "inconclusive"
     assert one.high < two.high
 
@@ -281,7 +332,10 @@ def test_pairing_counts_samples_not_figures():
 def test_a_drop_of_an_error_is_its_rise():
     generator = np.random.default_rng(0)
     theirs = generator.uniform(1, 2, 500)
-    metric, figure = mean_error(unit="mm"), lambda rows: m("mean_error", rows.mean(), rows.mean(), rows.mean(), "mm", split="test")
+    metric, figure = (
+        mean_error(unit="mm"),
+        lambda rows: m("mean_error", rows.mean(), rows.mean(), rows.mean(), "mm", split="test"),
+    )
     for shift, expected in ((0.05, "pass"), (0.2, "fail"), (-0.5, "pass")):
         ours = theirs + shift + generator.normal(0, 0.01, 500)
         more = {"records": {"mean_error": ours}, "teacher": {"mean_error": theirs}, "metrics": {"mean_error": metric}}
@@ -352,7 +406,9 @@ def test_figures_in_other_units_are_not_compared():
 
 
 def test_a_figure_that_the_baseline_lacks_is_told():
-    (check,) = judge({"latency_p50_ms": "regress max 3 % vs baseline"}, m("latency_p50_ms", 1, unit="ms"), baseline=Reference())
+    (check,) = judge(
+        {"latency_p50_ms": "regress max 3 % vs baseline"}, m("latency_p50_ms", 1, unit="ms"), baseline=Reference()
+    )
     assert check.verdict == "inconclusive" and "the baseline: latency_p50_ms was not measured for host" in check.reason
 
 
@@ -367,38 +423,67 @@ def test_regress_of_times_takes_the_widest_difference_and_the_same_machine():
     (check,) = judge(lines, m("latency_p50_ms", 1.05, 1.03, 1.07, "ms", environment="a", threads=1), baseline=base)
     assert (check.value, check.low, check.high) == pytest.approx((5, 100 * (1.03 / 1.02 - 1), 100 * (1.07 / 0.98 - 1)))
     assert check.verdict == "pass"
-    assert verdict(lines, m("latency_p50_ms", 1.3, 1.25, 1.35, "ms", environment="a", threads=1), baseline=base) == "fail"
-    assert verdict(lines, m("latency_p50_ms", 1.1, 1.05, 1.15, "ms", environment="a", threads=1), baseline=base) == "inconclusive"
+    assert (
+        verdict(lines, m("latency_p50_ms", 1.3, 1.25, 1.35, "ms", environment="a", threads=1), baseline=base) == "fail"
+    )
+    assert (
+        verdict(lines, m("latency_p50_ms", 1.1, 1.05, 1.15, "ms", environment="a", threads=1), baseline=base)
+        == "inconclusive"
+    )
     for other in ({"environment": "b", "threads": 1}, {"environment": "a", "threads": 2}):
         assert verdict(lines, m("latency_p50_ms", 1.0, 1.0, 1.0, "ms", **other), baseline=base) == "inconclusive"
 
 
 def test_regress_of_a_rate_is_its_fall():
     base = Reference((m("tokens_per_s", 10, 10, 10, "1/s"),))
-    assert verdict({"tokens_per_s": "regress max 10 % vs baseline"}, m("tokens_per_s", 9.5, 9.4, 9.6, "1/s"), baseline=base) == "pass"
-    assert verdict({"tokens_per_s": "regress max 10 % vs baseline"}, m("tokens_per_s", 8.5, 8.4, 8.6, "1/s"), baseline=base) == "fail"
-    assert verdict({"tokens_per_s": "regress max 10 % vs baseline"}, m("tokens_per_s", 12, 11, 13, "1/s"), baseline=base) == "pass"
+    assert (
+        verdict(
+            {"tokens_per_s": "regress max 10 % vs baseline"}, m("tokens_per_s", 9.5, 9.4, 9.6, "1/s"), baseline=base
+        )
+        == "pass"
+    )
+    assert (
+        verdict(
+            {"tokens_per_s": "regress max 10 % vs baseline"}, m("tokens_per_s", 8.5, 8.4, 8.6, "1/s"), baseline=base
+        )
+        == "fail"
+    )
+    assert (
+        verdict({"tokens_per_s": "regress max 10 % vs baseline"}, m("tokens_per_s", 12, 11, 13, "1/s"), baseline=base)
+        == "pass"
+    )
 
 
 def test_a_drop_of_a_time_is_its_rise():
     base = Reference((m("latency_p50_ms", 1.0, 0.9, 1.2, "ms"),))
-    (found,) = judge({"latency_p50_ms": "drop max 0.5 ms vs baseline"}, m("latency_p50_ms", 1.3, 1.1, 1.35, "ms"), baseline=base)
+    (found,) = judge(
+        {"latency_p50_ms": "drop max 0.5 ms vs baseline"}, m("latency_p50_ms", 1.3, 1.1, 1.35, "ms"), baseline=base
+    )
     assert (found.value, found.low, found.high) == pytest.approx((0.3, 1.1 - 1.2, 1.35 - 0.9))
     assert (found.verdict, found.unit) == ("pass", "ms")
 
 
 def test_a_drop_of_a_rate_is_its_fall():
     base = Reference((m("tokens_per_s", 10, 9, 12, "1/s"),))
-    (found,) = judge({"tokens_per_s": "drop max 1 tokens/s vs baseline"}, m("tokens_per_s", 8, 7.5, 8.5, "1/s"), baseline=base)
+    (found,) = judge(
+        {"tokens_per_s": "drop max 1 tokens/s vs baseline"}, m("tokens_per_s", 8, 7.5, 8.5, "1/s"), baseline=base
+    )
     assert (found.value, found.low, found.high) == pytest.approx((2, 9 - 8.5, 12 - 7.5))
 
 
 def test_without_its_task_a_mean_is_worse_in_the_direction_of_its_name():
     rows, figure = np.linspace(0.1, 0.3, 50), lambda rows: m("kl_to_teacher", rows.mean(), unit="nat", split="test")
     more = {"teacher": {"kl_to_teacher": rows}}
-    (worse,) = judge({"kl_to_teacher": "drop max 0.1 nat vs teacher"}, figure(rows + 0.2), records={"kl_to_teacher": rows + 0.2}, **more)
+    (worse,) = judge(
+        {"kl_to_teacher": "drop max 0.1 nat vs teacher"},
+        figure(rows + 0.2),
+        records={"kl_to_teacher": rows + 0.2},
+        **more,
+    )
     assert worse.verdict == "fail" and worse.value == pytest.approx(0.2)
-    (better,) = judge({"kl_to_teacher": "drop max 0.1 nat vs teacher"}, figure(rows / 9), records={"kl_to_teacher": rows / 9}, **more)
+    (better,) = judge(
+        {"kl_to_teacher": "drop max 0.1 nat vs teacher"}, figure(rows / 9), records={"kl_to_teacher": rows / 9}, **more
+    )
     assert better.verdict == "pass" and better.value < 0
 
 
@@ -407,7 +492,9 @@ def test_records_that_are_not_numbers_are_inconclusive():
     a[7] = math.nan
     metric = top1()
     for metrics in ({}, {"top1": metric}):
-        found = judge({"top1": "drop max 9 pt vs teacher"}, top1_of(b), records={"top1": a}, teacher={"top1": b}, metrics=metrics)
+        found = judge(
+            {"top1": "drop max 9 pt vs teacher"}, top1_of(b), records={"top1": a}, teacher={"top1": b}, metrics=metrics
+        )
         assert found[0].verdict == "inconclusive"
     assert "not a finite number on some sample" in found[0].reason
 
@@ -418,7 +505,11 @@ def check(result, level="error"):
 
 @pytest.mark.parametrize(
     "verdicts, worst, codes",
-    [(["pass"], "pass", (0, 0)), (["pass", "inconclusive"], "inconclusive", (3, 0)), (["inconclusive", "fail"], "fail", (1, 1))],
+    [
+        (["pass"], "pass", (0, 0)),
+        (["pass", "inconclusive"], "inconclusive", (3, 0)),
+        (["inconclusive", "fail"], "fail", (1, 1)),
+    ],
 )
 def test_the_worst_counts(verdicts, worst, codes):
     found = budget.overall([check(v) for v in verdicts])
@@ -435,7 +526,10 @@ def test_excess_is_the_way_beyond_the_limit():
     assert (budget.limit(over), budget.excess(over)) == (1000, 200)
     (under,) = judge({"top1": "min 90 %"}, m("top1", 88, 87, 89, "%", split="test"))
     assert budget.excess(under) == 2
-    (bad_end,) = judge({"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}}, m("latency_p50_ms", 1.5, 1, 2.5, "ms", "predicted"))
+    (bad_end,) = judge(
+        {"latency_p50_ms": {"is": "max 2 ms", "accept": ["predicted"]}},
+        m("latency_p50_ms", 1.5, 1, 2.5, "ms", "predicted"),
+    )
     assert budget.excess(bad_end) == 0.5
     rate = m("tokens_per_s", 12, 8, 13, "1/s", "predicted")
     assert budget.excess(judge({"tokens_per_s": {"is": "min 10 /s", "accept": ["predicted"]}}, rate)[0]) == 2
@@ -443,7 +537,13 @@ def test_excess_is_the_way_beyond_the_limit():
     assert budget.limit(unknown) == 1000 and budget.excess(unknown) is None
     assert budget.excess(replace(bad_end, high=None)) is None
     a, b = records(25), records(20)
-    (drop,) = judge({"top1": "drop max 0.2 pt vs teacher"}, top1_of(a), records={"top1": a}, teacher={"top1": b}, point_estimate=True)
+    (drop,) = judge(
+        {"top1": "drop max 0.2 pt vs teacher"},
+        top1_of(a),
+        records={"top1": a},
+        teacher={"top1": b},
+        point_estimate=True,
+    )
     assert drop.verdict == "fail" and budget.excess(drop) == pytest.approx(0.3)
 
 
@@ -453,5 +553,9 @@ def test_a_checks_own_figures_come_to_its_verdict():
     for low, high, expected in ((1, 1.5, "pass"), (1, 3, "inconclusive"), (2.5, 3, "fail")):
         (found,) = judge(lines, m("latency_p50_ms", (low + high) / 2, low, high, "ms"))
         assert budget.verdict_of(replace(found, verdict="pass")) == found.verdict == expected
-        assert budget.verdict_of(replace(found, low=None)) == budget.verdict_of(replace(found, high=None)) == "inconclusive"
+        assert (
+            budget.verdict_of(replace(found, low=None))
+            == budget.verdict_of(replace(found, high=None))
+            == "inconclusive"
+        )
     assert budget.verdict_of(judge(lines)[0]) == ""

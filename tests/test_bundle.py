@@ -16,11 +16,27 @@ from edgekd.errors import BaselineError, UsageError
 from edgekd.records import Candidate, Check, Measurement, Metric, Result, TargetResult
 
 MODEL = b"not really a model" * 100
-TOP1 = Metric("top1", "%", "higher", lambda outputs, labels: (outputs.argmax(1) == labels).astype(float), lambda r: 100 * float(r.mean()))
+TOP1 = Metric(
+    "top1",
+    "%",
+    "higher",
+    lambda outputs, labels: (outputs.argmax(1) == labels).astype(float),
+    lambda r: 100 * float(r.mean()),
+)
 
 
 def candidate(id, data, *measurements):
-    return Candidate(id, id, 0, (), ("distill", "quantize"), "onnx", f"models/{id}.onnx", hashlib.sha256(data).hexdigest(), measurements)
+    return Candidate(
+        id,
+        id,
+        0,
+        (),
+        ("distill", "quantize"),
+        "onnx",
+        f"models/{id}.onnx",
+        hashlib.sha256(data).hexdigest(),
+        measurements,
+    )
 
 
 @pytest.fixture
@@ -31,9 +47,15 @@ def run(tmp_path):
     ours = Measurement("top1", "%", 97.0, 95.0, 98.0, 40, "test", "host", "measured", 1, "abc")
     other = dataclasses.replace(ours, target="pi", environment="def")
     found = (candidate("teacher", b"teacher"), candidate("small.int8", MODEL, size, ours, other))
-    environment = {"abc": {"cpu": "A", "versions": {"onnxruntime": "1.31.1"}}, "def": {"versions": {"onnxruntime": "1.0"}}}
+    environment = {
+        "abc": {"cpu": "A", "versions": {"onnxruntime": "1.31.1"}},
+        "def": {"versions": {"onnxruntime": "1.0"}},
+    }
     check = Check("host", "small.int8", "top1", "min 88 %", "pass", "error", 97.0, 95.0, 98.0, "%", "measured")
-    targets = {"host": TargetResult(("small.int8",), "small.int8", "pass", (check,)), "pi": TargetResult((), None, None)}
+    targets = {
+        "host": TargetResult(("small.int8",), "small.int8", "pass", (check,)),
+        "pi": TargetResult((), None, None),
+    }
     result = Result("digits", "cd" * 32, environment, {"teacher": "teacher"}, found, targets)
     for name, data in (("teacher", b"teacher"), ("small.int8", MODEL)):
         (folder / "models").mkdir(parents=True, exist_ok=True)
@@ -41,9 +63,13 @@ def run(tmp_path):
         (folder / "models" / f"{name}.onnx").write_bytes(data)
         outputs = np.random.default_rng(len(name)).normal(size=(40, 10)).astype(np.float32)
         records = {"top1": TOP1.records(outputs, np.arange(40) % 10)}
-        results.save_predictions(folder / "predictions" / f"{name}.npz", [f"t{i}" for i in range(40)], "ef" * 32, outputs, records, (TOP1,))
+        results.save_predictions(
+            folder / "predictions" / f"{name}.npz", [f"t{i}" for i in range(40)], "ef" * 32, outputs, records, (TOP1,)
+        )
     results.write(result, folder / "result.json")
-    (folder / "recipe.toml").write_text('task = "digits"\n[gate.any]\ntop1 = "min 88 %"\n[gate.pi]\nfile_bytes = "max 1 kB"\n')
+    (folder / "recipe.toml").write_text(
+        'task = "digits"\n[gate.any]\ntop1 = "min 88 %"\n[gate.pi]\nfile_bytes = "max 1 kB"\n'
+    )
     return folder
 
 
@@ -72,21 +98,40 @@ def test_a_bundle_holds_the_measured_file_and_says_what_it_is(run):
     assert {p.name for p in folder.iterdir()} == {"model.onnx", "golden.npz", "predictions.npz", "manifest.json"}
     assert (manifest.task, manifest.target, manifest.candidate) == ("digits", "host", "small.int8")
     assert (manifest.model, manifest.verdict) == ("model.onnx", "pass")
-    assert manifest.inputs == (bundle.Tensor("input", "float32", (1, 8, 8)),) and manifest.outputs == (bundle.Tensor("output", "float32", (10,)),)
-    assert manifest.test_digest == "ef" * 32 and manifest.recipe_sha256 == "cd" * 32 and manifest.versions["onnxruntime"] == "1.31.1"
+    assert manifest.inputs == (bundle.Tensor("input", "float32", (1, 8, 8)),) and manifest.outputs == (
+        bundle.Tensor("output", "float32", (10,)),
+    )
+    assert (
+        manifest.test_digest == "ef" * 32
+        and manifest.recipe_sha256 == "cd" * 32
+        and manifest.versions["onnxruntime"] == "1.31.1"
+    )
     assert [(m.name, m.target) for m in manifest.measurements] == [("file_bytes", None), ("top1", "host")]
-    assert [c.rule for c in manifest.checks] == ["min 88 %"] and list(manifest.environment) == ["abc"] and manifest.golden is None
+    assert (
+        [c.rule for c in manifest.checks] == ["min 88 %"]
+        and list(manifest.environment) == ["abc"]
+        and manifest.golden is None
+    )
     assert manifest.gate == {"any": {"top1": "min 88 %"}}
     for name, file in manifest.files.items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == file.sha256 and (folder / name).stat().st_size == file.bytes
+        assert (
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == file.sha256
+            and (folder / name).stat().st_size == file.bytes
+        )
 
 
 def test_golden_vectors_and_predictions_come_back(run):
     folder = write(run)
     arrays = results.load_arrays(folder / "golden.npz")
-    assert np.array_equal(arrays["inputs.input"], golden()["golden_inputs"]["input"]) and arrays["outputs.output"].shape == (3, 10)
-    ours, kept = (results.load_predictions(p) for p in (run / "predictions" / "small.int8.npz", folder / "predictions.npz"))
-    assert np.array_equal(ours.outputs, kept.outputs) and ours.digest == kept.digest and list(ours.ids) == list(kept.ids)
+    assert np.array_equal(arrays["inputs.input"], golden()["golden_inputs"]["input"]) and arrays[
+        "outputs.output"
+    ].shape == (3, 10)
+    ours, kept = (
+        results.load_predictions(p) for p in (run / "predictions" / "small.int8.npz", folder / "predictions.npz")
+    )
+    assert (
+        np.array_equal(ours.outputs, kept.outputs) and ours.digest == kept.digest and list(ours.ids) == list(kept.ids)
+    )
     assert np.array_equal(ours.records["top1"], kept.records["top1"]) and kept.better == {"top1": "higher"}
     theirs = results.load_predictions(run / "predictions" / "teacher.npz").records["top1"]
     assert np.array_equal(results.load_teacher(folder / "predictions.npz")["top1"], theirs)
@@ -133,7 +178,9 @@ def test_a_failure_leaves_the_older_bundle_and_nothing_else(run, monkeypatch, fu
     monkeypatch.setattr(bundle, function, fail)
     with pytest.raises(OSError, match="disk is full"):
         write(run)
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before and [p.name for p in folder.parent.iterdir()] == ["host"]
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before and [
+        p.name for p in folder.parent.iterdir()
+    ] == ["host"]
 
 
 def test_a_move_that_fails_puts_the_older_bundle_back(run, monkeypatch):
@@ -184,7 +231,11 @@ def test_a_teacher_of_another_test_set_is_no_reference(run, prefix, digest):
 
 def test_what_is_not_there_is_told(run):
     result = results.read(run)
-    wrong = (("none", "host", "is not in this run"), ("small.int8", "mars", "no target of this run"), ("small.int8", "../x", "no target"))
+    wrong = (
+        ("none", "host", "is not in this run"),
+        ("small.int8", "mars", "no target of this run"),
+        ("small.int8", "../x", "no target"),
+    )
     for id, target, message in wrong:
         with pytest.raises(UsageError, match=message):
             bundle.write(run, result, id, target, **golden())
@@ -195,7 +246,14 @@ def test_what_is_not_there_is_told(run):
     with pytest.raises(UsageError, match="has no file"):
         bundle.write(run, dataclasses.replace(result, candidates=(outside,)), "small.int8", "host", **golden())
     with pytest.raises(UsageError, match="same number of samples"):
-        bundle.write(run, result, "small.int8", "host", golden_inputs={"x": np.ones((3, 2))}, golden_outputs={"y": np.ones((2, 2))})
+        bundle.write(
+            run,
+            result,
+            "small.int8",
+            "host",
+            golden_inputs={"x": np.ones((3, 2))},
+            golden_outputs={"y": np.ones((2, 2))},
+        )
     with pytest.raises(UsageError, match="must be there"):
         bundle.write(run, result, "small.int8", "host", golden_inputs={}, golden_outputs={"y": np.ones((2, 2))})
     assert not (run / "bundles").exists()
@@ -219,7 +277,13 @@ def test_a_file_that_differs_is_found(run, name, harm):
         path.symlink_to(path.parent.parent / "real")
     elif harm == "folder":
         path.mkdir()
-    words = {"flip": "differs from its digest", "grow": "manifest says", "remove": "is missing", "link": "is a link", "folder": "not a plain file"}
+    words = {
+        "flip": "differs from its digest",
+        "grow": "manifest says",
+        "remove": "is missing",
+        "link": "is a link",
+        "folder": "not a plain file",
+    }
     with pytest.raises(BaselineError, match=words[harm]) as caught:
         bundle.read(path.parent)
     assert caught.value.exit_code == 5 and name in str(caught.value)
@@ -243,7 +307,22 @@ def test_a_pipe_does_not_hang_the_reader(run):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret", "/etc/passwd", "a/b", "..", ".", "", "a\\b", "C:x", "manifest.json", ".hidden", "x\0y", "x\n", "é" * 300]
+    "name",
+    [
+        "../secret",
+        "/etc/passwd",
+        "a/b",
+        "..",
+        ".",
+        "",
+        "a\\b",
+        "C:x",
+        "manifest.json",
+        ".hidden",
+        "x\0y",
+        "x\n",
+        "é" * 300,
+    ],
 )
 def test_names_that_lead_elsewhere_are_refused(run, name):
     folder = write(run)
@@ -265,7 +344,10 @@ def test_names_that_lead_elsewhere_are_refused(run, name):
         ({"task": 7}, "task: input should be a valid string"),
         ({"files": {}}, "files"),
         ({"files": {f"f{i}": {"sha256": "00" * 32, "bytes": 0} for i in range(100)}}, "more than 64"),
-        ({"files": {"model.onnx": {"sha256": "zz", "bytes": 1}, "golden.npz": {"sha256": "00" * 32, "bytes": 1}}}, "no SHA-256"),
+        (
+            {"files": {"model.onnx": {"sha256": "zz", "bytes": 1}, "golden.npz": {"sha256": "00" * 32, "bytes": 1}}},
+            "no SHA-256",
+        ),
         ({"files": {"model.onnx": {"sha256": "00" * 32, "bytes": -1}}}, "greater than or equal"),
         ({"files": {"model.onnx": {"sha256": "00" * 32, "bytes": 10**30}}}, "files.model.onnx.bytes"),
         ({"inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]}, "greater than or equal"),

@@ -8,15 +8,19 @@ import test_gate
 import test_probes
 import tiny
 
-from edgekd import gating, resolving, targets
-from edgekd import recipe as recipes
+from edgekd import targets
 from edgekd.cli import run as command
 from edgekd.decisions import budget, capacity
 from edgekd.decisions.rules import parse
 from edgekd.errors import UsageError
 from edgekd.records import Candidate, Measurement
+from edgekd.run import recipe as recipes
+from edgekd.run import resolve
+from edgekd.verbs import gate as gating
 
-SMALL = 'title = "small"\narchitecture = "armv7e-m"\nflash_bytes = {flash}\nram_bytes = {ram}\n[runtime]\nname = "none"\n'
+SMALL = (
+    'title = "small"\narchitecture = "armv7e-m"\nflash_bytes = {flash}\nram_bytes = {ram}\n[runtime]\nname = "none"\n'
+)
 
 
 def device(folder, name="small", flash=65536, ram=8192):
@@ -37,10 +41,20 @@ def test_memories_are_told_in_whole_units(tmp_path):
 
 def test_a_remark_says_where_a_limit_is_from_and_changes_none():
     plain, told = parse("file_bytes", "max 64 KiB"), parse("file_bytes", "max 64 KiB (flash of small)")
-    assert (told.limit, told.unit, told.kind, told.versus) == (plain.limit, plain.unit, plain.kind, plain.versus) == (65536, "B", "max", None)
+    assert (
+        (told.limit, told.unit, told.kind, told.versus)
+        == (plain.limit, plain.unit, plain.kind, plain.versus)
+        == (65536, "B", "max", None)
+    )
     assert told.text == "max 64 KiB (flash of small)"
     assert parse("top1", "drop max 1 pt vs teacher (as agreed)").versus == "teacher"
-    for wrong in ("max 64 KiB (flash", "max 64 KiB flash)", "max (flash of small)", "max 64 (flash)", "max 64 KiB (a) (b)"):
+    for wrong in (
+        "max 64 KiB (flash",
+        "max 64 KiB flash)",
+        "max (flash of small)",
+        "max 64 (flash)",
+        "max 64 KiB (a) (b)",
+    ):
         with pytest.raises(UsageError):
             parse("file_bytes", wrong)
 
@@ -77,12 +91,14 @@ def test_a_resolved_recipe_holds_them_and_repeats(tmp_path):
     """The quality budget that is filled in and the device's own; what was written out resolves to the same."""
     device(tmp_path)
     path = tmp_path / "recipe.toml"
-    path.write_text('task = "digits"\ntargets = ["host", "small.toml"]\n[[stage]]\nuse = "distill"\n[gate.any]\nfile_bytes = "max 1 MB"\n')
-    first = resolving.resolve(recipes.read(path))
+    path.write_text(
+        'task = "digits"\ntargets = ["host", "small.toml"]\n[[stage]]\nuse = "distill"\n[gate.any]\nfile_bytes = "max 1 MB"\n'
+    )
+    first = resolve.resolve(recipes.read(path))
     assert first.gate["small"] == {"file_bytes": ["max 1 MB", FLASH], "activation_bytes": RAM}
     assert set(first.gate["any"]) == {"file_bytes", "top1"} and "host" not in first.gate
-    (tmp_path / "again.toml").write_text(resolving.dump(first))
-    assert resolving.resolve(recipes.read(tmp_path / "again.toml")).gate == first.gate
+    (tmp_path / "again.toml").write_text(resolve.dump(first))
+    assert resolve.resolve(recipes.read(tmp_path / "again.toml")).gate == first.gate
 
 
 # ---------------------------------------------------------------- profile
@@ -95,7 +111,10 @@ def test_profile_counts_and_judges_and_says_what_cannot_be_had(tmp_path, capsys)
     assert command(["profile", str(file), "--target", str(device(tmp_path)), "--json", str(report)]) == 0
     out = capsys.readouterr().out
     assert "8,192 B" in out
-    assert "file_bytes max 64 KiB (flash of small): PASS" in out and "activation_bytes max 8 KiB (RAM of small): PASS" in out
+    assert (
+        "file_bytes max 64 KiB (flash of small): PASS" in out
+        and "activation_bytes max 8 KiB (RAM of small): PASS" in out
+    )
     assert "neither times nor answers" in out and "latency" not in out
     found = json.loads(report.read_text())
     assert found["schema"] == "edgekd.profile/1" and {m["origin"] for m in found["measurements"]} == {"counted"}
@@ -144,15 +163,16 @@ def test_gate_with_a_budget_file_knows_shipped_devices(tmp_path):
 
 
 def test_compress_for_a_device_of_64_kib(tmp_path, monkeypatch, capsys):
-    """One run for this machine, a device that holds the students, and one that holds none: nothing is delivered for that, and it is said why."""
-    from edgekd import measure
+    """One run for this machine, a device that holds the students, and one that holds none: nothing is delivered for
+    that, and it is said why."""
+    from edgekd.measure import jobs
 
     device(tmp_path, "roomy", ram=65536)
     device(tmp_path, "cramped", flash=1024, ram=65536)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    monkeypatch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
     tiny.hurry()
     assert command(["compress", "recipe.toml", "--out", "out", "--quiet"]) == 1
     capsys.readouterr()
@@ -166,7 +186,9 @@ def test_compress_for_a_device_of_64_kib(tmp_path, monkeypatch, capsys):
     assert cramped["chosen"] is None and "(flash of cramped)" in cramped["reason"]
     for candidate in result["candidates"]:
         told = [m for m in candidate["measurements"] if m["target"] in ("roomy", "cramped")]
-        assert {m["origin"] for m in told} == {"emulated"} and all(m["unit"] != "ms" for m in told), "no time is told of what never ran"
+        assert {m["origin"] for m in told} == {"emulated"} and all(m["unit"] != "ms" for m in told), (
+            "no time is told of what never ran"
+        )
         assert {m["split"] for m in told if m["name"] == "top1"} == {"validation", "test"}
         assert all(m["note"].startswith("reference runtime: onnxruntime ") for m in told)
     (quality,) = [c for c in roomy["checks"] if c["name"] == "top1"]
@@ -184,7 +206,11 @@ def test_compress_for_a_device_of_64_kib(tmp_path, monkeypatch, capsys):
     [
         ("reference runtime: onnxruntime 1 on this machine", "min 88 %", "pass"),
         ("as Haswell", "min 88 %", "inconclusive"),
-        ("reference runtime: onnxruntime 1 on this machine", {"is": "min 88 %", "accept": ["measured"]}, "inconclusive"),
+        (
+            "reference runtime: onnxruntime 1 on this machine",
+            {"is": "min 88 %", "accept": ["measured"]},
+            "inconclusive",
+        ),
     ],
 )
 def test_a_reference_runtimes_answers_are_accepted_where_the_budget_doesnt_say(note, value, verdict):
@@ -197,6 +223,8 @@ def test_a_reference_runtimes_answers_are_accepted_where_the_budget_doesnt_say(n
 def test_a_measurement_is_judged_by_both_rules():
     made = {"small": {"file_bytes": ["max 1 MB", FLASH]}}
     size = Measurement("file_bytes", "B", 70_000, 70_000, 70_000, 1, None, None, "counted")
-    checks = budget.judge(budget.rules(made, "small"), Candidate("a", "a", 0, (), (), "onnx", None, "", (size,)), target="small")
+    checks = budget.judge(
+        budget.rules(made, "small"), Candidate("a", "a", 0, (), (), "onnx", None, "", (size,)), target="small"
+    )
     assert [c.verdict for c in checks] == ["pass", "fail"]
     assert budget.excess(checks[1]) == 70_000 - 65_536

@@ -23,11 +23,21 @@ def say(capsys, *arguments):
     return code, out, err
 
 
-@pytest.mark.parametrize("kind", ["targets", "tasks", "stages", "losses", "ensembles", "criteria", "ranges", "formats", "runtimes", "metrics"])
+@pytest.mark.parametrize(
+    "kind",
+    ["targets", "tasks", "stages", "losses", "ensembles", "criteria", "ranges", "formats", "runtimes", "metrics"],
+)
 def test_list(capsys, kind):
     code, out, _ = say(capsys, "list", kind)
     assert code == 0 and len(out.splitlines()) >= 3
-    part = {"targets": "host", "tasks": "digits", "stages": "quantize", "losses": "kl", "criteria": "magnitude", "ranges": "entropy"}.get(kind)
+    part = {
+        "targets": "host",
+        "tasks": "digits",
+        "stages": "quantize",
+        "losses": "kl",
+        "criteria": "magnitude",
+        "ranges": "entropy",
+    }.get(kind)
     assert part is None or part in out
 
 
@@ -120,7 +130,9 @@ def test_what_cannot_be_pruned_is_named(tmp_path, capsys):
         return self.b(self.a(x).view(-1, 2, 16).flatten(1).reshape(-1, 32))
 def net""").replace('"student": lambda: net(4, 3)', '"student": Fixed')  # fmt: skip
     (tmp_path / "fixedtask.py").write_text(text)
-    (tmp_path / "r.toml").write_text('task = "fixedtask:task"\n[[stage]]\nuse = "distill"\n[[stage]]\nuse = "prune"\nmacs = 0.5\n')
+    (tmp_path / "r.toml").write_text(
+        'task = "fixedtask:task"\n[[stage]]\nuse = "distill"\n[[stage]]\nuse = "prune"\nmacs = 0.5\n'
+    )
     code, _, err = say(capsys, "compress", "r.toml")
     assert code == 2 and "`a`" in err, err
 
@@ -147,23 +159,39 @@ def test_profile_and_compare_of_a_file(tmp_path, capsys, monkeypatch):
     import tiny
     import torch
 
-    from edgekd import measure
     from edgekd.formats import onnx
-    from edgekd.networks import perceptron
-    from edgekd.quantization.capture import capture
+    from edgekd.measure import jobs
+    from edgekd.models.networks import perceptron
+    from edgekd.quantization.torch_graph.capture import capture
 
-    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    monkeypatch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
     tiny.hurry()
     x = torch.randn(40, 5)
     for name, width in (("a", 8), ("b", 64)):
         model = perceptron((width,), features=5, classes=3).eval()
         onnx.export(capture(model, x[:2]), None, x[:2], tmp_path / f"{name}.onnx")
     np.savez(tmp_path / "data.npz", inputs=x.numpy(), labels=model(x).argmax(1).numpy())
-    code, out, _ = say(capsys, "profile", "b.onnx", "--preset", "quick", "--data", "data.npz", "--json", "b.json", "--trace", "t.json", "--quiet")
+    code, out, _ = say(
+        capsys,
+        "profile",
+        "b.onnx",
+        "--preset",
+        "quick",
+        "--data",
+        "data.npz",
+        "--json",
+        "b.json",
+        "--trace",
+        "t.json",
+        "--quiet",
+    )
     assert code == 0 and "latency_p50_ms" in out and "100" in out
-    assert json.loads((tmp_path / "b.json").read_text())["schema"] == "edgekd.profile/1" and json.loads((tmp_path / "t.json").read_text())
+    assert json.loads((tmp_path / "b.json").read_text())["schema"] == "edgekd.profile/1" and json.loads(
+        (tmp_path / "t.json").read_text()
+    )
     code, out, _ = say(capsys, "compare", "a.onnx", "b.onnx", "--preset", "quick", "--quiet")
-    assert "B / A" in out and "A / A" in out and code == (3 if "inconclusive" in out else 0)  # by chance, once in twenty
+    # by chance, once in twenty
+    assert "B / A" in out and "A / A" in out and code == (3 if "inconclusive" in out else 0)
 
 
 def test_losses_that_do_not_fit_the_task_are_told_before_training(tmp_path, capsys):

@@ -1,4 +1,5 @@
-"""The main job, end to end on a small task of one's own: the run folder, its files opened alone, reuse, the gate, killing it."""
+"""The main job, end to end on a small task of one's own: the run folder, its files opened alone, reuse, the gate,
+killing it."""
 
 import hashlib
 import json
@@ -39,9 +40,9 @@ def surroundings(place, monkeypatch):
     monkeypatch.setenv("EDGEKD_STORE", str(place / "store"))
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(HERE))
-    from edgekd import measure
+    from edgekd.measure import jobs
 
-    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    monkeypatch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
     tiny.hurry()
 
 
@@ -49,11 +50,11 @@ def surroundings(place, monkeypatch):
 def made(place):
     """One undisturbed run."""
     with pytest.MonkeyPatch.context() as patch:
-        from edgekd import measure
+        from edgekd.measure import jobs
 
         patch.setenv("EDGEKD_STORE", str(place / "store"))
         patch.syspath_prepend(str(HERE))
-        patch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+        patch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
         tiny.hurry()
         return edgekd.compress(place / "recipe.toml", out=place / "run")
 
@@ -61,7 +62,11 @@ def made(place):
 def reproducible(folder):
     """{file: digest} of what the contract lists as byte-identical."""
     patterns = ("recipe.toml", "models/*", "bundles/*/model.*", "bundles/*/golden*")
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for pattern in patterns for p in sorted(folder.glob(pattern))}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for pattern in patterns
+        for p in sorted(folder.glob(pattern))
+    }
 
 
 def test_the_folder_of_a_run(made):
@@ -92,7 +97,8 @@ def test_the_folder_of_a_run(made):
 
 
 def test_figures_are_those_of_the_files(made):
-    """Every model file scored here by onnxruntime alone gives the accuracy that the result tells, and its bytes are counted."""
+    """Every model file scored here by onnxruntime alone gives the accuracy that the result tells, and its bytes are
+    counted."""
     test = tiny.task.data("test")
     kept = [c for c in made.result.candidates if c.file]
     assert {"teacher", "alone", made.result.targets["host"].chosen} <= {c.id for c in kept}
@@ -103,7 +109,9 @@ def test_figures_are_those_of_the_files(made):
         outputs = session.run(["output"], {"input": test.inputs})[0]
         assert figures["top1", "test"].value == pytest.approx(100 * (outputs.argmax(1) == test.labels).mean())
         assert figures["top1", "test"].low < figures["top1", "test"].value <= figures["top1", "test"].high
-        assert figures["file_bytes", None].value == path.stat().st_size and figures["file_bytes", None].origin == "counted"
+        assert (
+            figures["file_bytes", None].value == path.stat().st_size and figures["file_bytes", None].origin == "counted"
+        )
         assert hashlib.sha256(path.read_bytes()).hexdigest() == candidate.sha256
         predictions = results.load_predictions(made.folder / "predictions" / f"{candidate.id}.npz")
         assert np.allclose(predictions.outputs, outputs, atol=1e-5) and len(predictions.records["top1"]) == 120
@@ -119,9 +127,13 @@ def test_the_int8_file(made):
     facts = {p.key: p.value for p in model.metadata_props}
     assert facts["edgekd.form"] == "int8" and facts["edgekd.task"] == "tiny"
     assert [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1] == []
-    assert model.opset_import[0].version == 20 and model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert (
+        model.opset_import[0].version == 20 and model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    )
     data = path.read_bytes()
-    assert not re.search(rb"/[a-z_.]{2,}/[a-z_.]{2,}/", data) and not any(word in data for word in (b".py", b"stack", b"site-packages"))
+    assert not re.search(rb"/[a-z_.]{2,}/[a-z_.]{2,}/", data) and not any(
+        word in data for word in (b".py", b"stack", b"site-packages")
+    )
     quantize = next(s for s in made.result.steps if s["step"] == "export quantize")
     assert quantize["seconds"] > 0
     small = {c.id: next(m.value for m in c.measurements if m.name == "file_bytes") for c in made.result.candidates}
@@ -183,7 +195,9 @@ def test_a_corrupted_file_in_the_store_is_made_again(made, place, capsys):
 
 
 def test_none_within_budget_delivers_nothing(made, place, capsys):
-    assert command(["compress", "recipe.toml", "--out", "none", "--quiet", "--set", 'gate.any.file_bytes="max 10 B"']) == 1
+    assert (
+        command(["compress", "recipe.toml", "--out", "none", "--quiet", "--set", 'gate.any.file_bytes="max 10 B"']) == 1
+    )
     result = results.read(place / "none/result.json")
     assert result.targets["host"].chosen is None and "nearest" in result.targets["host"].reason
     assert list((place / "none/bundles").iterdir()) == []
@@ -196,7 +210,19 @@ def test_dry_run_computes_nothing(made, place, capsys):
 
 
 def test_a_time_budget_concludes_with_what_is_there(made, place, capsys):
-    code = command(["compress", "recipe.toml", "--out", "short", "--quiet", "--time-budget", "0.000001s", "--set", "prune.epochs=2"])
+    code = command(
+        [
+            "compress",
+            "recipe.toml",
+            "--out",
+            "short",
+            "--quiet",
+            "--time-budget",
+            "0.000001s",
+            "--set",
+            "prune.epochs=2",
+        ]
+    )
     result = results.read(place / "short/result.json")
     assert [c.id for c in result.candidates] == ["teacher", "alone", "distill", "alone-quantize"] and code == 0
     assert result.targets["host"].chosen in ("alone", "distill") and (place / "short/bundles/host/model.onnx").is_file()
@@ -205,7 +231,15 @@ def test_a_time_budget_concludes_with_what_is_there(made, place, capsys):
 def bringing(path, stages, **more):
     """A recipe of `stages` with a teacher whose weights are brought from `path`."""
     teacher = {"teacher": {"weights": str(path)}}
-    return {"task": "tiny:task", "threads": 1, "model": teacher, "stage": stages, "gate": {"any": {"top1": "min 1 %"}}, "control": False, **more}
+    return {
+        "task": "tiny:task",
+        "threads": 1,
+        "model": teacher,
+        "stage": stages,
+        "gate": {"any": {"top1": "min 1 %"}},
+        "control": False,
+        **more,
+    }
 
 
 def test_a_brought_teacher_and_a_sweep(place):
@@ -223,7 +257,8 @@ def test_a_brought_teacher_and_a_sweep(place):
     assert outcome.result.targets["host"].chosen is not None
     files = {c.id.removeprefix("quantize-"): c.sha256 for c in outcome.result.candidates}
     assert files["mse"] != files["minmax"]
-    assert files["percentile"] == files["minmax"] == files["entropy"]  # so few values tell neither of a ten-thousandth nor more than chance of a tail
+    # so few values tell neither of a ten-thousandth nor more than chance of a tail
+    assert files["percentile"] == files["minmax"] == files["entropy"]
 
 
 def test_brought_weights_in_torchs_own_format_are_the_same(place):
@@ -231,15 +266,21 @@ def test_brought_weights_in_torchs_own_format_are_the_same(place):
     from safetensors.torch import load_file
 
     torch.save(load_file(place / "teacher.safetensors"), place / "teacher.pt")
-    outcome = edgekd.compress(bringing(place / "teacher.pt", [{"use": "distill", "epochs": 1}]), out=place / "brought-pt")
+    outcome = edgekd.compress(
+        bringing(place / "teacher.pt", [{"use": "distill", "epochs": 1}]), out=place / "brought-pt"
+    )
     sweep = results.read(place / "brought/result.json")
-    files = [{c.id: c.sha256 for c in result.candidates if c.id in ("teacher", "distill")} for result in (outcome.result, sweep)]
+    files = [
+        {c.id: c.sha256 for c in result.candidates if c.id in ("teacher", "distill")}
+        for result in (outcome.result, sweep)
+    ]
     assert len(files[0]) == 2 and files[0].items() == files[1].items()
 
 
 @pytest.mark.parametrize("form", ["state", "nested", "whole", "raw"])
 def test_brought_weights_are_never_unpickled(place, tmp_path, form):
-    """A .pt that would make a folder: as an entry beside the weights, inside of a checkpoint, instead of the module, without torch's archive."""
+    """A .pt that would make a folder: as an entry beside the weights, inside of a checkpoint, instead of the module,
+    without torch's archive."""
     import pickle
 
     import torch
@@ -249,7 +290,12 @@ def test_brought_weights_are_never_unpickled(place, tmp_path, form):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     state, path = tiny.Net(48).state_dict(), tmp_path / "teacher.pt"
-    held = {"state": {**state, "more": Harm()}, "nested": {"state_dict": state, "optimizer": [Harm()]}, "whole": Harm(), "raw": Harm()}[form]
+    held = {
+        "state": {**state, "more": Harm()},
+        "nested": {"state_dict": state, "optimizer": [Harm()]},
+        "whole": Harm(),
+        "raw": Harm(),
+    }[form]
     torch.save(held, path) if form != "raw" else path.write_bytes(pickle.dumps(held))
     torch.load(path, weights_only=False) if form != "raw" else pickle.loads(path.read_bytes())
     (tmp_path / "harm").rmdir()  # it was no empty threat
@@ -278,14 +324,24 @@ def cores():
 
 @pytest.mark.slow
 def test_killed_at_random_moments_ends_in_the_same_bytes(made, place, tmp_path, cores):
-    """SIGKILL, again and again, then left alone: every file that the contract lists is byte for byte that of the undisturbed run. Every other
-    time, and at the end, on one core, where the undisturbed run had them all."""
+    """SIGKILL, again and again, then left alone: every file that the contract lists is byte for byte that of the
+    undisturbed run. Every other time, and at the end, on one core, where the undisturbed run had them all."""
     environment = {**os.environ, "EDGEKD_STORE": str(tmp_path / "store"), "PYTHONPATH": str(HERE)}
-    line = [sys.executable, str(HERE / "tiny.py"), "compress", str(place / "recipe.toml"), "--out", str(place / "killed"), "--quiet"]
+    line = [
+        sys.executable,
+        str(HERE / "tiny.py"),
+        "compress",
+        str(place / "recipe.toml"),
+        "--out",
+        str(place / "killed"),
+        "--quiet",
+    ]
     rng, kills = random.Random(0), 0
     for attempt in range(8):
         os.sched_setaffinity(0, cores if attempt % 2 else {min(cores)})  # what it starts inherits them
-        process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             process.wait(rng.uniform(3.0, 9.0))
             break

@@ -1,5 +1,5 @@
-"""Instruction counts under emulation: the decoder against texts of an independent disassembler, programs whose counts are known, qemu's own
-memory accesses, and an int8 file on cores with and without dot products."""
+"""Instruction counts under emulation: the decoder against texts of an independent disassembler, programs whose counts
+are known, qemu's own memory accesses, and an int8 file on cores with and without dot products."""
 
 import dataclasses
 import json
@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd import counts, measure, results, targets
+from edgekd import results, targets
 from edgekd.decisions import budget, rules
 from edgekd.errors import EnvironmentUnfit, RunFailed
 from edgekd.hosts import counter, local
+from edgekd.measure import instructions as counts
+from edgekd.measure import jobs
 from edgekd.probes import static
 from edgekd.records import Candidate, Measurement
 
@@ -112,7 +114,8 @@ int main(void) {
 }
 """
 
-# The same plugin, and beside each region what qemu itself saw of memory. It doesn't see DC ZVA, and shows what atomics do as stores alone.
+# The same plugin, and beside each region what qemu itself saw of memory. It doesn't see DC ZVA, and shows what atomics
+# do as stores alone.
 WATCHED = """
 #define qemu_plugin_install counter_install
 #include "counter.c"
@@ -152,7 +155,10 @@ def _cache(tmp_path_factory, monkeypatch):
 
 def compiled(folder, text, *flags):
     (folder / "made.c").write_text(text)
-    subprocess.run([CC, "-O1", "-std=gnu11", *flags, f"-I{counter.SOURCE.parent}", "-o", folder / "made", folder / "made.c"], check=True)
+    subprocess.run(
+        [CC, "-O1", "-std=gnu11", *flags, f"-I{counter.SOURCE.parent}", "-o", folder / "made", folder / "made.c"],
+        check=True,
+    )
     return folder / "made"
 
 
@@ -163,7 +169,9 @@ def compiled(folder, text, *flags):
 def test_words_are_of_the_class_that_their_name_says(tmp_path):
     rows = [line.split() for line in WORDS.strip().splitlines()]
     decoder = compiled(tmp_path, DECODER, "-ffunction-sections", "-Wl,--gc-sections")
-    said = subprocess.run([decoder], input=np.array([int(r[0], 16) for r in rows], "<u4").tobytes(), capture_output=True, check=True).stdout
+    said = subprocess.run(
+        [decoder], input=np.array([int(r[0], 16) for r in rows], "<u4").tobytes(), capture_output=True, check=True
+    ).stdout
     assert [" ".join(r[-3:]) for r in rows] == said.decode().splitlines()
 
 
@@ -173,20 +181,58 @@ def zeros(**counted):
 
 @needs_qemu
 def test_a_program_is_counted_as_by_hand(tmp_path):
-    words = [0x4E829420, 0x4F82E020, 0x4E22CC20, 0x1F020C20, 0xD2800063, 0xB4000043, 0xD503201F, 0xD503201F]  # cbz x3: not taken
+    # cbz x3: not taken
+    words = [0x4E829420, 0x4F82E020, 0x4E22CC20, 0x1F020C20, 0xD2800063, 0xB4000043, 0xD503201F, 0xD503201F]
     (region,) = counter.run(QEMU, counter.library(QEMU), counter.program(words), tmp_path, ["-cpu", "neoverse-n1"])
     # what ends the region is inside of it: three of integers and svc
     assert region["classes"] == zeros(dot_product=2, multiply_add=2, integer=1 + 3, branch=1, other=2 + 1)
-    assert region["instructions"] == 12 and region["loaded_bytes"] == region["stored_bytes"] == region["others"] == 0 and region["region"] == 7
+    assert (
+        region["instructions"] == 12
+        and region["loaded_bytes"] == region["stored_bytes"] == region["others"] == 0
+        and region["region"] == 7
+    )
 
 
 @needs_qemu
 def test_bytes_are_those_that_qemu_sees(tmp_path):
     """mov x1, sp, then one access of each kind at x1 or below, of all sizes."""
     words = [0x910003E1, 0xD1004021]  # mov x1, sp; sub x1, x1, #16
-    words += [0x4C402820, 0x4C002820, 0x0D404020, 0x4D40C820, 0x3DC00020, 0x3D800020, 0xAD400820, 0x2D400820, 0x6D000820, 0xA9400820]
-    words += [0x29400820, 0x69400820, 0xF9400020, 0xB9400020, 0x79400020, 0x39400020, 0x39000020, 0x78C00020, 0xB9800020, 0x3C9F03E0]
-    words += [0x1C000040, 0x9C000040, 0x58000040, 0x98000040, 0x88DFFC20, 0x889FFC20, 0xF9800020, 0x0D00A420, 0xA9BF7BFD, 0x0D40E020]
+    words += [
+        0x4C402820,
+        0x4C002820,
+        0x0D404020,
+        0x4D40C820,
+        0x3DC00020,
+        0x3D800020,
+        0xAD400820,
+        0x2D400820,
+        0x6D000820,
+        0xA9400820,
+    ]
+    words += [
+        0x29400820,
+        0x69400820,
+        0xF9400020,
+        0xB9400020,
+        0x79400020,
+        0x39400020,
+        0x39000020,
+        0x78C00020,
+        0xB9800020,
+        0x3C9F03E0,
+    ]
+    words += [
+        0x1C000040,
+        0x9C000040,
+        0x58000040,
+        0x98000040,
+        0x88DFFC20,
+        0x889FFC20,
+        0xF9800020,
+        0x0D00A420,
+        0xA9BF7BFD,
+        0x0D40E020,
+    ]
     plugin = compiled(tmp_path, WATCHED, *counter.FLAGS[2:])
     counted, seen = counter.run(QEMU, plugin, counter.program(words), tmp_path)
     assert (counted["loaded_bytes"], counted["stored_bytes"]) == (seen["loaded_bytes"], seen["stored_bytes"])
@@ -211,7 +257,10 @@ VERSION = 'if [ "$1" = --version ]; then echo "qemu-aarch64 version 0.0.$$"; exi
     "text, message",
     [
         ("echo \"qemu-aarch64: unknown option 'plugin'\" >&2; exit 1", "unknown option 'plugin'"),
-        ("echo 'plugin requires API version 1, but this QEMU supports only a minimum version of 2' >&2; exit 1", "minimum version of 2"),
+        (
+            "echo 'plugin requires API version 1, but this QEMU supports only a minimum version of 2' >&2; exit 1",
+            "minimum version of 2",
+        ),
         ('echo "{\\"region\\": 7}" > "${2#*out=}"', "counted .*'region': 7}"),
     ],
 )
@@ -231,12 +280,16 @@ def test_without_a_compiler_it_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(EnvironmentUnfit, match="no C compiler") as error:
         counter.counting({"command": [qemu]}, tmp_path / "out")
     assert error.value.problems[0].hint.startswith("apt install gcc")
-    monkeypatch.setattr(counter, "COMPILERS", (fake(tmp_path, "cc", "echo 'counter.c:1: fatal error: no stdint.h' >&2; exit 1"),))
+    monkeypatch.setattr(
+        counter, "COMPILERS", (fake(tmp_path, "cc", "echo 'counter.c:1: fatal error: no stdint.h' >&2; exit 1"),)
+    )
     with pytest.raises(EnvironmentUnfit, match="no stdint.h"):
         counter.counting({"command": [qemu]}, tmp_path / "out")
 
 
-@pytest.mark.parametrize("launch", [{}, {"command": ["qemu-x86_64", "python"]}, {"command": ["/nowhere/qemu-aarch64", "python"]}])
+@pytest.mark.parametrize(
+    "launch", [{}, {"command": ["qemu-x86_64", "python"]}, {"command": ["/nowhere/qemu-aarch64", "python"]}]
+)
 def test_nothing_but_the_emulator_of_arm64_counts(launch, tmp_path):
     with pytest.raises(EnvironmentUnfit):
         counter.counting(launch, tmp_path / "out")
@@ -250,8 +303,16 @@ def test_the_counter_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(counter, "COMPILERS", ())
     assert counter.counting(launch, tmp_path / "o,ut") == first and launch["variables"] == {"A": "1"}
     command = first["command"]
-    assert command[:2] == ["qemu-aarch64", "-plugin"] and command[3:] == ["-cpu", "cortex-a72", "python"] and first["variables"]["A"] == "1"
-    assert command[2].endswith(f"{tmp_path}/o,,ut".replace(f"{tmp_path}", str(tmp_path))) and "/a,, b/" in command[2] and ",,out=" not in command[2]
+    assert (
+        command[:2] == ["qemu-aarch64", "-plugin"]
+        and command[3:] == ["-cpu", "cortex-a72", "python"]
+        and first["variables"]["A"] == "1"
+    )
+    assert (
+        command[2].endswith(f"{tmp_path}/o,,ut".replace(f"{tmp_path}", str(tmp_path)))
+        and "/a,, b/" in command[2]
+        and ",,out=" not in command[2]
+    )
     path = tmp_path / "program"  # and qemu reads it so
     path.write_bytes(counter.program(counter._KNOWN))
     path.chmod(0o755)
@@ -265,19 +326,43 @@ def test_the_counter_is_made_once(tmp_path, monkeypatch):
 def region(number, more=0, others=0):
     classes = zeros(multiply_add=100, integer=50 + more, load=30) if number > 1 else zeros(integer=10)
     instructions = sum(classes.values())
-    return {"region": number, "others": others, "classes": classes, "instructions": instructions, "loaded_bytes": 8 + instructions, "stored_bytes": 8}
+    return {
+        "region": number,
+        "others": others,
+        "classes": classes,
+        "instructions": instructions,
+        "loaded_bytes": 8 + instructions,
+        "stored_bytes": 8,
+    }
 
 
 def test_figures_by_hand():
     """Two regions of 10 without an inference, four of 180 and up: inferences of 170, 172, 171, 174."""
-    found = counts.counts([region(0), region(1), region(2), region(3, 2), region(4, 1), region(5, 4)], empty=2, inferences=4, target="a72")
+    found = counts.counts(
+        [region(0), region(1), region(2), region(3, 2), region(4, 1), region(5, 4)], empty=2, inferences=4, target="a72"
+    )
     assert found.of == (170, 172, 171, 174) and found.instructions == 171 and found.spread == 4 / 171
     assert found.classes == zeros(multiply_add=100, integer=41, load=30) and sum(found.classes.values()) == 171
     assert found.loaded_bytes == 171 and found.stored_bytes == 0
     (figure,) = found.measurements
-    assert (figure.name, figure.unit, figure.value, figure.low, figure.high, figure.n) == ("instructions", "", 171, 170, 174, 4)
-    assert (figure.origin, figure.target, figure.threads) == ("emulated", "a72", 1) and "58 % multiply and add" in figure.note
-    assert "multiply add              100   58.5 %" in str(found) and "dot product" not in str(found) and " ms" not in str(found)
+    assert (figure.name, figure.unit, figure.value, figure.low, figure.high, figure.n) == (
+        "instructions",
+        "",
+        171,
+        170,
+        174,
+        4,
+    )
+    assert (figure.origin, figure.target, figure.threads) == (
+        "emulated",
+        "a72",
+        1,
+    ) and "58 % multiply and add" in figure.note
+    assert (
+        "multiply add              100   58.5 %" in str(found)
+        and "dot product" not in str(found)
+        and " ms" not in str(found)
+    )
 
 
 def test_regions_that_are_not_what_was_asked_for_are_refused():
@@ -288,7 +373,9 @@ def test_regions_that_are_not_what_was_asked_for_are_refused():
 
 
 def test_a_line_that_a_kill_cut_is_left_out(tmp_path):
-    (tmp_path / "out").write_text('{"architecture": "aarch64", "api": 1}\n' + json.dumps(region(0)) + "\n" + json.dumps(region(1))[:40])
+    (tmp_path / "out").write_text(
+        '{"architecture": "aarch64", "api": 1}\n' + json.dumps(region(0)) + "\n" + json.dumps(region(1))[:40]
+    )
     assert counter.read(tmp_path / "out") == [region(0)]
 
 
@@ -296,7 +383,7 @@ def test_without_a_counter_the_marks_are_nothing(tmp_path):
     student = ROOT / "benchmarks" / "cifar10" / "student.onnx"
     x = np.zeros((2, 3, 32, 32), np.float32)
     entry = {"id": "c", "subject": "s0", "pass": "count", "warmup_runs": 1, "empty": 1, "runs": 3}
-    measure.build(tmp_path / "job", {"s0": student}, x, [entry], {}, 1)
+    jobs.build(tmp_path / "job", {"s0": student}, x, [entry], {}, 1)
     out = local.run(tmp_path / "job", 60)
     line = json.loads((out / "results.jsonl").read_text())
     assert (line["n"], line["empty"]) == (3, 1) and json.loads((out / "done.json").read_text())["failed"] == {}
@@ -308,7 +395,11 @@ def test_without_a_counter_the_marks_are_nothing(tmp_path):
 def judged(line, value, low=None, high=None, baseline=None):
     figure = Measurement("instructions", "", value, low or value, high or value, 8, None, "pi", "emulated", threads=1)
     before = (
-        budget.Reference((Measurement("instructions", "", baseline, baseline, baseline, 8, None, "pi", "emulated", threads=1),)) if baseline else None
+        budget.Reference(
+            (Measurement("instructions", "", baseline, baseline, baseline, 8, None, "pi", "emulated", threads=1),)
+        )
+        if baseline
+        else None
     )
     candidate = Candidate("c", "c", 0, (), (), "onnx", None, "", (figure,))
     (check,) = budget.judge(rules.rules({"any": {"instructions": line}}, "pi"), candidate, target="pi", baseline=before)
@@ -326,7 +417,8 @@ def test_a_budget_takes_emulated_counts_where_it_says_so():
     assert judged({"is": "regress max 0.5 % vs baseline", **accept}, 1006, baseline=1000).verdict == "fail"
 
 
-SMALL = (534_282, 532_440, 531_714, 531_637, 535_557, 530_332, 529_771, 529_752, 530_152, 529_774, 529_743, 530_193)  # of one file, 12 inputs
+# of one file, 12 inputs
+SMALL = (534_282, 532_440, 531_714, 531_637, 535_557, 530_332, 529_771, 529_752, 530_152, 529_774, 529_743, 530_193)
 
 
 def counted(each, inputs="of seed 1"):
@@ -343,10 +435,12 @@ def regressed(each, before, line="regress max 0.5 % vs baseline"):
 
 
 def test_counts_are_compared_input_by_input():
-    """Half a million instructions, 1.1 % apart from input to input: the same file is 0 % worse, and 1 % more is told."""
+    """Half a million instructions, 1.1 % apart from input to input: the same file is 0 % worse, and 1 % more is
+    told."""
     same = regressed(counted(SMALL), counted(SMALL))
     assert (same.verdict, same.value, same.low, same.high) == ("pass", 0, 0, 0)
-    noise = [n + more for n, more in zip(SMALL, (0, 0, 0, 380, 110, 90, 0, 0, -30, -380, 0, 0), strict=True)]  # another process, as seen under qemu
+    # another process, as seen under qemu
+    noise = [n + more for n, more in zip(SMALL, (0, 0, 0, 380, 110, 90, 0, 0, -30, -380, 0, 0), strict=True)]
     again = regressed(counted(noise), counted(SMALL))
     assert again.verdict == "pass" and again.low <= 0 <= again.high < 0.03
     more = regressed(counted([round(1.01 * n) for n in noise]), counted(SMALL))
@@ -359,8 +453,14 @@ def test_counts_of_other_inputs_or_of_an_older_edgekd_are_not_paired():
     old = dataclasses.replace(counted(SMALL), each=(), pairing="")
     for before in (old, counted(SMALL, "of seed 2"), dataclasses.replace(counted(SMALL), each=(math.nan,) * 12)):
         check = regressed(counted(SMALL), before)
-        assert check.verdict == "inconclusive" and check.low < 0 < check.high and "the baseline keeps no counts of the same inputs" in check.reason
-    assert results.measurements([{k: v for k, v in dataclasses.asdict(old).items() if k not in ("each", "pairing")}]) == (old,)
+        assert (
+            check.verdict == "inconclusive"
+            and check.low < 0 < check.high
+            and "the baseline keeps no counts of the same inputs" in check.reason
+        )
+    assert results.measurements(
+        [{k: v for k, v in dataclasses.asdict(old).items() if k not in ("each", "pairing")}]
+    ) == (old,)
 
 
 def test_the_interval_of_counts_is_that_of_their_median():
@@ -369,9 +469,14 @@ def test_the_interval_of_counts_is_that_of_their_median():
 
 def test_a_budget_that_does_not_say_so_tells_what_to_write():
     assert judged("max 20 M", 1e6).verdict == "pass"  # instructions are counted under emulation and nowhere else
-    right = Candidate("c", "c", 0, (), (), "onnx", None, "", (Measurement("top1", "%", 90, 89, 91, 900, "test", "pi", "emulated"),))
+    right = Candidate(
+        "c", "c", 0, (), (), "onnx", None, "", (Measurement("top1", "%", 90, 89, 91, 900, "test", "pi", "emulated"),)
+    )
     (check,) = budget.judge(rules.rules({"any": {"top1": "min 80 %"}}, "pi"), right, target="pi")
-    assert check.verdict == "inconclusive" and 'top1 = { is = "min 80 %", accept = ["measured", "emulated"] }' in check.reason
+    assert (
+        check.verdict == "inconclusive"
+        and 'top1 = { is = "min 80 %", accept = ["measured", "emulated"] }' in check.reason
+    )
     latency = Measurement("latency_p50_ms", "ms", 1, 1, 1, 8, None, "pi", "emulated")
     candidate = Candidate("c", "c", 0, (), (), "onnx", None, "", (latency,))
     (check,) = budget.judge(rules.rules({"any": {"latency_p50_ms": "max 2 ms"}}, "pi"), candidate, target="pi")
@@ -399,10 +504,15 @@ def arm():
 
 
 def test_counts_repeat_and_follow_the_core(arm, tmp_path):
-    """The delivered int8 student: a Cortex-A72 has no dot products, a Cortex-A76 has, and needs as many as there are multiply-accumulates / 16."""
-    student, x = ROOT / "benchmarks" / "cifar10" / "student.onnx", np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    """The delivered int8 student: a Cortex-A72 has no dot products, a Cortex-A76 has, and needs as many as there are
+    multiply-accumulates / 16."""
+    student, x = (
+        ROOT / "benchmarks" / "cifar10" / "student.onnx",
+        np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32),
+    )
     old, new, again = (
-        counts.count(student, x, arm(f"cortex-{core}"), tmp_path / place) for core, place in (("a72", "1"), ("a76", "2"), ("a76", "3"))
+        counts.count(student, x, arm(f"cortex-{core}"), tmp_path / place)
+        for core, place in (("a72", "1"), ("a76", "2"), ("a76", "3"))
     )
     assert abs(again.instructions / new.instructions - 1) < 0.001 and again.spread < 0.005
     assert old.classes["dot_product"] == 0 < old.classes["multiply_add"] and new.instructions < 0.8 * old.instructions

@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils import data as torch_data
 
 from edgekd import components
-from edgekd.augmentation import affine
 from edgekd.data import Splits, arrays, check, from_loader
+from edgekd.data.augmentation import affine
+from edgekd.data.columns import load
 from edgekd.errors import UsageError
 from edgekd.metrics import mean_error, top1
-from edgekd.networks import perceptron, residual
+from edgekd.models.networks import perceptron, residual
 from edgekd.records import Metric, Sample, Task
-from edgekd.sources.columns import load
 
 N = np.random.default_rng(0)
 X, Y = N.normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3
@@ -58,21 +58,29 @@ def test_every_sample_lands_in_one_split_and_classes_give_their_share(count, cla
     assert sorted([*train.inputs[:, 0], *held.inputs[:, 0]]) == list(range(count))
     assert len(held) == min(max(1, round(share * count)), count - 1)
     for one in (train, held):  # rows still belong together
-        assert all(y[int(sample.inputs[0])] == sample.label and sample.id == f"train/{int(sample.inputs[0])}" for sample in one)
+        assert all(
+            y[int(sample.inputs[0])] == sample.label and sample.id == f"train/{int(sample.inputs[0])}" for sample in one
+        )
     for c in range(classes):
         assert abs((held.labels == c).sum() - (y == c).sum() * len(held) / count) <= 1 + 1e-9
 
 
 def test_the_split_is_fixed_by_its_own_seed():
     assert np.array_equal(arrays(X, Y, XT, YT)("validation").inputs, arrays(X, Y, XT, YT)("validation").inputs)
-    assert not np.array_equal(arrays(X, Y, XT, YT)("validation").inputs, arrays(X, Y, XT, YT, seed=1)("validation").inputs)
+    assert not np.array_equal(
+        arrays(X, Y, XT, YT)("validation").inputs, arrays(X, Y, XT, YT, seed=1)("validation").inputs
+    )
 
 
 def test_arrays_takes_tensors_names_and_values():
     named = {"a": torch.ones(10, 2, dtype=torch.float64), "b": torch.arange(10)}
     data = arrays(named, torch.rand(10, 2), {"a": np.ones((4, 2)), "b": np.arange(4)}, np.ones((4, 2)))
     sample = data("train")[0]
-    assert set(sample.inputs) == {"a", "b"} and sample.inputs["a"].dtype == np.float32 and sample.inputs["b"].dtype == np.int64
+    assert (
+        set(sample.inputs) == {"a", "b"}
+        and sample.inputs["a"].dtype == np.float32
+        and sample.inputs["b"].dtype == np.int64
+    )
     assert sample.label.dtype == np.float32 and len(data("train")) == 8 and len(data("train")[2:5]) == 3
     assert len(data("unlabelled")) == 0 and arrays(X, None, XT, None)("test")[0].label is None
     assert arrays(X, Y.astype(np.uint8), XT, YT)("train").labels.dtype == np.int64
@@ -87,9 +95,15 @@ def test_arrays_becomes_columns_without_a_copy_of_samples():
 def test_arrays_tells_everything_at_once():
     ragged = [[1.0, 2.0], [3.0]]
     text = told(lambda: arrays(X, Y[:-1], ragged, np.array(["cat", "dog"]), y_validation=Y, validation=1.5))
-    assert "x_train 60, y_train 59" in text and "x_test: values are of type object" in text and "y_test: values are of type str" in text
+    assert (
+        "x_train 60, y_train 59" in text
+        and "x_test: values are of type object" in text
+        and "y_test: values are of type str" in text
+    )
     assert "y_validation: is given without" in text and "validation: 1.5" in text and text.count("hint") == 5
-    assert "x_test: samples are float32 [5], those of x_train float32 [4]" in told(lambda: arrays(X, Y, N.normal(size=(30, 5)), YT))
+    assert "x_test: samples are float32 [5], those of x_train float32 [4]" in told(
+        lambda: arrays(X, Y, N.normal(size=(30, 5)), YT)
+    )
     assert "is empty" in told(lambda: arrays(X, Y, X[:0], Y[:0]))
     assert "x_validation" in told(lambda: arrays(X, Y, XT, YT, x_validation=X[:5, :3], y_validation=Y[:5]))
 
@@ -122,14 +136,23 @@ def test_a_loader_gives_its_data_set_in_order():
 def test_a_share_of_the_loader_is_held_out():
     data = from_loader(Pairs(20), Pairs(8), validation=0.25)
     rows = {s: {int(x.inputs[0]) for x in data(s)} for s in ("train", "validation")}
-    assert len(rows["validation"]) == 5 and rows["train"] | rows["validation"] == set(range(20)) and not rows["train"] & rows["validation"]
-    assert from_loader(Pairs(20), Pairs(8), validation=0.25)("validation").rows.tolist() == data("validation").rows.tolist()
+    assert (
+        len(rows["validation"]) == 5
+        and rows["train"] | rows["validation"] == set(range(20))
+        and not rows["train"] & rows["validation"]
+    )
+    assert (
+        from_loader(Pairs(20), Pairs(8), validation=0.25)("validation").rows.tolist()
+        == data("validation").rows.tolist()
+    )
     assert not any("both" in str(p) for p in check(task(data=data)))
 
 
 def test_a_subset_sampler_is_a_choice_of_rows():
     sampler = torch_data.SubsetRandomSampler([9, 2, 4])
-    data = from_loader(torch_data.DataLoader(Pairs(), sampler=sampler), torch_data.Subset(Pairs(), [11, 12]), validation=Pairs(3))
+    data = from_loader(
+        torch_data.DataLoader(Pairs(), sampler=sampler), torch_data.Subset(Pairs(), [11, 12]), validation=Pairs(3)
+    )
     assert [x.inputs[0] for x in data("train")] == [2, 4, 9] and [x.inputs[0] for x in data("test")] == [11, 12]
 
 
@@ -145,7 +168,11 @@ def test_a_subset_sampler_is_a_choice_of_rows():
 )
 def test_items_of_every_usual_form(item, inputs, label, name):
     sample = from_loader(Pairs(6, item), Pairs(3, item), validation=Pairs(2, item))("train")[1]
-    got = {k: v.tolist() for k, v in sample.inputs.items()} if isinstance(sample.inputs, dict) else np.asarray(sample.inputs).tolist()
+    got = (
+        {k: v.tolist() for k, v in sample.inputs.items()}
+        if isinstance(sample.inputs, dict)
+        else np.asarray(sample.inputs).tolist()
+    )
     assert got == inputs and sample.label == label and sample.id == name
 
 
@@ -154,13 +181,19 @@ def test_a_collate_of_ones_own_is_kept():
         x = torch.stack([torch.nn.functional.pad(x, (0, 2)) for x, _ in items])
         return {"input": x, "label": torch.tensor([y + 1 for _, y in items])}
 
-    data = from_loader(torch_data.DataLoader(Pairs(), collate_fn=collate), torch_data.DataLoader(Pairs(4), collate_fn=collate), validation=Pairs(2))
+    data = from_loader(
+        torch_data.DataLoader(Pairs(), collate_fn=collate),
+        torch_data.DataLoader(Pairs(4), collate_fn=collate),
+        validation=Pairs(2),
+    )
     assert data("train")[5].inputs.tolist() == [5, 5, 5, 5, 0, 0] and data("train")[5].label == 3
 
     def mixes(items):
         return torch.stack([x for x, _ in items] * 2), torch.tensor([y for _, y in items])
 
-    assert "collate_fn gives shape [2, 4] for one item" in told(lambda: from_loader(torch_data.DataLoader(Pairs(), collate_fn=mixes), Pairs(4)))
+    assert "collate_fn gives shape [2, 4] for one item" in told(
+        lambda: from_loader(torch_data.DataLoader(Pairs(), collate_fn=mixes), Pairs(4))
+    )
 
 
 class Stream(torch_data.IterableDataset):
@@ -171,7 +204,11 @@ class Stream(torch_data.IterableDataset):
 def test_loaders_that_cannot_be_taken_apart_are_refused_together():
     weighted = torch_data.DataLoader(Pairs(), sampler=torch_data.WeightedRandomSampler([1.0] * 20, 20))
     text = told(lambda: from_loader(torch_data.DataLoader(Stream()), weighted, validation=2.0))
-    assert "train: Stream has no samples by position" in text and "test: the loader's WeightedRandomSampler" in text and "2.0 is no share" in text
+    assert (
+        "train: Stream has no samples by position" in text
+        and "test: the loader's WeightedRandomSampler" in text
+        and "2.0 is no share" in text
+    )
 
     class Batches(torch_data.Sampler):
         def __iter__(self):
@@ -181,8 +218,14 @@ def test_loaders_that_cannot_be_taken_apart_are_refused_together():
             return 1
 
     again = torch_data.DataLoader(Pairs(), sampler=torch_data.RandomSampler(Pairs(), replacement=True))
-    text = told(lambda: from_loader(torch_data.DataLoader(Pairs(), batch_sampler=Batches()), again, validation=Pairs(0)))
-    assert "train: the loader draws its batches with Batches" in text and "RandomSampler draws again" in text and "validation: has 0 samples" in text
+    text = told(
+        lambda: from_loader(torch_data.DataLoader(Pairs(), batch_sampler=Batches()), again, validation=Pairs(0))
+    )
+    assert (
+        "train: the loader draws its batches with Batches" in text
+        and "RandomSampler draws again" in text
+        and "validation: has 0 samples" in text
+    )
 
 
 def test_random_transforms_are_noticed():
@@ -202,7 +245,8 @@ def test_random_transforms_are_noticed():
 def test_top1_by_hand():
     metric = top1()
     records = metric.records(np.array([[0.1, 0.9], [2, 1], [3, 3], [np.nan, 1]]), np.array([1, 1, 0, 0]))
-    assert records.tolist() == [1, 0, 1, 0] and metric.value(records) == 50.0  # a tie is the first class, a NaN is wrong
+    # a tie is the first class, a NaN is wrong
+    assert records.tolist() == [1, 0, 1, 0] and metric.value(records) == 50.0
     assert metric.records(np.array([[-1.0], [0.5], [0.0]]), np.array([0, 1, 1])).tolist() == [1, 1, 0]
     assert metric.records({"scores": np.eye(3)}, np.arange(3)).tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match=r"\[2, 3\] and \[3\]"):
@@ -221,8 +265,13 @@ def test_top1_is_scikit_learns_accuracy():
 def test_mean_error_by_hand():
     metric = mean_error(unit="mm")
     records = metric.records(np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[0.0, 4.0], [0.0, 1.0]]))
-    assert records.tolist() == [1.5, 0.5] and metric.value(records) == 1.0 and (metric.better, metric.unit) == ("lower", "mm")
-    assert metric.records(np.array([[1.0], [2.0]]), np.array([2.0, 2.0])).tolist() == [1, 0]  # [n, 1] against [n] doesn't broadcast
+    assert (
+        records.tolist() == [1.5, 0.5]
+        and metric.value(records) == 1.0
+        and (metric.better, metric.unit) == ("lower", "mm")
+    )
+    # [n, 1] against [n] doesn't broadcast
+    assert metric.records(np.array([[1.0], [2.0]]), np.array([2.0, 2.0])).tolist() == [1, 0]
     with pytest.raises(ValueError):
         metric.records(np.ones((3, 2)), np.ones(3))
 
@@ -313,11 +362,26 @@ class Raises(nn.Module):
     "models, words",
     [
         ({"teacher": lambda: nn.Linear(4, 3)}, "models: has no 'student' (it has teacher)"),
-        ({"teacher": nn.Linear(4, 3), "student": lambda: nn.Linear(4, 3)}, "models['teacher']: is a Linear, not a function that makes one"),
-        ({"teacher": lambda: 3, "student": lambda: nn.Linear(4, 3)}, "models['teacher']: makes a int, not a torch.nn.Module"),
-        ({"teacher": Raises, "student": lambda: nn.Linear(4, 3)}, "models['teacher']: raises RuntimeError: mat1 and mat2"),
-        ({"teacher": lambda: nn.LSTM(4, 3), "student": lambda: nn.Linear(4, 3)}, "models['teacher']: gives a tuple, not a tensor"),
-        ({"teacher": lambda: nn.Flatten(0), "student": lambda: nn.Linear(4, 3)}, "models['teacher']: gives shape [8] for 2 samples"),
+        (
+            {"teacher": nn.Linear(4, 3), "student": lambda: nn.Linear(4, 3)},
+            "models['teacher']: is a Linear, not a function that makes one",
+        ),
+        (
+            {"teacher": lambda: 3, "student": lambda: nn.Linear(4, 3)},
+            "models['teacher']: makes a int, not a torch.nn.Module",
+        ),
+        (
+            {"teacher": Raises, "student": lambda: nn.Linear(4, 3)},
+            "models['teacher']: raises RuntimeError: mat1 and mat2",
+        ),
+        (
+            {"teacher": lambda: nn.LSTM(4, 3), "student": lambda: nn.Linear(4, 3)},
+            "models['teacher']: gives a tuple, not a tensor",
+        ),
+        (
+            {"teacher": lambda: nn.Flatten(0), "student": lambda: nn.Linear(4, 3)},
+            "models['teacher']: gives shape [8] for 2 samples",
+        ),
     ],
 )
 def test_models_that_do_not_work(models, words):
@@ -331,21 +395,28 @@ def test_classes_that_do_not_fit():
     assert "one class number per sample" in found(data=arrays(X, Y[:, None], XT, YT[:, None]))
     assert "samples have no label" in found(data=arrays(X, None, XT, None))
     text = found(data=arrays(X, Y - 1, XT, YT - 1))
-    assert "labels are outside 0 to 2" in text and "hint: labels are numbered from 0" in text and "set classes" not in text
+    assert (
+        "labels are outside 0 to 2" in text and "hint: labels are numbered from 0" in text and "set classes" not in text
+    )
     assert "hint: set classes=4" in found(data=arrays(X, Y + 1, XT, YT + 1))
 
 
 def test_splits_that_are_empty_missing_or_mixed_up():
     whole = arrays(X, Y, XT, YT)
     assert "data('test'): the split is empty" in found(data=lambda s: [] if s == "test" else whole(s))
-    assert "data('validation'): raises KeyError" in found(data=lambda s: {"train": whole("train"), "test": whole("test")}[s])
+    assert "data('validation'): raises KeyError" in found(
+        data=lambda s: {"train": whole("train"), "test": whole("test")}[s]
+    )
     assert "no split" in found(data=lambda s: whole("val") if s == "validation" else whole(s))
     assert "8 of 12 test samples stand in train" in found(data=arrays(X, Y, np.concatenate([X[:8], XT[:4]]), Y[:12]))
-    assert found(data=arrays(X, Y, np.concatenate([X[:3], XT]), np.concatenate([Y[:3], YT]))) == ""  # a few twins are no mistake
+    # a few twins are no mistake
+    assert found(data=arrays(X, Y, np.concatenate([X[:3], XT]), np.concatenate([Y[:3], YT]))) == ""
     named = [Sample(x, int(y), f"scan{i}") for i, (x, y) in enumerate(zip(X, Y, strict=True))]
     parts = {"train": named[:40], "validation": named[38:50], "test": named[50:]}
     assert "2 ids stand in both train and validation, such as 'scan38'" in found(data=parts.get)
-    assert "the splits' inputs differ" in found(data=Splits({**whole.parts, "test": [Sample(np.ones(5, np.float32), 0)] * 3}))
+    assert "the splits' inputs differ" in found(
+        data=Splits({**whole.parts, "test": [Sample(np.ones(5, np.float32), 0)] * 3})
+    )
 
 
 @pytest.mark.parametrize(
@@ -367,7 +438,9 @@ def test_augmentation_that_is_not_pure(augment, words):
 def test_metrics_that_do_not_work():
     assert "metrics: is empty" in found(metrics=())
     assert "two are named 'top1'" in found(metrics=(top1(), top1()))
-    assert "gives records of shape [] for 2 samples" in found(metrics=(dataclasses.replace(top1(), records=lambda o, y: 0.5),))
+    assert "gives records of shape [] for 2 samples" in found(
+        metrics=(dataclasses.replace(top1(), records=lambda o, y: 0.5),)
+    )
     assert "its value is a str" in found(metrics=(dataclasses.replace(top1(), value=lambda r: "good"),))
     assert "not a Metric" in found(metrics=(len,))
     text = found(metrics=(dataclasses.replace(top1(), value=lambda r: None),))
@@ -384,7 +457,9 @@ def test_loaded_columns_are_not_read_again():
 
 
 def test_what_a_module_makes_at_its_top_is_told_plainly(tmp_path, monkeypatch):
-    (tmp_path / "named_labels.py").write_text("import edgekd\nedgekd.arrays([[0.0]] * 4, list('abab'), [[1.0]] * 2, list('ab'))\n")
+    (tmp_path / "named_labels.py").write_text(
+        "import edgekd\nedgekd.arrays([[0.0]] * 4, list('abab'), [[1.0]] * 2, list('ab'))\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     text = told(lambda: components.imported("named_labels:task"))
     assert text.startswith("importing `named_labels`: y_train: values are of type str\n  hint: number the classes")

@@ -1,11 +1,13 @@
-"""A target that this machine is none of is judged by what it answers, not by what this machine does: in the run, at the gate, in the bundle."""
+"""A target that this machine is none of is judged by what it answers, not by what this machine does: in the run, at the
+gate, in the bundle."""
 
 import numpy as np
 import pytest
 import tiny
 
 import edgekd
-from edgekd import proving, results, targets
+from edgekd import results, targets
+from edgekd.run import cross_cpu
 
 
 @pytest.fixture
@@ -13,7 +15,9 @@ def ran(tmp_path, monkeypatch):
     """A run for a Cortex-A72 that answers every sample it sees, 100 of 120, wrongly."""
     tiny.settle(tmp_path, monkeypatch)
     line = 'top1 = { is = "drop max 10 pt vs teacher", accept = ["measured", "emulated"] }'
-    text = tiny.SHORT.replace('["host"]', '["host", "cortex-a72"]').replace('top1       = "drop max 60 pt vs teacher"', line)
+    text = tiny.SHORT.replace('["host"]', '["host", "cortex-a72"]').replace(
+        'top1       = "drop max 60 pt vs teacher"', line
+    )
     (tmp_path / "r.toml").write_text(text)
     seen = {}
 
@@ -22,9 +26,11 @@ def ran(tmp_path, monkeypatch):
         seen[target.name] = np.eye(3, dtype=np.float32)[(tiny.y[240:][order] + 1) % 3]
         return seen[target.name]
 
-    monkeypatch.setattr(proving, "launches", lambda wanted: ({t.name: (t, {}) for t in wanted if t.name == "cortex-a72"}, []))
-    monkeypatch.setattr(proving, "_kept", answered)
-    monkeypatch.setattr(proving, "counted", lambda *_: {})
+    monkeypatch.setattr(
+        cross_cpu, "launches", lambda wanted: ({t.name: (t, {}) for t in wanted if t.name == "cortex-a72"}, [])
+    )
+    monkeypatch.setattr(cross_cpu, "_kept", answered)
+    monkeypatch.setattr(cross_cpu, "counted", lambda *_: {})
     return edgekd.compress("r.toml", out="run"), tmp_path / "run", seen
 
 
@@ -39,7 +45,8 @@ def test_the_gate_judges_what_the_target_answers(ran):
     chosen = found["cortex-a72"].chosen
     kept = results.load_predictions(folder / "predictions" / results.executed(chosen, "cortex-a72"))
     assert np.array_equal(kept.outputs, seen["cortex-a72"]) and len(kept.ids) == 100
-    at = [teacher.ids.tolist().index(i) for i in kept.ids]  # all wrong: the drop is what the teacher has right of the samples that it saw
+    # all wrong: the drop is what the teacher has right of the samples that it saw
+    at = [teacher.ids.tolist().index(i) for i in kept.ids]
     assert there.value == pytest.approx(100 * teacher.records["top1"][at].mean()) and there.value > here.value
     assert (kept.outputs.argmax(1) != tiny.y[240:][at]).all(), "the samples are those that it saw"
     again = {c.target: c for c in edgekd.gate(folder).checks if c.name == "top1"}

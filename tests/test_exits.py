@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgekd import rehearsing
 from edgekd.cli import run as command
 from edgekd.errors import Problem, RunFailed, UsageError
-from edgekd.pipeline import run_steps
-from edgekd.plan import Plan, Step
-from edgekd.report.progress import Silent
-from edgekd.store import Store
+from edgekd.progress import Silent
+from edgekd.run import rehearse
+from edgekd.run.execute import run_steps
+from edgekd.run.plan import Plan, Step
+from edgekd.store.store import Store
 
 MODULE = """
 import dataclasses
@@ -85,7 +85,10 @@ READING = {
 RUNNING = {
     "a stage": ("", TRAIN + '\n[[stage]]\nname = "own"\nuse = "mine:Quits"'),
     "a criterion": ("", TRAIN + '\n[[stage]]\nuse = "prune"\nmacs = 0.54\ncriterion = "mine:criterion"'),
-    "a model in training": ('LATE = 1\ntask = dataclasses.replace(task, models={**task.models, "teacher": lambda: Late(8)})', None),
+    "a model in training": (
+        'LATE = 1\ntask = dataclasses.replace(task, models={**task.models, "teacher": lambda: Late(8)})',
+        None,
+    ),
     "a loss in training": ("ROWS = 8", 'use = "train"\nlosses = [{ use = "mine:loss" }]'),
 }
 
@@ -100,7 +103,7 @@ def test_while_a_recipe_is_read(where, recipe, capsys):
 
 @pytest.mark.parametrize("where", RUNNING)
 def test_while_it_runs(where, recipe, capsys, monkeypatch):
-    monkeypatch.setattr(rehearsing, "rehearse", lambda *given: None)  # it takes seconds, and runs none of this
+    monkeypatch.setattr(rehearse, "rehearse", lambda *given: None)  # it takes seconds, and runs none of this
     lines, stage = RUNNING[where]
     code = recipe(lines, **({} if stage is None else {"stage": stage}))
     err = capsys.readouterr().err
@@ -109,14 +112,21 @@ def test_while_it_runs(where, recipe, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("stage", "kind"), [("quantize", RunFailed), ("load", UsageError)])
 def test_an_error_of_use_while_it_runs_is_told_with_its_step(stage, kind, tmp_path):
-    """What only a training shows is told as all that breaks there; a brought file that is wrong stays an error of use."""
+    """What only a training shows is told as all that breaks there; a brought file that is wrong stays an error of
+    use."""
 
     def part(source, run, *, teacher=()):
         raise UsageError(Problem("losses[0]", "takes other labels"))
 
     resolved = SimpleNamespace(task=None, threads=1, data=None)
     with pytest.raises(kind) as caught:
-        run_steps(Plan({"key": Step("key", stage, "quantize.s1", part, {}, 0, None, ())}), resolved, Store(tmp_path), Silent(), lambda **_: None)
+        run_steps(
+            Plan({"key": Step("key", stage, "quantize.s1", part, {}, 0, None, ())}),
+            resolved,
+            Store(tmp_path),
+            Silent(),
+            lambda **_: None,
+        )
     assert [(p.place, p.message) for p in caught.value.problems] == [("quantize.s1: losses[0]", "takes other labels")]
 
 

@@ -1,4 +1,5 @@
-"""Which layer of an int8 file loses accuracy, and why: planted faults, files in between, causes by hand, and the verb."""
+"""Which layer of an int8 file loses accuracy, and why: planted faults, files in between, causes by hand, and the
+verb."""
 
 import dataclasses
 import functools
@@ -14,17 +15,20 @@ from faults import FRESH, HELD_OUT, kit, run, table, weighted
 from onnx import numpy_helper
 from torch import nn
 
-from edgekd import explaining, results
+from edgekd import results
 from edgekd.cli import run as command
 from edgekd.errors import BaselineError, UsageError
 from edgekd.files import sha256
 from edgekd.formats import onnx as format
-from edgekd.quantization import calibrated, diagnose, fake
-from edgekd.quantization.capture import capture
-from edgekd.quantization.causes import Seen, beyond, calibrated_on_few, of_values, of_weights
-from edgekd.quantization.hybrid import PARTS, Layer, Weights, pair, render
-from edgekd.quantization.operands import Lattice
+from edgekd.quantization import calibrated
+from edgekd.quantization.diagnosis import layers as diagnose
+from edgekd.quantization.diagnosis.causes import Seen, beyond, calibrated_on_few, of_values, of_weights
+from edgekd.quantization.qdq.operands import Lattice
+from edgekd.quantization.qdq.partial import PARTS, Layer, Weights, pair, render
+from edgekd.quantization.torch_graph import fake
+from edgekd.quantization.torch_graph.capture import capture
 from edgekd.records import Candidate, Measurement, Result, TargetResult
+from edgekd.verbs import explain
 
 
 @pytest.mark.slow
@@ -59,7 +63,8 @@ def test_nothing_quantized_is_the_float_file_and_everything_the_int8_file(health
 
 
 def test_layers_are_those_of_the_model(healthy):
-    """Weights one to one with the convolutions of the model, in its order, and no further from them than half a step."""
+    """Weights one to one with the convolutions of the model, in its order, and no further from them than half a
+    step."""
     k, _, p = healthy
     layers, modules = weighted(p), faults.convolutions(k.model)
     assert [layer.weights.stored.shape for layer in layers] == [tuple(m.weight.shape) for m in modules]
@@ -118,7 +123,9 @@ def test_the_worst_comes_first(healthy, tmp_path):
     onnx.save(file, tmp_path / "two.onnx")
     found = diagnose.diagnose(plain, tmp_path / "two.onnx", {"input": k.x.numpy()})
     assert {f.layer for f in found} >= {layers[0].name, layers[2].name}
-    assert [f.lost.snr for f in found] == sorted((f.lost.snr for f in found), reverse=True) and found[0].layer == layers[2].name
+    assert [f.lost.snr for f in found] == sorted((f.lost.snr for f in found), reverse=True) and found[
+        0
+    ].layer == layers[2].name
 
 
 def test_a_healthy_file_has_no_finding(healthy):
@@ -137,7 +144,9 @@ def test_trained_weights_are_their_own_reference(healthy, tmp_path):
     file = onnx.load(plain)
     for layer in weighted(p):
         for tensor in file.graph.initializer:
-            if (array := numpy_helper.to_array(tensor)).shape == layer.weights.plain.shape and np.array_equal(array, layer.weights.plain):
+            if (array := numpy_helper.to_array(tensor)).shape == layer.weights.plain.shape and np.array_equal(
+                array, layer.weights.plain
+            ):
                 noise = np.random.default_rng(0).normal(size=array.shape) * 0.1 * array.std()
                 tensor.CopyFrom(numpy_helper.from_array((array + noise).astype(np.float32), tensor.name))
     other = tmp_path / "other.onnx"
@@ -153,7 +162,8 @@ def test_trained_weights_are_their_own_reference(healthy, tmp_path):
 
 
 def test_a_short_training_is_told_from_calibration():
-    """Weights a third of a step away after a training, whose scales follow them; learned rounding and scales that cut are no training."""
+    """Weights a third of a step away after a training, whose scales follow them; learned rounding and scales that cut
+    are no training."""
     w = np.random.default_rng(0).normal(size=(8, 6, 3, 3)).astype(np.float32)
     step = np.abs(w).max((1, 2, 3)) / 127
     assert not diagnose.moved(weights(w, step))
@@ -169,16 +179,23 @@ def test_a_short_training_is_told_from_calibration():
 
 
 def test_a_loud_place_of_a_sequence():
-    """One of ten places 50 times the others, in all channels; one channel at all places is another matter, and so is what a convolution makes."""
+    """One of ten places 50 times the others, in all channels; one channel at all places is another matter, and so is
+    what a convolution makes."""
     v = np.random.default_rng(0).normal(size=(50, 10, 8)).astype(np.float32)
     assert named(fit(v, kind="Add"), v)[0] is None
     loud = v.copy()
     loud[:, 3] *= 50
-    assert named(fit(loud, kind="Add"), loud)[0] == "activation shape" and "place 3 of each sample" in named(fit(loud, kind="Add"), loud)[1]
+    assert (
+        named(fit(loud, kind="Add"), loud)[0] == "activation shape"
+        and "place 3 of each sample" in named(fit(loud, kind="Add"), loud)[1]
+    )
     assert named(fit(loud), loud)[0] == "outlier channel"
     channel = v.copy()
     channel[:, :, 5] *= 50
-    assert named(fit(channel, kind="Add"), channel)[0] == "outlier channel" and "channel 5" in named(fit(channel, kind="Add"), channel)[1]
+    assert (
+        named(fit(channel, kind="Add"), channel)[0] == "outlier channel"
+        and "channel 5" in named(fit(channel, kind="Add"), channel)[1]
+    )
 
 
 def test_files_of_two_networks_are_refused(healthy, tmp_path):
@@ -190,22 +207,26 @@ def test_files_of_two_networks_are_refused(healthy, tmp_path):
 
 def test_saturation_is_asked_for(healthy):
     """The layers of the audit, and only if asked; what they lose is not seen on exact products."""
-    from edgekd.quantization.saturation import audit
+    from edgekd.quantization.qdq.saturation import audit
 
     k, paths, p = healthy
     feed = {"input": np.abs(k.x.numpy()[:32]) * 10}
     asked = [f for f in diagnose.diagnose(*paths, feed, saturates=True) if f.cause == "saturation"]
     expected = {f"{layer.kind}({layer.name})" for layer in audit(p.quantized, feed) if layer.changed}
-    assert {f.layer for f in asked} == expected and all(f.lost.snr is not None and f.fix == "weight_bits = 7" for f in asked)
+    assert {f.layer for f in asked} == expected and all(
+        f.lost.snr is not None and f.fix == "weight_bits = 7" for f in asked
+    )
     assert not [f for f in diagnose.diagnose(*paths, feed) if f.cause == "saturation"]
 
 
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="there is no qemu-x86_64")
 def test_what_saturation_does_is_what_such_a_cpu_answers(tmp_path):
-    """One layer saturates: the file with its excess added answers what the file itself does as a Haswell, and not what it does here."""
-    from edgekd import measure, targets
+    """One layer saturates: the file with its excess added answers what the file itself does as a Haswell, and not what
+    it does here."""
+    from edgekd import targets
     from edgekd.hosts import emulator
-    from edgekd.quantization.saturation import audit, saturated
+    from edgekd.measure import jobs
+    from edgekd.quantization.qdq.saturation import audit, saturated
 
     k = kit("residual", 0)
     faults.saturating(k, 0)
@@ -214,7 +235,9 @@ def test_what_saturation_does_is_what_such_a_cpu_answers(tmp_path):
     file = onnx.load(paths[1])
     (name,) = [layer.name for layer in audit(file, feed) if layer.changed]
     ours = diagnose.outputs(saturated(file, feed, [name])[name], feed)[0]
-    (theirs,) = measure.score(paths[1], feed, folder=tmp_path / "there", launch=emulator.launch(targets.load("x86-64-avx2"))).values()
+    (theirs,) = jobs.score(
+        paths[1], feed, folder=tmp_path / "there", launch=emulator.launch(targets.load("x86-64-avx2"))
+    ).values()
     here = diagnose.outputs(file, feed)[0]
     assert (np.abs(ours - theirs) < 1e-5).mean() > 0.98 and (np.abs(here - theirs) < 1e-5).mean() < 0.9
 
@@ -223,7 +246,8 @@ def test_what_saturation_does_is_what_such_a_cpu_answers(tmp_path):
 
 
 def test_signal_by_hand():
-    """Means over the samples 2 and 0: what is left is (-2, 0), (0, 0), (2, 3), (0, -3) and so powers 2, 0, 6.5, 4.5, the median 3.25."""
+    """Means over the samples 2 and 0: what is left is (-2, 0), (0, 0), (2, 3), (0, -3) and so powers 2, 0, 6.5, 4.5,
+    the median 3.25."""
     found = diagnose.signal(np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 3.0], [2.0, -3.0]]))
     assert found.tolist() == [3.25, 3.25, 6.5, 4.5] and diagnose.decibel(100) == 20
 
@@ -237,7 +261,18 @@ def fit(v, low=None, high=None, **more):
     """A layer whose lattice covers the values, or what is given."""
     scale, zero = fake.lattice(v.min() if low is None else low, v.max() if high is None else high, 255)
     lattice = Lattice("q", np.array([scale], np.float32), np.array([zero], np.uint8), None)
-    return Layer(**{"name": "Conv(v1)", "kind": "Conv", "before": "a", "after": "b", "lattice": lattice, "weights": None, "bias": None, **more})
+    return Layer(
+        **{
+            "name": "Conv(v1)",
+            "kind": "Conv",
+            "before": "a",
+            "after": "b",
+            "lattice": lattice,
+            "weights": None,
+            "bias": None,
+            **more,
+        }
+    )
 
 
 def named(layer, v, before=None, **more):
@@ -259,11 +294,13 @@ def test_causes_of_values():
     loud = v.copy()
     loud[:, 5] *= 50
     assert named(fit(loud), loud)[0] == "outlier channel" and "channel 5 reaches" in named(fit(loud), loud)[1]
-    assert named(fit(np.maximum(v, 0), -2, 4), np.maximum(v, 0), before=v)[0] == "clipped range"  # negative values get through
+    # negative values get through
+    assert named(fit(np.maximum(v, 0), -2, 4), np.maximum(v, 0), before=v)[0] == "clipped range"
 
 
 def test_a_bent_activation_wastes_codes():
-    """3 of 4 values on one code and the rest on two: 2 * 1/8 * 3 + 3/4 * log2(4/3) = 1.06 bits; the same of a convolution is no cause."""
+    """3 of 4 values on one code and the rest on two: 2 * 1/8 * 3 + 3/4 * log2(4/3) = 1.06 bits; the same of a
+    convolution is no cause."""
     v = np.tile(np.array([0, 0, 0, 0, 0, 0, 128, 255], np.float32), (8, 6, 1))[..., None]
     gelu = fit(v, kind="Gelu")
     assert named(gelu, v)[0] == "activation shape" and "3 levels in use carry 1.1 of 8 bits" in named(gelu, v)[1]
@@ -309,7 +346,9 @@ def test_causes_of_weights():
 
 def test_few_samples_show_in_most_layers_each_by_another_share():
     v = values()
-    assert beyond(fit(v), Seen(v, v)) == 0 and beyond(fit(v, *np.percentile(v, [5, 95])), Seen(v, v)) == pytest.approx(0.1, abs=0.01)
+    assert beyond(fit(v), Seen(v, v)) == 0 and beyond(fit(v, *np.percentile(v, [5, 95])), Seen(v, v)) == pytest.approx(
+        0.1, abs=0.01
+    )
     assert calibrated_on_few({"a": 0.2, "b": 0.01, "c": 0.1, "d": 0})
     assert not calibrated_on_few({"a": 0.2, "b": 0, "c": 0, "d": 0})  # one layer
     assert not calibrated_on_few({"a": 0.02, "b": 0.01, "c": 0.02, "d": 0.015})  # a percentile
@@ -331,7 +370,7 @@ mode = "ptq"
 @functools.cache
 def student_files():
     """A student of the digits as it is born, and its int8 file."""
-    from edgekd.sources.columns import load
+    from edgekd.data.columns import load
     from edgekd.tasks.digits import student, task
 
     torch.manual_seed(0)
@@ -357,7 +396,9 @@ def put(folder, kept=("teacher", "distill", "distill.int8"), by=1.0):
     def candidate(id, parents, stages, value, *more):
         file = folder / f"models/{id}.onnx"
         top1 = Measurement("top1", "%", value, value - 1, value + 1, 899, "test", "host", "measured")
-        return Candidate(id, id, 0, parents, stages, "onnx", f"models/{id}.onnx" if id in kept else None, sha256(file), (top1, *more))
+        return Candidate(
+            id, id, 0, parents, stages, "onnx", f"models/{id}.onnx" if id in kept else None, sha256(file), (top1, *more)
+        )
 
     emulated = Measurement("host_agreement", "%", 99.9, 99.9, 99.9, 899, "test", "host", "emulated", note="as Haswell")
     found = (
@@ -388,9 +429,14 @@ def test_a_stage_that_bought_nothing_is_told(tmp_path):
     put(tmp_path)
     result = results.read(tmp_path / "result.json")
     gain = Measurement("gain", "pt", 0.1, -0.6, 0.8, 899, "test", None, "measured", note="over alone")
-    made = tuple(dataclasses.replace(c, measurements=(*c.measurements, *[gain] * (c.id == "distill"))) for c in result.candidates)
-    text = str(explaining.explain(_rewritten(tmp_path, dataclasses.replace(result, candidates=made))))
-    assert "distill bought nothing that can be shown over alone: +0.10 [-0.60, +0.80] pt on test" in text and "to try: attention" in text
+    made = tuple(
+        dataclasses.replace(c, measurements=(*c.measurements, *[gain] * (c.id == "distill"))) for c in result.candidates
+    )
+    text = str(explain.explain(_rewritten(tmp_path, dataclasses.replace(result, candidates=made))))
+    assert (
+        "distill bought nothing that can be shown over alone: +0.10 [-0.60, +0.80] pt on test" in text
+        and "to try: attention" in text
+    )
 
 
 def test_what_distillation_cost_is_told_where_the_control_was_chosen(tmp_path):
@@ -402,35 +448,52 @@ def test_what_distillation_cost_is_told_where_the_control_was_chosen(tmp_path):
     own = dataclasses.replace(distilled, id="own", file=None, measurements=(*distilled.measurements, cost))
     alone = (dataclasses.replace(distilled, parents=()), dataclasses.replace(int8, parents=("distill",)))
     chosen = TargetResult(("distill", "distill.int8"), "distill", "pass", reason="the fastest")
-    for target in (chosen, dataclasses.replace(chosen, chosen="distill.int8"), dataclasses.replace(chosen, chosen=None, verdict="fail")):
-        made = dataclasses.replace(result, candidates=(teacher, own, *alone), targets={"host": target, "raspberry-pi-4": target})
-        text = str(explaining.explain(_rewritten(tmp_path, made)))
-        assert text.count("own cost accuracy over alone: -24.00 [-34.60, -13.50] pt on test") == text.count("to try: ") == 1
+    for target in (
+        chosen,
+        dataclasses.replace(chosen, chosen="distill.int8"),
+        dataclasses.replace(chosen, chosen=None, verdict="fail"),
+    ):
+        made = dataclasses.replace(
+            result, candidates=(teacher, own, *alone), targets={"host": target, "raspberry-pi-4": target}
+        )
+        text = str(explain.explain(_rewritten(tmp_path, made)))
+        assert (
+            text.count("own cost accuracy over alone: -24.00 [-34.60, -13.50] pt on test")
+            == text.count("to try: ")
+            == 1
+        )
 
 
 def test_explain_makes_nothing_up(tmp_path):
     put(tmp_path)
-    found = explaining.explain(tmp_path)
-    assert found.findings == {"distill.int8": ()} and explaining.NOTHING in str(found) and found.exit_code == 0
+    found = explain.explain(tmp_path)
+    assert found.findings == {"distill.int8": ()} and explain.NOTHING in str(found) and found.exit_code == 0
     (tmp_path / "models/distill.onnx").write_bytes(b"other")
     with pytest.raises(BaselineError, match="differs from its digest"):
-        explaining.explain(tmp_path)
+        explain.explain(tmp_path)
 
 
 def test_accuracy_is_told_where_another_target_knows_the_chosen_file_alone(tmp_path):
-    """Of a target that is emulated, its parents have no figures on test: those of a target that was measured, else validation."""
+    """Of a target that is emulated, its parents have no figures on test: those of a target that was measured, else
+    validation."""
     put(tmp_path)
     result = results.read(tmp_path / "result.json")
     targets = {"raspberry-pi-4": result.targets["host"], **result.targets}
-    text = str(explaining.explain(_rewritten(tmp_path, dataclasses.replace(result, targets=targets))))
+    text = str(explain.explain(_rewritten(tmp_path, dataclasses.replace(result, targets=targets))))
     assert "accuracy on test, of host" in text and "99.00 %" in text and "not measured" not in text.split("beside")[0]
     made = []
     for c in result.candidates:
-        here = [dataclasses.replace(m, split="validation", target=None) for m in c.measurements if m.origin == "measured"]
-        there = [dataclasses.replace(m, target="raspberry-pi-4", origin="emulated") for m in c.measurements if c.id == "distill.int8"]
+        here = [
+            dataclasses.replace(m, split="validation", target=None) for m in c.measurements if m.origin == "measured"
+        ]
+        there = [
+            dataclasses.replace(m, target="raspberry-pi-4", origin="emulated")
+            for m in c.measurements
+            if c.id == "distill.int8"
+        ]
         made.append(dataclasses.replace(c, measurements=(*here, *there)))
     alone = dataclasses.replace(result, candidates=tuple(made), targets={"raspberry-pi-4": result.targets["host"]})
-    text = str(explaining.explain(_rewritten(tmp_path, alone)))
+    text = str(explain.explain(_rewritten(tmp_path, alone)))
     assert "accuracy on validation, as the machine of the run answers" in text and "99.00 %" in text
 
 
@@ -441,7 +504,7 @@ def _rewritten(folder, result):
 
 def test_explain_without_the_parents_file(tmp_path):
     put(tmp_path, kept=("teacher", "distill.int8"))
-    assert "the file of distill was not kept in models/" in str(explaining.explain(tmp_path))
+    assert "the file of distill was not kept in models/" in str(explain.explain(tmp_path))
 
 
 def test_the_nearest_for_a_target_that_no_machine_stands_for():
@@ -451,7 +514,7 @@ def test_the_nearest_for_a_target_that_no_machine_stands_for():
 
     known = [candidate("a", 80.0, None), candidate("b", 90.0, None), candidate("c", 99.0, "host")]
     result = Result("t", "", {}, {}, tuple(known), {}, ())
-    assert explaining.nearest(result, "pi") == "b" and explaining.nearest(result, "host") == "c"
+    assert explain.nearest(result, "pi") == "b" and explain.nearest(result, "host") == "c"
 
 
 def test_explain_needs_a_run(tmp_path, capsys):

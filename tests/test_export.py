@@ -1,4 +1,5 @@
-"""The stages `quantize` and `export`: what they write reads back to the bit, resumes to the bit, and is refused where it is not the model."""
+"""The stages `quantize` and `export`: what they write reads back to the bit, resumes to the bit, and is refused where
+it is not the model."""
 
 import dataclasses
 import hashlib
@@ -14,14 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd import Task, arrays, models, quantization
+from edgekd import Task, arrays, quantization
+from edgekd.data.columns import load, take
 from edgekd.errors import RunFailed, UsageError
 from edgekd.formats import onnx as format
-from edgekd.quantization import exact, fake
+from edgekd.models import saved
 from edgekd.quantization import grid as grids
+from edgekd.quantization.torch_graph import exact, fake
 from edgekd.records import Artifact, Run
 from edgekd.runtimes.onnxruntime import load as open_file
-from edgekd.sources.columns import load, take
 from edgekd.stages.export import Export
 from edgekd.stages.quantize import Quantize
 from edgekd.stages.train import Train
@@ -33,7 +35,11 @@ class Net(nn.Module):
     def __init__(self, width=8):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(1, width, 3, bias=False), nn.BatchNorm2d(width)
-        self.deep, self.drop, self.head = nn.Conv2d(width, width, 3, 1, 1, groups=width), nn.Dropout(0.2), nn.Linear(width, 3)
+        self.deep, self.drop, self.head = (
+            nn.Conv2d(width, width, 3, 1, 1, groups=width),
+            nn.Dropout(0.2),
+            nn.Linear(width, 3),
+        )
 
     def forward(self, x):
         x = F.relu6(self.norm(self.stem(x)))
@@ -91,7 +97,7 @@ class TestStages:
         task, source = trained
         run = run_in(tmp_path, task)
         made = Export()(source, run)
-        model, x = models.load(source, task), load(task, "test").inputs
+        model, x = saved.load(source, task), load(task, "test").inputs
         theirs = open_file(str(run.folder / "model.onnx"), 1)({"input": x})["output"]
         assert made.form == "onnx" and made.facts["float"]["relative_difference"] < 1e-5
         assert np.allclose(theirs, model(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
@@ -117,15 +123,18 @@ class TestStages:
         assert grid == grids.read(run.folder / "grid.json") and grid.scheme.weight_bits == how.get("weight_bits", 8)
         end = run_in(tmp_path / "e", task)
         facts = Export()(quantized, end).facts
-        assert facts["equality"]["equal"] == 1.0 and facts["equality"]["samples"] == 220 and facts["float_kernels"] == []
+        assert (
+            facts["equality"]["equal"] == 1.0 and facts["equality"]["samples"] == 220 and facts["float_kernels"] == []
+        )
         assert facts["fake_quantized"]["reasons"] == () and facts["fake_quantized"]["equal"] > 0.99
         columns = load(task, "test")
         theirs = open_file(str(end.folder / "model.onnx"), 1)({"input": columns.inputs})["output"]
         assert np.array_equal(theirs, exact.Settled(module)(torch.from_numpy(columns.inputs)).numpy())
-        plain = models.load(source, task)(torch.from_numpy(columns.inputs)).detach().numpy()
+        plain = saved.load(source, task)(torch.from_numpy(columns.inputs)).detach().numpy()
         assert scored(theirs, task) > scored(plain, task) - 0.03
         head = grid.sites["linear"]
-        assert head.scale[0] <= (max(plain.max(), theirs.max()) - min(plain.min(), theirs.min())) / 255 * 1.2  # no lattice coarser than it must be
+        # no lattice coarser than it must be
+        assert head.scale[0] <= (max(plain.max(), theirs.max()) - min(plain.min(), theirs.min())) / 255 * 1.2
 
     def test_quantization_aware_training_learns(self, trained, tmp_path):
         """With 2-bit weights calibration alone ruins the model and training repairs it."""
@@ -144,7 +153,9 @@ class TestStages:
     def test_divergence_is_named_with_its_cure(self, trained, tmp_path, observer):
         task, source = trained
         with pytest.raises(RunFailed, match="diverged.*(?s:.*)lower `lr`"):
-            Quantize(epochs=6, batch=16, lr=1e30, optimizer="sgd", observer=observer, losses=LABELS)(source, run_in(tmp_path, task))
+            Quantize(epochs=6, batch=16, lr=1e30, optimizer="sgd", observer=observer, losses=LABELS)(
+                source, run_in(tmp_path, task)
+            )
 
     def test_learned_ranges_move_and_the_outputs_step_does_not_widen(self, trained, tmp_path):
         task, source = trained
@@ -165,9 +176,10 @@ class TestStages:
     @pytest.mark.parametrize("stop_at", [2, 8])
     def test_resumed_is_bit_equal_to_undisturbed(self, trained, tmp_path, monkeypatch, observer, stop_at):
         """Also in the middle of an epoch whose ranges stand still: that they do is part of the state."""
-        monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+        monkeypatch.setattr("edgekd.training.loop.CHECKPOINT_SECONDS", -1.0)
         task, source = trained
-        stage = Quantize(epochs=2, batch=32, observer=observer, losses=LABELS, samples=64)  # 5 steps an epoch, the second one frozen
+        # 5 steps an epoch, the second one frozen
+        stage = Quantize(epochs=2, batch=32, observer=observer, losses=LABELS, samples=64)
         whole, cut = run_in(tmp_path / "whole", task), run_in(tmp_path / "cut", task, progress=_stop_at(stop_at))
         stage(source, whole)
         with pytest.raises(KeyboardInterrupt):
@@ -183,8 +195,8 @@ class TestStages:
         data = arrays(cut(slice(50)), None, cut(slice(50, 90)), None, validation=0.2)
         task = Task("pair", "1", {"student": Pair}, data, (), inputs=("left", "right"), outputs=("main", "side"))
         run = run_in(tmp_path / "t", task)
-        model = models.create(task, "student", 0)
-        models.save(run.folder, model, model="student")
+        model = saved.create(task, "student", 0)
+        saved.save(run.folder, model, model="student")
         source = artifact(run, "torch")
         q = run_in(tmp_path / "q", task)
         Quantize(mode="ptq")(source, q)
@@ -216,7 +228,9 @@ class TestStages:
         run = run_in(tmp_path / "q", task)
         Quantize(mode="ptq")(source, run)
         monkeypatch.setattr(format, "export", wrong)
-        with pytest.raises(RunFailed, match="is not the model that was trained.*first at `relu6`.*in the model.*in the file"):
+        with pytest.raises(
+            RunFailed, match="is not the model that was trained.*first at `relu6`.*in the model.*in the file"
+        ):
             Export()(artifact(run, "quantized"), run_in(tmp_path / "e", task))
         with pytest.raises(RunFailed, match="exported file is not the model: outputs differ"):
             Export()(source, run_in(tmp_path / "f", task))
@@ -245,7 +259,13 @@ def test_same_bytes_from_another_process_in_another_folder(tmp_path):
     for seed, folder in (("1", tmp_path / "one"), ("2", tmp_path / "another" / "deeper")):
         folder.mkdir(parents=True)
         environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "USER": "someone"}
-        subprocess.run([sys.executable, "-c", MAKE.format(path=here), str(folder)], cwd=folder, env=environment, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", MAKE.format(path=here), str(folder)],
+            cwd=folder,
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
         found.append((folder / "model.onnx").read_bytes())
     assert found[0] == found[1]
 
@@ -260,7 +280,19 @@ def test_nothing_of_the_machine_or_the_source_is_in_a_file(trained, tmp_path):
     for tensor in words.graph.initializer:
         tensor.ClearField("raw_data")  # numbers spell anything
     blob = words.SerializeToString()
-    for word in ("/", "\\", ".py", "torch", "pkg", "Net", "stack", "forward", "norm", "stem", os.environ.get("USER") or "nobody-at-all"):
+    for word in (
+        "/",
+        "\\",
+        ".py",
+        "torch",
+        "pkg",
+        "Net",
+        "stack",
+        "forward",
+        "norm",
+        "stem",
+        os.environ.get("USER") or "nobody-at-all",
+    ):
         assert word.encode() not in blob.replace(b"edgekd.onnx/1", b""), word
     assert {p.key: p.value for p in model.metadata_props} == {
         "edgekd.schema": "edgekd.onnx/1",
@@ -276,7 +308,8 @@ def test_nothing_of_the_machine_or_the_source_is_in_a_file(trained, tmp_path):
 
 
 def test_a_mean_that_drops_its_dimensions_is_no_pooling():
-    """Global average pooling keeps height and width: a mean over both that does not, and one over others, stay what they are."""
+    """Global average pooling keeps height and width: a mean over both that does not, and one over others, stay what
+    they are."""
     from onnx import helper, numpy_helper
 
     value = lambda name, shape: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
@@ -295,17 +328,21 @@ def test_float_kernels_are_told(trained, tmp_path):
     run = run_in(tmp_path, task)
     Export()(source, run)
     kernels = [name.partition("(")[0] for name in format.float_kernels(run.folder / "model.onnx")]
-    assert sorted(kernels) in (["Conv", "FusedConv", "Gemm"], ["Conv", "Conv", "Gemm"], ["FusedConv", "FusedConv", "Gemm"]), kernels
+    assert sorted(kernels) in (
+        ["Conv", "FusedConv", "Gemm"],
+        ["Conv", "Conv", "Gemm"],
+        ["FusedConv", "FusedConv", "Gemm"],
+    ), kernels
 
 
 def testcalibration_reads_no_more_than_it_was_told(trained, tmp_path):
     task, source = trained
     columns = load(task, "train")
     seen = []
-    module = fake.insert(quantization.capture.capture(models.load(source, task), take(columns, np.arange(2)).inputs))
+    module = fake.insert(quantization.capture.capture(saved.load(source, task), take(columns, np.arange(2)).inputs))
     part = next(v for v in fake.parts(module, fake.Value) if v.name == "x")
     part.register_forward_pre_hook(lambda part, x: seen.append(len(x[0])))
-    from edgekd.quantization.calibrate import calibrate
+    from edgekd.quantization.torch_graph.calibrate import calibrate
     from edgekd.stages.quantize import calibration
 
     calibrate(module, calibration(columns, 100))

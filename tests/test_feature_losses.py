@@ -21,7 +21,7 @@ from edgekd.losses.patient import patient
 from edgekd.losses.relational import relational
 from edgekd.losses.similarity import similarity
 from edgekd.records import Batch, Signals
-from edgekd.terms import Term
+from edgekd.training.terms import Term
 
 MAPS = ["attention", "channel_wise", "normalized_features"]
 FUNCTIONS = ["attention", "channel_wise", "normalized_features", "patient", "relational", "similarity"]
@@ -31,7 +31,11 @@ TOGETHER = [*WHOLE, "normalized_features", "contrastive"]  # rows that know thei
 
 
 def test_every_term_on_taps_is_in_this_suite():
-    inside = {n for n in components.names("losses") if "losses._taps" in inspect.getsource(importlib.import_module(f"edgekd.losses.{n}"))}
+    inside = {
+        n
+        for n in components.names("losses")
+        if "losses._taps" in inspect.getsource(importlib.import_module(f"edgekd.losses.{n}"))
+    }
     assert inside == {*FUNCTIONS, *MODULES}
 
 
@@ -78,7 +82,9 @@ def test_similarity_by_hand():
     # the student's rows are orthogonal: G = I; the teacher's are equal: all entries 1 / sqrt(2)
     student, teacher = tensor([2.0, 0.0], [0.0, 3.0]), tensor([1.0], [1.0])
     r = 1 / math.sqrt(2)
-    assert similarity(taps(student), taps(teacher), batch_of([0, 0])).item() == pytest.approx((2 * (1 - r) ** 2 + 2 * r**2) / 4, rel=1e-6)
+    assert similarity(taps(student), taps(teacher), batch_of([0, 0])).item() == pytest.approx(
+        (2 * (1 - r) ** 2 + 2 * r**2) / 4, rel=1e-6
+    )
 
 
 def test_similarity_by_cosine():
@@ -92,11 +98,13 @@ def test_similarity_by_cosine():
 
 
 def test_relational_by_hand():
-    # distances 3, 4, 5 (mean 4) against 1, 1, 2 on a line (mean 4/3): 3/4, 1, 5/4 against 3/4, 3/4, 3/2, each twice of nine
+    # distances 3, 4, 5 (mean 4) against 1, 1, 2 on a line (mean 4/3): 3/4, 1, 5/4 against 3/4, 3/4, 3/2, each twice of
+    # nine
     student, teacher = tensor([0.0, 0.0], [3.0, 0.0], [0.0, 4.0]), tensor([0.0], [1.0], [-1.0])
     call = lambda **hyper: relational(taps(student), taps(teacher), batch_of([0] * 3), **hyper).item()
     assert call(distance=1.0, angle=0.0) == pytest.approx(2 * (0 + 0.25**2 / 2 + 0.25**2 / 2) / 9, rel=1e-5)
-    # cosines at the corners 0, 3/5, 4/5 against -1, 1, 1 on the line, each twice of 27; those of a row with itself are 1 on both sides
+    # cosines at the corners 0, 3/5, 4/5 against -1, 1, 1 on the line, each twice of 27; those of a row with itself are
+    # 1 on both sides
     assert call(distance=0.0, angle=1.0) == pytest.approx(2 * (1**2 / 2 + 0.4**2 / 2 + 0.2**2 / 2) / 27, rel=1e-5)
     assert call() == pytest.approx(call(distance=25.0, angle=0.0) + call(distance=0.0, angle=50.0), rel=1e-6)
 
@@ -124,8 +132,12 @@ def test_relational_by_loops():
 def test_channel_wise_by_hand():
     # p = [1/2, 1/2], q = [1/4, 3/4] in one channel, equal in the other: half of 1/2 ln(4/3)
     student, teacher = tensor([[0.0, math.log(3.0)]], [[7.0, 7.0]])[None], torch.zeros(1, 2, 1, 2)
-    assert channel_wise(taps(student), taps(teacher), batch_of([0]), temperature=1.0).item() == pytest.approx(math.log(4 / 3) / 4, rel=1e-5)
-    assert channel_wise(taps(2 * student), taps(teacher), batch_of([0]), temperature=2.0).item() == pytest.approx(math.log(4 / 3), rel=1e-5)
+    assert channel_wise(taps(student), taps(teacher), batch_of([0]), temperature=1.0).item() == pytest.approx(
+        math.log(4 / 3) / 4, rel=1e-5
+    )
+    assert channel_wise(taps(2 * student), taps(teacher), batch_of([0]), temperature=2.0).item() == pytest.approx(
+        math.log(4 / 3), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
@@ -133,26 +145,43 @@ def test_channel_wise_is_scipys_sum_over_positions(temperature):
     student, teacher = draw(4, 3, 5, 2, scale=3.0), draw(4, 3, 5, 2, seed=1, scale=3.0)
     p, q = (softmax(x.double().numpy() / temperature, axis=(2, 3)) for x in (teacher, student))
     expected = temperature**2 * rel_entr(p, q).sum((2, 3)).mean(1)
-    assert np.allclose(channel_wise(taps(student), taps(teacher), batch_of([0] * 4), temperature=temperature), expected, rtol=1e-4, atol=1e-6)
+    assert np.allclose(
+        channel_wise(taps(student), taps(teacher), batch_of([0] * 4), temperature=temperature),
+        expected,
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 # ---------------------------------------------------------------- normalized features
 
 
 def test_normalized_features_by_hand():
-    # [0, 2 | 2, 0]: mean 1, deviation 1: [-1, 1 | 1, -1]; the teacher's [1, 1 | 9, 9]: [-1, -1 | 1, 1]; differences 0, 2 | 0, -2
-    student, teacher = tensor([0.0, 2.0], [2.0, 0.0]).reshape(2, 1, 1, 2), tensor([1.0, 1.0], [9.0, 9.0]).reshape(2, 1, 1, 2)
+    # [0, 2 | 2, 0]: mean 1, deviation 1: [-1, 1 | 1, -1]; the teacher's [1, 1 | 9, 9]: [-1, -1 | 1, 1]; differences 0,
+    # 2 | 0, -2
+    student, teacher = (
+        tensor([0.0, 2.0], [2.0, 0.0]).reshape(2, 1, 1, 2),
+        tensor([1.0, 1.0], [9.0, 9.0]).reshape(2, 1, 1, 2),
+    )
     assert torch.allclose(normalized_features(taps(student), taps(teacher), batch_of([0, 0])), tensor(1.0, 1.0))
 
 
 def test_normalized_features_is_one_minus_correlation():
     student, teacher = draw(6, 3, 4, 5), draw(6, 3, 4, 5, seed=1) + 0.5 * draw(6, 3, 4, 5)
-    columns = [(s.numpy().ravel(), t.numpy().ravel()) for s, t in zip(student.double().unbind(1), teacher.double().unbind(1), strict=True)]
+    columns = [
+        (s.numpy().ravel(), t.numpy().ravel())
+        for s, t in zip(student.double().unbind(1), teacher.double().unbind(1), strict=True)
+    ]
     expected = np.mean([1 - np.corrcoef(s, t)[0, 1] for s, t in columns])
     value = normalized_features(taps(student), taps(teacher), batch_of([0] * 6))
     assert value.mean().item() == pytest.approx(expected, rel=1e-4)
-    scale, shift = torch.tensor([0.1, 3.0, 50.0]).reshape(1, 3, 1, 1), torch.tensor([5.0, -2.0, 0.0]).reshape(1, 3, 1, 1)
-    assert torch.allclose(normalized_features(taps(scale * student + shift), taps(teacher), batch_of([0] * 6)), value, rtol=1e-3)
+    scale, shift = (
+        torch.tensor([0.1, 3.0, 50.0]).reshape(1, 3, 1, 1),
+        torch.tensor([5.0, -2.0, 0.0]).reshape(1, 3, 1, 1),
+    )
+    assert torch.allclose(
+        normalized_features(taps(scale * student + shift), taps(teacher), batch_of([0] * 6)), value, rtol=1e-3
+    )
 
 
 # ---------------------------------------------------------------- patient
@@ -162,16 +191,23 @@ def test_patient_by_hand():
     # [3, 4] / 5 - [0, 1] = [0.6, -0.2]; the second tokens are opposite: [2, 0]
     student, teacher = tensor([[3.0, 4.0], [2.0, 0.0]]), tensor([[0.0, 9.0], [-1.0, 0.0]])
     assert patient(taps(student), taps(teacher), batch_of([0])).item() == pytest.approx(0.2, rel=1e-5)
-    assert patient(taps(student), taps(teacher), batch_of([0]), tokens="all").item() == pytest.approx((0.2 + 2.0) / 2, rel=1e-5)
+    assert patient(taps(student), taps(teacher), batch_of([0]), tokens="all").item() == pytest.approx(
+        (0.2 + 2.0) / 2, rel=1e-5
+    )
     assert patient(taps(student[:, 0]), taps(teacher[:, 0]), batch_of([0])).item() == pytest.approx(0.2, rel=1e-5)
-    assert patient(taps(student), taps(teacher[:, :1]), batch_of([0])).item() == pytest.approx(0.2, rel=1e-5)  # the first tokens are all it sees
+    # the first tokens are all it sees
+    assert patient(taps(student), taps(teacher[:, :1]), batch_of([0])).item() == pytest.approx(0.2, rel=1e-5)
 
 
 def test_patient_by_cosine():
     student, teacher = draw(5, 3, 8), draw(5, 3, 8, seed=1)
-    cosines = np.array([np.diag(cdist(s, t, "cosine")) for s, t in zip(student.double(), teacher.double(), strict=True)])
+    cosines = np.array(
+        [np.diag(cdist(s, t, "cosine")) for s, t in zip(student.double(), teacher.double(), strict=True)]
+    )
     assert np.allclose(patient(taps(student), taps(teacher), batch_of([0] * 5)), 2 * cosines[:, 0] / 8, rtol=1e-4)
-    assert np.allclose(patient(taps(student), taps(teacher), batch_of([0] * 5), tokens="all"), 2 * cosines.mean(1) / 8, rtol=1e-4)
+    assert np.allclose(
+        patient(taps(student), taps(teacher), batch_of([0] * 5), tokens="all"), 2 * cosines.mean(1) / 8, rtol=1e-4
+    )
 
 
 # ---------------------------------------------------------------- hint
@@ -181,7 +217,9 @@ def test_hint_by_hand():
     # equal shapes: no projector. [1, 2] - [0, 4]: (1 + 4) / 2
     student, teacher = tensor([1.0, 2.0]), tensor([0.0, 4.0])
     term = Hint(taps(student), taps(teacher), batch_of([0]))
-    assert not list(term.parameters()) and term(taps(student), taps(teacher), batch_of([0])).item() == pytest.approx(2.5)
+    assert not list(term.parameters()) and term(taps(student), taps(teacher), batch_of([0])).item() == pytest.approx(
+        2.5
+    )
     # Linear from 2 to 1: 3 * 1 - 1 * 2 + 0.5 = 1.5; 1.5 - 5 = -3.5
     teacher = tensor([5.0])
     term = Hint(taps(student), taps(teacher), batch_of([0]))
@@ -192,7 +230,8 @@ def test_hint_by_hand():
 
 
 def test_hint_by_numpy():
-    """Convolution 1x1 and BatchNorm of the batch, then the mean square; where sizes differ, means of the larger's blocks."""
+    """Convolution 1x1 and BatchNorm of the batch, then the mean square; where sizes differ, means of the larger's
+    blocks."""
     student, teacher = draw(4, 3, 4, 4), draw(4, 5, 2, 2, seed=1)
     torch.manual_seed(0)
     term = Hint(taps(student), taps(teacher), batch_of([0] * 4))
@@ -204,7 +243,10 @@ def test_hint_by_numpy():
     assert np.allclose(term(taps(student), taps(teacher), batch_of([0] * 4)).detach(), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("ours, theirs", [((4, 3, 6, 6), (4, 3, 3, 3)), ((4, 3, 3, 6), (4, 5, 6, 3)), ((4, 7, 3), (4, 7, 5)), ((4, 3), (4, 5))])
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [((4, 3, 6, 6), (4, 3, 3, 3)), ((4, 3, 3, 6), (4, 5, 6, 3)), ((4, 7, 3), (4, 7, 5)), ((4, 3), (4, 5))],
+)
 def test_hint_projects_only_what_differs(ours, theirs):
     term = Hint(taps(draw(*ours)), taps(draw(*theirs)), batch_of([0] * 4))
     assert bool(list(term.parameters())) == (ours[-1 if len(ours) < 4 else 1] != theirs[-1 if len(theirs) < 4 else 1])
@@ -245,18 +287,27 @@ def test_contrastive_by_hand():
     assert torch.allclose(term(taps(x), taps(x), batch_of([0, 1])), torch.full((2,), math.log(4 / 3)))
     assert torch.allclose(term(taps(x), taps(x.flip(0)), batch_of([0, 1])), torch.full((2,), math.log(4.0)))
     assert torch.equal(term(taps(x), taps(x), batch_of([1, 1])), torch.zeros(2))  # no negatives left
-    # both teacher rows are [1, 0]: cosines [1, 1] and [0, 0]; of two equal ones ln 2; down the columns the own one has 3 of 3 + 1, or 1 of them
+    # both teacher rows are [1, 0]: cosines [1, 1] and [0, 0]; of two equal ones ln 2; down the columns the own one has
+    # 3 of 3 + 1, or 1 of them
     y = tensor([1.0, 0.0], [1.0, 0.0])
     across, down = math.log(2.0), (math.log(4 / 3), math.log(4.0))
-    assert torch.allclose(term(taps(x), taps(y), batch_of([0, 1])), tensor((across + down[0]) / 2, (across + down[1]) / 2))
+    assert torch.allclose(
+        term(taps(x), taps(y), batch_of([0, 1])), tensor((across + down[0]) / 2, (across + down[1]) / 2)
+    )
 
 
 def test_contrastive_by_scipy():
     student, teacher, labels = draw(6, 3, 2, 2), draw(6, 4, 5, seed=1), [0, 1, 2, 0, 1, 0]
     torch.manual_seed(0)
     term = Contrastive(taps(student), taps(teacher), batch_of(labels), dim=7, temperature=0.2)
-    arrays = [p.detach().double().numpy() for p in (term.student[0].weight, term.student[0].bias, term.teacher[0].weight, term.teacher[0].bias)]
-    a, b = student.double().mean((2, 3)).numpy() @ arrays[0].T + arrays[1], teacher.double().mean(1).numpy() @ arrays[2].T + arrays[3]
+    arrays = [
+        p.detach().double().numpy()
+        for p in (term.student[0].weight, term.student[0].bias, term.teacher[0].weight, term.teacher[0].bias)
+    ]
+    a, b = (
+        student.double().mean((2, 3)).numpy() @ arrays[0].T + arrays[1],
+        teacher.double().mean(1).numpy() @ arrays[2].T + arrays[3],
+    )
     near = (1 - cdist(a, b, "cosine")) / 0.2
     others = [[j for j in range(6) if j == i or labels[j] != labels[i]] for i in range(6)]
     expected = [(logsumexp(near[i, others[i]]) + logsumexp(near[others[i], i])) / 2 - near[i, i] for i in range(6)]
@@ -277,10 +328,14 @@ def test_heads_by_hand():
     with torch.no_grad():
         term.classifiers[0].weight.copy_(tensor([0.0], [math.log(3.0)]))
         term.classifiers[0].bias.zero_()
-    assert term(student, None, batch_of([0])).item() == pytest.approx(2 * math.log(4.0) + 3 * 0.5 * math.log(4 / 3), rel=1e-5)
+    assert term(student, None, batch_of([0])).item() == pytest.approx(
+        2 * math.log(4.0) + 3 * 0.5 * math.log(4 / 3), rel=1e-5
+    )
     term.temperature = 2.0  # the softened head is softmax([0, ln(3) / 2])
     q = softmax([0.0, math.log(3.0) / 2])
-    assert term(student, None, batch_of([0])).item() == pytest.approx(2 * math.log(4.0) + 12 * rel_entr([0.5, 0.5], q).sum(), rel=1e-5)
+    assert term(student, None, batch_of([0])).item() == pytest.approx(
+        2 * math.log(4.0) + 12 * rel_entr([0.5, 0.5], q).sum(), rel=1e-5
+    )
 
 
 def test_heads_by_scipy():
@@ -302,7 +357,11 @@ def test_heads_by_scipy():
 
 def test_heads_leave_the_output_alone():
     """The output teaches the heads and learns nothing from them; nor does the last tap from the hint."""
-    first, last, output = draw(4, 3).requires_grad_(), draw(4, 5, seed=1).requires_grad_(), draw(4, 2, seed=2).requires_grad_()
+    first, last, output = (
+        draw(4, 3).requires_grad_(),
+        draw(4, 5, seed=1).requires_grad_(),
+        draw(4, 2, seed=2).requires_grad_(),
+    )
     student, batch = taps(first, last, output=output), batch_of([0, 1, 0, 1])
     term = Heads(student, None, batch, hint=1.0)
     term(student, None, batch).sum().backward()
@@ -356,7 +415,11 @@ def called(name, student, teacher, logits=None, **hyper):
 
 
 def test_every_term_is_here():
-    on_taps = {n for n in components.names("losses") if "edgekd.losses._taps" in inspect.getsource(inspect.getmodule(components.find("losses", n)))}
+    on_taps = {
+        n
+        for n in components.names("losses")
+        if "edgekd.losses._taps" in inspect.getsource(inspect.getmodule(components.find("losses", n)))
+    }
     assert on_taps == {*FUNCTIONS, *MODULES}
 
 
@@ -389,18 +452,23 @@ class TestContract:
     def test_half_precision_is_computed_in_single(self, name):
         student, teacher = ([t.half() for t in features(name, seed)] for seed in (0, 1))
         value, _ = called(name, student, teacher, logits=draw(6, 4, seed=5).half())
-        single, _ = called(name, [t.float() for t in student], [t.float() for t in teacher], logits=draw(6, 4, seed=5).half())
+        single, _ = called(
+            name, [t.float() for t in student], [t.float() for t in teacher], logits=draw(6, 4, seed=5).half()
+        )
         assert value.dtype == torch.float32 and torch.equal(value, single)
 
     def test_the_student_learns_and_the_teacher_does_not(self, name):
         student, teacher = ([t.requires_grad_() for t in features(name, seed)] for seed in (0, 1))
         value, term = called(name, student, teacher)
         value.sum().backward()
-        assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in student) and all(t.grad is None for t in teacher)
+        assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in student) and all(
+            t.grad is None for t in teacher
+        )
         assert (term is None) == (name in FUNCTIONS)
         for label, parameter in [] if term is None else term.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), label
-            # a bias before BatchNorm or one that moves all cosines alike may have little to do; kernels and matrices never
+            # a bias before BatchNorm or one that moves all cosines alike may have little to do; kernels and matrices
+            # never
             assert parameter.ndim == 1 or parameter.grad.abs().sum() > 0, label
 
     def test_the_gradient_is_the_slope(self, name):
@@ -410,9 +478,14 @@ class TestContract:
         grads = torch.autograd.grad(value.sum(), student)
         steps = [draw(*t.shape, seed=7 + i) for i, t in enumerate(student)]
         h = 1e-2
-        ends = [called(name, [t.detach() + sign * h * d for t, d in zip(student, steps, strict=True)], teacher)[0].sum() for sign in (1, -1)]
+        ends = [
+            called(name, [t.detach() + sign * h * d for t, d in zip(student, steps, strict=True)], teacher)[0].sum()
+            for sign in (1, -1)
+        ]
         slope = sum((g * d).sum() for g, d in zip(grads, steps, strict=True))
-        assert slope.item() == pytest.approx(((ends[0] - ends[1]) / (2 * h)).item(), rel=2e-2, abs=1e-3 * value.sum().item())
+        assert slope.item() == pytest.approx(
+            ((ends[0] - ends[1]) / (2 * h)).item(), rel=2e-2, abs=1e-3 * value.sum().item()
+        )
 
     def test_a_pair_is_a_mean(self, name):
         """Two pairs of taps are worth the mean of each alone."""
@@ -426,11 +499,21 @@ class TestContract:
     def test_rows_are_independent(self, name):
         if name in TOGETHER:
             pytest.skip("its rows know their batch")
-        student, teacher, part, batch = features(name, 0), features(name, 1), components.find("losses", name), batch_of(LABELS)
+        student, teacher, part, batch = (
+            features(name, 0),
+            features(name, 1),
+            components.find("losses", name),
+            batch_of(LABELS),
+        )
         output = draw(6, 4, seed=5)
-        term = part if name in FUNCTIONS else part(taps(*student, output=output), taps(*teacher), batch).eval()  # BatchNorm stands still
+        # BatchNorm stands still
+        term = part if name in FUNCTIONS else part(taps(*student, output=output), taps(*teacher), batch).eval()
         whole = term(taps(*student, output=output), taps(*teacher), batch)
-        some = term(taps(*(t[2:5] for t in student), output=output[2:5]), taps(*(t[2:5] for t in teacher)), batch_of(LABELS[2:5]))
+        some = term(
+            taps(*(t[2:5] for t in student), output=output[2:5]),
+            taps(*(t[2:5] for t in teacher)),
+            batch_of(LABELS[2:5]),
+        )
         assert torch.allclose(whole[2:5], some, atol=1e-6)
 
     def test_layout_in_memory_does_not_matter(self, name):
@@ -456,7 +539,11 @@ def test_parameters_come_from_the_one_generator(name):
     assert weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert np.random.get_state()[1].tolist() == state
     generator = torch.get_rng_state()
-    part, student, teacher = components.find("losses", name), taps(*features(name, 0), output=draw(6, 4)), taps(*features(name, 1))
+    part, student, teacher = (
+        components.find("losses", name),
+        taps(*features(name, 0), output=draw(6, 4)),
+        taps(*features(name, 1)),
+    )
     part(student, teacher, batch_of(LABELS))
     assert not torch.equal(generator, torch.get_rng_state())
 

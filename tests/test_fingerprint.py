@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd import fingerprint
 from edgekd.errors import UsageError
+from edgekd.store import fingerprint
 
 ROOT = Path(__file__).parent.parent
 PROJECT = {
@@ -111,8 +111,15 @@ def test_a_clone_in_another_folder_is_the_same(project):
 
 def test_comments_docstrings_and_formatting_do_not_count(project):
     changed = PROJECT["mine/task.py"].replace('"""A task."""', '"""Another text."""\n# a comment\n')
-    changed = changed.replace('    """Makes it."""\n', "").replace("x, u", "x,\n        u").replace("partial(build, 8)", "partial(\n    build, 8)")
-    changes = {"mine/task.py": changed, "mine/blocks/conv.py": 'def block(width):\n    "new"\n    return (width*2)  # twice\n'}
+    changed = (
+        changed.replace('    """Makes it."""\n', "")
+        .replace("x, u", "x,\n        u")
+        .replace("partial(build, 8)", "partial(\n    build, 8)")
+    )
+    changes = {
+        "mine/task.py": changed,
+        "mine/blocks/conv.py": 'def block(width):\n    "new"\n    return (width*2)  # twice\n',
+    }
     assert changed != PROJECT["mine/task.py"] and project()("task:student") == project(changes)("task:student")
 
 
@@ -121,10 +128,12 @@ def test_comments_docstrings_and_formatting_do_not_count(project):
     [
         ("mine/task.py", PROJECT["mine/task.py"].replace("width=8", "width=9")),
         ("mine/nets.py", PROJECT["mine/nets.py"].replace("block(width)", "block(width + 1)")),
-        ("mine/blocks/conv.py", "def block(width):\n    return width * 3\n"),  # three imports away: relative, `*`, absolute
+        # three imports away: relative, `*`, absolute
+        ("mine/blocks/conv.py", "def block(width):\n    return width * 3\n"),
         ("mine/blocks/other.py", "THIRD = 4\n"),  # `*` of a package may bring any of its modules
         ("mine/blocks/__init__.py", "from .conv import block\nblock = None\n"),
-        ("mine/deep/helper.py", "import statistics\ndef twice(x):\n    return 3 * x\n"),  # imported inside a function; no __init__
+        # imported inside a function; no __init__
+        ("mine/deep/helper.py", "import statistics\ndef twice(x):\n    return 3 * x\n"),
         ("mine/__init__.py", "import os\n"),  # runs before all of them
     ],
 )
@@ -133,7 +142,11 @@ def test_what_is_imported_counts(project, name, text):
 
 
 def test_the_packages_around_a_module_count(project):
-    one, inner, outer = project(), project({"mine/alone/__init__.py": "A = 1\n"}, "inner"), project({"mine/__init__.py": "A = 1\n"}, "outer")
+    one, inner, outer = (
+        project(),
+        project({"mine/alone/__init__.py": "A = 1\n"}, "inner"),
+        project({"mine/__init__.py": "A = 1\n"}, "outer"),
+    )
     assert len({digest("alone.net:f") for digest in (one, inner, outer)}) == 3
 
 
@@ -151,7 +164,8 @@ def test_what_is_not_imported_does_not_count(project):
     ],
 )  # fmt: skip
 def test_what_an_object_carries_counts(project, one, two):
-    """partial, instance, bound method, closure, class in a function, lambdas of one name, defaults: one source, two behaviours."""
+    """partial, instance, bound method, closure, class in a function, lambdas of one name, defaults: one source, two
+    behaviours."""
     digest = project()
     assert digest(f"task:{one}") != digest(f"task:{two}")
     assert digest(f"task:{one}") == digest(f"task:{one}") == project(folder="elsewhere")(f"task:{one}")
@@ -184,8 +198,12 @@ def test_arrays_and_tensors_that_are_carried_count():
     assert code(one) == code(one) != code(two)
     assert code({0, 8}) == code({8, 0}) and code(1) != code(True) != code("1")
     assert code(Path("/a/b.txt")) == code(Path("/c/b.txt")) != code(Path("/a/c.txt"))
-    assert code(torch.float32) == code(torch.float32) != code(torch.float16) and code(re.compile("a")) != code(re.compile("b"))
-    assert code(threading.Lock()) == code(threading.Lock()) and code(torch.eye(2).to_sparse()) != code(torch.eye(3).to_sparse())
+    assert code(torch.float32) == code(torch.float32) != code(torch.float16) and code(re.compile("a")) != code(
+        re.compile("b")
+    )
+    assert code(threading.Lock()) == code(threading.Lock()) and code(torch.eye(2).to_sparse()) != code(
+        torch.eye(3).to_sparse()
+    )
     one, same = [1, 2], [1, 2]
     assert code([one, one]) == code([one, same])  # whether constants are shared differs with a .pyc
     loop = [1]
@@ -223,7 +241,11 @@ class Both(Slots):
 
 
 def test_what_an_instance_carries_in_slots_counts():
-    for make, one, others in ((Slots, (1,), [(2,)]), (More, (1, 2), [(2, 2), (1, 3)]), (Both, (1, 2), [(2, 2), (1, 3)])):
+    for make, one, others in (
+        (Slots, (1,), [(2,)]),
+        (More, (1, 2), [(2, 2), (1, 3)]),
+        (Both, (1, 2), [(2, 2), (1, 3)]),
+    ):
         digests = [fingerprint.code(make(*values)) for values in (one, one, *others)]
         assert digests[0] == digests[1] and len(set(digests)) == 1 + len(others), make
 
@@ -237,8 +259,18 @@ def test_each_part_of_what_holds_others_counts():
             return 2
 
     of, partial = fingerprint.code, functools.partial
-    pairs = [(Own().one, Own().two), (partial(int, base=2), partial(int, base=3)), (partial(int, "1"), partial(int, "2"))]
-    pairs += [(partial(int), partial(str)), ({"a": 1}, {"b": 1}), ({"a": 1}, {"a": 2}), ({1, 2}, {1, 3}), ([1, 2], [2, 1])]
+    pairs = [
+        (Own().one, Own().two),
+        (partial(int, base=2), partial(int, base=3)),
+        (partial(int, "1"), partial(int, "2")),
+    ]
+    pairs += [
+        (partial(int), partial(str)),
+        ({"a": 1}, {"b": 1}),
+        ({"a": 1}, {"a": 2}),
+        ({1, 2}, {1, 3}),
+        ([1, 2], [2, 1]),
+    ]
     pairs += [(functools.cache(Own.one), functools.cache(Own.two))]
     pairs += [(property(Own.one), property(Own.two)), (staticmethod(Own.one), staticmethod(Own.two))]
     pairs += [(np.array([[1], "a"], object), np.array([[2], "a"], object))]
@@ -297,7 +329,9 @@ print(code(world()), code(world()), code(world(factor=3)), code(world(body="retu
 
 
 def test_a_script_is_the_same_run_or_imported(tmp_path):
-    script = "from helper import f\nfrom edgekd.fingerprint import code\nclass A:\n    pass\ndef g(): return f()\n"
+    script = (
+        "from helper import f\nfrom edgekd.store.fingerprint import code\nclass A:\n    pass\ndef g(): return f()\n"
+    )
     script += "if __name__ == '__main__':\n    print(code(g, A))\n"
     digests = []
     for folder, number in (("one", 1), ("two", 1), ("three", 2)):
@@ -305,7 +339,10 @@ def test_a_script_is_the_same_run_or_imported(tmp_path):
         (tmp_path / folder / "script.py").write_text(script)
         (tmp_path / folder / "helper.py").write_text(f"def f():\n    return {number}\n")
         digests += run("", cwd=tmp_path / folder, name="script.py")
-    digests += run("import sys; sys.path.insert(0, '.'); import script; print(script.code(script.g, script.A))", cwd=tmp_path / "one")
+    digests += run(
+        "import sys; sys.path.insert(0, '.'); import script; print(script.code(script.g, script.A))",
+        cwd=tmp_path / "one",
+    )
     assert digests[0] == digests[1] == digests[3] != digests[2]
 
 
@@ -337,7 +374,9 @@ def clone(tmp_path_factory):
             path.write_text(path.read_text() + text)
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         command = [sys.executable, "-c", EDGEKD, str(root)]
-        digest, *modules = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        digest, *modules = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
         return digest, set(modules)
 
     return copy
@@ -345,10 +384,21 @@ def clone(tmp_path_factory):
 
 def test_edgekd_counts_by_syntax_wherever_it_lies_but_for_ground_and_tools(clone):
     (one, modules), (two, _) = clone(), clone(folder="lib/python3.11/site-packages")
-    assert one == two and {"edgekd.train", "edgekd.stages.train", "edgekd.models", "edgekd.sources.epochs"} <= modules
-    assert not {f"edgekd.{name}" for name in ("errors", "records", "store", "components", "fingerprint", "plan", "cli")} & modules
+    assert (
+        one == two
+        and {"edgekd.training.loop", "edgekd.stages.train", "edgekd.models.saved", "edgekd.data.epochs"} <= modules
+    )
+    assert (
+        not {f"edgekd.{name}" for name in ("errors", "records", "store", "components", "fingerprint", "plan", "cli")}
+        & modules
+    )
     line = "\nADDED = 1\n"
-    assert clone(dict.fromkeys(("errors.py", "store.py", "components.py", "records.py", "__init__.py", "plan.py"), line))[0] == one
+    assert (
+        clone(dict.fromkeys(("errors.py", "store.py", "components.py", "records.py", "__init__.py", "plan.py"), line))[
+            0
+        ]
+        == one
+    )
     assert clone({"train.py": "\n# a comment\n"})[0] == one
     assert clone({"train.py": line})[0] != one
     assert clone({"sources/epochs.py": line})[0] != one  # imported inside a function
@@ -389,7 +439,16 @@ PARTS = {
 
 def test_a_key_is_of_everything_that_decides():
     key = fingerprint.key(**PARTS)
-    changed = {"stage": "prune", "settings": {}, "inputs": {}, "seed": None, "code": "", "data": {}, "threads": 1, "device": "cuda"}
+    changed = {
+        "stage": "prune",
+        "settings": {},
+        "inputs": {},
+        "seed": None,
+        "code": "",
+        "data": {},
+        "threads": 1,
+        "device": "cuda",
+    }
     changed |= {"dtype": "float16", "libraries": {"torch": "2.13.1"}}
     assert changed.keys() == PARTS.keys() and len(key) == 64
     assert len({key} | {fingerprint.key(**{**PARTS, name: value}) for name, value in changed.items()}) == 11
@@ -404,7 +463,9 @@ def test_a_key_knows_values_not_spelling():
         assert (fingerprint.key(**{**PARTS, "settings": {**PARTS["settings"], name: value}}) == key) == same
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), Path("x"), {1: 2}, {1, 2}, b"x", np.int64(1), np.zeros(2), object(), len])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), Path("x"), {1: 2}, {1, 2}, b"x", np.int64(1), np.zeros(2), object(), len]
+)
 def test_a_key_refuses_what_json_cannot_say(value):
     with pytest.raises(TypeError, match=r"key\.settings\.a\[1\]"):
         fingerprint.key(**{**PARTS, "settings": {"a": [0, value]}})
@@ -425,8 +486,25 @@ def test_a_digest_by_hand():
 
 def test_digests_tell_apart():
     x = np.arange(12, dtype=np.float32)
-    others = [x, x.reshape(3, 4), x.reshape(4, 3), x.astype(">f4"), x.view(np.int32), x.astype(np.float64), x[:11], x[::-1]]
-    others += [np.zeros(0), np.zeros((0, 3)), np.zeros((3, 0)), np.float32(3), np.array(["a", "b"]), np.zeros(1, "M8[s]"), np.zeros(1, [("a", "i8")])]
+    others = [
+        x,
+        x.reshape(3, 4),
+        x.reshape(4, 3),
+        x.astype(">f4"),
+        x.view(np.int32),
+        x.astype(np.float64),
+        x[:11],
+        x[::-1],
+    ]
+    others += [
+        np.zeros(0),
+        np.zeros((0, 3)),
+        np.zeros((3, 0)),
+        np.float32(3),
+        np.array(["a", "b"]),
+        np.zeros(1, "M8[s]"),
+        np.zeros(1, [("a", "i8")]),
+    ]
     others += [{"a": x}, {"b": x}, {"a": x, "b": x}]
     digests = [fingerprint.array_digest(value) for value in others]
     assert len(set(digests)) == len(digests)
@@ -439,15 +517,25 @@ def test_data_is_inputs_labels_ids_and_weights():
     x, y, ids, weight = np.ones((3, 2), np.float32), np.arange(3), [0, "b", None], np.ones(3, np.float32)
     one = fingerprint.data(x, y, ids, weight)
     assert one == fingerprint.data(x.copy(), y.copy(), [np.int64(0), "b", None], weight)
-    changed = [(x + 1, y, ids, weight), (x, y[::-1], ids, weight), (x, None, ids, weight), (x, y, ["0", "b", None], weight), (x, y, ids, weight * 2)]
+    changed = [
+        (x + 1, y, ids, weight),
+        (x, y[::-1], ids, weight),
+        (x, None, ids, weight),
+        (x, y, ["0", "b", None], weight),
+        (x, y, ids, weight * 2),
+    ]
     changed += [({"image": x}, y, ids, weight), (x, y, ["b", 0, None], weight)]
     assert len({one, *(fingerprint.data(*c) for c in changed)}) == 8
-    tagged = [fingerprint.data(x, y, ids, weight, tags) for tags in (None, [("a",), (), ()], [(), ("a",), ()], [("a", "b"), (), ()])]
+    tagged = [
+        fingerprint.data(x, y, ids, weight, tags)
+        for tags in (None, [("a",), (), ()], [(), ("a",), ()], [("a", "b"), (), ()])
+    ]
     assert tagged[0] == one and len(set(tagged)) == 4
 
 
 def test_a_split_by_hand():
-    """Keys that were made stay those of the same data: a change here makes everything that anybody has finished be done again."""
+    """Keys that were made stay those of the same data: a change here makes everything that anybody has finished be done
+    again."""
     import hashlib
 
     digest = lambda value: hashlib.sha256(value.encode()).hexdigest()

@@ -1,4 +1,5 @@
-"""`explain --fix`: which remedies a cause asks for, when one counts, repaired files through a run's own steps and from files of any making."""
+"""`explain --fix`: which remedies a cause asks for, when one counts, repaired files through a run's own steps and from
+files of any making."""
 
 import dataclasses
 import hashlib
@@ -14,17 +15,30 @@ import tiny
 from faults import kit, weighted
 
 import edgekd
-from edgekd import explaining, fixing, measure
 from edgekd.cli import run as command
 from edgekd.errors import UsageError
-from edgekd.fixing import State, helps, recovers
-from edgekd.quantization.diagnose import Finding, Lost
-from edgekd.quantization.hybrid import pair
-from edgekd.quantization.lattice import exactly
-from edgekd.quantization.remedies import Now, in_float, remedies, shown
+from edgekd.explain import fix as fixing
+from edgekd.explain.fix import State, helps, recovers
+from edgekd.measure import jobs
+from edgekd.quantization.diagnosis.fixes import Now, in_float, remedies, shown
+from edgekd.quantization.diagnosis.layers import Finding, Lost
+from edgekd.quantization.parameters import exactly
+from edgekd.quantization.qdq.partial import pair
+from edgekd.verbs import explain
 
-ALL = frozenset(("ranges", "samples", "before", "after", "pairs16", "float_layers", "layer_bits", "weight_bits", "observer"))
-PTQ = {"mode": "ptq", "ranges": "percentile", "samples": 8, "before": (), "after": (), "weight_bits": 8, "layer_bits": {}, "float_layers": ()}
+ALL = frozenset(
+    ("ranges", "samples", "before", "after", "pairs16", "float_layers", "layer_bits", "weight_bits", "observer")
+)
+PTQ = {
+    "mode": "ptq",
+    "ranges": "percentile",
+    "samples": 8,
+    "before": (),
+    "after": (),
+    "weight_bits": 8,
+    "layer_bits": {},
+    "float_layers": (),
+}
 
 
 def found(*causes):
@@ -43,11 +57,17 @@ def test_remedies_by_cause():
     assert settings(["calibration too small"], now) == [{"samples": 300}, {"samples": 300, "ranges": "minmax"}]
     assert settings(["clipped range"], now) == [{"ranges": "minmax"}, {"ranges": "mse"}, {"samples": 300}]
     assert settings(["outlier channel"], now)[:2] == [{"before": ("equalize",)}, {"before": ("equalize", "smooth")}]
-    assert settings(["folded batch norm"], now) == [{"before": ("equalize",)}, {"before": ("equalize",), "after": ("bias_correction",)}]
+    assert settings(["folded batch norm"], now) == [
+        {"before": ("equalize",)},
+        {"before": ("equalize",), "after": ("bias_correction",)},
+    ]
     assert settings(["saturation"], now) == [{"pairs16": True}, {"weight_bits": 7}]
     assert settings(["rounding"], now) == [{"after": ("adaround", "bias_correction")}]
     few = Now({**PTQ, "weight_bits": 4}, 300, ALL, 8, now.layers)
-    assert settings(["few bits", "few bits"], few) == [{"weight_bits": 8}, {"layer_bits": {"conv2d": 8, "linear": 8, "linear_1": 8}}]
+    assert settings(["few bits", "few bits"], few) == [
+        {"weight_bits": 8},
+        {"layer_bits": {"conv2d": 8, "linear": 8, "linear_1": 8}},
+    ]
 
 
 def test_several_causes_are_also_mended_together_and_nothing_is_tried_twice():
@@ -67,7 +87,13 @@ def test_what_a_maker_cant_say_is_not_tried():
 
 
 def test_float_layers_grow_one_at_a_time():
-    now = Now({**PTQ, "layer_bits": {"linear": 4}}, 300, ALL, 8, {"a": ("conv2d",), "b": ("linear", "linear_1"), "c": ("conv2d",)})
+    now = Now(
+        {**PTQ, "layer_bits": {"linear": 4}},
+        300,
+        ALL,
+        8,
+        {"a": ("conv2d",), "b": ("linear", "linear_1"), "c": ("conv2d",)},
+    )
     made = [dict(r.settings) for r in in_float(["x", "a", "c", "b"], now, {"ranges": "mse"})]
     assert made[0] == {"ranges": "mse", "float_layers": ("conv2d",)}
     assert made[1] == {"ranges": "mse", "float_layers": ("conv2d", "linear", "linear_1"), "layer_bits": {}}
@@ -88,8 +114,14 @@ def test_settings_as_toml():
 def test_what_recovers_and_what_helps():
     """Noise 0.1 is 10 dB; 3 dB less is 0.05. A quarter of 4 points is one."""
     before = State(4.0, 0.1)
-    assert recovers(before, State(1.0, 0.04)) and not recovers(before, State(1.1, 0.04)) and not recovers(before, State(0.0, 0.06))
-    assert helps(before, State(3.9, 0.07)) and not helps(before, State(3.9, 0.09)) and not helps(before, State(4.2, 0.04))
+    assert (
+        recovers(before, State(1.0, 0.04))
+        and not recovers(before, State(1.1, 0.04))
+        and not recovers(before, State(0.0, 0.06))
+    )
+    assert (
+        helps(before, State(3.9, 0.07)) and not helps(before, State(3.9, 0.09)) and not helps(before, State(4.2, 0.04))
+    )
     assert recovers(State(None, 0.1), State(None, 0.04)) and not recovers(State(None, 0.1), State(None, 0.08))
     assert recovers(State(0.05, 0.1), State(0.1, 0.04)) and not recovers(State(0.05, 0.1), State(0.15, 0.04))
     assert recovers(before, State(0.5, 0.2), trained=True) and helps(before, State(3.9, 0.2), trained=True)
@@ -136,7 +168,7 @@ def surroundings(tmp_path_factory):
         patch.setenv("EDGEKD_STORE", str(place / "store"))
         patch.chdir(place)
         patch.syspath_prepend(str(Path(__file__).parent))
-        patch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+        patch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
         tiny.hurry()
         yield place
 
@@ -145,7 +177,9 @@ def surroundings(tmp_path_factory):
 def timed(request, monkeypatch):
     """One test times files; the others take its word."""
     if "the_recipe_says_the_same" not in request.node.name:
-        monkeypatch.setattr(measure, "compare", lambda *a, **k: measure.Comparison((1.0, 0.9, 1.1), (1.0, 0.9, 1.1), (), (), 6))
+        monkeypatch.setattr(
+            jobs, "compare", lambda *a, **k: jobs.Comparison((1.0, 0.9, 1.1), (1.0, 0.9, 1.1), (), (), 6)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +202,12 @@ def test_a_run_is_mended_and_the_recipe_says_the_same(made, capsys):
     assert sorted(p.name for p in (made / "fixed").iterdir()) == ["int8.json", "int8.onnx"]
     record = json.loads(Path("found.json").read_text())
     fix = record["fixes"][0]
-    assert record["schema"] == "edgekd.explain/1" and fix["helped"] and fix["recovered"] and fix["sha256"] == after[Path("fixed/int8.onnx")]
+    assert (
+        record["schema"] == "edgekd.explain/1"
+        and fix["helped"]
+        and fix["recovered"]
+        and fix["sha256"] == after[Path("fixed/int8.onnx")]
+    )
     assert json.loads((made / "fixed/int8.json").read_text())["schema"] == fixing.SCHEMA
     assert "weight_bits = 8" in out and "in the recipe, [[stage]] `int8`:" in out and "interleaved" in out
     assert fix["change"][0] > 0 and fix["ratio"][1] <= fix["ratio"][0] <= fix["ratio"][2]
@@ -180,9 +219,12 @@ def test_a_run_is_mended_and_the_recipe_says_the_same(made, capsys):
 
 def test_what_does_not_help_leaves_nothing(made, monkeypatch, capsys):
     """The only remedies that are offered make it worse, or can't be made."""
-    from edgekd.quantization.remedies import Remedy
+    from edgekd.quantization.diagnosis.fixes import Remedy
 
-    offered = [Remedy({"layer_bits": {"conv2d": 2}}, ("few bits",)), Remedy({"float_layers": ("nothing",)}, ("few bits",))]
+    offered = [
+        Remedy({"layer_bits": {"conv2d": 2}}, ("few bits",)),
+        Remedy({"float_layers": ("nothing",)}, ("few bits",)),
+    ]
     monkeypatch.setattr(fixing, "remedies", lambda findings, now: offered)
     monkeypatch.setattr(fixing, "in_float", lambda *_: iter(()))
     for file in (made / "fixed").glob("*"):
@@ -190,20 +232,25 @@ def test_what_does_not_help_leaves_nothing(made, monkeypatch, capsys):
     before = files(made)
     assert command(["explain", str(made), "--fix", "--quiet"]) == 1
     out = capsys.readouterr().out
-    assert "nothing that was tried helps; no file is left" in out and "can't be made: the model's graph has no layer `nothing`" in out
+    assert (
+        "nothing that was tried helps; no file is left" in out
+        and "can't be made: the model's graph has no layer `nothing`" in out
+    )
     assert files(made) == before
 
 
 def test_the_fewest_float_layers_where_no_setting_helps(made, monkeypatch):
     monkeypatch.setattr(fixing, "remedies", lambda findings, now: [])
-    fix = explaining.explain(made, fix=True).fixes[0]
+    fix = explain.explain(made, fix=True).fixes[0]
     names = fix.remedy.settings["float_layers"]
     assert fix.helped and list(fix.remedy.settings) == ["float_layers"] and len(names) >= 1
     assert [t.verdict == "recovers" for t in fix.tried] == [False] * (len(names) - 1) + [True]
     assert [len(t.remedy.settings["float_layers"]) for t in fix.tried] == list(range(1, len(names) + 1))
     stored = {i.name: i.data_type for i in onnx.load(made / "fixed/int8.onnx").graph.initializer}
     whole = {i.name: i.data_type for i in onnx.load(made / "models/int8.onnx").graph.initializer}
-    assert sum(t == onnx.TensorProto.INT8 for t in stored.values()) < sum(t == onnx.TensorProto.INT8 for t in whole.values())
+    assert sum(t == onnx.TensorProto.INT8 for t in stored.values()) < sum(
+        t == onnx.TensorProto.INT8 for t in whole.values()
+    )
 
 
 def test_a_run_without_its_store_is_mended_from_the_float_file(made, tmp_path, monkeypatch, capsys):
@@ -219,7 +266,7 @@ def test_a_run_without_its_store_is_mended_from_the_float_file(made, tmp_path, m
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """A float file, its data, and an int8 file with a lattice that is far too wide."""
-    from edgekd.quantizing import quantize
+    from edgekd.verbs.quantize import quantize
 
     folder = tmp_path_factory.mktemp("files")
     k = kit("ds_cnn", 0)
@@ -243,7 +290,15 @@ def test_a_file_is_mended_and_the_command_says_the_same(given, capsys):
     assert f"{culprit}  dead lattice" in out and "0 values differ from the simulation" in out
     assert hashlib.sha256((folder / "bad.onnx").read_bytes()).hexdigest() == digest
     line = next(text for text in out.splitlines() if text.startswith("to make it lasting: edgekd quantize"))
-    assert command([*shlex.split(line.removeprefix("to make it lasting: edgekd ").replace("bad.onnx", "again.onnx")), "--quiet"]) == 0
+    assert (
+        command(
+            [
+                *shlex.split(line.removeprefix("to make it lasting: edgekd ").replace("bad.onnx", "again.onnx")),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert (folder / "again.onnx").read_bytes() == (folder / "fixed/bad.onnx").read_bytes()
 
 
@@ -256,17 +311,23 @@ def test_a_sound_file_is_left_alone(given, capsys):
 
 
 def test_a_float_layer_of_a_file(given, tmp_path):
-    """Asked for by name: its weight is the float file's, no integer kernel computes it, and its neighbours stay integers."""
+    """Asked for by name: its weight is the float file's, no integer kernel computes it, and its neighbours stay
+    integers."""
     from edgekd.formats.onnx import float_kernels
-    from edgekd.quantizing import quantize
+    from edgekd.verbs.quantize import quantize
 
     folder, _ = given
     made = quantize(folder / "float.onnx", data=folder / "data.npz", out=tmp_path / "a.onnx", float_layers=["v13"])
-    assert [r.name for r in made.layers if r.reason] == ["v13"] and {r.reason for r in made.layers} == {"", "it was asked to"}
+    assert [r.name for r in made.layers if r.reason] == ["v13"] and {r.reason for r in made.layers} == {
+        "",
+        "it was asked to",
+    }
     kept = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(tmp_path / "a.onnx").graph.initializer}
     plain = next(n for n in onnx.load(folder / "float.onnx").graph.node if n.output[0] == "v13")
     stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(folder / "float.onnx").graph.initializer}
-    assert any(a.shape == stored[plain.input[1]].shape and np.array_equal(a, stored[plain.input[1]]) for a in kept.values())
+    assert any(
+        a.shape == stored[plain.input[1]].shape and np.array_equal(a, stored[plain.input[1]]) for a in kept.values()
+    )
     assert len(float_kernels(tmp_path / "a.onnx")) == 1
     with pytest.raises(UsageError, match="no layer `v14` to keep in float"):
         quantize(folder / "float.onnx", data=folder / "data.npz", out=tmp_path / "b.onnx", float_layers=["v14"])
@@ -294,5 +355,9 @@ def test_what_makes_other_samples_worse_is_not_kept(given, monkeypatch):
         file.unlink()
     real = fixing._measured
     monkeypatch.setattr(fixing, "_measured", lambda *a: dataclasses.replace(real(*a), change=(-2.0, -3.0, -1.0)))
-    found = explaining.explain(folder / "bad.onnx", plain=folder / "float.onnx", data=folder / "data.npz", fix=True)
-    assert found.exit_code == 1 and "makes others worse: it is not kept" in str(found) and not list((folder / "fixed").glob("*"))
+    found = explain.explain(folder / "bad.onnx", plain=folder / "float.onnx", data=folder / "data.npz", fix=True)
+    assert (
+        found.exit_code == 1
+        and "makes others worse: it is not kept" in str(found)
+        and not list((folder / "fixed").glob("*"))
+    )

@@ -1,4 +1,5 @@
-"""Float ONNX files of any making become int8 files that agree with them, whose integer operators compute what the file says."""
+"""Float ONNX files of any making become int8 files that agree with them, whose integer operators compute what the file
+says."""
 
 import io
 import warnings
@@ -14,15 +15,18 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd import components, quantizing, targets
+from edgekd import components, targets
 from edgekd.cli import run as command
 from edgekd.errors import RunFailed
 from edgekd.formats.onnx import float_kernels
-from edgekd.quantization import fake, foreign, normal, qdq, simulate
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.lattice import lattice
-from edgekd.quantization.placing import Layer
+from edgekd.quantization.onnx_graph import convert, normalize, render
+from edgekd.quantization.onnx_graph.placement import Layer
+from edgekd.quantization.parameters import lattice
+from edgekd.quantization.qdq import simulate
+from edgekd.quantization.torch_graph import fake
 from edgekd.records import Scheme
+from edgekd.verbs import quantize
 
 ROWS = 48
 
@@ -70,7 +74,11 @@ def block(i, o, groups=1, stride=1, act=nn.ReLU6):
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.a, self.b = block(3, 16, act=nn.ReLU), block(16, 16, 4, act=nn.ReLU), block(16, 16, 2, act=nn.Identity)
+        self.stem, self.a, self.b = (
+            block(3, 16, act=nn.ReLU),
+            block(16, 16, 4, act=nn.ReLU),
+            block(16, 16, 2, act=nn.Identity),
+        )
         self.head = nn.Linear(16, 5)
 
     def forward(self, x):
@@ -122,7 +130,13 @@ def modern():
         warnings.simplefilter("ignore")
         shapes = ({0: torch.export.Dim("n", min=1)},)
         program = torch.onnx.export(
-            Attention().eval(), (torch.randn(2, 6, 24),), dynamo=True, dynamic_shapes=shapes, input_names=["x"], external_data=False, verbose=False
+            Attention().eval(),
+            (torch.randn(2, 6, 24),),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=["x"],
+            external_data=False,
+            verbose=False,
         )
     return program.model_proto, {"x": numbers(ROWS, 6, 24)}
 
@@ -136,13 +150,24 @@ def gemms():
         helper.make_node("MatMul", ["c", "w3"], ["d"]),
         helper.make_node("Add", ["b3", "d"], ["y"]),
     ]
-    stored = {"w1": numbers(16, 12), "b1": numbers(16, seed=1), "w2": numbers(16, 8, seed=2), "b2": numbers(1, 8, seed=3)}
-    return file(nodes, {"x": ["n", 12]}, {"y": ["n", 6]}, stored | {"w3": numbers(8, 6), "b3": numbers(6)}), {"x": numbers(ROWS, 12)}
+    stored = {
+        "w1": numbers(16, 12),
+        "b1": numbers(16, seed=1),
+        "w2": numbers(16, 8, seed=2),
+        "b2": numbers(1, 8, seed=3),
+    }
+    return file(nodes, {"x": ["n", 12]}, {"y": ["n", 6]}, stored | {"w3": numbers(8, 6), "b3": numbers(6)}), {
+        "x": numbers(ROWS, 12)
+    }
 
 
 def tokens(open_dims):
     """MatMul and Add over [n, t, features]: as rows where one dimension is open, as they are where two are."""
-    nodes = [helper.make_node("MatMul", ["x", "w1"], ["a"]), helper.make_node("Add", ["a", "b1"], ["b"]), helper.make_node("Tanh", ["b"], ["c"])]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"]),
+        helper.make_node("Add", ["a", "b1"], ["b"]),
+        helper.make_node("Tanh", ["b"], ["c"]),
+    ]
     nodes.append(helper.make_node("MatMul", ["c", "w2"], ["y"]))
     stored = {"w1": numbers(8, 16), "b1": numbers(16), "w2": numbers(16, 4)}
     t = "t" if open_dims == 2 else 5
@@ -150,8 +175,8 @@ def tokens(open_dims):
 
 
 def shared():
-    """One kernel read by two convolutions, one matrix along two axes; a branch that is added to itself and joined with itself; an old file whose
-    weights are inputs; a layer's value that is also an output."""
+    """One kernel read by two convolutions, one matrix along two axes; a branch that is added to itself and joined with
+    itself; an old file whose weights are inputs; a layer's value that is also an output."""
     nodes = [
         helper.make_node("Conv", ["x", "k"], ["a"], pads=[1, 1, 1, 1]),
         helper.make_node("Conv", ["a", "k"], ["b"], auto_pad="SAME_UPPER", strides=[2, 2]),
@@ -169,20 +194,27 @@ def shared():
 
 
 def odd(drowned=False):
-    """Dead channels, weights of 1e-6 and 1e6 side by side, a bias that its scale can't hold, inputs in the thousands, a batch of three;
-    `drowned`: one channel a thousand times larger than the others, which matter as much."""
+    """Dead channels, weights of 1e-6 and 1e6 side by side, a bias that its scale can't hold, inputs in the thousands, a
+    batch of three; `drowned`: one channel a thousand times larger than the others, which matter as much."""
     w1, w2 = numbers(8, 3, 3, 3), numbers(8, 8, 1, 1, seed=1, scale=0.1)
     w1[2], w1[3], w2[5], w2[6] = 0, w1[3] * 1e-6, 0, w2[6] * (1 if drowned else 1e6)
     b1 = numbers(8, scale=100)
     b1[3] = 2e4
     if drowned:
         w1[4], w2[:, 4] = w1[4] * 1e3, w2[:, 4] * 1e-3
-    nodes = [helper.make_node("Conv", ["x", "w1", "b1"], ["a"]), helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Conv", ["b", "w2"], ["y"])]
-    return file(nodes, {"x": [3, 3, 6, 6]}, {"y": [3, 8, 4, 4]}, {"w1": w1, "b1": b1, "w2": w2}), {"x": numbers(ROWS, 3, 6, 6, scale=3e3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["y"]),
+    ]
+    return file(nodes, {"x": [3, 3, 6, 6]}, {"y": [3, 8, 4, 4]}, {"w1": w1, "b1": b1, "w2": w2}), {
+        "x": numbers(ROWS, 3, 6, 6, scale=3e3)
+    }
 
 
 def moved():
-    """Values that are padded, cut, split, turned, picked and clipped between integer operators; limits that hold no zero."""
+    """Values that are padded, cut, split, turned, picked and clipped between integer operators; limits that hold no
+    zero."""
     stored = {"w": numbers(8, 3, 3, 3), "v": numbers(4, 4, 1, 1), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
     stored |= {
         "i": np.array([1, 0, 3, 2]),
@@ -215,7 +247,9 @@ def mobile():
     return nn.Sequential(block(3, 16, stride=2), block(16, 16, 16), nn.Conv2d(16, 24, 1), *tail)
 
 
-CASES = {  # {name: (what makes it, least dB: 3 below what was measured, of random networks whose outputs vary little; layers that stay float)}
+# {name: (what makes it, least dB: 3 below what was measured, of random networks whose outputs vary little; layers that
+# stay float)}
+CASES = {
     "mobile": (lambda: traced(mobile, 3, 12, 12, opset=11), 13, 0),
     "fixed": (lambda: traced(mobile, 3, 12, 12, fixed=True), 13, 0),
     "residual": (lambda: traced(Residual, 3, 12, 12), 19, 0),
@@ -242,7 +276,7 @@ def given(folder, model, arrays):
 def answers(path, arrays):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     size = session.get_inputs()[0].shape[0]
-    parts = [session.run(None, feed) for feed in foreign.batches(arrays, size if isinstance(size, int) else ROWS)]
+    parts = [session.run(None, feed) for feed in convert.batches(arrays, size if isinstance(size, int) else ROWS)]
     return [np.concatenate(p) for p in zip(*parts, strict=True)]
 
 
@@ -259,12 +293,14 @@ def test_int8_agrees_with_float(name, tmp_path):
     paths = given(tmp_path, model, arrays)
     wanted = answers(paths["model"], arrays)
     for bits, full in ((7, False), (8, False), *([] if SATURATES else [(8, True)])):
-        made = quantizing.quantize(**paths, weight_bits=bits, full_range=full)
+        made = quantize.quantize(**paths, weight_bits=bits, full_range=full)
         onnx.checker.check_model(onnx.load(paths["out"]), full_check=True)
         quiet = all(a.snr_db >= 20 for a in made.agreements)
         assert made.differ == 0 and made.audited and len(made.notes) == (not quiet)
         assert sum(bool(r.reason) for r in made.layers) == left == len(float_kernels(paths["out"]))
-        outputs = {o.name: pair for o, *pair in zip(model.graph.output, wanted, answers(paths["out"], arrays), strict=True)}
+        outputs = {
+            o.name: pair for o, *pair in zip(model.graph.output, wanted, answers(paths["out"], arrays), strict=True)
+        }
         assert outputs.keys() == {a.output for a in made.agreements}
         for agreement in made.agreements:
             ends = [part.split("-") for part in agreement.channels.split(", ") if part]
@@ -278,18 +314,26 @@ def test_int8_agrees_with_float(name, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_file_for_every_cpu(name, tmp_path):
-    """By default no layer can leave 16 bits, whatever comes, and less is lost than with 7 bits for all; which target asks makes no difference."""
+    """By default no layer can leave 16 bits, whatever comes, and less is lost than with 7 bits for all; which target
+    asks makes no difference."""
     paths, files = given(tmp_path, *CASES[name][0]()), []
     for target in ("host", "x86-64-avx2"):
-        made = quantizing.quantize(**paths, target=target)
+        made = quantize.quantize(**paths, target=target)
         files.append(paths["out"].read_bytes())
     assert files[0] == files[1]
-    assert made.differ == 0 and made.audited and not any(r.can_saturate for r in made.layers) and "no layer saturates" in str(made)
+    assert (
+        made.differ == 0
+        and made.audited
+        and not any(r.can_saturate for r in made.layers)
+        and "no layer saturates" in str(made)
+    )
     assert made.weight_bits == 8 and made.agreements[0].snr_db >= CASES[name][1]
 
 
 def test_wide_files_get_nearly_four_times_smaller(tmp_path):
-    made = quantizing.quantize(**given(tmp_path, *traced(lambda: nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)), 256)))
+    made = quantize.quantize(
+        **given(tmp_path, *traced(lambda: nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)), 256))
+    )
     assert made.before / made.after > 3.7 and f"({made.before / made.after:.2f}x smaller)" in str(made)
 
 
@@ -305,9 +349,14 @@ def test_as_good_as_onnxruntimes_own_quantization(tmp_path):
         def get_next(self):
             return next(self.feeds, None)
 
-    kinds = {"activation_type": theirs.QuantType.QUInt8, "weight_type": theirs.QuantType.QInt8, "reduce_range": True, "per_channel": True}
+    kinds = {
+        "activation_type": theirs.QuantType.QUInt8,
+        "weight_type": theirs.QuantType.QInt8,
+        "reduce_range": True,
+        "per_channel": True,
+    }
     theirs.quantize_static(paths["model"], tmp_path / "theirs.onnx", Reader(), **kinds)
-    quantizing.quantize(**paths, weight_bits=7)
+    quantize.quantize(**paths, weight_bits=7)
     wanted, ours, other = (answers(p, arrays)[0] for p in (paths["model"], paths["out"], tmp_path / "theirs.onnx"))
     assert decibels(wanted, ours) >= decibels(wanted, other) - 0.5
 
@@ -316,12 +365,17 @@ def test_numbers_by_hand(tmp_path):
     """x in [-1, 1.55] has scale 0.01 and zero point 100; rows of weights reach 1.27 and 2.54; biases are in steps of
     0.01 * 0.01 and 0.01 * 0.02."""
     w, b = np.array([[1.27, -0.5], [2.54, 1.0], [0, 0]], np.float32), np.array([0.5, -0.3, 1e4], np.float32)
-    model = file([helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)], {"x": ["n", 2]}, {"y": ["n", 3]}, {"w": w, "b": b})
-    made = foreign.quantize(model, {"x": np.array([[-1, 0], [1.55, 1]], np.float32)}, scheme=Scheme(pairs16=False))
+    model = file(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)], {"x": ["n", 2]}, {"y": ["n", 3]}, {"w": w, "b": b}
+    )
+    made = convert.quantize(model, {"x": np.array([[-1, 0], [1.55, 1]], np.float32)}, scheme=Scheme(pairs16=False))
     sites = made.grid.sites
     assert sites["x"].zero_point == 100 and sites["x"].scale[0] == pytest.approx(0.01)
     # the dead row takes the widest of the others, and then what its bias needs: 1e4 / (0.01 * 2^30)
-    assert sites["w"].scale == pytest.approx((0.01, 0.02, 1e6 / 2**30 if 1e6 / 2**30 > 0.02 else 0.02)) and sites["w"].axis == 0
+    assert (
+        sites["w"].scale == pytest.approx((0.01, 0.02, 1e6 / 2**30 if 1e6 / 2**30 > 0.02 else 0.02))
+        and sites["w"].axis == 0
+    )
     stored = {i.name: numpy_helper.to_array(i) for i in made.model.graph.initializer}
     assert stored["w.q"].tolist() == [[127, -50], [127, 50], [0, 0]]
     assert stored["y.bias.q"].tolist() == [5000, -1500, pytest.approx(1e4 / (0.01 * 0.02))]
@@ -331,23 +385,27 @@ def test_pairs_by_hand():
     """Neighbours of one sign add up, of two signs the greater counts; a kernel's positions come before its channels."""
     gemm = Layer("y", "y", "Gemm", axis=0)
     w = np.array([[100, 26, 0], [100, -26, 1], [-1, -2, -126]], np.float32)
-    assert qdq.within_pairs(w, gemm).tolist() == pytest.approx([1, 100 / 126, 1])
-    assert qdq.within_pairs(w.T.copy(), replace(gemm, axis=1)).tolist() == qdq.within_pairs(w, gemm).tolist()
-    kernel = np.array([[[[1, 2]], [[4, 8]]]], np.float32)  # one output, two channels, two positions: pairs (1, 4) and (2, 8)
-    assert qdq.within_pairs(kernel, replace(gemm, kind="Conv")).tolist() == pytest.approx([10 / 126])
+    assert render.within_pairs(w, gemm).tolist() == pytest.approx([1, 100 / 126, 1])
+    assert render.within_pairs(w.T.copy(), replace(gemm, axis=1)).tolist() == render.within_pairs(w, gemm).tolist()
+    # one output, two channels, two positions: pairs (1, 4) and (2, 8)
+    kernel = np.array([[[[1, 2]], [[4, 8]]]], np.float32)
+    assert render.within_pairs(kernel, replace(gemm, kind="Conv")).tolist() == pytest.approx([10 / 126])
     w = numbers(7, 9)
-    assert np.allclose(qdq.within_pairs(w, gemm), fake.pairs(torch.tensor(w)).amax(1).numpy() / 126)
+    assert np.allclose(render.within_pairs(w, gemm), fake.pairs(torch.tensor(w)).amax(1).numpy() / 126)
 
 
 def placed(model, arrays):
-    return foreign.quantize(model, arrays)
+    return convert.quantize(model, arrays)
 
 
 def test_what_float_operators_alone_read_is_not_rounded():
     made = placed(*CASES["attention"][0]())
     reads = {k.label: k.x for k in made.placement.layers}
     outputs = {k.name for k in made.placement.layers}
-    assert made.placement.values.keys().isdisjoint(n.output[0] for n in made.float_model.graph.node if n.op_type == "Add")  # the residual stream
+    # the residual stream
+    assert made.placement.values.keys().isdisjoint(
+        n.output[0] for n in made.float_model.graph.node if n.op_type == "Add"
+    )
     assert "y" not in made.placement.values and len(reads) == 7 and outputs
     shares = [name for name, limits in made.placement.values.items() if limits.share]
     assert len(shares) == 1 and made.grid.sites[shares[0]].scale == (1 / 256,)
@@ -367,9 +425,13 @@ def test_sums_of_what_has_lattices_are_integers():
 def test_products_with_a_float_operand_stay_float():
     """Of SiLU both operands have lattices; of hard swish, and of the gate behind it, one has not."""
     made = placed(*CASES["squeeze"][0]())
-    integer = [n.op_type == "Mul" and all(i in made.placement.values for i in n.input) for n in made.float_model.graph.node]
+    integer = [
+        n.op_type == "Mul" and all(i in made.placement.values for i in n.input) for n in made.float_model.graph.node
+    ]
     assert sum(n.op_type == "Mul" for n in made.float_model.graph.node) == 3 and sum(integer) == 1
-    assert not any(n.output[0] in made.placement.values for n in made.float_model.graph.node if n.op_type == "HardSigmoid")
+    assert not any(
+        n.output[0] in made.placement.values for n in made.float_model.graph.node if n.op_type == "HardSigmoid"
+    )
 
 
 def test_a_branch_before_a_clip_has_its_own_lattice():
@@ -380,7 +442,10 @@ def test_a_branch_before_a_clip_has_its_own_lattice():
         helper.make_node("Conv", ["b", "w"], ["c"]),
         helper.make_node("Add", ["a", "c"], ["y"]),
     ]
-    model, x = file(nodes, {"x": ["n", 4, 5, 5]}, {"y": ["n", 4, 5, 5]}, {"w": numbers(4, 4, 1, 1)}), numbers(ROWS, 4, 5, 5)
+    model, x = (
+        file(nodes, {"x": ["n", 4, 5, 5]}, {"y": ["n", 4, 5, 5]}, {"w": numbers(4, 4, 1, 1)}),
+        numbers(ROWS, 4, 5, 5),
+    )
     made = placed(model, {"x": x})
     assert list(made.placement.values) == ["x", "a", "c", "y"] and made.placement.tied == {"b": "a"}
     assert made.grid.sites["a"].zero_point > 50
@@ -395,18 +460,34 @@ def test_limits_without_zero_keep_their_layer_and_their_clip():
 
 def test_channels_that_are_drowned_are_told(tmp_path, capsys):
     paths = given(tmp_path, *odd(drowned=True))
-    assert command(["quantize", str(paths["model"]), "--data", str(paths["data"]), "--out", str(paths["out"]), "--weight-bits", "7", "--quiet"]) == 0
+    assert (
+        command(
+            [
+                "quantize",
+                str(paths["model"]),
+                "--data",
+                str(paths["data"]),
+                "--out",
+                str(paths["out"]),
+                "--weight-bits",
+                "7",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert "less than 20 dB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["minmax", "percentile", "mse", "entropy"])
 def test_ranges_by_name(name):
-    """The lattice of an input with an outlier is that which the part itself gives of a histogram of it, in one piece."""
+    """The lattice of an input with an outlier is that which the part itself gives of a histogram of it, in one
+    piece."""
     model, x = gemms()[0], numbers(2000, 12)
     x[0, 0] = 500
     whole = Histogram()
     whole.add(x)
-    site = foreign.quantize(model, {"x": x}, ranges=name).grid.sites["x"]
+    site = convert.quantize(model, {"x": x}, ranges=name).grid.sites["x"]
     assert site.scale[0] == pytest.approx(lattice(*components.find("ranges", name)(whole), 255)[0], rel=0.02)
     assert (site.scale[0] < 1) == (name in ("percentile", "entropy"))
 
@@ -424,7 +505,9 @@ def test_a_subgraph_keeps_what_it_reads(tmp_path):
         helper.make_node("Add", ["i", "b"], ["y"]),
     ]
     stored = {"w": numbers(8, 8), "w2": numbers(8, 8, seed=1), "three": np.array(3, np.float32)}
-    made = quantizing.quantize(**given(tmp_path, file(nodes, {"x": ["n", 8]}, {"y": ["n", 8]}, stored), {"x": numbers(ROWS, 8)}), weight_bits=7)
+    made = quantize.quantize(
+        **given(tmp_path, file(nodes, {"x": ["n", 8]}, {"y": ["n", 8]}, stored), {"x": numbers(ROWS, 8)}), weight_bits=7
+    )
     assert made.agreements[0].snr_db > 30 and made.differ is None and "not held against the simulation" in str(made)
 
 
@@ -439,8 +522,25 @@ def say(capsys, *arguments):
 def test_the_print(tmp_path, capsys):
     model, arrays = CASES["up"][0]()
     paths = given(tmp_path, model, arrays)
-    code, out, _ = say(capsys, paths["model"], "--data", paths["data"], "--out", paths["out"], "--quiet", "--samples", 40, "--weight-bits", "7")
-    assert code == 0 and "2 of 3 layers in int8" in out and "onnxruntime has no integer kernel for ConvTranspose" in out and "40 samples" in out
+    code, out, _ = say(
+        capsys,
+        paths["model"],
+        "--data",
+        paths["data"],
+        "--out",
+        paths["out"],
+        "--quiet",
+        "--samples",
+        40,
+        "--weight-bits",
+        "7",
+    )
+    assert (
+        code == 0
+        and "2 of 3 layers in int8" in out
+        and "onnxruntime has no integer kernel for ConvTranspose" in out
+        and "40 samples" in out
+    )
     assert "0 values differ" in out and "no layer saturates" in out and list(tmp_path.glob(".*")) == []
     np.savez(tmp_path / "labelled.npz", inputs=numbers(ROWS, 12), labels=np.zeros(ROWS, np.int64))
     onnx.save(gemms()[0], paths["model"])
@@ -462,8 +562,11 @@ def test_what_asked_for_the_full_range_is_said(tmp_path):
     (tmp_path / "wide.toml").write_text('title = "w"\narchitecture = "aarch64"\n[int8]\npairs16 = false\n')
     paths = given(tmp_path, *gemms())
     for more, told in (({}, ""), ({"full_range": True}, "--full-range and ")):
-        made = str(quantizing.quantize(**paths, target=str(tmp_path / "wide.toml"), **more))
-        assert f"can saturate; without {told}pairs16 = false in {tmp_path / 'wide.toml'} the file is exact on every CPU" in made
+        made = str(quantize.quantize(**paths, target=str(tmp_path / "wide.toml"), **more))
+        assert (
+            f"can saturate; without {told}pairs16 = false in {tmp_path / 'wide.toml'} the file is exact on every CPU"
+            in made
+        )
 
 
 def test_few_samples_work_and_are_told(tmp_path, capsys):
@@ -479,9 +582,18 @@ def test_all_problems_at_once(tmp_path, capsys):
     x[3, 2] = np.nan
     paths = given(tmp_path, model, {"x": x, "z": x})
     wrong = ("--target", "host2", "--ranges", "minmaxx", "--samples", 0)
-    code, out, err = say(capsys, paths["model"], "--data", paths["data"], "--out", tmp_path / "no" / "int8.onnx", *wrong)
+    code, out, err = say(
+        capsys, paths["model"], "--data", paths["data"], "--out", tmp_path / "no" / "int8.onnx", *wrong
+    )
     assert code == 2 and not out and "6 problems" in err and err.count("hint:") == 6
-    for part in ("in 1 of 48 samples", "z is no input", "host2", "did you mean `minmax`", "there is no folder", "0 are none"):
+    for part in (
+        "in 1 of 48 samples",
+        "z is no input",
+        "host2",
+        "did you mean `minmax`",
+        "there is no folder",
+        "0 are none",
+    ):
         assert part in err
 
 
@@ -506,8 +618,12 @@ def wrong_files():
     infinite = w.copy()
     infinite[0, 0] = np.inf
     half = [helper.make_node("Cast", ["w"], ["v"], to=1), helper.make_node("MatMul", ["x", "v"], ["y"])]
-    exploding = [helper.make_node("Gemm", ["x", "w"], ["a"]), helper.make_node("Exp", ["a"], ["b"]), helper.make_node("Gemm", ["b", "w"], ["y"])]
-    quantized = foreign.quantize(file([gemm], x, y, {"w": w}), {"x": numbers(ROWS, 8)}).model
+    exploding = [
+        helper.make_node("Gemm", ["x", "w"], ["a"]),
+        helper.make_node("Exp", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "w"], ["y"]),
+    ]
+    quantized = convert.quantize(file([gemm], x, y, {"w": w}), {"x": numbers(ROWS, 8)}).model
     return {
         "is quantized already": quantized,
         "no layer can be quantized": file([helper.make_node("Relu", ["x"], ["y"])], x, y, {}),
@@ -517,7 +633,9 @@ def wrong_files():
     }
 
 
-@pytest.mark.parametrize("part", ["is quantized", "no layer can", "the weight w holds", "16-bit floats", "are not finite in calibration"])
+@pytest.mark.parametrize(
+    "part", ["is quantized", "no layer can", "the weight w holds", "16-bit floats", "are not finite in calibration"]
+)
 def test_wrong_files(part, tmp_path, capsys):
     model = next(m for name, m in wrong_files().items() if part in name)
     paths = given(tmp_path, model, {"x": numbers(ROWS, 8)})
@@ -528,7 +646,9 @@ def test_wrong_files(part, tmp_path, capsys):
 def broken_files():
     """{what is said: (file, samples)} of files that are in order on paper, and can't be run."""
     x, y = {"x": ["n", 4]}, {"y": ["n", 4]}
-    crash = file([helper.make_node("Identity", ["x"], ["y"])], {"x": ["n", 4, 4]}, {"y": ["n", 4, 4]}, {"w": numbers(4, 12)})
+    crash = file(
+        [helper.make_node("Identity", ["x"], ["y"])], {"x": ["n", 4, 4]}, {"y": ["n", 4, 4]}, {"w": numbers(4, 12)}
+    )
     crash.graph.node[0].CopyFrom(helper.make_node("Attention", ["x", "w"], ["y"], domain="com.microsoft", num_heads=1))
     crash.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     huge = [
@@ -539,8 +659,14 @@ def broken_files():
     return {
         "does not run in onnxruntime: the process was killed": (crash, numbers(ROWS, 4, 4)),
         "does not run in onnxruntime: Fail": (file(huge, x, y, {"s": np.array([2**44], np.int64)}), numbers(ROWS, 4)),
-        "a model that takes no input": (file([helper.make_node("Relu", ["w"], ["y"])], {}, {"y": [2, 4]}, {"w": numbers(2, 4)}), numbers(ROWS, 4)),
-        "output y: holds no row": (file([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], x, {"y": []}, {}), numbers(ROWS, 4)),
+        "a model that takes no input": (
+            file([helper.make_node("Relu", ["w"], ["y"])], {}, {"y": [2, 4]}, {"w": numbers(2, 4)}),
+            numbers(ROWS, 4),
+        ),
+        "output y: holds no row": (
+            file([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], x, {"y": []}, {}),
+            numbers(ROWS, 4),
+        ),
         "can't run it on the samples": (
             file([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["n"]}, {"y": []}, {"w": numbers(1)}),
             numbers(ROWS),
@@ -555,7 +681,12 @@ def test_files_that_can_not_be_run_take_nothing_with_them(said, tmp_path, capsys
     np.savez(paths["data"], inputs=samples)
     code, _, err = say(capsys, paths["model"], "--data", paths["data"], "--out", paths["out"], "--quiet")
     assert code == 2 and "internal" not in err and not paths["out"].exists()
-    assert command(["explain", str(paths["model"]), "--float", str(paths["model"]), "--data", str(paths["data"]), "--quiet"]) == 2
+    assert (
+        command(
+            ["explain", str(paths["model"]), "--float", str(paths["model"]), "--data", str(paths["data"]), "--quiet"]
+        )
+        == 2
+    )
     assert said in capsys.readouterr().err
 
 
@@ -574,7 +705,7 @@ def test_an_integer_operator_that_differs_refuses_the_file(tmp_path, monkeypatch
     honest = simulate.KERNELS["Gemm"]
     monkeypatch.setitem(simulate.KERNELS, "Gemm", lambda *given: honest(*given) ^ 1)
     with pytest.raises(RunFailed, match="integer operators otherwise than the file says: Gemm"):
-        quantizing.quantize(**paths, weight_bits=7)
+        quantize.quantize(**paths, weight_bits=7)
     assert not paths["out"].exists()
 
 
@@ -584,14 +715,18 @@ def test_an_integer_operator_that_differs_refuses_the_file(tmp_path, monkeypatch
 @pytest.mark.parametrize("name", CASES)
 def test_the_normal_form_computes_the_same(name, tmp_path):
     model, arrays = CASES[name][0]()
-    made = normal.normalized(model)
+    made = normalize.normalized(model)
     onnx.checker.check_model(made, full_check=True)
     paths = given(tmp_path, model, arrays), tmp_path / "normal.onnx"
     onnx.save(made, paths[1])
     for a, b in zip(answers(paths[0]["model"], arrays), answers(paths[1], arrays), strict=True):
         assert decibels(a, b) > 110
     kinds = {n.op_type for n in made.graph.node}
-    assert "BatchNormalization" not in kinds and "Constant" not in kinds and next(o.version for o in made.opset_import) >= 13
+    assert (
+        "BatchNormalization" not in kinds
+        and "Constant" not in kinds
+        and next(o.version for o in made.opset_import) >= 13
+    )
 
 
 def test_padding_in_numbers(tmp_path):
@@ -599,8 +734,10 @@ def test_padding_in_numbers(tmp_path):
     for size, kernel, stride, kind in [(5, 3, 2, "UPPER"), (6, 3, 2, "LOWER"), (7, 2, 2, "LOWER"), (9, 4, 3, "UPPER")]:
         given = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "auto_pad": f"SAME_{kind}"}
         node = helper.make_node("Conv", ["x", "w"], ["y"], **given)
-        model = file([node], {"x": ["n", 2, size, size]}, {"y": ["n", 3, "h", "w"]}, {"w": numbers(3, 2, kernel, kernel)})
-        made = normal.normalized(model)
+        model = file(
+            [node], {"x": ["n", 2, size, size]}, {"y": ["n", 3, "h", "w"]}, {"w": numbers(3, 2, kernel, kernel)}
+        )
+        made = normalize.normalized(model)
         assert not any(a.name == "auto_pad" for a in made.graph.node[0].attribute)
         for part, name in ((model, "a.onnx"), (made, "b.onnx")):
             onnx.save(part, tmp_path / name)
@@ -614,7 +751,7 @@ def test_no_torch_is_needed(tmp_path):
 
     paths = given(tmp_path, *gemms())
     call = "quantize(sys.argv[1], data=sys.argv[2], out=sys.argv[3])"
-    script = f"import sys; from edgekd.quantizing import quantize; {call}; assert 'torch' not in sys.modules"
+    script = f"import sys; from edgekd.verbs.quantize import quantize; {call}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script, *map(str, paths.values())], check=True)
 
 
@@ -630,14 +767,18 @@ def test_a_table_that_is_looked_up_is_stored_as_integers(tmp_path):
     ]
     whole = [helper.make_tensor_value_info(n, TensorProto.INT64, ["n", 5]) for n in ("ids", "few")]
     initializers = [numpy_helper.from_array(a, n) for n, a in stored.items()]
-    graph = helper.make_graph(nodes, "g", whole, [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5, 3])], initializers)
+    graph = helper.make_graph(
+        nodes, "g", whole, [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5, 3])], initializers
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "d.npz", ids=rng.integers(0, 600, (64, 5)), few=rng.integers(0, 20, (64, 5)))
-    made = quantizing.quantize(tmp_path / "m.onnx", data=tmp_path / "d.npz", out=tmp_path / "q.onnx")
+    made = quantize.quantize(tmp_path / "m.onnx", data=tmp_path / "d.npz", out=tmp_path / "q.onnx")
     row = next(r for r in made.layers if r.kind == "table")
     assert (row.name, row.before, row.after) == ("table", 4 * 4800, 4800 + 5 * 8)
     kept = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "q.onnx").graph.initializer}
     scale = np.abs(table).max(0) / np.float32(127)
-    assert np.array_equal(kept["table.q"], np.round(table / scale).astype(np.int8)) and np.allclose(kept["table.s"], scale, rtol=1e-6)
+    assert np.array_equal(kept["table.q"], np.round(table / scale).astype(np.int8)) and np.allclose(
+        kept["table.s"], scale, rtol=1e-6
+    )
     assert "table" not in kept and kept["small"].dtype == np.float32

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from runs import WRONG, N, bundled, make, right
 
-from edgekd import gating, intervals, results
+from edgekd import intervals, results
 from edgekd.errors import BaselineError, UsageError
 from edgekd.metrics import top1
 from edgekd.records import Candidate, Check, Measurement
+from edgekd.verbs import gate
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def verdicts(gated):
 
 
 def test_a_run_passes_by_its_own_gate(run):
-    gated = gating.gate(run)
+    gated = gate.gate(run)
     assert verdicts(gated) == {"top1": "pass", "file_bytes": "pass"}
     assert (gated.verdict, gated.exit_code) == ("pass", 0)
     drop = gated.checks[0]
@@ -43,9 +44,11 @@ def test_a_run_passes_by_its_own_gate(run):
 
 def test_a_copied_run_suffices(run, tmp_path):
     shutil.copytree(run, tmp_path / "there")
-    before = gating.gate(run).checks
+    before = gate.gate(run).checks
     shutil.rmtree(run)
-    assert [dataclasses.replace(c, place="") for c in gating.gate(tmp_path / "there").checks] == [dataclasses.replace(c, place="") for c in before]
+    assert [dataclasses.replace(c, place="") for c in gate.gate(tmp_path / "there").checks] == [
+        dataclasses.replace(c, place="") for c in before
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,21 +68,21 @@ def test_a_copied_run_suffices(run, tmp_path):
     ],
 )
 def test_budgets_of_a_file_replace_the_runs(run, tmp_path, text, expected, code):
-    gated = gating.gate(run, budget=budget(tmp_path, f"[any]\n{text}\n"))
+    gated = gate.gate(run, budget=budget(tmp_path, f"[any]\n{text}\n"))
     assert [c.verdict for c in gated.checks] == [expected]
     assert gated.exit_code == code
-    assert gating.gate(run, budget=tmp_path / "budget.toml", inconclusive="warn").exit_code == (0 if code == 3 else code)
+    assert gate.gate(run, budget=tmp_path / "budget.toml", inconclusive="warn").exit_code == (0 if code == 3 else code)
 
 
 def test_a_failure_counts_more_than_what_is_open(run, tmp_path):
     path = budget(tmp_path, '[gate.any]\ntop1 = "min 97 %"\n[gate.host]\nfile_bytes = "max 1 kB"\n')
-    assert gating.gate(run, budget=path).exit_code == 1
+    assert gate.gate(run, budget=path).exit_code == 1
 
 
 def test_wrong_budgets_are_refused_with_every_problem(run, tmp_path):
     path = budget(tmp_path, '[any]\ntop1 = "min 97"\nfile_byts = "max 1 kB"\n[hots]\ntop1 = "min 9 %"\n')
     with pytest.raises(UsageError) as error:
-        gating.gate(run, budget=path)
+        gate.gate(run, budget=path)
     told = str(error.value)
     assert len(error.value.problems) == 3
     assert "has no unit" in told and "did you mean `file_bytes`" in told and "did you mean `host`" in told
@@ -89,50 +92,55 @@ def test_a_budget_may_name_targets_of_other_runs_but_not_only_those(run, tmp_pat
     from edgekd import targets
 
     other = next(name for name in targets.names() if name != "host")
-    passed = gating.gate(run, budget=budget(tmp_path, f'[{other}]\ntop1 = "min 99 %"\n[any]\ntop1 = "min 90 %"\n'))
+    passed = gate.gate(run, budget=budget(tmp_path, f'[{other}]\ntop1 = "min 99 %"\n[any]\ntop1 = "min 90 %"\n'))
     assert passed.exit_code == 0 and f"also has budgets for {other}, which" in str(passed)
-    assert "also has budgets" not in str(gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 90 %"\n')))
+    assert "also has budgets" not in str(gate.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 90 %"\n')))
     with pytest.raises(UsageError, match="nothing is judged"):
-        gating.gate(run, budget=budget(tmp_path, f'[{other}]\ntop1 = "min 99 %"\n'))
+        gate.gate(run, budget=budget(tmp_path, f'[{other}]\ntop1 = "min 99 %"\n'))
 
 
 def test_nothing_chosen_fails(tmp_path):
-    gated = gating.gate(make(tmp_path / "run", chosen=None))
+    gated = gate.gate(make(tmp_path / "run", chosen=None))
     assert gated.exit_code == 1
-    assert "none of 3 candidates is within the budgets" in str(gated) and "--why" not in str(gated)  # which would tell the same
-    other = str(gating.gate(tmp_path / "run", budget=budget(tmp_path, '[any]\ntop1 = "min 1 %"\n')))
+    # which would tell the same
+    assert "none of 3 candidates is within the budgets" in str(gated) and "--why" not in str(gated)
+    other = str(gate.gate(tmp_path / "run", budget=budget(tmp_path, '[any]\ntop1 = "min 1 %"\n')))
     assert "there is nothing to judge by others" in other and "there is nothing to judge" not in str(gated)
 
 
 def test_one_target_of_two_that_fails_fails(tmp_path):
     run = make(tmp_path / "run", targets=("host", "pi"))
-    gated = gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 90 %"\n[host]\nfile_bytes = "max 1 kB"\n'))
-    assert {(c.target, c.name): c.verdict for c in gated.checks} == {("host", "top1"): "pass", ("host", "file_bytes"): "fail", ("pi", "top1"): "pass"}
+    gated = gate.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 90 %"\n[host]\nfile_bytes = "max 1 kB"\n'))
+    assert {(c.target, c.name): c.verdict for c in gated.checks} == {
+        ("host", "top1"): "pass",
+        ("host", "file_bytes"): "fail",
+        ("pi", "top1"): "pass",
+    }
     assert gated.exit_code == 1
 
 
 def test_only_deterministic_judges_counted_figures_and_says_what_it_leaves_out(run, tmp_path):
-    gated = gating.gate(run, only="deterministic")
+    gated = gate.gate(run, only="deterministic")
     assert verdicts(gated) == {"file_bytes": "pass"}
     assert gated.skipped == ("host: top1 drop max 3.0 pt vs teacher",)
     assert gated.skipped[0] in str(gated)
     with pytest.raises(UsageError, match="nothing is judged"):
-        gating.gate(run, only="deterministic", budget=budget(tmp_path, '[any]\ntop1 = "min 1 %"\n'))
+        gate.gate(run, only="deterministic", budget=budget(tmp_path, '[any]\ntop1 = "min 1 %"\n'))
 
 
 def test_missing_predictions_are_inconclusive(run):
     (run / "predictions" / "teacher.npz").unlink()
-    gated = gating.gate(run)
+    gated = gate.gate(run)
     assert verdicts(gated)["top1"] == "inconclusive" and gated.exit_code == 3
     (run / "predictions" / "prune-0.5.int8.npz").unlink()
-    assert gating.gate(run).exit_code == 3
+    assert gate.gate(run).exit_code == 3
 
 
 def test_a_model_that_is_not_the_one_measured_is_refused(run):
     path = run / "models" / "prune-0.5.int8.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(BaselineError, match="differs from its digest") as error:
-        gating.gate(run)
+        gate.gate(run)
     assert error.value.exit_code == 5
 
 
@@ -143,7 +151,7 @@ def test_what_is_no_run_is_refused(tmp_path, what):
         path.mkdir()
     elif what == "file":
         path.write_text("x")
-    for verb in (gating.gate, gating.report):
+    for verb in (gate.gate, gate.report):
         with pytest.raises(UsageError, match="run"):
             verb(path)
 
@@ -152,16 +160,16 @@ def test_a_recipe_that_was_edited_since_is_not_the_runs_own_gate(run):
     path = run / "recipe.toml"
     path.write_text(path.read_text().replace("3.0 pt", "50 pt"))
     with pytest.raises(BaselineError, match="not the recipe of this run") as error:
-        gating.gate(run)
+        gate.gate(run)
     assert error.value.exit_code == 5 and "--budget" in str(error.value)
-    assert gating.gate(run, budget=path).exit_code == 0  # said aloud, it is a budget like any other
+    assert gate.gate(run, budget=path).exit_code == 0  # said aloud, it is a budget like any other
 
 
 def test_a_run_without_a_recipe_needs_a_budget(run, tmp_path):
     (run / "recipe.toml").unlink()
     with pytest.raises(UsageError, match="--budget"):
-        gating.gate(run)
-    assert gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 90 %"\n')).exit_code == 0
+        gate.gate(run)
+    assert gate.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 90 %"\n')).exit_code == 0
 
 
 # ---------------------------------------------------------------- bundles and baselines
@@ -169,17 +177,19 @@ def test_a_run_without_a_recipe_needs_a_budget(run, tmp_path):
 
 def test_a_bundle_alone_comes_to_what_its_run_came_to(run, tmp_path):
     shutil.move(bundled(run), tmp_path / "bundle")
-    expected = gating.gate(run).checks
+    expected = gate.gate(run).checks
     shutil.rmtree(run)
-    gated = gating.gate(tmp_path / "bundle")
-    assert {(c.name, c.verdict, c.value, c.high) for c in gated.checks} == {(c.name, c.verdict, c.value, c.high) for c in expected}
+    gated = gate.gate(tmp_path / "bundle")
+    assert {(c.name, c.verdict, c.value, c.high) for c in gated.checks} == {
+        (c.name, c.verdict, c.value, c.high) for c in expected
+    }
 
 
 def test_a_bundle_that_was_changed_is_refused(run):
     folder = bundled(run)
     (folder / "model.onnx").write_bytes(b"x")
     with pytest.raises(BaselineError) as error:
-        gating.gate(folder)
+        gate.gate(folder)
     assert error.value.exit_code == 5
 
 
@@ -188,14 +198,24 @@ REGRESS = '[any]\nfile_bytes = "regress max 3 % vs baseline"\ntop1 = "drop max 2
 
 def test_a_run_is_compared_with_a_bundle(run, tmp_path):
     path, last = budget(tmp_path, REGRESS), bundled(run)
-    same = gating.gate(run, budget=path, baseline=last)
+    same = gate.gate(run, budget=path, baseline=last)
     assert verdicts(same) == {"file_bytes": "pass", "top1": "pass", "latency_p50_ms": "pass"}
     assert [c.value for c in same.checks][:2] == [0, 0]
-    worse = make(tmp_path / "worse", wrong={"prune-0.5.int8": range(100, 170)}, sizes={"prune-0.5.int8": 15_451}, p50=0.09)
-    assert verdicts(gating.gate(worse, budget=path, baseline=last)) == {"file_bytes": "fail", "top1": "fail", "latency_p50_ms": "fail"}
+    worse = make(
+        tmp_path / "worse", wrong={"prune-0.5.int8": range(100, 170)}, sizes={"prune-0.5.int8": 15_451}, p50=0.09
+    )
+    assert verdicts(gate.gate(worse, budget=path, baseline=last)) == {
+        "file_bytes": "fail",
+        "top1": "fail",
+        "latency_p50_ms": "fail",
+    }
     elsewhere = make(tmp_path / "elsewhere", environment="other", sizes={"prune-0.5.int8": 15_450})
-    assert verdicts(gating.gate(elsewhere, budget=path, baseline=last)) == {"file_bytes": "pass", "top1": "pass", "latency_p50_ms": "inconclusive"}
-    assert gating.gate(bundled(worse), budget=path, baseline=last).exit_code == 1
+    assert verdicts(gate.gate(elsewhere, budget=path, baseline=last)) == {
+        "file_bytes": "pass",
+        "top1": "pass",
+        "latency_p50_ms": "inconclusive",
+    }
+    assert gate.gate(bundled(worse), budget=path, baseline=last).exit_code == 1
 
 
 def test_a_baseline_that_is_missing_or_of_another_test_set_ends_in_5(run, tmp_path):
@@ -206,13 +226,19 @@ def test_a_baseline_that_is_missing_or_of_another_test_set_ends_in_5(run, tmp_pa
     foreign = bundled(make(tmp_path / "foreign", targets=("pi",)), "pi")
     bare = make(tmp_path / "bare")
     shutil.rmtree(bare / "predictions")
-    cases = {None: "none is given", tmp_path / "none": "can't be read", other: "another test set", broken: "is missing", foreign: "is for pi"}
+    cases = {
+        None: "none is given",
+        tmp_path / "none": "can't be read",
+        other: "another test set",
+        broken: "is missing",
+        foreign: "is for pi",
+    }
     for baseline, told in {**cases, bundled(bare): "keeps no predictions"}.items():
         with pytest.raises(BaselineError, match=told) as error:
-            gating.gate(run, budget=path, baseline=baseline)
+            gate.gate(run, budget=path, baseline=baseline)
         assert error.value.exit_code == 5
     counted = budget(tmp_path, '[any]\nfile_bytes = "regress max 3 % vs baseline"\n')
-    assert gating.gate(run, budget=counted, baseline=other).exit_code == 0  # bytes need no test set
+    assert gate.gate(run, budget=counted, baseline=other).exit_code == 0  # bytes need no test set
 
 
 def test_a_baseline_of_the_same_samples_in_another_order_is_compared(run, tmp_path):
@@ -232,7 +258,7 @@ def test_a_baseline_of_the_same_samples_in_another_order_is_compared(run, tmp_pa
         candidates = (*result.candidates[:-1], dataclasses.replace(result.candidates[-1], measurements=figures))
         digests = results.digests(last / "predictions")
         results.write(dataclasses.replace(result, candidates=candidates, predictions=digests), last / "result.json")
-        (check,) = gating.gate(run, budget=path, baseline=bundled(last)).checks
+        (check,) = gate.gate(run, budget=path, baseline=bundled(last)).checks
         same = intervals.paired_of(top1(), *[arrays["top1.records"]] * 2, 0.9)
         assert (check.verdict, check.value, check.low, check.high) == ("pass", *same), "no answer differs"
 
@@ -242,25 +268,29 @@ def test_samples_in_another_order_are_not_paired(tmp_path):
     path = run / "predictions" / "teacher.npz"
     results.save_arrays(path, {**results.load_arrays(path), "sample_id": results.load_predictions(path).ids[::-1]})
     with pytest.raises(BaselineError, match="another test set"):
-        gating.gate(run)
+        gate.gate(run)
 
 
 def test_a_warning_is_not_paired_with_other_samples(run, tmp_path):
     path = budget(tmp_path, '[any]\ntop1 = { is = "drop max 9 pt vs baseline", level = "warn" }\n')
     with pytest.raises(BaselineError, match="another test set"):
-        gating.gate(run, budget=path, baseline=bundled(make(tmp_path / "other", digest="e" * 64)))
+        gate.gate(run, budget=path, baseline=bundled(make(tmp_path / "other", digest="e" * 64)))
 
 
 def test_without_predictions_of_its_own_a_run_is_not_compared_by_quality(run, tmp_path):
     last = bundled(run)
     shutil.rmtree(run / "predictions")
-    path = budget(tmp_path, '[any]\ntop1 = "regress max 50 % vs baseline"\nfile_bytes = "regress max 3 % vs baseline"\n')
-    assert verdicts(gating.gate(run, budget=path, baseline=last)) == {"top1": "inconclusive", "file_bytes": "pass"}
+    path = budget(
+        tmp_path, '[any]\ntop1 = "regress max 50 % vs baseline"\nfile_bytes = "regress max 3 % vs baseline"\n'
+    )
+    assert verdicts(gate.gate(run, budget=path, baseline=last)) == {"top1": "inconclusive", "file_bytes": "pass"}
 
 
 def test_a_warning_without_a_baseline_is_no_error(run, tmp_path):
-    path = budget(tmp_path, '[any]\nfile_bytes = { is = "regress max 3 % vs baseline", level = "warn" }\ntop1 = "min 90 %"\n')
-    gated = gating.gate(run, budget=path)
+    path = budget(
+        tmp_path, '[any]\nfile_bytes = { is = "regress max 3 % vs baseline", level = "warn" }\ntop1 = "min 90 %"\n'
+    )
+    gated = gate.gate(run, budget=path)
     assert verdicts(gated)["file_bytes"] == "inconclusive" and gated.exit_code == 0
 
 
@@ -268,18 +298,18 @@ def test_a_warning_without_a_baseline_is_no_error(run, tmp_path):
 
 
 def test_why_says_what_every_line_was_judged_on(run):
-    text = str(gating.gate(run, why=True))
+    text = str(gate.gate(run, why=True))
     assert "900 samples of the test split" in text
     assert "the teacher is right alone on 15, the candidate on 5" in text  # 18..32 and 0..4
     assert "exact, read from the file, 5000 B left" in text
     assert "Example CPU" in text
-    assert "Example CPU" not in str(gating.gate(run))
+    assert "Example CPU" not in str(gate.gate(run))
 
 
 def test_machine_outputs(run, tmp_path):
     files = {name: tmp_path / name for name in ("junit", "sarif", "json", "markdown")}
     files["markdown"].write_text("before\n")
-    gated = gating.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 97 %"\nfile_bytes = "max 1 kB"\n'), **files)
+    gated = gate.gate(run, budget=budget(tmp_path, '[any]\ntop1 = "min 97 %"\nfile_bytes = "max 1 kB"\n'), **files)
     suite = ElementTree.parse(files["junit"]).getroot()
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "1", "1")
     assert len(json.loads(files["sarif"].read_text())["runs"][0]["results"]) == 2
@@ -288,10 +318,10 @@ def test_machine_outputs(run, tmp_path):
     assert [c["name"] for c in table["checks"]] == [c.name for c in gated.checks]
     assert files["markdown"].read_text().startswith("before\n### edgekd gate: FAIL")
     before = files["json"].read_bytes()
-    gating.gate(run, budget=tmp_path / "budget.toml", json=files["json"])
+    gate.gate(run, budget=tmp_path / "budget.toml", json=files["json"])
     assert files["json"].read_bytes() == before
     with pytest.raises(UsageError, match="can't be written"):
-        gating.gate(run, json=tmp_path / "none" / "x.json")
+        gate.gate(run, json=tmp_path / "none" / "x.json")
 
 
 def test_names_of_a_run_are_shown_not_sent_to_the_terminal(tmp_path):
@@ -299,18 +329,24 @@ def test_names_of_a_run_are_shown_not_sent_to_the_terminal(tmp_path):
     table = json.loads((run / "result.json").read_text())
     table["targets"]["host"]["reason"] = "\x1b[31mred"
     (run / "result.json").write_text(json.dumps(table))
-    assert "\x1b" not in str(gating.gate(run))
+    assert "\x1b" not in str(gate.gate(run))
 
 
 def test_report_writes_both_files(run):
-    text = gating.report(run)
+    text = gate.report(run)
     assert (run / "report.html").is_file() and (run / "report.md").is_file()
     assert text.splitlines() == [str(run / "report.html"), str(run / "report.md")]
 
 
 @pytest.mark.parametrize(
     "arguments, code",
-    [([], 0), (["--only", "deterministic"], 0), (["--budget", "none.toml"], 2), (["--baseline", "none"], 5), (["--why"], 0)],
+    [
+        ([], 0),
+        (["--only", "deterministic"], 0),
+        (["--budget", "none.toml"], 2),
+        (["--baseline", "none"], 5),
+        (["--why"], 0),
+    ],
 )
 def test_the_verb_exits_with_the_contracts_codes(run, arguments, code, capsys):
     from edgekd.cli import run as main
@@ -321,26 +357,36 @@ def test_the_verb_exits_with_the_contracts_codes(run, arguments, code, capsys):
 
 
 def test_why_of_a_prediction_and_of_large_counts():
-    check = Check("pi", "a", "instructions", "max 1 M", "pass", "error", 372_103.0, 370_275.0, 376_091.0, "", "emulated", "", "")
+    check = Check(
+        "pi", "a", "instructions", "max 1 M", "pass", "error", 372_103.0, 370_275.0, 376_091.0, "", "emulated", "", ""
+    )
     figures = (
         Measurement("instructions", "", 372_103, 370_275, 376_091, 8, None, "pi", "emulated", 1),
         Measurement("latency_p50_ms", "ms", 0.3, 0.07, 1.3, 1, None, "pi", "predicted", 1, note="transferred: ..."),
     )
     made = Candidate("a", "a", 0, (), (), "onnx", None, None, figures)
-    rules = [gating.budgets.rules({"any": {name: text}}, "pi", "")[0] for name, text in (("instructions", "max 1 M"), ("latency_p50_ms", "max 1 ms"))]
-    assert "627,897 left" in gating.basis.of(check, rules[0], made, {}, None, {})
-    guessed = dataclasses.replace(check, name="latency_p50_ms", rule="max 1 ms", value=0.3, low=0.07, high=1.3, unit="ms", origin="predicted")
-    text = gating.basis.of(guessed, rules[1], made, {}, None, {})
+    rules = [
+        gate.budgets.rules({"any": {name: text}}, "pi", "")[0]
+        for name, text in (("instructions", "max 1 M"), ("latency_p50_ms", "max 1 ms"))
+    ]
+    assert "627,897 left" in gate.basis.of(check, rules[0], made, {}, None, {})
+    guessed = dataclasses.replace(
+        check, name="latency_p50_ms", rule="max 1 ms", value=0.3, low=0.07, high=1.3, unit="ms", origin="predicted"
+    )
+    text = gate.basis.of(guessed, rules[1], made, {}, None, {})
     assert "process" not in text and text.startswith("1 thread, 0.3 ms beyond the limit, transferred")
 
 
 def test_instructions_are_paired_with_those_of_a_baselines_bundle(tmp_path):
-    """Per input they travel with the run and the bundle. Inputs are 2 % apart: only in pairs is half a per cent told."""
+    """Per input they travel with the run and the bundle. Inputs are 2 % apart: only in pairs is half a per cent
+    told."""
 
     def counted(name, times):
         folder = make(tmp_path / name)
         each = tuple(round(times * n) for n in (275_285, 273_443, 272_717, 272_640, 276_560, 271_335, 270_774, 270_755))
-        figure = Measurement("instructions", "", 271_335, min(each), max(each), 8, None, "host", "emulated", 1, each=each, pairing="ab")
+        figure = Measurement(
+            "instructions", "", 271_335, min(each), max(each), 8, None, "host", "emulated", 1, each=each, pairing="ab"
+        )
         result = results.read(folder)
         found = tuple(dataclasses.replace(c, measurements=(*c.measurements, figure)) for c in result.candidates)
         results.write(dataclasses.replace(result, candidates=found), folder / "result.json")
@@ -348,7 +394,11 @@ def test_instructions_are_paired_with_those_of_a_baselines_bundle(tmp_path):
 
     before, after = counted("before", 1.0), counted("after", 1.01)
     rule, base = budget(tmp_path, '[any]\ninstructions = "regress max 0.5 % vs baseline"\n'), bundled(before)
-    same = gating.gate(before, budget=rule, baseline=base, why=True)
-    assert same.exit_code == 0 and (same.checks[0].value, same.checks[0].high) == (0, 0) and "paired by input, one-sided at 95 %" in str(same)
-    assert gating.gate(after, budget=rule, baseline=base).exit_code == 1
-    assert gating.gate(bundled(after), budget=rule, baseline=base).checks[0].value == pytest.approx(1.0, abs=0.001)
+    same = gate.gate(before, budget=rule, baseline=base, why=True)
+    assert (
+        same.exit_code == 0
+        and (same.checks[0].value, same.checks[0].high) == (0, 0)
+        and "paired by input, one-sided at 95 %" in str(same)
+    )
+    assert gate.gate(after, budget=rule, baseline=base).exit_code == 1
+    assert gate.gate(bundled(after), budget=rule, baseline=base).checks[0].value == pytest.approx(1.0, abs=0.001)

@@ -1,4 +1,5 @@
-"""Names from files are shown, never obeyed: no control characters, no ANSI, no change of direction, no forged line, whatever the verb."""
+"""Names from files are shown, never obeyed: no control characters, no ANSI, no change of direction, no forged line,
+whatever the verb."""
 
 import json
 
@@ -8,9 +9,9 @@ import pytest
 import tiny
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd import rehearsing
 from edgekd.cli import run as command
 from edgekd.errors import Problem, plain
+from edgekd.run import rehearse
 
 EVIL = "x\x1b[31m\r\nerror: forged\u202e\x07"
 TOML = json.dumps(EVIL)
@@ -20,11 +21,11 @@ TOML = json.dumps(EVIL)
 def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
-    from edgekd import measure
+    from edgekd.measure import jobs
 
-    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    monkeypatch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
     tiny.hurry()
-    monkeypatch.setattr(rehearsing, "rehearse", lambda *given: None)  # it takes seconds
+    monkeypatch.setattr(rehearse, "rehearse", lambda *given: None)  # it takes seconds
 
 
 def written(name, prefix=EVIL):
@@ -103,7 +104,9 @@ RECIPES = [
 @pytest.mark.parametrize("lines", RECIPES)
 def test_names_of_a_recipe(lines, capfd):
     with open("recipe.toml", "w") as file:
-        file.write(f'task = "tiny:task"\n{lines if lines.startswith(TOML) else ""}\n[[stage]]\nuse = "train"\nepochs = 1\n')
+        file.write(
+            f'task = "tiny:task"\n{lines if lines.startswith(TOML) else ""}\n[[stage]]\nuse = "train"\nepochs = 1\n'
+        )
         file.write("" if lines.startswith(TOML) else lines)
     code = command(["compress", "recipe.toml", "--dry-run"])
     text = shown(capfd)
@@ -125,7 +128,9 @@ def test_names_of_weights(capfd):
 
     save_file({EVIL: torch.zeros(2)}, "w.safetensors")
     with open("recipe.toml", "w") as file:
-        file.write('task = "tiny:task"\n[[stage]]\nuse = "train"\nepochs = 1\n[model.teacher]\nweights = "w.safetensors"')
+        file.write(
+            'task = "tiny:task"\n[[stage]]\nuse = "train"\nepochs = 1\n[model.teacher]\nweights = "w.safetensors"'
+        )
     assert command(["compress", "recipe.toml", "--out", "run"]) == 2
     assert "\\x1b[31m" in shown(capfd)
 

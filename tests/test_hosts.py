@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from test_measure import X, network
 
-from edgekd import environment, measure, standing, targets
+from edgekd import environment, targets
 from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.hosts import address, fetched, local, ssh
+from edgekd.measure import jobs, machine
 from edgekd.records import Host
 from edgekd.runtimes import facts as reading
 from edgekd.runtimes import worker
@@ -69,7 +70,9 @@ def test_another_interpreter_by_the_environment(monkeypatch):
 def test_the_command(monkeypatch):
     monkeypatch.delenv("EDGEKD_SSH_CONFIG", raising=False)
     made = address.command(address.parse("ssh://pi@board:2222?python=~/my%20venv/python"), "print(1)")
-    assert made[0] == "ssh" and made[-3:] == ["--", "board", "exec ~/'my venv/python' -c 'print(1)'"] and "-F" not in made
+    assert (
+        made[0] == "ssh" and made[-3:] == ["--", "board", "exec ~/'my venv/python' -c 'print(1)'"] and "-F" not in made
+    )
     assert made[made.index("-p") + 1] == "2222" and made[made.index("-l") + 1] == "pi" and "-oBatchMode=yes" in made
     assert not any("StrictHostKeyChecking" in part or "UserKnownHosts" in part for part in made)
     assert shlex.split(made[-1].replace("~/", "/home/pi/")) == ["exec", "/home/pi/my venv/python", "-c", "print(1)"]
@@ -102,7 +105,10 @@ def sent(*lines):
 def test_a_good_line_is_taken_and_others_are_not_asked_for():
     assert fetched.lines(sent(TIME, {"id": "other"}) + b'{"id": "a", "tor', SCHEDULE) == {"a": TIME}
     assert fetched.files(TIME) == ["a.npy"]
-    assert fetched.files({"id": "o", "pass": "outputs", "outputs": ["../../x", "/etc/passwd"]}) == ["o/0.npy", "o/1.npy"]
+    assert fetched.files({"id": "o", "pass": "outputs", "outputs": ["../../x", "/etc/passwd"]}) == [
+        "o/0.npy",
+        "o/1.npy",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +126,13 @@ def test_a_line_that_no_worker_writes_is_refused(change):
 
 
 @pytest.mark.parametrize(
-    "data", [b"[" * 100_000 + b"\n", b"\xff\n", b"1\n", b'{"id": "o", "subject": "s0", "pass": "outputs", "n": 3, "outputs": 7}\n']
+    "data",
+    [
+        b"[" * 100_000 + b"\n",
+        b"\xff\n",
+        b"1\n",
+        b'{"id": "o", "subject": "s0", "pass": "outputs", "n": 3, "outputs": 7}\n',
+    ],
 )
 def test_bytes_that_no_worker_writes_are_refused(data):
     with pytest.raises(fetched.Damaged):
@@ -131,7 +143,14 @@ def test_arrays_are_plain_and_of_their_length(tmp_path):
     path, line = tmp_path / "a.npy", {"n": 3}
     np.save(path, np.zeros((3, 2)))
     fetched.check(path, line)
-    for array in (np.zeros(4), np.float32(1), np.array([{}] * 3, object), np.array(["a"] * 3), np.zeros(3, complex), np.zeros(3, "M8[s]")):
+    for array in (
+        np.zeros(4),
+        np.float32(1),
+        np.array([{}] * 3, object),
+        np.array(["a"] * 3),
+        np.zeros(3, complex),
+        np.zeros(3, "M8[s]"),
+    ):
         np.save(path, array)
         with pytest.raises(fetched.Damaged):
             fetched.check(path, line)
@@ -166,14 +185,27 @@ def test_numbers_beyond_counting_are_refused(number):
     with pytest.raises(fetched.Damaged):
         fetched.parsed(f'{{"n": {number}}}')
     with pytest.raises(fetched.Damaged):
-        fetched.lines(sent(TIME).replace(f'"p50_ms": {json.dumps(TIME["p50_ms"])}'.encode(), f'"p50_ms": {number}'.encode()), SCHEDULE)
+        fetched.lines(
+            sent(TIME).replace(f'"p50_ms": {json.dumps(TIME["p50_ms"])}'.encode(), f'"p50_ms": {number}'.encode()),
+            SCHEDULE,
+        )
 
 
 def test_a_trace_is_a_list_of_events_with_times(tmp_path):
-    path, event = tmp_path / "a.json", {"cat": "Node", "name": "c_kernel_time", "ts": 1, "dur": 2, "args": {"op_name": "Conv"}}
+    path, event = (
+        tmp_path / "a.json",
+        {"cat": "Node", "name": "c_kernel_time", "ts": 1, "dur": 2, "args": {"op_name": "Conv"}},
+    )
     path.write_text(json.dumps([event, {"ts": 0, "dur": 0.5}]))
     fetched.check(path, {})
-    wrong = ({**event, "ts": "1"}, {**event, "dur": None}, {**event, "args": []}, {**event, "name": 1}, {"name": "model_run"}, 1)
+    wrong = (
+        {**event, "ts": "1"},
+        {**event, "dur": None},
+        {**event, "args": []},
+        {**event, "name": 1},
+        {"name": "model_run"},
+        1,
+    )
     for trace in (*([event, bad] for bad in wrong), {"traceEvents": [event]}, 3):
         path.write_text(json.dumps(trace))
         with pytest.raises(fetched.Damaged):
@@ -210,7 +242,9 @@ def test_facts_are_each_of_their_kind():
 
 def test_what_tells_of_a_full_disk():
     assert (
-        fetched.full("OSError: [Errno 28] No space left on device") and fetched.full("8 requested and 0 written") and not fetched.full("no such file")
+        fetched.full("OSError: [Errno 28] No space left on device")
+        and fetched.full("8 requested and 0 written")
+        and not fetched.full("no such file")
     )
 
 
@@ -219,8 +253,15 @@ def test_what_tells_of_a_full_disk():
 
 def arm(folder, parts, features="fp asimd", board="", governors=("ondemand",), firmware=None, maker="0x41"):
     """The files of a board below a folder. `parts`: of its cores."""
-    blocks = [f"processor\t: {i}\nFeatures\t: {features}\nCPU implementer\t: {maker}\nCPU part\t: {part}\n" for i, part in enumerate(parts)]
-    files = {"proc/cpuinfo": "\n".join(blocks), "proc/device-tree/model": board + "\0", "sys/class/thermal/thermal_zone0/temp": "48312\n"}
+    blocks = [
+        f"processor\t: {i}\nFeatures\t: {features}\nCPU implementer\t: {maker}\nCPU part\t: {part}\n"
+        for i, part in enumerate(parts)
+    ]
+    files = {
+        "proc/cpuinfo": "\n".join(blocks),
+        "proc/device-tree/model": board + "\0",
+        "sys/class/thermal/thermal_zone0/temp": "48312\n",
+    }
     for i, name in enumerate(governors):
         files[f"sys/devices/system/cpu/cpu{i}/cpufreq/scaling_governor"] = name + "\n"
         files[f"sys/devices/system/cpu/cpu{i}/cpufreq/cpuinfo_max_freq"] = f"{1800000 + 600000 * i}\n"
@@ -234,14 +275,27 @@ def arm(folder, parts, features="fp asimd", board="", governors=("ondemand",), f
 
 def test_facts_of_a_raspberry_pi_4(tmp_path, monkeypatch):
     monkeypatch.setattr(reading.platform, "machine", lambda: "aarch64")
-    found = reading.describe(arm(tmp_path, ["0xd08"] * 4, "fp asimd evtstrm crc32 cpuid", "Raspberry Pi 4 Model B Rev 1.2", firmware="50005"))
-    assert found["cpu"] == "Raspberry Pi 4 Model B Rev 1.2 (4 x Cortex-A72)" and found["features"] == ["neon"] and found["architecture"] == "aarch64"
-    assert (found["throttled"], found["celsius"], found["governor"], found["max_mhz"]) == (0x50005, 48.312, "ondemand", 1800.0)
+    found = reading.describe(
+        arm(tmp_path, ["0xd08"] * 4, "fp asimd evtstrm crc32 cpuid", "Raspberry Pi 4 Model B Rev 1.2", firmware="50005")
+    )
+    assert (
+        found["cpu"] == "Raspberry Pi 4 Model B Rev 1.2 (4 x Cortex-A72)"
+        and found["features"] == ["neon"]
+        and found["architecture"] == "aarch64"
+    )
+    assert (found["throttled"], found["celsius"], found["governor"], found["max_mhz"]) == (
+        0x50005,
+        48.312,
+        "ondemand",
+        1800.0,
+    )
 
 
 def test_facts_of_a_board_with_two_kinds_of_cores(tmp_path):
     features = "fp asimd evtstrm aes fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp i8mm bf16 sve"
-    found = reading.describe(arm(tmp_path, ["0xd05"] * 4 + ["0xd0b"] * 4, features, "Radxa ROCK 5B", governors=("ondemand", "performance")))
+    found = reading.describe(
+        arm(tmp_path, ["0xd05"] * 4 + ["0xd0b"] * 4, features, "Radxa ROCK 5B", governors=("ondemand", "performance"))
+    )
     assert found["cpu"] == "Radxa ROCK 5B (4 x Cortex-A55 + 4 x Cortex-A76)" and found["throttled"] is None
     assert found["features"] == ["bf16", "dotprod", "fp16", "i8mm", "neon", "sve"]
     assert found["governor"] == "ondemand, performance" and found["max_mhz"] == 2400.0
@@ -272,42 +326,46 @@ def test_powersave_is_the_lowest_clock_but_with_drivers_of_x86(tmp_path):
         (None, [{"governor": "powersave (intel_pstate)"}], []),
         (0, [{"throttled": 0x50005}], ["under-voltage", "throttled"]),  # bits 0 and 2, now
         (0x50000, [{"throttled": 0x50000}], []),  # since the start, but before this
-        (0x50000, [{"throttled": 0xD0000}, {"throttled": 0xD0000}], ["at the soft limit of temperature"]),  # 0xd = 0x5 and bit 3: came up meanwhile
+        # 0xd = 0x5 and bit 3: came up meanwhile
+        (0x50000, [{"throttled": 0xD0000}, {"throttled": 0xD0000}], ["at the soft limit of temperature"]),
         (0, [{"throttled": 0x20000}], ["clock capped"]),
     ],
 )
 def test_what_keeps_a_board_from_its_clock(first, conditions, wanted):
-    assert measure._held_back(conditions, {"throttled": first}) == wanted
+    assert jobs._held_back(conditions, {"throttled": first}) == wanted
 
 
 def test_a_board_with_another_core_stands_for_no_target(tmp_path, monkeypatch):
-    """A Raspberry Pi 3 has all features of a Raspberry Pi 4, and not its time; a Raspberry Pi 5 has dot products, and other kernels by it."""
+    """A Raspberry Pi 3 has all features of a Raspberry Pi 4, and not its time; a Raspberry Pi 5 has dot products, and
+    other kernels by it."""
     monkeypatch.setattr(reading.platform, "machine", lambda: "aarch64")
 
     def board(part, features="fp asimd"):
         return Host("board", local.run, reading.describe(arm(tmp_path, [part] * 4, features)))
 
     wanted = targets.load("raspberry-pi-4")
-    assert standing.stands_for(board("0xd08"), wanted)[0] is wanted
-    assert standing.stands_for(board("0xd03"), None)[0].name == "host"
+    assert machine.stands_for(board("0xd08"), wanted)[0] is wanted
+    assert machine.stands_for(board("0xd03"), None)[0].name == "host"
     with pytest.raises(EnvironmentUnfit, match=r"board lacks a cortex-a72 \(it has Cortex-A53\)"):
-        standing.stands_for(board("0xd03"), wanted)
+        machine.stands_for(board("0xd03"), wanted)
     with pytest.raises(EnvironmentUnfit, match="board also has dotprod, by which other kernels are chosen"):
-        standing.stands_for(board("0xd08", "fp asimd asimddp"), wanted)
+        machine.stands_for(board("0xd08", "fp asimd asimddp"), wanted)
     with pytest.raises(EnvironmentUnfit, match="board lacks fp16, dotprod"):
-        standing.stands_for(board("0xd0b"), targets.load("raspberry-pi-5"))
+        machine.stands_for(board("0xd0b"), targets.load("raspberry-pi-5"))
 
 
 def test_a_board_with_two_kinds_of_cores_stands_for_both(tmp_path, monkeypatch):
     monkeypatch.setattr(reading.platform, "machine", lambda: "aarch64")
     facts = reading.describe(arm(tmp_path, ["0xd05"] * 4 + ["0xd0b"] * 2 + ["0xd0b"] * 2, "fp asimd asimdhp asimddp"))
-    assert facts["clusters"] == {"Cortex-A55": [0, 1, 2, 3], "Cortex-A76": [4, 5, 6, 7]} and fetched.facts(facts) == facts
+    assert (
+        facts["clusters"] == {"Cortex-A55": [0, 1, 2, 3], "Cortex-A76": [4, 5, 6, 7]} and fetched.facts(facts) == facts
+    )
     host = Host("board", local.run, facts)
-    assert standing.stands_for(host, targets.load("rk3588-big"))[1].cores == (4, 5, 6, 7)
-    assert standing.stands_for(host, targets.load("rk3588-little"))[1].cores == (0, 1, 2, 3)
-    assert standing.stands_for(host, None)[1].cores == ()
+    assert machine.stands_for(host, targets.load("rk3588-big"))[1].cores == (4, 5, 6, 7)
+    assert machine.stands_for(host, targets.load("rk3588-little"))[1].cores == (0, 1, 2, 3)
+    assert machine.stands_for(host, None)[1].cores == ()
     odd = Host("board", local.run, {**facts, "clusters": {"Kryo Silver (A55)": [0, 1], "Cortex-A77": [2, 3]}})
-    assert standing.stands_for(odd, targets.load("rk3588-little"))[1].cores == ()
+    assert machine.stands_for(odd, targets.load("rk3588-little"))[1].cores == ()
     for kinds in ([], {"a": []}, {"a": [-1]}, {"a": ["0"]}):
         with pytest.raises(fetched.Damaged):
             fetched.facts({**facts, "clusters": kinds})
@@ -316,7 +374,9 @@ def test_a_board_with_two_kinds_of_cores_stands_for_both(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a system that holds processes to cores")
 def test_processes_are_held_to_the_cores_of_the_host(tmp_path):
     core = max(os.sched_getaffinity(0))
-    measure.score(network(tmp_path / "m.onnx"), X, folder=tmp_path / "s", host=dataclasses.replace(local.host(), cores=(core,)))
+    jobs.score(
+        network(tmp_path / "m.onnx"), X, folder=tmp_path / "s", host=dataclasses.replace(local.host(), cores=(core,))
+    )
     (line,) = worker.finished_lines(tmp_path / "s" / "job" / "out" / "results.jsonl").values()
     assert line["affinity"] == [core] or len(os.sched_getaffinity(0)) == 1
 
@@ -324,4 +384,4 @@ def test_processes_are_held_to_the_cores_of_the_host(tmp_path):
 def test_an_emulator_takes_no_times(tmp_path):
     host = Host("an emulator", local.run, environment.describe(), {"command": ["qemu"]})
     with pytest.raises(EnvironmentUnfit, match="an emulator: is an emulator, whose times are no device's"):
-        measure.profile({"m": network(tmp_path / "m.onnx")}, X, folder=tmp_path / "p", host=host)
+        jobs.profile({"m": network(tmp_path / "m.onnx")}, X, folder=tmp_path / "p", host=host)

@@ -12,7 +12,10 @@ from edgekd.metrics import mean_error, top1
 from edgekd.records import Metric
 
 
-@pytest.mark.parametrize("k, n, low, high", [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
+@pytest.mark.parametrize(
+    "k, n, low, high",
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
 def test_wilson_gives_newcombes_published_limits(k, n, low, high):
     assert intervals.wilson(k, n) == pytest.approx((low, high), abs=5e-5)
 
@@ -25,11 +28,14 @@ def test_wilson_at_the_ends():
 
 
 def test_wilson_covers():
-    """Exact coverage: summed over all k, averaged over p (Brown, Cai & DasGupta: close to nominal on average, never far below)."""
+    """Exact coverage: summed over all k, averaged over p (Brown, Cai & DasGupta: close to nominal on average, never far
+    below)."""
     n, covered = 60, []
     for p in np.linspace(0.02, 0.98, 97):
         mass = scipy.stats.binom.pmf(np.arange(n + 1), n, p)
-        covered.append(sum(m for k, m in enumerate(mass) if intervals.wilson(k, n)[0] <= p <= intervals.wilson(k, n)[1]))
+        covered.append(
+            sum(m for k, m in enumerate(mass) if intervals.wilson(k, n)[0] <= p <= intervals.wilson(k, n)[1])
+        )
     assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
     assert min(covered) > 0.89
 
@@ -109,7 +115,8 @@ def pairs(both, only_a, only_b, neither):
 
 
 def test_paired_gives_tangos_published_limits():
-    """Airway hyper-responsiveness before and after transplantation, n = 21: Fagerland, Lydersen & Laake, Statist. Med. 33 (2014) 2850."""
+    """Airway hyper-responsiveness before and after transplantation, n = 21: Fagerland, Lydersen & Laake, Statist. Med.
+    33 (2014) 2850."""
     assert intervals.paired(*pairs(1, 1, 7, 12)) == pytest.approx((-0.286, -0.517, -0.026), abs=5e-4)
 
 
@@ -120,7 +127,10 @@ def test_tango_is_the_score_test_turned_around(only_a, only_b, n):
     for d in np.linspace(-0.999, 0.999, 1999):
         q = np.linspace(max(0.0, -d), (1 - d) / 2, 20001)  # q: share of only_b, q + d of only_a, 1 - 2q - d of the rest
         with np.errstate(divide="ignore", invalid="ignore"):
-            terms = [np.where(count > 0, count * np.log(p), 0.0) for count, p in ((only_a, q + d), (only_b, q), (n - only_a - only_b, 1 - 2 * q - d))]
+            terms = [
+                np.where(count > 0, count * np.log(p), 0.0)
+                for count, p in ((only_a, q + d), (only_b, q), (n - only_a - only_b, 1 - 2 * q - d))
+            ]
         best = q[np.nanargmax(sum(terms))]
         variance = n * (2 * best + d - d * d)
         if variance > 0 and abs(only_a - only_b - n * d) / math.sqrt(variance) <= z:
@@ -168,8 +178,8 @@ def test_skewed_limits_are_halls_transformation_turned_around(sign):
 
 
 def test_a_comparison_of_skewed_records_passes_by_mistake_no_more_often_than_promised():
-    """A candidate whose losses are an exponential worse, judged at exactly what it is worse by: 5 % of the one-sided bounds may lie below. Student's
-    t and the bootstrap give 9 %."""
+    """A candidate whose losses are an exponential worse, judged at exactly what it is worse by: 5 % of the one-sided
+    bounds may lie below. Student's t and the bootstrap give 9 %."""
     loss = Metric("log_loss", "nat", "lower", lambda o, y: o, lambda r: float(np.mean(r)))
     generator, wrong = np.random.default_rng(0), 0
     for _ in range(400):
@@ -207,7 +217,10 @@ def test_paired_of_a_metric():
 
 def test_signed_rank_distribution_is_counted_right():
     for n in (1, 4, 7):
-        sums = [sum(s * r for s, r in zip(signs, range(1, n + 1), strict=True)) for signs in itertools.product((0, 1), repeat=n)]
+        sums = [
+            sum(s * r for s, r in zip(signs, range(1, n + 1), strict=True))
+            for signs in itertools.product((0, 1), repeat=n)
+        ]
         expected = [np.mean(np.array(sums) <= w) for w in range(n * (n + 1) // 2 + 1)]
         assert intervals._signed_rank_cdf(n) == pytest.approx(expected)
 
@@ -254,7 +267,8 @@ def test_interval_of_a_metric():
 def test_interval_of_does_not_take_every_binary_metric_for_a_mean():
     squared = Metric("squared", "", "higher", lambda o, y: o, lambda r: float(np.mean(r)) ** 2)
     value, low, high = intervals.interval_of(squared, np.array([1.0] * 90 + [0.0] * 10))
-    assert value == pytest.approx(0.81) and low < 0.81 < high < 0.95  # Wilson of 90 in 100 would end at 0.945, its square at 0.893
+    # Wilson of 90 in 100 would end at 0.945, its square at 0.893
+    assert value == pytest.approx(0.81) and low < 0.81 < high < 0.95
     assert high == pytest.approx(0.893, abs=0.02)
 
 
@@ -290,7 +304,10 @@ def test_resamples_that_a_statistic_is_not_defined_for_are_drawn_again():
     rng = np.random.default_rng(1)
     rows = np.stack([rng.normal(size=60), np.arange(60) < 2], 1)  # every seventh resample has no positive one
     low, high = intervals.bootstrap(rows, auc)
-    assert (low, high) == intervals.bootstrap(rows, lambda r: auc(r) if 0 < r[:, 1].sum() < len(r) else math.nan) and 0 <= low < auc(rows) < high <= 1
-    seldom = lambda r: float(r.mean()) if len(set(r)) == 8 else math.nan  # of the records as they are, and of hardly a resample
+    assert (low, high) == intervals.bootstrap(
+        rows, lambda r: auc(r) if 0 < r[:, 1].sum() < len(r) else math.nan
+    ) and 0 <= low < auc(rows) < high <= 1
+    # of the records as they are, and of hardly a resample
+    seldom = lambda r: float(r.mean()) if len(set(r)) == 8 else math.nan
     assert np.isnan(intervals.bootstrap(np.arange(8), seldom)).all()
     assert np.isnan(intervals.interval_of(AUC, np.ones((8, 2)))).all()

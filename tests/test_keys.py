@@ -6,9 +6,10 @@ import sys
 import pytest
 import tiny  # noqa: F401  (the recipe's task)
 
-from edgekd import components, plan, recipe, resolving
+from edgekd import components
 from edgekd.criteria.magnitude import magnitude
 from edgekd.losses.kl import kl
+from edgekd.run import plan, recipe, resolve
 
 STAGE = """
 import dataclasses
@@ -39,7 +40,7 @@ def key(tmp_path, monkeypatch):
             'task = "tiny:task"\nthreads = 1\n[[stage]]\nuse = "train"\nepochs = 1\n'
             f'[[stage]]\nname = "own"\nuse = "ownstage:Own"\n{lines}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n'
         )
-        resolved = resolving.resolve(recipe.read(tmp_path / "recipe.toml"))
+        resolved = resolve.resolve(recipe.read(tmp_path / "recipe.toml"))
         if whole:
             return next(k for k, step in plan.make(resolved).steps.items() if step.stage == "ownstage:Own")
         stage = resolved.read.stages[-1]
@@ -50,7 +51,7 @@ def key(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-WAYS = ["{}", '{{ use = {}, x = 1 }}', '[1, {}]', '[{{ a = [{{ use = {} }}] }}]', '{{ {} = 1 }}']
+WAYS = ["{}", "{{ use = {}, x = 1 }}", "[1, {}]", "[{{ a = [{{ use = {} }}] }}]", "{{ {} = 1 }}"]
 
 
 @pytest.mark.parametrize("value", WAYS)
@@ -81,6 +82,8 @@ def test_a_resolved_recipe_says_where_named_modules_lie(lines, monkeypatch, tmp_
     stages = [{"use": "train", "epochs": 1}, {"use": "quantize"}]
     read = recipe.read({"task": "tiny:task", "stage": stages})
     own = [*read.stages[:1], read.stages[1]]
-    own[1].settings.update(ranges="tiny:Net") if "ranges" in lines else own[1].settings.update(losses=({"use": "tiny:Net"},))
-    resolved = resolving.resolve(read)
-    assert "modules = " in resolving.dump(resolved, tmp_path)
+    own[1].settings.update(ranges="tiny:Net") if "ranges" in lines else own[1].settings.update(
+        losses=({"use": "tiny:Net"},)
+    )
+    resolved = resolve.resolve(read)
+    assert "modules = " in resolve.dump(resolved, tmp_path)

@@ -39,7 +39,9 @@ def logits(rows, classes, seed, scale=1.0):
 def test_cross_entropy_by_hand():
     # softmax([0, ln 3]) = [1/4, 3/4]
     z = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)]])
-    assert torch.allclose(cross_entropy(Signals(z), None, batch_of([0, 1])), torch.tensor([math.log(4.0), math.log(4 / 3)]))
+    assert torch.allclose(
+        cross_entropy(Signals(z), None, batch_of([0, 1])), torch.tensor([math.log(4.0), math.log(4 / 3)])
+    )
     smooth = cross_entropy(Signals(z), None, batch_of([0, 0]), smoothing=0.5)  # t = [3/4, 1/4]
     assert torch.allclose(smooth, torch.full((2,), 0.75 * math.log(4.0) + 0.25 * math.log(4 / 3)))
 
@@ -47,8 +49,13 @@ def test_cross_entropy_by_hand():
 def test_kl_by_hand():
     # p = [1/2, 1/2], q = [1/4, 3/4]: KL = ln 2 - 1/2 ln 3 + 1/2 ln 1 ... = 1/2 ln(4/3)
     student, teacher = torch.tensor([[0.0, math.log(3.0)]]), torch.zeros(1, 2)
-    assert torch.allclose(kl(Signals(student), Signals(teacher), batch_of([0]), temperature=1.0), torch.tensor([0.5 * math.log(4 / 3)]))
-    assert torch.allclose(kl(Signals(2 * student), Signals(teacher), batch_of([0]), temperature=2.0), torch.tensor([4 * 0.5 * math.log(4 / 3)]))
+    assert torch.allclose(
+        kl(Signals(student), Signals(teacher), batch_of([0]), temperature=1.0), torch.tensor([0.5 * math.log(4 / 3)])
+    )
+    assert torch.allclose(
+        kl(Signals(2 * student), Signals(teacher), batch_of([0]), temperature=2.0),
+        torch.tensor([4 * 0.5 * math.log(4 / 3)]),
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
@@ -56,15 +63,24 @@ def test_kl_is_scipys_sum_over_classes(temperature):
     student, teacher = logits(7, 11, 0, 3.0), logits(7, 11, 1, 3.0)
     p, q = (softmax(z.double().numpy() / temperature, axis=1) for z in (teacher, student))
     expected = temperature**2 * rel_entr(p, q).sum(1)
-    assert np.allclose(kl(Signals(student), Signals(teacher), batch_of([0] * 7), temperature=temperature), expected, rtol=1e-4, atol=1e-6)
+    assert np.allclose(
+        kl(Signals(student), Signals(teacher), batch_of([0] * 7), temperature=temperature),
+        expected,
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_standardized_kl_by_hand():
     # z = [1, 2, 3]: mean 2, deviation sqrt(2 / 2) = 1, so [-1, 0, 1]; a row of another scale and shift is the same row
-    student, teacher = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]), torch.tensor([[10.0, 30.0, 50.0], [3.0, 2.0, 1.0]])
+    student, teacher = (
+        torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]),
+        torch.tensor([[10.0, 30.0, 50.0], [3.0, 2.0, 1.0]]),
+    )
     value = kl(Signals(student), Signals(teacher), batch_of([0, 0]), temperature=1.0, standardize=True)
     assert value[0].abs() < 1e-6
-    q, p = softmax(np.array([-1, -1, 2]) / np.sqrt(3)), softmax(np.array([1.0, 0.0, -1.0]))  # deviation of [0, 0, 1] is sqrt(1/3)
+    # deviation of [0, 0, 1] is sqrt(1/3)
+    q, p = softmax(np.array([-1, -1, 2]) / np.sqrt(3)), softmax(np.array([1.0, 0.0, -1.0]))
     assert value[1].item() == pytest.approx(rel_entr(p, q).sum(), rel=1e-5)
     z = torch.zeros(2, 5, requires_grad=True)  # no deviation at all
     kl(Signals(z), Signals(logits(2, 5, 0)), batch_of([0, 0]), standardize=True).sum().backward()
@@ -74,7 +90,8 @@ def test_standardized_kl_by_hand():
 
 
 def test_t_squared_keeps_the_gradient():
-    """At high temperature T^2 KL has the gradient of half the squared distance of centred logits, over C: independent of T."""
+    """At high temperature T^2 KL has the gradient of half the squared distance of centred logits, over C: independent
+    of T."""
     teacher, z = logits(5, 10, 2), logits(5, 10, 3)
     grads = {}
     for temperature in (100.0, 1000.0):
@@ -88,7 +105,10 @@ def test_t_squared_keeps_the_gradient():
 
 def test_kl_direction_is_teacher_to_student():
     a, b = torch.tensor([[0.0, 5.0]]), torch.tensor([[0.0, 0.0]])
-    forward, back = kl(Signals(a), Signals(b), batch_of([0]), temperature=1.0), kl(Signals(b), Signals(a), batch_of([0]), temperature=1.0)
+    forward, back = (
+        kl(Signals(a), Signals(b), batch_of([0]), temperature=1.0),
+        kl(Signals(b), Signals(a), batch_of([0]), temperature=1.0),
+    )
     assert forward > 2 * back and kl(Signals(a), Signals(a), batch_of([0])).abs() < 1e-6
 
 
@@ -118,52 +138,75 @@ class TestByHand:
         return value(term, student, HALF, temperature=temperature, **hyper).item() / temperature**2
 
     def test_reverse_kl(self, temperature):
-        assert self.at(reverse_kl, temperature) == pytest.approx(0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2), rel=1e-5)
+        assert self.at(reverse_kl, temperature) == pytest.approx(
+            0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2), rel=1e-5
+        )
 
     def test_jsd(self, temperature):
         # beta 1/2: m = [3/8, 5/8]; beta 1/4: m = [5/16, 11/16]
-        even = 0.5 * (0.5 * math.log(4 / 3) + 0.5 * math.log(4 / 5)) + 0.5 * (0.25 * math.log(2 / 3) + 0.75 * math.log(6 / 5))
+        even = 0.5 * (0.5 * math.log(4 / 3) + 0.5 * math.log(4 / 5)) + 0.5 * (
+            0.25 * math.log(2 / 3) + 0.75 * math.log(6 / 5)
+        )
         assert self.at(jsd, temperature) == pytest.approx(even, rel=1e-4)
         to_p, to_q = 0.5 * math.log(8 / 5) + 0.5 * math.log(8 / 11), 0.25 * math.log(4 / 5) + 0.75 * math.log(12 / 11)
         assert self.at(jsd, temperature, beta=0.25) == pytest.approx(0.25 * to_p + 0.75 * to_q, rel=1e-4)
 
     def test_skewed_kl(self, temperature):
         # alpha 1/4: [5/16, 11/16], reversed [7/16, 9/16]
-        assert self.at(skewed_kl, temperature, alpha=0.25) == pytest.approx(0.5 * math.log(8 / 5) + 0.5 * math.log(8 / 11), rel=1e-4)
+        assert self.at(skewed_kl, temperature, alpha=0.25) == pytest.approx(
+            0.5 * math.log(8 / 5) + 0.5 * math.log(8 / 11), rel=1e-4
+        )
         back = 0.25 * math.log(4 / 7) + 0.75 * math.log(4 / 3)
         assert self.at(skewed_kl, temperature, alpha=0.25, reverse=True) == pytest.approx(back, rel=1e-4)
 
     def test_soft_cross_entropy(self, temperature):
-        assert self.at(soft_cross_entropy, temperature) == pytest.approx(0.5 * math.log(4) + 0.5 * math.log(4 / 3), rel=1e-5)
+        assert self.at(soft_cross_entropy, temperature) == pytest.approx(
+            0.5 * math.log(4) + 0.5 * math.log(4 / 3), rel=1e-5
+        )
 
     def test_dkd(self, temperature):
-        # teacher [1/2, 1/4, 1/4], student [1/4, 1/4, 1/2], label 0: [1/2, 1/2] to [1/4, 3/4], and [1/2, 1/2] to [1/3, 2/3]
+        # teacher [1/2, 1/4, 1/4], student [1/4, 1/4, 1/2], label 0: [1/2, 1/2] to [1/4, 3/4], and [1/2, 1/2] to [1/3,
+        # 2/3]
         student, teacher = temperature * torch.tensor([[0.0, 0.0, LN2]]), temperature * torch.tensor([[LN2, 0.0, 0.0]])
-        parts = [value(dkd, student, teacher, alpha=a, beta=b, temperature=temperature).item() for a, b in ((1, 0), (0, 1), (2, 3))]
+        parts = [
+            value(dkd, student, teacher, alpha=a, beta=b, temperature=temperature).item()
+            for a, b in ((1, 0), (0, 1), (2, 3))
+        ]
         target, rest = temperature**2 * 0.5 * math.log(4 / 3), temperature**2 * 0.5 * math.log(9 / 8)
         assert parts == pytest.approx([target, rest, 2 * target + 3 * rest], rel=1e-4)
 
 
 def test_logit_mse_by_hand():
-    assert value(logit_mse, [[1.0, 2.0, 4.0], [0.0, 0.0, 0.0]], [[0.0, 4.0, 2.0], [3.0, 0.0, 0.0]]).tolist() == [3.0, 3.0]  # (1 + 4 + 4) / 3, 9 / 3
+    # (1 + 4 + 4) / 3, 9 / 3
+    assert value(logit_mse, [[1.0, 2.0, 4.0], [0.0, 0.0, 0.0]], [[0.0, 4.0, 2.0], [3.0, 0.0, 0.0]]).tolist() == [
+        3.0,
+        3.0,
+    ]
 
 
 def test_hard_by_hand():
-    rows = value(hard, QUARTER * 3, [[9.0, 0.0], [-1.0, 0.0], [2.0, 2.0]], labels=[1, 1, 1])  # the teacher says 0, 1, 0; labels are not read
+    # the teacher says 0, 1, 0; labels are not read
+    rows = value(hard, QUARTER * 3, [[9.0, 0.0], [-1.0, 0.0], [2.0, 2.0]], labels=[1, 1, 1])
     assert torch.allclose(rows, torch.tensor([math.log(4), math.log(4 / 3), math.log(4)]))
 
 
 def test_hard_takes_a_label_that_is_shown_alone():
     batch = batch_of([1, 1])
     shown = Signals(None, label=torch.tensor([0, 1], dtype=torch.int32))
-    assert torch.allclose(hard(Signals(torch.tensor(QUARTER * 2)), shown, batch), torch.tensor([math.log(4), math.log(4 / 3)]))
-    both = Signals(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), label=torch.tensor([0, 1]))  # what it shows counts, not what it would have said
-    assert torch.equal(hard(Signals(torch.tensor(QUARTER * 2)), both, batch), hard(Signals(torch.tensor(QUARTER * 2)), shown, batch))
+    assert torch.allclose(
+        hard(Signals(torch.tensor(QUARTER * 2)), shown, batch), torch.tensor([math.log(4), math.log(4 / 3)])
+    )
+    # what it shows counts, not what it would have said
+    both = Signals(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), label=torch.tensor([0, 1]))
+    assert torch.equal(
+        hard(Signals(torch.tensor(QUARTER * 2)), both, batch), hard(Signals(torch.tensor(QUARTER * 2)), shown, batch)
+    )
 
 
 def test_dist_by_hand():
-    # rows [1/2, 1/4, 1/4], [1/4, 1/2, 1/4] against a teacher's [1/2, 1/4, 1/4], [1/4, 1/4, 1/2]: correlations of rows 1 and -1/2;
-    # of classes 1 for the first, 0 for the second (the teacher's has no spread) and for the third (the student's has none)
+    # rows [1/2, 1/4, 1/4], [1/4, 1/2, 1/4] against a teacher's [1/2, 1/4, 1/4], [1/4, 1/4, 1/2]: correlations of rows 1
+    # and -1/2; of classes 1 for the first, 0 for the second (the teacher's has no spread) and for the third (the
+    # student's has none)
     student, teacher = [[LN2, 0.0, 0.0], [0.0, LN2, 0.0]], [[LN2, 0.0, 0.0], [0.0, 0.0, LN2]]
     inter, intra = 1 - 0.25, 1 - 1 / 3
     for (beta, gamma), expected in {(1, 0): inter, (0, 1): intra, (2, 3): 2 * inter + 3 * intra}.items():
@@ -177,9 +220,14 @@ def test_mlkd_by_hand():
     # rows:    PP' = [1/2 1/2; 1/2 1/2], QQ' = [5/8 3/8; 3/8 5/8]: four squares of 1/8, over 2 rows
     # classes: P'P = [1/2 1/2; 1/2 1/2], Q'Q = [5/8 3/8; 3/8 5/8]: the same here, over 2 classes
     student, teacher = [[0.0, LN3], [LN3, 0.0]], [[0.0, 0.0]] * 2
-    only = lambda i, **more: value(mlkd, student, teacher, **dict(zip(LEVELS, (float(i == k) for k in range(3)), strict=True)), **more).item()
-    assert [only(i, temperatures=(1.0,)) for i in range(3)] == pytest.approx([0.5 * math.log(4 / 3), 1 / 32, 1 / 32], rel=1e-5)
-    # a third row, like the first, tells rows from classes: QQ' has 5 of 9 entries 5/8, all off by 1/8; Q'Q = [11/16 9/16; 9/16 19/16], P'P = 3/4
+    only = lambda i, **more: value(
+        mlkd, student, teacher, **dict(zip(LEVELS, (float(i == k) for k in range(3)), strict=True)), **more
+    ).item()
+    assert [only(i, temperatures=(1.0,)) for i in range(3)] == pytest.approx(
+        [0.5 * math.log(4 / 3), 1 / 32, 1 / 32], rel=1e-5
+    )
+    # a third row, like the first, tells rows from classes: QQ' has 5 of 9 entries 5/8, all off by 1/8; Q'Q = [11/16
+    # 9/16; 9/16 19/16], P'P = 3/4
     student, teacher = [*student, student[0]], [*teacher, teacher[0]]
     assert only(1, temperatures=(1.0,)) == pytest.approx(9 / 64 / 3, rel=1e-5)
     assert only(2, temperatures=(1.0,)) == pytest.approx((1 + 9 + 9 + 49) / 256 / 2, rel=1e-5)
@@ -199,13 +247,17 @@ class TestOracle:
 
     def test_divergences(self, temperature):
         p, q = probabilities(self.teacher, temperature), probabilities(self.student, temperature)
-        of = lambda term, **hyper: value(term, self.student, self.teacher, temperature=temperature, **hyper) / temperature**2
+        of = lambda term, **hyper: (
+            value(term, self.student, self.teacher, temperature=temperature, **hyper) / temperature**2
+        )
         self.close(of(reverse_kl), rel_entr(q, p).sum(1))
         self.close(of(jsd), jensenshannon(p, q, axis=1) ** 2)
         for share in (0.1, 0.5, 0.9):
             m = share * p + (1 - share) * q
             # the divergence is the entropy that mixing adds
-            self.close(of(jsd, beta=share), entropy(m, axis=1) - share * entropy(p, axis=1) - (1 - share) * entropy(q, axis=1))
+            self.close(
+                of(jsd, beta=share), entropy(m, axis=1) - share * entropy(p, axis=1) - (1 - share) * entropy(q, axis=1)
+            )
             self.close(of(skewed_kl, alpha=share), rel_entr(p, m).sum(1))
             self.close(of(skewed_kl, alpha=1 - share, reverse=True), rel_entr(q, m).sum(1))
         self.close(of(soft_cross_entropy), rel_entr(p, q).sum(1) + entropy(p, axis=1))
@@ -237,7 +289,9 @@ class TestOracle:
             expected[1] += sum((p[i] @ p[j] - q[i] @ q[j]) ** 2 for i in range(7) for j in range(7)) / 7
             expected[2] += sum((p[:, c] @ p[:, d] - q[:, c] @ q[:, d]) ** 2 for c in range(11) for d in range(11)) / 11
         weights = (1.5, 2.0, 0.25)
-        got = value(mlkd, self.student, self.teacher, temperatures=(temperature, 3.0), **dict(zip(LEVELS, weights, strict=True)))
+        got = value(
+            mlkd, self.student, self.teacher, temperatures=(temperature, 3.0), **dict(zip(LEVELS, weights, strict=True))
+        )
         self.close(got, expected @ weights)
 
 
@@ -245,8 +299,11 @@ def test_logit_terms_against_numpy():
     student, teacher = logits(7, 11, 0, 3.0), logits(7, 11, 1, 3.0)
     s, t = student.double().numpy(), teacher.double().numpy()
     assert np.allclose(value(logit_mse, student, teacher), np.linalg.norm(s - t, axis=1) ** 2 / 11, rtol=1e-5)
-    assert np.allclose(value(hard, student, teacher), [logsumexp(row) - row[t[i].argmax()] for i, row in enumerate(s)], rtol=1e-5)
-    assert torch.equal(value(hard, student, torch.eye(11)[teacher.argmax(1)]), value(hard, student, teacher))  # shows only its labels
+    assert np.allclose(
+        value(hard, student, teacher), [logsumexp(row) - row[t[i].argmax()] for i, row in enumerate(s)], rtol=1e-5
+    )
+    # shows only its labels
+    assert torch.equal(value(hard, student, torch.eye(11)[teacher.argmax(1)]), value(hard, student, teacher))
 
 
 def test_directions_agree():
@@ -257,7 +314,9 @@ def test_directions_agree():
     assert torch.allclose(value(skewed_kl, a, b, alpha=0.3, reverse=True), value(skewed_kl, b, a, alpha=0.3), atol=1e-5)
     hyper = {"temperature": 1.0}
     assert torch.allclose(value(skewed_kl, a, b, alpha=1e-5, **hyper), value(kl, a, b, **hyper), rtol=1e-2)
-    assert torch.allclose(value(skewed_kl, a, b, alpha=1e-5, reverse=True, **hyper), value(reverse_kl, a, b, **hyper), rtol=1e-2)
+    assert torch.allclose(
+        value(skewed_kl, a, b, alpha=1e-5, reverse=True, **hyper), value(reverse_kl, a, b, **hyper), rtol=1e-2
+    )
     assert torch.allclose(value(jsd, a, b, beta=1e-4, **hyper) / 1e-4, value(kl, a, b, **hyper), rtol=5e-2)
     assert torch.allclose(value(jsd, a, b, beta=1 - 1e-4, **hyper) / 1e-4, value(reverse_kl, a, b, **hyper), rtol=5e-2)
 
@@ -266,7 +325,9 @@ def test_jsd_and_skewed_kl_are_bounded():
     apart = torch.tensor([[1e4, 0.0, 0.0]]), torch.tensor([[0.0, 1e4, 0.0]])  # no mass in common
     assert value(jsd, *apart, temperature=1.0).item() == pytest.approx(LN2, rel=1e-5)
     for reverse in (False, True):
-        assert value(skewed_kl, *apart, temperature=1.0, alpha=0.1, reverse=reverse).item() == pytest.approx(math.log(10), rel=1e-5)
+        assert value(skewed_kl, *apart, temperature=1.0, alpha=0.1, reverse=reverse).item() == pytest.approx(
+            math.log(10), rel=1e-5
+        )
 
 
 def test_soft_cross_entropy_has_the_gradient_of_kl():
@@ -280,7 +341,9 @@ def test_soft_cross_entropy_has_the_gradient_of_kl():
 
 def test_kl_at_high_temperature_is_half_the_logit_mse():
     student, teacher = (z - z.mean(1, keepdim=True) for z in (logits(5, 10, 3), logits(5, 10, 2)))
-    assert torch.allclose(value(kl, student, teacher, temperature=100.0), value(logit_mse, student, teacher) / 2, rtol=3e-2)
+    assert torch.allclose(
+        value(kl, student, teacher, temperature=100.0), value(logit_mse, student, teacher) / 2, rtol=3e-2
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -296,14 +359,20 @@ def test_kl_is_the_sum_of_dkds_parts(temperature):
 def test_dkd_is_finite_where_the_label_is_certain():
     """Of a teacher's or student's 1 - p_y that float32 has as 0, the log is still told."""
     certain = torch.tensor([[200.0, 1.0, 0.0]])
-    for student, teacher, expected in ((certain, torch.zeros(1, 3), True), (torch.zeros(1, 3), certain, True), (certain, certain, False)):
+    for student, teacher, expected in (
+        (certain, torch.zeros(1, 3), True),
+        (torch.zeros(1, 3), certain, True),
+        (certain, certain, False),
+    ):
         z = student.clone().requires_grad_()
         got = value(dkd, z, teacher, temperature=1.0)
         got.sum().backward()
         assert got.isfinite().all() and z.grad.isfinite().all() and (z.grad.abs().max() > 1e-3) == expected
     # student sure of 0, teacher undecided: TCKD = 1/3 ln(1/3) + 2/3 (ln(2/3) - ln(e^-199 + e^-200))
     tckd = math.log(1 / 3) / 3 + 2 / 3 * (math.log(2 / 3) + 199 - math.log1p(math.exp(-1)))
-    assert value(dkd, certain, torch.zeros(1, 3), alpha=1.0, beta=0.0, temperature=1.0).item() == pytest.approx(tckd, rel=1e-5)
+    assert value(dkd, certain, torch.zeros(1, 3), alpha=1.0, beta=0.0, temperature=1.0).item() == pytest.approx(
+        tckd, rel=1e-5
+    )
 
 
 def test_dist_sees_neither_scale_nor_shift_of_probabilities():
@@ -312,12 +381,16 @@ def test_dist_sees_neither_scale_nor_shift_of_probabilities():
     assert value(dist, (0.4 * p + 0.6 / 5).log(), p.log()).item() == pytest.approx(0, abs=1e-5)
     own = torch.linspace(0.2, 0.8, 6)[:, None]
     mixed = (own * p + (1 - own) / 5).log()
-    assert value(dist, mixed, p.log(), gamma=0.0).item() == pytest.approx(0, abs=1e-5) and value(dist, mixed, p.log(), beta=0.0) > 1e-3
+    assert (
+        value(dist, mixed, p.log(), gamma=0.0).item() == pytest.approx(0, abs=1e-5)
+        and value(dist, mixed, p.log(), beta=0.0) > 1e-3
+    )
 
 
 @pytest.mark.parametrize("term, levels", [(dist, ("beta", "gamma")), (mlkd, LEVELS)])
 def test_weights_count_rows(term, levels):
-    """The loop has no rows to weigh in one value per batch: the term does. Weight 2 is the row twice, weight 0 the row left out."""
+    """The loop has no rows to weigh in one value per batch: the term does. Weight 2 is the row twice, weight 0 the row
+    left out."""
     student, teacher = logits(6, 4, 0, 2.0), logits(6, 4, 1, 2.0)
     times = torch.tensor([3, 0, 1, 2, 4, 0])
     for level in levels:  # each alone: they differ in size
@@ -346,13 +419,19 @@ def test_the_teachers_own_logits_are_the_minimum(term):
     assert (other > least + 1e-4).all()
 
 
-@pytest.mark.parametrize("term, hyper", [(kl, {}), (reverse_kl, {}), (dkd, {}), (mlkd, {"batch_weight": 0.0, "class_weight": 0.0})])
+@pytest.mark.parametrize(
+    "term, hyper", [(kl, {}), (reverse_kl, {}), (dkd, {}), (mlkd, {"batch_weight": 0.0, "class_weight": 0.0})]
+)
 def test_standardized_rows_have_no_scale_or_shift(term, hyper):
     student, teacher, labels = logits(6, 5, 0), logits(6, 5, 1), [0, 1, 2, 3, 4, 0]
     scale, shift = torch.linspace(0.5, 9, 6)[:, None], torch.linspace(-3, 3, 6)[:, None]
     plain = value(term, student, teacher, labels, standardize=True, **hyper)
-    assert torch.allclose(value(term, scale * student + shift, teacher, labels, standardize=True, **hyper), plain, atol=1e-5)
-    assert torch.allclose(value(term, student, scale * teacher + shift, labels, standardize=True, **hyper), plain, atol=1e-5)
+    assert torch.allclose(
+        value(term, scale * student + shift, teacher, labels, standardize=True, **hyper), plain, atol=1e-5
+    )
+    assert torch.allclose(
+        value(term, student, scale * teacher + shift, labels, standardize=True, **hyper), plain, atol=1e-5
+    )
     by_hand = [torch.from_numpy(zscore(z.double().numpy(), axis=1, ddof=1)) for z in (student, teacher)]
     assert torch.allclose(value(term, *by_hand, labels, **hyper), plain, atol=1e-5)
     assert not torch.allclose(value(term, student, teacher, labels, **hyper), plain, atol=1e-3)
@@ -365,7 +444,9 @@ def test_standardized_rows_have_no_scale_or_shift(term, hyper):
 
 def test_mlkd_standardizes_the_instance_level_only():
     student, teacher = logits(6, 5, 0), logits(6, 5, 1)
-    assert value(mlkd, student, teacher, standardize=True, instance_weight=0.0) == value(mlkd, student, teacher, instance_weight=0.0)
+    assert value(mlkd, student, teacher, standardize=True, instance_weight=0.0) == value(
+        mlkd, student, teacher, instance_weight=0.0
+    )
 
 
 def test_settings_are_bounded():
@@ -383,7 +464,8 @@ def test_settings_are_bounded():
 def test_curriculum_temperature_by_hand_and_against_the_student():
     student, teacher, batch = Signals(logits(5, 4, 0).requires_grad_()), Signals(logits(5, 4, 1)), batch_of([0] * 5)
     term = CurriculumKl(student, teacher, batch, start=3.0, span=8.0)
-    assert torch.allclose(term(student, teacher, batch), kl(student, teacher, batch, temperature=3.0), atol=1e-6)  # 1 + 8 sigmoid(theta) = 3
+    # 1 + 8 sigmoid(theta) = 3
+    assert torch.allclose(term(student, teacher, batch), kl(student, teacher, batch, temperature=3.0), atol=1e-6)
     gradients = []
     for share in (0.0, 0.025, 0.05, 1.0):  # lambda is 0, 1/2, 1, 1
         term.share, term.theta.grad = share, None
@@ -437,7 +519,8 @@ def looks_inside(name):
 
 @pytest.mark.parametrize("name", [name for name in components.names("losses") if not looks_inside(name)])
 class TestContract:
-    """What every term keeps: one value per row, finite values and gradients at extreme logits, rows that don't know each other.
+    """What every term keeps: one value per row, finite values and gradients at extreme logits, rows that don't know
+    each other.
 
     A term may give one value per batch instead, if its rows don't separate."""
 
@@ -453,7 +536,9 @@ class TestContract:
             assert whole.shape == (6,)
         else:  # a mean of rows would be told as rows: the loop weighs them
             halves = [self.call(name, student[part], teacher[part], labels[part]) for part in (slice(3), slice(3, 6))]
-            assert not torch.allclose(whole, sum(halves) / 2, rtol=1e-3) and not torch.allclose(whole, sum(halves), rtol=1e-3)
+            assert not torch.allclose(whole, sum(halves) / 2, rtol=1e-3) and not torch.allclose(
+                whole, sum(halves), rtol=1e-3
+            )
 
     @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
     def test_finite_at_extremes(self, name, scale):
@@ -466,7 +551,9 @@ class TestContract:
     def test_half_precision_is_computed_in_single(self, name):
         student, teacher = logits(4, 4, 0).half(), logits(4, 4, 1).half()
         got = self.call(name, student, teacher, [0, 1, 2, 3])
-        assert got.dtype == torch.float32 and torch.equal(got, self.call(name, student.float(), teacher.float(), [0, 1, 2, 3]))
+        assert got.dtype == torch.float32 and torch.equal(
+            got, self.call(name, student.float(), teacher.float(), [0, 1, 2, 3])
+        )
 
     def test_rows_are_independent(self, name):
         student, teacher = logits(6, 4, 0), logits(6, 4, 1)

@@ -1,4 +1,5 @@
-"""What grows with the number of operators stays linear: four times as many take some four times as long, in this process's own time."""
+"""What grows with the number of operators stays linear: four times as many take some four times as long, in this
+process's own time."""
 
 import time
 
@@ -8,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.probes import memory, static
-from edgekd.quantization import simulate
+from edgekd.quantization.qdq import simulate
 
 info = helper.make_tensor_value_info
 
@@ -16,7 +17,9 @@ info = helper.make_tensor_value_info
 def chain(layers):
     """Products with 4 x 4 bytes, one behind the other, in lattices: four operators each."""
     rng = np.random.default_rng(0)
-    tensors = [numpy_helper.from_array(v, n) for n, v in (("s", np.float32(0.1)), ("z", np.uint8(0)), ("zi", np.int8(0)))]
+    tensors = [
+        numpy_helper.from_array(v, n) for n, v in (("s", np.float32(0.1)), ("z", np.uint8(0)), ("zi", np.int8(0)))
+    ]
     nodes, last = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])], "q"
     for i in range(layers):
         tensors.append(numpy_helper.from_array(rng.integers(-9, 9, (4, 4)).astype(np.int8), f"w{i}"))
@@ -28,7 +31,9 @@ def chain(layers):
         ]
         last = f"q{i}"
     nodes.append(helper.make_node("DequantizeLinear", [last, "s", "z"], ["y"]))
-    graph = helper.make_graph(nodes, "g", [info("x", TensorProto.FLOAT, ["n", 4])], [info("y", TensorProto.FLOAT, ["n", 4])], tensors)
+    graph = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, ["n", 4])], [info("y", TensorProto.FLOAT, ["n", 4])], tensors
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 

@@ -1,4 +1,5 @@
-"""The planned activation bytes against onnxruntime's own: the block that it plans for a graph's values, as its arena logs it."""
+"""The planned activation bytes against onnxruntime's own: the block that it plans for a graph's values, as its arena
+logs it."""
 
 import json
 import re
@@ -16,7 +17,8 @@ from edgekd.probes import memory, static
 
 STUDENT = Path(__file__).parent.parent / "benchmarks" / "cifar10" / "student.onnx"
 
-# an arena that grows by what is asked for, and nothing else, tells each request; the second run asks once, for the block planned from the first
+# an arena that grows by what is asked for, and nothing else, tells each request; the second run asks once, for the
+# block planned from the first
 ARENA = """
 import sys, numpy as np, onnxruntime as o
 o.set_default_logger_severity(0)
@@ -37,14 +39,20 @@ for _ in range(2):
 def block(model, folder, how):
     """Bytes that onnxruntime asks for in the second run of a graph."""
     onnx.save(model, folder / "m.onnx")
-    told = subprocess.run([sys.executable, "-c", ARENA, str(folder / "m.onnx"), how], capture_output=True, text=True, check=True).stderr
+    told = subprocess.run(
+        [sys.executable, "-c", ARENA, str(folder / "m.onnx"), how], capture_output=True, text=True, check=True
+    ).stderr
     second = told.split("RUN")[2]
     return [int(n) for n in re.findall(r"\(requested\) num_bytes: (\d+)", second)]
 
 
 def residual(width=32, blocks=2):
     """Convolutions of 3x3 on 32x32 in residual blocks: three maps live at each addition."""
-    nodes, constants, last = [h.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4)], {"w": test_probes.f(width, 3, 3, 3)}, "a"
+    nodes, constants, last = (
+        [h.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4)],
+        {"w": test_probes.f(width, 3, 3, 3)},
+        "a",
+    )
     for n in range(blocks):
         constants |= {f"u{n}": test_probes.f(width, width, 3, 3), f"v{n}": test_probes.f(width, width, 3, 3)}
         nodes += [
@@ -58,7 +66,9 @@ def residual(width=32, blocks=2):
     return test_probes.model(nodes, {"in:x": ["n", 3, 32, 32], "out:y": ["n", width, 1, 1]}, constants)
 
 
-@pytest.mark.parametrize("model, how", [(test_probes.network(), "optimized"), (residual(), "as written")], ids=["chain", "residual"])
+@pytest.mark.parametrize(
+    "model, how", [(test_probes.network(), "optimized"), (residual(), "as written")], ids=["chain", "residual"]
+)
 def test_a_float_network_takes_what_onnxruntime_plans(tmp_path, model, how):
     found = memory.buffers(model)
     assert block(model, tmp_path, how) == [memory.arena(found, memory.plan(found))]
@@ -72,7 +82,8 @@ def test_onnxruntime_needs_less_where_it_adds_in_place(tmp_path):
 
 @pytest.mark.skipif(not STUDENT.is_file(), reason="the benchmark's file is not here")
 def test_an_int8_network_takes_what_its_integer_operators_read_and_write(tmp_path):
-    """The same number from the sizes that onnxruntime's profile gives of each operator that it ran: at an addition three maps of 16 KiB."""
+    """The same number from the sizes that onnxruntime's profile gives of each operator that it ran: at an addition
+    three maps of 16 KiB."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

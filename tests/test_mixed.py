@@ -16,17 +16,20 @@ from test_quantization import FAMILIES, data, stirred
 from torch import nn
 from toys import Stop, artifact, run_in, teacher_in, toy_task, weights
 
-from edgekd import plan, quantization, recipe, resolving, targets
+from edgekd import quantization, targets
 from edgekd.errors import UsageError
 from edgekd.formats import onnx as format
 from edgekd.probes.operators import Operator, Operators
-from edgekd.quantization import calibrated, check, exact, fake, simulate
+from edgekd.quantization import calibrated
 from edgekd.quantization import grid as grids
-from edgekd.quantization.capture import capture
-from edgekd.quantization.mixed import choose, layer_of, named, saved
-from edgekd.quantization.sensitivity import SAMPLES, fisher, rank_correlation, second_opinion, sensitivity
-from edgekd.quantization.sites import layers, place
+from edgekd.quantization.diagnosis.mixed_precision import choose, layer_of, named, saved
+from edgekd.quantization.diagnosis.sensitivity import SAMPLES, fisher, rank_correlation, second_opinion, sensitivity
+from edgekd.quantization.qdq import simulate
+from edgekd.quantization.torch_graph import check, exact, fake
+from edgekd.quantization.torch_graph.capture import capture
+from edgekd.quantization.torch_graph.sites import layers, place
 from edgekd.records import Scheme
+from edgekd.run import plan, recipe, resolve
 from edgekd.runtimes.onnxruntime import load
 from edgekd.stages.export import Export
 from edgekd.stages.quantize import Quantize
@@ -54,7 +57,13 @@ def sharing(known, names):
     return tuple(n for n in known if known[n] in {known[m] for m in names})
 
 
-WHICH = [("residual", "first"), ("depthwise", "middle"), ("residual", "all"), ("encoder", "all"), *((f, "last") for f in FAMILIES)]
+WHICH = [
+    ("residual", "first"),
+    ("depthwise", "middle"),
+    ("residual", "all"),
+    ("encoder", "all"),
+    *((f, "last") for f in FAMILIES),
+]
 
 
 class TestFloatLayers:
@@ -63,12 +72,16 @@ class TestFloatLayers:
         make, shape = FAMILIES[family]
         model, x = stirred(make()), data(shape, 300)
         known = layers(capture(model, x[:2]))
-        names = {"first": list(known)[:1], "last": list(known)[-1:], "middle": list(known)[1:3], "all": list(known)}[which]
+        names = {"first": list(known)[:1], "last": list(known)[-1:], "middle": list(known)[1:3], "all": list(known)}[
+            which
+        ]
         names = sharing(known, names)
         ours, theirs, grid, path, graph = exported(model, x, tmp_path, Scheme(float_layers=names))
         assert grid.scheme.float_layers == names
         tied = place(graph, names).tied
-        (output,) = (tied.get(n.name, n.name) for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes)
+        (output,) = (
+            tied.get(n.name, n.name) for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes
+        )
         equality = check.compare(ours, theirs, grid.sites[output].scale[0])
         assert equality.reasons == () and equality.equal > 0.995, equality
         rows = simulate.compare(path, {"input": x[:50].numpy()})
@@ -107,17 +120,29 @@ class TestFloatLayers:
 
     def test_layers_without_a_bias_too(self, tmp_path):
         model = stirred(
-            nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False))
+            nn.Sequential(
+                nn.Conv2d(2, 6, 3),
+                nn.ReLU(),
+                nn.Conv2d(6, 4, 3, groups=2, bias=False),
+                nn.ReLU(),
+                nn.Conv2d(4, 2, 1, bias=False),
+            )
         )
         x = data((2, 8, 8), 100)
         ours, theirs, grid, path, _ = exported(model, x, tmp_path, Scheme(float_layers=("conv2d_1", "conv2d_2")))
-        assert len(format.float_kernels(path)) == 2 and check.compare(ours, theirs, grid.sites["conv2d_2"].scale[0]).reasons == ()
+        assert (
+            len(format.float_kernels(path)) == 2
+            and check.compare(ours, theirs, grid.sites["conv2d_2"].scale[0]).reasons == ()
+        )
 
     def test_values_between_float_layers_have_no_site(self):
         graph = capture(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), torch.zeros(2, 4))
         assert len(place(graph).values) == 5
         found = place(graph, ("linear", "linear_1"))
-        assert list(found.values) == ["linear_1", "linear_2", "linear_3"] and list(found.weights) == ["2__weight", "3__weight"]
+        assert list(found.values) == ["linear_1", "linear_2", "linear_3"] and list(found.weights) == [
+            "2__weight",
+            "3__weight",
+        ]
         assert list(found.biases) == ["linear_2", "linear_3"]
 
 
@@ -142,11 +167,17 @@ class TestLayerBits:
         assert np.array_equal(ours, theirs) and all(len(site.scale) == 1 for site in grid.sites.values())
         file = onnx.load(path).graph
         stored = {i.name: numpy_helper.to_array(i) for i in file.initializer}
-        weights = [n for n in file.node if n.op_type == "DequantizeLinear" and stored.get(n.input[0], np.zeros(0)).dtype == np.int8]
+        weights = [
+            n
+            for n in file.node
+            if n.op_type == "DequantizeLinear" and stored.get(n.input[0], np.zeros(0)).dtype == np.int8
+        ]
         assert weights and all(stored[n.input[1]].size == 1 for n in weights)
 
     def test_a_target_file_has_no_layers(self, tmp_path):
-        (tmp_path / "mine.toml").write_text('title = "x"\narchitecture = "aarch64"\nint8 = { float_layers = ["conv2d"] }\n')
+        (tmp_path / "mine.toml").write_text(
+            'title = "x"\narchitecture = "aarch64"\nint8 = { float_layers = ["conv2d"] }\n'
+        )
         with pytest.raises(UsageError, match="there is no fact `float_layers`"):
             targets.load(tmp_path / "mine.toml")
 
@@ -163,7 +194,9 @@ def test_the_layers_of_a_file_are_known(family, tmp_path):
     format.export(graph, None, x[:2], tmp_path / "m.onnx")
     file = named(onnx.load(tmp_path / "m.onnx"), graph).graph
     stored = {i.name: numpy_helper.to_array(i) for i in file.initializer}
-    assert {n.name: stored[n.input[1]].max() for n in file.node if n.name} == {n: getattr(graph, t).max().item() for n, t in known.items()}
+    assert {n.name: stored[n.input[1]].max() for n in file.node if n.name} == {
+        n: getattr(graph, t).max().item() for n, t in known.items()
+    }
 
 
 # ---------------------------------------------------------------- sensitivity
@@ -175,7 +208,8 @@ def power(a, b):
 
 class TestSensitivity:
     def test_by_hand(self):
-        """One weight of 1, an input lattice 0, 1, ... 255: 0.25 becomes 0, 10.5 becomes 10 (half to even); (1/16 + 1/4) / 2."""
+        """One weight of 1, an input lattice 0, 1, ... 255: 0.25 becomes 0, 10.5 becomes 10 (half to even); (1/16 + 1/4)
+        / 2."""
         graph = capture(nn.Sequential(nn.Linear(1, 1, bias=False)), torch.zeros(2, 1))
         graph.get_parameter("0__weight").data.fill_(1)
         module = calibrated(graph, [torch.arange(256.0).reshape(-1, 1)])
@@ -199,10 +233,14 @@ class TestSensitivity:
                 names = sharing(known, [name])
                 kept = place(graph, names)
                 sites = {s: grid.sites[s] for s in (*kept.values, *(t.replace("__", ".") for t in kept.weights))}
-                rest = fake.apply(graph, dataclasses.replace(grid, scheme=dataclasses.replace(grid.scheme, float_layers=names), sites=sites))
+                rest = fake.apply(
+                    graph,
+                    dataclasses.replace(grid, scheme=dataclasses.replace(grid.scheme, float_layers=names), sites=sites),
+                )
                 assert seen.gain == pytest.approx(power(every, wanted) - power(rest(x), wanted), rel=1e-6, abs=1e-15)
                 answers = [
-                    torch.nn.functional.kl_div(torch.log_softmax(m, 1), torch.softmax(wanted, 1), reduction="batchmean") for m in (every, rest(x))
+                    torch.nn.functional.kl_div(torch.log_softmax(m, 1), torch.softmax(wanted, 1), reduction="batchmean")
+                    for m in (every, rest(x))
                 ]
                 assert seen.kl_gain == pytest.approx((answers[0] - answers[1]).item(), rel=0.1, abs=1e-6)
         if family == "perceptron":  # a layer alone: in plain tensors
@@ -210,7 +248,9 @@ class TestSensitivity:
             biases = [getattr(graph, bias.target) for bias in place(graph).biases.values()]
             w, b, s = weights_[0], biases[0], grid.sites
             (site,) = (n for n in s if n.startswith("input"))
-            q = lambda v, at: ((v / s[at].scale[0]).round() + s[at].zero_point).clamp(0, 255).sub(s[at].zero_point) * s[at].scale[0]
+            q = lambda v, at: (
+                ((v / s[at].scale[0]).round() + s[at].zero_point).clamp(0, 255).sub(s[at].zero_point) * s[at].scale[0]
+            )
             scale = torch.tensor(s[next(iter(known.values())).replace("__", ".")].scale)[:, None]
             first = q(torch.relu(q(x, site) @ ((w / scale).round() * scale).T + b), "relu")
             later = torch.relu(first @ weights_[1].T + biases[1])
@@ -230,13 +270,16 @@ class TestSensitivity:
     def test_no_more_rows_than_said(self):
         model, x = stirred(FAMILIES["perceptron"][0]()), data((10,), SAMPLES)
         graph, module = capture(model, x[:2]), calibrated(model, [x])
-        endless = (b for b in (x[:100], torch.cat([x[100:], torch.full((50, 10), 9.0)]), torch.full((4, 10), float("nan"))))
+        endless = (
+            b for b in (x[:100], torch.cat([x[100:], torch.full((50, 10), 9.0)]), torch.full((4, 10), float("nan")))
+        )
         assert sensitivity(module, graph, endless) == sensitivity(module, graph, [x[:100], x[100:]])
 
 
 class TestFisher:
     def test_by_hand(self):
-        """Two classes at even odds, an input of 2: the gradients are 0.5 * 2 and -0.5 * 2. An input of 4 beside it: (1 + 4) / 2."""
+        """Two classes at even odds, an input of 2: the gradients are 0.5 * 2 and -0.5 * 2. An input of 4 beside it: (1
+        + 4) / 2."""
         graph = capture(nn.Linear(1, 2), torch.zeros(2, 1))
         for p in graph.parameters():
             p.data.zero_()
@@ -249,7 +292,10 @@ class TestFisher:
         p = torch.softmax(model(x), 1).detach()
         g = (torch.eye(4)[p.argmax(1)] - p)[:, :, None] * x[:, None]
         found = fisher(capture(model, x[:2]), [x[:30], x[30:]])["linear"]
-        assert found == pytest.approx(g.square().mean().item(), rel=1e-5) and abs(g.mean(0).square().mean().item() - found) > 0.1 * found
+        assert (
+            found == pytest.approx(g.square().mean().item(), rel=1e-5)
+            and abs(g.mean(0).square().mean().item() - found) > 0.1 * found
+        )
 
     def test_times_the_rounding(self):
         """Weights 1 and 0.4 in two bits (-1, 0, 1): 0.4 goes to 0."""
@@ -257,7 +303,9 @@ class TestFisher:
         model.weight.data = torch.tensor([[1.0, 0.4], [0.0, 1.0]])
         x = data((2,), 20)
         graph, module = capture(model, x[:2]), calibrated(model, [x], scheme=Scheme(weight_bits=2))
-        assert second_opinion(module, graph, [x])["linear"] == pytest.approx(0.16 * fisher(graph, [x])["linear"], rel=1e-5)
+        assert second_opinion(module, graph, [x])["linear"] == pytest.approx(
+            0.16 * fisher(graph, [x])["linear"], rel=1e-5
+        )
 
     def test_what_has_no_answers(self):
         graph = capture(nn.Sequential(nn.Linear(2, 1)), torch.zeros(2, 2))
@@ -269,7 +317,9 @@ class TestRanks:
     def test_by_hand(self):
         assert rank_correlation({"a": 1, "b": 2, "c": 30}, {"a": 9, "b": 4, "c": 1, "d": 0}) == -1
         assert rank_correlation({"a": 1, "b": 2}, {"a": -7, "b": 0.1}) == 1
-        assert np.isnan(rank_correlation({"a": 1}, {"a": 1})) and np.isnan(rank_correlation({"a": 1, "b": 1}, {"a": 1, "b": 2}))
+        assert np.isnan(rank_correlation({"a": 1}, {"a": 1})) and np.isnan(
+            rank_correlation({"a": 1, "b": 1}, {"a": 1, "b": 2})
+        )
 
     @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=9))
     @settings(max_examples=50, deadline=None)
@@ -291,7 +341,8 @@ class TestChoose:
         assert choose(noise, saves, 0) == ("slow", "cheap", "free")  # 2 given back: 1 for `cheap`
         assert choose(noise, saves, 5) == ("slow", "dear", "cheap", "free")
         assert choose(noise, {**saves, "slow": 0.5}, 0) == ("free",) and choose({}, {}, 10) == ()
-        assert choose({"small": 2.0, "large": 10.0}, {"small": 1.0, "large": 10.0}, 10) == ("large",)  # by the microsecond it were `small` alone
+        # by the microsecond it were `small` alone
+        assert choose({"small": 2.0, "large": 10.0}, {"small": 1.0, "large": 10.0}, 10) == ("large",)
 
     @given(st.lists(st.tuples(st.integers(0, 20), st.integers(-3, 10)), max_size=8), st.integers(0, 25))
     @settings(max_examples=200, deadline=None)
@@ -303,7 +354,10 @@ class TestChoose:
         every = [c for r in range(len(noise) + 1) for c in itertools.combinations(noise, r) if value(c, cost) <= budget]
         best = max(value(c, noise) for c in every)
         assert found in every and slower <= set(found)
-        assert 2 * value(found, noise) >= best and value(found, noise) - value(slower, noise) >= (best - value(slower, noise)) / 2
+        assert (
+            2 * value(found, noise) >= best
+            and value(found, noise) - value(slower, noise) >= (best - value(slower, noise)) / 2
+        )
         if len({s for s in saves.values() if s >= 0}) <= 1:  # at one price, the greedy choice is the best
             assert value(found, noise) == best
 
@@ -311,7 +365,13 @@ class TestChoose:
 class TestSaved:
     def test_names(self):
         known = ["conv2d", "conv2d_1", "linear"]
-        given = {"conv2d": "conv2d", "conv2d_1_token_5": "conv2d_1", "conv2d_token_12": "conv2d", "fused linear": "linear", "QLinearAdd_1": None}
+        given = {
+            "conv2d": "conv2d",
+            "conv2d_1_token_5": "conv2d_1",
+            "conv2d_token_12": "conv2d",
+            "fused linear": "linear",
+            "QLinearAdd_1": None,
+        }
         assert {name: layer_of(name, known) for name in given} == given
 
     @pytest.mark.parametrize("family", ["residual", "encoder"])
@@ -331,7 +391,11 @@ class TestSaved:
             session = onnxruntime.InferenceSession(str(file), options)
             session.run(None, {"input": x[:1].numpy()})
             events = json.loads(Path(session.end_profiling()).read_text())
-            seen = [(e["name"].removesuffix("_kernel_time"), e["args"]["op_name"]) for e in events if e["name"].endswith("_kernel_time")]
+            seen = [
+                (e["name"].removesuffix("_kernel_time"), e["args"]["op_name"])
+                for e in events
+                if e["name"].endswith("_kernel_time")
+            ]
             found.append(Operators(tuple(Operator(*key, ms, 0.1) for key in seen), 1, 0))
         assert saved(*found, tmp_path / "float.onnx", path) == pytest.approx(dict.fromkeys(layers(graph), 99.0))
 
@@ -341,10 +405,16 @@ class TestSaved:
 
 class TestStage:
     def test_trains_resumes_and_exports(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+        monkeypatch.setattr("edgekd.training.loop.CHECKPOINT_SECONDS", -1.0)
         task = toy_task()
         source = teacher_in(tmp_path / "t", task)
-        stage = Quantize(epochs=3, batch=20, losses=({"use": "cross_entropy", "weight": 1.0},), float_layers=("linear",), layer_bits={"linear_1": 5})
+        stage = Quantize(
+            epochs=3,
+            batch=20,
+            losses=({"use": "cross_entropy", "weight": 1.0},),
+            float_layers=("linear",),
+            layer_bits={"linear_1": 5},
+        )
         whole, cut = run_in(tmp_path / "whole", task), tmp_path / "cut"
         stage(source, whole)
 
@@ -367,8 +437,14 @@ class TestStage:
     @pytest.mark.parametrize(
         "given, texts",
         [
-            ({"float_layers": ["conv2"]}, ["float_layers: the model's graph has no layer `conv2`", "`conv2d`? its layers are conv2d, conv2d_1,"]),
-            ({"layer_bits": {"x": 4}}, ["layer_bits: the model's graph has no layer `x`", "its layers are conv2d, conv2d_1,"]),
+            (
+                {"float_layers": ["conv2"]},
+                ["float_layers: the model's graph has no layer `conv2`", "`conv2d`? its layers are conv2d, conv2d_1,"],
+            ),
+            (
+                {"layer_bits": {"x": 4}},
+                ["layer_bits: the model's graph has no layer `x`", "its layers are conv2d, conv2d_1,"],
+            ),
             ({"layer_bits": {"conv2d": 9}}, ["layer_bits.conv2d: input should be less than or equal to 8"]),
             ({"layer_bits": {"conv2d": 7}, "float_layers": ["conv2d"]}, ["layer_bits: `conv2d` is left in float"]),
         ],
@@ -376,21 +452,25 @@ class TestStage:
     def test_wrong_names_are_told_before_anything_runs(self, given, texts):
         lines = [{"use": "distill", "epochs": 1}, {"use": "quantize", "epochs": 1, **given}]
         with pytest.raises(UsageError) as refused:
-            plan.make(resolving.resolve(recipe.read({"task": "digits", "threads": 1, "stage": lines})))
+            plan.make(resolve.resolve(recipe.read({"task": "digits", "threads": 1, "stage": lines})))
         told = [str(p) for p in refused.value.problems]
         assert any(all(t in line for t in texts) for line in told), told
 
     def test_right_names_are_part_of_the_key(self):
         def keys(**given):
             lines = [{"use": "distill", "epochs": 1}, {"use": "quantize", "epochs": 1, **given}]
-            return set(plan.make(resolving.resolve(recipe.read({"task": "digits", "threads": 1, "stage": lines}))).steps)
+            return set(plan.make(resolve.resolve(recipe.read({"task": "digits", "threads": 1, "stage": lines}))).steps)
 
         assert len(keys() & keys(float_layers=["conv2d"])) == len(keys() & keys(layer_bits={"linear": 7})) < len(keys())
 
     def test_layers_that_share_a_weight_go_together(self):
         model, x = FAMILIES["twice"][0](), data((4, 8, 8), 2)
         told = lambda **given: [str(p) for p in Quantize(**given).check(model, x)]
-        assert told(float_layers=("linear", "linear_1", "conv2d", "conv2d_1")) == told(layer_bits={"linear": 5, "linear_1": 5}) == []
+        assert (
+            told(float_layers=("linear", "linear_1", "conv2d", "conv2d_1"))
+            == told(layer_bits={"linear": 5, "linear_1": 5})
+            == []
+        )
         assert any("`linear` shares its weight with `linear_1`" in t for t in told(float_layers=("linear",)))
         assert len(told(layer_bits={"conv2d": 5, "conv2d_1": 6})) == 2
 
@@ -400,20 +480,37 @@ class TestStage:
 
 @pytest.mark.parametrize(("dtype", "kernel"), [(np.uint8, "QLinearConv"), (np.uint16, "Conv")])
 def test_the_runtime_has_no_integer_kernel_for_16_bit_activations(dtype, kernel, tmp_path):
-    """Which is why a layer is int8 or float: with 16 bits it computes in float and rounds on top. Should this fail, there is a third way."""
+    """Which is why a layer is int8 or float: with 16 bits it computes in float and rounds on top. Should this fail,
+    there is a third way."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     weight = np.random.default_rng(0).integers(-127, 128, (8, 8, 3, 3)).astype(np.int8)
     step = np.float32(0.05 if dtype is np.uint8 else 0.05 / 256)
-    values = {"w": weight, "ws": np.float32(0.01), "wz": np.int8(0), "s": step, "z": dtype(np.iinfo(dtype).max // 2 + 1)}
-    chain = (("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "d"), ("DequantizeLinear", "w ws wz", "wd"), ("Conv", "d wd", "c"))
+    values = {
+        "w": weight,
+        "ws": np.float32(0.01),
+        "wz": np.int8(0),
+        "s": step,
+        "z": dtype(np.iinfo(dtype).max // 2 + 1),
+    }
+    chain = (
+        ("QuantizeLinear", "x s z", "q"),
+        ("DequantizeLinear", "q s z", "d"),
+        ("DequantizeLinear", "w ws wz", "wd"),
+        ("Conv", "d wd", "c"),
+    )
     nodes = [
         helper.make_node(op, inputs.split(), [out])
         for op, inputs, out in (*chain, ("QuantizeLinear", "c s z", "r"), ("DequantizeLinear", "r s z", "y"))
     ]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 8, 6, 6][:2] + side) for n, side in (("x", [6, 6]), ("y", [4, 4]))]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(v, n) for n, v in values.items()])
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 8, 6, 6][:2] + side)
+        for n, side in (("x", [6, 6]), ("y", [4, 4]))
+    ]
+    graph = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(v, n) for n, v in values.items()]
+    )
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 4
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

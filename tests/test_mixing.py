@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 import edgekd
-from edgekd import mixing, recipe
 from edgekd.errors import UsageError
-from edgekd.report.progress import reporter
+from edgekd.progress import reporter
+from edgekd.run import mixed_precision, recipe
 
 MIXED = """
 [mixed]
@@ -30,10 +30,14 @@ def place(tmp_path, monkeypatch):
 
 
 def test_files_with_layers_in_float_are_made_measured_and_found_again(place, monkeypatch):
-    monkeypatch.setattr(mixing, "_times", lambda *_: SAVED)
+    monkeypatch.setattr(mixed_precision, "_times", lambda *_: SAVED)
     asked = []
-    genuine = mixing.mixed.choose
-    monkeypatch.setattr(mixing.mixed, "choose", lambda noise, saved, budget: asked.append((dict(saved), budget)) or genuine(noise, saved, budget))
+    genuine = mixed_precision.mixed.choose
+    monkeypatch.setattr(
+        mixed_precision.mixed,
+        "choose",
+        lambda noise, saved, budget: asked.append((dict(saved), budget)) or genuine(noise, saved, budget),
+    )
     found = edgekd.compress(place / "mixed.toml", out="run").result
     assert asked == [(SAVED, pytest.approx(20.0)), (SAVED, pytest.approx(100.0))]
     mixed = [c for c in found.candidates if "-float" in c.id]
@@ -45,48 +49,72 @@ def test_files_with_layers_in_float_are_made_measured_and_found_again(place, mon
         assert c.id == f"quantize-float{len(layers)}" and set(layers) < set(SAVED)
         assert {"latency_p50_ms", "top1", "file_bytes"} <= {m.name for m in c.measurements}
         assert c.parents == ("distill",) and c.stages[-1] == "int8"
-    monkeypatch.setattr(mixing, "_times", lambda *_: pytest.fail("was known"))
+    monkeypatch.setattr(mixed_precision, "_times", lambda *_: pytest.fail("was known"))
     again = edgekd.compress("run/recipe.toml", out="run").result
-    assert [c.id for c in again.candidates] == [c.id for c in found.candidates] and all(s["reused"] for s in again.steps)
+    assert [c.id for c in again.candidates] == [c.id for c in found.candidates] and all(
+        s["reused"] for s in again.steps
+    )
 
 
 def test_shares_are_of_what_int8_saves_and_no_set_is_made_twice(monkeypatch):
-    """30 us are saved in all: a layer that int8 makes slower saves none. Where all layers would stay float there is nothing to make."""
-    known = {"noise": {"a": 1.0, "b": 2.0, "c": 4.0}, "saved": {"a": 10.0, "b": 20.0, "c": -5.0}, "sharing": {n: [n] for n in "abc"}, "unit": "us"}
+    """30 us are saved in all: a layer that int8 makes slower saves none. Where all layers would stay float there is
+    nothing to make."""
+    known = {
+        "noise": {"a": 1.0, "b": 2.0, "c": 4.0},
+        "saved": {"a": 10.0, "b": 20.0, "c": -5.0},
+        "sharing": {n: [n] for n in "abc"},
+        "unit": "us",
+    }
     chosen, made = iter([("c",), ("c",), ("a", "b", "c"), ()]), []
     budgets = []
-    monkeypatch.setattr(mixing, "_known", lambda *_: known)
-    monkeypatch.setattr(mixing.mixed, "choose", lambda noise, saved, budget: budgets.append(budget) or next(chosen))
-    monkeypatch.setattr(mixing.planning, "extended", lambda resolved, plan, point, change, suffix: made.append((change, suffix)) or plan)
+    monkeypatch.setattr(mixed_precision, "_known", lambda *_: known)
+    monkeypatch.setattr(
+        mixed_precision.mixed, "choose", lambda noise, saved, budget: budgets.append(budget) or next(chosen)
+    )
+    monkeypatch.setattr(
+        mixed_precision.planning,
+        "extended",
+        lambda resolved, plan, point, change, suffix: made.append((change, suffix)) or plan,
+    )
     point = lambda id, parents, stage: SimpleNamespace(id=id, parents=parents, stages=(stage,), step=id, reference=None)
-    seen = [SimpleNamespace(point=point("distill", (), "distill")), SimpleNamespace(point=point("q", ("distill",), "quantize"))]
+    seen = [
+        SimpleNamespace(point=point("distill", (), "distill")),
+        SimpleNamespace(point=point("q", ("distill",), "quantize")),
+    ]
     resolved = SimpleNamespace(read=SimpleNamespace(recipe=SimpleNamespace(mixed={"quantize": [0.4, 0.1, 0.5, 1.0]})))
     plan = SimpleNamespace(steps={"q": SimpleNamespace(settings={"float_layers": ()})})
-    mixing.extend(resolved, plan, {"q": None}, seen, None, Path(), reporter(True))
+    mixed_precision.extend(resolved, plan, {"q": None}, seen, None, Path(), reporter(True))
     assert budgets == pytest.approx([3.0, 12.0, 15.0, 30.0]) and made == [({"float_layers": ("c",)}, "-float1")]
 
 
 def test_without_a_machine_that_can_time_layers_go_by_their_work(place, monkeypatch):
-    monkeypatch.setattr(mixing, "_times", lambda *_: pytest.fail("this machine is none of the targets"))
-    monkeypatch.setattr(mixing.targets, "surplus", lambda *_: ["avx512_vnni"])
+    monkeypatch.setattr(mixed_precision, "_times", lambda *_: pytest.fail("this machine is none of the targets"))
+    monkeypatch.setattr(mixed_precision.targets, "surplus", lambda *_: ["avx512_vnni"])
     asked = []
-    genuine = mixing.mixed.choose
-    monkeypatch.setattr(mixing.mixed, "choose", lambda noise, saved, budget: asked.append(dict(saved)) or genuine(noise, saved, budget))
+    genuine = mixed_precision.mixed.choose
+    monkeypatch.setattr(
+        mixed_precision.mixed,
+        "choose",
+        lambda noise, saved, budget: asked.append(dict(saved)) or genuine(noise, saved, budget),
+    )
     edgekd.compress(place / "mixed.toml", out="run")
     # 10 x 10 images at stride 2: 25 places; 24 channels
     assert asked[0] == {"conv2d": 25 * 9 * 24, "conv2d_1": 25 * 9 * 24, "conv2d_2": 25 * 24 * 24, "linear": 24 * 3}
 
 
 def test_what_a_layer_in_float_has_converted_is_counted():
-    """By hand: the file's ends are 2 x 4 x 4 and 3 x 4 x 4 values, 80 in all, in 8 us: 0.1 us a value. The layer reads 32 and writes 48."""
+    """By hand: the file's ends are 2 x 4 x 4 and 3 x 4 x 4 values, 80 in all, in 8 us: 0.1 us a value. The layer reads
+    32 and writes 48."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", c, 4, 4]) for n, c in (("x", 2), ("y", 3))]
     weight = numpy_helper.from_array(np.zeros((3, 2, 1, 1), np.float32), "w")
-    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], name="conv")], "g", ends[:1], ends[1:], [weight])
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")], "g", ends[:1], ends[1:], [weight]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    assert mixing.with_conversions({"conv": -3.0}, model, 0.008) == {"conv": pytest.approx(5.0)}
+    assert mixed_precision.with_conversions({"conv": -3.0}, model, 0.008) == {"conv": pytest.approx(5.0)}
 
 
 def test_what_the_table_says_wrongly_is_told(place):
@@ -96,7 +124,11 @@ def test_what_the_table_says_wrongly_is_told(place):
     with pytest.raises(UsageError) as error:
         recipe.read(place / "wrong.toml")
     told = str(error.value)
-    assert "mixed.prune: `prune` makes no int8" in told and "did you mean `quantize`?" in told and "names its float_layers itself" in told
+    assert (
+        "mixed.prune: `prune` makes no int8" in told
+        and "did you mean `quantize`?" in told
+        and "names its float_layers itself" in told
+    )
     (place / "wrong.toml").write_text(tiny.RECIPE + "\n[mixed]\nquantize = [1.5]\n")
     with pytest.raises(UsageError, match="mixed.quantize"):
         recipe.read(place / "wrong.toml")

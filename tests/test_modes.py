@@ -1,4 +1,5 @@
-"""Whom a student learns from: inner layers, peers, its own past, several teachers, grey and black boxes; each resumes to the bit."""
+"""Whom a student learns from: inner layers, peers, its own past, several teachers, grey and black boxes; each resumes
+to the bit."""
 
 import dataclasses
 import itertools
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 from toys import Stop, artifact, net, run_in, teacher_in, toy_task, weights
 
-from edgekd import Task, arrays, components, models
-from edgekd.balance import Balance
+from edgekd import Task, arrays, components
 from edgekd.data import Arrays
+from edgekd.data.columns import load
+from edgekd.data.epochs import epochs
 from edgekd.ensembles.confidence import confidence
 from edgekd.ensembles.learned import Learned
 from edgekd.ensembles.mean import mean
@@ -20,19 +22,19 @@ from edgekd.ensembles.mean_logits import mean_logits
 from edgekd.ensembles.routed import routed
 from edgekd.errors import UsageError
 from edgekd.metrics import top1
+from edgekd.models import saved
+from edgekd.models.taps import pairs, watch
 from edgekd.records import Batch, Sample, Signals
-from edgekd.sources.columns import load
-from edgekd.sources.epochs import epochs
 from edgekd.stages import train as train_stage
 from edgekd.stages.answer import Answer
 from edgekd.stages.distill import Distill
 from edgekd.stages.train import Train
-from edgekd.taps import pairs, watch
 from edgekd.teachers.cached import cached, spread
 from edgekd.teachers.ema import Ema
-from edgekd.terms import Term, curve_at, gradient_norms, terms
-from edgekd.train import fit
-from edgekd.trials import rehearse
+from edgekd.training.balance import Balance
+from edgekd.training.loop import fit
+from edgekd.training.loss_checks import rehearse
+from edgekd.training.terms import Term, curve_at, gradient_norms, terms
 
 
 @pytest.fixture
@@ -71,9 +73,12 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stop_at", [5, 7])
 def test_every_mode_resumes_to_the_bit(tmp_path, task, monkeypatch, mode, stop_at):
-    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("edgekd.training.loop.CHECKPOINT_SECONDS", -1.0)
     given = MODES[mode]
-    teachers = [teacher_in(tmp_path / f"teacher{i}", task, seed=i) for i in range(len(given.get("teachers", ())) or (mode in ("taps", "balanced")))]
+    teachers = [
+        teacher_in(tmp_path / f"teacher{i}", task, seed=i)
+        for i in range(len(given.get("teachers", ())) or (mode in ("taps", "balanced")))
+    ]
     stage = Distill(epochs=3, batch=20, lr=0.01, **given)
     whole = run_in(tmp_path / "whole", task)
     stage(None, whole, teacher=tuple(teachers))
@@ -88,14 +93,20 @@ def test_every_mode_resumes_to_the_bit(tmp_path, task, monkeypatch, mode, stop_a
     stage(None, again, teacher=tuple(teachers))
     kept = weights(whole)
     assert all(torch.equal(t, weights(again)[n]) for n, t in kept.items())
-    assert set(kept) == set(models.create(task, "student", 0).state_dict())  # nothing of projectors, peers or averages is left
+    # nothing of projectors, peers or averages is left
+    assert set(kept) == set(saved.create(task, "student", 0).state_dict())
 
 
 def test_modes_are_not_all_the_same_training(tmp_path, task):
     teacher = teacher_in(tmp_path / "t", task)
     found = {}
     for mode, given in {**MODES, "plain": {"losses": (CE, KL)}}.items():
-        teachers = {"taps": (teacher,), "plain": (teacher,), "balanced": (teacher,), "learned ensemble": (teacher, teacher)}.get(mode, ())
+        teachers = {
+            "taps": (teacher,),
+            "plain": (teacher,),
+            "balanced": (teacher,),
+            "learned ensemble": (teacher, teacher),
+        }.get(mode, ())
         run = run_in(tmp_path / mode, task)
         Distill(epochs=2, batch=20, lr=0.01, **given)(None, run, teacher=teachers)
         found[mode] = weights(run)["0.weight"]
@@ -123,7 +134,11 @@ def test_pairs_and_watch():
     x = torch.ones(4, 2)
     model(x)
     seen = look()
-    assert torch.equal(seen["0@input"], x) and torch.equal(seen["0"], model[0](x)) and torch.equal(seen["1"], seen["0"] + 1)
+    assert (
+        torch.equal(seen["0@input"], x)
+        and torch.equal(seen["0"], model[0](x))
+        and torch.equal(seen["1"], seen["0"] + 1)
+    )
     with pytest.raises(UsageError, match="not called"):
         look()
         look()
@@ -146,25 +161,36 @@ def test_projectors_learn_and_get_gradients(tmp_path, task):
 
 
 def test_peers_gradients_never_cross(tmp_path, task, monkeypatch):
-    """The loss of one peer has no gradient in the other: with the other's own terms at weight 0, it stays where it was, but for batch norm."""
-    one, two = (models.create(task, "student", seed) for seed in (0, 1))
+    """The loss of one peer has no gradient in the other: with the other's own terms at weight 0, it stays where it was,
+    but for batch norm."""
+    one, two = (saved.create(task, "student", seed) for seed in (0, 1))
     before = {n: p.clone() for n, p in two.named_parameters()}
     run = run_in(tmp_path, task)
-    batch = next(iter([Batch(torch.randn(8, 6), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), torch.arange(8), torch.ones(8))]))
-    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", 1e9)
+    batch = next(
+        iter([Batch(torch.randn(8, 6), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), torch.arange(8), torch.ones(8))])
+    )
+    monkeypatch.setattr("edgekd.training.loop.CHECKPOINT_SECONDS", 1e9)
     seen = []
 
-    def loss(student, teacher, batch):  # only the first peer's rows count: the second has the first's output as its teacher
+    # only the first peer's rows count: the second has the first's output as its teacher
+    def loss(student, teacher, batch):
         mine = len(seen) % 2 == 0
         seen.append(teacher.output.requires_grad)
         return (student.output - teacher.output).square().sum(1) * (1.0 if mine else 0.0)
 
     monkeypatch.setitem(components.__dict__, "find", lambda folder, use: loss)
     settings = Distill(epochs=1, batch=8, weight_decay=0.0, optimizer="sgd", lr=0.1)
-    fit([one, two], lambda epoch, start: iter([batch]), [Term("own", 1.0)], settings=settings, steps_per_epoch=1, run=run)
+    fit(
+        [one, two],
+        lambda epoch, start: iter([batch]),
+        [Term("own", 1.0)],
+        settings=settings,
+        steps_per_epoch=1,
+        run=run,
+    )
     assert seen and not any(seen)
     assert all(torch.equal(p, before[n]) for n, p in two.named_parameters())
-    assert not torch.equal(one[0].weight, models.create(task, "student", 0)[0].weight)
+    assert not torch.equal(one[0].weight, saved.create(task, "student", 0)[0].weight)
 
 
 def test_peers_begin_apart_and_the_first_is_the_lone_students_start(tmp_path, task, monkeypatch):
@@ -176,7 +202,7 @@ def test_peers_begin_apart_and_the_first_is_the_lone_students_start(tmp_path, ta
 
     monkeypatch.setattr(train_stage, "learn", watched)
     Distill(epochs=1, batch=20, lr=1e-9, losses=(CE, KL), peers=3)(None, run_in(tmp_path, task))
-    assert torch.equal(begun[0], models.create(task, "student", 0)[0].weight)
+    assert torch.equal(begun[0], saved.create(task, "student", 0)[0].weight)
     assert len(begun) == 3 and not any(torch.equal(a, b) for a, b in itertools.combinations(begun, 2))
     assert torch.allclose(weights(run_in(tmp_path, task))["0.weight"], begun[0], atol=1e-6)  # the first is kept
 
@@ -205,13 +231,24 @@ def fitted(folder, monkeypatch, loss, student, batches, epochs=1, **how):
     find = components.find
     monkeypatch.setattr(components, "find", lambda folder, use: loss if use == "own" else find(folder, use))
     teachers, term = how.pop("teachers", None), how.pop("term", Term("own", 1.0))
-    settings = Distill(epochs=epochs, lr=1.0, optimizer="sgd", momentum=0.0, schedule="constant", warmup=0.0, weight_decay=0.0, **how)
+    settings = Distill(
+        epochs=epochs, lr=1.0, optimizer="sgd", momentum=0.0, schedule="constant", warmup=0.0, weight_decay=0.0, **how
+    )
     source = lambda epoch, start: iter(batches[start:])
-    fit(student, source, [term], settings=settings, steps_per_epoch=len(batches), run=run_in(folder, toy_task()), teachers=teachers)
+    fit(
+        student,
+        source,
+        [term],
+        settings=settings,
+        steps_per_epoch=len(batches),
+        run=run_in(folder, toy_task()),
+        teachers=teachers,
+    )
 
 
 def test_the_own_past_moves_with_every_step_of_a_training(tmp_path, monkeypatch):
-    """By hand: a weight that grows by 1 with each step, over two epochs of two; its average at decay 1/2 is heard before each."""
+    """By hand: a weight that grows by 1 with each step, over two epochs of two; its average at decay 1/2 is heard
+    before each."""
     heard, batch = [], Batch(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), torch.arange(1), torch.ones(1))
 
     def loss(student, teacher, batch):
@@ -219,7 +256,9 @@ def test_the_own_past_moves_with_every_step_of_a_training(tmp_path, monkeypatch)
         return -student.output.sum(1)
 
     student = one_weight()
-    fitted(tmp_path, monkeypatch, loss, student, [batch, batch], epochs=2, ema=0.5, term=Term("own", 1.0, teacher="ema"))
+    fitted(
+        tmp_path, monkeypatch, loss, student, [batch, batch], epochs=2, ema=0.5, term=Term("own", 1.0, teacher="ema")
+    )
     assert student.weight.item() == 4.0 and heard == [0.0, 0.5, 1.25, 2.125]
 
 
@@ -232,7 +271,8 @@ def test_the_own_past_has_the_students_batch_statistics():
 
 
 def test_the_own_past_is_tapped_at_the_teachers_path(tmp_path, task):
-    """With a path for each side the average is looked at where the recipe says, beside a term that taps another teacher elsewhere."""
+    """With a path for each side the average is looked at where the recipe says, beside a term that taps another teacher
+    elsewhere."""
     teacher, seen = teacher_in(tmp_path / "t", task), []
 
     class Watch(nn.Module):
@@ -243,7 +283,10 @@ def test_the_own_past_is_tapped_at_the_teachers_path(tmp_path, task):
         def forward(self, student, teacher, batch):
             return (student.output - teacher.output).square().mean(1)
 
-    components_find, components.find = components.find, lambda folder, use: Watch if use == "watch" else components_find(folder, use)
+    components_find, components.find = (
+        components.find,
+        lambda folder, use: Watch if use == "watch" else components_find(folder, use),
+    )
     try:
         losses = ({"use": "watch", "teacher": "ema", "on": ["0 -> 2"]}, {**NEAR, "on": ["4 -> 1"]})
         Distill(epochs=1, batch=20, losses=losses)(None, run_in(tmp_path / "s", task), teacher=(teacher,))
@@ -262,7 +305,8 @@ def of(rows):
 def test_ensembles_by_hand():
     signals, batch = {"a": of([0.8, 0.2]), "b": of([0.4, 0.6])}, batch_of([0])
     assert mean(signals, batch).output.softmax(-1)[0].tolist() == pytest.approx([0.6, 0.4])
-    assert mean(signals, batch).output.exp()[0].tolist() == pytest.approx([0.6, 0.4])  # its logits are log probabilities: a loss may compare them
+    # its logits are log probabilities: a loss may compare them
+    assert mean(signals, batch).output.exp()[0].tolist() == pytest.approx([0.6, 0.4])
     softened = lambda s: (s.output / 2).softmax(-1)
     expected = (softened(signals["a"]) + softened(signals["b"])) / 2
     assert torch.allclose((mean(signals, batch, temperature=2.0).output / 2).softmax(-1), expected)
@@ -283,7 +327,11 @@ def test_routed_asks_the_teacher_of_the_class():
     signals = {"a": Signals(torch.zeros(3, 3)), "b": Signals(torch.ones(3, 3))}
     found = routed(signals, batch_of([0, 2, 1]), classes={"a": (0, 1), "b": (2,)}).output
     assert found[:, 0].tolist() == [0.0, 1.0, 0.0]
-    wrong = {"no teacher for the classes 1": {"a": (0,), "b": (2,)}, "another": {"a": (0, 1), "b": (1, 2)}, "named c": {"c": (0,)}}
+    wrong = {
+        "no teacher for the classes 1": {"a": (0,), "b": (2,)},
+        "another": {"a": (0, 1), "b": (1, 2)},
+        "named c": {"c": (0,)},
+    }
     for word, classes in wrong.items():
         with pytest.raises(ValueError, match=word):
             routed(signals, batch_of([0, 1, 2]), classes=classes)
@@ -292,7 +340,9 @@ def test_routed_asks_the_teacher_of_the_class():
 def test_routed_asks_the_teacher_of_the_tag():
     signals = {"day": Signals(torch.zeros(3, 3)), "night": Signals(torch.ones(3, 3))}
     batch = dataclasses.replace(batch_of([0, 2, 1]), tags=[("dark", "wet"), (), ("bright",)])
-    assert routed(signals, batch, tags={"day": ("bright",), "night": ("dark",)} | {"day": ()}).output[:, 0].tolist() == [1.0, 0.0, 0.0]
+    assert routed(signals, batch, tags={"day": ("bright",), "night": ("dark",)} | {"day": ()}).output[
+        :, 0
+    ].tolist() == [1.0, 0.0, 0.0]
     wrong = {
         "sample 1, tagged with nothing, has no teacher": {"day": ("bright",), "night": ("dark",)},
         "tagged dark, wet, has the teachers day and night": {"day": ("wet",), "night": ("dark",)},
@@ -315,7 +365,9 @@ def test_tags_reach_the_batch_and_the_key(task):
     assert [len(t) for t in batch.tags] == [int(i) % 2 for i in batch.index]
     assert load(plain, "train").tags is None and load(plain, "train").digest != columns.digest
     held = Arrays(np.zeros((2, 6), np.float32), np.zeros(2, np.int64), ["a", "b"], [("x",), ()])
-    assert load(dataclasses.replace(task, data=lambda split: held), "train").tags == [("x",), ()] and held[0].tags == ("x",)
+    assert load(dataclasses.replace(task, data=lambda split: held), "train").tags == [("x",), ()] and held[0].tags == (
+        "x",
+    )
 
 
 def test_learned_weights_find_the_better_teacher():
@@ -333,8 +385,9 @@ def test_learned_weights_find_the_better_teacher():
 
 
 def test_learned_weights_learn_within_a_training(tmp_path, monkeypatch):
-    """By hand: teachers that give the label 0.8 and 0.4, weights 1/2 each at first. The gradient is w - w p / sum(w p) = -1/6 and 1/6, so after a
-    step of 1 the weights are sigmoid(1/3) and the rest; the student's loss, which would have it otherwise, has no say."""
+    """By hand: teachers that give the label 0.8 and 0.4, weights 1/2 each at first. The gradient is w - w p / sum(w p)
+    = -1/6 and 1/6, so after a step of 1 the weights are sigmoid(1/3) and the rest; the student's loss, which would have
+    it otherwise, has no say."""
     heard, batch = [], Batch(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), torch.arange(1), torch.ones(1))
 
     def loss(student, teacher, batch):
@@ -349,7 +402,8 @@ def test_learned_weights_learn_within_a_training(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", components.names("ensembles"))
 def test_ensembles_keep_their_contract(name):
-    """Finite at extremes, no gradient to the teachers' liking, a lone teacher stays itself up to a shift of its logits."""
+    """Finite at extremes, no gradient to the teachers' liking, a lone teacher stays itself up to a shift of its
+    logits."""
     part = components.find("ensembles", name)
     if isinstance(part, type):
         part = part(("a",), 3)
@@ -412,13 +466,14 @@ def test_boxes_show_no_more_than_they_say(tmp_path, task):
     batch = batch_of([0] * 10)
     batch.view = 1
     full = answers["logits"](batch).output
-    assert torch.allclose(answers["top"](batch).output.softmax(-1), full.softmax(-1), atol=1e-5)  # of three classes two tell all
+    # of three classes two tell all
+    assert torch.allclose(answers["top"](batch).output.softmax(-1), full.softmax(-1), atol=1e-5)
     black = answers["label"](batch)
     assert black.output is None and torch.equal(black.label, full.argmax(-1).int())
 
 
 def test_a_black_box_can_not_be_asked_for_its_distribution(task):
-    student, teacher = models.create(task, "student", 0), models.create(task, "teacher", 0)
+    student, teacher = saved.create(task, "student", 0), saved.create(task, "teacher", 0)
     guides, data = {"": teacher}, load(task, "train")
     ((number, message, hint),) = rehearse((CE, KL), student, guides, task, data, {"": "label"})
     assert number == 1 and "black box" in message and "hard" in hint
@@ -430,7 +485,18 @@ def test_a_black_box_can_not_be_asked_for_its_distribution(task):
 
 
 def test_terms_read_the_keys_of_all_terms():
-    (term,) = terms([{"use": "kl", "weight": 2, "on": ["a -> b"], "teacher": "x", "schedule": {"weight": [[0, 1]]}, "temperature": 3.0}])
+    (term,) = terms(
+        [
+            {
+                "use": "kl",
+                "weight": 2,
+                "on": ["a -> b"],
+                "teacher": "x",
+                "schedule": {"weight": [[0, 1]]},
+                "temperature": 3.0,
+            }
+        ]
+    )
     assert term == Term("kl", 2.0, {"temperature": 3.0}, (("a", "b"),), "x", {"weight": [[0, 1]]})
 
 
@@ -463,7 +529,11 @@ RECIPE = {
             **SHORT,
             "teacher": ["teacher", "other", "assistant"],
             "combine": {"use": "confidence"},
-            "losses": [CE, KL, {**KL, "teacher": "assistant", "schedule": {"by": "agreement", "temperature": [[0, 8], [1, 2]]}}],
+            "losses": [
+                CE,
+                KL,
+                {**KL, "teacher": "assistant", "schedule": {"by": "agreement", "temperature": [[0, 8], [1, 2]]}},
+            ],
         },
         {"use": "distill", "name": "inside", **SHORT, "losses": [CE, NEAR, {"use": "heads", "on": ["1", "2"]}]},
         {"use": "distill", "name": "outside", **SHORT, "teacher": "oracle", "losses": [{"use": "hard"}]},
@@ -475,12 +545,12 @@ RECIPE = {
 def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_path, monkeypatch):
     import onnx
 
-    from edgekd import pipeline, plan, recipe, resolving
-    from edgekd.report.progress import reporter
-    from edgekd.store import Store
+    from edgekd.progress import reporter
+    from edgekd.run import execute, plan, recipe, resolve
+    from edgekd.store.store import Store
 
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
-    resolved = resolving.resolve(recipe.read(RECIPE))
+    resolved = resolve.resolve(recipe.read(RECIPE))
     planned = plan.make(resolved)
     wanted = [(s.label, s.stage) for s in planned.steps.values()]
     assert ("assistant", "distill") in wanted and ("answers of oracle", "answer") in wanted
@@ -489,11 +559,13 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
     judged = [s for s in planned.steps.values() if s.settings.get("split") == "validation"]
     assert {s.label for s in judged} == {f"answers of {n} (validation)" for n in ("teacher", "other", "assistant")}
     assert any("heads" in line and "learns" in line for line in planned.losses["stage 2 (inside)"])
-    assert any("weight 1, temperature 8 to 2 over the agreement" in line for line in planned.losses["stage 1 (distill)"])
+    assert any(
+        "weight 1, temperature 8 to 2 over the agreement" in line for line in planned.losses["stage 1 (distill)"]
+    )
     again = tmp_path / "recipe.toml"
-    again.write_text(resolving.dump(resolved, tmp_path))
-    assert list(plan.make(resolving.resolve(recipe.read(again))).steps) == list(planned.steps)
-    made, _ = pipeline.run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
+    again.write_text(resolve.dump(resolved, tmp_path))
+    assert list(plan.make(resolve.resolve(recipe.read(again))).steps) == list(planned.steps)
+    made, _ = execute.run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
     sizes = {p.id: made[p.export].files and (made[p.export].folder / "model.onnx") for p in planned.points}
     plain = {i.name: tuple(i.dims) for i in onnx.load(sizes["distill"]).graph.initializer}
     for name in ("inside", "outside", "together"):
@@ -502,23 +574,28 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
 
 def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp_path, monkeypatch):
     """Where all classes are one teacher's, the student is that teacher's alone; where one is the other's, it is not."""
-    from edgekd import pipeline, plan, recipe, resolving
-    from edgekd.report.progress import reporter
-    from edgekd.store import Store
+    from edgekd.progress import reporter
+    from edgekd.run import execute, plan, recipe, resolve
+    from edgekd.store.store import Store
 
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
     ways = {"alone": {}}
     for name, ours, theirs in (("whole", [0, 1, 2], []), ("shared", [0, 1], [2])):
-        ways[name] = {"teacher": ["teacher", "other"], "combine": {"use": "routed", "classes": {"teacher": ours, "other": theirs}}}
+        ways[name] = {
+            "teacher": ["teacher", "other"],
+            "combine": {"use": "routed", "classes": {"teacher": ours, "other": theirs}},
+        }
     found = {}
     for name, how in ways.items():
         stage = {"use": "distill", **SHORT, "lr": 0.02, "losses": [KL], **how}
-        resolved = resolving.resolve(recipe.read({**RECIPE, "model": {n: RECIPE["model"][n] for n in ("teacher", "other")}, "stage": [stage]}))
+        resolved = resolve.resolve(
+            recipe.read({**RECIPE, "model": {n: RECIPE["model"][n] for n in ("teacher", "other")}, "stage": [stage]})
+        )
         planned = plan.make(resolved)
         planned.steps = {key: step for key, step in planned.steps.items() if step.stage != "export"}
-        made, _ = pipeline.run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
+        made, _ = execute.run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
         (point,) = [p for p in planned.points if p.id == "distill"]
-        found[name] = models.read_tensors(made[point.step].folder / "weights.safetensors")["4.weight"]
+        found[name] = saved.read_tensors(made[point.step].folder / "weights.safetensors")["4.weight"]
     near = lambda name: torch.allclose(found[name], found["alone"], atol=1e-6)
     assert near("whole") and not near("shared")
 
@@ -538,26 +615,44 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
         ({"losses": [{"use": "hint", "on": ["22"]}]}, ("no such module",)),
         ({"losses": [{"use": "hint", "on": ["0"]}], "teacher": "oracle"}, ("shows its label only",)),
         ({"losses": [{"use": "kl"}], "teacher": "oracle"}, ("black box",)),
-        ({"losses": [{"use": "hint", "on": ["0"]}], "teacher": ["teacher", "other"]}, ("looks inside a teacher", "name one")),
+        (
+            {"losses": [{"use": "hint", "on": ["0"]}], "teacher": ["teacher", "other"]},
+            ("looks inside a teacher", "name one"),
+        ),
         ({"combine": {"use": "routed"}, "teacher": ["teacher", "other"]}, ("give either",)),
-        ({"combine": {"use": "routed", "tags": {"teacher": ["a"]}}, "teacher": ["teacher", "other"]}, ("combine", "have no tags")),
-        ({"combine": {"use": "routed", "classes": {"teacher": [0, 1]}}, "teacher": ["teacher", "other"]}, ("no teacher for the classes 2",)),
+        (
+            {"combine": {"use": "routed", "tags": {"teacher": ["a"]}}, "teacher": ["teacher", "other"]},
+            ("combine", "have no tags"),
+        ),
+        (
+            {"combine": {"use": "routed", "classes": {"teacher": [0, 1]}}, "teacher": ["teacher", "other"]},
+            ("no teacher for the classes 2",),
+        ),
         ({"losses": [{**CE, "schedule": {"by": "agreement", "weight": [[0, 1]]}}]}, ("has none that is given",)),
-        ({"losses": [{"use": "kl", "schedule": {"by": "agrement", "weight": [[0, 1]]}}]}, ("one of training, agreement",)),
-        ({"losses": [{"use": "contrastive", "on": ["2"], "schedule": {"dim": [[0, 8]]}}]}, ("one of weight, temperature",)),
+        (
+            {"losses": [{"use": "kl", "schedule": {"by": "agrement", "weight": [[0, 1]]}}]},
+            ("one of training, agreement",),
+        ),
+        (
+            {"losses": [{"use": "contrastive", "on": ["2"], "schedule": {"dim": [[0, 8]]}}]},
+            ("one of weight, temperature",),
+        ),
     ],
 )
 def test_what_a_recipe_can_not_mean(stage, words):
-    from edgekd import plan, recipe, resolving
+    from edgekd.run import plan, recipe, resolve
 
     with pytest.raises(UsageError) as caught:
-        plan.make(resolving.resolve(recipe.read({**RECIPE, "stage": [{"use": "distill", **SHORT, **stage}]})))
+        plan.make(resolve.resolve(recipe.read({**RECIPE, "stage": [{"use": "distill", **SHORT, **stage}]})))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_models_do_not_learn_from_themselves():
-    from edgekd import recipe
+    from edgekd.run import recipe
 
-    circle = {"a": {"distill": {"model": "student", "teacher": "b"}}, "b": {"distill": {"model": "student", "teacher": "a"}}}
+    circle = {
+        "a": {"distill": {"model": "student", "teacher": "b"}},
+        "b": {"distill": {"model": "student", "teacher": "a"}},
+    }
     with pytest.raises(UsageError, match="learns from itself"):
         recipe.read({**RECIPE, "model": {**RECIPE["model"], **circle}})

@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(mutants.__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", ["losses", "train", "terms", "trials", "guides", "quantization", "decisions", "store", "fingerprint"])
+@pytest.mark.parametrize(
+    "name", ["losses", "train", "terms", "trials", "guides", "quantization", "decisions", "store", "fingerprint"]
+)
 def test_every_module_has_its_tests(name):
     place = ROOT / "edgekd" / name
     for path in place.glob("*.py") if place.is_dir() else [place.with_suffix(".py")]:

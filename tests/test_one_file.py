@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from edgekd import measure, observing, targets
-from edgekd.decisions.one_file import one_file
+from edgekd import targets
+from edgekd.decisions.shared_file import one_file
 from edgekd.hosts import local
+from edgekd.measure import jobs
+from edgekd.progress import Silent
 from edgekd.records import Candidate, Measurement, TargetResult
-from edgekd.report.progress import Silent
-from edgekd.store import Store
+from edgekd.run import evaluate
+from edgekd.store.store import Store
 
 
 def candidate(id, **targets):
@@ -20,13 +22,18 @@ def candidate(id, **targets):
     for target, (top1, p50) in targets.items():
         found.append(Measurement("top1", "%", top1, top1 - 1, top1 + 1, 100, "validation", target, "measured"))
         if p50 is not None:
-            found.append(Measurement("latency_p50_ms", "ms", p50, 0.999 * p50, 1.001 * p50, 6, None, target, "measured"))
+            found.append(
+                Measurement("latency_p50_ms", "ms", p50, 0.999 * p50, 1.001 * p50, 6, None, target, "measured")
+            )
     return Candidate(id, id, 0, (), ("int8",), "onnx", None, "", tuple(found))
 
 
 def timed(candidates, given, metric, within):
     """The times of a pair as they stand beside the candidates."""
-    pair = lambda a, b, t: next(m.value for m in a.measurements if m.unit == "ms") / next(m.value for m in b.measurements if m.unit == "ms")
+    pair = lambda a, b, t: (
+        next(m.value for m in a.measurements if m.unit == "ms")
+        / next(m.value for m in b.measurements if m.unit == "ms")
+    )
     return one_file(candidates, given, metric, within, pair)
 
 
@@ -38,14 +45,20 @@ def test_a_file_that_costs_next_to_nothing_serves_all():
     free, safe = candidate("free", host=(90.0, 1.0)), candidate("safe", host=(89.95, 1.01), old=(89.95, None))
     made = timed([free, safe], results(host="free", old="safe"), "top1", lambda c, t: True)
     assert {t: r.chosen for t, r in made.items()} == {"host": "safe", "old": "safe"}
-    assert made["host"].reason == "one file for all targets: -0.05 points of top1 on validation against free, 1.01 of its time"
+    assert (
+        made["host"].reason
+        == "one file for all targets: -0.05 points of top1 on validation against free, 1.01 of its time"
+    )
     assert made["old"].reason == "own"
 
 
 def test_a_file_that_costs_too_much_or_does_not_fit_does_not():
     given = results(host="free", old="safe")
     free = candidate("free", host=(90.0, 1.0))
-    for safe in (candidate("safe", host=(89.8, 1.0), old=(89.8, None)), candidate("safe", host=(90.0, 1.05), old=(90.0, None))):
+    for safe in (
+        candidate("safe", host=(89.8, 1.0), old=(89.8, None)),
+        candidate("safe", host=(90.0, 1.05), old=(90.0, None)),
+    ):
         assert timed([free, safe], given, "top1", lambda c, t: True) == given
     safe = candidate("safe", host=(90.0, 1.0), old=(90.0, None))
     assert timed([free, safe], given, "top1", lambda c, t: t != "host") == given
@@ -56,18 +69,25 @@ def test_a_file_that_costs_too_much_or_does_not_fit_does_not():
 
 def test_for_a_target_without_figures_of_its_own_the_files_count():
     free, safe = candidate("free", host=(90.0, 1.0)), candidate("safe", host=(89.95, 1.01))
-    free, safe = (replace(c, measurements=(*c.measurements, replace(c.measurements[0], target=None))) for c in (free, safe))
+    free, safe = (
+        replace(c, measurements=(*c.measurements, replace(c.measurements[0], target=None))) for c in (free, safe)
+    )
     made = timed([free, safe], results(host="free", board="safe"), "top1", lambda c, t: True)
     assert {t: r.chosen for t, r in made.items()} == {"host": "free", "board": "free"}
     free = replace(free, measurements=tuple(m for m in free.measurements if m.target is not None))
     given = results(host="safe", board="free")
-    assert timed([safe, free], given, "top1", lambda c, t: c is safe) == given, "what free answers is not known for the board"
+    assert timed([safe, free], given, "top1", lambda c, t: c is safe) == given, (
+        "what free answers is not known for the board"
+    )
 
 
 def test_predicted_times_are_held_to_the_share_too():
     def board(id, p50):
         c = candidate(id, pi=(90.0, p50))
-        guess = [replace(m, origin="predicted", low=m.value / 2, high=2 * m.value) if m.unit == "ms" else m for m in c.measurements]
+        guess = [
+            replace(m, origin="predicted", low=m.value / 2, high=2 * m.value) if m.unit == "ms" else m
+            for m in c.measurements
+        ]
         return replace(c, measurements=(*guess, *candidate(id, host=(90.0, 1.0)).measurements))
 
     given = results(host="a", pi="b")
@@ -87,7 +107,8 @@ def test_the_pair_decides_whatever_the_intervals_say():
         return ratio
 
     assert one_file(wide, given, "top1", lambda c, t: True, pair) == given and asked == [("safe", "free", "host")]
-    assert one_file(wide, given, "top1", lambda c, t: True, lambda a, b, t: float("nan")) == given  # the control excluded 1
+    # the control excluded 1
+    assert one_file(wide, given, "top1", lambda c, t: True, lambda a, b, t: float("nan")) == given
     made = one_file(wide, given, "top1", lambda c, t: True, lambda a, b, t: pair(a, b, t, 1.02))
     assert made["host"].chosen == "safe" and made["host"].reason.endswith("1.02 of its time")
 
@@ -101,9 +122,11 @@ def test_a_pair_that_noise_hid_is_timed_again_and_one_that_was_told_is_kept(tmp_
         verdict, ratio = told.pop(0)
         return SimpleNamespace(verdict=verdict, ratio=ratio)
 
-    monkeypatch.setattr(measure, "compare", compare)
+    monkeypatch.setattr(jobs, "compare", compare)
     a, b = (SimpleNamespace(artifact=SimpleNamespace(key=k * 64), file=k, point=SimpleNamespace(id=k)) for k in "ab")
     resolved = SimpleNamespace(data=lambda split: SimpleNamespace(inputs={"x": np.zeros((2, 3))}))
     host = local.host()
     given = (a, b, targets.host(host.facts), resolved, Store(tmp_path / "store"), host, tmp_path, Silent())
-    assert math.isnan(observing.ratio(*given)) and [observing.ratio(*given) for _ in range(2)] == [1.1, 1.1] and told == []
+    assert (
+        math.isnan(evaluate.ratio(*given)) and [evaluate.ratio(*given) for _ in range(2)] == [1.1, 1.1] and told == []
+    )

@@ -41,9 +41,14 @@ def amounts(**given):
 
 def test_costs_of_operators_by_hand():
     square = Operator("conv", 32, 64, (3, 3), 1, 1, 10, 10)  # 10*10*64*32*9 = 1,843,200; reads 3,200, writes 6,400
-    assert costs.costs([square]) == pytest.approx(amounts(winograd=1.8432, activations=0.0096, transforms=0.0096, operators=1e-6))
-    depth = Operator("conv", 30, 30, (3, 3), 2, 30, 5, 5)  # 25*30*9 = 6,750; reads 100*30, writes 750; 30 is no multiple of 4
-    assert costs.costs([depth]) == pytest.approx(amounts(depthwise=0.00675, activations=0.00375, uneven=0.00675, operators=1e-6))
+    assert costs.costs([square]) == pytest.approx(
+        amounts(winograd=1.8432, activations=0.0096, transforms=0.0096, operators=1e-6)
+    )
+    # 25*30*9 = 6,750; reads 100*30, writes 750; 30 is no multiple of 4
+    depth = Operator("conv", 30, 30, (3, 3), 2, 30, 5, 5)
+    assert costs.costs([depth]) == pytest.approx(
+        amounts(depthwise=0.00675, activations=0.00375, uneven=0.00675, operators=1e-6)
+    )
     assert costs.costs([Operator("product", 100, 10)]) == pytest.approx(amounts(weights=0.001, operators=1e-6))
     both = [Operator("elementwise", 8, 4, height=5, width=5), Operator("move", 4, 4, height=5, width=5)]
     assert costs.costs(both) == pytest.approx(amounts(touched=(300 + 200) / 1e6, operators=2e-6))
@@ -84,7 +89,13 @@ def test_work_of_a_graph_by_hand():
         helper.make_node("Concat", ["c", "c"], ["d"], axis=1),
         helper.make_node("GlobalAveragePool", ["d"], ["y"]),
     ]
-    graph = helper.make_graph(nodes, "g", [tensor("x", TensorProto.FLOAT, ["n", 4, 6, 6])], [tensor("y", TensorProto.FLOAT, ["n", 4, 1, 1])], weights)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [tensor("x", TensorProto.FLOAT, ["n", 4, 6, 6])],
+        [tensor("y", TensorProto.FLOAT, ["n", 4, 1, 1])],
+        weights,
+    )
     made = work_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
     assert made == (
         Operator("conv", 4, 8, (3, 3), 2, 1, 3, 3),
@@ -94,7 +105,9 @@ def test_work_of_a_graph_by_hand():
     )
 
 
-@pytest.mark.parametrize(("taps", "place", "groups"), [((5,), (40,), 1), ((3,), (40,), 16), ((3, 3), (6, 8), 1), ((3, 5, 7), (6, 8, 10), 2)])
+@pytest.mark.parametrize(
+    ("taps", "place", "groups"), [((5,), (40,), 1), ((3,), (40,), 16), ((3, 3), (6, 8), 1), ((3, 5, 7), (6, 8, 10), 2)]
+)
 def test_convolutions_along_any_axes_have_their_channels(taps, place, groups):
     value = lambda name, channels: helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, channels, *place))
     weight = numpy_helper.from_array(np.zeros((32, 16 // groups, *taps), np.float32), "w")
@@ -118,7 +131,9 @@ def test_each_operator_counts_as_the_file_has_it():
     given = target(core="cortex-a76", clock_mhz=2400.0, threads=4)
     whole = {p: latency.predict(work[p], given) for p in costs.PRECISIONS}
     assert whole == {p: latency.predict(work["float"], given, precision=p) for p in costs.PRECISIONS}
-    assert min(w.value for w in whole.values()) < latency.predict(made, given).value < max(w.value for w in whole.values())
+    assert (
+        min(w.value for w in whole.values()) < latency.predict(made, given).value < max(w.value for w in whole.values())
+    )
     device, dot = Device("cortex-a76", 1.0, 1), ("dotprod",)
     least = bound.bound(made[:1], device).low + bound.bound(made[1:], device, precision="int8", features=dot).low
     assert bound.bound(made, device, precision=None, features=dot).low == pytest.approx(least)
@@ -158,7 +173,9 @@ def known(seed=0):
     weights = np.zeros((len(population.TRAITS), 2 * COUNT))
     weights[0], weights[1] = np.tile(start, 2), -1.0
     precisions = np.kron(np.eye(2), np.ones((COUNT, COUNT)))
-    return Population("ncnn", weights, population.SPREAD**2 * (np.eye(2 * COUNT) + 1) + population.LEVEL**2 * precisions, 0.05**2)
+    return Population(
+        "ncnn", weights, population.SPREAD**2 * (np.eye(2 * COUNT) + 1) + population.LEVEL**2 * precisions, 0.05**2
+    )
 
 
 def drawn(count, generator, truth, precision="float", noise=0.05):
@@ -206,7 +223,9 @@ def test_no_rows_give_the_expectation_and_rows_narrow_it():
     before = calibration.predict(work, calibration.fit((), A72, pop))
     assert before.kind == "transferred" and before.note.startswith("transferred: ")
     truth = A72.traits() @ pop.weights + 0.4
-    after = calibration.predict(work, calibration.fit(drawn(20, np.random.default_rng(0), truth), A72, pop, name="board"))
+    after = calibration.predict(
+        work, calibration.fit(drawn(20, np.random.default_rng(0), truth), A72, pop, name="board")
+    )
     assert after.kind == "calibrated" and "20 files timed on board with ncnn, 1 thread" in after.note
     exact = math.exp(population.logarithm(truth, costs.costs(work), "float")[0])
     assert after.low < exact < after.high and after.high / after.low < before.high / before.low
@@ -215,9 +234,12 @@ def test_no_rows_give_the_expectation_and_rows_narrow_it():
 
 def test_the_interval_of_a_row_by_hand():
     made = calibration.Calibration("b", A72, "ncnn", np.zeros(2 * COUNT), 0.04 * np.eye(2 * COUNT), 0.05, 5, 2.0)
-    found = calibration.of(amounts(gemm=3, dense=1), made, "float")  # 4 ms; shares 3/4 and 1/4: variance 0.04 * 10/16 + 0.05 = 0.075
+    # 4 ms; shares 3/4 and 1/4: variance 0.04 * 10/16 + 0.05 = 0.075
+    found = calibration.of(amounts(gemm=3, dense=1), made, "float")
     assert found.value == pytest.approx(4)
-    assert (found.low, found.high) == pytest.approx((4 * math.exp(-2 * math.sqrt(0.075)), 4 * math.exp(2 * math.sqrt(0.075))))
+    assert (found.low, found.high) == pytest.approx(
+        (4 * math.exp(-2 * math.sqrt(0.075)), 4 * math.exp(2 * math.sqrt(0.075)))
+    )
 
 
 def test_float_rows_say_something_of_int8():
@@ -236,37 +258,49 @@ def test_float_rows_say_something_of_int8():
 def relative(pop, core, offset, board=""):
     """A calibration of a table of a board that is `offset` off what the population says."""
     device = Device(core, 2.0, 4)
-    return calibration.Calibration(core, device, "ncnn", device.traits() @ pop.weights + offset, pop.spread, 0.01, 20, 2.0, board=board)
+    return calibration.Calibration(
+        core, device, "ncnn", device.traits() @ pop.weights + offset, pop.spread, 0.01, 20, 2.0, board=board
+    )
 
 
 def test_relatives_of_the_same_core_pull_by_hand():
     pop = dataclasses.replace(known(), likeness=0.5, same=0.8)
     offset = np.full(2 * COUNT, 0.3)
     own = A72.traits() @ pop.weights
-    mean, spread = calibration.expected(A72, pop, [relative(pop, "cortex-a72", offset), relative(pop, "cortex-a53", -offset)])
-    assert mean - own == pytest.approx(0.5 * offset) and spread == pytest.approx(0.75 * pop.spread)  # one: l and 1 - l**2
+    mean, spread = calibration.expected(
+        A72, pop, [relative(pop, "cortex-a72", offset), relative(pop, "cortex-a53", -offset)]
+    )
+    # one: l and 1 - l**2
+    assert mean - own == pytest.approx(0.5 * offset) and spread == pytest.approx(0.75 * pop.spread)
     mean, spread = calibration.expected(A72, pop, [relative(pop, "cortex-a72", offset, b) for b in "ab"])
-    assert mean - own == pytest.approx(2 / 3 * offset) and spread == pytest.approx(2 / 3 * pop.spread)  # two boards: 2 l / (1 + l)
+    # two boards: 2 l / (1 + l)
+    assert mean - own == pytest.approx(2 / 3 * offset) and spread == pytest.approx(2 / 3 * pop.spread)
     mean, spread = calibration.expected(A72, pop, [relative(pop, "cortex-a72", offset, "a")] * 2)
     assert mean - own == pytest.approx(1 / 1.8 * offset)  # two tables of one board: 2 l / (1 + s)
     assert spread == pytest.approx((1 - 0.5 / 1.8) * pop.spread)
     wide = calibration.expected(A72, pop, runtime="onnxruntime")[1] - pop.spread
-    assert wide[0, 0] == pytest.approx(pop.runtimes["float"] + population.APART) and wide[0, 1] == pytest.approx(pop.runtimes["float"])
+    assert wide[0, 0] == pytest.approx(pop.runtimes["float"] + population.APART) and wide[0, 1] == pytest.approx(
+        pop.runtimes["float"]
+    )
     assert wide[-1, -2] == pytest.approx(pop.runtimes["int8"]) and wide[0, -1] == 0
 
 
 def test_many_tables_of_one_board_say_less_of_a_third_board_than_two_boards_do():
-    """However many boards of a core were timed, the next one has a level of its own, and its interval is wider than its rows' noise."""
+    """However many boards of a core were timed, the next one has a level of its own, and its interval is wider than its
+    rows' noise."""
     pop, work = known(), [Operator("conv", 64, 64, (1, 1), 1, 1, 28, 28)]
 
     def factor(*boards):
-        fitted = calibration.fit((), A72, pop, relatives=[relative(pop, "cortex-a72", np.zeros(2 * COUNT), b) for b in boards])
+        fitted = calibration.fit(
+            (), A72, pop, relatives=[relative(pop, "cortex-a72", np.zeros(2 * COUNT), b) for b in boards]
+        )
         found = calibration.predict(work, fitted)
         return math.log(found.high / found.value) / fitted.reach
 
     noise = math.sqrt(pop.noise + population.MISFIT)
     assert factor(*"ab") < factor(*"aaaaaaaa") < factor("a") < factor()
-    level = math.sqrt((1 - pop.likeness) * (2 * population.SPREAD**2 / 2 + population.LEVEL**2))  # of all costs of a precision together
+    # of all costs of a precision together
+    level = math.sqrt((1 - pop.likeness) * (2 * population.SPREAD**2 / 2 + population.LEVEL**2))
     assert factor(*(str(i) for i in range(200))) > math.hypot(noise, level) > 3 * noise
 
 
@@ -275,51 +309,77 @@ def test_boards_of_a_family_differ_by_as_much_as_the_others_did_by_hand():
     pop = dataclasses.replace(known(), boards=boards, likeness=0.5)
     pc = Device("avx2", 3.0, 1)
     _, spread = calibration.expected(pc, pop)
-    assert spread[:COUNT] == pytest.approx(2 * pop.spread[:COUNT]) and spread[COUNT:, COUNT:] == pytest.approx(2 * pop.spread[COUNT:, COUNT:] + 0.09)
+    assert spread[:COUNT] == pytest.approx(2 * pop.spread[:COUNT]) and spread[COUNT:, COUNT:] == pytest.approx(
+        2 * pop.spread[COUNT:, COUNT:] + 0.09
+    )
     _, spread = calibration.expected(pc, pop, [relative(pop, "avx2", np.zeros(2 * COUNT))])
-    assert spread[0] == pytest.approx(2 * 0.75 * pop.spread[0]) and spread[-1, -1] == pytest.approx(1.5 * pop.spread[-1, -1] + 0.09)
+    assert spread[0] == pytest.approx(2 * 0.75 * pop.spread[0]) and spread[-1, -1] == pytest.approx(
+        1.5 * pop.spread[-1, -1] + 0.09
+    )
     assert calibration.expected(Device("cortex-a55", 2.0, 4), pop)[1] == pytest.approx(0.5 * pop.spread)
-    assert [Device(c, 1.0, 1).family for c in ("cortex-a53", "cortex-a55", "cortex-a73", "cortex-a76", "sse42")] == list(population.FAMILIES)
+    assert [
+        Device(c, 1.0, 1).family for c in ("cortex-a53", "cortex-a55", "cortex-a73", "cortex-a76", "sse42")
+    ] == list(population.FAMILIES)
 
 
 def test_what_boards_of_a_family_differ_by_is_drawn_towards_all_by_hand():
-    """Families of 1 and 2 boards around 4 and 1, all around 2: (4 + 3 * 2) / (1 + 3), (2 + 3 * 2) / (2 + 3); no board of the others: the mean."""
+    """Families of 1 and 2 boards around 4 and 1, all around 2: (4 + 3 * 2) / (1 + 3), (2 + 3 * 2) / (2 + 3); no board
+    of the others: the mean."""
     own = {"a": ("x86", 4.0, 0.0, 0.0), "b": ("ARM in order", 1.0, 0.0, 0.0), "c": ("ARM in order", 1.0, 0.0, 0.0)}
     for name in ("networks", "published", "baselines", "figures", "results", "themselves"):
         benchmark(name)
     terms = benchmark("validate").terms_of(own)
-    assert [terms[f]["spread"] for f in population.FAMILIES] == [2.0, 1.6, 2.0, 2.0, 2.5] and terms["x86"]["int8"] == 0.0
+    assert [terms[f]["spread"] for f in population.FAMILIES] == [2.0, 1.6, 2.0, 2.0, 2.5] and terms["x86"][
+        "int8"
+    ] == 0.0
     assert benchmark("validate").terms_of(own, "a")["x86"]["spread"] == 1.0
-    own = {"a": ("x86", 1.0, 0.9, 0.1), "b": ("ARM in order", 1.0, 0.0, 0.1)}  # beyond what is expected: 0.8 and -0.1, around 0.35
+    # beyond what is expected: 0.8 and -0.1, around 0.35
+    own = {"a": ("x86", 1.0, 0.9, 0.1), "b": ("ARM in order", 1.0, 0.0, 0.1)}
     terms = benchmark("validate").terms_of(own)
-    assert terms["x86"]["int8"] == pytest.approx((0.8 + 3 * 0.35) / 4, abs=1e-4) and terms["ARM in order"]["int8"] == pytest.approx(0.2375, abs=1e-4)
+    assert terms["x86"]["int8"] == pytest.approx((0.8 + 3 * 0.35) / 4, abs=1e-4) and terms["ARM in order"][
+        "int8"
+    ] == pytest.approx(0.2375, abs=1e-4)
 
 
 def test_the_ratio_of_int8_to_float_by_hand():
-    """Costs of 1 and 2: shares 3/4 and 1/4 in both; the level that both precisions share cancels, and so does what the costs can't say."""
+    """Costs of 1 and 2: shares 3/4 and 1/4 in both; the level that both precisions share cancels, and so does what the
+    costs can't say."""
     theta = np.repeat([0.0, math.log(2)], COUNT)
     shared, own = 0.5, np.kron(np.diag([0.0, 0.04]), np.ones((COUNT, COUNT)))
     made = calibration.Calibration("b", A72, "ncnn", theta, shared + own, population.MISFIT + 0.02, 5, 2.0)
-    assert calibration.ratio_of(amounts(gemm=3, dense=1), made) == pytest.approx((math.log(2), math.sqrt(0.04 + 2 * 0.02)))
+    assert calibration.ratio_of(amounts(gemm=3, dense=1), made) == pytest.approx(
+        (math.log(2), math.sqrt(0.04 + 2 * 0.02))
+    )
 
 
 def test_a_board_counts_once_however_many_tables_it_has():
     generator, pop = np.random.default_rng(5), known()
     tables = [
-        population.Table(f"t{i}", Device("cortex-a72", 1 + i / 8, 1), tuple(drawn(12, generator, A72.traits() @ pop.weights + 0.4 * i)), f"board {i}")
+        population.Table(
+            f"t{i}",
+            Device("cortex-a72", 1 + i / 8, 1),
+            tuple(drawn(12, generator, A72.traits() @ pop.weights + 0.4 * i)),
+            f"board {i}",
+        )
         for i in range(4)
     ]
     once, often = population.learn(tables, "ncnn"), population.learn([*tables, *[tables[3]] * 20], "ncnn")
-    alone = population.learn([*tables, *(dataclasses.replace(tables[3], board=f"other {i}") for i in range(20))], "ncnn")
+    alone = population.learn(
+        [*tables, *(dataclasses.replace(tables[3], board=f"other {i}") for i in range(20))], "ncnn"
+    )
     off = lambda found: np.abs(A72.traits() @ (found.weights - once.weights)).max()
     assert off(often) < 0.1 < 0.3 < off(alone)
 
 
 def test_intervals_of_boards_without_rows_hold_by_simulation():
-    """Boards of four cores, drawn from a model with a part that boards of a core share: of new boards 95 % of the rows lie inside, in a family
-    whose boards differ little and in one whose boards differ much and have an int8 level of their own besides."""
+    """Boards of four cores, drawn from a model with a part that boards of a core share: of new boards 95 % of the rows
+    lie inside, in a family whose boards differ little and in one whose boards differ much and have an int8 level of
+    their own besides."""
     generator = np.random.default_rng(8)
-    boards = population.BOARDS | {"x86": {"spread": 2.0, "int8": 0.25}, "ARM out of order, v8.0": {"spread": 0.5, "int8": 0.0}}
+    boards = population.BOARDS | {
+        "x86": {"spread": 2.0, "int8": 0.25},
+        "ARM out of order, v8.0": {"spread": 0.5, "int8": 0.0},
+    }
     pop = dataclasses.replace(known(), boards=boards, reach={"calibrated": 1.96, "transferred": 1.96})
     like, inside = pop.likeness, {}
     normal = lambda: generator.standard_normal(2 * COUNT)
@@ -329,7 +389,9 @@ def test_intervals_of_boards_without_rows_hold_by_simulation():
             family = boards[device.family]
             root = math.sqrt(family["spread"]) * np.linalg.cholesky(pop.spread)
             shared, int8 = math.sqrt(like) * root @ normal(), np.repeat([0.0, math.sqrt(family["int8"])], COUNT)
-            board = lambda root=root, shared=shared, int8=int8: shared + math.sqrt(1 - like) * root @ normal() + int8 * normal()[0]
+            board = lambda root=root, shared=shared, int8=int8: (
+                shared + math.sqrt(1 - like) * root @ normal() + int8 * normal()[0]
+            )
             kin = [relative(pop, core, board(), f"b{i}") for i in range(3)]
             fitted = calibration.fit((), device, pop, relatives=kin)
             truth = device.traits() @ pop.weights + board()
@@ -352,7 +414,8 @@ def test_a_population_is_found_again_and_its_intervals_hold():
         left.append(rows[-4:])
     found = population.learn(tables, "ncnn")
     device = Device("cortex-a72", 1.5, 1)
-    assert np.abs(device.traits() @ (found.weights - pop.weights)).mean() < 0.25  # 40 devices share a deviation of 0.35 each
+    # 40 devices share a deviation of 0.35 each
+    assert np.abs(device.traits() @ (found.weights - pop.weights)).mean() < 0.25
     assert 0.7 < np.trace(found.spread) / np.trace(pop.spread) < 1.5
     assert 0.03 < math.sqrt(found.noise) < 0.08
     known_noise = dataclasses.replace(found, reach={"calibrated": 1.96, "transferred": 1.96})
@@ -360,7 +423,9 @@ def test_a_population_is_found_again_and_its_intervals_hold():
     for table, rows in zip(tables, left, strict=True):
         fitted = calibration.fit(table.rows, table.device, known_noise)
         fitted = dataclasses.replace(fitted, noise=fitted.noise - population.MISFIT)  # these networks have none
-        inside += [p.low <= r.milliseconds <= p.high for r in rows for p in [calibration.of(r.costs, fitted, r.precision)]]
+        inside += [
+            p.low <= r.milliseconds <= p.high for r in rows for p in [calibration.of(r.costs, fitted, r.precision)]
+        ]
     assert 0.88 <= np.mean(inside) <= 0.995
 
 
@@ -399,7 +464,9 @@ def test_groups_that_channels_do_not_make_are_refused(groups):
 
 
 def test_a_measurement_says_predicted_and_how():
-    made = calibration.measurement(calibration.predict([Operator("conv", 4, 4)], calibration.fit((), A72, known())), target="pi", threads=1)
+    made = calibration.measurement(
+        calibration.predict([Operator("conv", 4, 4)], calibration.fit((), A72, known())), target="pi", threads=1
+    )
     assert made.origin == "predicted" and made.note.startswith("transferred: ") and made.low < made.value < made.high
     made = calibration.measurement(bound.bound([Operator("conv", 4, 4)], A72), target="pi", threads=1)
     assert made.note.startswith("bound: ") and made.high == math.inf and made.value == made.low
@@ -407,9 +474,12 @@ def test_a_measurement_says_predicted_and_how():
 
 def test_bound_by_hand():
     pointwise = [Operator("conv", 100, 100, (1, 1), 1, 1, 10, 10)]  # a million multiply-accumulates
-    assert bound.bound(pointwise, Device("cortex-a53", 1.0, 1)).low == pytest.approx(1 / 4)  # 4 per cycle, 10**6 cycles per ms
+    # 4 per cycle, 10**6 cycles per ms
+    assert bound.bound(pointwise, Device("cortex-a53", 1.0, 1)).low == pytest.approx(1 / 4)
     assert bound.bound(pointwise, Device("cortex-a76", 2.0, 4)).low == pytest.approx(1 / (8 * 2 * 4))
-    assert bound.bound(pointwise, Device("cortex-a76", 1.0, 1), precision="int8", features=("dotprod",)).low == pytest.approx(1 / 32)
+    assert bound.bound(
+        pointwise, Device("cortex-a76", 1.0, 1), precision="int8", features=("dotprod",)
+    ).low == pytest.approx(1 / 32)
     assert bound.bound(pointwise, Device("apple-m1", 1.0, 1)).low == pytest.approx(1 / 16)  # four units
     square = [Operator("conv", 100, 100, (3, 3), 1, 1, 10, 10)]
     assert bound.bound(square, Device("cortex-a53", 1.0, 1)).low == pytest.approx(9 * 64 / 324 / 4)
@@ -427,7 +497,8 @@ def test_shipped_boards_have_sources_and_fits():
     one = next(c for c in fitted if c.device.threads == 1)
     assert calibration.predict(work, one).value == pytest.approx(190.8, rel=0.25)  # published; one row of 35
     cost = calibration.costs_of(one, "float")
-    assert 0.05 < cost["gemm"] < 0.5 and cost["winograd"] < cost["dense"]  # 1.8 GHz, 4 lanes: 0.14 ms per million at its peak
+    # 1.8 GHz, 4 lanes: 0.14 ms per million at its peak
+    assert 0.05 < cost["gemm"] < 0.5 and cost["winograd"] < cost["dense"]
 
 
 def test_what_is_known_without_own_rows():
@@ -463,7 +534,13 @@ def test_a_left_out_network_is_predicted_as_the_results_say():
 
 
 def target(**facts):
-    given = {"architecture": "aarch64", "core": "cortex-a72", "emulated_as": "cortex-a76", "clock_mhz": 1500.0, "threads": 4} | facts
+    given = {
+        "architecture": "aarch64",
+        "core": "cortex-a72",
+        "emulated_as": "cortex-a76",
+        "clock_mhz": 1500.0,
+        "threads": 4,
+    } | facts
     return Target("board", "A board", runtime=Runtime("onnxruntime", "1"), **given)
 
 
@@ -489,7 +566,9 @@ def result():
     return json.loads((LATENCY / "result.json").read_text())
 
 
-@pytest.mark.parametrize("way", ["boards 0", "boards 0, networks", "boards 3, networks", "boards 5, networks", "boards 3", "boards 5"])
+@pytest.mark.parametrize(
+    "way", ["boards 0", "boards 0, networks", "boards 3, networks", "boards 5, networks", "boards 3", "boards 5"]
+)
 def test_of_left_out_boards_the_intervals_hold(way):
     found = result()["ways"][way]
     whole = found["all"]
@@ -507,7 +586,16 @@ def test_results_page_and_readme_are_of_the_result():
 
 
 def tried(board, error, spread=1.0, **more):
-    given = {"way": "w", "table": board, "family": "x86", "core": "avx2", "threads": "1", "network": "n", "precision": "float", "draw": 0}
+    given = {
+        "way": "w",
+        "table": board,
+        "family": "x86",
+        "core": "avx2",
+        "threads": "1",
+        "network": "n",
+        "precision": "float",
+        "draw": 0,
+    }
     return benchmark("figures").Try(board=board, error=error, spread=spread, baselines={}, truth=1.0, **given | more)
 
 
@@ -522,10 +610,14 @@ def test_the_reach_counts_boards_and_not_rows_by_hand():
 
 def test_coverage_has_an_interval_over_boards():
     figures = benchmark("figures")
-    rows = [tried(f"b{i}", 0.5 if i else 1.5) for i in range(10) for _ in range(20)]  # all rows of one board of ten are missed
+    # all rows of one board of ten are missed
+    rows = [tried(f"b{i}", 0.5 if i else 1.5) for i in range(10) for _ in range(20)]
     found = figures.figures(rows, {f"b{i}": 1.0 for i in range(10)})
-    assert found["inside"] == 0.9 and found["boards"] == 10 and found["median_error"] == pytest.approx(1 - math.exp(-0.5))
-    assert found["inside_low"] == pytest.approx(0.7, abs=0.05) and found["inside_high"] == 1.0  # by rows it would be 0.86 to 0.94
+    assert (
+        found["inside"] == 0.9 and found["boards"] == 10 and found["median_error"] == pytest.approx(1 - math.exp(-0.5))
+    )
+    # by rows it would be 0.86 to 0.94
+    assert found["inside_low"] == pytest.approx(0.7, abs=0.05) and found["inside_high"] == 1.0
 
 
 def test_signs_by_hand():
@@ -536,25 +628,43 @@ def test_signs_by_hand():
         return figures.Pair(plain, dataclasses.replace(plain, precision="int8", truth=1.0 + truth), said, spread)
 
     found = figures.signs([pair(-0.5, -0.2), pair(-0.1, 0.3), pair(0.4, -0.2), pair(-0.3, -0.2)], 2.0)
-    assert (found["right"], found["always"], found["decided"]) == (0.5, 0.75, 0.75) and found["right_decided"] == pytest.approx(2 / 3)
+    assert (found["right"], found["always"], found["decided"]) == (0.5, 0.75, 0.75) and found[
+        "right_decided"
+    ] == pytest.approx(2 / 3)
     assert found["inside"] == 0.25 and found["clear"] is None  # of four pairs
     far = [pair(-0.5, -0.2)] * 19 + [pair(0.45, -0.2)]  # 19 of 20
     assert figures.signs([*far, pair(0.1, -0.2)], 2.0)["clear"] == pytest.approx(math.exp(0.45))
 
 
 def test_further_boards_have_the_facts_that_are_corrected():
-    row = {"board": "RemiPi", "heading": "h", "core": "cortex-a55", "clock_ghz": "1.5", "fp16": "1", "threads": "4", "powersave": "0"}
+    row = {
+        "board": "RemiPi",
+        "heading": "h",
+        "core": "cortex-a55",
+        "clock_ghz": "1.5",
+        "fp16": "1",
+        "threads": "4",
+        "powersave": "0",
+    }
     rows = [row | {"model": name, "min_ms": "2"} for name in ("mobilenet_int8", "nothing")]
     rows.append(row | {"board": "X (", "model": "vgg16", "min_ms": "3"})
     benchmark("networks")
     remi, other = benchmark("published").more(rows)
-    assert remi.table.device == Device("cortex-a55", 1.2, 2, True) and other.table.device == Device("cortex-a55", 1.5, 4, True)
-    assert [(r.precision, r.milliseconds) for r in remi.table.rows] == [("int8", 2.0)] and remi.networks == ("mobilenet_v1_1.0",)
-    assert remi.table.rows[0].source == "Tencent/ncnn benchmark/README.md, h" and (other.board, other.networks) == ("X", ("vgg16",))
+    assert remi.table.device == Device("cortex-a55", 1.2, 2, True) and other.table.device == Device(
+        "cortex-a55", 1.5, 4, True
+    )
+    assert [(r.precision, r.milliseconds) for r in remi.table.rows] == [("int8", 2.0)] and remi.networks == (
+        "mobilenet_v1_1.0",
+    )
+    assert remi.table.rows[0].source == "Tencent/ncnn benchmark/README.md, h" and (other.board, other.networks) == (
+        "X",
+        ("vgg16",),
+    )
 
 
 def test_baselines_by_hand():
-    """Two boards, one twice as fast; a network of each precision is four times the other. A third board's level is the median of what is left."""
+    """Two boards, one twice as fast; a network of each precision is four times the other. A third board's level is the
+    median of what is left."""
     networks, published = benchmark("networks"), benchmark("published")
 
     def table(board, level):
@@ -574,11 +684,15 @@ def test_baselines_by_hand():
 def test_files_go_there_and_back(tmp_path):
     board = next(b for b in shipped.boards() if b.name == "raspberry-pi-4b")
     names = [[f"n{i}" for i in range(len(t.rows) // 2)] * 2 + ["n0"] * (len(t.rows) % 2) for t in board.tables]
-    single = dataclasses.replace(board, tables=tuple(dataclasses.replace(t, rows=tuple([t.rows[0]] * len(t.rows))) for t in board.tables))
+    single = dataclasses.replace(
+        board, tables=tuple(dataclasses.replace(t, rows=tuple([t.rows[0]] * len(t.rows))) for t in board.tables)
+    )
     shipped.write(tmp_path / "b.json", single, names)
     again = shipped.read(tmp_path / "b.json")
     assert [t.device for t in again.tables] == [t.device for t in board.tables] and again.runtime == "ncnn"
-    assert [r.milliseconds for t in again.tables for r in t.rows] == [r.milliseconds for t in single.tables for r in t.rows]
+    assert [r.milliseconds for t in again.tables for r in t.rows] == [
+        r.milliseconds for t in single.tables for r in t.rows
+    ]
     assert again.tables[0].rows[0].costs == pytest.approx(board.tables[0].rows[0].costs, rel=1e-4)
     shipped.write_population(tmp_path / "p.json", shipped.population())
     assert shipped.read_population(tmp_path / "p.json").spread == pytest.approx(shipped.population().spread)
@@ -596,9 +710,13 @@ HOSTILE = {
     "costs.resnet18": lambda raw: raw["costs"].update(resnet18=[1.0] * 10),
     "costs.alexnet": lambda raw: raw["costs"].update(alexnet=[-1.0] * 11),
     "names the network `nothing`": lambda raw: raw["tables"][0]["rows"].append(["nothing", "float", 1.0]),
-    "is not [network, float or int8, milliseconds]": lambda raw: raw["tables"][0]["rows"].append(["resnet18", "float", 0]),
+    "is not [network, float or int8, milliseconds]": lambda raw: raw["tables"][0]["rows"].append(
+        ["resnet18", "float", 0]
+    ),
     "tables[1].rows[35]": lambda raw: raw["tables"][1]["rows"].append(["resnet18", ["float"], 1.0]),
-    "tables[1].rows[36]": lambda raw: raw["tables"][1]["rows"].extend([["resnet18", "float", 1.0], [["resnet18"], "float", 1.0]]),
+    "tables[1].rows[36]": lambda raw: raw["tables"][1]["rows"].extend(
+        [["resnet18", "float", 1.0], [["resnet18"], "float", 1.0]]
+    ),
     "tables[0].source": lambda raw: raw["tables"][0].pop("source"),
     "tables[0].clock_ghz": lambda raw: raw["tables"][0].update(clock_ghz=0),
     "b.json: tables[0].clock_ghz": lambda raw: raw["tables"][0].update(clock_ghz=10**400),
@@ -620,7 +738,15 @@ def test_hostile_files_are_refused(message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[" * 100_000, b"\xff\xfe", b"[1]", b'{"schema": "edgekd.calibration/1"}', b'{"schema": "edgekd.calibration/1", "tables": [NaN]}']
+    "data",
+    [
+        b"",
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"[1]",
+        b'{"schema": "edgekd.calibration/1"}',
+        b'{"schema": "edgekd.calibration/1", "tables": [NaN]}',
+    ],
 )
 def test_files_that_are_none_are_refused(data, tmp_path):
     (tmp_path / "b.json").write_bytes(data)
@@ -632,7 +758,9 @@ def test_files_that_are_none_are_refused(data, tmp_path):
 
 def test_all_problems_of_a_file_at_once(tmp_path):
     path = tmp_path / "b.json"
-    path.write_text(json.dumps(spoilt(lambda raw: [HOSTILE[m](raw) for m in ("name", "costs.resnet18", "tables[0].half")])))
+    path.write_text(
+        json.dumps(spoilt(lambda raw: [HOSTILE[m](raw) for m in ("name", "costs.resnet18", "tables[0].half")]))
+    )
     with pytest.raises(UsageError) as error:
         shipped.read(path)
     assert all(text in str(error.value) for text in ("name", "costs.resnet18", "tables[0].half"))
@@ -666,7 +794,10 @@ def test_probes_run_and_make_rows():
         (out,) = session.run(None, {given.name: np.ones(given.shape, np.float32)})
         assert list(out.shape) == session.get_outputs()[0].shape and np.isfinite(out).all(), (name, precision)
     rows = probes.rows({("operators", "float"): 2.0, ("operators", "int8"): 1.0}, "timed here")
-    assert [(r.precision, r.milliseconds, r.source) for r in rows] == [("float", 2.0, "timed here"), ("int8", 1.0, "timed here")]
+    assert [(r.precision, r.milliseconds, r.source) for r in rows] == [
+        ("float", 2.0, "timed here"),
+        ("int8", 1.0, "timed here"),
+    ]
 
 
 def test_int8_probes_run_in_integers(tmp_path):
@@ -681,7 +812,9 @@ def test_int8_probes_run_in_integers(tmp_path):
 
 def test_probes_tell_the_costs_apart():
     """Eleven kinds of work, and no direction of them that the probes leave free."""
-    table = np.array([costs.costs(work_of(onnx.load_model_from_string(d))) for (_, p), d in probes.models().items() if p == "float"])
+    table = np.array(
+        [costs.costs(work_of(onnx.load_model_from_string(d))) for (_, p), d in probes.models().items() if p == "float"]
+    )
     shares = table * [costs.START[n] for n in costs.NAMES]
     shares /= shares.sum(1, keepdims=True)
     assert np.linalg.matrix_rank(shares, tol=1e-3) == COUNT

@@ -94,10 +94,16 @@ def one(kind, inputs, output, constants, **attributes):
 
 
 COUNTED = {
-    "grouped": (one("Conv", {"x": ["n", 8, 5, 5]}, ["n", 8, 5, 5], {"w": f(8, 2, 3, 3)}, group=4, pads=[1] * 4), 25 * 8 * 18),
+    "grouped": (
+        one("Conv", {"x": ["n", 8, 5, 5]}, ["n", 8, 5, 5], {"w": f(8, 2, 3, 3)}, group=4, pads=[1] * 4),
+        25 * 8 * 18,
+    ),
     "strided": (one("Conv", {"x": ["n", 3, 9, 9]}, ["n", 4, 4, 4], {"w": f(4, 3, 3, 3)}, strides=[2, 2]), 16 * 4 * 27),
     # every one of 6 x 25 inputs meets 4 output channels x 2 x 2 taps
-    "transposed": (one("ConvTranspose", {"x": ["n", 6, 5, 5]}, ["n", 4, 10, 10], {"w": f(6, 4, 2, 2)}, strides=[2, 2]), 2400),
+    "transposed": (
+        one("ConvTranspose", {"x": ["n", 6, 5, 5]}, ["n", 4, 10, 10], {"w": f(6, 4, 2, 2)}, strides=[2, 2]),
+        2400,
+    ),
     "gemm, A transposed": (one("Gemm", {"x": [1, 7]}, [7, 3], {"w": f(1, 3)}, transA=1), 7 * 1 * 3),
     "two activations": (one("MatMul", {"x": ["n", 4, 5, 6], "z": ["n", 4, 6, 7]}, ["n", 4, 5, 7], {}), 4 * 5 * 6 * 7),
 }
@@ -111,9 +117,18 @@ def test_macs_of_one_operator(name):
 
 def test_macs_of_integer_operators():
     scale, zero = np.float32(1), np.uint8(0)
-    nodes = [h.make_node("QLinearConv", ["x", "s", "z", "w", "s", "zw", "s", "z"], ["a"]), h.make_node("Flatten", ["a"], ["b"])]
+    nodes = [
+        h.make_node("QLinearConv", ["x", "s", "z", "w", "s", "zw", "s", "z"], ["a"]),
+        h.make_node("Flatten", ["a"], ["b"]),
+    ]
     nodes.append(h.make_node("QLinearMatMul", ["b", "s", "z", "v", "s", "zw", "s", "z"], ["y"]))
-    constants = {"s": scale, "z": zero, "zw": np.int8(0), "w": np.ones((4, 3, 3, 3), np.int8), "v": np.ones((64, 5), np.int8)}
+    constants = {
+        "s": scale,
+        "z": zero,
+        "zw": np.int8(0),
+        "w": np.ones((4, 3, 3, 3), np.int8),
+        "v": np.ones((64, 5), np.int8),
+    }
     made = model(nodes, {"in:x": ["n", 3, 6, 6], "out:y": ["n", 5]}, constants, T.UINT8)
     assert static.macs(made) == (16 * 4 * 27 + 64 * 5, ())
     assert static.parameters(made) == 4 * 27 + 64 * 5
@@ -129,7 +144,11 @@ def test_static_measurements_are_exact(tmp_path):
     path = tmp_path / "m.onnx"
     onnx.save(network(), path)
     found = {m.name: m for m in static.measure(path, target="host")}
-    assert found["file_bytes"].value == path.stat().st_size and found["macs"].value == MACS and found["parameters"].value == 2618
+    assert (
+        found["file_bytes"].value == path.stat().st_size
+        and found["macs"].value == MACS
+        and found["parameters"].value == 2618
+    )
     assert all(m.origin == "counted" and m.low == m.value == m.high and m.target == "host" for m in found.values())
 
 
@@ -151,7 +170,10 @@ def test_recurrent_layers_are_the_products_of_their_steps(kind, gates, both):
     # 3 steps of 2 inputs, 4 states: each gate of each direction takes 4 x (2 + 4) a step
     n = 1 + both
     way = {"hidden_size": 4, "direction": "bidirectional" if both else "forward"}
-    nodes = [h.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]), h.make_node(kind, ["t", "w", "r"], ["", "y"], **way)]
+    nodes = [
+        h.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        h.make_node(kind, ["t", "w", "r"], ["", "y"], **way),
+    ]
     made = model(nodes, {"in:x": ["n", 3, 2], "out:y": [n, "n", 4]}, {"w": f(n, 4 * gates, 2), "r": f(n, 4 * gates, 4)})
     assert static.macs(made) == (3 * n * gates * 4 * (2 + 4), ())
 
@@ -166,7 +188,9 @@ def test_what_open_dimensions_hide_is_missing_and_named(tmp_path):
     made = one("Conv", {"x": ["n", 3, "height", "width"]}, ["n", 4, "h", "w"], {"w": f(4, 3, 3, 3)})
     onnx.save(made, tmp_path / "m.onnx")
     found = {m.name: m for m in static.measure(tmp_path / "m.onnx")}
-    assert found.keys() == {"file_bytes", "parameters"} and "the shape of `x` can't be found" in found["parameters"].note
+    assert (
+        found.keys() == {"file_bytes", "parameters"} and "the shape of `x` can't be found" in found["parameters"].note
+    )
     assert memory.measure(tmp_path / "m.onnx") == ()
     subject = Candidate("c", "c", 0, (), (), "onnx", None, "", tuple(found.values()))
     (check,) = budget.judge(budget.rules({"any": {"macs": "max 1 M"}}, "host"), subject, target="host")
@@ -193,7 +217,8 @@ def test_damaged_models_end_in_an_error_of_use_or_in_figures(tmp_path):
         for _ in range(80):
             damaged = bytearray(data)
             for _ in range(generator.integers(1, 4)):
-                damaged[-generator.integers(1, 600)] = generator.integers(0, 256)  # names, types and shapes stand at the end
+                # names, types and shapes stand at the end
+                damaged[-generator.integers(1, 600)] = generator.integers(0, 256)
             (tmp_path / "m.onnx").write_bytes(damaged)
             try:
                 static.measure(tmp_path / "m.onnx")
@@ -207,7 +232,11 @@ def foreign(kind, inputs, outputs, shape, domain="other", **given):
     """A model of one operator that the checker doesn't look at, by its domain, before a Relu."""
     nodes = [h.make_node(kind, inputs, outputs, domain=domain, **given), h.make_node("Relu", ["x"], ["y"])]
     graph = h.make_graph(
-        nodes, "g", [h.make_tensor_value_info("x", T.FLOAT, shape)], [h.make_tensor_value_info("y", T.FLOAT, shape)], [nh.from_array(f(4, 4), "w")]
+        nodes,
+        "g",
+        [h.make_tensor_value_info("x", T.FLOAT, shape)],
+        [h.make_tensor_value_info("y", T.FLOAT, shape)],
+        [nh.from_array(f(4, 4), "w")],
     )
     return h.make_model(graph, opset_imports=[h.make_opsetid("", 17), h.make_opsetid(domain, 1)])
 
@@ -237,9 +266,15 @@ def test_shapes_that_no_memory_holds_are_refused(tmp_path, shape):
 @pytest.mark.parametrize("kind", ["Relu", "Identity"])
 def test_a_long_chain_in_a_quantized_network_is_planned(kind):
     """As deep as a stack is not."""
-    ends = [h.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), h.make_node("DequantizeLinear", ["q", "s", "z"], ["v0"])]
+    ends = [
+        h.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        h.make_node("DequantizeLinear", ["q", "s", "z"], ["v0"]),
+    ]
     chain = [h.make_node(kind, [f"v{i}"], [f"v{i + 1}"]) for i in range(3000)]
-    last = [h.make_node("QuantizeLinear", ["v3000", "s", "z"], ["r"]), h.make_node("DequantizeLinear", ["r", "s", "z"], ["y"])]
+    last = [
+        h.make_node("QuantizeLinear", ["v3000", "s", "z"], ["r"]),
+        h.make_node("DequantizeLinear", ["r", "s", "z"], ["y"]),
+    ]
     lattice = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8)}
     made = model([*ends, *chain, *last], {"in:x": ["n", 4], "out:y": ["n", 4]}, lattice)
     assert memory.buffers(made)
@@ -262,7 +297,9 @@ def test_data_outside_is_found_inside_of_subgraphs(tmp_path):
     tensor = nh.from_array(f(2), "hidden")
     tensor.data_location = T.EXTERNAL
     tensor.external_data.add(key="location", value="x.bin")
-    branch = h.make_graph([h.make_node("Identity", ["hidden"], ["o"])], "b", [], [h.make_tensor_value_info("o", T.FLOAT, [2])], [tensor])
+    branch = h.make_graph(
+        [h.make_node("Identity", ["hidden"], ["o"])], "b", [], [h.make_tensor_value_info("o", T.FLOAT, [2])], [tensor]
+    )
     graph = h.make_graph(
         [h.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)], "g",
         [h.make_tensor_value_info("c", T.BOOL, [])], [h.make_tensor_value_info("y", T.FLOAT, [2])],
@@ -277,21 +314,24 @@ def test_data_outside_is_found_inside_of_subgraphs(tmp_path):
 
 
 def test_activations_of_the_network_by_hand():
-    """fp32: the two 16 x 8 x 8 maps of the second convolution, 4096 B each; Clip and Relu work in place, Reshape is a view."""
+    """fp32: the two 16 x 8 x 8 maps of the second convolution, 4096 B each; Clip and Relu work in place, Reshape is a
+    view."""
     found = memory.buffers(network())
     assert {b.name: b.size for b in found} == {"x": 256, "a": 4096, "c": 4096, "e": 64, "y": 40}
     assert memory.live(found) == memory.arena(found, memory.plan(found)) == 8192
 
 
 def test_activations_of_the_quantized_network_by_hand():
-    """int8: at the addition three maps of 1024 B live; dequantized values are never written. The input is given, and the output wanted, in float."""
+    """int8: at the addition three maps of 1024 B live; dequantized values are never written. The input is given, and
+    the output wanted, in float."""
     found = memory.buffers(quantized())
     assert sorted(b.size for b in found) == sorted([256, 64, 1024, 1024, 1024, 16, 10, 40])
     assert memory.live(found) == memory.arena(found, memory.plan(found)) == 3072
 
 
 def test_a_float_island_in_a_quantized_network_is_paid_for_in_float():
-    """Nothing quantizes the result of Erf again, so no integer runtime computes it: its input is dequantized into memory."""
+    """Nothing quantizes the result of Erf again, so no integer runtime computes it: its input is dequantized into
+    memory."""
     constants = {"s": np.float32(0.05), "z": np.uint8(0)}
     nodes = [
         h.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
@@ -310,8 +350,15 @@ def test_a_value_that_is_read_again_is_not_overwritten_in_place():
 
 
 def test_graph_outputs_live_to_the_end():
-    nodes = [h.make_node("Neg", ["x"], ["y"]), h.make_node("Neg", ["y"], ["a"]), h.make_node("Exp", ["a"], ["b"]), h.make_node("Neg", ["b"], ["z"])]
-    found = {b.name: b for b in memory.buffers(model(nodes, {"in:x": ["n", 4], "out:y": ["n", 4], "out:z": ["n", 4]}, {}))}
+    nodes = [
+        h.make_node("Neg", ["x"], ["y"]),
+        h.make_node("Neg", ["y"], ["a"]),
+        h.make_node("Exp", ["a"], ["b"]),
+        h.make_node("Neg", ["b"], ["z"]),
+    ]
+    found = {
+        b.name: b for b in memory.buffers(model(nodes, {"in:x": ["n", 4], "out:y": ["n", 4], "out:z": ["n", 4]}, {}))
+    }
     assert (found["y"].first, found["y"].last) == (0, 3) and (found["a"].first, found["a"].last) == (1, 2)
 
 
@@ -331,7 +378,8 @@ buffer_lists = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 5), st.integ
 
 
 def best(found):
-    """The least arena of all plans: first fit in every order reaches the optimum (an optimal plan's own order is among them)."""
+    """The least arena of all plans: first fit in every order reaches the optimum (an optimal plan's own order is among
+    them)."""
     least = None
     for order in itertools.permutations(found):
         placed, top = [], 0
@@ -355,7 +403,9 @@ def test_a_plan_overlaps_nothing_and_lies_between_the_bounds(raw):
     offsets = memory.plan(found)
     for a, b in itertools.combinations(found, 2):
         together = a.first <= b.last and b.first <= a.last
-        assert not together or offsets[a.name] + a.size <= offsets[b.name] or offsets[b.name] + b.size <= offsets[a.name]
+        assert (
+            not together or offsets[a.name] + a.size <= offsets[b.name] or offsets[b.name] + b.size <= offsets[a.name]
+        )
     planned, optimum = memory.arena(found, offsets), best(found)
     assert memory.live(found) <= optimum <= planned <= sum(b.size for b in found)
     assert planned <= 2 * optimum
@@ -380,7 +430,10 @@ def by_name(*arguments, **named):
 
 
 def test_kl_is_scipys():
-    expected = [scipy.stats.entropy(scipy.special.softmax(t), scipy.special.softmax(s)) for t, s in zip(TEACHER, STUDENT, strict=True)]
+    expected = [
+        scipy.stats.entropy(scipy.special.softmax(t), scipy.special.softmax(s))
+        for t, s in zip(TEACHER, STUDENT, strict=True)
+    ]
     assert quality.kl(TEACHER, STUDENT) == pytest.approx(expected)
     assert by_name(STUDENT, Y, [], teacher=TEACHER)["kl_to_teacher"].value == pytest.approx(np.mean(expected))
     assert (quality.kl(STUDENT, STUDENT) == 0).all()
@@ -389,7 +442,9 @@ def test_kl_is_scipys():
 
 def test_kl_by_hand():
     # (3/4, 1/4) against (1/2, 1/2): 3/4 ln 3/2 + 1/4 ln 1/2
-    assert quality.kl(np.log([[3.0, 1.0]]), np.zeros((1, 2))) == pytest.approx([0.75 * np.log(1.5) + 0.25 * np.log(0.5)])
+    assert quality.kl(np.log([[3.0, 1.0]]), np.zeros((1, 2))) == pytest.approx(
+        [0.75 * np.log(1.5) + 0.25 * np.log(0.5)]
+    )
 
 
 def test_ece_by_hand():
@@ -399,7 +454,8 @@ def test_ece_by_hand():
     # neighbouring bins don't make up for each other: 0.9 always right, 0.97 always wrong, (2 * 0.1 + 2 * 0.97) / 4
     neighbours = np.log([[0.9, 0.1]] * 2 + [[0.97, 0.03]] * 2)
     assert quality.ece(neighbours, np.array([0, 0, 1, 1])) == pytest.approx(53.5)
-    assert quality.ece(np.array([[100.0, 0.0]] * 3), np.zeros(3, int)) == pytest.approx(0.0, abs=1e-9)  # confidence 1 falls into the last bin
+    # confidence 1 falls into the last bin
+    assert quality.ece(np.array([[100.0, 0.0]] * 3), np.zeros(3, int)) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_ece_is_the_definition_spelled_out():
@@ -413,7 +469,8 @@ def test_ece_is_the_definition_spelled_out():
 
 
 def answered(generator, n, over):
-    """Logits and labels of n samples: most confidences are 0.99 and above; the share of right answers is `over` less."""
+    """Logits and labels of n samples: most confidences are 0.99 and above; the share of right answers is `over`
+    less."""
     sure = np.where(generator.random(n) < 0.85, 0.99 + 0.0099 * generator.random(n), generator.uniform(0.55, 0.99, n))
     logits = np.stack([np.log(sure), np.log((1 - sure) / 2), np.log((1 - sure) / 2)], axis=1)
     return logits, np.where(generator.random(n) < sure - over, 0, 1)
@@ -426,7 +483,11 @@ def test_a_calibrated_model_is_within_a_budget_of_calibration():
         logits, labels = answered(np.random.default_rng(seed), 900, 0.0)
         found = by_name(logits, labels, [])["ece"]
         held += found.low == 0
-        (check,) = budget.judge((budget.parse("ece", "max 1.5 %"),), Candidate("a", "a", 0, (), (), "onnx", None, "", (found,)), target="host")
+        (check,) = budget.judge(
+            (budget.parse("ece", "max 1.5 %"),),
+            Candidate("a", "a", 0, (), (), "onnx", None, "", (found,)),
+            target="host",
+        )
         assert check.verdict != "fail" and 0 <= found.low <= found.value <= found.high
         assert f"is {quality.ece(logits, labels):.2f} %" in found.note and found.value < quality.ece(logits, labels)
     assert held >= 17
@@ -436,7 +497,10 @@ def test_a_calibrated_model_is_within_a_budget_of_calibration():
 def test_the_interval_of_the_calibration_error_holds_the_true_one(n, over):
     found = [by_name(*answered(np.random.default_rng(seed), n, over), [])["ece"] for seed in range(20)]
     assert sum(m.low <= 100 * over <= m.high for m in found) >= 17
-    assert np.mean([m.value for m in found]) == pytest.approx(100 * over, abs=1.5) and np.mean([m.high - m.low for m in found]) < 700 / np.sqrt(n) * 2
+    assert (
+        np.mean([m.value for m in found]) == pytest.approx(100 * over, abs=1.5)
+        and np.mean([m.high - m.low for m in found]) < 700 / np.sqrt(n) * 2
+    )
 
 
 def test_worst_class_drop_by_hand():
@@ -456,7 +520,14 @@ def test_figures_of_a_classifier():
     assert found["top1"].value == pytest.approx(100 * np.mean(STUDENT.argmax(1) == Y))
     assert found["agreement"].value == pytest.approx(100 * np.mean(STUDENT.argmax(1) == TEACHER.argmax(1)))
     for m in found.values():
-        assert m.low <= m.value <= m.high and m.low < m.high and m.n == 400 and m.split == "test" and m.origin == "measured" and m.target == "host"
+        assert (
+            m.low <= m.value <= m.high
+            and m.low < m.high
+            and m.n == 400
+            and m.split == "test"
+            and m.origin == "measured"
+            and m.target == "host"
+        )
 
 
 def test_a_single_logit_counts_as_two_classes():
@@ -464,12 +535,16 @@ def test_a_single_logit_counts_as_two_classes():
     found = by_name(z, labels, [top1()], teacher=t)
     assert found["agreement"].value == pytest.approx(100 * np.mean((z[:, 0] > 0) == (t > 0)))
     p, q = scipy.special.expit(t), scipy.special.expit(z[:, 0])
-    assert found["kl_to_teacher"].value == pytest.approx(np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))))
+    assert found["kl_to_teacher"].value == pytest.approx(
+        np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+    )
 
 
 def test_regression_has_its_metric_alone():
     assert set(by_name(STUDENT[:, :1], TEACHER[:, 0], [mean_error()], teacher=TEACHER[:, :1])) == {"mean_error"}
-    assert set(by_name({"a": STUDENT, "b": STUDENT}, Y, [top1(output="a")], teacher={"a": TEACHER, "b": TEACHER})) == {"top1"}
+    assert set(by_name({"a": STUDENT, "b": STUDENT}, Y, [top1(output="a")], teacher={"a": TEACHER, "b": TEACHER})) == {
+        "top1"
+    }
 
 
 def test_figures_are_of_the_records_as_they_are_kept():
@@ -507,8 +582,18 @@ def recorded():
     found = [{"cat": "Session", "name": "model_loading_uri", "ts": 0, "dur": 5, "args": {"path": "/somewhere/secret"}}]
     for run, begun in enumerate((100, 2000, 4000, 5000)):
         slow = 10 if run < 2 else 1
-        for name, kind, at, spent in (("c", "Conv", 5, 60), ("r", "ReorderOutput", 70, 10), ("r", "ReorderOutput", 80, 20)):
-            event = {"cat": "Node", "name": f"{name}_kernel_time", "ts": begun + slow * at, "dur": slow * spent, "args": {"op_name": kind}}
+        for name, kind, at, spent in (
+            ("c", "Conv", 5, 60),
+            ("r", "ReorderOutput", 70, 10),
+            ("r", "ReorderOutput", 80, 20),
+        ):
+            event = {
+                "cat": "Node",
+                "name": f"{name}_kernel_time",
+                "ts": begun + slow * at,
+                "dur": slow * spent,
+                "args": {"op_name": kind},
+            }
             found.append(event)
         found.append({"cat": "Session", "name": "model_run", "ts": begun, "dur": slow * 100})
     return found
@@ -536,7 +621,17 @@ def test_chrome_trace_is_valid_and_holds_no_path():
     lines = [{"n": 50, "p50_ms": 0.1, "load_ms": 3.0, "first_ms": 1.0, "wall_ms": 6.0}]
     made = json.loads(json.dumps(trace.chrome("model", recorded(), lines)))
     spans = [e for e in made["traceEvents"] if e["ph"] == "X"]
-    assert all(set(e) >= {"name", "cat", "ph", "ts", "dur", "pid", "tid"} and e["ts"] >= 0 and e["dur"] >= 0 for e in spans)
-    assert [(e["name"], e["ts"], e["dur"]) for e in spans if e["cat"] == "operator"] == [("c", 5, 60), ("r", 70, 10), ("r", 80, 20)]
-    assert [(e["name"], e["ts"]) for e in spans if e["cat"] == "process"] == [("load", 0), ("first inference", 3000), ("steady state", 4000)]
+    assert all(
+        set(e) >= {"name", "cat", "ph", "ts", "dur", "pid", "tid"} and e["ts"] >= 0 and e["dur"] >= 0 for e in spans
+    )
+    assert [(e["name"], e["ts"], e["dur"]) for e in spans if e["cat"] == "operator"] == [
+        ("c", 5, 60),
+        ("r", 70, 10),
+        ("r", 80, 20),
+    ]
+    assert [(e["name"], e["ts"]) for e in spans if e["cat"] == "process"] == [
+        ("load", 0),
+        ("first inference", 3000),
+        ("steady state", 4000),
+    ]
     assert "secret" not in json.dumps(made)

@@ -1,18 +1,22 @@
-"""The settings of the `prune` stage that name things: layers to keep, a criterion. Read from a recipe's table, wrong ones told at once."""
+"""The settings of the `prune` stage that name things: layers to keep, a criterion. Read from a recipe's table, wrong
+ones told at once."""
 
 import numpy as np
 import torch
 from torch import nn
 
-from edgekd import Task, arrays, components, models
+from edgekd import Task, arrays, components
+from edgekd.data.columns import load
+from edgekd.models import saved
 from edgekd.records import Artifact, Run
-from edgekd.sources.columns import load
 from edgekd.stages.prune import Prune
 from edgekd.stages.train import Train
 
 
 def net():
-    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    return nn.Sequential(
+        nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)
+    )
 
 
 def halves(group):
@@ -21,7 +25,9 @@ def halves(group):
 
 
 def test_settings_are_read_from_a_table():
-    settings, problems = components.settings_of(Prune, {"macs": 0.7, "keep": ["0"], "criterion": "random", "epochs": 2}, "stage 1")
+    settings, problems = components.settings_of(
+        Prune, {"macs": 0.7, "keep": ["0"], "criterion": "random", "epochs": 2}, "stage 1"
+    )
     assert not problems
     stage = Prune(**settings)
     assert (stage.macs, stage.keep, stage.criterion, stage.multiple_of, stage.epochs) == (0.7, ("0",), "random", 8, 2)
@@ -54,10 +60,12 @@ def test_kept_layers_keep_their_channels_and_a_criterion_of_ones_own_decides(tmp
     Train(**labels)(None, first)
     source = Artifact("key", "torch", {}, {}, "", {}, 0, {}, first.folder)
     second = run("pruned")
-    made = Prune(macs=0.64, keep=("2",), criterion=f"{__name__}:halves", lr=1e-12, weight_decay=0.0, **labels)(source, second)
-    pruned = models.load(Artifact("key", "torch", {}, {}, "", {}, 0, {}, second.folder), task)
+    made = Prune(macs=0.64, keep=("2",), criterion=f"{__name__}:halves", lr=1e-12, weight_decay=0.0, **labels)(
+        source, second
+    )
+    pruned = saved.load(Artifact("key", "torch", {}, {}, "", {}, 0, {}, second.folder), task)
     assert made.facts["widths"].keys() == {"4"} and pruned[0].out_features == pruned[2].out_features == 32
     left = pruned[4].out_features
     assert left < 32 and abs(made.facts["reached"] - 0.64) <= 0.02 * 0.64
-    whole = models.load(source, task)
+    whole = saved.load(source, task)
     assert torch.allclose(pruned[4].weight, whole[4].weight[-left:], atol=1e-6)

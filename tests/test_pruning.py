@@ -1,4 +1,5 @@
-"""Pruning: what can go is proved, what can't is refused with its reason, MACs are exact, and a pruned model comes back to the bit."""
+"""Pruning: what can go is proved, what can't is refused with its reason, MACs are exact, and a pruned model comes back
+to the bit."""
 
 import copy
 import itertools
@@ -10,13 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd import Task, arrays, components, models, networks, pruning
+from edgekd import Task, arrays, components, pruning
+from edgekd.data.columns import load
 from edgekd.errors import UsageError
+from edgekd.models import networks, saved
 from edgekd.pruning import points
 from edgekd.pruning.coupling import removals
 from edgekd.pruning.proof import Laboratory
 from edgekd.records import Artifact, Run
-from edgekd.sources.columns import load
 from edgekd.stages.prune import Prune
 from edgekd.stages.train import Train
 
@@ -59,15 +61,30 @@ def dense():
 
     widths = [16, 32, 48]
     norms, convs = [nn.BatchNorm2d(w) for w in widths], [nn.Conv2d(w, 16, 3, padding=1) for w in widths]
-    return Net(run, stem=nn.Conv2d(3, 16, 3, padding=1), norms=nn.ModuleList(norms), convs=nn.ModuleList(convs), head=nn.Linear(64, 5))
+    return Net(
+        run,
+        stem=nn.Conv2d(3, 16, 3, padding=1),
+        norms=nn.ModuleList(norms),
+        convs=nn.ModuleList(convs),
+        head=nn.Linear(64, 5),
+    )
 
 
 def mlp():
-    return nn.Sequential(nn.Linear(12, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32), nn.PReLU(32), nn.Linear(32, 4))
+    return nn.Sequential(
+        nn.Linear(12, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32), nn.PReLU(32), nn.Linear(32, 4)
+    )
 
 
 def vgg():
-    body = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    body = [
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    ]
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(32 * 4, 64), nn.ReLU(), nn.Linear(64, 5))
 
 
@@ -83,11 +100,26 @@ def inverted():
         x = x + m.two(x)
         return m.head(pool(m.three(x)))
 
-    return Net(run, stem=unit(3, 16), one=block(16, 16, 48), two=block(16, 16, 48), three=block(16, 24, 64), head=nn.Linear(24, 5))
+    return Net(
+        run,
+        stem=unit(3, 16),
+        one=block(16, 16, 48),
+        two=block(16, 16, 48),
+        three=block(16, 24, 64),
+        head=nn.Linear(24, 5),
+    )
 
 
 def grouped():
-    layers = [nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3, groups=4), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 32, 1), nn.ReLU()]
+    layers = [
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, groups=4),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 32, 1),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
 
 
@@ -102,14 +134,29 @@ def encoder():
         x = x + m.down(F.gelu(m.up(m.norm2(x))))
         return m.head(x.mean(1))
 
-    layers = {"embed": nn.Linear(6, 32), "qkv": nn.Linear(32, 96), "out": nn.Linear(32, 32), "up": nn.Linear(32, 64), "down": nn.Linear(64, 32)}
-    return Net(run, **layers, norm1=nn.LayerNorm(32), norm2=nn.LayerNorm(32), positions=nn.Parameter(torch.randn(1, 7, 32)), head=nn.Linear(32, 5))
+    layers = {
+        "embed": nn.Linear(6, 32),
+        "qkv": nn.Linear(32, 96),
+        "out": nn.Linear(32, 32),
+        "up": nn.Linear(32, 64),
+        "down": nn.Linear(64, 32),
+    }
+    return Net(
+        run,
+        **layers,
+        norm1=nn.LayerNorm(32),
+        norm2=nn.LayerNorm(32),
+        positions=nn.Parameter(torch.randn(1, 7, 32)),
+        head=nn.Linear(32, 5),
+    )
 
 
 def torch_encoder():
     layer = nn.TransformerEncoderLayer(32, 4, 64, 0.1, batch_first=True)
     body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    return Net(lambda m, x: m.head(m.body(m.embed(x)).mean(1)), embed=nn.Embedding(20, 32), body=body, head=nn.Linear(32, 5))
+    return Net(
+        lambda m, x: m.head(m.body(m.embed(x)).mean(1)), embed=nn.Embedding(20, 32), body=body, head=nn.Linear(32, 5)
+    )
 
 
 def hard_view():
@@ -126,7 +173,9 @@ def shuffled():
         x = x.view(b, 4, c // 4, h, w).transpose(1, 2).reshape(b, c, h, w)
         return m.head(pool(F.relu(m.c(F.relu(m.b(x))))))
 
-    return Net(run, a=nn.Conv2d(3, 32, 1), b=nn.Conv2d(32, 32, 3, padding=1), c=nn.Conv2d(32, 16, 1), head=nn.Linear(16, 5))
+    return Net(
+        run, a=nn.Conv2d(3, 32, 1), b=nn.Conv2d(32, 32, 3, padding=1), c=nn.Conv2d(32, 16, 1), head=nn.Linear(16, 5)
+    )
 
 
 def mean_over_channels():
@@ -141,7 +190,9 @@ def used_twice():
     def run(m, x):
         return m.head(pool(F.relu(m.b(F.relu(m.twice(F.relu(m.twice(F.relu(m.a(x))))))))))
 
-    return Net(run, a=nn.Conv2d(3, 16, 3), twice=nn.Conv2d(16, 16, 3, padding=1), b=nn.Conv2d(16, 32, 1), head=nn.Linear(32, 5))
+    return Net(
+        run, a=nn.Conv2d(3, 16, 3), twice=nn.Conv2d(16, 16, 3, padding=1), b=nn.Conv2d(16, 32, 1), head=nn.Linear(32, 5)
+    )
 
 
 def normalised():
@@ -150,9 +201,19 @@ def normalised():
     def run(m, x):
         return m.head(pool(m.c(m.up(F.relu(m.instance(m.b(m.group(m.a(x)))) * m.scale)))))
 
-    layers = {"a": nn.Conv2d(3, 16, 3), "group": nn.GroupNorm(4, 16), "b": nn.Conv2d(16, 32, 3), "instance": nn.InstanceNorm2d(32, affine=True)}
+    layers = {
+        "a": nn.Conv2d(3, 16, 3),
+        "group": nn.GroupNorm(4, 16),
+        "b": nn.Conv2d(16, 32, 3),
+        "instance": nn.InstanceNorm2d(32, affine=True),
+    }
     return Net(
-        run, **layers, scale=nn.Parameter(torch.rand(32, 1, 1)), up=nn.ConvTranspose2d(32, 16, 2, 2), c=nn.Conv2d(16, 16, 1), head=nn.Linear(16, 5)
+        run,
+        **layers,
+        scale=nn.Parameter(torch.rand(32, 1, 1)),
+        up=nn.ConvTranspose2d(32, 16, 2, 2),
+        c=nn.Conv2d(16, 16, 1),
+        head=nn.Linear(16, 5),
     )
 
 
@@ -161,7 +222,14 @@ def squeezed():
         x = F.relu(m.a(x))
         return m.head(pool(m.b(x * torch.sigmoid(m.excite(F.relu(m.squeeze(pool(x)))))[:, :, None, None])))
 
-    return Net(run, a=nn.Conv2d(3, 32, 3), squeeze=nn.Linear(32, 16), excite=nn.Linear(16, 32), b=nn.Conv2d(32, 16, 1), head=nn.Linear(16, 5))
+    return Net(
+        run,
+        a=nn.Conv2d(3, 32, 3),
+        squeeze=nn.Linear(32, 16),
+        excite=nn.Linear(16, 32),
+        b=nn.Conv2d(32, 16, 1),
+        head=nn.Linear(16, 5),
+    )
 
 
 def u_net():
@@ -170,7 +238,11 @@ def u_net():
         b = F.relu(m.b(F.max_pool2d(a, 2)))
         return m.out(F.relu(m.c(torch.cat([m.up(b), a], 1))))
 
-    convs = {"a": nn.Conv2d(3, 16, 3, padding=1), "b": nn.Conv2d(16, 32, 3, padding=1), "up": nn.ConvTranspose2d(32, 16, 2, 2)}
+    convs = {
+        "a": nn.Conv2d(3, 16, 3, padding=1),
+        "b": nn.Conv2d(16, 32, 3, padding=1),
+        "up": nn.ConvTranspose2d(32, 16, 2, 2),
+    }
     return Net(run, **convs, c=nn.Conv2d(32, 16, 3, padding=1), out=nn.Conv2d(16, 2, 1))
 
 
@@ -178,7 +250,13 @@ def bare_kernel():
     def run(m, x):
         return m.head(pool(F.relu(m.b(F.relu(F.conv2d(F.relu(m.a(x)), m.kernel))))))
 
-    return Net(run, a=nn.Conv2d(3, 16, 3), kernel=nn.Parameter(torch.randn(24, 16, 3, 3)), b=nn.Conv2d(24, 32, 1), head=nn.Linear(32, 5))
+    return Net(
+        run,
+        a=nn.Conv2d(3, 16, 3),
+        kernel=nn.Parameter(torch.randn(24, 16, 3, 3)),
+        b=nn.Conv2d(24, 32, 1),
+        head=nn.Linear(32, 5),
+    )
 
 
 def outside_product():
@@ -195,7 +273,15 @@ def outside_product():
 def tied():
     shared = nn.Linear(32, 32)
     model = nn.Sequential(
-        nn.Linear(6, 32), nn.ReLU(), shared, nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 5)
+        nn.Linear(6, 32),
+        nn.ReLU(),
+        shared,
+        nn.ReLU(),
+        nn.Linear(32, 32),
+        nn.ReLU(),
+        nn.Linear(32, 64),
+        nn.ReLU(),
+        nn.Linear(64, 5),
     )
     model[4].weight = shared.weight
     return model
@@ -213,7 +299,13 @@ def recurrent():
     def run(m, x):
         return m.head(F.relu(m.after(m.lstm(F.relu(m.before(x)))[0][:, -1])))
 
-    return Net(run, before=nn.Linear(6, 16), lstm=nn.LSTM(16, 32, batch_first=True), after=nn.Linear(32, 64), head=nn.Linear(64, 3))
+    return Net(
+        run,
+        before=nn.Linear(6, 16),
+        lstm=nn.LSTM(16, 32, batch_first=True),
+        after=nn.Linear(32, 64),
+        head=nn.Linear(64, 3),
+    )
 
 
 def gru():
@@ -222,11 +314,25 @@ def gru():
     def run(m, x):
         return m.head(F.relu(m.after(m.gru(F.relu(m.before(x)))[0][:, -1])))
 
-    return Net(run, before=nn.Linear(6, 16), gru=nn.GRU(16, 32, batch_first=True), after=nn.Linear(32, 64), head=nn.Linear(64, 3))
+    return Net(
+        run,
+        before=nn.Linear(6, 16),
+        gru=nn.GRU(16, 32, batch_first=True),
+        after=nn.Linear(32, 64),
+        head=nn.Linear(64, 3),
+    )
 
 
 def signal():
-    layers = [nn.Conv1d(4, 16, 5), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 32, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+    layers = [
+        nn.Conv1d(4, 16, 5),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Conv1d(16, 32, 3, 2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+    ]
     return nn.Sequential(*layers, nn.Linear(32, 3))
 
 
@@ -242,7 +348,12 @@ def reparametrized():
 
 IMAGE, SEQUENCE, VECTOR = torch.zeros(2, 3, 8, 8), torch.zeros(2, 7, 6), torch.zeros(2, 12)
 ZOO = {  # name: (model, example, {group: width}, {layer refused: part of the reason})
-    "residual": (residual, IMAGE, {"0": 16, "3.conv1": 16, "4.conv1": 24, "4.conv2": 24, "5.conv1": 32, "5.conv2": 32}, {}),
+    "residual": (
+        residual,
+        IMAGE,
+        {"0": 16, "3.conv1": 16, "4.conv1": 24, "4.conv2": 24, "5.conv1": 32, "5.conv2": 32},
+        {},
+    ),
     "depthwise": (depthwise, IMAGE, {"body.0.0": 16, "body.2.0": 32, "body.4.0": 48}, {}),
     "dense": (dense, IMAGE, {"stem": 16, "convs.0": 16, "convs.1": 16, "convs.2": 16}, {}),
     "mlp": (mlp, VECTOR, {"0": 64, "3": 32}, {}),
@@ -253,7 +364,12 @@ ZOO = {  # name: (model, example, {group: width}, {layer refused: part of the re
     "u_net": (u_net, IMAGE, {"a": 16, "b": 32, "up": 16, "c": 16}, {}),
     "signal": (signal, torch.zeros(2, 4, 30), {"0": 16, "3": 32}, {}),
     "used_twice": (used_twice, IMAGE, {"a": 16, "b": 32}, {}),
-    "encoder": (encoder, SEQUENCE, {"up": 64}, {"embed": "`norm1` (LayerNorm) normalises|`norm2` (LayerNorm) normalises", "qkv": "one for one"}),
+    "encoder": (
+        encoder,
+        SEQUENCE,
+        {"up": 64},
+        {"embed": "`norm1` (LayerNorm) normalises|`norm2` (LayerNorm) normalises", "qkv": "one for one"},
+    ),
     "torch_encoder": (
         torch_encoder,
         torch.zeros(2, 7, dtype=torch.long),
@@ -266,7 +382,12 @@ ZOO = {  # name: (model, example, {group: width}, {layer refused: part of the re
     "mean_over_channels": (mean_over_channels, IMAGE, {"b": 16}, {"a": "the others give something else"}),
     "normalised": (normalised, IMAGE, {"b": 32, "up": 16, "c": 16}, {"a": "`group` (GroupNorm) normalises"}),
     "bare_kernel": (bare_kernel, IMAGE, {"b": 32}, {"a": "`kernel`"}),
-    "tied": (tied, torch.zeros(2, 6), {"6": 64}, {"0": "shares a weight", "2": "shares a weight", "4": "shares a weight"}),
+    "tied": (
+        tied,
+        torch.zeros(2, 6),
+        {"6": 64},
+        {"0": "shares a weight", "2": "shares a weight", "4": "shares a weight"},
+    ),
     "gated": (gated, IMAGE, {"mix": 16}, {"both": "one for one at `mix`"}),
     "gru": (gru, SEQUENCE, {"after": 64}, {"before": "can't be followed"}),
     "recurrent": (recurrent, SEQUENCE, {"after": 64}, {"before": "LSTM"}),
@@ -304,7 +425,8 @@ def test_groups_and_refusals(case):
 
 
 def test_macs_follow_from_the_widths_exactly(case):
-    """Any numbers of channels removed at random from all groups at once: what is counted on the model that is left is what was predicted."""
+    """Any numbers of channels removed at random from all groups at once: what is counted on the model that is left is
+    what was predicted."""
     _, model, example, _, _ = case
     found, _ = pruning.groups(model, example)
     laboratory, rng = Laboratory(model, example, found, lambda m, x: m(x)), np.random.default_rng(0)
@@ -349,7 +471,8 @@ def test_removed_channels_are_the_ones_torch_pruning_removes():
 
 
 def test_what_is_removed_is_what_nobody_looks_at():
-    """By hand, on VGG: the pruned model gives what the whole one does once the next layers' weights on those channels are 0."""
+    """By hand, on VGG: the pruned model gives what the whole one does once the next layers' weights on those channels
+    are 0."""
     model = vgg().eval()
     found, _ = pruning.groups(model, IMAGE)
     pruned = pruning.apply(copy.deepcopy(model), removals(found, [[1, 2], [0, 31], []]))
@@ -369,7 +492,9 @@ def test_protected_layers_keep_their_channels():
 
 def test_a_group_of_one_channel_each_has_none_to_spare():
     """Sixteen groups of one channel in and two out each: to remove a channel would be to remove a group."""
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, groups=16), nn.Flatten(), nn.Linear(32 * 16, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, groups=16), nn.Flatten(), nn.Linear(32 * 16, 5)
+    )
     found, refused = pruning.groups(model, IMAGE)
     assert {g.name for g in found} & {"0"} == set()
     assert "only 1 of its 16 channels per group" in next(r.reason for r in refused if r.layer == "0")
@@ -382,7 +507,9 @@ def test_looking_changes_nothing():
     pruning.plan(model, IMAGE, 0.5)
     pruning.macs_and_parameters(model, IMAGE)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
-    assert all(m.training for m in model.modules()) and not model[0].weight.requires_grad and model[1].weight.requires_grad
+    assert (
+        all(m.training for m in model.modules()) and not model[0].weight.requires_grad and model[1].weight.requires_grad
+    )
     assert not any(m._forward_hooks for m in model.modules())
 
 
@@ -395,7 +522,12 @@ def test_calls_do_not_see_each_other():
 
 
 def test_forward_of_the_task_and_named_inputs():
-    model = Net(lambda m, pair: m.head(F.relu(m.a(pair[0]) + m.b(pair[1]))), a=nn.Linear(3, 32), b=nn.Linear(4, 32), head=nn.Linear(32, 2))
+    model = Net(
+        lambda m, pair: m.head(F.relu(m.a(pair[0]) + m.b(pair[1]))),
+        a=nn.Linear(3, 32),
+        b=nn.Linear(4, 32),
+        head=nn.Linear(32, 2),
+    )
     example = {"left": torch.zeros(2, 3), "right": torch.zeros(2, 4)}
     forward = lambda model, inputs: model((inputs["left"], inputs["right"]))
     plan = pruning.plan(model, example, 0.5, forward=forward)
@@ -419,11 +551,15 @@ def test_macs_by_hand():
         nn.Linear(512, 10),
     ]
     by_hand = 64 * 9 * 3 * 16 + 16 * 9 * 16 + 16 * 4 * 16 * 8 + 512 * 10
-    assert pruning.macs_and_parameters(nn.Sequential(*layers), torch.zeros(3, 3, 8, 8)) == (by_hand, 448 + 160 + 520 + 5130)
+    assert pruning.macs_and_parameters(nn.Sequential(*layers), torch.zeros(3, 3, 8, 8)) == (
+        by_hand,
+        448 + 160 + 520 + 5130,
+    )
 
 
 def test_macs_of_attention_are_counted():
-    """7 positions: embed 6 x 32, qkv 32 x 96, out 32 x 32, MLP 2 x 32 x 64; scores and values 2 x 7 x 7 x 32; head once."""
+    """7 positions: embed 6 x 32, qkv 32 x 96, out 32 x 32, MLP 2 x 32 x 64; scores and values 2 x 7 x 7 x 32; head
+    once."""
     by_hand = 7 * (6 * 32 + 32 * 96 + 32 * 32 + 2 * 32 * 64) + 2 * 7 * 7 * 32 + 32 * 5
     assert pruning.macs_and_parameters(encoder(), SEQUENCE)[0] == by_hand
 
@@ -512,7 +648,9 @@ def test_at_most_takes_the_nearest_below():
     with pytest.raises(UsageError) as caught:
         pruning.plan(dense(), IMAGE, 0.65)
     hint = caught.value.problems[0].hint
-    below = max(float(s) for s in hint.removeprefix("can be reached: ").partition(";")[0].split(", ") if float(s) < 0.65)
+    below = max(
+        float(s) for s in hint.removeprefix("can be reached: ").partition(";")[0].split(", ") if float(s) < 0.65
+    )
     assert f'`macs = "max 0.65"` takes {below:g}' in hint
     assert pruning.plan(dense(), IMAGE, 0.65, at_most=True).reached == pytest.approx(below, abs=1e-3)
     with pytest.raises(UsageError, match="at most 0.001 of the MACs can't be reached") as caught:
@@ -526,7 +664,9 @@ def test_what_cannot_be_pruned_is_named_when_it_stands_in_the_way():
     assert [p.place for p in caught.value.problems] == ["macs", "layer `embed`", "layer `qkv`"]
     with pytest.raises(UsageError, match="nothing in the model can be pruned") as caught:
         pruning.plan(nn.Sequential(reparametrized()[0], nn.Linear(64, 4)), VECTOR, 0.5)
-    assert [p.place for p in caught.value.problems] == ["macs", "layer `0`", "layer `1`"] and "parametrization" in str(caught.value)
+    assert [p.place for p in caught.value.problems] == ["macs", "layer `0`", "layer `1`"] and "parametrization" in str(
+        caught.value
+    )
 
 
 def test_the_plan_is_the_architecture_s():
@@ -545,7 +685,11 @@ def test_the_plan_is_the_architecture_s():
 
 
 def test_a_history_that_does_not_fit_is_refused_whole():
-    history = [pruning.history.removal("0", "out", 64, [1]), pruning.history.removal("9", "in", 64, [1]), pruning.history.removal("3", "in", 60, [1])]
+    history = [
+        pruning.history.removal("0", "out", 64, [1]),
+        pruning.history.removal("9", "in", 64, [1]),
+        pruning.history.removal("3", "in", 60, [1]),
+    ]
     model = mlp()
     with pytest.raises(UsageError) as caught:
         pruning.apply(model, history)
@@ -599,12 +743,16 @@ def test_magnitude_is_torch_pruning_s(model):
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer=None)
     for group in pruning.groups(built, example)[0]:
         root = built.get_submodule(group.name)
-        their = importance(graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, list(range(group.width))))
+        their = importance(
+            graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, list(range(group.width)))
+        )
         ours = magnitude()(pruning.weights.weights(built, group))
         torch.testing.assert_close(ours, their)
 
 
-@pytest.mark.parametrize("scores", [lambda group: torch.zeros(3), lambda group: torch.full((group.channels,), float("nan"))])
+@pytest.mark.parametrize(
+    "scores", [lambda group: torch.zeros(3), lambda group: torch.full((group.channels,), float("nan"))]
+)
 def test_a_wrong_criterion_is_told(scores):
     with pytest.raises(UsageError, match="must give 16 finite scores"):
         pruning.prune(residual(), pruning.plan(residual(), IMAGE, 0.35), scores)
@@ -614,7 +762,9 @@ def test_a_wrong_criterion_is_told(scores):
 
 
 def small():
-    return nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    return nn.Sequential(
+        nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)
+    )
 
 
 @pytest.fixture
@@ -622,7 +772,14 @@ def task():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(150, 6)).astype(np.float32)
     y = (x @ rng.normal(size=(6, 3))).argmax(1)
-    return Task("toy", "1", {"teacher": small, "student": small}, arrays(x[:100], y[:100], x[100:], y[100:], validation=0.2), (), classes=3)
+    return Task(
+        "toy",
+        "1",
+        {"teacher": small, "student": small},
+        arrays(x[:100], y[:100], x[100:], y[100:], validation=0.2),
+        (),
+        classes=3,
+    )
 
 
 def run_in(folder, task, **more):
@@ -646,17 +803,19 @@ def test_stage_prunes_recovers_and_reloads(tmp_path, task, trained):
     events = []
     run = run_in(tmp_path / "pruned", task, log=lambda **event: events.append(event))
     pruned = made(Prune(macs=0.5, multiple_of=4, epochs=3), run, trained, (trained,))  # the teacher runs live
-    module = models.load(pruned, task)
+    module = saved.load(pruned, task)
     macs, parameters = pruning.macs_and_parameters(module, torch.zeros(2, 6))
     assert (pruned.facts["macs"], pruned.facts["parameters"]) == (macs, parameters)
-    assert pruned.facts["reached"] == pytest.approx(macs / 1312, abs=1e-6) and abs(pruned.facts["reached"] - 0.5) <= 0.01
+    assert (
+        pruned.facts["reached"] == pytest.approx(macs / 1312, abs=1e-6) and abs(pruned.facts["reached"] - 0.5) <= 0.01
+    )
     assert [module[0].out_features, module[3].out_features] == [after for _, after in pruned.facts["widths"].values()]
     assert set(pruned.facts["losses"]) == {"cross_entropy", "kl"} and events[0]["event"] == "pruned"
     json.dumps(dict(pruned.facts))
 
 
 def test_stage_resumes_to_the_bit(tmp_path, task, trained, monkeypatch):
-    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("edgekd.training.loop.CHECKPOINT_SECONDS", -1.0)
     stage = Prune(macs=0.5, multiple_of=4, epochs=3, criterion="random", batch=32, **LABELS)
     whole = made(stage, run_in(tmp_path / "whole", task), trained)
 
@@ -675,12 +834,12 @@ def test_stage_resumes_to_the_bit(tmp_path, task, trained, monkeypatch):
 def test_stage_prunes_nothing_at_1_but_trains_on_and_prunes_again(tmp_path, task, trained):
     same = made(Prune(macs=1.0, epochs=1, **LABELS), run_in(tmp_path / "same", task), trained)
     x = torch.randn(4, 6)
-    assert same.facts["reached"] == 1.0 and same.facts["epochs"] == 1 and models.record_of(same)["pruning"] == []
-    assert not torch.equal(models.load(same, task)(x), models.load(trained, task)(x))
+    assert same.facts["reached"] == 1.0 and same.facts["epochs"] == 1 and saved.record_of(same)["pruning"] == []
+    assert not torch.equal(saved.load(same, task)(x), saved.load(trained, task)(x))
     once = made(Prune(macs=0.7, multiple_of=2, epochs=1, **LABELS), run_in(tmp_path / "once", task), trained)
     twice = made(Prune(macs=0.7, multiple_of=2, epochs=1, **LABELS), run_in(tmp_path / "twice", task), once)
     assert twice.facts["macs"] / once.facts["macs"] == pytest.approx(0.7, rel=0.02)
-    assert models.load(twice, task)(x).shape == (4, 3)
+    assert saved.load(twice, task)(x).shape == (4, 3)
 
 
 def test_stage_check_tells_before_training():
@@ -695,11 +854,15 @@ def test_stage_check_calls_the_model_as_the_task_does_and_names_every_mistake():
     assert stage.check(small(), {"x": torch.zeros(2, 6)}, forward) == []
     assert [p.place for p in stage.check(small(), {"x": torch.zeros(2, 6)})] == ["model"]
     wrong = Prune(macs=0.5, multiple_of=4, criterion="magnitud", keep=("3x",)).check(small(), torch.zeros(2, 6))
-    assert [p.place for p in wrong] == ["keep", "criterion"] and "`3`" in wrong[0].hint and "`magnitude`" in wrong[1].hint
+    assert (
+        [p.place for p in wrong] == ["keep", "criterion"] and "`3`" in wrong[0].hint and "`magnitude`" in wrong[1].hint
+    )
     kept = Prune(macs=0.7, multiple_of=1, keep=("0",))
     assert kept.check(small(), torch.zeros(2, 6)) == []
 
 
 def test_stage_keeps_what_it_is_told_to(tmp_path, task, trained):
-    kept = made(Prune(macs=0.7, multiple_of=1, epochs=1, keep=("0",), **LABELS), run_in(tmp_path / "kept", task), trained)
-    assert list(kept.facts["widths"]) == ["3"] and models.load(kept, task)[0].out_features == 32
+    kept = made(
+        Prune(macs=0.7, multiple_of=1, epochs=1, keep=("0",), **LABELS), run_in(tmp_path / "kept", task), trained
+    )
+    assert list(kept.facts["widths"]) == ["3"] and saved.load(kept, task)[0].out_features == 32

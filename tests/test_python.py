@@ -9,8 +9,8 @@ import pytest
 from test_report import HOSTILE, candidate
 
 import edgekd
-from edgekd.outcome import Outcome
 from edgekd.records import Result, TargetResult
+from edgekd.run.conclude import Outcome
 
 NAMES = """
 import importlib, pkgutil, types
@@ -34,7 +34,10 @@ def test_names_are_the_same_after_every_module_was_imported():
 
 @pytest.fixture
 def run(tmp_path):
-    found = (candidate("teacher", 98.3, 812345, 20_000_000, 0.8), candidate("small", 96.9, 98765, 1_000_000, 0.08, agreement=97.2))
+    found = (
+        candidate("teacher", 98.3, 812345, 20_000_000, 0.8),
+        candidate("small", 96.9, 98765, 1_000_000, 0.08, agreement=97.2),
+    )
     targets = {"host": TargetResult(("small",), "small", "pass", (), HOSTILE)}
     return Outcome(Result(HOSTILE, "cd" * 32, {}, {"teacher": "teacher"}, found, targets), tmp_path, 0, "the table")
 

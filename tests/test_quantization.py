@@ -1,4 +1,5 @@
-"""The exported int8 file computes what the fake-quantized model does, for model families, planted oddities and random graphs."""
+"""The exported int8 file computes what the fake-quantized model does, for model families, planted oddities and random
+graphs."""
 
 import numpy as np
 import onnx
@@ -11,11 +12,12 @@ from torch.nn import functional as F
 
 from edgekd.errors import RunFailed, UsageError
 from edgekd.formats import onnx as format
-from edgekd.networks import perceptron, residual
-from edgekd.quantization import calibrated, check, exact, fake, fake_quantized, ties
+from edgekd.models.networks import perceptron, residual
+from edgekd.quantization import calibrated, fake_quantized
 from edgekd.quantization import grid as grids
-from edgekd.quantization.capture import capture, graph_digest
-from edgekd.quantization.sites import Limits, place
+from edgekd.quantization.torch_graph import check, exact, fake, ties
+from edgekd.quantization.torch_graph.capture import capture, graph_digest
+from edgekd.quantization.torch_graph.sites import Limits, place
 from edgekd.records import Scheme
 from edgekd.runtimes.onnxruntime import load
 
@@ -25,7 +27,9 @@ def stirred(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         for p in module.parameters(recurse=False):
-            p.data = torch.randn(p.shape, generator=generator) * (0.5 if p.ndim > 1 else 0.1) / max(1, p[0].numel()) ** 0.5
+            p.data = (
+                torch.randn(p.shape, generator=generator) * (0.5 if p.ndim > 1 else 0.1) / max(1, p[0].numel()) ** 0.5
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.weight.data = 1 + 0.2 * torch.randn(module.weight.shape, generator=generator)
             module.running_mean.normal_(0, 0.2, generator=generator)
@@ -34,7 +38,8 @@ def stirred(model, seed=0):
 
 
 class Depthwise(nn.Module):
-    """Depthwise and grouped convolutions, hard-swish, a concatenation, functional addition, a transposed convolution."""
+    """Depthwise and grouped convolutions, hard-swish, a concatenation, functional addition, a transposed
+    convolution."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +60,12 @@ class Encoder(nn.Module):
     def __init__(self, width=16, heads=2):
         super().__init__()
         self.heads, self.q, self.k, self.v, self.o = heads, *(nn.Linear(width, width) for _ in range(4))
-        self.norm1, self.norm2, self.up, self.down = nn.LayerNorm(width), nn.LayerNorm(width), nn.Linear(width, 32), nn.Linear(32, width)
+        self.norm1, self.norm2, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+            nn.Linear(width, 32),
+            nn.Linear(32, width),
+        )
         self.position, self.head = nn.Parameter(torch.zeros(1, 6, width)), nn.Linear(width, 4)
 
     def forward(self, x):
@@ -68,11 +78,17 @@ class Encoder(nn.Module):
 
 
 class Twice(nn.Module):
-    """A module called twice, a weight shared by two layers, a branch that is read three times, and an output that was only moved."""
+    """A module called twice, a weight shared by two layers, a branch that is read three times, and an output that was
+    only moved."""
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.a, self.b = nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.conv, self.norm, self.a, self.b = (
+            nn.Conv2d(4, 4, 3, 1, 1),
+            nn.BatchNorm2d(4),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+        )
         self.b.weight = self.a.weight
 
     def forward(self, x):
@@ -124,7 +140,11 @@ class TestFamilies:
         _, model, x = family
         format.export(capture(model, x[:2]), None, x[:2], tmp_path / "m.onnx")
         for rows in (1, 3, 400):  # the batch is dynamic
-            assert np.allclose(load(str(tmp_path / "m.onnx"), 1)({"input": x[:rows].numpy()})["output"], model(x[:rows]).detach().numpy(), atol=1e-5)
+            assert np.allclose(
+                load(str(tmp_path / "m.onnx"), 1)({"input": x[:rows].numpy()})["output"],
+                model(x[:rows]).detach().numpy(),
+                atol=1e-5,
+            )
 
     def test_int8_file_is_the_fake_quantized_model(self, family, tmp_path):
         import onnx
@@ -138,11 +158,15 @@ class TestFamilies:
             ["ConvTranspose"] if name == "depthwise" else []
         )  # onnxruntime has no such
         assert abs(ours - model(x).detach().numpy()).mean() < 0.1 * model(x).std()  # and it is no other model
-        tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}  # weights stand once, as int8
+        # weights stand once, as int8
+        tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
         large = [t for t in tensors.values() if t.ndim > 1 and t.size > 24 and t.dtype == np.float32]
-        assert [t.shape for t in large] == ([(1, 6, 16)] if isinstance(model, Encoder) else [])  # positions are added in float
+        # positions are added in float
+        assert [t.shape for t in large] == ([(1, 6, 16)] if isinstance(model, Encoder) else [])
         unique = {id(p): p for p in capture(model, x[:2]).parameters() if p.ndim > 1 and p.shape != (1, 6, 16)}
-        assert sorted(t.size for t in tensors.values() if t.dtype == np.int8 and t.ndim > 1) == sorted(p.numel() for p in unique.values())
+        assert sorted(t.size for t in tensors.values() if t.dtype == np.int8 and t.ndim > 1) == sorted(
+            p.numel() for p in unique.values()
+        )
 
     def test_training_steps_have_gradients_everywhere(self, family):
         _, model, x = family
@@ -175,7 +199,8 @@ def test_lattice_by_hand():
 def test_what_a_lattice_absorbs_by_hand():
     six = Limits(0.0, 6.0)
     assert fake.absorbs(six, 6 / 255, 0, 255) and fake.absorbs(six, 0.01, 0, 255)
-    assert not fake.absorbs(six, 0.03, 0, 255) and not fake.absorbs(six, 0.01, 5, 255)  # 7.65 and -0.05 stay on the lattice
+    # 7.65 and -0.05 stay on the lattice
+    assert not fake.absorbs(six, 0.03, 0, 255) and not fake.absorbs(six, 0.01, 5, 255)
     assert fake.lattice(-1.0, 1.0, 255, Limits(-1.0, 1.0)) == (pytest.approx(2 / 255, rel=2e-6), 128)
     assert fake.absorbs(Limits(-1.0, 1.0), *fake.lattice(-1.0, 1.0, 255, Limits(-1.0, 1.0)), 255)
     assert fake.lattice(0.1, 0.7, 255, Limits(share=True)) == (1 / 256, 0)
@@ -202,19 +227,24 @@ def test_fused_training_arithmetic_is_the_exact_one():
         trained = module.train()(x)
         exact = fake.set_mode(module.eval(), "exact")(x)
     step = fake.grid_of(module).sites[list(place(capture(model, x[:2])).values)[-1]].scale[0]
-    assert (torch.round((trained - exact).abs() / step) <= 1).all() and ((trained - exact).abs() < step / 4).float().mean() > 0.97
+    assert (torch.round((trained - exact).abs() / step) <= 1).all() and (
+        (trained - exact).abs() < step / 4
+    ).float().mean() > 0.97
 
 
 def test_weights_of_pairs_leave_a_step_for_each_to_be_rounded_up():
-    """By hand: 0.76 and 0.5 add up to 126 steps of 0.01, so that rounded up by a whole step each they are 128 at most."""
+    """By hand: 0.76 and 0.5 add up to 126 steps of 0.01, so that rounded up by a whole step each they are 128 at
+    most."""
     weight = torch.tensor([[0.76, 0.5, -0.3, 0.1], [0.1, -0.2, 0.06, 2.46]])
     assert fake.Weight("w", 0, 8, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.01, 0.02])
     assert fake.Weight("w", -1, 8, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.02])
-    assert fake.Weight("w", 0, 7, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.76 / 63, 2.46 / 63])  # 7 bits can't reach it
+    # 7 bits can't reach it
+    assert fake.Weight("w", 0, 7, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.76 / 63, 2.46 / 63])
 
 
 def test_a_relu_that_waits_cuts_at_the_lattices_zero():
-    """By hand: sums and additions of whole numbers -3 to 3 onto a lattice with zero point 10, cut at zero where there is a ReLU."""
+    """By hand: sums and additions of whole numbers -3 to 3 onto a lattice with zero point 10, cut at zero where there
+    is a ReLU."""
     value, q = fake.Value("v", 8), torch.tensor([[-3.0, -1.0, 0.0, 2.0, 3.0]]).double()
     value.zero_point.fill_(10)
     one, none = exact.Lattice(q, np.float32(1), 0), exact.Lattice(torch.zeros_like(q), np.float32(1), 0)
@@ -244,18 +274,25 @@ def test_learned_ranges_have_the_gradients_of_torch():
     value.mode = "train"
     ours, theirs, scale = x.clone().requires_grad_(), x.clone().requires_grad_(), value.scale.clone().requires_grad_()
     value(ours).backward(g)
-    torch._fake_quantize_learnable_per_tensor_affine(theirs, scale, value.zero_point.float(), 0, 255, (35 * 255) ** -0.5).backward(g)
+    torch._fake_quantize_learnable_per_tensor_affine(
+        theirs, scale, value.zero_point.float(), 0, 255, (35 * 255) ** -0.5
+    ).backward(g)
     assert torch.equal(ours.grad, theirs.grad) and torch.allclose(value.gain.grad, scale.grad * value.scale)
     assert (ours.grad == 0).any()  # some values are outside
     weight = fake.Weight("w", 0, 8, True, 0.7 * x)
     weight.mode = "train"
     ours, theirs, scale = x.clone().requires_grad_(), x.clone().requires_grad_(), weight.scale.clone().requires_grad_()
     weight(ours).backward(g)
-    torch._fake_quantize_learnable_per_channel_affine(theirs, scale, torch.zeros(8), 0, -127, 127, (35 * 127) ** -0.5).backward(g)
-    assert torch.equal(ours.grad, theirs.grad) and torch.allclose(weight.gain.grad, scale.grad * weight.scale, atol=1e-6)
+    torch._fake_quantize_learnable_per_channel_affine(
+        theirs, scale, torch.zeros(8), 0, -127, 127, (35 * 127) ** -0.5
+    ).backward(g)
+    assert torch.equal(ours.grad, theirs.grad) and torch.allclose(
+        weight.gain.grad, scale.grad * weight.scale, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("bits, most", [(8, 127), (7, 63), (4, 7)])  # of the full range: pairs within 16 bits may stay below
+# of the full range: pairs within 16 bits may stay below
+@pytest.mark.parametrize("bits, most", [(8, 127), (7, 63), (4, 7)])
 def test_weight_bits_bound_the_file(tmp_path, bits, most):
     import onnx
 
@@ -302,11 +339,14 @@ class TestOddities:
 
     @pytest.mark.parametrize("per_channel", [True, False])
     def test_a_bias_that_would_not_fit_takes_a_wider_scale_by_hand(self, per_channel):
-        """Inputs in steps of 1 and weights of 127e-9: a bias of 2**30 steps of 1e-9 just fits, twice it takes steps of 2e-9."""
+        """Inputs in steps of 1 and weights of 127e-9: a bias of 2**30 steps of 1e-9 just fits, twice it takes steps of
+        2e-9."""
         model = nn.Linear(1, 3)
         model.weight.data = torch.full((3, 1), 127e-9)
         model.bias.data = torch.tensor([1.0, 2.0**30, 2.0**31]) * 1e-9
-        module = calibrated(model, [torch.tensor([[0.0], [255.0]])], scheme=Scheme(per_channel=per_channel, pairs16=False))
+        module = calibrated(
+            model, [torch.tensor([[0.0], [255.0]])], scheme=Scheme(per_channel=per_channel, pairs16=False)
+        )
         scale = fake.settle(module).sites["weight"].scale
         assert scale == pytest.approx([1e-9, 1e-9, 2e-9] if per_channel else [2e-9], rel=1e-6)
 
@@ -330,7 +370,13 @@ class TestOddities:
                 self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(5))
 
             def forward(self, x):
-                clips = [F.hardtanh, F.relu6, lambda x: x.clamp(-2, 1), lambda x: torch.clamp(x, max=0.5), lambda x: torch.clamp(x, min=0)]
+                clips = [
+                    F.hardtanh,
+                    F.relu6,
+                    lambda x: x.clamp(-2, 1),
+                    lambda x: torch.clamp(x, max=0.5),
+                    lambda x: torch.clamp(x, min=0),
+                ]
                 for layer, clip in zip(self.layers, clips, strict=True):
                     x = clip(layer(x) * 1.0 if clip is F.relu6 else layer(x))
                 return x
@@ -353,7 +399,8 @@ class TestOddities:
         self.check(stirred(Floor()), data((3, 5, 5), 100), tmp_path)
 
     def test_a_value_read_as_it_is_and_cut_at_zero_lies_on_one_lattice(self, tmp_path):
-        """onnxruntime makes one of two lattices with nothing between them, and then rounds once where the model rounds twice."""
+        """onnxruntime makes one of two lattices with nothing between them, and then rounds once where the model rounds
+        twice."""
 
         class Both(nn.Module):
             def __init__(self):
@@ -366,7 +413,9 @@ class TestOddities:
 
         model, x = stirred(Both()), data((3, 6, 6), 200)
         graph = capture(model, x[:2])
-        assert not any("mul" in str(n.target) for n in graph.graph.nodes) and torch.allclose(graph(x), model(x), atol=1e-6)
+        assert not any("mul" in str(n.target) for n in graph.graph.nodes) and torch.allclose(
+            graph(x), model(x), atol=1e-6
+        )
         assert [n.partition("_")[0] for n in place(graph).values] == ["x", "conv2d", "conv2d", "add"]
         self.check(model, x, tmp_path)
         assert format.float_kernels(tmp_path / "model.onnx") == []
@@ -406,7 +455,9 @@ class TestOddities:
 
             def forward(self, x):
                 q, k, v = self.qkv(x).reshape(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
-                return self.head(F.scaled_dot_product_attention(q, k, v, is_causal=masked).transpose(1, 2).reshape(-1, 5, 8).mean(1))
+                return self.head(
+                    F.scaled_dot_product_attention(q, k, v, is_causal=masked).transpose(1, 2).reshape(-1, 5, 8).mean(1)
+                )
 
         model, x = stirred(Attention()), data((5, 8), 100)
         assert torch.allclose(capture(model, x[:2])(x), model(x), atol=1e-6)
@@ -500,12 +551,14 @@ class TestPlantedDefects:
         assert "2.0 steps" in check.compare(np.zeros((1000, 3)), rare, 0.1).reasons[0]
         assert check.compare(np.zeros((1000, 3)), rare, 0.1, floats=True).reasons == ()  # one value in three thousand
         assert check.compare(np.zeros((1000, 3)), 2 * rare, 0.1, floats=True).reasons  # 4 steps
-        assert "2.0 steps" in check.compare(np.zeros((100, 3)), rare[:100], 0.1, floats=True).reasons[0]  # one in three hundred
+        # one in three hundred
+        assert "2.0 steps" in check.compare(np.zeros((100, 3)), rare[:100], 0.1, floats=True).reasons[0]
         assert check.compare(model, np.full_like(model, np.nan), 0.1).reasons
 
 
 class TestTies:
-    """A value that is a function of one lattice takes 256 numbers: none of them may lie where two libraries round apart."""
+    """A value that is a function of one lattice takes 256 numbers: none of them may lie where two libraries round
+    apart."""
 
     class Activated(nn.Module):
         def __init__(self, function):
@@ -518,7 +571,11 @@ class TestTies:
 
     def test_by_hand(self):
         values = torch.tensor([0.75, 2.0, 9.0])  # 9 steps are cut off at 7
-        assert ties.margin(values, 1.0, 0, 7) == 0.25 and ties.margin(values, 0.5, 0, 7) == 0.0 and ties.margin(values[2:], 1.0, 0, 7) == 0.5
+        assert (
+            ties.margin(values, 1.0, 0, 7) == 0.25
+            and ties.margin(values, 0.5, 0, 7) == 0.0
+            and ties.margin(values[2:], 1.0, 0, 7) == 0.5
+        )
         assert ties.margin(-values, 1.0, 2, 7) == 0.25
 
     @pytest.mark.parametrize("function, made", [
@@ -534,7 +591,10 @@ class TestTies:
         assert ties.margin(found, tie, value.zero_point.item(), 255) < 1e-4
         fake.settle(module)
         scale = value.scale.item()
-        assert tie < scale < 1.004 * tie and ties.margin(ties.table(module, made), scale, value.zero_point.item(), 255) >= ties.MARGIN
+        assert (
+            tie < scale < 1.004 * tie
+            and ties.margin(ties.table(module, made), scale, value.zero_point.item(), 255) >= ties.MARGIN
+        )
 
     def test_other_values_keep_their_scale(self):
         """Sums over channels, and what is computed from two values."""
@@ -549,7 +609,13 @@ class TestTies:
 @st.composite
 def graphs(draw):
     """Small random networks: convolutions, pools, additions, concatenations, activations."""
-    steps = draw(st.lists(st.sampled_from(["conv", "deep", "relu", "add", "cat", "pool", "max", "swish", "mul"]), min_size=2, max_size=6))
+    steps = draw(
+        st.lists(
+            st.sampled_from(["conv", "deep", "relu", "add", "cat", "pool", "max", "swish", "mul"]),
+            min_size=2,
+            max_size=6,
+        )
+    )
     return tuple(steps), draw(st.integers(0, 1000))
 
 
@@ -559,7 +625,9 @@ class Random(nn.Module):
         self.steps, self.layers, width = steps, nn.ModuleList(), 4
         for step in steps:
             self.layers.append(
-                {"conv": nn.Conv2d(width, 8, 3, 1, 1), "deep": nn.Conv2d(width, width, 3, 1, 1, groups=width)}.get(step, nn.Identity())
+                {"conv": nn.Conv2d(width, 8, 3, 1, 1), "deep": nn.Conv2d(width, width, 3, 1, 1, groups=width)}.get(
+                    step, nn.Identity()
+                )
             )
             width = {"conv": 8, "cat": 2 * width}.get(step, width)
         self.head = nn.Linear(width, 3)
@@ -584,9 +652,12 @@ OTHERS = {
 }
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(graphs())
-@example((("cat", "max", "mul", "swish", "relu", "conv"), 239))  # one of the 256 values that swish is given ends beside a tie
+# one of the 256 values that swish is given ends beside a tie
+@example((("cat", "max", "mul", "swish", "relu", "conv"), 239))
 def test_random_graphs_agree(tmp_path_factory, drawn):
     steps, seed = drawn
     model, x = stirred(Random(steps), seed), data((4, 10, 10), 200, seed)
@@ -601,22 +672,29 @@ def test_sums_of_two_lattices_are_the_kernels_to_the_last_bit():
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    from edgekd.quantization.exact import Lattice, _sum_of_two
+    from edgekd.quantization.torch_graph.exact import Lattice, _sum_of_two
 
     rng = np.random.default_rng(0)
     qa, qb = (grid.ravel().astype(np.uint8) for grid in np.meshgrid(np.arange(256), np.arange(256), indexing="ij"))
     for _ in range(40):
         scales, zeros = rng.uniform(0.01, 0.3, 3).astype(np.float32), rng.integers(0, 256, 3)
         names = [f"{kind}{i}" for i in range(3) for kind in "sz"]
-        values = [v for s, z in zip(scales, zeros, strict=True) for v in (np.array(s, np.float32), np.array(z, np.uint8))]
+        values = [
+            v for s, z in zip(scales, zeros, strict=True) for v in (np.array(s, np.float32), np.array(z, np.uint8))
+        ]
         tensor = lambda name: helper.make_tensor_value_info(name, TensorProto.UINT8, ["n"])
-        node = helper.make_node("QLinearAdd", ["a", *names[:2], "b", *names[2:4], *names[4:]], ["y"], domain="com.microsoft")
+        node = helper.make_node(
+            "QLinearAdd", ["a", *names[:2], "b", *names[2:4], *names[4:]], ["y"], domain="com.microsoft"
+        )
         constants = [numpy_helper.from_array(v, n) for n, v in zip(names, values, strict=True)]
         graph = helper.make_graph([node], "sum", [tensor("a"), tensor("b")], [tensor("y")], constants)
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
         raw = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
         theirs = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"]).run(None, {"a": qa, "b": qb})[0]
-        a, b = (Lattice(torch.from_numpy(q.astype(np.float64) - z), s, int(z)) for q, s, z in zip((qa, qb), scales[:2], zeros[:2], strict=True))
+        a, b = (
+            Lattice(torch.from_numpy(q.astype(np.float64) - z), s, int(z))
+            for q, s, z in zip((qa, qb), scales[:2], zeros[:2], strict=True)
+        )
         ours = torch.clamp(_sum_of_two(a, b, scales[2], int(zeros[2])) + 0.0, 0, 255)
         assert np.array_equal(ours.numpy().astype(np.uint8), theirs)
 
@@ -634,7 +712,8 @@ class Words(nn.Module):
 
 
 def test_a_table_is_stored_and_looked_up_in_integers(tmp_path):
-    """By hand: a column of the table has one scale, its largest value over 127. One that a layer reads too has that layer's scales."""
+    """By hand: a column of the table has one scale, its largest value over 127. One that a layer reads too has that
+    layer's scales."""
     torch.manual_seed(0)
     model, ids = Words(), torch.randint(0, 50, (64, 5))
     ours, theirs, grid, path, names = exported(model, ids, tmp_path)
@@ -644,9 +723,15 @@ def test_a_table_is_stored_and_looked_up_in_integers(tmp_path):
     assert grid.sites["shared.weight"].axis == 0
     graph = onnx.load(path).graph
     stored = {i.name: i for i in graph.initializer}
-    gathers = [n for n in graph.node if n.op_type == "Gather" and n.input[0] in stored and len(stored[n.input[0]].dims) == 2]
-    assert [(list(stored[n.input[0]].dims), stored[n.input[0]].data_type) for n in gathers] == [([50, 12], onnx.TensorProto.INT8)]
-    assert not [i for i in graph.initializer if list(i.dims) in ([50, 12], [20, 12]) and i.data_type == onnx.TensorProto.FLOAT]
+    gathers = [
+        n for n in graph.node if n.op_type == "Gather" and n.input[0] in stored and len(stored[n.input[0]].dims) == 2
+    ]
+    assert [(list(stored[n.input[0]].dims), stored[n.input[0]].data_type) for n in gathers] == [
+        ([50, 12], onnx.TensorProto.INT8)
+    ]
+    assert not [
+        i for i in graph.initializer if list(i.dims) in ([50, 12], [20, 12]) and i.data_type == onnx.TensorProto.FLOAT
+    ]
 
 
 class LastState(nn.Module):
@@ -666,4 +751,7 @@ def test_the_last_state_is_no_row_of_a_table(tmp_path, kind):
     ours, theirs, grid, path, names = exported(stirred(LastState(kind)), data((5, 4), 200), tmp_path)
     equality = check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0])
     assert equality.reasons == () and equality.equal >= 0.999, equality
-    assert set(names) == {name for name, site in grid.sites.items() if site.axis is None} and format.float_kernels(path) == []
+    assert (
+        set(names) == {name for name, site in grid.sites.items() if site.axis is None}
+        and format.float_kernels(path) == []
+    )

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgekd.components import names
-from edgekd.quantization import calibrated, fake
+from edgekd.quantization import calibrated
 from edgekd.quantization.histogram import BINS, Histogram
+from edgekd.quantization.torch_graph import fake
 from edgekd.ranges.entropy import entropy
 from edgekd.ranges.minmax import minmax
 from edgekd.ranges.mse import mse
@@ -57,7 +58,9 @@ def test_every_range_is_tested_here():
 
 
 class TestHistogram:
-    @given(st.lists(st.lists(st.floats(-(2.0**120), 2.0**120, width=32), min_size=1, max_size=30), min_size=1, max_size=6))
+    @given(
+        st.lists(st.lists(st.floats(-(2.0**120), 2.0**120, width=32), min_size=1, max_size=30), min_size=1, max_size=6)
+    )
     @settings(max_examples=60, deadline=None)
     def test_counts_every_value_in_its_bin_whatever_the_order(self, batches):
         found, values = histogram(*batches), np.concatenate([np.asarray(b, np.float32) for b in batches])
@@ -80,7 +83,12 @@ class TestHistogram:
 
     def test_zeros_before_the_first_number(self):
         found = histogram([0.0] * 7, [2.0])
-        assert found.zeros == 7 and found.counts[BINS // 2 :].nonzero()[0].tolist() == [BINS // 4] and found.counts.sum() == 1  # 2 of [0, 4)
+        # 2 of [0, 4)
+        assert (
+            found.zeros == 7
+            and found.counts[BINS // 2 :].nonzero()[0].tolist() == [BINS // 4]
+            and found.counts.sum() == 1
+        )
 
     def test_size_is_fixed(self):
         found = histogram(*[np.random.default_rng(i).normal(0, 10**i, 1000) for i in range(8)])
@@ -90,7 +98,14 @@ class TestHistogram:
 class TestRanges:
     @pytest.mark.parametrize("name", ALL)
     def test_never_outside_of_what_was_seen(self, name):
-        for values in ([0.0], [0.0, 0.0], [5.0], [-3.0, -1.0], np.linspace(0, 1, 1000), np.random.default_rng(0).normal(0, 1, 5000)):
+        for values in (
+            [0.0],
+            [0.0, 0.0],
+            [5.0],
+            [-3.0, -1.0],
+            np.linspace(0, 1, 1000),
+            np.random.default_rng(0).normal(0, 1, 5000),
+        ):
             found = histogram(values)
             low, high = ALL[name](found)
             assert np.isfinite([low, high]).all() and low <= high
@@ -111,17 +126,26 @@ class TestRanges:
     def test_mse_is_the_best_of_a_brute_force_on_the_values(self):
         """Rounding every value, no histogram: no clipping range does better by more than the bins' width explains."""
         rng = np.random.default_rng(3)
-        for values in (rng.laplace(0, 1, 20000), np.abs(rng.normal(0, 1, 20000)), np.concatenate([rng.normal(0, 1, 20000), [60.0]])):
+        for values in (
+            rng.laplace(0, 1, 20000),
+            np.abs(rng.normal(0, 1, 20000)),
+            np.concatenate([rng.normal(0, 1, 20000), [60.0]]),
+        ):
             for bits in (4, 8):
 
                 def error(low, high, values=values, bits=bits):
                     scale, zero = fake.lattice(low, high, 2**bits - 1)
-                    return ((np.clip(np.round(values / scale) + zero, 0, 2**bits - 1) - zero) * scale - values).__pow__(2).mean()
+                    return (
+                        ((np.clip(np.round(values / scale) + zero, 0, 2**bits - 1) - zero) * scale - values)
+                        .__pow__(2)
+                        .mean()
+                    )
 
                 low, high = mse(histogram(values), bits=bits)
                 best = min(error(min(values.min(), 0) * t, values.max() * t) for t in np.linspace(0.01, 1, 300))
                 assert error(low, high) <= 1.06 * best, (bits, error(low, high), best)
-        assert mse(histogram(values), bits=3)[1] < 20 < mse(histogram(values), bits=8)[1]  # the outlier costs most of three bits, little of eight
+        # the outlier costs most of three bits, little of eight
+        assert mse(histogram(values), bits=3)[1] < 20 < mse(histogram(values), bits=8)[1]
 
     def test_entropy_keeps_a_uniform_whole_and_gives_up_an_outlier(self):
         rng = np.random.default_rng(4)
@@ -130,12 +154,18 @@ class TestRanges:
         assert 2 < high < 15 and -15 < low < -2
 
     def test_entropy_against_loops_over_bins(self):
-        """Written from the docstring, bin by bin: shapes of one and two signs, with outliers on either side, of which some are given up."""
+        """Written from the docstring, bin by bin: shapes of one and two signs, with outliers on either side, of which
+        some are given up."""
         shares = []
         for seed in range(12):
             rng = np.random.default_rng(seed)
             size = 20000
-            values = [rng.normal(0, 1, size), rng.exponential(1, size), rng.uniform(-1, 2, size), rng.normal(2, 0.3, size) ** 3][seed % 4]
+            values = [
+                rng.normal(0, 1, size),
+                rng.exponential(1, size),
+                rng.uniform(-1, 2, size),
+                rng.normal(2, 0.3, size) ** 3,
+            ][seed % 4]
             found = histogram(np.append(values, [-4.0 * seed, 6.0 * seed, 20.0][: seed % 4]))
             bits, tries = 2 + seed % 5, 7 + seed
             made = entropy(found, bits=bits, tries=tries)
@@ -144,9 +174,10 @@ class TestRanges:
         assert len(set(shares)) > 4, shares
 
     def test_entropy_by_hand(self):
-        """Four levels over eighths of [0, 1], of the ranges to 1, 5/6, 2/3 and 1/2. Over the lower half they hold four constants: no loss. With
-        values far above, that range moves them onto its end: 2/20 of all into one bin, 0.1 ln(0.1 / 1.1e-4) = 0.68, and to 1 the two levels of
-        {8, 1} lose 18/20 (16/18 ln(8 / 4.5) + 2/18 ln(1 / 4.5)) = 0.31."""
+        """Four levels over eighths of [0, 1], of the ranges to 1, 5/6, 2/3 and 1/2. Over the lower half they hold four
+        constants: no loss. With values far above, that range moves them onto its end: 2/20 of all into one bin, 0.1
+        ln(0.1 / 1.1e-4) = 0.68, and to 1 the two levels of {8, 1} lose 18/20 (16/18 ln(8 / 4.5) + 2/18 ln(1 / 4.5)) =
+        0.31."""
         found = Histogram(low=0.0, high=1.0, width=1.0)
         found.counts[BINS // 2 :] = np.repeat([8000, 1000, 8000, 1000, 0, 0, 0, 0], BINS // 16)
         assert entropy(found, bits=2, tries=4) == (0.0, 0.5)
@@ -178,7 +209,9 @@ class TestRanges:
             for part in (ALL[name], minmax):
                 scale, zero = fake.lattice(*part(histogram(*np.split(values, 10))), 255)
                 rounded = (np.clip(np.round(values / scale) + zero, 0, 255) - zero) * scale
-                decibels.append(10 * np.log10(np.square(values, dtype=float).sum() / np.square(rounded - values, dtype=float).sum()))
+                decibels.append(
+                    10 * np.log10(np.square(values, dtype=float).sum() / np.square(rounded - values, dtype=float).sum())
+                )
             assert decibels[0] > decibels[1] - (6 if name == "percentile" or kind == "heavier" else 1), (kind, decibels)
 
 
@@ -205,12 +238,13 @@ class TestCalibration:
             calibrated(net, stream)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-        assert peaks[2] < 1.15 * peaks[1], peaks  # the first run also fills torch's caches; to keep the values would be a quarter more
+        # the first run also fills torch's caches; to keep the values would be a quarter more
+        assert peaks[2] < 1.15 * peaks[1], peaks
 
     def test_no_data_is_refused(self):
         from edgekd.errors import RunFailed
-        from edgekd.quantization.calibrate import calibrate
-        from edgekd.quantization.capture import capture
+        from edgekd.quantization.torch_graph.calibrate import calibrate
+        from edgekd.quantization.torch_graph.capture import capture
 
         with pytest.raises(RunFailed, match="saw no values at `"):
             calibrate(fake.insert(capture(self.net(), torch.randn(2, 6))), [])

@@ -27,13 +27,13 @@ def project(tmp_path, monkeypatch):
 
     import tiny
 
-    from edgekd import measure
+    from edgekd.measure import jobs
 
     (tmp_path / "mytask.py").write_text(block("python", "edgekd.Task("))
     (tmp_path / "recipe.toml").write_text(block("toml", "[[stage]]"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    monkeypatch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
     tiny.hurry()
     yield tmp_path
     sys.modules.pop("mytask", None)
@@ -41,7 +41,9 @@ def project(tmp_path, monkeypatch):
 
 def test_the_example_of_ones_own_is_short_and_runs(project, capsys):
     assert len([line for line in (project / "mytask.py").read_text().splitlines() if line.strip()]) <= 25
-    for line in (line.removeprefix("edgekd ").split() for line in block("sh", "edgekd compress recipe.toml").splitlines() if line):
+    for line in (
+        line.removeprefix("edgekd ").split() for line in block("sh", "edgekd compress recipe.toml").splitlines() if line
+    ):
         assert command([*line, "--quiet"] if line[0] == "compress" else line) == 0
     assert "PASS" in capsys.readouterr().out
     scope: dict = {}
@@ -55,7 +57,7 @@ def test_the_verbs_of_the_table_are_those_that_there_are():
 
 
 def test_settings_that_the_text_names_are_taken():
-    from edgekd import recipe
+    from edgekd.run import recipe
 
     sets = re.findall(r"--set (\S+?=[^`\s]+)", TEXT)
     assert len(sets) >= 2 and recipe.read(None, sets=[s for s in sets if s != "STAGE.KEY=VALUE"])
@@ -66,21 +68,32 @@ def test_the_targets_of_the_text_are_those_that_ship_and_its_own_one_is_read(tmp
 
     section = TEXT[TEXT.index("## Targets") : TEXT.index("## The verbs")]
     table = re.findall(r"`([\w-]+)`", "".join(line for line in section.splitlines() if line.startswith("|")))
-    named = {n for n in table if n != "-little"} | {n.replace("-big", "-little") for n in table if n.startswith("snapdragon")}
+    named = {n for n in table if n != "-little"} | {
+        n.replace("-big", "-little") for n in table if n.startswith("snapdragon")
+    }
     assert named == set(targets.names()) - {"host"}
     (tmp_path / "sensor.toml").write_text(block("toml", 'title        = "our sensor"'))
     sensor = targets.load(tmp_path / "sensor.toml")
-    assert (sensor.core, sensor.flash_bytes, sensor.ram_bytes, targets.runs(sensor)) == ("cortex-m4", 2**20, 2**18, False)
+    assert (sensor.core, sensor.flash_bytes, sensor.ram_bytes, targets.runs(sensor)) == (
+        "cortex-m4",
+        2**20,
+        2**18,
+        False,
+    )
 
 
 def test_shipped_recipes_plan():
-    from edgekd import plan, recipe, resolving
+    from edgekd.run import plan, recipe, resolve
 
-    shipped = [p for p in [*ROOT.glob("edgekd/**/*.toml"), *ROOT.glob("benchmarks/**/*.toml")] if "stage" in tomllib.loads(p.read_text())]
+    shipped = [
+        p
+        for p in [*ROOT.glob("edgekd/**/*.toml"), *ROOT.glob("benchmarks/**/*.toml")]
+        if "stage" in tomllib.loads(p.read_text())
+    ]
     assert shipped
     for path in shipped:
         if tomllib.loads(path.read_text())["task"] == "digits":  # others need data that is not here
-            assert plan.make(resolving.resolve(recipe.read(path))).points
+            assert plan.make(resolve.resolve(recipe.read(path))).points
         else:
             assert recipe.read(path).stages
 
@@ -104,11 +117,16 @@ def test_the_first_command_runs_to_its_end_and_finds_everything_finished(tmp_pat
     result = results.read(tmp_path / "runs/digits/result.json")
     assert [c.id for c in result.candidates] == ["teacher", "alone", "distill", "prune", "quantize", "alone-quantize"]
     figures = {c.id: {(m.name, m.split): m.value for m in c.measurements} for c in result.candidates}
-    macs, sizes = ([figures[id][name, None] for id in ("distill", "prune", "quantize")] for name in ("macs", "file_bytes"))
-    assert 0.45 < macs[1] / macs[0] <= 0.52 and macs[2] == macs[1] and sizes[0] > sizes[1] > 2 * sizes[2]  # half of the multiply-accumulates
+    macs, sizes = (
+        [figures[id][name, None] for id in ("distill", "prune", "quantize")] for name in ("macs", "file_bytes")
+    )
+    # half of the multiply-accumulates
+    assert 0.45 < macs[1] / macs[0] <= 0.52 and macs[2] == macs[1] and sizes[0] > sizes[1] > 2 * sizes[2]
     found, test = result.targets["host"], task.data("test")
     assert found.verdict == "pass" and found.chosen == "quantize"
-    session = onnxruntime.InferenceSession(str(tmp_path / "runs/digits/bundles/host/model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "runs/digits/bundles/host/model.onnx"), providers=["CPUExecutionProvider"]
+    )
     right = (session.run(None, {"input": np.asarray(test.inputs, np.float32)})[0].argmax(1) == test.labels).mean()
     assert 100 * right == pytest.approx(figures["quantize"]["top1", "test"]) and right > 0.97
     assert command(["gate", "runs/digits"]) == 0 and (tmp_path / "runs/digits/report.html").is_file()

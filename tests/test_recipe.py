@@ -1,12 +1,13 @@
-"""Recipes: strict, every problem at once, each with its place and a hint; the resolved recipe says everything and repeats the run."""
+"""Recipes: strict, every problem at once, each with its place and a hint; the resolved recipe says everything and
+repeats the run."""
 
 import dataclasses
 import tomllib
 
 import pytest
 
-from edgekd import recipe, resolving, settings
 from edgekd.errors import UsageError
+from edgekd.run import recipe, resolve, settings
 from edgekd.tasks import digits
 
 GOOD = {"task": "digits", "stage": [{"use": "distill"}]}
@@ -96,7 +97,12 @@ def test_each_mistake_is_named(change, text):
 
 
 @pytest.mark.parametrize(
-    "sets, text", [(["epochs"], "STAGE.KEY=VALUE"), (["distil.epochs=3"], "did you mean `distill`?"), (["distill.epochs=x"], "epochs")]
+    "sets, text",
+    [
+        (["epochs"], "STAGE.KEY=VALUE"),
+        (["distil.epochs=3"], "did you mean `distill`?"),
+        (["distill.epochs=x"], "epochs"),
+    ],
 )
 def test_wrong_settings_are_named(sets, text):
     assert any(text in p for p in told(GOOD, sets=sets))
@@ -134,13 +140,13 @@ def test_files_that_are_no_recipes(tmp_path):
 
 
 def test_resolved_recipe_says_everything_and_repeats_the_run(tmp_path):
-    from edgekd import plan
+    from edgekd.run import plan
 
-    first = resolving.resolve(recipe.read(None, sets=["quantize.epochs=3"]))
-    text = resolving.dump(first)
+    first = resolve.resolve(recipe.read(None, sets=["quantize.epochs=3"]))
+    text = resolve.dump(first)
     (tmp_path / "recipe.toml").write_text(text)
-    second = resolving.resolve(recipe.read(tmp_path / "recipe.toml"))
-    assert resolving.dump(second) == text
+    second = resolve.resolve(recipe.read(tmp_path / "recipe.toml"))
+    assert resolve.dump(second) == text
     assert list(plan.make(first).steps) == list(plan.make(second).steps)
     table = tomllib.loads(text)
     assert table["threads"] >= 1 and table["stage"][0]["lr"] > 0 and table["gate"]["any"]["top1"]
@@ -154,10 +160,14 @@ def test_a_loss_of_ones_own_needs_no_settings_and_may_have_some(tmp_path, monkey
     monkeypatch.syspath_prepend(str(tmp_path))
     losses = [{"use": "ownloss:plain"}, {"use": "ownloss:tuned", "sharp": 3.0}]
     (line,) = recipe.read({**GOOD, "stage": [{"use": "distill", "losses": losses}]}).stages
-    assert line.settings["losses"] == ({"use": "ownloss:plain", "weight": 1.0}, {"use": "ownloss:tuned", "weight": 1.0, "sharp": 3.0})
+    assert line.settings["losses"] == (
+        {"use": "ownloss:plain", "weight": 1.0},
+        {"use": "ownloss:tuned", "weight": 1.0, "sharp": 3.0},
+    )
     assert line.teacher == ("teacher",)
     assert any(
-        "sharpp" in p and "did you mean `sharp`" in p for p in told({**GOOD, "stage": [{"use": "train", "losses": [{**losses[1], "sharpp": 1}]}]})
+        "sharpp" in p and "did you mean `sharp`" in p
+        for p in told({**GOOD, "stage": [{"use": "train", "losses": [{**losses[1], "sharpp": 1}]}]})
     )
 
 
@@ -185,22 +195,31 @@ named = make({"teacher": lambda: N(nn.ReLU()), "student": lambda: N(nn.ReLU())},
 
 
 def keys_of(source, **more):
-    from edgekd import plan
+    from edgekd.run import plan
 
-    return {s.label: k for k, s in plan.make(resolving.resolve(recipe.read(source, **more))).steps.items()}
+    return {s.label: k for k, s in plan.make(resolve.resolve(recipe.read(source, **more))).steps.items()}
 
 
 def test_keys_know_what_decides_the_product(tmp_path, monkeypatch):
     (tmp_path / "keytask.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     stages = [{"use": "distill", "epochs": 4}, {"use": "quantize", "epochs": 1}]
-    keys = {name: keys_of({"task": f"keytask:{name}", "stage": stages}) for name in ("one", "two", "mixed", "swapped", "fewer", "named")}
+    keys = {
+        name: keys_of({"task": f"keytask:{name}", "stage": stages})
+        for name in ("one", "two", "mixed", "swapped", "fewer", "named")
+    }
     for name in ("two", "mixed", "swapped"):  # lambdas of one module are told apart, and which model is which
         assert not set(keys["one"].values()) & set(keys[name].values()), name
     assert keys["mixed"]["teacher"] != keys["swapped"]["teacher"]
     assert keys["one"]["alone"] != keys["fewer"]["alone"] and keys["one"]["distill"] != keys["fewer"]["distill"]
-    assert keys["one"]["distill"] == keys["named"]["distill"] and keys["one"]["export distill"] != keys["named"]["export distill"]
-    ranges = [keys_of({"task": "keytask:one", "stage": stages}, sets=[f"quantize.ranges={r}"])["quantize"] for r in ("mse", "minmax")]
+    assert (
+        keys["one"]["distill"] == keys["named"]["distill"]
+        and keys["one"]["export distill"] != keys["named"]["export distill"]
+    )
+    ranges = [
+        keys_of({"task": "keytask:one", "stage": stages}, sets=[f"quantize.ranges={r}"])["quantize"]
+        for r in ("mse", "minmax")
+    ]
     assert ranges[0] != ranges[1] == keys["one"]["quantize"]
 
 
@@ -210,23 +229,23 @@ def test_a_dumped_recipe_gives_the_same_keys_from_its_own_folder(tmp_path, monke
     text = 'task = "dumptask:mixed"\n[[stage]]\nuse = "distill"\nepochs = 2\n[model.teacher]\ntrain = { model = "student", epochs = 1 }\n'
     (tmp_path / "project/recipe.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    first = resolving.resolve(recipe.read(tmp_path / "project/recipe.toml"))
+    first = resolve.resolve(recipe.read(tmp_path / "project/recipe.toml"))
     run = tmp_path / "elsewhere/run"
     run.mkdir(parents=True)
-    (run / "recipe.toml").write_text(resolving.dump(first, run))
+    (run / "recipe.toml").write_text(resolve.dump(first, run))
     assert keys_of(tmp_path / "project/recipe.toml") == keys_of(run / "recipe.toml")
     assert tomllib.loads((run / "recipe.toml").read_text())["modules"] == "../../project"
 
 
 def test_weights_of_the_full_range_are_honoured_unless_a_target_saturates(tmp_path):
     """By all targets, whoever asked: one training serves them."""
-    from edgekd import plan
+    from edgekd.run import plan
 
     own = tmp_path / "own.toml"
     own.write_text('title = "x"\narchitecture = "aarch64"\nint8 = { pairs16 = false }\n')
 
     def planned(*names, **more):
-        steps = plan.make(resolving.resolve(recipe.read(None, targets=list(names), **more))).steps.values()
+        steps = plan.make(resolve.resolve(recipe.read(None, targets=list(names), **more))).steps.values()
         return {s.settings["pairs16"] for s in steps if s.stage == "quantize"}
 
     def refused(*names, **more):
@@ -241,7 +260,12 @@ def test_weights_of_the_full_range_are_honoured_unless_a_target_saturates(tmp_pa
     ((place, named),) = refused(vnni, avx2, **free)
     assert place.endswith("stage 3 (quantize): pairs16") and named == avx2
     assert len(refused(avx2, sets=["sweep.quantize.pairs16=[true, false]"])) == 1
-    assert len(refused(avx2, sets=["quantize.pairs16=false", "quantize.weight_bits=4", 'quantize.layer_bits={"conv2d"=8}'])) == 1
+    assert (
+        len(
+            refused(avx2, sets=["quantize.pairs16=false", "quantize.weight_bits=4", 'quantize.layer_bits={"conv2d"=8}'])
+        )
+        == 1
+    )
     ((place, named),) = refused(str(own), avx2)
     assert place.endswith("target own: int8.pairs16") and named == avx2
 
@@ -258,21 +282,29 @@ class Own:
 
 
 def test_a_stage_of_ones_own_may_have_some_of_the_settings_of_lattices(tmp_path, monkeypatch):
-    from edgekd import plan
+    from edgekd.run import plan
 
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "ownlattice.py").write_text(LATTICED)
-    table = {**GOOD, "stage": [{"use": "distill"}, {"use": "ownlattice:Own", "name": "own"}], "targets": ["x86-64-avx2"]}
+    table = {
+        **GOOD,
+        "stage": [{"use": "distill"}, {"use": "ownlattice:Own", "name": "own"}],
+        "targets": ["x86-64-avx2"],
+    }
     with pytest.raises(UsageError, match="saturate"):
-        plan.make(resolving.resolve(recipe.read(table)))
-    made = plan.make(resolving.resolve(recipe.read(table, sets=["own.pairs16=true"], targets=["x86-64-avx2", "cortex-m4-stm32l4r5"])))
+        plan.make(resolve.resolve(recipe.read(table)))
+    made = plan.make(
+        resolve.resolve(recipe.read(table, sets=["own.pairs16=true"], targets=["x86-64-avx2", "cortex-m4-stm32l4r5"]))
+    )
     assert any(p.id.startswith("own") for p in made.points)
 
 
 def test_a_swept_mode_gets_the_teacher_that_it_needs():
-    from edgekd import plan
+    from edgekd.run import plan
 
-    made = plan.make(resolving.resolve(recipe.read(None, sets=["quantize.mode=ptq", 'sweep.quantize.mode=["ptq", "qat"]'])))
+    made = plan.make(
+        resolve.resolve(recipe.read(None, sets=["quantize.mode=ptq", 'sweep.quantize.mode=["ptq", "qat"]']))
+    )
     teachers = {s.settings["mode"]: bool(s.teacher) for s in made.steps.values() if s.stage == "quantize"}
     assert teachers == {"ptq": False, "qat": True}
 
@@ -292,22 +324,29 @@ def test_odd_settings_are_problems_not_errors(sets, text):
     assert any(text in p for p in told(GOOD, sets=sets))
 
 
-@pytest.mark.parametrize("name", ["latency_p50_ms", "agreement", "ece", "gain", "file_bytes", "equal_outputs", "tokens_per_s"])
+@pytest.mark.parametrize(
+    "name", ["latency_p50_ms", "agreement", "ece", "gain", "file_bytes", "equal_outputs", "tokens_per_s"]
+)
 def test_a_metric_named_like_a_figure_of_edgekd_is_refused(name):
     task = dataclasses.replace(digits.task, metrics=(dataclasses.replace(digits.task.metrics[0], name=name),))
-    problems = [str(p) for p in resolving.metric_problems(task)]
-    assert problems == [f"task digits: metrics: {name!r} is a figure that edgekd takes by itself\n  hint: another name, such as my_{name}"]
+    problems = [str(p) for p in resolve.metric_problems(task)]
+    assert problems == [
+        f"task digits: metrics: {name!r} is a figure that edgekd takes by itself\n  hint: another name, such as my_{name}"
+    ]
 
 
 def test_names_of_metrics_that_tasks_measure_are_free():
-    named = [dataclasses.replace(digits.task.metrics[0], name=n) for n in ("top1", "top5", "map50", "perplexity", "mine")]
-    assert resolving.metric_problems(dataclasses.replace(digits.task, metrics=(*named, len))) == []
+    named = [
+        dataclasses.replace(digits.task.metrics[0], name=n) for n in ("top1", "top5", "map50", "perplexity", "mine")
+    ]
+    assert resolve.metric_problems(dataclasses.replace(digits.task, metrics=(*named, len))) == []
 
 
 def test_a_run_with_such_a_metric_ends_before_it_begins(monkeypatch):
     metric = dataclasses.replace(digits.task.metrics[0], name="latency_p50_ms")
     monkeypatch.setattr(digits, "task", dataclasses.replace(digits.task, metrics=(metric,)))
-    monkeypatch.setattr(resolving, "_task_problems", lambda *given: [])  # reads all data
+    monkeypatch.setattr(resolve, "_task_problems", lambda *given: [])  # reads all data
     with pytest.raises(UsageError) as caught:
-        resolving.resolve(recipe.read(GOOD))
-    assert [p.place for p in caught.value.problems] == ["task digits: metrics"]  # and of no budget that the recipe hasn't got
+        resolve.resolve(recipe.read(GOOD))
+    # and of no budget that the recipe hasn't got
+    assert [p.place for p in caught.value.problems] == ["task digits: metrics"]

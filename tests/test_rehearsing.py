@@ -1,4 +1,5 @@
-"""What the end of a run needs is tried at its beginning: what breaks there is an error of use, before anything is trained."""
+"""What the end of a run needs is tried at its beginning: what breaks there is an error of use, before anything is
+trained."""
 
 import dataclasses
 
@@ -8,11 +9,11 @@ import torch
 from torch import nn
 
 import edgekd
-from edgekd import pipeline, plan, recipe, rehearsing, resolving
 from edgekd.errors import RunFailed, UsageError
+from edgekd.progress import Lines, Silent
 from edgekd.records import Metric
-from edgekd.report.progress import Lines, Silent
-from edgekd.store import Store
+from edgekd.run import execute, plan, recipe, rehearse, resolve
+from edgekd.store.store import Store
 
 X = np.random.default_rng(0).normal(size=(120, 10, 4)).astype(np.float32)
 Y = np.arange(120) % 3
@@ -42,7 +43,15 @@ class Noisy(nn.Module):
 
 def task_of(make=flat, metrics=None, **more):
     models = {"teacher": make, "student": make}
-    return edgekd.Task("rehearsed", "1", models, edgekd.arrays(X[:90], Y[:90], X[90:], Y[90:]), metrics or (edgekd.top1(),), classes=3, **more)
+    return edgekd.Task(
+        "rehearsed",
+        "1",
+        models,
+        edgekd.arrays(X[:90], Y[:90], X[90:], Y[90:]),
+        metrics or (edgekd.top1(),),
+        classes=3,
+        **more,
+    )
 
 
 TASK = task_of()
@@ -76,7 +85,8 @@ def halved(outputs, labels):
 NAN = task_of(metrics=(metric(right, lambda r: float("nan")),))
 RAISES = task_of(metrics=(metric(right, lambda r: [][len(r) - 2]),))
 FEWER = task_of(metrics=(metric(halved),))
-BOTH = task_of(metrics=(metric(right, lambda r: float(np.mean(r)) if 0 < np.mean(r) < 1 else float("nan")),))  # needs right and wrong answers
+# needs right and wrong answers
+BOTH = task_of(metrics=(metric(right, lambda r: float(np.mean(r)) if 0 < np.mean(r) < 1 else float("nan")),))
 
 
 def auc(rows):
@@ -89,13 +99,22 @@ def auc(rows):
 
 # sorted, and none of the class among the few samples of a rehearsal
 AUC = task_of(metrics=(metric(lambda o, y: np.stack([o[:, 0], np.arange(len(y)) < 10 * (len(y) > 10)], 1), auc),))
-SHARES = task_of(lambda: nn.Sequential(flat(), nn.Softmax(1)), metrics=(metric(lambda o, y: np.sqrt(o[np.arange(len(y)), y])),))
+SHARES = task_of(
+    lambda: nn.Sequential(flat(), nn.Softmax(1)), metrics=(metric(lambda o, y: np.sqrt(o[np.arange(len(y)), y])),)
+)
 
 
 def rehearsed(name="TASK", stages=(DISTILL,), store=None, progress=None, place=".", **more):
-    table = {"task": f"test_rehearsing:{name}", "threads": 1, "control": False, "stage": list(stages), "model": {"teacher": {"train": SHORT}}, **more}
-    resolved = resolving.resolve(recipe.read(table))
-    rehearsing.rehearse(resolved, plan.make(resolved), store or Store(), place, progress or Silent())
+    table = {
+        "task": f"test_rehearsing:{name}",
+        "threads": 1,
+        "control": False,
+        "stage": list(stages),
+        "model": {"teacher": {"train": SHORT}},
+        **more,
+    }
+    resolved = resolve.resolve(recipe.read(table))
+    rehearse.rehearse(resolved, plan.make(resolved), store or Store(), place, progress or Silent())
     return resolved
 
 
@@ -111,7 +130,10 @@ def told(tmp_path, *args, **more):
     return "\n".join(str(p) for p in caught.value.problems)
 
 
-@pytest.mark.parametrize("name, word", [("NAN", "is nan"), ("RAISES", "IndexError"), ("FEWER", "records of shape"), ("NOISY", "not the model")])
+@pytest.mark.parametrize(
+    "name, word",
+    [("NAN", "is nan"), ("RAISES", "IndexError"), ("FEWER", "records of shape"), ("NOISY", "not the model")],
+)
 def test_what_breaks_at_the_end_is_told_at_the_beginning(tmp_path, name, word):
     text = told(tmp_path, name)
     assert word in text and "task rehearsed" in text
@@ -134,11 +156,16 @@ def test_recurrent_networks_reach_their_end(tmp_path, name):
 
 def test_every_form_is_tried(tmp_path, monkeypatch):
     forms = []
-    make = pipeline.make
-    monkeypatch.setattr(pipeline, "make", lambda step, *rest: forms.append((step.stage, step.part)) or make(step, *rest))
-    rehearsed(stages=[DISTILL, {"use": "quantize", **SHORT}], place=tmp_path / "run", sweep={"quantize.weight_bits": [8, 4]})
+    make = execute.make
+    monkeypatch.setattr(execute, "make", lambda step, *rest: forms.append((step.stage, step.part)) or make(step, *rest))
+    rehearsed(
+        stages=[DISTILL, {"use": "quantize", **SHORT}], place=tmp_path / "run", sweep={"quantize.weight_bits": [8, 4]}
+    )
     assert [stage for stage, _ in forms] == ["fresh", "export", "quantize", "export", "quantize", "export"]
-    assert {(part.weight_bits, part.samples, part.mode) for stage, part in forms if stage == "quantize"} == {(8, 2, "ptq"), (4, 2, "ptq")}
+    assert {(part.weight_bits, part.samples, part.mode) for stage, part in forms if stage == "quantize"} == {
+        (8, 2, "ptq"),
+        (4, 2, "ptq"),
+    }
 
 
 @pytest.mark.parametrize("bits", [None, 8, [8, 4]])
@@ -159,18 +186,20 @@ def test_a_form_that_can_not_be_made_is_told_by_its_stage(tmp_path, monkeypatch)
 
 
 def test_an_int8_file_of_untrained_weights_that_differs_is_only_said(tmp_path, monkeypatch, capsys):
-    from edgekd.quantization import check
+    from edgekd.quantization.torch_graph import check
 
     def refuse(*given):
         raise RunFailed("differs in one value")
 
-    monkeypatch.setattr(check, "compare", lambda *given, **more: dataclasses.replace(compare(*given, **more), reasons=("x",)))
+    monkeypatch.setattr(
+        check, "compare", lambda *given, **more: dataclasses.replace(compare(*given, **more), reasons=("x",))
+    )
     monkeypatch.setattr(check, "refuse", refuse)
     rehearsed(stages=[DISTILL, {"use": "quantize", **SHORT}], place=tmp_path / "run", progress=Lines())
     assert "differs in one value" in capsys.readouterr().err
 
 
-from edgekd.quantization.check import compare  # noqa: E402  (before it is replaced)
+from edgekd.quantization.torch_graph.check import compare  # noqa: E402  (before it is replaced)
 
 
 def test_names_that_no_file_can_have(tmp_path):
@@ -178,7 +207,9 @@ def test_names_that_no_file_can_have(tmp_path):
     for stages, more in ((long, {}), ([DISTILL], {"targets": [str(tmp_path / f"{'b' * 240}.toml")]})):
         (tmp_path / f"{'b' * 240}.toml").write_text('title = "b"\narchitecture = "x86-64"\n')
         text = told(tmp_path, stages=stages, **more)
-        assert "can't name a file: File name too long" in text and ("the candidate aaa" in text or "the target bbb" in text)
+        assert "can't name a file: File name too long" in text and (
+            "the candidate aaa" in text or "the target bbb" in text
+        )
 
 
 def test_a_folder_that_can_not_be_written(tmp_path):
@@ -187,19 +218,20 @@ def test_a_folder_that_can_not_be_written(tmp_path):
 
 
 def test_a_disk_without_room_for_the_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearsing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(rehearse.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(RunFailed, match="answers take"):
         rehearsed(place=tmp_path / "run")
-    monkeypatch.setattr(pipeline, "finished", lambda planned, store: planned.steps)  # they are there already
+    monkeypatch.setattr(execute, "finished", lambda planned, store: planned.steps)  # they are there already
     rehearsed(place=tmp_path / "run")
 
 
 def test_what_was_tried_once_is_not_tried_again(tmp_path, monkeypatch):
     rehearsed(place=tmp_path / "run")
     calls = []
-    monkeypatch.setattr(pipeline, "make", lambda *given: calls.append(given))
+    monkeypatch.setattr(execute, "make", lambda *given: calls.append(given))
     rehearsed(place=tmp_path / "run")
-    rehearsed(stages=[{**DISTILL, "epochs": 7, "lr": 0.1}], place=tmp_path / "run")  # a training's settings change nothing of its end
+    # a training's settings change nothing of its end
+    rehearsed(stages=[{**DISTILL, "epochs": 7, "lr": 0.1}], place=tmp_path / "run")
     assert calls == []
     monkeypatch.undo()
     with pytest.raises(UsageError, match="File name too long"):
@@ -212,6 +244,6 @@ def test_compress_and_dry_run_rehearse(tmp_path, monkeypatch, capsys):
     text = 'task = "test_rehearsing:NAN"\ncontrol = false\n[[stage]]\nuse = "train"\nmodel = "teacher"\nepochs = 1\n'
     (tmp_path / "recipe.toml").write_text(text)
     for more in ((), ("--dry-run",)):
-        monkeypatch.setattr(pipeline, "run_steps", None)
+        monkeypatch.setattr(execute, "run_steps", None)
         assert cli.run(["compress", "recipe.toml", "--quiet", *more]) == 2
         assert "metrics['own']: is nan" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""result.json and predictions: what is written is read back, and what is wrong is told with its place, whatever it is."""
+"""result.json and predictions: what is written is read back, and what is wrong is told with its place, whatever it
+is."""
 
 import dataclasses
 import json
@@ -75,7 +76,9 @@ def test_what_is_written_is_read_back(path):
 
 
 def test_numpy_values_are_written_as_numbers(tmp_path):
-    odd = dataclasses.replace(RESULT, steps=({"loss": np.float32(0.5), "epochs": np.int64(3), "list": np.arange(2), "file": tmp_path},))
+    odd = dataclasses.replace(
+        RESULT, steps=({"loss": np.float32(0.5), "epochs": np.int64(3), "list": np.arange(2), "file": tmp_path},)
+    )
     results.write(odd, tmp_path / "result.json")
     assert results.read(tmp_path).steps == ({"loss": 0.5, "epochs": 3, "list": [0, 1], "file": str(tmp_path)},)
 
@@ -140,7 +143,9 @@ def test_newer_writers_of_the_same_schema_may_add_keys(path):
     assert results.read(changed(path, "candidates", 0, "extra", value=3)) == RESULT
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"5", b"\xff\xfe", b"[" * 100_000, b'{"schema": "edgekd.result/1"}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b"5", b"\xff\xfe", b"[" * 100_000, b'{"schema": "edgekd.result/1"}']
+)
 def test_what_is_no_result_is_refused(path, text):
     path.write_bytes(text)
     assert refused(path)
@@ -157,7 +162,11 @@ def test_the_schema_holds_for_what_is_written(path):
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     assert not list(validator.iter_errors(json.loads(path.read_text())))
-    for keys, value in ((("schema",), "edgekd.result/3"), (("candidates", 0, "measurements", 0, "origin"), "guessed"), (("task",), 5)):
+    for keys, value in (
+        (("schema",), "edgekd.result/3"),
+        (("candidates", 0, "measurements", 0, "origin"), "guessed"),
+        (("task",), 5),
+    ):
         before = path.read_text()
         assert list(validator.iter_errors(json.loads(changed(path, *keys, value=value).read_text())))
         path.write_text(before)
@@ -176,7 +185,9 @@ def test_every_file_has_a_schema(kind):
 
 def save(path, outputs=None, rows=3):
     outputs = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4) if outputs is None else outputs
-    results.save_predictions(path, range(rows), "d" * 64, outputs, {"top1": np.ones(rows)}, [top1()], {"top1": np.zeros(rows)})
+    results.save_predictions(
+        path, range(rows), "d" * 64, outputs, {"top1": np.ones(rows)}, [top1()], {"top1": np.zeros(rows)}
+    )
     return path
 
 

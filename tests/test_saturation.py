@@ -1,4 +1,5 @@
-"""Saturating int8 products: pairs by hand, bounds against brute force, and layers against onnxruntime on an emulated CPU with AVX2 and no VNNI."""
+"""Saturating int8 products: pairs by hand, bounds against brute force, and layers against onnxruntime on an emulated
+CPU with AVX2 and no VNNI."""
 
 import itertools
 import os
@@ -18,7 +19,7 @@ from test_quantization import data, exported, stirred
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd.quantization import operands, saturation
+from edgekd.quantization.qdq import operands, saturation
 from edgekd.records import Scheme
 
 QEMU = shutil.which("qemu-x86_64")
@@ -31,16 +32,42 @@ def weights(*shape, seed=0):
 def values(*shape, seed=1):
     """Raw activations, most of them large."""
     random = np.random.default_rng(seed)
-    return np.where(random.random(shape) < 0.6, random.integers(150, 256, shape), random.integers(0, 256, shape)).astype(np.float32)
+    return np.where(
+        random.random(shape) < 0.6, random.integers(150, 256, shape), random.integers(0, 256, shape)
+    ).astype(np.float32)
 
 
-def layer(kind, w, shape, zero=0, out_zero=128, step=1000.0, bias=None, after=(), dtype=np.uint8, weight_zero=0, rounded=True, **attributes):
+def layer(
+    kind,
+    w,
+    shape,
+    zero=0,
+    out_zero=128,
+    step=1000.0,
+    bias=None,
+    after=(),
+    dtype=np.uint8,
+    weight_zero=0,
+    rounded=True,
+    **attributes,
+):
     """A QDQ file of one layer on inputs [n, *shape] of step 1; `after`: what lies before the output's lattice."""
     w = np.asarray(w).astype(np.uint8 if weight_zero else np.int8)
     axis = 0 if kind == "Conv" or attributes.get("transB") else 1
     units = np.ones(w.shape[axis], np.float32)
-    stored = {"one": np.float32(1), "zero": np.array(zero, dtype), "step": np.float32(step), "out_zero": np.array(out_zero, dtype)}
-    stored |= {"w": w, "units": units, "w_zero": np.full(len(units), weight_zero, w.dtype), "low": np.float32(0), "high": np.float32(6)}
+    stored = {
+        "one": np.float32(1),
+        "zero": np.array(zero, dtype),
+        "step": np.float32(step),
+        "out_zero": np.array(out_zero, dtype),
+    }
+    stored |= {
+        "w": w,
+        "units": units,
+        "w_zero": np.full(len(units), weight_zero, w.dtype),
+        "low": np.float32(0),
+        "high": np.float32(6),
+    }
     stored["added"] = (weights(len(units)) * 50.3).astype(np.float32)
     nodes = [
         helper.make_node("QuantizeLinear", ["input", "one", "zero"], ["x.q"]),
@@ -52,7 +79,9 @@ def layer(kind, w, shape, zero=0, out_zero=128, step=1000.0, bias=None, after=()
         nodes.append(helper.make_node("DequantizeLinear", ["b", "units"], ["b.x"], axis=0))
     nodes.append(helper.make_node(kind, ["x", "w.x", *(["b.x"] if bias is not None else [])], ["y0"], **attributes))
     for i, name in enumerate(after):
-        nodes.append(helper.make_node(name, [f"y{i}", *{"Clip": ["low", "high"], "Add": ["added"]}.get(name, [])], [f"y{i + 1}"]))
+        nodes.append(
+            helper.make_node(name, [f"y{i}", *{"Clip": ["low", "high"], "Add": ["added"]}.get(name, [])], [f"y{i + 1}"])
+        )
     if rounded:
         nodes.append(helper.make_node("QuantizeLinear", [f"y{len(after)}", "step", "out_zero"], ["y.q"]))
         nodes.append(helper.make_node("DequantizeLinear", ["y.q", "step", "out_zero"], ["output"]))
@@ -62,19 +91,45 @@ def layer(kind, w, shape, zero=0, out_zero=128, step=1000.0, bias=None, after=()
         helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", *shape]),
         helper.make_tensor_value_info("output", TensorProto.FLOAT, None),
     ]
-    graph = helper.make_graph(nodes, "layer", ends[:1], ends[1:], [numpy_helper.from_array(np.asarray(a), n) for n, a in stored.items()])
+    graph = helper.make_graph(
+        nodes, "layer", ends[:1], ends[1:], [numpy_helper.from_array(np.asarray(a), n) for n, a in stored.items()]
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
 LAYERS = {  # name: (file, raw activations, their zero point)
-    "three channels": (layer("Conv", weights(8, 3, 3, 3), (3, 6, 6), pads=[1] * 4, zero=200, step=500), values(2, 3, 6, 6), 200),
-    "packed": (layer("Conv", weights(24, 8, 3, 3), (8, 7, 7), pads=[1] * 4, zero=128, strides=[2, 2], dilations=[2, 2]), values(1, 8, 7, 7), 128),
-    "bias": (layer("Conv", weights(10, 6, 3, 3), (6, 5, 5), pads=[0, 1, 1, 0], zero=3, bias=weights(10) * 100), values(1, 6, 5, 5), 3),
+    "three channels": (
+        layer("Conv", weights(8, 3, 3, 3), (3, 6, 6), pads=[1] * 4, zero=200, step=500),
+        values(2, 3, 6, 6),
+        200,
+    ),
+    "packed": (
+        layer("Conv", weights(24, 8, 3, 3), (8, 7, 7), pads=[1] * 4, zero=128, strides=[2, 2], dilations=[2, 2]),
+        values(1, 8, 7, 7),
+        128,
+    ),
+    "bias": (
+        layer("Conv", weights(10, 6, 3, 3), (6, 5, 5), pads=[0, 1, 1, 0], zero=3, bias=weights(10) * 100),
+        values(1, 6, 5, 5),
+        3,
+    ),
     "pointwise": (layer("Conv", weights(7, 5, 1, 1), (5, 4, 4), step=300), values(1, 5, 4, 4), 0),
     "groups": (layer("Conv", weights(6, 3, 3, 3), (9, 5, 5), pads=[1] * 4, group=3, zero=9), values(1, 9, 5, 5), 9),
-    "depthwise": (layer("Conv", weights(16, 1, 3, 3), (16, 5, 5), pads=[1] * 4, group=16, zero=9, step=400), values(1, 16, 5, 5), 9),
-    "depthwise odd": (layer("Conv", weights(5, 1, 3, 3), (5, 5, 5), pads=[1] * 4, group=5, zero=9, step=400), values(1, 5, 5, 5), 9),
-    "two per channel": (layer("Conv", weights(8, 1, 3, 3), (4, 5, 5), pads=[1] * 4, group=4, zero=9, step=400), values(1, 4, 5, 5), 9),
+    "depthwise": (
+        layer("Conv", weights(16, 1, 3, 3), (16, 5, 5), pads=[1] * 4, group=16, zero=9, step=400),
+        values(1, 16, 5, 5),
+        9,
+    ),
+    "depthwise odd": (
+        layer("Conv", weights(5, 1, 3, 3), (5, 5, 5), pads=[1] * 4, group=5, zero=9, step=400),
+        values(1, 5, 5, 5),
+        9,
+    ),
+    "two per channel": (
+        layer("Conv", weights(8, 1, 3, 3), (4, 5, 5), pads=[1] * 4, group=4, zero=9, step=400),
+        values(1, 4, 5, 5),
+        9,
+    ),
     "one dimension": (layer("Conv", weights(8, 3, 5), (3, 9), pads=[2, 2], zero=9, step=400), values(1, 3, 9), 9),
     "matrix": (layer("MatMul", weights(37, 11), (37,), zero=50), values(6, 37), 50),
     "vector": (layer("MatMul", weights(64, 40), (64,)), values(1, 64), 0),
@@ -82,7 +137,11 @@ LAYERS = {  # name: (file, raw activations, their zero point)
     "long": (layer("MatMul", weights(1000, 16), (1000,), zero=50, step=8000), values(3, 1000), 50),
     "float output": (layer("MatMul", weights(40, 24), (40,), zero=50, rounded=False), values(3, 40), 50),
     "gemm": (layer("Gemm", weights(24, 40), (40,), zero=50, bias=weights(24) * 50, transB=1), values(3, 40), 50),
-    "signed": (layer("Conv", weights(16, 8, 3, 3), (8, 5, 5), pads=[1] * 4, zero=-5, out_zero=10, dtype=np.int8), values(1, 8, 5, 5), 123),
+    "signed": (
+        layer("Conv", weights(16, 8, 3, 3), (8, 5, 5), pads=[1] * 4, zero=-5, out_zero=10, dtype=np.int8),
+        values(1, 8, 5, 5),
+        123,
+    ),
     "added": (layer("MatMul", weights(40, 24), (40,), zero=50, after=["Add"]), values(3, 40), 50),
     "unsigned weights": (layer("MatMul", weights(40, 24) + 128, (40,), zero=50, weight_zero=128), values(3, 40), 50),
 }
@@ -106,7 +165,17 @@ def run(models, folder, cpu, precise=False):
     stored = {f"{n}.model": np.frombuffer(m.SerializeToString(), np.uint8) for n, (m, _) in models.items()}
     np.savez(folder / "given.npz", **stored, **{f"{n}.input": x for n, (_, x) in models.items()})
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_CORETYPE": cpu}
-    command = [QEMU, "-cpu", cpu, sys.executable, "-c", SCRIPT, str(folder / "given.npz"), str(folder / "found.npz"), str(int(precise))]
+    command = [
+        QEMU,
+        "-cpu",
+        cpu,
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(folder / "given.npz"),
+        str(folder / "found.npz"),
+        str(int(precise)),
+    ]
     subprocess.run(command, env=environment, check=True, timeout=120, stderr=subprocess.DEVNULL)
     found = np.load(folder / "found.npz")
     return {n: {k.removeprefix(f"{n}/"): found[k] for k in found.files if k.startswith(f"{n}/")} for n in models}
@@ -151,7 +220,9 @@ class TestPairs:
         exact, saturating, outside = saturation.products(a, w)
         seen = 0
         for i, j in itertools.product(range(3), range(n)):
-            sums = [sum(int(a[i, at]) * int(w[j, at]) for at in range(first, min(first + 2, k))) for first in range(0, k, 2)]
+            sums = [
+                sum(int(a[i, at]) * int(w[j, at]) for at in range(first, min(first + 2, k))) for first in range(0, k, 2)
+            ]
             assert exact[i, j] == sum(sums)
             assert saturating[i, j] == sum(max(-32768, min(32767, s)) for s in sums)
             seen += sum(not -32768 <= s <= 32767 for s in sums)
@@ -165,18 +236,24 @@ class TestPairs:
         sums = [0]
         for row, first in itertools.product(w, range(0, k, 2)):
             pair = row[first : first + 2]
-            sums += [sum(int(a) * int(b) for a, b in zip(chosen, pair, strict=True)) for chosen in itertools.product(inputs, repeat=len(pair))]
+            sums += [
+                sum(int(a) * int(b) for a, b in zip(chosen, pair, strict=True))
+                for chosen in itertools.product(inputs, repeat=len(pair))
+            ]
         assert saturation.reach(w, low, low + span) == (min(sums), max(sums))
 
 
 class TestAudit:
     @pytest.mark.parametrize(
-        ("pair", "bound", "can"), [((64, 64), 32640, False), ((64, 65), 32895, True), ((-128, 0), 32640, False), ((-1, -128), 32895, True)]
+        ("pair", "bound", "can"),
+        [((64, 64), 32640, False), ((64, 65), 32895, True), ((-128, 0), 32640, False), ((-1, -128), 32895, True)],
     )
     def test_bound_of_a_file(self, pair, bound, can):
         (found,) = saturation.audit(layer("MatMul", np.array([[pair[0]], [pair[1]], [0], [0]]), (4,)))
         assert (found.kind, found.shape, found.bound, found.can_saturate) == ("MatMul", (4, 1), bound, can)
-        assert saturation.safe_bits(layer("MatMul", np.array([[pair[0]], [pair[1]], [0], [0]]), (4,))) == {"y0": 7 if can else 8}
+        assert saturation.safe_bits(layer("MatMul", np.array([[pair[0]], [pair[1]], [0], [0]]), (4,))) == {
+            "y0": 7 if can else 8
+        }
 
     def test_channels_are_neighbours_before_positions(self):
         w = np.zeros((1, 2, 1, 2), int)
@@ -192,7 +269,8 @@ class TestAudit:
         assert all(found[n].bound == 0 for n in EXACT)
 
     def test_range_of_what_was_clipped(self):
-        """A Relu at zero point 100 leaves 100 to 255: of two weights -100 and 90 at least -100 * 255 + 90 * 100, at most -100 * 100 + 90 * 255."""
+        """A Relu at zero point 100 leaves 100 to 255: of two weights -100 and 90 at least -100 * 255 + 90 * 100, at
+        most -100 * 100 + 90 * 255."""
         w = np.array([[-100], [90]])
         model = layer("MatMul", w, (2,), zero=100)
         model.graph.node[0].input[0] = "clipped"
@@ -219,7 +297,9 @@ class TestAudit:
         options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 4
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         made = {n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node}
-        assert bool(saturation.audit(model)) == bool(made & {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat"}), made
+        assert bool(saturation.audit(model)) == bool(
+            made & {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat"}
+        ), made
 
     @pytest.mark.parametrize("name", ["three channels", "packed", "bias", "groups", "two per channel", "depthwise"])
     def test_sums_are_the_convolution(self, name):
@@ -229,14 +309,18 @@ class TestAudit:
         pads = operands.attribute(o.node, "pads", [0] * 4)
         x = F.pad(torch.from_numpy(raw.astype(np.float64)) - zero, (pads[1], pads[3], pads[0], pads[2]))
         bias = None if o.bias is None else torch.from_numpy(o.bias).double()
-        sums = F.conv2d(x, torch.tensor(o.weight.constant).double(), bias, how["strides"], 0, how["dilations"], o.groups).numpy()
+        sums = F.conv2d(
+            x, torch.tensor(o.weight.constant).double(), bias, how["strides"], 0, how["dilations"], o.groups
+        ).numpy()
         expected = np.clip(np.rint(rows(o, sums).astype(np.float32) * np.float32(1 / o.output.scale[0])) + 128, 0, 255)
         assert np.array_equal(saturation.simulate(o, raw.astype(np.uint8)).exact, expected)
 
     def test_what_a_feed_does(self):
         """Of three rows the first saturates one pair of two, by 2 * 255 * 127 - 32767 = 32003, 32 steps of 1000."""
         model = layer("MatMul", np.full((4, 1), 127), (4,), step=1000.0, out_zero=0)
-        (found,) = saturation.audit(model, {"input": np.array([[255, 255, 0, 0], [0, 255, 255, 0], [1, 2, 3, 4]], np.float32)})
+        (found,) = saturation.audit(
+            model, {"input": np.array([[255, 255, 0, 0], [0, 255, 255, 0], [1, 2, 3, 4]], np.float32)}
+        )
         assert (found.pairs, found.changed, found.most) == (1 / 6, 1 / 3, 32.0)
         (found,) = saturation.audit(layer("MatMul", np.full((4, 1), 63), (4,)), {"input": values(5, 4)})
         assert (found.pairs, found.changed, found.most) == (0.0, 0.0, 0.0)
@@ -295,9 +379,15 @@ class TestEmulated:
                 assert np.array_equal(rows(o, found[name]["output"]), y), name
 
     def test_a_network(self, tmp_path):
-        """Each layer on the values that reached it: only layers that the audit names come out otherwise, exactly as simulated; 7 bits change none."""
+        """Each layer on the values that reached it: only layers that the audit names come out otherwise, exactly as
+        simulated; 7 bits change none."""
         chosen = torch.eye(8)[torch.arange(16) % 8].reshape(16, 8, 1, 1)  # no two neighbours: safe with 8 bits
-        parts = [nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 3, 2, 1)]
+        parts = [
+            nn.Conv2d(3, 8, 3, 1, 1),
+            nn.Conv2d(8, 8, 3, 1, 1, groups=8),
+            nn.Conv2d(8, 16, 1),
+            nn.Conv2d(16, 8, 3, 2, 1),
+        ]
         net = stirred(nn.Sequential(*(x for p in parts for x in (p, nn.ReLU())), nn.Flatten(), nn.Linear(8 * 25, 5)))
         parts[2].weight.data = chosen
         models, x = {}, data((3, 10, 10), 16)
@@ -310,7 +400,9 @@ class TestEmulated:
             for o, audited in zip(operands.read(model), saturation.audit(model, {"input": x.numpy()}), strict=True):
                 result, y = saturation.simulate(o, found[bits][o.x.q]), rows(o, found[bits][o.output.q])
                 assert np.array_equal(y, result.saturating), audited
-                assert np.array_equal(rows(o, here[bits][o.output.q]), saturation.simulate(o, here[bits][o.x.q]).exact), audited
+                assert np.array_equal(
+                    rows(o, here[bits][o.output.q]), saturation.simulate(o, here[bits][o.x.q]).exact
+                ), audited
                 assert audited.can_saturate or np.array_equal(y, result.exact), audited
                 otherwise.append(not np.array_equal(y, result.exact))
             assert list(saturation.safe_bits(model).values()) == ([7, 8, 8, 7, 7] if bits == "8" else [8] * 5)
@@ -322,7 +414,7 @@ class TestEmulated:
 
 
 def test_pairs_of_a_weight_by_hand():
-    from edgekd.quantization.fake import PAIR, pairs
+    from edgekd.quantization.torch_graph.fake import PAIR, pairs
 
     rows = torch.tensor([[3.0, 4.0, -1.0, 2.0, -5.0], [-1.0, -2.0, 0.0, 0.0, 0.5]])
     assert pairs(rows).tolist() == [[7.0, 2.0, 5.0], [3.0, 0.0, 0.5]]
@@ -332,19 +424,23 @@ def test_pairs_of_a_weight_by_hand():
 @pytest.mark.parametrize("mode", ["averaged", "learned"])
 @pytest.mark.parametrize("name", ["residual", "depthwise", "mlp"])
 def test_with_pairs16_no_layer_can_saturate_even_after_training(tmp_path, name, mode):
-    """The audit of the exported file says so; without it, it can; and weights go on to use more than 7 bits of their lattice."""
-    from edgekd import networks
+    """The audit of the exported file says so; without it, it can; and weights go on to use more than 7 bits of their
+    lattice."""
     from edgekd.formats.onnx import export
-    from edgekd.quantization import fake
-    from edgekd.quantization.calibrate import calibrate
-    from edgekd.quantization.capture import capture
+    from edgekd.models import networks
+    from edgekd.quantization.torch_graph import fake
+    from edgekd.quantization.torch_graph.calibrate import calibrate
+    from edgekd.quantization.torch_graph.capture import capture
     from edgekd.records import Scheme
 
     torch.manual_seed(0)
     model, x = {
         "residual": lambda: (networks.residual((8, 12), channels=3, classes=10), torch.randn(16, 3, 8, 8)),
         "depthwise": lambda: (networks.ds_cnn((8, 8, 8), classes=10), torch.randn(16, 1, 24, 16)),
-        "mlp": lambda: (torch.nn.Sequential(torch.nn.Linear(21, 33), torch.nn.ReLU(), torch.nn.Linear(33, 10)), torch.randn(16, 21)),
+        "mlp": lambda: (
+            torch.nn.Sequential(torch.nn.Linear(21, 33), torch.nn.ReLU(), torch.nn.Linear(33, 10)),
+            torch.randn(16, 21),
+        ),
     }[name]()
     for pairs16 in (False, True):
         graph = capture(model.eval(), x[:2])

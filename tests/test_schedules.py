@@ -1,4 +1,5 @@
-"""Settings that change while a student learns: over the training or with its agreement with the teacher; and what a kill leaves of them."""
+"""Settings that change while a student learns: over the training or with its agreement with the teacher; and what a
+kill leaves of them."""
 
 import os
 import random
@@ -14,16 +15,20 @@ import torch
 from toys import Stop, artifact, run_in, teacher_in, toy_task, weights
 
 from edgekd import components
-from edgekd.agreement import Agreement
+from edgekd.data.columns import load
 from edgekd.losses.contrastive import Contrastive
 from edgekd.records import Batch, Signals
-from edgekd.sources.columns import load
 from edgekd.stages.answer import Answer
 from edgekd.stages.distill import Distill
-from edgekd.terms import Term, bind, parts, terms
+from edgekd.training.agreement import Agreement
+from edgekd.training.terms import Term, bind, parts, terms
 
 CE = {"use": "cross_entropy", "weight": 1.0}
-FOLLOWING = {"use": "kl", "weight": 1.0, "schedule": {"by": "agreement", "temperature": [[0.2, 8.0], [1.0, 1.0]], "weight": [[0, 1], [1, 0.5]]}}
+FOLLOWING = {
+    "use": "kl",
+    "weight": 1.0,
+    "schedule": {"by": "agreement", "temperature": [[0.2, 8.0], [1.0, 1.0]], "weight": [[0, 1], [1, 0.5]]},
+}
 HERE = Path(__file__).parent
 
 
@@ -56,9 +61,9 @@ def test_agreement_is_the_share_of_equal_answers(tmp_path, task):
     before = {k: v.clone() for k, v in student.state_dict().items()}
     found.look(student, lambda model, inputs: model(inputs), size=7)
     assert student.training and all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
-    from edgekd import models
+    from edgekd.models import saved
 
-    taught = models.load(teacher, task)
+    taught = saved.load(teacher, task)
     with torch.no_grad():
         x = torch.from_numpy(columns.inputs)
         share = float((student.eval()(x).argmax(1) == taught(x).argmax(1)).double().mean())
@@ -72,20 +77,28 @@ def test_agreement_is_the_share_of_equal_answers(tmp_path, task):
 def test_a_schedule_follows_the_agreement(tmp_path, task):
     """What the log tells: the agreement before every epoch, and settings that are the curve's at it."""
     teacher, events = teacher_in(tmp_path / "t", task, epochs=30), []
-    given = (answers(tmp_path / "a", task, teacher, views=3), answers(tmp_path / "v", task, teacher, split="validation", shows="label"))
+    given = (
+        answers(tmp_path / "a", task, teacher, views=3),
+        answers(tmp_path / "v", task, teacher, split="validation", shows="label"),
+    )
     stage = Distill(epochs=6, batch=20, lr=0.05, losses=(CE, FOLLOWING), teachers=("teacher",), views=3)
     stage(None, run_in(tmp_path / "s", task, log=lambda **e: events.append(e)), teacher=given)
     shares = [e["teacher"] for e in events if e["event"] == "agreement"]
     settings = [e for e in events if e["event"] == "settings"]
     assert len(shares) == len(settings) == 6 and shares[-1] > shares[0] + 0.1
     for share, now in zip(shares, settings, strict=True):
-        assert now["kl.temperature"] == pytest.approx(np.interp(share, [0.2, 1.0], [8.0, 1.0])) and now["kl.weight"] == pytest.approx(1 - share / 2)
+        assert now["kl.temperature"] == pytest.approx(np.interp(share, [0.2, 1.0], [8.0, 1.0])) and now[
+            "kl.weight"
+        ] == pytest.approx(1 - share / 2)
 
 
 def test_what_follows_the_agreement_resumes_to_the_bit(tmp_path, task, monkeypatch):
-    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("edgekd.training.loop.CHECKPOINT_SECONDS", -1.0)
     teacher = teacher_in(tmp_path / "t", task)
-    given = (answers(tmp_path / "a", task, teacher, views=3), answers(tmp_path / "v", task, teacher, split="validation", shows="label"))
+    given = (
+        answers(tmp_path / "a", task, teacher, views=3),
+        answers(tmp_path / "v", task, teacher, split="validation", shows="label"),
+    )
     stage = Distill(epochs=3, batch=20, lr=0.05, losses=(CE, FOLLOWING), teachers=("teacher",), views=3)
     whole = run_in(tmp_path / "whole", task)
     stage(None, whole, teacher=given)
@@ -115,21 +128,26 @@ def test_a_part_that_learns_changes_its_settings():
         assert weight == 1.0 and torch.allclose(value, plain(seen, guide, batch).mean())
 
 
-@pytest.mark.parametrize("name", [n for n in components.names("losses") if getattr(components.find("losses", n), "changing", ())])
+@pytest.mark.parametrize(
+    "name", [n for n in components.names("losses") if getattr(components.find("losses", n), "changing", ())]
+)
 def test_what_a_part_says_can_change_are_settings_that_it_keeps(name):
     part = components.find("losses", name)
     for setting in part.changing:
-        assert setting in components.parameters(part) and f"self.{setting}" in Path(sys.modules[part.__module__].__file__).read_text()
+        assert (
+            setting in components.parameters(part)
+            and f"self.{setting}" in Path(sys.modules[part.__module__].__file__).read_text()
+        )
 
 
 KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-import edgekd.train
+import edgekd.training.loop
 from toys import run_in, toy_task
 from edgekd.stages.distill import Distill
-edgekd.train.CHECKPOINT_SECONDS = -1.0
+edgekd.training.loop.CHECKPOINT_SECONDS = -1.0
 Distill(epochs=60, batch=20, lr=0.01, peers=2, losses=({{"use": "cross_entropy", "weight": 1.0}}, {{"use": "kl", "weight": 1.0}}))(
     None, run_in(Path({folder!r}), toy_task()))
 """

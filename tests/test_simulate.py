@@ -1,4 +1,5 @@
-"""The simulation of an int8 file in numpy equals onnxruntime, kernel by kernel, for model families and random graphs."""
+"""The simulation of an int8 file in numpy equals onnxruntime, kernel by kernel, for model families and random
+graphs."""
 
 import numpy as np
 import onnx
@@ -13,9 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgekd.errors import RunFailed
-from edgekd.networks import ds_cnn
-from edgekd.quantization import check, kernels, simulate
-from edgekd.quantization.kernels import Lattice, Target
+from edgekd.models.networks import ds_cnn
+from edgekd.quantization.qdq import kernels, simulate
+from edgekd.quantization.qdq.kernels import Lattice, Target
+from edgekd.quantization.torch_graph import check
 
 
 def lattice(q, scale=1.0, zero=0, dtype=np.uint8):
@@ -42,11 +44,19 @@ class TestByHand:
         bias = lattice([7], 0.125, 0, np.int32)
         assert kernels.conv({}, [x, w, bias], target(1, 5)).tolist() == [[[[7]]]]
         # padded by a zero: corners see one value each
-        assert kernels.conv({"pads": [1, 1, 1, 1], "strides": [2, 2]}, [x, w], target(0.125)).ravel().tolist() == [1, 2, 3, 4]
+        assert kernels.conv({"pads": [1, 1, 1, 1], "strides": [2, 2]}, [x, w], target(0.125)).ravel().tolist() == [
+            1,
+            2,
+            3,
+            4,
+        ]
         # two channels in two groups, dilated by 2
         x = lattice([[[[1, 9, 2]], [[3, 9, 4]]]])
         w = lattice([[[[1, 10]]], [[[100, -1]]]], 1.0, 0, np.int8)
-        assert kernels.conv({"group": 2, "dilations": [1, 2]}, [x, w], target(1, 0, np.uint8)).ravel().tolist() == [21, 255]
+        assert kernels.conv({"group": 2, "dilations": [1, 2]}, [x, w], target(1, 0, np.uint8)).ravel().tolist() == [
+            21,
+            255,
+        ]
 
     def test_products(self):
         a, b = lattice([[1, 2]], 1.0, 0), lattice([[3], [4]], 1.0, 0, np.int8)
@@ -55,32 +65,52 @@ class TestByHand:
         assert kernels.matmul({"transB": 1}, [a, b, lattice([1], 1.0, 0, np.int32)], target(2)).tolist() == [[6]]
 
     def test_accumulators_wrap_around(self):
-        assert kernels.wrapped(np.array([2.0**31 - 1, 2.0**31, -(2.0**31) - 1])).tolist() == [2**31 - 1, -(2**31), 2**31 - 1]
+        assert kernels.wrapped(np.array([2.0**31 - 1, 2.0**31, -(2.0**31) - 1])).tolist() == [
+            2**31 - 1,
+            -(2**31),
+            2**31 - 1,
+        ]
 
     def test_sums_and_products_of_values(self):
         a, b = lattice([10, 20], 0.5, 10), lattice([1, 3], 1.0, 1)
         assert kernels.add({}, [a, b], target(1, 100)).tolist() == [100, 107]
         assert kernels.multiply({}, [a, b], target(1, 100)).tolist() == [100, 110]
-        assert kernels.multiply({}, [lattice([1, 3]), lattice([1, 1], 0.5)], target(1, 1)).tolist() == [2, 2]  # 1.5 and 2.5: to even q
-        assert kernels.multiply({}, [lattice([255], 1e5), lattice([255], 1e5)], target(1)).tolist() == [0]  # beyond an int32
+        # 1.5 and 2.5: to even q
+        assert kernels.multiply({}, [lattice([1, 3]), lattice([1, 1], 0.5)], target(1, 1)).tolist() == [2, 2]
+        # beyond an int32
+        assert kernels.multiply({}, [lattice([255], 1e5), lattice([255], 1e5)], target(1)).tolist() == [0]
 
     def test_pools(self):
         x = lattice([[[[1, 2], [3, 4]]]], 1.0, 1)
-        assert kernels.global_average({}, [x], target(1, 1)).ravel().tolist() == [3]  # 1.5 is rounded to 2, then 1 is added
+        # 1.5 is rounded to 2, then 1 is added
+        assert kernels.global_average({}, [x], target(1, 1)).ravel().tolist() == [3]
         assert kernels.average({"kernel_shape": [2, 2]}, [x], target(1, 1)).ravel().tolist() == [2]  # 2.5 is rounded
-        assert kernels.average({"kernel_shape": [2, 2], "pads": [1, 1, 0, 0], "count_include_pad": 1}, [x], target(0.25)).ravel().tolist() == [
+        assert kernels.average(
+            {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0], "count_include_pad": 1}, [x], target(0.25)
+        ).ravel().tolist() == [
             0,
             1,
             2,
             6,
         ]
-        assert kernels.average({"kernel_shape": [2, 2], "pads": [1, 1, 0, 0]}, [x], target(0.25)).ravel().tolist() == [0, 2, 4, 6]
-        assert kernels.maximum({"kernel_shape": [1, 2], "pads": [0, 1, 0, 0]}, [x], target(1, 1)).ravel().tolist() == [1, 2, 3, 4]
+        assert kernels.average({"kernel_shape": [2, 2], "pads": [1, 1, 0, 0]}, [x], target(0.25)).ravel().tolist() == [
+            0,
+            2,
+            4,
+            6,
+        ]
+        assert kernels.maximum({"kernel_shape": [1, 2], "pads": [0, 1, 0, 0]}, [x], target(1, 1)).ravel().tolist() == [
+            1,
+            2,
+            3,
+            4,
+        ]
 
     def test_moves_tables_and_softmax(self):
         a, b = lattice([[4]], 0.5, 2), lattice([[9]], 1.0, 0)
         assert kernels.concat({"axis": 1}, [a, b], target(1, 3)).tolist() == [[4, 12]]
-        assert kernels.sigmoid({}, [lattice([0, 2, 255], 1.0, 2)], target(1 / 256)).tolist() == [31, 128, 255]  # 256 / (1 + e^2) = 30.5
+        # 256 / (1 + e^2) = 30.5
+        assert kernels.sigmoid({}, [lattice([0, 2, 255], 1.0, 2)], target(1 / 256)).tolist() == [31, 128, 255]
         assert kernels.softmax({}, [lattice([[7, 7, 7, 0]], 10.0)], target(1 / 256)).tolist() == [[85, 85, 85, 0]]
 
     def test_padding_that_depends_on_the_input_is_refused(self):
@@ -97,7 +127,9 @@ def onnxruntimes(kernel, arrays, scales, zeros, **attributes):
     node = helper.make_node(kernel, inputs, ["y"], domain="com.microsoft", **attributes)
     constants = [numpy_helper.from_array(v, n) for n, v in zip(names, values, strict=True)]
     graph = helper.make_graph([node], "one", shapes, [helper.make_empty_tensor_value_info("y")], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)], ir_version=10)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)], ir_version=10
+    )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -105,7 +137,8 @@ def onnxruntimes(kernel, arrays, scales, zeros, **attributes):
 
 
 class TestKernels:
-    """All values, on random lattices, on steps that are powers of two, and on ratios of small whole numbers: where ties are."""
+    """All values, on random lattices, on steps that are powers of two, and on ratios of small whole numbers: where ties
+    are."""
 
     @pytest.fixture(params=range(9))
     def lattices(self, request):
@@ -142,7 +175,9 @@ class TestKernels:
 
     def test_tables(self, lattices):
         rng, scales, zeros = lattices
-        self.check("QLinearSigmoid", [np.arange(256, dtype=np.uint8)], [scales[0] / 8, 1 / 200], [zeros[0], 3], "Sigmoid")
+        self.check(
+            "QLinearSigmoid", [np.arange(256, dtype=np.uint8)], [scales[0] / 8, 1 / 200], [zeros[0], 3], "Sigmoid"
+        )
         for step in (1 / 256, 1 / 255):
             rows = rng.integers(0, 256, (200, 7)).astype(np.uint8)
             self.check("QLinearSoftmax", [rows], [scales[0], step], [zeros[0], 0], "Softmax", axis=-1)
@@ -156,7 +191,9 @@ def agrees(model, x, folder):
     assert [r for r in rows if r.integer and r.differ] == []
     assert all(r.steps <= 1 for r in rows)
     step = grid.sites[list(names)[-1]].scale[0]
-    assert (np.abs(ours.astype(np.float64) - theirs) / step < 1.25).all() and check.compare(ours, theirs, step).reasons == ()
+    assert (np.abs(ours.astype(np.float64) - theirs) / step < 1.25).all() and check.compare(
+        ours, theirs, step
+    ).reasons == ()
     if all(r.integer for r in rows):  # then nothing adds up: from input to output
         assert np.array_equal(simulate.run(onnx.load(path), feed)["output"], theirs)
     return rows
@@ -184,7 +221,9 @@ def test_model_families(name, tmp_path):
 def test_a_planted_rounding_is_found(tmp_path, monkeypatch):
     make, shape = FAMILIES["residual"]
     *_, path, _ = exported(stirred(make()), data(shape, 8), tmp_path)
-    monkeypatch.setitem(kernels.KERNELS, "Add", lambda a, o, t: t.quantize(np.floor((o[0].real() + o[1].real()) / t.scale) * t.scale))
+    monkeypatch.setitem(
+        kernels.KERNELS, "Add", lambda a, o, t: t.quantize(np.floor((o[0].real() + o[1].real()) / t.scale) * t.scale)
+    )
     rows = simulate.compare(path, {"input": data(shape, 8).numpy()})
     assert {r.operator for r in rows if r.differ} == {"Add"} and all(r.steps == 1 for r in rows if r.differ)
 
@@ -200,7 +239,8 @@ class Made(nn.Module):
 
 @pytest.mark.parametrize("low, high", [(-0.5, 0.5), (-0.3, 0.9)])
 def test_ties_of_average_pooling(low, high, tmp_path):
-    """Where input and result lie on one lattice, every other sum of two is a tie; onnxruntime rounds it to even q, zero point included."""
+    """Where input and result lie on one lattice, every other sum of two is a tie; onnxruntime rounds it to even q, zero
+    point included."""
     x = (2 * data((4, 9, 9), 100)).clamp(low, high)
     x[:2], x[2:4] = low, high
     ours, theirs, grid, path, _ = exported(Made(lambda t: F.avg_pool2d(t, 2)), x, tmp_path)
@@ -289,7 +329,9 @@ PLAIN = {
 }
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(
     st.lists(st.sampled_from(KINDS), min_size=2, max_size=6),
     st.sampled_from(["", "dead", "outlier", "huge", "tiny"]),

@@ -6,9 +6,9 @@ import torch
 from scipy import stats
 
 from edgekd import Sample, Task
+from edgekd.data.columns import batches, load, take
+from edgekd.data.epochs import chance, epochs, mix, order, spans
 from edgekd.errors import UsageError
-from edgekd.sources.columns import batches, load, take
-from edgekd.sources.epochs import chance, epochs, mix, order, spans
 
 
 def make(samples, **more):
@@ -46,10 +46,14 @@ def test_an_epoch_shows_every_sample_once_and_resumes_in_the_middle():
     assert sorted(i for b in whole for i in b.index.tolist()) == list(range(21))
     assert {b.view for b in whole} == {1}
     rest = list(source(4, 2))
-    assert all(torch.equal(a.inputs, b.inputs) and torch.equal(a.index, b.index) for a, b in zip(whole[2:], rest, strict=True))
+    assert all(
+        torch.equal(a.inputs, b.inputs) and torch.equal(a.index, b.index) for a, b in zip(whole[2:], rest, strict=True)
+    )
 
 
-@pytest.mark.parametrize("count, batch, sizes", [(8, 4, [4, 4]), (9, 4, [4, 5]), (10, 4, [4, 4, 2]), (1, 4, [1]), (3, 8, [3])])
+@pytest.mark.parametrize(
+    "count, batch, sizes", [(8, 4, [4, 4]), (9, 4, [4, 5]), (10, 4, [4, 4, 2]), (1, 4, [1]), (3, 8, [3])]
+)
 def test_no_batch_of_one_row(count, batch, sizes):
     assert [b - a for a, b in spans(count, batch)] == sizes
 
@@ -59,9 +63,15 @@ def test_columns_of_arrays_and_of_samples_are_the_same():
 
     x, y = np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6) % 3
     split = arrays(x, y, x, y, x_validation=x, y_validation=y)
-    quick = load(make(None)._replace(data=split) if hasattr(Task, "_replace") else Task("t", "1", {}, split, ()), "test")
+    quick = load(
+        make(None)._replace(data=split) if hasattr(Task, "_replace") else Task("t", "1", {}, split, ()), "test"
+    )
     slow = load(make([split("test")[i] for i in range(6)]), "test")
-    assert quick.digest == slow.digest and np.array_equal(quick.inputs, slow.inputs) and np.array_equal(quick.labels, slow.labels)
+    assert (
+        quick.digest == slow.digest
+        and np.array_equal(quick.inputs, slow.inputs)
+        and np.array_equal(quick.labels, slow.labels)
+    )
     assert [len(b.index) for b in batches(quick, 4)] == [4, 2]
     assert torch.equal(take(quick, np.array([5, 0])).inputs, torch.tensor([[10.0, 11.0], [0.0, 1.0]]))
 

@@ -1,4 +1,5 @@
-"""Spoken words: files read as they are, a front end that equals its graph, no speaker on two sides, networks of the promised size."""
+"""Spoken words: files read as they are, a front end that equals its graph, no speaker on two sides, networks of the
+promised size."""
 
 import dataclasses
 import json
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 from edgekd import components
-from edgekd.augmentation import spectral
 from edgekd.data import check
+from edgekd.data.augmentation import spectral
 from edgekd.data.logmel import LogMel, filterbank, fitted, frontend_onnx, hann, logmel
 from edgekd.data.speech import read
 from edgekd.errors import BaselineError, UsageError
-from edgekd.networks import ds_cnn
+from edgekd.models.networks import ds_cnn
 from edgekd.tasks.speech import speech
 
 SMALL = LogMel(rate=8000, length=2000, window=256, hop=160, mels=16)
@@ -60,7 +61,9 @@ def npz(folder, speakers=("anna", "ben"), digits=3, **changed):
     folder.mkdir(parents=True, exist_ok=True)
     for name, takes in (("train", range(2, 8)), ("test", range(2))):
         rows = [(d, s, take) for take in takes for s in range(len(speakers)) for d in range(digits)]
-        sounds = [tone(300 + 600 * d + 30 * s, 1000 + 100 * take, seed=1000 + 100 * d + 10 * s + take) for d, s, take in rows]
+        sounds = [
+            tone(300 + 600 * d + 30 * s, 1000 + 100 * take, seed=1000 + 100 * d + 10 * s + take) for d, s, take in rows
+        ]
         columns = {
             "audio": np.concatenate(sounds),
             "offset": np.concatenate([[0], np.cumsum([len(s) for s in sounds])]),
@@ -83,7 +86,11 @@ def test_flat_names_are_digit_speaker_and_take(tmp_path):
         clips = read(folder)
         assert clips.ids == sorted(made) and clips.rate == 8000 and clips.classes == ("0", "1", "2")
         for i, name in enumerate(clips.ids):
-            digit, speaker, take = name[0], name[2:].rpartition("_")[0], int(name.removesuffix(".wav").rpartition("_")[2])
+            digit, speaker, take = (
+                name[0],
+                name[2:].rpartition("_")[0],
+                int(name.removesuffix(".wav").rpartition("_")[2]),
+            )
             assert (str(clips.labels[i]), clips.speakers[i], clips.test[i]) == (digit, speaker, take < 5)
             assert clips.audio[i].dtype == np.int16 and np.array_equal(clips.audio[i], made[name])
 
@@ -97,7 +104,8 @@ def test_class_folders_and_8_bits(tmp_path):
     clips = read(tmp_path)
     assert clips.classes == ("no", "yes") and clips.ids == ["no/anna_1.wav", "yes/alone.WAV", "yes/anna_nohash_0.wav"]
     assert clips.speakers == ["anna", "", "anna"] and clips.labels.tolist() == [0, 1, 1]
-    assert clips.audio[2].tolist() == [-32768, -256, 0, 256, 32512] and clips.audio[1].tolist() == [-32768, 0, 32767]  # by hand
+    # by hand
+    assert clips.audio[2].tolist() == [-32768, -256, 0, 256, 32512] and clips.audio[1].tolist() == [-32768, 0, 32767]
     assert clips.test[0] == clips.test[2]  # anna stands on one side
 
 
@@ -127,7 +135,16 @@ def test_wrong_wavs_are_all_told(tmp_path):
     (tmp_path / "0_anna_6.wav").write_bytes(bytes(floats))
     (tmp_path / "0_anna_7.wav").write_bytes(b"")
     text = told(lambda: read(tmp_path))
-    words = ("2 channels", "32 bits", "has 16000 samples", "no sound", "can't be read", "is cut off", "unknown format", "too early")
+    words = (
+        "2 channels",
+        "32 bits",
+        "has 16000 samples",
+        "no sound",
+        "can't be read",
+        "is cut off",
+        "unknown format",
+        "too early",
+    )
     for take, word in enumerate(words):
         assert word in next(line for line in text.splitlines() if f"0_anna_{take}.wav:" in line)
     assert text.count("hint") == 8
@@ -153,9 +170,14 @@ def test_folders_that_hold_no_words(tmp_path):
 def test_npz_gives_the_clips_of_both_files(tmp_path):
     npz(tmp_path)
     clips = read(tmp_path)
-    assert len(clips.audio) == 48 and clips.test.sum() == 12 and clips.ids[0] == "train/0" and clips.ids[-1] == "test/11"
+    assert (
+        len(clips.audio) == 48 and clips.test.sum() == 12 and clips.ids[0] == "train/0" and clips.ids[-1] == "test/11"
+    )
     assert [len(a) for a in clips.audio[36:]] == [1000] * 6 + [1100] * 6 and clips.rate == 8000
-    assert np.array_equal(clips.audio[36 + 4], tone(300 + 600 * 1 + 30, 1000, seed=1110)) and clips.speakers[36 + 4] == "ben"
+    assert (
+        np.array_equal(clips.audio[36 + 4], tone(300 + 600 * 1 + 30, 1000, seed=1110))
+        and clips.speakers[36 + 4] == "ben"
+    )
     npz(tmp_path, rate=np.array(16000))
     assert read(tmp_path).rate == 16000
 
@@ -192,8 +214,9 @@ def test_npz_rubbish_is_never_unpickled(tmp_path):
 
 
 def test_filterbank_by_hand():
-    # mel(0) = 0, mel(6300) = 2595 log10(10) = 2595; halfway 1297.5 is 700 (sqrt(10) - 1) = 1513.594 Hz. Frequencies lie 1000 Hz apart:
-    # 1000 / 1513.594 = 0.660679; (6300 - 2000) / (6300 - 1513.594) = 4300 / 4786.406 = 0.898377, and 3300, 2300, 1300, 300 of the same
+    # mel(0) = 0, mel(6300) = 2595 log10(10) = 2595; halfway 1297.5 is 700 (sqrt(10) - 1) = 1513.594 Hz. Frequencies lie
+    # 1000 Hz apart: 1000 / 1513.594 = 0.660679; (6300 - 2000) / (6300 - 1513.594) = 4300 / 4786.406 = 0.898377, and
+    # 3300, 2300, 1300, 300 of the same
     one = filterbank(LogMel(16000, 16, 16, 16, 1, 0.0, 6300.0))
     assert np.allclose(one[:, 0], [0, 0.660679, 0.898377, 0.689453, 0.480528, 0.271603, 0.062677, 0, 0], atol=1e-6)
 
@@ -207,7 +230,8 @@ def test_filterbank_is_interpolation_between_corners():
 
 
 def test_a_full_sine_has_power_one():
-    # 1000 Hz is frequency 32 of a window of 256 at 8 kHz: power 1 there, and a quarter on both sides (Hann's transform is 1/4, 1/2, 1/4)
+    # 1000 Hz is frequency 32 of a window of 256 at 8 kHz: power 1 there, and a quarter on both sides (Hann's transform
+    # is 1/4, 1/2, 1/4)
     sound = np.round(32767 * np.cos(2 * np.pi * 1000 * np.arange(2000) / 8000)).astype(np.int16)
     bank = filterbank(SMALL)
     expected = np.log(np.maximum(bank[32] + (bank[31] + bank[33]) / 4, SMALL.floor))
@@ -223,7 +247,13 @@ def test_logmel_is_scipys_spectrogram():
     settings = dataclasses.replace(SMALL, mean=-7.0, deviation=3.0)
     for clip, mine in zip(clips, logmel(clips, settings), strict=True):
         magnitude = signal.spectrogram(
-            clip / 32768, window=signal.get_window("hann", 256), nperseg=256, noverlap=96, detrend=False, scaling="spectrum", mode="magnitude"
+            clip / 32768,
+            window=signal.get_window("hann", 256),
+            nperseg=256,
+            noverlap=96,
+            detrend=False,
+            scaling="spectrum",
+            mode="magnitude",
         )[2]
         theirs = (np.log((filterbank(settings).T @ (2 * magnitude) ** 2).clip(1e-8)).T + 7) / 3
         assert np.allclose(mine[0], theirs, atol=1e-5)
@@ -236,7 +266,9 @@ def test_clips_are_fitted_around_their_middle():
     assert numbers(5) == [1, 2, 3, 4, 5] and numbers(3) == [2, 3, 4] and numbers(4) == [1, 2, 3, 4]
     assert numbers(7) == [0, 1, 2, 3, 4, 5, 0] and numbers(8) == [0, 1, 2, 3, 4, 5, 0, 0]
     silent = logmel([np.zeros(10, np.int16)], dataclasses.replace(SMALL, mean=-9.0, deviation=4.0))
-    assert np.allclose(silent, (np.log(1e-8) + 9) / 4) and silent.max() == np.float32(dataclasses.replace(SMALL, mean=-9.0, deviation=4.0).ground)
+    assert np.allclose(silent, (np.log(1e-8) + 9) / 4) and silent.max() == np.float32(
+        dataclasses.replace(SMALL, mean=-9.0, deviation=4.0).ground
+    )
 
 
 def test_extremes_are_finite_and_chunks_are_alike():
@@ -262,9 +294,24 @@ def test_onnx_front_end_is_the_numpy_one(settings):
     onnxruntime = pytest.importorskip("onnxruntime")
     rng = np.random.default_rng(1)
     clips = [tone(p, 3000, seed=p, level=30000) for p in (250, 1000, 3100)]
-    clips += [rng.integers(-32768, 32767, 4000).astype(np.int16), np.zeros(5, np.int16), np.full(9000, 32767, np.int16), tone(700, level=30)]
+    clips += [
+        rng.integers(-32768, 32767, 4000).astype(np.int16),
+        np.zeros(5, np.int16),
+        np.full(9000, 32767, np.int16),
+        tone(700, level=30),
+    ]
     model = frontend_onnx(settings)
-    assert {n.op_type for n in model.graph.node} == {"Gather", "MatMul", "Mul", "Add", "Max", "Log", "Sub", "Div", "Unsqueeze"}
+    assert {n.op_type for n in model.graph.node} == {
+        "Gather",
+        "MatMul",
+        "Mul",
+        "Add",
+        "Max",
+        "Log",
+        "Sub",
+        "Div",
+        "Unsqueeze",
+    }
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for some in (clips, clips[:1]):
         sound = np.stack([fitted(c, settings.length) for c in some]).astype(np.float32)
@@ -291,7 +338,8 @@ def test_settings_that_no_front_end_has(changed, word):
 
 
 def test_spectral_by_hand():
-    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [-2.0, 5.0]])[None, None].repeat(4, 1, 1, 1)  # three frames of two bands; -2 is silence
+    # three frames of two bands; -2 is silence
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [-2.0, 5.0]])[None, None].repeat(4, 1, 1, 1)
     middle = [0.5, 0.5, 0.0, 0.0, 0.0, 0.0]
     u = torch.tensor([middle, [0.9, *middle[1:]], [0.5, 0.0, *middle[2:]], [0.5, 0.5, 0.9, 0.9, 0.9, 0.0]])
     seen = spectral(x, u, shift=1, gain=3.5, bands=1, frames=2, ground=-2.0)[:, 0]
@@ -375,7 +423,10 @@ def test_the_speaker_held_out_is_nowhere_else(tmp_path, form):
     values = task.data("train").inputs
     assert abs(values.mean()) < 1e-3 and abs(values.std() - 1) < 1e-3  # of the clips to train on, and of no others
     again = speech(path=tmp_path, speaker="ben", seconds=0.3, mels=16, validation=0.25)
-    assert all(again.data(s).ids == task.data(s).ids and np.array_equal(again.data(s).inputs, task.data(s).inputs) for s in sides)
+    assert all(
+        again.data(s).ids == task.data(s).ids and np.array_equal(again.data(s).inputs, task.data(s).inputs)
+        for s in sides
+    )
 
 
 def test_nothing_of_the_test_speaker_reaches_the_front_end(tmp_path):
@@ -392,7 +443,14 @@ def test_values_are_the_front_ends(tmp_path):
     made = flat(tmp_path)
     task = speech(path=tmp_path, speaker="anna", seconds=0.3, mels=24)
     front = LogMel(**json.loads(task.version.split(" ", 1)[1])["frontend"])
-    assert (front.rate, front.length, front.window, front.hop, front.mels, front.high) == (8000, 2400, 256, 160, 24, 4000.0)
+    assert (front.rate, front.length, front.window, front.hop, front.mels, front.high) == (
+        8000,
+        2400,
+        256,
+        160,
+        24,
+        4000.0,
+    )
     part = task.data("test")
     assert np.array_equal(part.inputs, logmel([made[i] for i in part.ids], front))
 
@@ -427,12 +485,23 @@ def test_splits_that_can_not_be(tmp_path):
 
 def test_settings_that_change_the_task_change_its_version(tmp_path):
     flat(tmp_path)
-    choices = ({}, {"speaker": "ben"}, {"student": 32}, {"teacher": 64}, {"mels": 16}, {"seconds": 0.2}, {"validation": 0.3})
+    choices = (
+        {},
+        {"speaker": "ben"},
+        {"student": 32},
+        {"teacher": 64},
+        {"mels": 16},
+        {"seconds": 0.2},
+        {"validation": 0.3},
+    )
     versions = [speech(**{"path": tmp_path, "seconds": 0.3, **c}).version for c in choices]
     assert len(set(versions)) == len(choices) and str(tmp_path) not in "".join(versions)
 
 
-@pytest.mark.parametrize("table, word", [({"seconds": 0.0}, "seconds"), ({"student": 12}, "student"), ({"speeker": "x"}, "did you mean `speaker`")])
+@pytest.mark.parametrize(
+    "table, word",
+    [({"seconds": 0.0}, "seconds"), ({"student": 12}, "student"), ({"speeker": "x"}, "did you mean `speaker`")],
+)
 def test_settings_are_bounded(table, word):
     _, problems = components.settings_of(speech, {"path": "x", **table}, "task")
     assert len(problems) == 1 and word in str(problems[0])
@@ -440,9 +509,11 @@ def test_settings_are_bounded(table, word):
 
 
 def test_student_is_computed_in_integers(tmp_path):
-    """Every layer stands between lattices: the model of the file has whole-number sums throughout, and answers much as its float model."""
-    from edgekd.quantization import calibrated, exact, fake
-    from edgekd.quantization.capture import capture
+    """Every layer stands between lattices: the model of the file has whole-number sums throughout, and answers much as
+    its float model."""
+    from edgekd.quantization import calibrated
+    from edgekd.quantization.torch_graph import exact, fake
+    from edgekd.quantization.torch_graph.capture import capture
 
     flat(tmp_path)
     task = speech(path=tmp_path, speaker="ben", seconds=0.3, mels=16, student=16)
@@ -462,7 +533,8 @@ def test_student_is_computed_in_integers(tmp_path):
 
 
 def test_the_front_end_travels_with_the_bundle(tmp_path, monkeypatch):
-    """From recordings to answers with the bundle's two files and onnxruntime alone: those that the run scored, of a speaker held out."""
+    """From recordings to answers with the bundle's two files and onnxruntime alone: those that the run scored, of a
+    speaker held out."""
     import onnxruntime
     import tiny
 
@@ -472,20 +544,35 @@ def test_the_front_end_travels_with_the_bundle(tmp_path, monkeypatch):
 
     tiny.settle(tmp_path, monkeypatch)
     sounds = flat(tmp_path / "recordings", takes=6)
-    task = {"use": "speech", "path": str(tmp_path / "recordings"), "speaker": "ben", "seconds": 0.3, "mels": 16, "student": 16, "teacher": 16}
+    task = {
+        "use": "speech",
+        "path": str(tmp_path / "recordings"),
+        "speaker": "ben",
+        "seconds": 0.3,
+        "mels": 16,
+        "student": 16,
+        "teacher": 16,
+    }
     stages = [{"use": "distill", "epochs": 1}, {"use": "quantize", "mode": "ptq"}]
     models = {"teacher": {"train": {"epochs": 1}}}
     gate = {"any": {"file_bytes": "max 1 MB"}}
-    run = edgekd.compress({"task": task, "threads": 1, "stage": stages, "model": models, "gate": gate, "control": False}, out=tmp_path / "run")
+    run = edgekd.compress(
+        {"task": task, "threads": 1, "stage": stages, "model": models, "gate": gate, "control": False},
+        out=tmp_path / "run",
+    )
     folder, chosen = tmp_path / "run/bundles/host", run.result.targets["host"].chosen
     assert bundle.read(folder).files.keys() >= {"before.onnx", "model.onnx", "golden.npz"}
-    before, model = (onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"]) for name in ("before.onnx", "model.onnx"))
+    before, model = (
+        onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
+        for name in ("before.onnx", "model.onnx")
+    )
     scored = results.load_predictions(tmp_path / f"run/predictions/{chosen}.npz")
     assert len(scored.ids) == 18 and all("_ben_" in name for name in scored.ids)
     raw = np.stack([fitted(sounds[name], 2400) for name in scored.ids]).astype(np.float32)
     (inputs,) = before.run(None, {"audio": raw})
     (answers,) = model.run(None, {"input": inputs})
-    assert np.abs(answers - scored.outputs).mean() < 0.02 * scored.outputs.std()  # the front end's last digits may move an input by a step
+    # the front end's last digits may move an input by a step
+    assert np.abs(answers - scored.outputs).mean() < 0.02 * scored.outputs.std()
     (folder / "before.onnx").write_bytes((folder / "model.onnx").read_bytes())
     with pytest.raises(BaselineError, match="before.onnx: has"):  # it is vouched for as the model is
         edgekd.gate(folder)

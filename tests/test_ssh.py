@@ -1,4 +1,5 @@
-"""Boards over ssh, against a real sshd on the loopback: what is cut off goes on, what is hostile gets nowhere, and nothing is left there."""
+"""Boards over ssh, against a real sshd on the loopback: what is cut off goes on, what is hostile gets nowhere, and
+nothing is left there."""
 
 import contextlib
 import json
@@ -18,11 +19,13 @@ from test_worker import alive, wait_for
 from test_worker import job as worker_job
 from test_worker import lines as lines_of
 
-from edgekd import cli, environment, measure, measuring
+from edgekd import cli, environment
 from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.hosts import connection, ssh
+from edgekd.measure import jobs as measure
 from edgekd.records import Measurement
 from edgekd.runtimes import worker
+from edgekd.verbs import profile
 
 AGENT = connection.AGENT.read_text()
 
@@ -57,7 +60,11 @@ def elsewhere(there, folder):
 
 def results(there):
     """The lines that lie on the board."""
-    return [line for path in there.home.glob(".cache/edgekd-jobs/*/out/results.jsonl") for line in path.read_text().splitlines()]
+    return [
+        line
+        for path in there.home.glob(".cache/edgekd-jobs/*/out/results.jsonl")
+        for line in path.read_text().splitlines()
+    ]
 
 
 def watched(monkeypatch):
@@ -155,7 +162,8 @@ def test_killed_here_it_ends_there_and_goes_on(tmp_path, there, monkeypatch):
     wait_for(lambda: not there.processes(), seconds=10)
     assert results(there) == kept and lines_of(folder) == []
     pid = next(there.home.rglob("b.txt.pid"))
-    (pid.parent / "b.txt").write_text("ms=0")  # or it would sleep again: the one file that is sent anew is that which differs
+    # or it would sleep again: the one file that is sent anew is that which differs
+    (pid.parent / "b.txt").write_text("ms=0")
     (folder / "b.txt").write_text("ms=0")
     asked = watched(monkeypatch)
     with ssh.connect(there.address) as host:
@@ -194,7 +202,9 @@ def test_a_board_that_goes_away_for_good_is_said(tmp_path, monkeypatch):
                 host.run.__self__.open.ssh.kill()
 
             threading.Thread(target=vanish).start()
-            with pytest.raises(EnvironmentUnfit, match="connection was lost: its host key.*\n.*the same command goes on"):
+            with pytest.raises(
+                EnvironmentUnfit, match="connection was lost: its host key.*\n.*the same command goes on"
+            ):
                 host.run(folder, 60)
         wait_for(lambda: not made.processes(), seconds=10)
 
@@ -208,7 +218,10 @@ def test_when_the_time_is_up_what_is_finished_is_here(tmp_path, there):
         (folder / "b.txt").write_text("ms=0")
         host.run(folder, 60)
     assert [line["id"] for line in lines_of(folder)] == ["a-time-0", "b-time-1"]
-    assert json.loads((folder / "out" / "done.json").read_text()) == {"finished": ["a-time-0", "b-time-1"], "failed": {}}
+    assert json.loads((folder / "out" / "done.json").read_text()) == {
+        "finished": ["a-time-0", "b-time-1"],
+        "failed": {},
+    }
     assert there.left() == []
 
 
@@ -238,11 +251,15 @@ def test_what_nobody_came_back_for_goes(tmp_path, there):
 
 def test_the_other_end_ends_when_it_hears_nothing(tmp_path):
     """A line that is dead without an end of input: a board that is carried out of the network's reach."""
-    (tmp_path / "agent.py").write_text(AGENT.replace("SILENCE = 90.0", "SILENCE = 2.0").replace("waiting, [], [], 5)", "waiting, [], [], 0.5)"))
+    (tmp_path / "agent.py").write_text(
+        AGENT.replace("SILENCE = 90.0", "SILENCE = 2.0").replace("waiting, [], [], 5)", "waiting, [], [], 0.5)")
+    )
     folder = job(tmp_path / "home/.cache/edgekd-jobs/0123456789abcdef", {"a": "sleep=60"}, [("a", "time")])
     folder.parent.chmod(0o700)
     environ = {**os.environ, "HOME": str(tmp_path / "home")}
-    agent = subprocess.Popen([sys.executable, tmp_path / "agent.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ)
+    agent = subprocess.Popen(
+        [sys.executable, tmp_path / "agent.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
+    )
     told = [{"do": "open", "job": folder.name, "files": {}, "need": 0, "wait": 0}, {"do": "run"}]
     agent.stdin.write(b"".join(json.dumps(t).encode() + b"\n" for t in told))
     agent.stdin.flush()
@@ -296,7 +313,11 @@ def test_an_interpreter_that_does_not_fit(there, tmp_path):
     bare = wrapper(tmp_path, "bare", f'exec {sys.executable} -S "$@"')
     said = refusal(f"{address}?python={bare}")
     assert "has no onnxruntime and no numpy" in said and f"{bare} -m pip install onnxruntime numpy" in said
-    old = wrapper(tmp_path, "old", f"""exec {sys.executable} -c 'import sys; sys.version_info = (3, 7, 2); exec(sys.argv[1])' "$2" """)
+    old = wrapper(
+        tmp_path,
+        "old",
+        f"""exec {sys.executable} -c 'import sys; sys.version_info = (3, 7, 2); exec(sys.argv[1])' "$2" """,
+    )
     assert "is Python 3.7, and 3.8 is needed" in refusal(f"{address}?python={old}")
     assert there.left() == []
 
@@ -330,15 +351,24 @@ def test_a_full_disk_there(tmp_path, monkeypatch):
         monkeypatch.setenv("EDGEKD_SSH_CONFIG", str(made.config))
         try:
             for folder in (made.home, made.folder / "tmp"):
-                if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], stderr=subprocess.DEVNULL).returncode:
+                if subprocess.run(
+                    ["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], stderr=subprocess.DEVNULL
+                ).returncode:
                     pytest.skip("needs the right to mount a small disk")
                 mounted.append(folder)
-            with ssh.connect(made.address) as host, pytest.raises(EnvironmentUnfit, match="no room for the job there .No space left"):
+            with (
+                ssh.connect(made.address) as host,
+                pytest.raises(EnvironmentUnfit, match="no room for the job there .No space left"),
+            ):
                 measure.score(network(tmp_path / "m.onnx"), X, folder=tmp_path / "s", host=host)
             assert made.left() == []
             monkeypatch.setattr(connection, "AGENT", wrapper(tmp_path, "agent.py", "").with_suffix(".py"))
-            (tmp_path / "agent.py").write_text(AGENT.replace("ROOM = 16 * 2**20", "ROOM = -2**40"))  # it fills up only later
-            with ssh.connect(made.address) as host, pytest.raises(EnvironmentUnfit, match="no room for the job there .No space left"):
+            # it fills up only later
+            (tmp_path / "agent.py").write_text(AGENT.replace("ROOM = 16 * 2**20", "ROOM = -2**40"))
+            with (
+                ssh.connect(made.address) as host,
+                pytest.raises(EnvironmentUnfit, match="no room for the job there .No space left"),
+            ):
                 measure.score(network(tmp_path / "m.onnx", 20000), X, folder=tmp_path / "s", host=host)
             assert made.left() == []
         finally:
@@ -352,11 +382,15 @@ def test_a_worker_that_breaks_is_told_with_its_last_words(tmp_path, there):
     with ssh.connect(there.address) as host:
         with pytest.raises(EnvironmentUnfit) as caught:
             host.run(folder, 60)
-        assert "the measuring process failed: [31mno such thing" in str(caught.value) and "\033" not in str(caught.value)
+        assert "the measuring process failed: [31mno such thing" in str(caught.value) and "\033" not in str(
+            caught.value
+        )
         (folder / "worker.py").write_bytes(Path(worker.__file__).read_bytes())
         (folder / "a.txt").write_text("refuse=1")
         host.run(folder, 60)
-    assert json.loads((folder / "out" / "done.json").read_text())["failed"] == {"a-time-0": "RuntimeError: no such operator"}
+    assert json.loads((folder / "out" / "done.json").read_text())["failed"] == {
+        "a-time-0": "RuntimeError: no such operator"
+    }
     assert there.left() == []
 
 
@@ -375,9 +409,13 @@ sys.exit(code)
 def test_an_array_of_a_board_that_is_a_pickle_is_refused_and_never_unpickled(tmp_path, there):
     """Its line is true; the file beside it would make a folder on this machine."""
     folder, harm = job(tmp_path / "job", {"a": "ms=0"}, [("a", "time")]), tmp_path / "harm"
-    (folder / "worker.py").write_text(Path(worker.__file__).read_text().partition("\nif __name__")[0] + CHEAT.format(harm=str(harm)))
+    (folder / "worker.py").write_text(
+        Path(worker.__file__).read_text().partition("\nif __name__")[0] + CHEAT.format(harm=str(harm))
+    )
     with ssh.connect(there.address) as host:
-        with pytest.raises(EnvironmentUnfit, match="sent what no worker writes: .* is no array.*\n.*the same command measures it anew"):
+        with pytest.raises(
+            EnvironmentUnfit, match="sent what no worker writes: .* is no array.*\n.*the same command measures it anew"
+        ):
             host.run(folder, 60)
         assert lines_of(folder) == [] and not (folder / "out" / "a-time-0.npy").exists() and not harm.exists()
         assert there.left() == []  # or the same job would find the same damage again
@@ -422,5 +460,5 @@ def test_a_file_that_the_board_refuses_is_the_users_error(tmp_path, there):
     network(tmp_path / "m.onnx")
     np.savez(tmp_path / "d.npz", inputs=X[:, :3], labels=np.zeros(len(X), int))
     with pytest.raises(UsageError, match="m.onnx: does not run in onnxruntime: .*shape"):
-        measuring.profile(tmp_path / "m.onnx", data=tmp_path / "d.npz", on=there.address)
+        profile.profile(tmp_path / "m.onnx", data=tmp_path / "d.npz", on=there.address)
     assert there.left() == []

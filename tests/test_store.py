@@ -20,9 +20,9 @@ import pytest
 
 from edgekd.errors import RunFailed, UsageError
 from edgekd.files import full, sha256, size
-from edgekd.locks import lease
 from edgekd.records import Made
-from edgekd.store import Store, write_atomic
+from edgekd.store.locks import lease
+from edgekd.store.store import Store, write_atomic
 
 KEY = "a" * 64
 
@@ -45,7 +45,14 @@ def make(store, key=KEY, text="weights", form="torch", parents=None, build=None,
     settings = {"epochs": 3, "losses": ({"use": "kl"},)}
     parents = parents or {}
     return store.make(
-        key, stage="train", settings=settings, seed=0, inputs={"source": tuple(parents)}, parents=parents, build=build or write, on_wait=on_wait
+        key,
+        stage="train",
+        settings=settings,
+        seed=0,
+        inputs={"source": tuple(parents)},
+        parents=parents,
+        build=build or write,
+        on_wait=on_wait,
     )
 
 
@@ -95,12 +102,20 @@ def flip(path):
 
 DAMAGE = {  # what is done to an artifact's folder, and what the log says of it
     "flipped byte": (lambda folder: flip(folder / "file0"), "file0 differs from its digest"),
-    "truncated": (lambda folder: (folder / "file0").write_bytes((folder / "file0").read_bytes()[:-1]), "file0 differs from its digest"),
+    "truncated": (
+        lambda folder: (folder / "file0").write_bytes((folder / "file0").read_bytes()[:-1]),
+        "file0 differs from its digest",
+    ),
     "empty": (lambda folder: (folder / "file0").write_bytes(b""), "file0 differs from its digest"),
     "missing": (lambda folder: (folder / "file0").unlink(), "file0 is missing"),
-    "manifest cut": (lambda folder: (folder / "artifact.json").write_bytes((folder / "artifact.json").read_bytes()[:-20]), "Expecting"),
+    "manifest cut": (
+        lambda folder: (folder / "artifact.json").write_bytes((folder / "artifact.json").read_bytes()[:-20]),
+        "Expecting",
+    ),
     "manifest edited": (
-        lambda folder: (folder / "artifact.json").write_text((folder / "artifact.json").read_text().replace("1.5", "2.5")),
+        lambda folder: (folder / "artifact.json").write_text(
+            (folder / "artifact.json").read_text().replace("1.5", "2.5")
+        ),
         "artifact.json differs from its digest",
     ),
     "manifest missing": (lambda folder: (folder / "artifact.json").unlink(), "artifact.json is missing"),
@@ -123,7 +138,8 @@ def test_a_broken_artifact_is_noticed_and_made_again(store, damage):
 
 
 def test_a_broken_artifact_stays_while_another_works_on_it(store):
-    """Who works on it replaces it himself; looking neither waits for him nor takes away what he is about to put there."""
+    """Who works on it replaces it himself; looking neither waits for him nor takes away what he is about to put
+    there."""
     folder = make(store).folder
     flip(folder / "file0")
     found = []
@@ -366,7 +382,8 @@ def test_what_the_killed_left_is_swept_apart_from_checkpoints(store):
 
 
 def test_who_waited_for_a_lease_that_is_gone_waits_for_the_new_one(tmp_path):
-    """The first unlinks its lease; a third makes the file anew before the second, who waited on the old one, wakes up."""
+    """The first unlinks its lease; a third makes the file anew before the second, who waited on the old one, wakes
+    up."""
     path, waits, order = tmp_path / "key.lease", threading.Event(), []
 
     def second():
@@ -396,7 +413,11 @@ def small(tmp_path):
     """A store on a disk of 2 MB."""
     place = tmp_path / "small"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True) if shutil.which("mount") else None
+    done = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True)
+        if shutil.which("mount")
+        else None
+    )
     if done is None or done.returncode:
         pytest.skip("mounting a small disk needs root")
     store = Store(place / "store")
@@ -481,7 +502,9 @@ def test_how_much_of_a_full_disk_is_free_is_told(store, monkeypatch):
     def build(folder, scratch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 2_500_000, 2_500_000))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 2_500_000, 2_500_000)
+    )
     with pytest.raises(RunFailed, match=r"the disk is full: 2\.5 MB are free"):
         make(store, build=build)
 
@@ -524,7 +547,10 @@ def test_observations_are_kept_whole_or_not_at_all(store):
     path.write_text("{")
     assert store.observed(KEY, name) is None
     told = [(e["event"], e["key"], e["reason"].partition(": ")[0]) for e in store.events]
-    assert told == [("corrupt", KEY, "observation host quick/4 threads")] * 2 and "differs from its digest" in store.events[0]["reason"]
+    assert (
+        told == [("corrupt", KEY, "observation host quick/4 threads")] * 2
+        and "differs from its digest" in store.events[0]["reason"]
+    )
 
 
 def test_an_observation_of_another_artifact_or_name_is_none(store):
@@ -557,7 +583,13 @@ def test_trim_evicts_checkpoints_then_logits_then_the_oldest(store):
         (scratch / "checkpoint").write_bytes(bytes(1000))
         raise RuntimeError
 
-    for key, age, form in (("new", 10, "torch"), ("old", 50, "torch"), ("mid", 40, "torch"), ("logits", 5, "logits"), ("front", 90, "torch")):
+    for key, age, form in (
+        ("new", 10, "torch"),
+        ("old", 50, "torch"),
+        ("mid", 40, "torch"),
+        ("logits", 5, "logits"),
+        ("front", 90, "torch"),
+    ):
         aged(Store(store.root), key, age, form=form)  # held by none
         store.observe(key, "host", {"ms": 1})
     with pytest.raises(RuntimeError):
@@ -577,7 +609,9 @@ def test_trim_evicts_checkpoints_then_logits_then_the_oldest(store):
         total = sum(sizes[p.name] for p in store._artifacts())
     assert order == ["unfinished", "logits", "old", "mid", "new"]
     told = [(e["event"], e["key"], e["reason"], e["bytes"]) for e in store.events]
-    assert told == [("evicted", "unfinished", "checkpoints", left)] + [("evicted", key, "artifact", sizes[key]) for key in order[1:]]
+    assert told == [("evicted", "unfinished", "checkpoints", left)] + [
+        ("evicted", key, "artifact", sizes[key]) for key in order[1:]
+    ]
     store.limit = 0
     assert store.trim(keep={"front"}) == [] and store.find("front", {}) is not None
     assert store.observed("old", "host") == {"ms": 1}
@@ -598,7 +632,8 @@ def test_of_checkpoints_the_oldest_go_first(store):
         checkpoint = store.root / "work" / key / "scratch" / "checkpoint"
         checkpoint.parent.mkdir(parents=True)
         checkpoint.write_bytes(bytes(1000))
-        for path, since in ((checkpoint, age), (checkpoint.parent, 100), (checkpoint.parent.parent, 100)):  # written again in its place
+        # written again in its place
+        for path, since in ((checkpoint, age), (checkpoint.parent, 100), (checkpoint.parent.parent, 100)):
             os.utime(path, (time.time() - since,) * 2)
     for key in ("begun", "beside"):  # others have made their folders this moment
         (store.root / "work" / key).mkdir()

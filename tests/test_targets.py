@@ -13,10 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgekd import calibrating, environment, listing, measuring, observing, pipeline, quantizing, runtimes, standing, targets
+from edgekd import environment, runtimes, targets
 from edgekd.errors import UsageError
+from edgekd.measure import machine
 from edgekd.metrics import top1
 from edgekd.records import Measurement, Runtime, Target
+from edgekd.run import evaluate, execute
+from edgekd.verbs import calibrate, profile, quantize
+from edgekd.verbs import list as listing
 
 ROOT = Path(__file__).parent.parent
 ZEN5 = {
@@ -39,7 +43,9 @@ CORES = {  # what Arm's cores have of what chooses kernels: Armv8.0, Armv8.2 wit
 def test_shipped_targets_load_and_give_a_source_for_every_fact(name):
     target = targets.load(name)
     plain = Target(name=name, title=target.title, architecture=target.architecture)
-    told = {f.name for f in dataclasses.fields(Target) if getattr(target, f.name) != getattr(plain, f.name)} - {"sources"}
+    told = {f.name for f in dataclasses.fields(Target) if getattr(target, f.name) != getattr(plain, f.name)} - {
+        "sources"
+    }
     written = set(tomllib.loads((ROOT / "targets" / f"{name}.toml").read_text()))
     assert told | written - {"title", "architecture", "sources"} <= set(target.sources)
     assert {"features", "runtime", "int8"} <= set(target.sources)
@@ -47,9 +53,30 @@ def test_shipped_targets_load_and_give_a_source_for_every_fact(name):
 
 
 def test_the_devices_that_people_ask_for_are_there():
-    wanted = {"raspberry-pi-3b-plus", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-zero-2w", "rk3566", "jetson-orin-nano", "imx8m-plus"}
-    wanted |= {f"{soc}-{kind}" for soc in ("rk3399", "rk3588", "snapdragon-865", "snapdragon-888", "snapdragon-8gen1") for kind in ("big", "little")}
-    wanted |= {"cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "x86-64-sse42", "x86-64-avx2", "x86-64-avx-vnni", "x86-64-avx512-vnni"}
+    wanted = {
+        "raspberry-pi-3b-plus",
+        "raspberry-pi-4",
+        "raspberry-pi-5",
+        "raspberry-pi-zero-2w",
+        "rk3566",
+        "jetson-orin-nano",
+        "imx8m-plus",
+    }
+    wanted |= {
+        f"{soc}-{kind}"
+        for soc in ("rk3399", "rk3588", "snapdragon-865", "snapdragon-888", "snapdragon-8gen1")
+        for kind in ("big", "little")
+    }
+    wanted |= {
+        "cortex-a53",
+        "cortex-a55",
+        "cortex-a72",
+        "cortex-a76",
+        "x86-64-sse42",
+        "x86-64-avx2",
+        "x86-64-avx-vnni",
+        "x86-64-avx512-vnni",
+    }
     assert wanted <= set(SHIPPED)
     assert {targets.load(n).core for n in SHIPPED if not targets.runs(targets.load(n))} == {"cortex-m4", "cortex-m7"}
 
@@ -71,7 +98,8 @@ def test_features_are_those_of_the_core_and_stand_ins_have_the_same(name):
 def test_emulators_know_the_cores(program, architecture):
     if not shutil.which(program):
         pytest.skip(f"no {program} on the PATH")
-    known = set(subprocess.run([program, "-cpu", "help"], capture_output=True, text=True).stdout.split())  # which ends with 1
+    # which ends with 1
+    known = set(subprocess.run([program, "-cpu", "help"], capture_output=True, text=True).stdout.split())
     found = {t.emulated_as for t in map(targets.load, SHIPPED) if t.architecture == architecture and t.emulated_as}
     assert found and found <= known and "max" not in found
 
@@ -124,7 +152,10 @@ def test_the_list_of_targets_fits_100_columns():
     rows = {line.split()[0]: line for line in lines if line.split() and line.split()[0] in targets.names()}
     assert set(rows) == set(targets.names())
     assert all(len(row.split()) > 3 for row in rows.values())  # none is folded
-    assert rows["cortex-m4-stm32l4r5"].split()[-2:] == ["-", "-"] and rows["host"].split()[-2:] == ["measured", "measured"]
+    assert rows["cortex-m4-stm32l4r5"].split()[-2:] == ["-", "-"] and rows["host"].split()[-2:] == [
+        "measured",
+        "measured",
+    ]
     assert rows["raspberry-pi-zero-2w"].split()[1:5] == ["cortex-a53", "1000", "512", "MiB"]
 
 
@@ -139,7 +170,9 @@ def test_one_scheme_suits_all_that_ship():
 
 def test_weights_of_the_full_range_are_a_fact_that_saturating_targets_cannot_have(tmp_path):
     path = tmp_path / "mine.toml"
-    text = 'title = "x"\narchitecture = "x86-64"\nfeatures = ["avx2"{}]\nint8 = {{ pairs16 = false, weight_bits = {} }}\n'
+    text = (
+        'title = "x"\narchitecture = "x86-64"\nfeatures = ["avx2"{}]\nint8 = {{ pairs16 = false, weight_bits = {} }}\n'
+    )
     for more, bits in ((', "avx_vnni"', 8), ("", 7)):
         path.write_text(text.format(more, bits))
         assert not targets.load(path).int8.pairs16
@@ -151,7 +184,13 @@ def test_weights_of_the_full_range_are_a_fact_that_saturating_targets_cannot_hav
 
 @pytest.mark.parametrize(
     "features, wanted",
-    [(["avx2"], True), (["avx2", "avx512f"], True), (["avx2", "avx_vnni"], False), (["avx2", "avx512f", "avx512_vnni"], False), ([], False)],
+    [
+        (["avx2"], True),
+        (["avx2", "avx512f"], True),
+        (["avx2", "avx_vnni"], False),
+        (["avx2", "avx512f", "avx512_vnni"], False),
+        ([], False),
+    ],
 )
 def test_host_adds_pairs_in_16_bits_with_avx2_but_no_vnni(features, wanted):
     host = targets.host({**ZEN5, "features": features})
@@ -186,7 +225,13 @@ def test_a_file_of_ones_own(tmp_path):
     path.write_text(GOOD + 'features = ["avx2"]\nram_bytes = 1024\n[caches]\nl1d = 32768\n')
     target = targets.load(path)
     assert target == targets.load(str(path))
-    assert (target.name, target.features, target.ram_bytes, target.caches, target.int8.weight_bits) == ("mine", ("avx2",), 1024, {"l1d": 32768}, 8)
+    assert (target.name, target.features, target.ram_bytes, target.caches, target.int8.weight_bits) == (
+        "mine",
+        ("avx2",),
+        1024,
+        {"l1d": 32768},
+        8,
+    )
 
 
 def test_every_problem_of_a_file_is_reported_at_once(tmp_path):
@@ -207,13 +252,22 @@ def test_every_problem_of_a_file_is_reported_at_once(tmp_path):
 
 WRONG = [(GOOD + 'name = "x"', "there is no fact `name`"), ("title = ", "is not TOML"), ("int8 = 3\n" + GOOD, "int8")]
 WRONG += [('threads = "2"\n' + GOOD, "threads"), (GOOD + 'features = ["dotprod"]', "x86-64 has no `dotprod`")]
-WRONG += [(GOOD + 'core = "Cortex A72"', "is no name of a core"), (GOOD + "[caches]\nl1 = 32768", "caches.l1: 'l1' is not known")]
-WRONG += [(GOOD + "[caches]\nl2 = 0", "caches.l2"), (GOOD + '[sources]\nram_bytes = "guessed"', "the fact `ram_bytes` is not given")]
+WRONG += [
+    (GOOD + 'core = "Cortex A72"', "is no name of a core"),
+    (GOOD + "[caches]\nl1 = 32768", "caches.l1: 'l1' is not known"),
+]
+WRONG += [
+    (GOOD + "[caches]\nl2 = 0", "caches.l2"),
+    (GOOD + '[sources]\nram_bytes = "guessed"', "the fact `ram_bytes` is not given"),
+]
 WRONG += [(GOOD.replace("x86-64", "armv7e-m"), "onnxruntime does not run on armv7e-m")]
 WRONG += [('emulated_as = "max"\n' + GOOD + '[runtime]\nname = "none"', "there is no runtime to emulate")]
 WRONG += [(GOOD + "caches = " + "[" * n + "]" * n, "is not TOML: nested too deep") for n in (100, 20_000)]
 WRONG += [(GOOD + "a" + ".a" * 5000 + " = 1", "nested too deep"), (GOOD + "ram_bytes = " + "9" * 5000, "is not TOML")]
-WRONG += [(GOOD + '[sources]\n"../x" = "a book"', "there is no fact `../x`"), (GOOD + 'emulated_as = "\\u001b[2J"', "control characters")]
+WRONG += [
+    (GOOD + '[sources]\n"../x" = "a book"', "there is no fact `../x`"),
+    (GOOD + 'emulated_as = "\\u001b[2J"', "control characters"),
+]
 WRONG += [(GOOD + '[runtime]\nname = "executorch"', "runtime.name: edgekd has no runtime `executorch`")]
 WRONG += [
     (GOOD + '[runtime]\nname = "worker"', "edgekd has no runtime `worker`"),
@@ -244,7 +298,9 @@ def test_the_folder_of_runtimes_is_the_list(monkeypatch, tmp_path):
 
 def test_a_machine_with_fewer_cores_than_threads_has_not_the_targets_times():
     wide = Target("wide", "wide", "x86-64", threads=8)
-    assert targets.lacking(wide, ZEN5) == ["8 cores"] and targets.lacking(dataclasses.replace(wide, threads=4), ZEN5) == []
+    assert (
+        targets.lacking(wide, ZEN5) == ["8 cores"] and targets.lacking(dataclasses.replace(wide, threads=4), ZEN5) == []
+    )
 
 
 def test_answers_take_one_core_however_many_threads_the_target_has(monkeypatch):
@@ -254,24 +310,30 @@ def test_answers_take_one_core_however_many_threads_the_target_has(monkeypatch):
     assert targets.matches(wide, ZEN5) == [] and [targets.times(t, ZEN5) for t in (wide, alike)] == [False, True]
     assert [targets.figures(t, ZEN5) for t in (wide, alike)] == ["answers", "measured"]
     for name in ("static", "memory"):
-        monkeypatch.setattr(getattr(observing, name), "measure", lambda file: ())
-    monkeypatch.setattr(observing.calibrating, "predicted", lambda file, target: ("predicted",))
+        monkeypatch.setattr(getattr(evaluate, name), "measure", lambda file: ())
+    monkeypatch.setattr(evaluate.calibrating, "predicted", lambda file, target: ("predicted",))
     labels = np.arange(6) % 3
-    resolved = SimpleNamespace(targets=(wide,), data=lambda split: SimpleNamespace(labels=labels), task=SimpleNamespace(metrics=(top1(),)))
+    resolved = SimpleNamespace(
+        targets=(wide,), data=lambda split: SimpleNamespace(labels=labels), task=SimpleNamespace(metrics=(top1(),))
+    )
     artifact = SimpleNamespace(folder=Path("."), facts={})
-    o = observing.Observed(SimpleNamespace(targets=("wide",)), artifact, dict.fromkeys(observing.SPLITS, np.eye(3)[labels]))
-    *figures, latency = observing.described(o, None, {}, resolved, {"wide": SimpleNamespace(facts=ZEN5)})
+    o = evaluate.Observed(
+        SimpleNamespace(targets=("wide",)), artifact, dict.fromkeys(evaluate.SPLITS, np.eye(3)[labels])
+    )
+    *figures, latency = evaluate.described(o, None, {}, resolved, {"wide": SimpleNamespace(facts=ZEN5)})
     assert latency == "predicted" and {(m.split, m.origin, m.target) for m in figures if m.name == "top1"} == {
-        (split, "measured", "wide") for split in observing.SPLITS
+        (split, "measured", "wide") for split in evaluate.SPLITS
     }
 
 
-@pytest.mark.parametrize("version, told", [("1.22.0", "with onnxruntime 1.31.1, the target has 1.22.0"), ("1.31.1", ""), ("", "")])
+@pytest.mark.parametrize(
+    "version, told", [("1.22.0", "with onnxruntime 1.31.1, the target has 1.22.0"), ("1.31.1", ""), ("", "")]
+)
 def test_figures_of_another_version_of_the_runtime_say_so(version, told):
     target = Target("mine", "mine", "x86-64", runtime=Runtime("onnxruntime", version))
     assert targets.differing(target, ZEN5) == told and targets.differing(target, {}) == ""
     one = Measurement("latency_p50_ms", "ms", 1, 1, 1, 1, None, "mine", "measured", note="noisy")
-    assert [m.note for m in standing.noted([one], target, ZEN5)] == ["noisy" + f"; {told}" * bool(told)]
+    assert [m.note for m in machine.noted([one], target, ZEN5)] == ["noisy" + f"; {told}" * bool(told)]
 
 
 @pytest.mark.parametrize("verb", ["profile", "compare", "quantize", "calibrate", "compress"])
@@ -280,11 +342,11 @@ def test_every_verb_refuses_what_edgekd_cant_do_for_a_target(tmp_path, verb):
     path.write_text(GOOD + '[runtime]\nname = "executorch"\n[int8]\nactivation_bits = 7\n')
     given, model = {"target": str(path)}, tmp_path / "m.onnx"
     call = {
-        "profile": lambda: measuring.profile(model, **given),
-        "compare": lambda: measuring.compare(model, model, **given),
-        "quantize": lambda: quantizing.quantize(model, data=model, out=tmp_path / "o.onnx", **given),
-        "calibrate": lambda: calibrating.calibrate(str(path)),
-        "compress": lambda: pipeline.compress(targets=[str(path)], dry_run=True),
+        "profile": lambda: profile.profile(model, **given),
+        "compare": lambda: profile.compare(model, model, **given),
+        "quantize": lambda: quantize.quantize(model, data=model, out=tmp_path / "o.onnx", **given),
+        "calibrate": lambda: calibrate.calibrate(str(path)),
+        "compress": lambda: execute.compress(targets=[str(path)], dry_run=True),
     }[verb]
     with pytest.raises(UsageError) as error:
         call()
@@ -321,7 +383,13 @@ def test_environment_is_plain_and_nameless():
 def test_environment_id_leaves_out_what_changes_by_itself():
     id = environment.environment_id(ZEN5)
     assert len(id) == 12 and id == environment.environment_id({**ZEN5, "mhz": 800.0, "ram_bytes": 2**33 - 2**20})
-    for other in ({"cpu": "another"}, {"kernel": "7"}, {"versions": {"onnxruntime": "1.32"}}, {"ram_bytes": 2**34}, {"features": ["avx2"]}):
+    for other in (
+        {"cpu": "another"},
+        {"kernel": "7"},
+        {"versions": {"onnxruntime": "1.32"}},
+        {"ram_bytes": 2**34},
+        {"features": ["avx2"]},
+    ):
         assert id != environment.environment_id({**ZEN5, **other})
 
 
@@ -329,7 +397,9 @@ def test_environment_of_an_arm_board(tmp_path, monkeypatch):
     """The files of a Raspberry Pi 5 in place of this machine's."""
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/device-tree/model").write_text("Raspberry Pi 5 Model B\x00")
-    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp\nCPU implementer\t: 0x41\nCPU part\t: 0xd0b\n")
+    (tmp_path / "proc/cpuinfo").write_text(
+        "processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp\nCPU implementer\t: 0x41\nCPU part\t: 0xd0b\n"
+    )
     (tmp_path / "proc/meminfo").write_text("MemTotal:        8245248 kB\n")
     cache = tmp_path / "sys/devices/system/cpu/cpu0/cache/index0"
     cache.mkdir(parents=True)
@@ -344,14 +414,21 @@ def test_environment_of_an_arm_board(tmp_path, monkeypatch):
     facts = environment.describe()
     assert facts["cpu"] == "Raspberry Pi 5 Model B (1 x Cortex-A76)" and facts["architecture"] == "aarch64"
     assert facts["features"] == ["dotprod", "fp16", "neon"]
-    assert (facts["max_mhz"], facts["governor"], facts["caches"], facts["ram_bytes"]) == (2400.0, "ondemand", {"l1d": 65536}, 8245248 * 1024)
+    assert (facts["max_mhz"], facts["governor"], facts["caches"], facts["ram_bytes"]) == (
+        2400.0,
+        "ondemand",
+        {"l1d": 65536},
+        8245248 * 1024,
+    )
     assert not targets.saturates(targets.host(facts))
 
 
 def test_describing_imports_no_heavy_library():
     heavy = "[m for m in ('torch', 'onnxruntime', 'onnx', 'numpy') if m in sys.modules]"
     code = f"import sys; from edgekd import environment; environment.describe(); print({heavy})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_it_is_told_how_a_latency_is_had(tmp_path, monkeypatch):
@@ -362,10 +439,16 @@ def test_it_is_told_how_a_latency_is_had(tmp_path, monkeypatch):
     text = listing.target("raspberry-pi-4")
     assert "latency: predicted, transferred from" in text and "targets calibrate raspberry-pi-4 --on" in text
     assert "once this machine is set up: edgekd doctor --setup arm-emulator" in text
-    assert "a bound and no prediction" in listing.target("snapdragon-8gen1-big") and "latency" not in listing.target("cortex-m7-stm32f746")
+    assert "a bound and no prediction" in listing.target("snapdragon-8gen1-big") and "latency" not in listing.target(
+        "cortex-m7-stm32f746"
+    )
     table = listing.listing(["targets"])
     assert "emulates after `edgekd doctor --setup arm-emulator`" in table
-    rows = {line.split()[0]: line.split()[-2:] for line in table.splitlines() if line.split() and line.split()[0] in targets.names()}
+    rows = {
+        line.split()[0]: line.split()[-2:]
+        for line in table.splitlines()
+        if line.split() and line.split()[0] in targets.names()
+    }
     assert rows["raspberry-pi-4"] == ["emulated", "predicted"] and rows["snapdragon-8gen1-big"] == ["-", "bound"]
     (tmp_path / "raspberry-pi-4.json").write_text("{}")
     assert "damaged" in listing.listing(["targets"])  # and all others are still told

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from edgekd import components
-from edgekd.augmentation import shifted
 from edgekd.data import check
+from edgekd.data.augmentation import shifted
 from edgekd.data.cifar import cifar10 as read_cifar10
 from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.records import Task
@@ -65,10 +65,15 @@ def test_digits_student_has_room_to_be_pruned_and_is_a_quarter():
 def test_digits_views_are_small_pure_and_centred():
     import torch
 
-    x, u = torch.from_numpy(digits.task.data("test").inputs[:64]), torch.rand(64, digits.task.draws, generator=torch.Generator().manual_seed(0))
+    x, u = (
+        torch.from_numpy(digits.task.data("test").inputs[:64]),
+        torch.rand(64, digits.task.draws, generator=torch.Generator().manual_seed(0)),
+    )
     before, state = x.clone(), torch.get_rng_state()
     one = digits.augment(x, u)
-    assert torch.equal(one, digits.augment(x, u)) and torch.equal(x, before) and torch.equal(state, torch.get_rng_state())
+    assert (
+        torch.equal(one, digits.augment(x, u)) and torch.equal(x, before) and torch.equal(state, torch.get_rng_state())
+    )
     assert torch.allclose(digits.augment(x, torch.full_like(u, 0.5)), x, atol=1e-5)
     assert torch.equal(one[7:9], digits.augment(x[7:9], u[7:9]))  # a view of a sample hangs on no other sample
     moved = ((one - x) ** 2).mean().sqrt()
@@ -88,7 +93,9 @@ def test_digits_can_be_learned():
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         for _ in range(10):
             for rows in torch.randperm(len(x)).split(64):
-                loss = torch.nn.functional.cross_entropy(model(digits.augment(x[rows], torch.rand(len(rows), 5))), y[rows])
+                loss = torch.nn.functional.cross_entropy(
+                    model(digits.augment(x[rows], torch.rand(len(rows), 5))), y[rows]
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -129,9 +136,13 @@ def test_image_folder_reads_pixels_and_classes(folder):
 
 
 def test_image_folder_split_hangs_on_names_alone(folder, tmp_path_factory):
-    first = {s.id: split for split in ("train", "validation", "test") for s in image_folder(path=folder, size=8).data(split)}
+    first = {
+        s.id: split for split in ("train", "validation", "test") for s in image_folder(path=folder, size=8).data(split)
+    }
     picture(folder / "blue" / "later.png", (0, 0, 99))
-    second = {s.id: split for split in ("train", "validation", "test") for s in image_folder(path=folder, size=8).data(split)}
+    second = {
+        s.id: split for split in ("train", "validation", "test") for s in image_folder(path=folder, size=8).data(split)
+    }
     assert len(second) == 81 and all(second[i] == split for i, split in first.items())
     drawn = [split_of(f"c/{i}.png", 0.1, 0.2) for i in range(20_000)]
     assert abs(drawn.count("test") / 20_000 - 0.2) < 0.01 and abs(drawn.count("validation") / 20_000 - 0.1) < 0.01
@@ -241,7 +252,10 @@ def test_npz_tells_everything_at_once(tmp_path):
     np.savez(path, x_train=np.ones((40, 6)), y_train=objects, y_test=np.zeros(3), labels=np.zeros(2))
     text = told(lambda: npz(path=path))
     assert "y_train: can't be read" in text and "x_test: is missing" in text and "labels: unknown" in text
-    np.savez(path, **columns() | {"y_train": np.full((40, 1), 1), "y_test": np.full(20, -1), "x_test": np.ones((20, 2, 2, 2, 2))})
+    np.savez(
+        path,
+        **columns() | {"y_train": np.full((40, 1), 1), "y_test": np.full(20, -1), "x_test": np.ones((20, 2, 2, 2, 2))},
+    )
     text = told(lambda: npz(path=path))
     assert "int64 of shape [40, 1]" in text and "20 labels below 0" in text and "[20, 2, 2, 2, 2]" in text
     np.savez(path, **columns() | {"x_test": np.ones((20, 7), np.float32), "y_train": np.zeros(39, int)})
@@ -269,7 +283,8 @@ def cifar_rows(seed, count=20):
 
 
 def cifar_folder(folder, kind):
-    """The files of CIFAR-10 in one of their forms, 20 images each; returns (train images, train labels, test images)."""
+    """The files of CIFAR-10 in one of their forms, 20 images each; returns (train images, train labels, test
+    images)."""
     folder.mkdir(parents=True)
     parts = [cifar_rows(n) for n in range(6)]  # 0 is test
     for number, (images, labels) in enumerate(parts):
@@ -313,7 +328,9 @@ def test_cifar10_task_is_sound_and_holds_validation_out(tmp_path, monkeypatch):
     assert np.bincount(task.data("validation").labels).tolist() == [3] * 10
     where = int(task.data("train").ids[5].split("/")[1])
     mean, deviation = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2470, 0.2435, 0.2616])
-    assert np.allclose(task.data("train").inputs[5], (x[where] / 255 - mean[:, None, None]) / deviation[:, None, None], atol=1e-5)
+    assert np.allclose(
+        task.data("train").inputs[5], (x[where] / 255 - mean[:, None, None]) / deviation[:, None, None], atol=1e-5
+    )
     monkeypatch.setenv("EDGEKD_CIFAR10", str(tmp_path / "data"))
     assert cifar10(validation=30).data("test").inputs.shape == (20, 3, 32, 32)
     assert len({cifar10(**s).version for s in ({}, {"widths": (16, 24, 40)}, {"blocks": 2}, {"validation": 10})}) == 4
@@ -325,7 +342,9 @@ def test_cifar10_refuses_what_is_none(tmp_path):
     folder = tmp_path / "data"
     cifar_folder(folder, "binary")
     (folder / "data_batch_3.bin").write_bytes(b"x" * 5000)
-    assert "data_batch_3.bin" in told(lambda: read_cifar10(folder, "train")) and "3073" in told(lambda: read_cifar10(folder, "train"))
+    assert "data_batch_3.bin" in told(lambda: read_cifar10(folder, "train")) and "3073" in told(
+        lambda: read_cifar10(folder, "train")
+    )
     (folder / "data_batch_3.bin").write_bytes(b"\x0b" * 3073)
     assert "labels" in told(lambda: read_cifar10(folder, "train"))
     assert "no such" in told(lambda: read_cifar10(tmp_path / "none", "train"))
@@ -338,17 +357,21 @@ def test_cifar10_refuses_what_is_none(tmp_path):
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
         archive.add(folder / "test_batch.bin", "test_batch.bin")
     assert "data_batch_1.bin" in told(lambda: read_cifar10(tmp_path / "b.tar.gz", "train"))
-    for content in ({"label": np.zeros(3, np.uint8)}, {"image": np.zeros((3, 32, 32, 3), np.uint8), "label": np.zeros(2, np.uint8)}, {}):
+    for content in (
+        {"label": np.zeros(3, np.uint8)},
+        {"image": np.zeros((3, 32, 32, 3), np.uint8), "label": np.zeros(2, np.uint8)},
+        {},
+    ):
         np.savez(folder / "test.npz", **content)
         (folder / "test_batch.bin").unlink(missing_ok=True)
         assert "test.npz" in told(lambda: read_cifar10(folder, "test"))
 
 
 def test_data_that_can_not_be_read_is_told_once(tmp_path):
-    from edgekd import recipe, resolving
+    from edgekd.run import recipe, resolve
 
     given = {"task": {"use": "cifar10", "path": str(tmp_path)}, "stage": [{"use": "distill"}]}
-    assert told(lambda: resolving.resolve(recipe.read(given))).count("holds no CIFAR-10") == 1
+    assert told(lambda: resolve.resolve(recipe.read(given))).count("holds no CIFAR-10") == 1
 
 
 def test_shifted_is_a_window_of_the_mirrored_image():
@@ -392,6 +415,9 @@ def test_the_folder_is_the_list():
 
 
 def test_settings_that_change_the_models_change_the_version(folder, tmp_path):
-    versions = {image_folder(path=folder, size=8, **s).version for s in ({}, {"student": 8}, {"teacher": 64}, {"channels": 1}, {"flip": True})}
+    versions = {
+        image_folder(path=folder, size=8, **s).version
+        for s in ({}, {"student": 8}, {"teacher": 64}, {"channels": 1}, {"flip": True})
+    }
     assert len(versions) == 5 and str(folder) not in "".join(versions)
     json.loads(versions.pop().split(" ", 1)[1])

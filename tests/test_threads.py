@@ -10,9 +10,10 @@ import pytest
 import tiny
 
 import edgekd
-from edgekd import environment, pipeline, plan, recipe, rehearsing, resolving
+from edgekd import environment
 from edgekd.cli import run as command
 from edgekd.records import Made
+from edgekd.run import execute, plan, recipe, rehearse, resolve
 
 TEXT = 'task = "tiny:task"\n[[stage]]\nuse = "train"\nepochs = 1\n[model.teacher]\ntrain = { epochs = 1 }\n'
 PLAIN = tomllib.loads(TEXT)
@@ -22,7 +23,7 @@ PLAIN = tomllib.loads(TEXT)
 def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rehearsing, "rehearse", lambda *given: None)  # it takes seconds, and threads are known before
+    monkeypatch.setattr(rehearse, "rehearse", lambda *given: None)  # it takes seconds, and threads are known before
     (tmp_path / "recipe.toml").write_text(TEXT)
 
 
@@ -31,10 +32,10 @@ def cores(monkeypatch, count):
 
 
 def test_the_keys_are_those_of_two_threads_on_any_number_of_cores(monkeypatch):
-    keys = plan.make(resolving.resolve(recipe.read({**PLAIN, "threads": 2}))).steps.keys()
+    keys = plan.make(resolve.resolve(recipe.read({**PLAIN, "threads": 2}))).steps.keys()
     for count in (1, 2, 64):
         cores(monkeypatch, count)
-        assert plan.make(resolving.resolve(recipe.read(PLAIN))).steps.keys() == keys, count
+        assert plan.make(resolve.resolve(recipe.read(PLAIN))).steps.keys() == keys, count
 
 
 def test_a_machine_is_the_same_whatever_cores_a_process_may_use():
@@ -56,12 +57,16 @@ def test_a_machine_is_the_same_whatever_cores_a_process_may_use():
 )
 def test_what_is_said_of_the_threads(count, given, line, monkeypatch):
     cores(monkeypatch, count)
-    assert pipeline._sharing(resolving.resolve(recipe.read("recipe.toml", **given)), None) == line
+    assert execute._sharing(resolve.resolve(recipe.read("recipe.toml", **given)), None) == line
 
 
 def test_the_first_line_tells_of_the_threads(monkeypatch, capfd):
     cores(monkeypatch, 64)
-    for options, line in (("", "using 2 of 64 cores: --threads 32"), ("--threads 8", "check the plan"), ("--set threads=8", "check the plan")):
+    for options, line in (
+        ("", "using 2 of 64 cores: --threads 32"),
+        ("--threads 8", "check the plan"),
+        ("--set threads=8", "check the plan"),
+    ):
         assert command(["compress", "recipe.toml", "--dry-run", *options.split()]) == 0
         assert capfd.readouterr().err.splitlines()[0].startswith(line)
 
@@ -79,7 +84,7 @@ def begun(tmp_path, monkeypatch):
         seen.append(resolved.threads)
         raise Stop
 
-    monkeypatch.setattr(pipeline, "run_steps", stop)
+    monkeypatch.setattr(execute, "run_steps", stop)
     with pytest.raises(Stop):
         edgekd.compress("recipe.toml", out="run", threads=4)
     return seen
@@ -105,7 +110,8 @@ def test_other_threads_are_another_recipe(begun, capsys):
 
 
 def test_what_a_task_and_a_stage_compute_does_not_follow_the_machine(monkeypatch):
-    """Numpy's products and torch's sums come out otherwise with another number of threads; both are held while code of a recipe is at work."""
+    """Numpy's products and torch's sums come out otherwise with another number of threads; both are held while code of
+    a recipe is at work."""
     import torch
     from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -122,13 +128,14 @@ def test_what_a_task_and_a_stage_compute_does_not_follow_the_machine(monkeypatch
             pytest.skip("one core")
         monkeypatch.setattr(tiny, "task", dataclasses.replace(tiny.task, data=data))
         before = torch.get_num_threads()
-        resolving.resolve(recipe.read(PLAIN))
+        resolve.resolve(recipe.read(PLAIN))
         assert blas() == {2} and torch.get_num_threads() == before
     assert set(map(repr, seen)) == {"(2, {1})"}
 
 
 def test_another_kind_of_cpu_is_said(tmp_path, monkeypatch, capfd):
-    """A step that was made, or begun, elsewhere is told with the kinds of CPU that had a part in it; on the same kind nothing is said."""
+    """A step that was made, or begun, elsewhere is told with the kinds of CPU that had a part in it; on the same kind
+    nothing is said."""
 
     @dataclasses.dataclass(frozen=True)
     class Part:
@@ -136,17 +143,17 @@ def test_another_kind_of_cpu_is_said(tmp_path, monkeypatch, capfd):
             (run.folder / "file").write_text("x")
             return Made("torch", {})
 
-    from edgekd.report.progress import Lines
-    from edgekd.store import Store
+    from edgekd.progress import Lines
+    from edgekd.store.store import Store
 
-    resolved = dataclasses.replace(resolving.resolve(recipe.read(PLAIN)))
+    resolved = dataclasses.replace(resolve.resolve(recipe.read(PLAIN)))
     step = plan.Step("a" * 64, "train", "teacher", Part(), {}, 0, None, ())
     events, kinds = [], iter(["elsewhere", "elsewhere", "here"])
     log = lambda **event: events.append(event)
     for kind in kinds:
         monkeypatch.setattr(environment, "kind", lambda facts, kind=kind: kind)
         store = Store(tmp_path / "store")
-        _, (told,) = pipeline.run_steps(plan.Plan({step.key: step}), resolved, store, Lines(), log)
+        _, (told,) = execute.run_steps(plan.Plan({step.key: step}), resolved, store, Lines(), log)
         store.close()
         assert told.get("cpus", []) == (["elsewhere"] if kind == "here" else [])
     assert events[-1]["cpus"] == ["elsewhere"] and "made on elsewhere" in capfd.readouterr().err
@@ -155,7 +162,7 @@ def test_another_kind_of_cpu_is_said(tmp_path, monkeypatch, capfd):
 def test_a_step_that_was_begun_elsewhere_names_both(tmp_path, monkeypatch):
     for kind in ("a", "b"):
         monkeypatch.setattr(environment, "kind", lambda facts, kind=kind: kind)
-        found = pipeline._cpus(tmp_path / "cpus.json")
+        found = execute._cpus(tmp_path / "cpus.json")
     assert found == ["a", "b"]
 
 
@@ -182,5 +189,8 @@ def test_two_threads_on_one_core_train_the_same_bytes():
     every = os.sched_getaffinity(0)
     if len(every) < 2:
         pytest.skip("one core")
-    made = [subprocess.run([sys.executable, "-c", STEPS, repr(c)], capture_output=True, text=True, check=True).stdout for c in (every, {min(every)})]
+    made = [
+        subprocess.run([sys.executable, "-c", STEPS, repr(c)], capture_output=True, text=True, check=True).stdout
+        for c in (every, {min(every)})
+    ]
     assert made[0] == made[1] and len(made[0]) == 65

@@ -8,15 +8,18 @@ import torch
 from torch import nn
 from toys import Stop, artifact, net, run_in, toy_task, weights
 
-from edgekd import Task, arrays, models
-from edgekd.checkpoints import restore, save
+from edgekd import Task, arrays
 from edgekd.errors import RunFailed
+from edgekd.models import saved
 from edgekd.records import Batch, Signals
 from edgekd.stages.answer import Answer
 from edgekd.stages.distill import Distill
 from edgekd.stages.train import Train
-from edgekd.terms import Bound, Term, parts, total
-from edgekd.train import Training, learn, make_optimizer, pace
+from edgekd.training.checkpoints import restore, save
+from edgekd.training.loop import learn
+from edgekd.training.optimizer import make_optimizer, pace
+from edgekd.training.settings import Training
+from edgekd.training.terms import Bound, Term, parts, total
 
 
 @pytest.fixture
@@ -31,8 +34,9 @@ def same(a, b):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("stop_at", [1, 4, 7, 11])
 def test_resumed_is_bit_equal_to_undisturbed(tmp_path, task, monkeypatch, optimizer, stop_at):
-    """A checkpoint after every step, a stop in the middle of an epoch or at its end: weights, dropout and batch statistics go on exactly."""
-    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+    """A checkpoint after every step, a stop in the middle of an epoch or at its end: weights, dropout and batch
+    statistics go on exactly."""
+    monkeypatch.setattr("edgekd.training.loop.CHECKPOINT_SECONDS", -1.0)
     stage = Train(epochs=4, batch=32, lr=0.01, optimizer=optimizer, clip=1.0)
     whole = run_in(tmp_path / "whole", task)
     stage(None, whole)
@@ -58,12 +62,14 @@ def pictures():
     x = rng.normal(size=(160, 3, 8, 8)).astype(np.float32)
     x[np.arange(160), y] += 1.0
     splits = arrays(x[:120], y[:120], x[120:], y[120:], validation=0.2)
-    conv = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    conv = lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
     return Task("pictures", "1", {"teacher": conv, "student": conv}, splits, (), classes=3)
 
 
 def test_bfloat16_learns_resumes_to_the_bit_and_keeps_float32_weights(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("edgekd.train.CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("edgekd.training.loop.CHECKPOINT_SECONDS", -1.0)
     stage = Train(epochs=12, batch=32, lr=0.05, optimizer="sgd", precision="bfloat16")
     whole = run_in(tmp_path / "whole", pictures)
     assert stage(None, whole).facts["losses"]["cross_entropy"] < 0.9 < np.log(3)
@@ -86,17 +92,19 @@ def test_bfloat16_learns_resumes_to_the_bit_and_keeps_float32_weights(tmp_path, 
 
 
 def test_bfloat16_lays_weights_out_channels_last_only_meanwhile(tmp_path, pictures):
-    seen, module = [], models.create(pictures, "student", 0)
-    watch = lambda model, inputs: seen.append(model[0].weight.is_contiguous(memory_format=torch.channels_last)) or model(inputs)
+    seen, module = [], saved.create(pictures, "student", 0)
+    watch = lambda model, inputs: (
+        seen.append(model[0].weight.is_contiguous(memory_format=torch.channels_last)) or model(inputs)
+    )
     learn(module, run_in(tmp_path, pictures), Training(epochs=1, precision="bfloat16"), forward=watch)
     assert all(seen) and module[0].weight.is_contiguous()
 
 
 def test_another_seed_is_another_model_and_the_start_is_shared(task):
-    first, second = models.create(task, "student", 0), models.create(task, "student", 1)
+    first, second = saved.create(task, "student", 0), saved.create(task, "student", 1)
     assert not torch.equal(first[0].weight, second[0].weight)
     torch.rand(3)  # whatever was drawn before
-    assert torch.equal(first[0].weight, models.create(task, "student", 0)[0].weight)
+    assert torch.equal(first[0].weight, saved.create(task, "student", 0)[0].weight)
 
 
 def test_training_leaves_the_callers_random_state_alone(tmp_path, task):
@@ -126,8 +134,8 @@ def test_cached_teacher_equals_live(tmp_path, task):
 
 
 def test_cached_logits_are_the_live_ones_bit_for_bit_in_the_same_batches(tmp_path, task):
-    from edgekd.sources.columns import take
-    from edgekd.sources.epochs import see
+    from edgekd.data.columns import take
+    from edgekd.data.epochs import see
     from edgekd.teachers.cached import cached
     from edgekd.teachers.live import live
 
@@ -136,7 +144,7 @@ def test_cached_logits_are_the_live_ones_bit_for_bit_in_the_same_batches(tmp_pat
     teacher = artifact(run, "torch")
     answers_run = run_in(tmp_path / "a", task)
     Answer(views=2, augment_seed=3, batch=16)(None, answers_run, teacher=(teacher,))
-    columns, teach = run.data("train"), live(models.load(teacher, task), task)
+    columns, teach = run.data("train"), live(saved.load(teacher, task), task)
     read = cached(artifact(answers_run, "logits"), len(columns), 2)
     for view in range(2):
         for start in range(0, 80, 16):
@@ -174,8 +182,13 @@ def test_combine_weighs_terms_and_samples():
     rows = lambda student, teacher, batch: torch.tensor([1.0, 3.0])
     scalar = lambda student, teacher, batch: torch.tensor(4.0)
     batch = Batch(None, None, torch.arange(2), torch.tensor([1.0, 3.0]))
-    found = parts([Bound("rows", Term("rows", 0.5), rows), Bound("scalar", Term("scalar", 2.0), scalar)], Signals(None), {}, batch)
-    assert total(found).item() == pytest.approx(9.25) and {name: mean.item() for name, _, mean in found} == {"rows": 2.5, "scalar": 4.0}
+    found = parts(
+        [Bound("rows", Term("rows", 0.5), rows), Bound("scalar", Term("scalar", 2.0), scalar)], Signals(None), {}, batch
+    )
+    assert total(found).item() == pytest.approx(9.25) and {name: mean.item() for name, _, mean in found} == {
+        "rows": 2.5,
+        "scalar": 4.0,
+    }
 
 
 def test_pace_by_hand():
@@ -208,19 +221,28 @@ def either(s, t=None, b=None):
 
 
 def test_one_s_own_loss_gets_its_teacher_whatever_the_argument_is_called():
-    assert [Term(f"{__name__}:{f.__name__}", 1.0).needs_teacher() for f in (short, labels_only, either)] == [True, False, False]
+    assert [Term(f"{__name__}:{f.__name__}", 1.0).needs_teacher() for f in (short, labels_only, either)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_teacher_is_frozen_and_in_evaluation_mode(tmp_path, task):
     run = run_in(tmp_path / "t", task)
     Train(model="teacher", epochs=1)(None, run)
     before = weights(run)
-    module = models.load(artifact(run, "torch"), task).train()
+    module = saved.load(artifact(run, "torch"), task).train()
     from edgekd.teachers.live import live
 
     teach = live(module, task)
     batch = Batch(torch.randn(8, 6), None, torch.arange(8), torch.ones(8))
     assert torch.equal(teach(batch).output, teach(batch).output)  # dropout stands still
     student = net(4)
-    learned = learn(student, run_in(tmp_path / "s", task), Training(epochs=1, losses=({"use": "kl"},)), teacher=(artifact(run, "torch"),))
+    learned = learn(
+        student,
+        run_in(tmp_path / "s", task),
+        Training(epochs=1, losses=({"use": "kl"},)),
+        teacher=(artifact(run, "torch"),),
+    )
     assert learned["losses"]["kl"] > 0 and same(before, weights(run))

@@ -1,4 +1,5 @@
-"""Losses tried before training: what has no gradient or other labels than it takes is refused, and the other losses are left alone."""
+"""Losses tried before training: what has no gradient or other labels than it takes is refused, and the other losses are
+left alone."""
 
 import dataclasses
 
@@ -7,13 +8,23 @@ import pytest
 from torch import nn
 
 from edgekd import Task, arrays, components, metrics
+from edgekd.data.columns import load
 from edgekd.errors import UsageError
 from edgekd.records import Signals
-from edgekd.sources.columns import load
-from edgekd.trials import rehearse, telling
+from edgekd.training.loss_checks import rehearse, telling
 
 ON_LABELS = ("cross_entropy", "dkd", "heads")
-TAPPED = ("attention", "channel_wise", "contrastive", "heads", "hint", "normalized_features", "patient", "relational", "similarity")
+TAPPED = (
+    "attention",
+    "channel_wise",
+    "contrastive",
+    "heads",
+    "hint",
+    "normalized_features",
+    "patient",
+    "relational",
+    "similarity",
+)
 KINDS = {
     "float": (lambda y: y + 0.5, "float"),
     "whole floats": (lambda y: y.astype(np.float32), "float32"),
@@ -27,12 +38,20 @@ KINDS = {
 
 
 def net(outputs, width=6):
-    return nn.Sequential(nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, width, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * width, outputs))
+    return nn.Sequential(
+        nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, width, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * width, outputs)
+    )
 
 
 def task_of(labels, outputs=3, make=net, metric=None):
     x = np.random.default_rng(0).normal(size=(120, 8)).astype(np.float32)
-    splits = arrays(x[:80], None if labels is None else labels[:80], x[80:], None if labels is None else labels[80:], validation=0.25)
+    splits = arrays(
+        x[:80],
+        None if labels is None else labels[:80],
+        x[80:],
+        None if labels is None else labels[80:],
+        validation=0.25,
+    )
     models = {"teacher": lambda: make(outputs), "student": lambda: make(outputs)}
     return Task("trial", "1", models, splits, (metric,) if metric else ())
 
@@ -50,7 +69,8 @@ def told(task, *losses, shows=None, change=lambda y: y):
 
 @pytest.mark.parametrize("name", components.names("losses"))
 def test_a_built_in_loss_learns_or_is_refused(name, labels):
-    """One contract over the folder: on scores it reacts; on a single number, and on labels that it can't take, it reacts or is refused."""
+    """One contract over the folder: on scores it reacts; on a single number, and on labels that it can't take, it
+    reacts or is refused."""
     on = {"on": ["1"]} if name in TAPPED else {}
     assert told(task_of(labels), {"use": name, **on}) == [] or name == "patient"  # which takes vectors
     single = told(task_of(labels, 1), {"use": name, **on})
@@ -127,7 +147,9 @@ def test_a_loss_is_tried_at_the_weight_and_settings_that_it_gets(labels):
     assert told(task, {"use": "cross_entropy"}, own("late", sharp=0.0, schedule={"sharp": [[0, 0], [0.5, 1]]})) == []
     assert told(task, {"use": "cross_entropy"}, own("late", sharp=1.0, schedule={"weight": [[0, 0], [0.5, 1]]})) == []
     assert told(task, {"use": "cross_entropy"}, own("late", sharp=0.0, weight=0.0)) == []  # switched off
-    ((number, _, _),) = told(task, {"use": "cross_entropy"}, own("late", sharp=0.0, schedule={"weight": [[0, 0], [0.5, 1]]}))
+    ((number, _, _),) = told(
+        task, {"use": "cross_entropy"}, own("late", sharp=0.0, schedule={"weight": [[0, 0], [0.5, 1]]})
+    )
     assert number == 1
     ((_, message, _),) = told(task, {"use": "cross_entropy", "weight": 0.0})
     assert "weights of all losses are 0" in message
@@ -149,7 +171,10 @@ def test_what_is_not_finite_at_the_start(labels):
 
 
 def test_layers_of_one_number_have_no_attention(labels):
-    task = task_of(labels, make=lambda n: nn.Sequential(nn.Unflatten(1, (8, 1, 1)), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4, n)))
+    task = task_of(
+        labels,
+        make=lambda n: nn.Sequential(nn.Unflatten(1, (8, 1, 1)), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4, n)),
+    )
     for name in ("attention", "channel_wise"):
         ((_, message, hint),) = told(task, {"use": name, "on": ["1"]})
         assert "teach nothing" in message and "tap" in hint
@@ -169,26 +194,39 @@ MSE = {"use": "test_trials:mse"}
 
 def recipe_of(**more):
     stage = {"use": "distill", **SHORT, "losses": [MSE, {"use": "logit_mse"}]}
-    return {"task": "test_trials:NUMBERS", "threads": 1, "stage": [stage], "model": {"teacher": {"train": {**SHORT, "losses": [MSE]}}}, **more}
+    return {
+        "task": "test_trials:NUMBERS",
+        "threads": 1,
+        "stage": [stage],
+        "model": {"teacher": {"train": {**SHORT, "losses": [MSE]}}},
+        **more,
+    }
 
 
 def problems(table):
-    from edgekd import plan, recipe, resolving
+    from edgekd.run import plan, recipe, resolve
 
     with pytest.raises(UsageError) as caught:
-        plan.make(resolving.resolve(recipe.read(table)))
+        plan.make(resolve.resolve(recipe.read(table)))
     return [str(p) for p in caught.value.problems]
 
 
 def test_every_training_of_a_recipe_is_tried():
     (stage, teacher, quantize) = problems(
         recipe_of(
-            stage=[{"use": "distill", **SHORT, "losses": [MSE, {"use": "kl"}]}, {"use": "quantize", **SHORT, "losses": [{"use": "cross_entropy"}]}],
+            stage=[
+                {"use": "distill", **SHORT, "losses": [MSE, {"use": "kl"}]},
+                {"use": "quantize", **SHORT, "losses": [{"use": "cross_entropy"}]},
+            ],
             model={"teacher": {"train": SHORT}},
         )
     )
     found = sorted((stage, teacher, quantize), key=lambda p: p.split(":")[1])
-    assert "model.teacher.train: losses[0]" in found[0] and "stage 1 (distill): losses[1]" in found[1] and "stage 2 (quantize): losses[0]" in found[2]
+    assert (
+        "model.teacher.train: losses[0]" in found[0]
+        and "stage 1 (distill): losses[1]" in found[1]
+        and "stage 2 (quantize): losses[0]" in found[2]
+    )
 
 
 def test_the_control_is_tried(tmp_path):
@@ -206,12 +244,12 @@ def test_the_control_in_the_lines_form_learns_by_labels_of_the_first_stage(tmp_p
     """Where the last stage has no loss on labels: cross-entropy is none for numbers."""
     from safetensors.torch import save_file
 
-    from edgekd import plan, recipe, resolving
+    from edgekd.run import plan, recipe, resolve
 
     save_file(net(1).state_dict(), tmp_path / "t.safetensors")
     table = recipe_of(model={"teacher": {"weights": str(tmp_path / "t.safetensors")}})
     table["stage"].append({"use": "quantize", **SHORT, "losses": [{"use": "logit_mse"}]})
-    made = plan.make(resolving.resolve(recipe.read(table)))
+    made = plan.make(resolve.resolve(recipe.read(table)))
     step = next(made.steps[p.step] for p in made.points if p.id == "alone-quantize")
     assert [(t["use"], t["weight"]) for t in step.settings["losses"]] == [("test_trials:mse", 1.0)]
 
@@ -227,10 +265,11 @@ def test_regression_with_a_loss_and_metric_of_ones_own_runs_to_its_end(tmp_path,
     import tiny
 
     import edgekd
-    from edgekd import measure
+    from edgekd.measure import jobs
 
     tiny.settle(tmp_path, monkeypatch)
-    monkeypatch.setattr(measure, "profile", lambda models, *given, **more: dict.fromkeys(models, ()))  # has tests of its own
+    # has tests of its own
+    monkeypatch.setattr(jobs, "profile", lambda models, *given, **more: dict.fromkeys(models, ()))
     table = recipe_of(control=False, gate={"any": {"mean_error": "max 100"}})
     table["stage"].append({"use": "quantize", **SHORT, "samples": 32, "losses": [MSE, {"use": "logit_mse"}]})
     run = edgekd.compress(table, out=tmp_path / "run")
@@ -238,16 +277,18 @@ def test_regression_with_a_loss_and_metric_of_ones_own_runs_to_its_end(tmp_path,
 
 
 def test_a_sweep_over_other_settings_tries_the_losses_once(monkeypatch):
-    from edgekd import plan, recipe, resolving, trials
+    from edgekd.run import plan, recipe, resolve
+    from edgekd.training import loss_checks
 
     calls = []
-    monkeypatch.setattr(trials, "rehearse", lambda losses, *rest: calls.append(losses) or [])
-    plan.make(resolving.resolve(recipe.read(recipe_of(sweep={"distill.lr": [0.001, 0.002, 0.003]}))))
+    monkeypatch.setattr(loss_checks, "rehearse", lambda losses, *rest: calls.append(losses) or [])
+    plan.make(resolve.resolve(recipe.read(recipe_of(sweep={"distill.lr": [0.001, 0.002, 0.003]}))))
     assert len(calls) == 2  # the stage's and the teacher's
 
 
 def test_outputs_of_any_size_and_losses_that_take_no_others_are_left_alone(labels, monkeypatch):
-    """A model's own outputs may be 1e18, where the gradient is as small as ever; a loss may raise on all outputs but those of its model."""
+    """A model's own outputs may be 1e18, where the gradient is as small as ever; a loss may raise on all outputs but
+    those of its model."""
 
     def big(outputs):
         return nn.Sequential(net(outputs), nn.Threshold(-1e30, 0.0), Times())
@@ -263,4 +304,10 @@ def test_outputs_of_any_size_and_losses_that_take_no_others_are_left_alone(label
 
     monkeypatch.setitem(globals(), "picky", picky)
     assert told(task_of(labels, make=big), {"use": "cross_entropy"}) == []
-    assert told(task_of(labels, make=lambda outputs: nn.Sequential(net(outputs), nn.Softmax(1))), {"use": f"{__name__}:picky"}) == []
+    assert (
+        told(
+            task_of(labels, make=lambda outputs: nn.Sequential(net(outputs), nn.Softmax(1))),
+            {"use": f"{__name__}:picky"},
+        )
+        == []
+    )

@@ -1,4 +1,5 @@
-"""What is installed: the wheel holds the package, its recipe and its targets, and nothing else; the pinned versions fit together."""
+"""What is installed: the wheel holds the package, its recipe and its targets, and nothing else; the pinned versions fit
+together."""
 
 import importlib.metadata
 import os
@@ -19,7 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def wheel(tmp_path_factory):
     pytest.importorskip("hatchling", reason="building a wheel needs hatchling: pip install edgekd[test]")
     folder = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     (made,) = folder.glob("*.whl")
     return made
 
@@ -29,7 +35,9 @@ def test_the_wheel_holds_package_recipe_targets_and_licence(wheel):
     targets = {f"edgekd/_targets/{p.name}" for p in (ROOT / "targets").glob("*.toml")}
     assert targets and targets <= names
     kinds = (".py", ".toml", ".mjs", ".html", ".c")
-    tracked = {p.relative_to(ROOT).as_posix() for p in (ROOT / "edgekd").rglob("*") if p.is_file() and p.suffix in kinds}
+    tracked = {
+        p.relative_to(ROOT).as_posix() for p in (ROOT / "edgekd").rglob("*") if p.is_file() and p.suffix in kinds
+    }
     assert tracked <= names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     strangers = [n for n in names if not n.startswith(("edgekd/", "edgekd-"))]
@@ -41,12 +49,12 @@ def test_installed_elsewhere_it_finds_its_targets_and_its_recipe(wheel, tmp_path
     elsewhere.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
     code = """
-import edgekd, edgekd.components, edgekd.recipe, edgekd.targets
+import edgekd, edgekd.components, edgekd.run.recipe, edgekd.targets
 print(edgekd.__file__)
 print(*edgekd.targets.names())
 print(*(edgekd.targets.load(name).name for name in edgekd.targets.names()))
 print(*edgekd.components.names("tasks"))
-print(edgekd.recipe.BUILT_IN.is_file())
+print(edgekd.run.recipe.BUILT_IN.is_file())
 """
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)
@@ -65,19 +73,26 @@ def pins() -> dict[str, str]:
 
 def requirements() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    listed = project["project"]["dependencies"] + sum(project["project"]["optional-dependencies"].values(), []) + project["build-system"]["requires"]
+    listed = (
+        project["project"]["dependencies"]
+        + sum(project["project"]["optional-dependencies"].values(), [])
+        + project["build-system"]["requires"]
+    )
     return [Requirement(line) for line in listed]
 
 
 def test_every_dependency_is_pinned_and_every_pin_is_allowed():
     pinned = pins()
     for requirement in requirements():
-        assert requirement.name in pinned and requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), str(requirement)
+        assert requirement.name in pinned and requirement.specifier.contains(
+            pinned[canonicalize_name(requirement.name)]
+        ), str(requirement)
     waiting, seen = requirements(), set()
     while waiting:  # what these need in turn, as far as it is installed here
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        if name in seen or name.startswith(("nvidia-", "cuda-", "triton")):  # what a torch build with CUDA brings along is its own choice
+        # what a torch build with CUDA brings along is its own choice
+        if name in seen or name.startswith(("nvidia-", "cuda-", "triton")):
             continue
         seen.add(name)
         assert name in pinned, f"{name} is needed, but .constraints.txt doesn't pin it"
@@ -86,11 +101,21 @@ def test_every_dependency_is_pinned_and_every_pin_is_allowed():
         except importlib.metadata.PackageNotFoundError:
             continue
         extras = requirement.extras or {""}
-        waiting += [r for r in map(Requirement, wanted) if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in extras)]
+        waiting += [
+            r
+            for r in map(Requirement, wanted)
+            if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in extras)
+        ]
 
 
 def test_continuous_integration_runs_what_the_readme_says():
     script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK) and "make test" in script.read_text() and "make test" in (ROOT / "README.md").read_text()
-    dry = subprocess.run(["make", "-n", "test", "VENV=none-yet"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (
+        os.access(script, os.X_OK)
+        and "make test" in script.read_text()
+        and "make test" in (ROOT / "README.md").read_text()
+    )
+    dry = subprocess.run(
+        ["make", "-n", "test", "VENV=none-yet"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "pip install" in dry and ".constraints.txt" in dry and "ruff check ." in dry and "-m pytest" in dry

@@ -1,4 +1,5 @@
-"""The worker: whatever is killed, when, a job ends with one whole line per process; and what it measures is what it says."""
+"""The worker: whatever is killed, when, a job ends with one whole line per process; and what it measures is what it
+says."""
 
 import ast
 import json
@@ -67,7 +68,9 @@ def job(folder, subjects, schedule, inputs=None, **settings):
     np.save(folder / "x.npy", np.arange(30, dtype=np.float32).reshape(10, 3) if inputs is None else inputs)
     for name, how in subjects.items():
         (folder / f"{name}.txt").write_text(how)
-    entries = [{"id": f"{s}-{p}-{i}", "subject": s, "pass": p, **STEADY, "batch": 4} for i, (s, p) in enumerate(schedule)]
+    entries = [
+        {"id": f"{s}-{p}-{i}", "subject": s, "pass": p, **STEADY, "batch": 4} for i, (s, p) in enumerate(schedule)
+    ]
     made = {"runtime": "runtimes/fake.py", "threads": 1, "seconds": 20, "schedule": entries, **settings}
     made["subjects"] = {name: {"model": f"{name}.txt", "inputs": {"": "x.npy"}} for name in subjects}
     (folder / "job.json").write_text(json.dumps(made))
@@ -75,7 +78,9 @@ def job(folder, subjects, schedule, inputs=None, **settings):
 
 
 def run(folder, **options):
-    done = subprocess.run([sys.executable, "worker.py", "job.json"], cwd=folder, capture_output=True, text=True, timeout=60, **options)
+    done = subprocess.run(
+        [sys.executable, "worker.py", "job.json"], cwd=folder, capture_output=True, text=True, timeout=60, **options
+    )
     return done, json.loads((folder / "out" / "done.json").read_text()), lines(folder)
 
 
@@ -116,7 +121,9 @@ def test_a_job_writes_a_line_per_process_and_done_last(tmp_path):
     for line in found[:2]:
         times = np.load(folder / "out" / line["times"])
         assert len(times) == line["n"] >= 5
-        assert line["p50_ms"] == pytest.approx(np.quantile(times, 0.5) / 1e6) and line["p90_ms"] == pytest.approx(np.quantile(times, 0.9) / 1e6)
+        assert line["p50_ms"] == pytest.approx(np.quantile(times, 0.5) / 1e6) and line["p90_ms"] == pytest.approx(
+            np.quantile(times, 0.9) / 1e6
+        )
         assert line["load_ms"] > 0 and line["first_ms"] > 0 and line["import_ms"] > 0
         assert line["warmup"]["runs"] >= 10 and set(line["before"]) == set(line["after"])
         assert set(line["before"]) == {"mhz", "celsius", "governor", "throttled", "load", "stolen_ticks"}
@@ -145,7 +152,9 @@ def test_run_again_it_does_nothing(tmp_path):
     assert (folder / "out" / "results.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("tail", [b'{"id": "a-time-1", "p50', b'{"id": "a-time-1"}', b"\xff\xfe\n", b'"no record"\n', b"{}\n"])
+@pytest.mark.parametrize(
+    "tail", [b'{"id": "a-time-1", "p50', b'{"id": "a-time-1"}', b"\xff\xfe\n", b'"no record"\n', b"{}\n"]
+)
 def test_a_torn_line_is_done_again_and_whole_ones_are_kept(tmp_path, tail):
     folder = job(tmp_path / "job", {"a": "ms=0"}, [("a", "time")] * 2)
     run(folder)
@@ -181,13 +190,22 @@ def test_a_killed_child_is_done_again(tmp_path):
 
 def test_what_crashes_or_is_refused_is_told_and_the_others_go_on(tmp_path):
     schedule = [*((s, "time") for s in ("bad", "refused", "good", "bad", "scalar")), ("scalar", "outputs")]
-    folder = job(tmp_path / "job", {"bad": "crash=1", "refused": "refuse=1", "good": "ms=0", "scalar": "scalar=1"}, schedule)
+    folder = job(
+        tmp_path / "job", {"bad": "crash=1", "refused": "refuse=1", "good": "ms=0", "scalar": "scalar=1"}, schedule
+    )
     done, summary, found = run(folder)
-    assert done.returncode == 1 and summary["finished"] == ["good-time-2", "scalar-time-4"] == [line["id"] for line in found]
-    assert summary["failed"]["bad-time-0"] == summary["failed"]["bad-time-3"] == "the process was killed by signal 9 (SIGKILL)"
+    assert done.returncode == 1 and summary["finished"] == ["good-time-2", "scalar-time-4"] == [
+        line["id"] for line in found
+    ]
+    assert (
+        summary["failed"]["bad-time-0"]
+        == summary["failed"]["bad-time-3"]
+        == "the process was killed by signal 9 (SIGKILL)"
+    )
     assert summary["failed"]["refused-time-1"] == "RuntimeError: no such operator"
     assert "no row per sample" in summary["failed"]["scalar-outputs-5"]
-    assert (folder / "bad.txt.tries").read_text() == "x" * worker.ATTEMPTS  # twice in a run, however many entries it has
+    # twice in a run, however many entries it has
+    assert (folder / "bad.txt.tries").read_text() == "x" * worker.ATTEMPTS
     (folder / "bad.txt").write_text("ms=0")
     _, summary, _ = run(folder)
     assert "bad-time-0" in summary["finished"] and "bad-time-3" in summary["finished"]
@@ -209,14 +227,19 @@ def test_data_that_do_not_fit_are_told(tmp_path, inputs, message):
 
 
 def test_memory_is_the_peak_of_the_model_over_a_bare_process(tmp_path):
-    folder = job(tmp_path / "job", {"big": "ms=0 bytes=100000000", "small": "ms=0"}, [("big", "memory"), ("small", "memory"), ("big", "bare")])
+    folder = job(
+        tmp_path / "job",
+        {"big": "ms=0 bytes=100000000", "small": "ms=0"},
+        [("big", "memory"), ("small", "memory"), ("big", "bare")],
+    )
     _, _, (big, small, bare) = run(folder)
     assert big["peak_rss_bytes"] - small["peak_rss_bytes"] == pytest.approx(1e8, rel=0.05)
     assert small["peak_rss_bytes"] - bare["peak_rss_bytes"] == pytest.approx(0, abs=2e6)
 
 
 def test_the_peak_is_not_the_parents(tmp_path):
-    """`ru_maxrss` of a child can be what its parent had: the parent here has 200 MB more than the process that is measured."""
+    """`ru_maxrss` of a child can be what its parent had: the parent here has 200 MB more than the process that is
+    measured."""
     folder = job(tmp_path / "job", {"a": "ms=0"}, [("a", "memory")])
     code = "import sys, worker; held = bytearray(200_000_000); worker.run('job.json', say=lambda text: None)"
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, timeout=60)
@@ -225,7 +248,10 @@ def test_the_peak_is_not_the_parents(tmp_path):
 
 def test_two_workers_in_one_folder_do_the_work_once(tmp_path):
     folder = job(tmp_path / "job", {"a": "ms=1"}, [("a", "time")] * 3)
-    both = [subprocess.Popen([sys.executable, "worker.py", "job.json"], cwd=folder, stdout=subprocess.DEVNULL) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "worker.py", "job.json"], cwd=folder, stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
     assert [p.wait(60) for p in both] == [0, 0]
     assert [line["id"] for line in lines(folder)] == [f"a-time-{i}" for i in range(3)]
 
@@ -303,7 +329,8 @@ def test_nothing_outlives_a_killed_parent(tmp_path):
 
 
 def test_the_runtime_runs_no_thread_of_its_own_and_keeps_nothing(tmp_path):
-    """onnxruntime sends events to its maker where it is not told otherwise: by a thread, with a file in the user's cache."""
+    """onnxruntime sends events to its maker where it is not told otherwise: by a thread, with a file in the user's
+    cache."""
     if not Path("/proc/self/task").is_dir():
         pytest.skip("there is no /proc that shows threads")
     script = "import os, sys; from edgekd.runtimes import worker; infer = worker._module(sys.argv[1]).load(sys.argv[2])"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd import models
 from edgekd.cli import run as command
 from edgekd.errors import UsageError
+from edgekd.models import saved
 
 STAGES = """
 import dataclasses
@@ -63,7 +63,9 @@ def surroundings(tmp_path, monkeypatch):
 def told(stage, capsys, more=""):
     """What `compress` says of a recipe with a stage of these lines, once it ends with 2."""
     with open("recipe.toml", "w") as file:
-        file.write(f'task = "tiny:task"\nthreads = 1\n{more}\n[[stage]]\n{stage}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n')
+        file.write(
+            f'task = "tiny:task"\nthreads = 1\n{more}\n[[stage]]\n{stage}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n'
+        )
     code = command(["compress", "recipe.toml", "--dry-run"])
     err = capsys.readouterr().err
     assert code == 2 and "internal error" not in err, err
@@ -122,13 +124,13 @@ def test_weights_of_other_kinds(kind, tmp_path):
     }[kind](module.weight.detach())  # fmt: skip
     torch.save({"weight": weight, "bias": module.bias.detach()}, tmp_path / "w.pt")
     with pytest.raises(UsageError, match="weight: holds .*, the model needs"):
-        models.bring(tmp_path / "w.pt", torch.nn.Linear(3, 2))
+        saved.bring(tmp_path / "w.pt", torch.nn.Linear(3, 2))
 
 
 def test_halves_and_doubles_are_weights(tmp_path):
     module = torch.nn.Linear(3, 2)
     torch.save({"weight": module.weight.detach().half(), "bias": module.bias.detach().double()}, tmp_path / "w.pt")
-    assert models.bring(tmp_path / "w.pt", torch.nn.Linear(3, 2)).weight.dtype == torch.float32
+    assert saved.bring(tmp_path / "w.pt", torch.nn.Linear(3, 2)).weight.dtype == torch.float32
 
 
 def test_a_member_that_is_no_array(capsys):
@@ -136,11 +138,17 @@ def test_a_member_that_is_no_array(capsys):
     np.savez("data.npz", inputs=np.zeros((4, 3), np.float32))
     with zipfile.ZipFile("data.npz", "a") as archive:
         archive.writestr("notes.txt", "hello")
-    assert command(["profile", "model.onnx", "--data", "data.npz"]) == 2 and "notes.txt is no array" in capsys.readouterr().err
+    assert (
+        command(["profile", "model.onnx", "--data", "data.npz"]) == 2
+        and "notes.txt is no array" in capsys.readouterr().err
+    )
     table = 'task = { use = "npz", path = "data.npz" }\n[[stage]]\nuse = "train"\n'
     with open("recipe.toml", "w") as file:
         file.write(table)
-    assert command(["compress", "recipe.toml"]) == 2 and "notes.txt: can't be read: it is no array" in capsys.readouterr().err
+    assert (
+        command(["compress", "recipe.toml"]) == 2
+        and "notes.txt: can't be read: it is no array" in capsys.readouterr().err
+    )
 
 
 def tiny_file(endless=False):
@@ -153,8 +161,14 @@ def tiny_file(endless=False):
     tensors = [numpy_helper.from_array(np.ones((3, 2), np.float32), "w")]
     if endless:
         inner = [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Add", ["v", "one"], ["u"])]
-        given = [info("i", TensorProto.INT64, []), info("c", TensorProto.BOOL, []), info("v", TensorProto.FLOAT, ["n", 3])]
-        body = helper.make_graph(inner, "body", given, [info("d", TensorProto.BOOL, []), info("u", TensorProto.FLOAT, ["n", 3])])
+        given = [
+            info("i", TensorProto.INT64, []),
+            info("c", TensorProto.BOOL, []),
+            info("v", TensorProto.FLOAT, ["n", 3]),
+        ]
+        body = helper.make_graph(
+            inner, "body", given, [info("d", TensorProto.BOOL, []), info("u", TensorProto.FLOAT, ["n", 3])]
+        )
         nodes.insert(0, helper.make_node("Loop", ["many", "true", "x"], ["y"], body=body, name="loop"))
         more = {"many": np.array(2**62), "true": np.array(True), "one": np.ones(1, np.float32)}
         tensors += [numpy_helper.from_array(array, name) for name, array in more.items()]
@@ -166,9 +180,9 @@ def tiny_file(endless=False):
 
 @pytest.mark.parametrize("verb", ["profile", "compare", "quantize"])
 def test_a_model_without_an_end(verb, monkeypatch, capsys):
-    from edgekd import measure
+    from edgekd.measure import jobs
 
-    monkeypatch.setattr(measure.tried, "__kwdefaults__", {**measure.tried.__kwdefaults__, "seconds": 2.0})
+    monkeypatch.setattr(jobs.tried, "__kwdefaults__", {**jobs.tried.__kwdefaults__, "seconds": 2.0})
     tiny_file(endless=True)
     np.savez("data.npz", inputs=np.zeros((4, 3), np.float32))
     more = {"profile": [], "compare": ["model.onnx"], "quantize": ["--data", "data.npz", "--out", "int8.onnx"]}[verb]
@@ -211,18 +225,21 @@ def test_what_is_no_regular_file(what, kind, capsys):
 
 @pytest.mark.parametrize("option", ["--json", "--junit", "--sarif", "--markdown"])
 def test_a_report_without_a_name(option):
-    from edgekd import gating
+    from edgekd.verbs import gate
 
     with pytest.raises(UsageError, match="can't be written"):
-        gating._machines(gating.Gated((), "pass", 0), *("" if option == name else None for name in ("--junit", "--markdown", "--sarif", "--json")))
+        gate._machines(
+            gate.Gated((), "pass", 0),
+            *("" if option == name else None for name in ("--junit", "--markdown", "--sarif", "--json")),
+        )
 
 
 def test_without_a_home(tmp_path, monkeypatch, capsys):
     import pwd
 
-    from edgekd import calibrating
     from edgekd.hosts import arm, counter
-    from edgekd.store import Store
+    from edgekd.predicting import of_file
+    from edgekd.store.store import Store
 
     def nobody(uid):
         raise KeyError(uid)
@@ -231,7 +248,7 @@ def test_without_a_home(tmp_path, monkeypatch, capsys):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     assert Store().root == tmp_path / "store"
-    assert all(place.is_relative_to(tmp_path) for place in (calibrating.folder(), arm.home(), counter._cache()))
+    assert all(place.is_relative_to(tmp_path) for place in (of_file.folder(), arm.home(), counter._cache()))
     monkeypatch.delenv("EDGEKD_STORE")
     assert command(["compress", "--dry-run"]) == 2 and "no home" in capsys.readouterr().err
 
@@ -239,7 +256,7 @@ def test_without_a_home(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["artifact.json", "file"])
 def test_a_folder_where_a_file_of_the_store_was(name, tmp_path):
     from edgekd.records import Made
-    from edgekd.store import Store
+    from edgekd.store.store import Store
 
     def build(folder, scratch):
         (folder / "file").write_text("x")

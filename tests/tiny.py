@@ -1,4 +1,5 @@
-"""A task of one's own that compresses in seconds: depthwise convolution, functional addition, batch norm; and a way to time it briefly.
+"""A task of one's own that compresses in seconds: depthwise convolution, functional addition, batch norm; and a way to
+time it briefly.
 
 `python tests/tiny.py compress ...` is the command line with a short timing effort: for tests that kill it."""
 
@@ -88,29 +89,37 @@ SHORT = (
 
 def settle(folder, monkeypatch):
     """A test stands in `folder`, with a store there, and times files for an instant only."""
-    from edgekd import measure, rehearsing
+    from edgekd.measure import jobs
+    from edgekd.run import rehearse
 
-    monkeypatch.setattr(rehearsing, "rehearse", lambda *given: None)  # has tests of its own
+    monkeypatch.setattr(rehearse, "rehearse", lambda *given: None)  # has tests of its own
     monkeypatch.setenv("EDGEKD_STORE", str(folder / "store"))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(measure, "EFFORTS", dict(measure.EFFORTS))
+    monkeypatch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
     hurry()
 
 
 def hurry():
     """Times each file for an instant: what is tested is the run, not the figures."""
-    from edgekd import measure
+    from edgekd.measure import jobs
 
-    measure.EFFORTS["quick"] = dataclasses.replace(
-        measure.EFFORTS["quick"], warmup_s=0.001, runs=3, steady_s=0.002, memory=2, warmup_runs=3, warmup_cap_s=0.01, cap_s=1.0
+    jobs.EFFORTS["quick"] = dataclasses.replace(
+        jobs.EFFORTS["quick"],
+        warmup_s=0.001,
+        runs=3,
+        steady_s=0.002,
+        memory=2,
+        warmup_runs=3,
+        warmup_cap_s=0.01,
+        cap_s=1.0,
     )
 
 
 if __name__ == "__main__":
-    from edgekd import train
     from edgekd.cli import run
+    from edgekd.training import loop
 
     hurry()
-    train.CHECKPOINT_SECONDS = 0.02
+    loop.CHECKPOINT_SECONDS = 0.02
     sys.exit(run(sys.argv[1:]))

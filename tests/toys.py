@@ -3,9 +3,10 @@
 import numpy as np
 from torch import nn
 
-from edgekd import Task, arrays, models
+from edgekd import Task, arrays
+from edgekd.data.columns import load
+from edgekd.models import saved
 from edgekd.records import Artifact, Run
-from edgekd.sources.columns import load
 from edgekd.stages.train import Train
 
 
@@ -19,7 +20,17 @@ def toy_task():
     y = (x @ rng.normal(size=(6, 3))).argmax(1)
     splits = arrays(x[:100], y[:100], x[100:], y[100:], validation=0.2)
     noise = lambda inputs, u: inputs + 0.1 * (u[:, :1] - 0.5)
-    return Task("toy", "1", {"teacher": lambda: net(16), "student": lambda: net(4)}, splits, (), classes=3, augment=noise, draws=1, views=3)
+    return Task(
+        "toy",
+        "1",
+        {"teacher": lambda: net(16), "student": lambda: net(4)},
+        splits,
+        (),
+        classes=3,
+        augment=noise,
+        draws=1,
+        views=3,
+    )
 
 
 def run_in(folder, task, seed=0, **more):
@@ -32,7 +43,7 @@ def artifact(run, form="torch", facts=None):
 
 
 def weights(run):
-    return models.read_tensors(run.folder / "weights.safetensors")
+    return saved.read_tensors(run.folder / "weights.safetensors")
 
 
 def teacher_in(folder, task, epochs=2, seed=0):

@@ -1,13 +1,18 @@
-"""CIFAR-10 at the size of MLPerf Tiny's ResNet-8: what distillation, quantization and pruning each do to the delivered file.
+"""CIFAR-10 at the size of MLPerf Tiny's ResNet-8: what distillation, quantization and pruning each do to the delivered
+file.
 
     EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz python benchmarks/cifar10/run.py --seed 0
-    python benchmarks/cifar10/run.py --safe              the int8 rows again from the distilled student's weights that lie in benchmarks/int8
+    python benchmarks/cifar10/run.py --safe              the int8 rows again from the distilled student's weights that
+    lie in benchmarks/int8
     python benchmarks/cifar10/run.py --tables            RESULTS.md and the README's table again, from result.json alone
-    python benchmarks/cifar10/run.py --score model.onnx  a file's accuracy on the 10,000 test images, by onnxruntime alone
-    python benchmarks/cifar10/run.py --teacher           trains the teacher anew (half an hour) and puts its weights beside this file
+    python benchmarks/cifar10/run.py --score model.onnx  a file's accuracy on the 10,000 test images, by onnxruntime
+    alone
+    python benchmarks/cifar10/run.py --teacher           trains the teacher anew (half an hour) and puts its weights
+    beside this file
 
-Runs the recipes of this folder through `edgekd compress` with their variations (what is finished is found, a killed run goes on), then times
-all files of the seed against each other in one interleaved run on one thread, and puts the seed's rows into result.json.
+Runs the recipes of this folder through `edgekd compress` with their variations (what is finished is found, a killed run
+goes on), then times all files of the seed against each other in one interleaved run on one thread, and puts the seed's
+rows into result.json.
 """
 
 from __future__ import annotations
@@ -27,7 +32,11 @@ LABELS = 'losses=[{use="cross_entropy"}]'
 PRUNED = "pruned to {} with teacher", "pruned to {} without teacher"
 # name of a variation: (recipe, settings, {candidate: row})
 RUNS = {
-    "student": ("student.toml", (), {"teacher": "teacher", "alone": "alone", "distill": "distilled", "quantize": "QAT with teacher"}),
+    "student": (
+        "student.toml",
+        (),
+        {"teacher": "teacher", "alone": "alone", "distill": "distilled", "quantize": "QAT with teacher"},
+    ),
     "labels": ("student.toml", (f"quantize.{LABELS}",), {"quantize": "QAT without teacher"}),
     "ptq": ("student.toml", ("quantize.mode=ptq",), {"quantize": "PTQ"}),
     "alone": ("alone.toml", (), {"quantize": "alone, QAT"}),
@@ -39,7 +48,8 @@ ROWS = ("teacher", "alone", "alone, QAT", "distilled", "PTQ", "QAT without teach
 SHARES = ("0.7", "0.5", "0.35")
 PARENT = "distilled"  # latency ratios are over this file
 SAFE = "EDGEKD_CIFAR10=... python benchmarks/cifar10/run.py --safe"
-REFERENCE = {"row": "MLPerf Tiny ResNet-8, int8 (.tflite)", "file_bytes": 98496, "top1": 86.97}  # its figure on these images, float 87.19
+# its figure on these images, float 87.19
+REFERENCE = {"row": "MLPerf Tiny ResNet-8, int8 (.tflite)", "file_bytes": 98496, "top1": 86.97}
 LIMIT, AIM = 98496, 88.5
 
 
@@ -50,29 +60,30 @@ def variation(name: str, seed: int) -> tuple[Path, tuple[str, ...], dict[str, st
 
 
 def make(names, seed: int) -> None:
-    """Trains what a variation needs, and stops before anything is measured: for filling the store from several processes."""
-    from edgekd import pipeline, plan, recipe, resolving
-    from edgekd.report.progress import reporter
-    from edgekd.store import Store
+    """Trains what a variation needs, and stops before anything is measured: for filling the store from several
+    processes."""
+    from edgekd.progress import reporter
+    from edgekd.run import execute, plan, recipe, resolve
+    from edgekd.store.store import Store
 
     for name in names:
         path, sets, _ = variation(name, seed)
-        resolved = resolving.resolve(recipe.read(path, sets))
-        pipeline.run_steps(plan.make(resolved), resolved, Store(), reporter(False), lambda **event: None)
+        resolved = resolve.resolve(recipe.read(path, sets))
+        execute.run_steps(plan.make(resolved), resolved, Store(), reporter(False), lambda **event: None)
 
 
 def compress(seed: int, out: Path) -> tuple[dict[str, dict], dict[str, Path]]:
     """({row: its figures}, {row: its file}) of all variations of a seed."""
     import edgekd
-    from edgekd import plan, recipe, resolving
-    from edgekd.store import Store
+    from edgekd.run import plan, recipe, resolve
+    from edgekd.store.store import Store
 
     rows, files = {}, {}
     for name in RUNS:
         path, sets, named = variation(name, seed)
         outcome = edgekd.compress(path, sets=sets, out=out / f"{name}-{seed}", quiet=False)
         print(outcome, flush=True)
-        resolved, store = resolving.resolve(recipe.read(path, sets)), Store()
+        resolved, store = resolve.resolve(recipe.read(path, sets)), Store()
         exported = {p.id: (p.export, p.step) for p in plan.make(resolved).points}
         for candidate in outcome.result.candidates:
             row = named.get(candidate.id)
@@ -98,20 +109,22 @@ def figures_of(measurements) -> dict:
 
 
 def safe(seed: int, out: Path) -> None:
-    """The int8 rows again, with weights within pairs, of the distilled student's weights: calibrated by edgekd's own run, and the file that
-    `benchmarks/int8/run.py cifar10` fine-tuned with the teacher; timed against each other and the float student. Others keep the mark of weights of
-    the full range."""
+    """The int8 rows again, with weights within pairs, of the distilled student's weights: calibrated by edgekd's own
+    run, and the file that `benchmarks/int8/run.py cifar10` fine-tuned with the teacher; timed against each other and
+    the float student. Others keep the mark of weights of the full range."""
     import edgekd
-    from edgekd import environment, measure, plan, recipe, resolving
+    from edgekd import environment
     from edgekd.files import sha256
+    from edgekd.measure import jobs
     from edgekd.probes import quality, static
-    from edgekd.store import Store
+    from edgekd.run import plan, recipe, resolve
+    from edgekd.store.store import Store
     from edgekd.tasks.cifar10 import cifar10
 
     path, sets, store = INT8 / "cifar10.toml", ("quantize.mode=ptq", f"sweep.seed=[{seed}]"), Store()
     outcome = edgekd.compress(path, sets=sets, out=out / f"safe-{seed}", quiet=False)
     print(outcome, flush=True)
-    found, planned = {c.id: c for c in outcome.result.candidates}, plan.make(resolving.resolve(recipe.read(path, sets)))
+    found, planned = {c.id: c for c in outcome.result.candidates}, plan.make(resolve.resolve(recipe.read(path, sets)))
     exported = {p.id: artifact_of(store, p.export, p.step).folder / "model.onnx" for p in planned.points}
     files = {PARENT: exported["student"], "PTQ": exported["quantize"]}
     rows = {"PTQ": {"sha256": found["quantize"].sha256} | figures_of(found["quantize"].measurements)}
@@ -121,14 +134,18 @@ def safe(seed: int, out: Path) -> None:
         raise SystemExit(f"{file} is not the one of {INT8 / 'result.json'}")
     for split in ("validation", "test"):
         data = task.data(split)
-        (answers,) = measure.score(file, data.inputs, folder=out / f"safe-{seed}" / f"score-{split}").values()
+        (answers,) = jobs.score(file, data.inputs, folder=out / f"safe-{seed}" / f"score-{split}").values()
         taught = np.load(outcome.folder / "predictions" / "teacher.npz")["outputs"] if split == "test" else None
         measured += quality.measure(answers, data.labels, task.metrics, split=split, teacher=taught)
     rows["QAT with teacher"] = {"sha256": sha256(file)} | figures_of([*static.measure(file), *measured])
     files["QAT with teacher"] = file
     for row, figures in times(files, out / f"timing-safe-{seed}").items():
         if row in rows:
-            rows[row] |= figures | {"ort_bytes": ort_bytes(files[row], out), "environment": environment.describe()["cpu"], "command": SAFE}
+            rows[row] |= figures | {
+                "ort_bytes": ort_bytes(files[row], out),
+                "environment": environment.describe()["cpu"],
+                "command": SAFE,
+            }
     result = json.loads(RESULT.read_text())
     old = result["seeds"][str(seed)]["rows"]
     old |= {row: {**figures, "full_range": True} for row, figures in old.items() if "QAT" in row or "PTQ" in row}
@@ -151,12 +168,12 @@ def artifact_of(store, export: str, step: str):
 def teacher(out: Path) -> None:
     """Runs teacher.toml and keeps its weights: kernels and matrices in half precision, norms and biases as they are."""
     import edgekd
-    from edgekd import plan, recipe, resolving
-    from edgekd.models import read_tensors, write_tensors
-    from edgekd.store import Store
+    from edgekd.models.saved import read_tensors, write_tensors
+    from edgekd.run import plan, recipe, resolve
+    from edgekd.store.store import Store
 
     print(edgekd.compress(HERE / "teacher.toml", out=out / "teacher", quiet=False))
-    planned, store = plan.make(resolving.resolve(recipe.read(HERE / "teacher.toml"))), Store()
+    planned, store = plan.make(resolve.resolve(recipe.read(HERE / "teacher.toml"))), Store()
     trained = next(step for step in planned.steps.values() if step.stage == "train")
     tensors = read_tensors(store.find(trained.key, {}).folder / "weights.safetensors")
     write_tensors(HERE / "teacher.safetensors", {name: t.half() if t.ndim > 1 else t for name, t in tensors.items()})
@@ -171,7 +188,9 @@ def score(path: Path) -> float:
     test = cifar10().data("test")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    answers = np.concatenate([session.run(None, {name: test.inputs[i : i + 100]})[0].argmax(1) for i in range(0, len(test), 100)])
+    answers = np.concatenate(
+        [session.run(None, {name: test.inputs[i : i + 100]})[0].argmax(1) for i in range(0, len(test), 100)]
+    )
     return 100 * float((answers == test.labels).mean())
 
 
@@ -188,20 +207,28 @@ def ort_bytes(path: Path, folder: Path) -> int:
 
 
 def times(files: dict[str, Path], folder: Path) -> dict[str, dict]:
-    """{row: p50 in ms with its interval, ratio to the float student with its interval}, from one interleaved run on one thread."""
-    from edgekd import intervals, measure
+    """{row: p50 in ms with its interval, ratio to the float student with its interval}, from one interleaved run on one
+    thread."""
+    from edgekd import intervals
+    from edgekd.measure import jobs
     from edgekd.tasks.cifar10 import cifar10
 
     shutil.rmtree(folder, ignore_errors=True)
     shown = lambda done, total, text: print(f"\rtiming {done}/{total} {text:40}", end="", file=sys.stderr)
-    measured = measure.profile(files, cifar10().data("test").inputs[:64], preset="quick", threads=1, folder=folder, progress=shown)
+    measured = jobs.profile(
+        files, cifar10().data("test").inputs[:64], preset="quick", threads=1, folder=folder, progress=shown
+    )
     print(file=sys.stderr)
-    p50 = {row: [line["p50_ms"] for line in measure.raw(folder, row)["time"]] for row in files}
+    p50 = {row: [line["p50_ms"] for line in jobs.raw(folder, row)["time"]] for row in files}
     found = {}
     for row, figures in measured.items():
         latency = next(m for m in figures if m.name == "latency_p50_ms")
         ratio = (1.0, 1.0, 1.0) if row == PARENT else intervals.ratio(p50[row], p50[PARENT])
-        found[row] = {"latency_p50_ms": [latency.value, latency.low, latency.high], "ratio": list(ratio), "note": latency.note}
+        found[row] = {
+            "latency_p50_ms": [latency.value, latency.low, latency.high],
+            "ratio": list(ratio),
+            "note": latency.note,
+        }
     return found
 
 
@@ -216,7 +243,9 @@ def run(seed: int, out: Path) -> None:
         again = score(files[row])
         if abs(again - rows[row]["top1"][0]) > 1e-9:
             raise SystemExit(f"{row}: onnxruntime alone gives {again}, the run {rows[row]['top1'][0]}")
-    result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"schema": "edgekd.benchmark.cifar10/1", "seeds": {}}
+    result = (
+        json.loads(RESULT.read_text()) if RESULT.is_file() else {"schema": "edgekd.benchmark.cifar10/1", "seeds": {}}
+    )
     command = f"EDGEKD_CIFAR10=... python benchmarks/cifar10/run.py --seed {seed}"
     result["seeds"][str(seed)] = {"command": command, "environment": environment.describe(), "rows": rows}
     result["seeds"] = dict(sorted(result["seeds"].items(), key=lambda pair: int(pair[0])))
@@ -238,7 +267,10 @@ def spread(values: list[float], form: str) -> str:
 
 def table(seeds: dict, rows: list[str]) -> list[str]:
     """Markdown lines; of a single seed the 95 % intervals are shown, of several the mean and deviation over seeds."""
-    lines = ["| file | seeds | bytes | MACs | top-1 % (test) | agreement with teacher % | time over float student |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| file | seeds | bytes | MACs | top-1 % (test) | agreement with teacher % | time over float student |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         found = [s["rows"][row] for s in seeds.values() if row in s["rows"]]
         if not found:
@@ -256,13 +288,18 @@ def table(seeds: dict, rows: list[str]) -> list[str]:
         sizes = f"{min(size):,.0f}" if len(size) == 1 else f"{min(size):,.0f} to {max(size):,.0f}"
         macs = "{:.1f} M".format(statistics.mean(f["macs"] for f in found) / 1e6)
         named = row + " (full range)" * any(f.get("full_range", False) for f in found)
-        lines.append(f"| {named} | {len(found)} | {sizes} | {macs} | {cell('top1')} | {cell('agreement')} | {cell('ratio')} |")
+        lines.append(
+            f"| {named} | {len(found)} | {sizes} | {macs} | {cell('top1')} | {cell('agreement')} | {cell('ratio')} |"
+        )
     return lines
 
 
 def every_row() -> list[str]:
     named = [row for name in RUNS for row in variation(name, 0)[2].values()]
-    return [*ROWS, *sorted((r for r in named if r not in ROWS), key=lambda r: (-float(r.split()[2]), "PTQ" in r, "without" in r))]
+    return [
+        *ROWS,
+        *sorted((r for r in named if r not in ROWS), key=lambda r: (-float(r.split()[2]), "PTQ" in r, "without" in r)),
+    ]
 
 
 def tables() -> None:
@@ -277,11 +314,19 @@ def tables() -> None:
               "several the mean and the standard deviation over seeds. Times are ratios of one interleaved run on one thread.",
               "Int8 files answer the same on every x86 CPU, but not those of the full range, with AVX2 and without VNNI.", ""]  # fmt: skip
     lines += [*found[:2], *head, *found[2:], ""]
-    lines += ["## The delivered file, by seed", "", "| seed | bytes | as `.ort` | validation % | top-1 % (test) | alone, float | sha256 |"]
+    lines += [
+        "## The delivered file, by seed",
+        "",
+        "| seed | bytes | as `.ort` | validation % | top-1 % (test) | alone, float | sha256 |",
+    ]
     lines += ["|---|---|---|---|---|---|---|"]
     for seed, s in seeds.items():
         f, alone = s["rows"]["QAT with teacher"], s["rows"]["alone"]
-        figures = [f"{f['file_bytes']:,.0f}", f"{f['ort_bytes']:,}", *(f"{v[0]:.2f}" for v in (f["validation"], f["top1"], alone["top1"]))]
+        figures = [
+            f"{f['file_bytes']:,.0f}",
+            f"{f['ort_bytes']:,}",
+            *(f"{v[0]:.2f}" for v in (f["validation"], f["top1"], alone["top1"])),
+        ]
         lines.append(f"| {seed} | {' | '.join(figures)} | `{f['sha256'][:16]}` |")
     within = [s["rows"]["QAT with teacher"] for s in seeds.values()]
     met = sum(f["file_bytes"] <= LIMIT and f["top1"][0] >= AIM for f in within)
@@ -306,7 +351,9 @@ def tables() -> None:
         before, _, rest = text.partition(begin)
         safe = [row for row in ROWS if not any(s["rows"].get(row, {}).get("full_range", False) for s in seeds.values())]
         short = table(seeds, [*safe, "pruned to 0.5 with teacher", "pruned to 0.5 without teacher"])
-        README.write_text(before + begin + "\n".join([*short[:2], *head, *short[2:]]) + "\n" + end + rest.partition(end)[2])
+        README.write_text(
+            before + begin + "\n".join([*short[:2], *head, *short[2:]]) + "\n" + end + rest.partition(end)[2]
+        )
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-"""Every way of distillation against its control: equal budget of epochs, equal starts, several seeds, the exported file scored in onnxruntime.
+"""Every way of distillation against its control: equal budget of epochs, equal starts, several seeds, the exported file
+scored in onnxruntime.
 
-    EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz python benchmarks/distillation/run.py --seeds 0 1 2 [--only NAME ...] [--digits]
+    EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz python benchmarks/distillation/run.py --seeds 0 1 2 [--only NAME ...]
+    [--digits]
     EDGEKD_CIFAR10=... DISTILLATION_ROWS=2000 python benchmarks/distillation/run.py --times      on an idle machine
     python benchmarks/distillation/run.py --tables
 
@@ -32,15 +34,31 @@ def distil(losses, **more):
 # ---------------------------------------------------------------- the worlds: what all recipes of one share
 
 WORLDS = {
-    "digits": {"task": "worlds:digits", "model": {"teacher": {"train": {"epochs": 60}}}, "epochs": {"epochs": 30, "lr": 0.004}},
-    "built-in": {"task": "digits", "model": {"teacher": {"train": {"epochs": 60}}}, "epochs": {"epochs": 60, "lr": 0.004}},
+    "digits": {
+        "task": "worlds:digits",
+        "model": {"teacher": {"train": {"epochs": 60}}},
+        "epochs": {"epochs": 30, "lr": 0.004},
+    },
+    "built-in": {
+        "task": "digits",
+        "model": {"teacher": {"train": {"epochs": 60}}},
+        "epochs": {"epochs": 60, "lr": 0.004},
+    },
     "omitted": {"task": "worlds:omitted", "from": "digits", "epochs": {"epochs": 120, "lr": 0.004}},
     "experts": {"task": "worlds:digits", "from": "digits", "epochs": {"epochs": 30, "lr": 0.004}},
     "few": {"task": "worlds:few", "from": "digits", "epochs": {"epochs": 120, "lr": 0.004}},
     "cifar": {
         "task": "worlds:cifar",
         "model": {"teacher": {"weights": str(TEACHER)}},
-        "epochs": {"epochs": 40, "views": 10, "batch": 64, "optimizer": "sgd", "lr": 0.05, "precision": "bfloat16", "teacher_precision": "bfloat16"},
+        "epochs": {
+            "epochs": 40,
+            "views": 10,
+            "batch": 64,
+            "optimizer": "sgd",
+            "lr": 0.05,
+            "precision": "bfloat16",
+            "teacher_precision": "bfloat16",
+        },
     },
 }
 PLAIN = [distil([CE])]
@@ -56,7 +74,9 @@ PAST = {"use": "kl", "weight": 1.0, "teacher": "ema", "schedule": {"weight": [[0
 def taught_by(*names, **combine):
     """Models that were brought, and a stage that learns from them alone, from one or from all."""
     stage = distil([{"use": "kl", "weight": 1.0, "temperature": 2.0}], teacher=list(names))
-    return {name: {"weights": name} for name in names if name != "teacher"}, [stage | ({"combine": combine} if combine else {})]
+    return {name: {"weights": name} for name in names if name != "teacher"}, [
+        stage | ({"combine": combine} if combine else {})
+    ]
 
 
 # (world, what is shown, name, stages or a table of them and models, control of that name, expected)
@@ -121,33 +141,51 @@ def recipe(world: str, made, seed: int, brought: dict) -> dict:
     filled = []
     for number, stage in enumerate(stages):
         own = base["epochs"] if number == 0 else short
-        left_out = ("precision", "optimizer", "lr") if stage["use"] == "quantize" else ()  # folded norms want the stage's own pace
+        # folded norms want the stage's own pace
+        left_out = ("precision", "optimizer", "lr") if stage["use"] == "quantize" else ()
         filled.append({**{k: v for k, v in own.items() if k not in left_out}, **stage})
     tables = dict(base.get("model", {})) | ({"teacher": {"weights": brought[base["from"]]}} if "from" in base else {})
     for name, table in models.items():
         weights = brought.get(table.get("weights"))
-        tables[name] = {"weights": weights} if weights else {way: {**base["epochs"], **s} for way, s in table.items()} | {"seed": seed}
-    return {"task": base["task"], "threads": 1, "control": False, "stage": filled, "model": tables, "sweep": {"seed": [seed]}}
+        tables[name] = (
+            {"weights": weights}
+            if weights
+            else {way: {**base["epochs"], **s} for way, s in table.items()} | {"seed": seed}
+        )
+    return {
+        "task": base["task"],
+        "threads": 1,
+        "control": False,
+        "stage": filled,
+        "model": tables,
+        "sweep": {"seed": [seed]},
+    }
 
 
 def made_by(given: dict, number: int = -1):
-    """(a candidate's file, its artifact, seconds of all training but the teacher's, the task) of a recipe: made, or found in the store."""
-    from edgekd import pipeline, plan, recipe, resolving
-    from edgekd.report.progress import reporter
-    from edgekd.store import Store
+    """(a candidate's file, its artifact, seconds of all training but the teacher's, the task) of a recipe: made, or
+    found in the store."""
+    from edgekd.progress import reporter
+    from edgekd.run import execute, plan, recipe, resolve
+    from edgekd.store.store import Store
 
-    resolved, store = resolving.resolve(recipe.read(given)), Store()
+    resolved, store = resolve.resolve(recipe.read(given)), Store()
     planned = plan.make(resolved)
-    made, steps = pipeline.run_steps(planned, resolved, store, reporter(True), lambda **event: None)
+    made, steps = execute.run_steps(planned, resolved, store, reporter(True), lambda **event: None)
     point = planned.points[number]
-    trained = [s.key for s in planned.steps.values() if s.stage not in ("export", "load", "answer") and s.key != planned.points[0].step]
+    trained = [
+        s.key
+        for s in planned.steps.values()
+        if s.stage not in ("export", "load", "answer") and s.key != planned.points[0].step
+    ]
     cost = sum(made[key].facts.get("seconds", 0.0) for key in trained)
     return made[point.export].folder / "model.onnx", made[point.step], cost, resolved.task
 
 
 def figure(path: Path, task, kind: str) -> float:
-    """Percent right in onnxruntime on the test images: of all ("top1"); of the class that was left out ("recall"), as it is, or ("shifted") once
-    one number, chosen for the accuracy on the validation images, was added to its logit: no label told the student how often to expect it."""
+    """Percent right in onnxruntime on the test images: of all ("top1"); of the class that was left out ("recall"), as
+    it is, or ("shifted") once one number, chosen for the accuracy on the validation images, was added to its logit: no
+    label told the student how often to expect it."""
     import worlds
 
     test = task.data("test")
@@ -156,7 +194,10 @@ def figure(path: Path, task, kind: str) -> float:
         held = task.data("validation")
         seen = answers(path, held.inputs)
         shifts = np.linspace(0, 2 * np.ptp(seen), 400)
-        best = max(shifts, key=lambda shift: ((seen + shift * (np.arange(10) == worlds.OMITTED)).argmax(1) == held.labels).mean())
+        best = max(
+            shifts,
+            key=lambda shift: ((seen + shift * (np.arange(10) == worlds.OMITTED)).argmax(1) == held.labels).mean(),
+        )
         logits = logits + best * (np.arange(10) == worlds.OMITTED)
     right = logits.argmax(1) == test.labels
     return 100 * float((right[test.labels == worlds.OMITTED] if kind != "top1" else right).mean())
@@ -171,9 +212,9 @@ def answers(path: Path, inputs: np.ndarray) -> np.ndarray:
 
 
 def bring(seed: int) -> dict[str, str]:
-    """{name: weights file} of the digits' teachers: one that knows all, two that know half of the digits each, and one of these whose logits
-    are ten times what they were: as often right, far too sure."""
-    from edgekd.models import read_tensors, write_tensors
+    """{name: weights file} of the digits' teachers: one that knows all, two that know half of the digits each, and one
+    of these whose logits are ten times what they were: as often right, far too sure."""
+    from edgekd.models.saved import read_tensors, write_tensors
 
     found = {}
     for name, world, of in (("digits", "digits", 0), ("low", "low", seed), ("high", "high", seed)):
@@ -196,8 +237,14 @@ def run(seeds: list[int], only: list[str] | None, digits: bool) -> None:
         for world, name, made, control, kind in chosen:
             path, _, seconds, task = made_by(recipe(world, made, seed, brought))
             value = figure(path, task, kind)
-            result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"schema": "edgekd.benchmark.distillation/1", "methods": {}}
-            entry = result["methods"].setdefault(f"{world}: {name}", {"kind": kind, "control": control_of(world, control), "seeds": {}})
+            result = (
+                json.loads(RESULT.read_text())
+                if RESULT.is_file()
+                else {"schema": "edgekd.benchmark.distillation/1", "methods": {}}
+            )
+            entry = result["methods"].setdefault(
+                f"{world}: {name}", {"kind": kind, "control": control_of(world, control), "seeds": {}}
+            )
             entry["seeds"][str(seed)] = {"value": value, "seconds": seconds}
             result |= {"environment": environment.describe(), "command": COMMAND}
             RESULT.write_text(json.dumps(result, indent=1) + "\n")
@@ -205,7 +252,8 @@ def run(seeds: list[int], only: list[str] | None, digits: bool) -> None:
 
 
 def times() -> None:
-    """What a step of each method costs against one of `alone`: two short epochs each, in one run, `alone` first and last (a control)."""
+    """What a step of each method costs against one of `alone`: two short epochs each, in one run, `alone` first and
+    last (a control)."""
     import worlds
 
     if worlds.ROWS > 2000:
@@ -258,9 +306,14 @@ def tables() -> None:
         if both:
             each = [values[s]["value"] - control[s]["value"] for s in both]
             gap = f"{each[0]:+.2f}" if len(each) == 1 else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*intervals.mean(each))
-        lines.append(f"| {name} | {entry['control'] or ''} | {len(values)} | {mean:.2f} | {gap} | {f'{ratio:.2f}' if ratio else ''} |")
+        lines.append(
+            f"| {name} | {entry['control'] or ''} | {len(values)} | {mean:.2f} | {gap} | {f'{ratio:.2f}' if ratio else ''} |"
+        )
     facts = result["environment"]
-    lines += ["", f"Again: `{result['command']}`. {facts['cpu']}, {', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}."]
+    lines += [
+        "",
+        f"Again: `{result['command']}`. {facts['cpu']}, {', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}.",
+    ]
     TABLES.write_text("\n".join(lines) + "\n")
 
 

@@ -1,4 +1,5 @@
-"""The tasks of the distillation benchmark: handwritten digits, with a class or most labels left out; and a small part of CIFAR-10."""
+"""The tasks of the distillation benchmark: handwritten digits, with a class or most labels left out; and a small part
+of CIFAR-10."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from functools import cache, partial
 import numpy as np
 
 from edgekd.data import Arrays, Splits
-from edgekd.networks import residual
+from edgekd.models.networks import residual
 from edgekd.records import Task
 from edgekd.tasks import digits as built_in
 from edgekd.tasks.cifar10 import cifar10, teacher
@@ -61,7 +62,9 @@ high = only(built_in.task, lambda labels: labels >= 5, "digits-high")
 @cache
 def photos() -> Task:
     student = partial(residual, (16, 24, 32), channels=3, classes=10)
-    return only(cifar10(), first(ROWS), f"cifar10-{ROWS}", models={"teacher": teacher, "student": student, "assistant": wide})
+    return only(
+        cifar10(), first(ROWS), f"cifar10-{ROWS}", models={"teacher": teacher, "student": student, "assistant": wide}
+    )
 
 
 def __getattr__(name: str) -> Task:

@@ -1,6 +1,8 @@
-"""Other tools' int8 files of a float ONNX file, at their defaults: `python peers.py FLOAT.onnx CALIBRATION.npz FOLDER` prints {way: path}.
+"""Other tools' int8 files of a float ONNX file, at their defaults: `python peers.py FLOAT.onnx CALIBRATION.npz FOLDER`
+prints {way: path}.
 
-Runs in a Python of its own that has nncf (and onnx, onnxruntime); a tool that is missing or refuses the file is left out, and told on stderr."""
+Runs in a Python of its own that has nncf (and onnx, onnxruntime); a tool that is missing or refuses the file is left
+out, and told on stderr."""
 
 from __future__ import annotations
 

@@ -1,15 +1,18 @@
-"""Networks quantized in several ways, each file scored as several CPUs by emulation, and timed against its float parent.
+"""Networks quantized in several ways, each file scored as several CPUs by emulation, and timed against its float
+parent.
 
     python benchmarks/int8/run.py cifar10|speech|text [--samples 2000] [--peers PYTHON] [--only WAY ...] [--times]
     python benchmarks/int8/run.py --tables
 
-cifar10  the student of benchmarks/cifar10, its float weights from student.safetensors (the `distill` step there); EDGEKD_CIFAR10 names the data
+cifar10  the student of benchmarks/cifar10, its float weights from student.safetensors (the `distill` step there);
+         EDGEKD_CIFAR10 names the data
 speech   the student of benchmarks/speech with one speaker held out; EDGEKD_SPEECH names the recordings
 text     a transformer encoder (`text.py`); EDGEKD_SST2 names the data
 
-All of a model's files come from one plan: its recipe, and for each way the recipe's `quantize` stage with other settings, so that what is finished
-is found in the store. onnxruntime's files come from `quantize_static` on the same float file and the same 512 samples; with `--peers`, a Python
-that has nncf makes its own (`peers.py`). RESULTS.md is made from result.json."""
+All of a model's files come from one plan: its recipe, and for each way the recipe's `quantize` stage with other
+settings, so that what is finished is found in the store. onnxruntime's files come from `quantize_static` on the same
+float file and the same 512 samples; with `--peers`, a Python that has nncf makes its own (`peers.py`). RESULTS.md is
+made from result.json."""
 
 from __future__ import annotations
 
@@ -32,29 +35,48 @@ NETWORKS = {"cifar10": "residual", "speech": "depthwise", "text": "encoder"}
 WAYS = {
     FULL: {"mode": "ptq", "pairs16": False},
     PAIRS: {"mode": "ptq"},
-    "calibrated, pairs, equalized, adaround, biases": {"mode": "ptq", "before": ("equalize",), "after": ("adaround", "bias_correction")},
+    "calibrated, pairs, equalized, adaround, biases": {
+        "mode": "ptq",
+        "before": ("equalize",),
+        "after": ("adaround", "bias_correction"),
+    },
     "calibrated, 4-bit weights": {"mode": "ptq", "weight_bits": 4},
     "fine-tuned on labels": {"mode": "qat", "losses": LABELS},
     "fine-tuned with the teacher": {"mode": "qat"},
     "fine-tuned with the teacher, learned steps": {"mode": "qat", "observer": "learned"},
     "fine-tuned with the teacher, 4-bit weights": {"mode": "qat", "weight_bits": 4},
-    "fine-tuned with the teacher, 4-bit weights, learned steps": {"mode": "qat", "weight_bits": 4, "observer": "learned"},
+    "fine-tuned with the teacher, 4-bit weights, learned steps": {
+        "mode": "qat",
+        "weight_bits": 4,
+        "observer": "learned",
+    },
 }
-SMOOTH = {"calibrated, pairs, smoothed": {"mode": "ptq", "before": ("smooth",)}}  # where a layer norm stands before the products
+# where a layer norm stands before the products
+SMOOTH = {"calibrated, pairs, smoothed": {"mode": "ptq", "before": ("smooth",)}}
 PEERS = {
     "onnxruntime, defaults": {},
-    "onnxruntime, unsigned activations, per channel": {"activation_type": "QUInt8", "weight_type": "QInt8", "per_channel": True},
-    "onnxruntime, the same with reduce_range": {"activation_type": "QUInt8", "weight_type": "QInt8", "per_channel": True, "reduce_range": True},
+    "onnxruntime, unsigned activations, per channel": {
+        "activation_type": "QUInt8",
+        "weight_type": "QInt8",
+        "per_channel": True,
+    },
+    "onnxruntime, the same with reduce_range": {
+        "activation_type": "QUInt8",
+        "weight_type": "QInt8",
+        "per_channel": True,
+        "reduce_range": True,
+    },
 }
 
 
 def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
-    """({way: file}, {way: bytes-independent facts}, resolved recipe): trained, calibrated and exported, from the store where finished."""
-    from edgekd import pipeline, plan, recipe, resolving
-    from edgekd.report.progress import reporter
-    from edgekd.store import Store
+    """({way: file}, {way: bytes-independent facts}, resolved recipe): trained, calibrated and exported, from the store
+    where finished."""
+    from edgekd.progress import reporter
+    from edgekd.run import execute, plan, recipe, resolve
+    from edgekd.store.store import Store
 
-    resolved = resolving.resolve(recipe.read(RECIPES[model]))
+    resolved = resolve.resolve(recipe.read(RECIPES[model]))
     wanted = plan.make(resolved)
     point = next(p for p in wanted.points if p.stages[-1] == "quantize")
     ways = {w: s for w, s in (WAYS | (SMOOTH if model == "text" else {})).items() if not only or w in only}
@@ -64,20 +86,34 @@ def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
         wanted = plan.extended(resolved, wanted, point, settings, f"-way{number}")
         needed[made_by(wanted, point.stages, settings)] = way
     store, progress = Store(), reporter(False)
-    made, _ = pipeline.run_steps(narrowed(wanted, {p.export for p in wanted.points if p.id in needed}), resolved, store, progress, lambda **_: None)
+    made, _ = execute.run_steps(
+        narrowed(wanted, {p.export for p in wanted.points if p.id in needed}),
+        resolved,
+        store,
+        progress,
+        lambda **_: None,
+    )
     progress.close()
     found = {needed[p.id]: made[p.export] for p in wanted.points if p.id in needed}
-    return {way: a.folder / "model.onnx" for way, a in found.items()}, {way: dict(a.facts) for way, a in found.items()}, resolved
+    return (
+        {way: a.folder / "model.onnx" for way, a in found.items()},
+        {way: dict(a.facts) for way, a in found.items()},
+        resolved,
+    )
 
 
 def made_by(wanted, stages: tuple[str, ...], settings: dict) -> str:
     """The point that is made with these settings: a new one, or the recipe's own."""
-    return next(p.id for p in wanted.points if p.stages == stages and all(wanted.steps[p.step].settings.get(k) == v for k, v in settings.items()))
+    return next(
+        p.id
+        for p in wanted.points
+        if p.stages == stages and all(wanted.steps[p.step].settings.get(k) == v for k, v in settings.items())
+    )
 
 
 def narrowed(wanted, keys: set[str]):
     """The plan with only the steps that `keys` need."""
-    from edgekd.plan import Plan
+    from edgekd.run.plan import Plan
 
     left, needed = list(keys), set()
     while left:
@@ -91,7 +127,7 @@ def theirs(float_file: Path, resolved, folder: Path, python: str | None) -> dict
     """{way: file} of onnxruntime's static quantization and, with a Python that has it, of nncf."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    from edgekd.sources.epochs import order
+    from edgekd.data.epochs import order
 
     train = resolved.data("train")
     rows, name = train.inputs[order(0, 0, len(train))[:512]], resolved.task.inputs[0]
@@ -123,10 +159,11 @@ def theirs(float_file: Path, resolved, folder: Path, python: str | None) -> dict
 
 
 def run(model: str, samples: int, python: str | None, only: list[str], times: bool) -> None:
-    from edgekd import environment, measure, targets
+    from edgekd import environment, targets
     from edgekd.errors import EnvironmentUnfit
     from edgekd.files import sha256
     from edgekd.hosts import emulator
+    from edgekd.measure import jobs
 
     result = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     result = result if result.get("schema") == SCHEMA else {"schema": SCHEMA, "models": {}}
@@ -144,7 +181,7 @@ def run(model: str, samples: int, python: str | None, only: list[str], times: bo
         for number, (way, path) in enumerate(found.items()):
             if times or ways.get(way, {}).get("sha256") == sha256(path):
                 continue  # was scored already: what takes long is taken once
-            (here,) = measure.score(path, inputs, folder=folder / f"here{number}").values()
+            (here,) = jobs.score(path, inputs, folder=folder / f"here{number}").values()
             entry = {"sha256": sha256(path), "bytes": path.stat().st_size, "top1": top1(here, labels), "cpus": {}}
             if "equality" in facts.get(way, {}):
                 entry["model_and_file"] = {k: facts[way][k]["equal"] for k in ("equality", "fake_quantized")}
@@ -155,7 +192,9 @@ def run(model: str, samples: int, python: str | None, only: list[str], times: bo
                 except EnvironmentUnfit as error:
                     print(error)
                     continue
-                (there,) = measure.score(path, inputs[:samples], folder=folder / f"{cpu}{number}", launch=launch, cap_s=900).values()
+                (there,) = jobs.score(
+                    path, inputs[:samples], folder=folder / f"{cpu}{number}", launch=launch, cap_s=900
+                ).values()
                 n = len(there)
                 entry["cpus"][cpu] = {
                     "samples": n,
@@ -167,11 +206,19 @@ def run(model: str, samples: int, python: str | None, only: list[str], times: bo
             ways[way] = entry
             RESULT.write_text(json.dumps(result, indent=1) + "\n")
             print(way, {k: v for k, v in entry.items() if k != "cpus"}, flush=True)
-        timed = measure.profile(found, inputs[:64], preset="quick", folder=folder / "times")
+        timed = jobs.profile(found, inputs[:64], preset="quick", folder=folder / "times")
         p50 = {w: next(m for m in ms if m.name == "latency_p50_ms") for w, ms in timed.items()}
         for way in found:
-            ways[way] |= {"time_to_float": p50[way].value / p50["float"].value, "p50_ms": p50[way].value, "noise": p50[way].note}
-    result["models"][model] |= {"environment": environment.describe(), "command": f"python benchmarks/int8/run.py {model}", "seed": 0}
+            ways[way] |= {
+                "time_to_float": p50[way].value / p50["float"].value,
+                "p50_ms": p50[way].value,
+                "noise": p50[way].note,
+            }
+    result["models"][model] |= {
+        "environment": environment.describe(),
+        "command": f"python benchmarks/int8/run.py {model}",
+        "seed": 0,
+    }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -208,7 +255,9 @@ def tables() -> None:
             ]
             for cpu in cpus:
                 c = entry["cpus"].get(cpu)
-                cells.append("" if c is None else f"{c['top1'] - c['top1_here']:+.2f} / {c['agreement']:.2f} / {c['equal']:.2f}")
+                cells.append(
+                    "" if c is None else f"{c['top1'] - c['top1_here']:+.2f} / {c['agreement']:.2f} / {c['equal']:.2f}"
+                )
             lines.append(f"| {' | '.join(cells)} |")
         counts = [c["samples"] for e in found["ways"].values() for c in e["cpus"].values()]
         emulated = f"{min(counts):,} to {max(counts):,} of them under emulation. " if counts else ""

@@ -1,7 +1,8 @@
 """Sentences of film reviews, good or bad, told by a small transformer encoder: the text row of the int8 benchmark.
 
-EDGEKD_SST2 names a folder with `sst2/` and `sst2_phrases/` of lines {"text": ..., "label": 0 or 1} (.jsonl.gz; Socher et al. 2013, binary).
-Trained on the phrases, whose sentences are none of the test's: the 872 and 1,821 sentences of the two held-out parts."""
+EDGEKD_SST2 names a folder with `sst2/` and `sst2_phrases/` of lines {"text": ..., "label": 0 or 1} (.jsonl.gz; Socher
+et al. 2013, binary). Trained on the phrases, whose sentences are none of the test's: the 872 and 1,821 sentences of the
+two held-out parts."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from edgekd.errors import Problem, UsageError
 from edgekd.metrics import top1
 from edgekd.records import Task
 
-LENGTH, WORDS, OFTEN = 24, 8192, 3  # words of a sentence that are read; rows of the embedding; how often a word must occur
+# words of a sentence that are read; rows of the embedding; how often a word must occur
+LENGTH, WORDS, OFTEN = 24, 8192, 3
 
 
 class Block(nn.Module):
@@ -67,7 +69,11 @@ def sst2() -> Task:
     train, held = _rows(folder / "sst2_phrases/train.jsonl.gz"), _rows(folder / "sst2_phrases/dev.jsonl.gz")
     test = _rows(folder / "sst2/dev.jsonl.gz") + _rows(folder / "sst2/test.jsonl.gz")
     counts = Counter(word for row in train for word in set(row["text"].split()))
-    known = {w: i for i, (w, n) in enumerate(sorted(counts.items(), key=lambda c: (-c[1], c[0]))[: WORDS - 2], 2) if n >= OFTEN}
+    known = {
+        w: i
+        for i, (w, n) in enumerate(sorted(counts.items(), key=lambda c: (-c[1], c[0]))[: WORDS - 2], 2)
+        if n >= OFTEN
+    }
     parts = {"train": train, "validation": held, "test": test}
     return Task(
         name="sst2",

@@ -1,10 +1,12 @@
 """Whether intervals hold: data are drawn whose true figure is known, and how often the interval has it is counted.
 
-    python benchmarks/intervals/run.py [ece means pairs extremes] [--repeats 100] [--jobs 1] [--out benchmarks/intervals/result.json]
+    python benchmarks/intervals/run.py [ece means pairs extremes] [--repeats 100] [--jobs 1] [--out
+    benchmarks/intervals/result.json]
 
-`ece`: the calibration error's interval and what a budget of 1.5 % makes of calibrated models. `means`: one-sided bounds of means of skewed values,
-which the gate's paired comparisons rest on. `pairs`: the same of right or wrong answers that seldom differ. `extremes`: figures that are the
-greatest of several. Parts that are not named stay in the file as they were. RESULTS.md is made of it.
+`ece`: the calibration error's interval and what a budget of 1.5 % makes of calibrated models. `means`: one-sided bounds
+of means of skewed values, which the gate's paired comparisons rest on. `pairs`: the same of right or wrong answers that
+seldom differ. `extremes`: figures that are the greatest of several. Parts that are not named stay in the file as they
+were. RESULTS.md is made of it.
 """
 
 from __future__ import annotations
@@ -31,8 +33,12 @@ Generator = np.random.Generator
 
 ERRORS, SIZES, BUDGET = (0.0, 0.01, 0.02, 0.05, 0.10), (100, 300, 900, 5000), 0.015
 CONFIDENCES: dict[str, Callable[[Generator, int], np.ndarray]] = {
-    "85 % at 0.99 and above": lambda g, n: np.where(g.random(n) < 0.85, 1 - 0.01 * g.beta(1, 2, n) ** 2, g.uniform(0.3, 1, n)),
-    "95 % at 0.999 and above": lambda g, n: np.where(g.random(n) < 0.95, 0.999 + 0.001 * g.random(n), g.uniform(0.4, 1, n)),
+    "85 % at 0.99 and above": lambda g, n: np.where(
+        g.random(n) < 0.85, 1 - 0.01 * g.beta(1, 2, n) ** 2, g.uniform(0.3, 1, n)
+    ),
+    "95 % at 0.999 and above": lambda g, n: np.where(
+        g.random(n) < 0.95, 0.999 + 0.001 * g.random(n), g.uniform(0.4, 1, n)
+    ),
     "even from 0.2 to 1": lambda g, n: g.uniform(0.2, 1, n),
 }
 
@@ -83,12 +89,23 @@ def calibration(given: tuple[str, str, float, int, int]) -> dict[str, Any] | Non
         found.append((ece.plain(confidence, right), *ece.interval(confidence, right), *before))
     plain, value, low, high, *before = np.array(found).T
     row = {"confidences": kind, "right": how if error else "as sure", "error": error, "n": n, "repeats": repeats}
-    row |= {"covered": float(((low <= error + 1e-12) & (error <= high + 1e-12)).mean()), "too high": float((low > error + 1e-12).mean())}
-    row |= {"plain": plain.mean(), "value": value.mean(), "rmse": float(np.sqrt(((value - error) ** 2).mean())), "width": (high - low).mean()}
+    row |= {
+        "covered": float(((low <= error + 1e-12) & (error <= high + 1e-12)).mean()),
+        "too high": float((low > error + 1e-12).mean()),
+    }
+    row |= {
+        "plain": plain.mean(),
+        "value": value.mean(),
+        "rmse": float(np.sqrt(((value - error) ** 2).mean())),
+        "width": (high - low).mean(),
+    }
     row |= {"fails": float((low > BUDGET).mean()), "passes": float((high <= BUDGET).mean())}
     if n == 900:
         low, high = (b[:40] for b in before)
-        row |= {"bootstrap covered": float(((low <= error) & (error <= high)).mean()), "bootstrap fails": float((low > BUDGET).mean())}
+        row |= {
+            "bootstrap covered": float(((low <= error) & (error <= high)).mean()),
+            "bootstrap fails": float((low > BUDGET).mean()),
+        }
     return row
 
 
@@ -123,24 +140,39 @@ def _mean_of_many(kind: str) -> float:
 
 
 def means(given: tuple[str, int, int]) -> dict[str, Any]:
-    """Bounds at 95 %, one-sided. `wrong high`: of the bound above, on the side of the long tail; `wrong low`: of the one below."""
+    """Bounds at 95 %, one-sided. `wrong high`: of the bound above, on the side of the long tail; `wrong low`: of the
+    one below."""
     kind, n, repeats = given
     (draw, true), generator = VALUES[kind], np.random.default_rng(n)
     true = _mean_of_many(kind) if true is None else true
     found = []
     for seed in range(repeats):
         x = draw(generator, n)
-        boot = intervals.bootstrap(x, lambda r: float(r.mean()), 0.9, resamples=1000) if seed < 400 and n <= 100 else (math.nan, math.nan)
+        boot = (
+            intervals.bootstrap(x, lambda r: float(r.mean()), 0.9, resamples=1000)
+            if seed < 400 and n <= 100
+            else (math.nan, math.nan)
+        )
         found.append((*intervals.skewed_mean(x, 0.9), *intervals.mean(x, 0.9)[1:], *boot))
     centre, low, high, _, t_high, _, boot_high = np.array(found).T
     boot_high, usual = boot_high[np.isfinite(boot_high)], np.median(t_high - centre)
-    row = {"values": kind, "n": n, "repeats": repeats, "wrong high": float((high < true).mean()), "wrong low": float((low > true).mean())}
-    row |= {"Student wrong high": float((t_high < true).mean()), "bootstrap wrong high": float((boot_high < true).mean()) if len(boot_high) else None}
+    row = {
+        "values": kind,
+        "n": n,
+        "repeats": repeats,
+        "wrong high": float((high < true).mean()),
+        "wrong low": float((low > true).mean()),
+    }
+    row |= {
+        "Student wrong high": float((t_high < true).mean()),
+        "bootstrap wrong high": float((boot_high < true).mean()) if len(boot_high) else None,
+    }
     return row | {"reach": float(np.median(high - centre) / usual) if usual > 0 else None}
 
 
 def pairs(given: tuple[float, float, int, int]) -> dict[str, Any]:
-    """Right or wrong answers: the candidate alone is wrong on a share, the reference alone on another. Bounds as in `means`, by Tango."""
+    """Right or wrong answers: the candidate alone is wrong on a share, the reference alone on another. Bounds as in
+    `means`, by Tango."""
     worse, better, n, repeats = given
     generator, wrong = np.random.default_rng(n), np.zeros(2)
     for _ in range(repeats):
@@ -155,10 +187,15 @@ def pairs(given: tuple[float, float, int, int]) -> dict[str, Any]:
 
 
 def extremes(given: tuple[str, int, int, int]) -> dict[str, Any]:
-    """`worst_class_drop` where classes lose nothing, all 5 points, or one 20 points; `kl_to_teacher` where few samples make up most of it."""
+    """`worst_class_drop` where classes lose nothing, all 5 points, or one 20 points; `kl_to_teacher` where few samples
+    make up most of it."""
     kind, parts, n, repeats = given
     found, generator = [], np.random.default_rng(n)
-    lost = {"no class loses": np.zeros(parts), "all classes lose 5 pt": np.full(parts, 0.05), "one class loses 20 pt": 0.2 * (np.arange(parts) == 0)}
+    lost = {
+        "no class loses": np.zeros(parts),
+        "all classes lose 5 pt": np.full(parts, 0.05),
+        "one class loses 20 pt": 0.2 * (np.arange(parts) == 0),
+    }
     for _ in range(repeats):
         if kind == "kl_to_teacher":
             true, figures = 100 * math.exp(0.5), tuple(100 * x for x in quality._mean(np.exp(generator.normal(size=n))))
@@ -166,31 +203,50 @@ def extremes(given: tuple[str, int, int, int]) -> dict[str, Any]:
             labels = np.repeat(np.arange(parts), n // parts)
             theirs = (generator.random(len(labels)) < 0.92).astype(float)
             flip = generator.random(len(labels))  # both ways alike, and what is lost on top
-            ours = np.where(theirs == 1, flip >= 0.03 + lost[kind][labels] / 0.92, flip < 0.03 * 0.92 / 0.08).astype(float)
+            ours = np.where(theirs == 1, flip >= 0.03 + lost[kind][labels] / 0.92, flip < 0.03 * 0.92 / 0.08).astype(
+                float
+            )
             true, figures = 100 * float(lost[kind].max()), quality.worst_class_drop(ours, theirs, labels)
         found.append((*figures, true))
     value, low, high, true = np.array(found).T
     row = {"figure": kind, "parts": parts, "n": n, "repeats": repeats, "true": float(true[0])}
-    return row | {"covered": float(((low <= true) & (true <= high)).mean()), "value": value.mean(), "low": low.mean(), "high": high.mean()}
+    return row | {
+        "covered": float(((low <= true) & (true <= high)).mean()),
+        "value": value.mean(),
+        "low": low.mean(),
+        "high": high.mean(),
+    }
 
 
 # ---------------------------------------------------------------- the run
 
 
 def work(repeats: int) -> Iterator[tuple[str, Callable, list]]:
-    kinds = [(kind, how, error) for kind in CONFIDENCES for how in WAYS for error in ERRORS if error or how == "less by one amount"]
+    kinds = [
+        (kind, how, error)
+        for kind in CONFIDENCES
+        for how in WAYS
+        for error in ERRORS
+        if error or how == "less by one amount"
+    ]
     yield "ece", calibration, [(*k, n, repeats) for k in kinds for n in SIZES]
     yield "means", means, [(kind, n, repeats * (40 if n < 1000 else 20)) for kind in VALUES for n in (30, 100, 1000)]
     rates = ((0.01, 0.0), (0.01, 0.01), (0.03, 0.005), (0.05, 0.05), (0.2, 0.1))
     yield "pairs", pairs, [(*rate, n, repeats * 40) for rate in rates for n in (30, 100, 1000)]
     losing = ("no class loses", "all classes lose 5 pt", "one class loses 20 pt")
     drops = [(kind, parts, n) for kind in losing for parts, n in ((10, 900), (100, 1000))]
-    yield "extremes", extremes, [(*d, repeats * 2) for d in (*drops, ("kl_to_teacher", 1, 300), ("kl_to_teacher", 1, 900))]
+    yield (
+        "extremes",
+        extremes,
+        [(*d, repeats * 2) for d in (*drops, ("kl_to_teacher", 1, 300), ("kl_to_teacher", 1, 900))],
+    )
 
 
 def tables(result: dict[str, Any]) -> str:
     """RESULTS.md."""
-    parts = ["# Intervals that hold: results\n\nWritten by `run.py` from `result.json`; don't edit. Shares in per cent.\n"]
+    parts = [
+        "# Intervals that hold: results\n\nWritten by `run.py` from `result.json`; don't edit. Shares in per cent.\n"
+    ]
     for name, says in SAID.items():
         rows = result.get(name, [])
         if rows:
@@ -200,7 +256,12 @@ def tables(result: dict[str, Any]) -> str:
             parts.append(f"## {name}\n\n{says(rows)}\n\n" + "\n".join(lines) + "\n")
     machine = result["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-    return "\n".join([*parts, f"Again: `{result['command']}`, seeds 0 and up. {machine['cpu']}, Python {machine['python']}, {versions}.\n"])
+    return "\n".join(
+        [
+            *parts,
+            f"Again: `{result['command']}`, seeds 0 and up. {machine['cpu']}, Python {machine['python']}, {versions}.\n",
+        ]
+    )
 
 
 def _cell(value: Any, head: str, part: str) -> str:
@@ -229,7 +290,9 @@ SAID: dict[str, Callable[[list], str]] = {
         "in twenty or a hundred makes up most of the mean, 30 samples often hold none of them, and no bound that knows the sample alone can tell: "
         "Student's t, the bootstrap (BCa and of t) and Hall's t were tried."
     ),
-    "pairs": lambda rows: "One-sided bounds at 95 % of the difference of two shares on the same samples, by Tango: 5.0 is promised.",
+    "pairs": lambda rows: (
+        "One-sided bounds at 95 % of the difference of two shares on the same samples, by Tango: 5.0 is promised."
+    ),
     "extremes": lambda rows: (
         "Points, and 0.01 nat for `kl_to_teacher`. The limits of `worst_class_drop` are simultaneous over the classes, so they hold and are wide; "
         "its value is what the sample shows of its worst class, which is more than the true drop of any where classes are small."
@@ -246,7 +309,11 @@ def main() -> None:
     options = parser.parse_args()
     facts = environment.describe()
     result = json.loads(options.out.read_text()) if options.out.is_file() else {}
-    result |= {"schema": "edgekd.benchmark/1", "command": f"python benchmarks/intervals/run.py --repeats {options.repeats}", "environment": facts}
+    result |= {
+        "schema": "edgekd.benchmark/1",
+        "command": f"python benchmarks/intervals/run.py --repeats {options.repeats}",
+        "environment": facts,
+    }
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for name, one, given in work(options.repeats):
             if name in options.parts:

@@ -1,7 +1,8 @@
 """What the predictor is held against: a network's share of the time times a board's level, three ways to say the share.
 
-A baseline is a function (listings, which rows are known) -> {(network, precision): logarithm}; a table's level is the median of what its known rows
-leave, and that of a board without rows is carried over from the others by ridge regression on the predictor's own traits.
+A baseline is a function (listings, which rows are known) -> {(network, precision): logarithm}; a table's level is the
+median of what its known rows leave, and that of a board without rows is carried over from the others by ridge
+regression on the predictor's own traits.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ ROUNDS = 5
 
 def multiplied(listings: Sequence[Listing], known: Known) -> Share:
     """The logarithm of the multiply-accumulates."""
-    return {(n, r.precision): math.log(x.macs[i]) for x in listings for i, (n, r) in enumerate(zip(x.networks, x.table.rows, strict=True))}
+    return {
+        (n, r.precision): math.log(x.macs[i])
+        for x in listings
+        for i, (n, r) in enumerate(zip(x.networks, x.table.rows, strict=True))
+    }
 
 
 def additive(listings: Sequence[Listing], known: Known) -> Share:
-    """A number per network and precision: log t = board + network, by medians in turn. A network that no table has is not in it."""
+    """A number per network and precision: log t = board + network, by medians in turn. A network that no table has is
+    not in it."""
     share: dict[tuple[str, str], float] = {}
     for _ in range(ROUNDS):
         left: dict[tuple[str, str], list[float]] = {}
@@ -55,7 +61,11 @@ def pooled(listings: Sequence[Listing], known: Known) -> Share:
     return say()
 
 
-WAYS: Mapping[str, Callable[[Sequence[Listing], Known], Share]] = {"macs": multiplied, "additive": additive, "pooled": pooled}
+WAYS: Mapping[str, Callable[[Sequence[Listing], Known], Share]] = {
+    "macs": multiplied,
+    "additive": additive,
+    "pooled": pooled,
+}
 
 
 def levels(listing: Listing, share: Share, known: Known) -> dict[str, float]:
@@ -68,7 +78,8 @@ def levels(listing: Listing, share: Share, known: Known) -> dict[str, float]:
 
 
 def carried(listings: Sequence[Listing], found: Sequence[Mapping[str, float]], device: Device) -> dict[str, float]:
-    """The level of a board without rows: ridge regression on traits over the tables' levels, and 0.75 of what boards of its core leave."""
+    """The level of a board without rows: ridge regression on traits over the tables' levels, and 0.75 of what boards of
+    its core leave."""
     made = {}
     for precision in costs.PRECISIONS:
         chosen = [(x.table.device, v[precision]) for x, v in zip(listings, found, strict=True) if precision in v]

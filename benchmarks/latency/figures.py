@@ -1,4 +1,5 @@
-"""Figures of predictions that were tried: errors, coverage with an interval over boards, the width that holds 95 %, the sign of int8 over float."""
+"""Figures of predictions that were tried: errors, coverage with an interval over boards, the width that holds 95 %, the
+sign of int8 over float."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ KEYS = ("family", "core", "board", "precision", "threads")
 
 @dataclass(frozen=True)
 class Try:
-    """One prediction of one row. `error`: logarithm of truth over prediction; `spread`: its standard deviation; `baselines` {name: their error}."""
+    """One prediction of one row. `error`: logarithm of truth over prediction; `spread`: its standard deviation;
+    `baselines` {name: their error}."""
 
     way: str
     table: str
@@ -47,8 +49,9 @@ class Pair:
 
 
 def reach(tries: Sequence[Try], without: str = "") -> float:
-    """Standard deviations to each side that hold 95 % of the rows, where every board counts once (pooling of the boards' distributions: Dunn,
-    Wasserman & Ramdas, Distribution-Free Prediction Sets for Two-Layer Hierarchical Models, JASA 118 (2023) 2491)."""
+    """Standard deviations to each side that hold 95 % of the rows, where every board counts once (pooling of the
+    boards' distributions: Dunn, Wasserman & Ramdas, Distribution-Free Prediction Sets for Two-Layer Hierarchical
+    Models, JASA 118 (2023) 2491)."""
     chosen = [t for t in tries if t.board != without]
     boards = [t.board for t in chosen]
     share = {b: 1 / boards.count(b) for b in set(boards)}
@@ -58,17 +61,22 @@ def reach(tries: Sequence[Try], without: str = "") -> float:
     return float(ratios[order][min(len(order) - 1, int(np.searchsorted(sums, LEVEL - 1e-9)))])
 
 
-def resampled(values: Mapping[str, Sequence[float]], of: Callable[[np.ndarray], float] = np.mean) -> tuple[float, float]:
+def resampled(
+    values: Mapping[str, Sequence[float]], of: Callable[[np.ndarray], float] = np.mean
+) -> tuple[float, float]:
     """95 % interval of a figure pooled over boards, by drawing whole boards with replacement (percentiles)."""
     boards, generator = [np.asarray(v, float) for v in values.values()], np.random.default_rng(SEED)
-    drawn = [of(np.concatenate([boards[i] for i in generator.integers(0, len(boards), len(boards))])) for _ in range(RESAMPLED)]
+    drawn = [
+        of(np.concatenate([boards[i] for i in generator.integers(0, len(boards), len(boards))]))
+        for _ in range(RESAMPLED)
+    ]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 
 
 def figures(tries: Sequence[Try], reached: Mapping[str, float]) -> dict[str, Any]:
-    """Median and 90th percentile of |prediction / truth - 1|, share inside the interval, its median width as a factor to each side, ranks; the
-    median error of the baselines on the rows where they apply, and how many those are."""
+    """Median and 90th percentile of |prediction / truth - 1|, share inside the interval, its median width as a factor
+    to each side, ranks; the median error of the baselines on the rows where they apply, and how many those are."""
     errors = np.array([abs(math.expm1(-t.error)) for t in tries])
     inside: dict[str, list[float]] = {}
     for t in tries:
@@ -98,15 +106,19 @@ def ranks(tries: Sequence[Try], value: Callable[[Try], float]) -> float | None:
     for t in tries:
         groups.setdefault((t.table, t.precision, t.draw), []).append(t)
     order = lambda values: np.argsort(np.argsort(np.array(values))).astype(float)
-    found = [float(np.corrcoef(order([value(t) for t in g]), order([t.truth for t in g]))[0, 1]) for g in groups.values() if len(g) >= 5]
+    found = [
+        float(np.corrcoef(order([value(t) for t in g]), order([t.truth for t in g]))[0, 1])
+        for g in groups.values()
+        if len(g) >= 5
+    ]
     return float(np.mean(found)) if found else None
 
 
 def signs(pairs: Sequence[Pair], reached: float) -> dict[str, Any]:
-    """How often the prediction says rightly whether int8 is faster than float. `always`: how often the more frequent answer is right; `decided`: the
-    share of which the interval of the ratio excludes 1, `right_decided` how often that sign is right; `inside`: of the ratio; `clear`: the smallest
-    factor between both predictions from which on 95 % of the signs are right, None where fewer than PAIRS are so far apart; `least`, `most`: the
-    median ratio of a board."""
+    """How often the prediction says rightly whether int8 is faster than float. `always`: how often the more frequent
+    answer is right; `decided`: the share of which the interval of the ratio excludes 1, `right_decided` how often that
+    sign is right; `inside`: of the ratio; `clear`: the smallest factor between both predictions from which on 95 % of
+    the signs are right, None where fewer than PAIRS are so far apart; `least`, `most`: the median ratio of a board."""
     truth = np.array([p.int8.truth - p.plain.truth for p in pairs])
     said, spread = np.array([p.value for p in pairs]), np.array([p.spread for p in pairs])
     right, decided = (truth < 0) == (said < 0), np.abs(said) > reached * spread
@@ -130,15 +142,23 @@ def signs(pairs: Sequence[Pair], reached: float) -> dict[str, Any]:
 
 
 def summary(tries: Sequence[Try], pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Of each way: all rows, and by family, core, board, precision and threads; an interval's reach is that of the other boards."""
+    """Of each way: all rows, and by family, core, board, precision and threads; an interval's reach is that of the
+    other boards."""
     found: dict[str, Any] = {}
     for way in dict.fromkeys(t.way for t in tries):
         chosen, both = [t for t in tries if t.way == way], [p for p in pairs if p.plain.way == way]
-        reached = {b: reach(chosen, b) for b in {t.board for t in chosen}} if len({t.board for t in chosen}) > 1 else {chosen[0].board: reach(chosen)}
+        reached = (
+            {b: reach(chosen, b) for b in {t.board for t in chosen}}
+            if len({t.board for t in chosen}) > 1
+            else {chosen[0].board: reach(chosen)}
+        )
         found[way] = {"all": figures(chosen, reached), "reach": reach(chosen)}
         if both:
             by = {f: [p for p in both if p.plain.family == f] for f in sorted({p.plain.family for p in both})}
-            found[way]["signs"] = {"all": signs(both, reach(chosen)), **{f: signs(v, reach(chosen)) for f, v in by.items()}}
+            found[way]["signs"] = {
+                "all": signs(both, reach(chosen)),
+                **{f: signs(v, reach(chosen)) for f, v in by.items()},
+            }
         for key in KEYS:
             values = sorted({getattr(t, key) for t in chosen})
             found[way][key] = {v: figures([t for t in chosen if getattr(t, key) == v], reached) for v in values}

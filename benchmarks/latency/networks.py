@@ -1,11 +1,14 @@
-"""The networks of the published rows, by operator, from their public definitions. Numbers only: no weights, no file of anybody's.
+"""The networks of the published rows, by operator, from their public definitions. Numbers only: no weights, no file of
+anybody's.
 
-Papers: SqueezeNet 1602.07360, MobileNet 1704.04861 / 1801.04381 / 1905.02244, ShuffleNet 1707.01083 / 1807.11164, MnasNet 1807.11626,
-ProxylessNAS 1812.00332, EfficientNet 1905.11946 / 2104.00298, RegNet 2003.13678, BlazeFace 1907.05047, GoogLeNet 1409.4842, ResNet 1512.03385,
-AlexNet 1404.5997 (1998 LRN, groups 2), VGG 1409.1556, SSD 1512.02325, YOLOv4-tiny 2011.08036, ViT 2010.11929; detectors' heads (NanoDet-m,
-Yolo-Fastest 1.1 and v2, FastestDet, MobileNet-YOLO) as in Tencent/ncnn benchmark/*.param.
+Papers: SqueezeNet 1602.07360, MobileNet 1704.04861 / 1801.04381 / 1905.02244, ShuffleNet 1707.01083 / 1807.11164,
+MnasNet 1807.11626, ProxylessNAS 1812.00332, EfficientNet 1905.11946 / 2104.00298, RegNet 2003.13678, BlazeFace
+1907.05047, GoogLeNet 1409.4842, ResNet 1512.03385, AlexNet 1404.5997 (1998 LRN, groups 2), VGG 1409.1556, SSD
+1512.02325, YOLOv4-tiny 2011.08036, ViT 2010.11929; detectors' heads (NanoDet-m, Yolo-Fastest 1.1 and v2, FastestDet,
+MobileNet-YOLO) as in Tencent/ncnn benchmark/*.param.
 
-Convolutions carry their batch norm and ReLU; swish, hard swish, sums, pools, concatenations and shuffles are operators of their own.
+Convolutions carry their batch norm and ReLU; swish, hard swish, sums, pools, concatenations and shuffles are operators
+of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ class At:
     def to(self, operator: Operator) -> At:
         return At(operator.co, operator.height, operator.width, (*self.work, operator))
 
-    def conv(self, co: int, k: int | tuple[int, int] = 1, s: int = 1, g: int = 1, *, valid: bool = False, ceil: bool = False) -> At:
+    def conv(
+        self, co: int, k: int | tuple[int, int] = 1, s: int = 1, g: int = 1, *, valid: bool = False, ceil: bool = False
+    ) -> At:
         kernel = (k, k) if isinstance(k, int) else k
         size = [_out(n, kk, s, valid=valid, ceil=ceil) for n, kk in zip((self.h, self.w), kernel, strict=True)]
         return self.to(Operator("conv", self.c, co, kernel, s, g, size[0], size[1]))
@@ -168,7 +173,15 @@ def mobilenet_yolo(size: int = 416) -> At:
     return b.like(a).conv(125).like(b).conv(125)
 
 
-V2 = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3), (6, 96, 3, 1, 3), (6, 160, 3, 2, 3), (6, 320, 1, 1, 3))
+V2 = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 32, 3, 2, 3),
+    (6, 64, 4, 2, 3),
+    (6, 96, 3, 1, 3),
+    (6, 160, 3, 2, 3),
+    (6, 320, 1, 1, 3),
+)
 
 
 def mobilenet_v2(size: int = 224, alpha: float = 1.0) -> At:
@@ -194,17 +207,46 @@ def inverted_from(expanded: At, co: int) -> At:
 
 
 LARGE = (
-    *((3, 16, 16, 0, 0, 1), (3, 64, 24, 0, 0, 2), (3, 72, 24, 0, 0, 1), (5, 72, 40, 1, 0, 2), (5, 120, 40, 1, 0, 1), (5, 120, 40, 1, 0, 1)),
-    *((3, 240, 80, 0, 1, 2), (3, 200, 80, 0, 1, 1), (3, 184, 80, 0, 1, 1), (3, 184, 80, 0, 1, 1), (3, 480, 112, 1, 1, 1), (3, 672, 112, 1, 1, 1)),
+    *(
+        (3, 16, 16, 0, 0, 1),
+        (3, 64, 24, 0, 0, 2),
+        (3, 72, 24, 0, 0, 1),
+        (5, 72, 40, 1, 0, 2),
+        (5, 120, 40, 1, 0, 1),
+        (5, 120, 40, 1, 0, 1),
+    ),
+    *(
+        (3, 240, 80, 0, 1, 2),
+        (3, 200, 80, 0, 1, 1),
+        (3, 184, 80, 0, 1, 1),
+        (3, 184, 80, 0, 1, 1),
+        (3, 480, 112, 1, 1, 1),
+        (3, 672, 112, 1, 1, 1),
+    ),
     *((5, 672, 160, 1, 1, 2), (5, 960, 160, 1, 1, 1), (5, 960, 160, 1, 1, 1)),
 )
 SMALL = (
-    *((3, 16, 16, 1, 0, 2), (3, 72, 24, 0, 0, 2), (3, 88, 24, 0, 0, 1), (5, 96, 40, 1, 1, 2), (5, 240, 40, 1, 1, 1), (5, 240, 40, 1, 1, 1)),
-    *((5, 120, 48, 1, 1, 1), (5, 144, 48, 1, 1, 1), (5, 288, 96, 1, 1, 2), (5, 576, 96, 1, 1, 1), (5, 576, 96, 1, 1, 1)),
+    *(
+        (3, 16, 16, 1, 0, 2),
+        (3, 72, 24, 0, 0, 2),
+        (3, 88, 24, 0, 0, 1),
+        (5, 96, 40, 1, 1, 2),
+        (5, 240, 40, 1, 1, 1),
+        (5, 240, 40, 1, 1, 1),
+    ),
+    *(
+        (5, 120, 48, 1, 1, 1),
+        (5, 144, 48, 1, 1, 1),
+        (5, 288, 96, 1, 1, 2),
+        (5, 576, 96, 1, 1, 1),
+        (5, 576, 96, 1, 1, 1),
+    ),
 )
 
 
-def mobilenet_v3(rows: Sequence[tuple[int, int, int, int, int, int]] = LARGE, last: int = 960, head: int = 1280, size: int = 224) -> At:
+def mobilenet_v3(
+    rows: Sequence[tuple[int, int, int, int, int, int]] = LARGE, last: int = 960, head: int = 1280, size: int = 224
+) -> At:
     x = image(size).conv(16, 3, 2).each()
     for k, expanded, co, se, act, s in rows:
         x = inverted(x, co, k, s, expanded, se=wide(expanded / 4) * se, act=bool(act))
@@ -273,7 +315,18 @@ def yolo_fastest_v2(size: int = 352) -> At:
         for _ in range(2):
             x = x.like(top).dw(5).conv(72).dw(5).conv(72)
         last = x
-        x = x.conv(12).like(last).conv(3).like(last).conv(80).each(kind="move").each().each(kind="move").concat(95).each(kind="move")
+        x = (
+            x.conv(12)
+            .like(last)
+            .conv(3)
+            .like(last)
+            .conv(80)
+            .each(kind="move")
+            .each()
+            .each(kind="move")
+            .concat(95)
+            .each(kind="move")
+        )
     return x
 
 
@@ -331,19 +384,45 @@ def _thin(x: At, expanded: int, co: int, s: int) -> At:
 
 def mnasnet(size: int = 224) -> At:
     x = image(size).conv(32, 3, 2).dw().conv(16)
-    x = blocks(x, [(3, 24, 3, 2, 3), (3, 40, 3, 2, 5), (6, 80, 3, 2, 5), (6, 96, 2, 1, 3), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)])
+    x = blocks(
+        x,
+        [(3, 24, 3, 2, 3), (3, 40, 3, 2, 5), (6, 80, 3, 2, 5), (6, 96, 2, 1, 3), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)],
+    )
     return x.conv(1280).mean().fc(1000)
 
 
 def proxylessnas(size: int = 224) -> At:
     """The network found for phones: (expansion, channels, repeats, stride, kernel)."""
     x = image(size).conv(32, 3, 2).dw().conv(16)
-    rows = [(3, 32, 1, 2, 5), (3, 32, 1, 1, 3), (3, 40, 1, 2, 7), (3, 40, 1, 1, 3), (3, 40, 2, 1, 5), (6, 80, 1, 2, 7), (3, 80, 3, 1, 5)]
-    rows += [(6, 96, 1, 1, 5), (3, 96, 3, 1, 5), (6, 192, 1, 2, 7), (6, 192, 1, 1, 7), (3, 192, 2, 1, 7), (6, 320, 1, 1, 7)]
+    rows = [
+        (3, 32, 1, 2, 5),
+        (3, 32, 1, 1, 3),
+        (3, 40, 1, 2, 7),
+        (3, 40, 1, 1, 3),
+        (3, 40, 2, 1, 5),
+        (6, 80, 1, 2, 7),
+        (3, 80, 3, 1, 5),
+    ]
+    rows += [
+        (6, 96, 1, 1, 5),
+        (3, 96, 3, 1, 5),
+        (6, 192, 1, 2, 7),
+        (6, 192, 1, 1, 7),
+        (3, 192, 2, 1, 7),
+        (6, 320, 1, 1, 7),
+    ]
     return blocks(x, rows).conv(1280).mean().fc(1000)
 
 
-B0 = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))
+B0 = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
 
 
 def efficientnet_b0(size: int = 224) -> At:
@@ -354,7 +433,9 @@ def efficientnet_b0(size: int = 224) -> At:
 def efficientnet_lite(size: int, width: float, depth: float) -> At:
     """No squeeze and excitation, ReLU6; stem and head keep their width."""
     x = image(size).conv(32, 3, 2)
-    rows = [(t, wide(c * width), n if i in (0, 6) else -int(-n * depth // 1), s, k) for i, (t, c, n, s, k) in enumerate(B0)]
+    rows = [
+        (t, wide(c * width), n if i in (0, 6) else -int(-n * depth // 1), s, k) for i, (t, c, n, s, k) in enumerate(B0)
+    ]
     return blocks(x, rows).conv(1280).mean().fc(1000)
 
 
@@ -365,7 +446,13 @@ def efficientnetv2_b0(size: int = 224) -> At:
         for i in range(n):
             y = x.conv(4 * x.c, 3, 2 if i == 0 else 1).each().conv(co)
             x = y.each(2) if i else y
-    return blocks(x, [(4, 96, 3, 2, 3), (6, 112, 5, 1, 3), (6, 192, 8, 2, 3)], se=0.25, act=True).conv(1280).each().mean().fc(1000)
+    return (
+        blocks(x, [(4, 96, 3, 2, 3), (6, 112, 5, 1, 3), (6, 192, 8, 2, 3)], se=0.25, act=True)
+        .conv(1280)
+        .each()
+        .mean()
+        .fc(1000)
+    )
 
 
 def regnety_400m(size: int = 224) -> At:
@@ -382,7 +469,21 @@ def regnety_400m(size: int = 224) -> At:
 
 def blazeface(size: int = 128) -> At:
     x = image(size).conv(24, 5, 2)
-    for co, s in ((24, 1), (28, 1), (32, 2), (36, 1), (42, 1), (48, 2), (56, 1), (64, 1), (72, 1), (80, 1), (88, 1), (96, 2), *((96, 1),) * 4):
+    for co, s in (
+        (24, 1),
+        (28, 1),
+        (32, 2),
+        (36, 1),
+        (42, 1),
+        (48, 2),
+        (56, 1),
+        (64, 1),
+        (72, 1),
+        (80, 1),
+        (88, 1),
+        (96, 2),
+        *((96, 1),) * 4,
+    ):
         y = x.dw(3, s).conv(co)
         y = replace(y.like(x).pool(2, 2).each(kind="move"), c=co) if s == 2 else y
         x = replace(y, c=co).each(2)
@@ -524,7 +625,14 @@ NETWORKS: dict[str, Callable[[], At]] = {
     "yolov4-tiny": yolov4_tiny,
     "vision_transformer": vision_transformer,
     "mlperf_tiny_ic01_resnet8": resnet8,
-    **{f"mobilenet_v1_{a:g}@{s}": (lambda a=a, s=s: mobilenet_v1(s, a)) for a in (0.25, 0.5, 0.75, 1.0) for s in (128, 160, 192, 224)},
-    **{f"mobilenet_v2_{a:g}@{s}": (lambda a=a, s=s: mobilenet_v2(s, a)) for a, s in ((0.35, 224), (0.35, 128), (1.4, 224))},
+    **{
+        f"mobilenet_v1_{a:g}@{s}": (lambda a=a, s=s: mobilenet_v1(s, a))
+        for a in (0.25, 0.5, 0.75, 1.0)
+        for s in (128, 160, 192, 224)
+    },
+    **{
+        f"mobilenet_v2_{a:g}@{s}": (lambda a=a, s=s: mobilenet_v2(s, a))
+        for a, s in ((0.35, 224), (0.35, 128), (1.4, 224))
+    },
     **{f"efficientnet_lite{i}": (lambda row=row: efficientnet_lite(*row)) for i, row in enumerate(LITE)},
 }

@@ -74,7 +74,11 @@ def markdown(found: Mapping[str, Any]) -> str:
             lines += ["", f"## By {key}: {title}", "", HEAD]
             lines += [_line(name, f) for name, f in chosen if f["boards"] >= ENOUGH]
             few = [f"{name} {percent(f['inside'], 0)} ({f['boards']})" for name, f in chosen if f["boards"] < ENOUGH]
-            lines += ["", f"Of fewer than {ENOUGH} boards, rows inside the interval (boards): {'; '.join(few)}."] if few else []
+            lines += (
+                ["", f"Of fewer than {ENOUGH} boards, rows inside the interval (boards): {'; '.join(few)}."]
+                if few
+                else []
+            )
     for way in SHOWN[:2]:
         lines += ["", f"## By board: {WAYS[way].strip('*')}", "", HEAD]
         lines += [_line(name, f) for name, f in ways[way]["board"].items()]
@@ -102,7 +106,11 @@ def _signs(ways: Mapping[str, Any]) -> list[str]:
 def _closing(found: Mapping[str, Any]) -> list[str]:
     noise, least, ways = found["noise"], found["bounds"], found["ways"]
     terms = "; ".join(f"{family}: {t['spread']:.2f} and {t['int8']:.2f}" for family, t in found["boards"].items())
-    below = f" ({', '.join(least['of'])}; at up to {1 / least['least']:.1f} times what the core's units can do)" if least["below"] else ""
+    below = (
+        f" ({', '.join(least['of'])}; at up to {1 / least['least']:.1f} times what the core's units can do)"
+        if least["below"]
+        else ""
+    )
     offsets = "; ".join(f"{s} {p} {math.exp(m):.2f} (x or / {math.exp(d):.2f})" for s, p, m, d in found["offsets"])
     widths = ", ".join(f"{ways[w]['reach']:.2f}" for w in CALIBRATED)
     return [
@@ -183,7 +191,9 @@ def main() -> None:
     found = json.loads((HERE / "result.json").read_text(encoding="utf-8"))
     (HERE / "RESULTS.md").write_text(markdown(found), encoding="utf-8")
     page = HERE.parent.parent / "README.md"
-    page.write_text(MARK.sub(lambda m: m.group(1) + readme(found) + m.group(2), page.read_text(encoding="utf-8")), encoding="utf-8")
+    page.write_text(
+        MARK.sub(lambda m: m.group(1) + readme(found) + m.group(2), page.read_text(encoding="utf-8")), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

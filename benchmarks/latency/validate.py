@@ -2,9 +2,10 @@
 
     python benchmarks/latency/validate.py PUBLISHED.csv MORE.csv
 
-Every board is left out of everything that is learned, with 0, 3 and 5 of its rows of each precision given back; and once more with a fifth of the
-networks left out of everything, too, so that neither the board nor the network was ever seen. What makes intervals as wide as they are (a board's
-own level, the reach) is estimated over boards, and for each board from the others alone.
+Every board is left out of everything that is learned, with 0, 3 and 5 of its rows of each precision given back; and
+once more with a fifth of the networks left out of everything, too, so that neither the board nor the network was ever
+seen. What makes intervals as wide as they are (a board's own level, the reach) is estimated over boards, and for each
+board from the others alone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ Shares = Mapping[str, baselines.Share]
 
 @dataclass(frozen=True)
 class Unseen:
-    """What was learned without a board and without some networks: the population, the baselines, and the listings themselves."""
+    """What was learned without a board and without some networks: the population, the baselines, and the listings
+    themselves."""
 
     board: str
     networks: frozenset[str]
@@ -54,11 +56,15 @@ class Unseen:
 
     def relatives(self, core: str) -> list[Calibration]:
         kin = [x for x in self.listings if x.table.device.core == core]
-        return [calibration.fit(restricted(x, self.known).rows, x.table.device, self.population, board=x.board) for x in kin]
+        return [
+            calibration.fit(restricted(x, self.known).rows, x.table.device, self.population, board=x.board) for x in kin
+        ]
 
 
 def restricted(listing: Listing, keep: baselines.Known) -> Table:
-    return dataclasses.replace(listing.table, rows=tuple(r for i, r in enumerate(listing.table.rows) if keep(listing, i)))
+    return dataclasses.replace(
+        listing.table, rows=tuple(r for i, r in enumerate(listing.table.rows) if keep(listing, i))
+    )
 
 
 def without(listings: Sequence[Listing], board: str, networks: Iterable[str] = ()) -> Unseen:
@@ -70,8 +76,11 @@ def without(listings: Sequence[Listing], board: str, networks: Iterable[str] = (
     return Unseen(board, gone, others, learn([restricted(x, keep) for x in others], "ncnn"), shares)
 
 
-def tries(listings: Sequence[Listing], unseen: Unseen, terms: Terms, counts: Sequence[int] = GIVEN) -> tuple[list[Try], list[Pair]]:
-    """The rows of a board (of the networks that were left out, where some were) from `counts` of its rows of each precision."""
+def tries(
+    listings: Sequence[Listing], unseen: Unseen, terms: Terms, counts: Sequence[int] = GIVEN
+) -> tuple[list[Try], list[Pair]]:
+    """The rows of a board (of the networks that were left out, where some were) from `counts` of its rows of each
+    precision."""
     known = dataclasses.replace(unseen.population, boards=terms)
     unseen = dataclasses.replace(unseen, population=known)
     found: list[Try] = []
@@ -86,8 +95,14 @@ def tries(listings: Sequence[Listing], unseen: Unseen, terms: Terms, counts: Seq
                     continue
                 fitted = calibration.fit([rows[i] for i in sorted(given)], device, known, relatives=kin)
                 levels = leveled(listing, unseen, given)
-                asked = [i for i in range(len(rows)) if i not in given and (not unseen.networks or not unseen.known(listing, i))]
-                way = ("cores 0" if not kin and not count else f"boards {count}") + (", networks" if unseen.networks else "")
+                asked = [
+                    i
+                    for i in range(len(rows))
+                    if i not in given and (not unseen.networks or not unseen.known(listing, i))
+                ]
+                way = ("cores 0" if not kin and not count else f"boards {count}") + (
+                    ", networks" if unseen.networks else ""
+                )
                 made = [tried(way, listing, i, fitted, unseen.shares, levels, draw) for i in asked]
                 found += made
                 pairs += paired(way, listing, asked, fitted, made)
@@ -102,25 +117,45 @@ def drawn(listing: Listing, unseen: Unseen, count: int, generator: np.random.Gen
             by[row.precision].append(i)
     if any(len(v) < count for v in by.values()):
         return None
-    return frozenset(int(i) for v in by.values() for i in generator.choice(v, count, replace=False)) if count else frozenset()
+    return (
+        frozenset(int(i) for v in by.values() for i in generator.choice(v, count, replace=False))
+        if count
+        else frozenset()
+    )
 
 
 def leveled(listing: Listing, unseen: Unseen, given: frozenset[int]) -> dict[str, dict[str, float]]:
     """{baseline: level of the table by precision}."""
     if given:
-        return {name: baselines.levels(listing, share, lambda x, i: i in given) for name, share in unseen.shares.items()}
+        return {
+            name: baselines.levels(listing, share, lambda x, i: i in given) for name, share in unseen.shares.items()
+        }
     of = lambda share: [baselines.levels(x, share, unseen.known) for x in unseen.listings]
-    return {name: baselines.carried(unseen.listings, of(share), listing.table.device) for name, share in unseen.shares.items()}
+    return {
+        name: baselines.carried(unseen.listings, of(share), listing.table.device)
+        for name, share in unseen.shares.items()
+    }
 
 
 def tried(
-    way: str, listing: Listing, i: int, fitted: Calibration, shares: Shares, levels: Mapping[str, Mapping[str, float]], draw: int = 0, board: str = ""
+    way: str,
+    listing: Listing,
+    i: int,
+    fitted: Calibration,
+    shares: Shares,
+    levels: Mapping[str, Mapping[str, float]],
+    draw: int = 0,
+    board: str = "",
 ) -> Try:
     row, network, device = listing.table.rows[i], listing.networks[i], listing.table.device
     value, gradient = logarithm(fitted.mean, row.costs, row.precision)
     spread, truth = math.sqrt(float(gradient @ fitted.covariance @ gradient) + fitted.noise), math.log(row.milliseconds)
     key = (network, row.precision)
-    off = {n: truth - share[key] - levels[n][row.precision] for n, share in shares.items() if key in share and row.precision in levels[n]}
+    off = {
+        n: truth - share[key] - levels[n][row.precision]
+        for n, share in shares.items()
+        if key in share and row.precision in levels[n]
+    }
     place = (board or listing.board, device.family, device.core, str(device.threads))
     return Try(way, listing.table.name, *place, network, row.precision, draw, truth - value, spread, off, truth)
 
@@ -146,8 +181,8 @@ Own = Mapping[str, tuple[str, float, float, float]]
 
 
 def own_terms(listings: Sequence[Listing], parts: Mapping[str, Unseen]) -> Own:
-    """{board without rows: (family, how many times the variance that is expected of it its rows' errors have, the same of int8 over float: square of
-    the mean error, and its expected variance)}: the mean over the tables of a board."""
+    """{board without rows: (family, how many times the variance that is expected of it its rows' errors have, the same
+    of int8 over float: square of the mean error, and its expected variance)}: the mean over the tables of a board."""
     found = {}
     for board, unseen in parts.items():
         by: list[tuple[float, float, float]] = []
@@ -163,14 +198,21 @@ def own_terms(listings: Sequence[Listing], parts: Mapping[str, Unseen]) -> Own:
             times = (error**2 - fitted.noise) / np.einsum("ri,ij,rj->r", slope, fitted.covariance, slope)
             int8 = np.array([r.precision == "int8" for r in rows])
             apart = slope[int8].mean(0) - slope[~int8].mean(0)
-            by.append((float(times.mean()), float(error[int8].mean() - error[~int8].mean()) ** 2, float(apart @ fitted.covariance @ apart)))
+            by.append(
+                (
+                    float(times.mean()),
+                    float(error[int8].mean() - error[~int8].mean()) ** 2,
+                    float(apart @ fitted.covariance @ apart),
+                )
+            )
         if by:
             found[board] = (device.family, *(float(v) for v in np.mean(by, axis=0)))
     return found
 
 
 def terms_of(own: Own, board: str = "") -> dict[str, dict[str, float]]:
-    """What boards of a family differ by, from all boards but one: each family's mean, drawn towards that of all boards as by PRIOR more of them."""
+    """What boards of a family differ by, from all boards but one: each family's mean, drawn towards that of all boards
+    as by PRIOR more of them."""
 
     def drawn_in(values: Sequence[tuple[str, float]]) -> dict[str, float]:
         middle = float(np.mean([v for _, v in values]))
@@ -186,7 +228,9 @@ def terms_of(own: Own, board: str = "") -> dict[str, dict[str, float]]:
 # ---------------------------------------------------------------- known boards, other runtimes
 
 
-def networks_out(listings: Sequence[Listing], folds: Sequence[Sequence[str]], terms: Terms) -> tuple[list[Try], list[Pair]]:
+def networks_out(
+    listings: Sequence[Listing], folds: Sequence[Sequence[str]], terms: Terms
+) -> tuple[list[Try], list[Pair]]:
     """Each table's rows of networks that were left out, from its rows of all others."""
     found: list[Try] = []
     pairs: list[Pair] = []
@@ -204,9 +248,11 @@ def networks_out(listings: Sequence[Listing], folds: Sequence[Sequence[str]], te
     return found, pairs
 
 
-def offsets(listings: Sequence[Listing], others: Sequence[tuple[str, Listing]], known: Population) -> list[tuple[str, str, float, float]]:
-    """(source, precision, mean logarithm of truth over prediction, its deviation over rows) of each table of another runtime, on cores that the
-    listings have."""
+def offsets(
+    listings: Sequence[Listing], others: Sequence[tuple[str, Listing]], known: Population
+) -> list[tuple[str, str, float, float]]:
+    """(source, precision, mean logarithm of truth over prediction, its deviation over rows) of each table of another
+    runtime, on cores that the listings have."""
     found = []
     for source, listing in others:
         device = listing.table.device
@@ -214,7 +260,9 @@ def offsets(listings: Sequence[Listing], others: Sequence[tuple[str, Listing]], 
         fitted = calibration.fit((), device, known, relatives=kin)
         by: dict[str, list[float]] = {}
         for row in listing.table.rows if kin else ():
-            by.setdefault(row.precision, []).append(math.log(row.milliseconds) - logarithm(fitted.mean, row.costs, row.precision)[0])
+            by.setdefault(row.precision, []).append(
+                math.log(row.milliseconds) - logarithm(fitted.mean, row.costs, row.precision)[0]
+            )
         found += [(source, p, float(np.mean(v)), float(np.std(v))) for p, v in by.items()]
     return found
 
@@ -226,7 +274,10 @@ def runtimes_of(found: Iterable[tuple[str, str, float, float]], source: str = ""
 
 
 def other_runtimes(
-    listings: Sequence[Listing], others: Sequence[tuple[str, Listing]], whole: Unseen, found: Sequence[tuple[str, str, float, float]]
+    listings: Sequence[Listing],
+    others: Sequence[tuple[str, Listing]],
+    whole: Unseen,
+    found: Sequence[tuple[str, str, float, float]],
 ) -> tuple[list[Try], list[Pair]]:
     """The rows of sources that used another runtime: from the core alone, and from 3 of its rows of each precision."""
     made: list[Try] = []
@@ -235,14 +286,20 @@ def other_runtimes(
         device, rows = listing.table.device, listing.table.rows
         known = dataclasses.replace(whole.population, runtimes=runtimes_of(found, source))
         kin = whole.relatives(device.core)
-        shares = {name: whole.shares[name] | extra for name, extra in (("macs", baselines.multiplied([listing], whole.known)),)}
+        shares = {
+            name: whole.shares[name] | extra
+            for name, extra in (("macs", baselines.multiplied([listing], whole.known)),)
+        }
         counts = {p: sum(r.precision == p for r in rows) for p in costs.PRECISIONS}
         there = [i for i, r in enumerate(rows) if counts[r.precision] >= 5]
         for way in ("runtimes 0",) * bool(kin) + ("runtimes 3",) * DRAWS * bool(there):
             generator = np.random.default_rng([SEED, number, len(made)])
             of = lambda p, there=there, rows=rows: [i for i in there if rows[i].precision == p]
             given = frozenset(
-                int(i) for p in costs.PRECISIONS if way == "runtimes 3" and of(p) for i in generator.choice(of(p), 3, replace=False)
+                int(i)
+                for p in costs.PRECISIONS
+                if way == "runtimes 3" and of(p)
+                for i in generator.choice(of(p), 3, replace=False)
             )
             fitted = calibration.fit([rows[i] for i in sorted(given)], device, known, relatives=kin, runtime=source)
             levels = leveled(listing, dataclasses.replace(whole, shares=shares), given)
@@ -274,7 +331,9 @@ def tried_all(path: Path, further: Path) -> tuple[dict[str, object], list[Try], 
     found: list[Try] = []
     pairs: list[Pair] = []
     steps: list[Callable[[], tuple[list[Try], list[Pair]]]] = [
-        lambda board=board, part=part: tries(listings, part, terms_of(own, board)) for board, made in parts.items() for part in made
+        lambda board=board, part=part: tries(listings, part, terms_of(own, board))
+        for board, made in parts.items()
+        for part in made
     ]
     steps += [lambda: networks_out(listings, folds, terms), lambda: other_runtimes(listings, others, whole, off)]
     for done, step in enumerate(steps, 1):
@@ -283,7 +342,12 @@ def tried_all(path: Path, further: Path) -> tuple[dict[str, object], list[Try], 
         print(f"\rtried {done} of {len(steps)}               ", end="", file=sys.stderr, flush=True)
     record = {
         "schema": "edgekd.latency/2",
-        "rows": {"file": len(rows) + len(more), "used": sum(len(x.networks) for x in listings), "tables": len(listings), "boards": len(boards)},
+        "rows": {
+            "file": len(rows) + len(more),
+            "used": sum(len(x.networks) for x in listings),
+            "tables": len(listings),
+            "boards": len(boards),
+        },
         "networks": len(names),
         "other_runtimes": sum(len(x.networks) for _, x in others),
         "left_out": published.left_out(rows),

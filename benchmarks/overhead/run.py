@@ -1,9 +1,11 @@
-"""What distillation and quantization-aware training cost over a plain training step, and what calibration needs in memory.
+"""What distillation and quantization-aware training cost over a plain training step, and what calibration needs in
+memory.
 
     python benchmarks/overhead/run.py [--rounds 12] [--steps 6] [--out benchmarks/overhead/result.json]
 
-Steps of every kind are timed in turn (A B C D, D C B A, ...) in one process on one thread; the ratio is taken round by round, so that a drift of
-the machine hits all alike. Calibration runs in a fresh process per size. Only ratios are meant to be compared between machines.
+Steps of every kind are timed in turn (A B C D, D C B A, ...) in one process on one thread; the ratio is taken round by
+round, so that a drift of the machine hits all alike. Calibration runs in a fresh process per size. Only ratios are
+meant to be compared between machines.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ BATCH, SIDE, CLASSES = 64, 32, 10
 
 def task():
     from edgekd import Task
-    from edgekd.networks import residual
+    from edgekd.models.networks import residual
 
     models = {
         "teacher": lambda: residual((32, 64, 128), channels=3, classes=CLASSES, blocks=2),
@@ -35,19 +37,22 @@ def task():
 
 
 def columns(rows: int):
-    from edgekd.sources.columns import Columns
+    from edgekd.data.columns import Columns
 
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(rows, 3, SIDE, SIDE)).astype(np.float32)
-    return Columns("train", inputs, rng.integers(0, CLASSES, rows), list(range(rows)), np.ones(rows, np.float32), "synthetic")
+    return Columns(
+        "train", inputs, rng.integers(0, CLASSES, rows), list(range(rows)), np.ones(rows, np.float32), "synthetic"
+    )
 
 
 def stepper(module, data, terms, teacher=None):
     """A function that makes one training step: the very parts that the training loop uses."""
+    from edgekd.data.columns import take
     from edgekd.records import Signals
-    from edgekd.sources.columns import take
-    from edgekd.terms import bind, parts, total
-    from edgekd.train import Training, make_optimizer
+    from edgekd.training.optimizer import make_optimizer
+    from edgekd.training.settings import Training
+    from edgekd.training.terms import bind, parts, total
 
     optimizer, bound = make_optimizer(module, Training()), bind(terms, lambda: None)
     module.train()
@@ -71,17 +76,20 @@ def training(rounds: int, steps: int) -> dict:
     """Medians of milliseconds per step, and of the ratios to the plain step, round by round."""
     import torch
 
-    from edgekd import models
+    from edgekd.models import saved
     from edgekd.quantization import fake_quantized
     from edgekd.records import Artifact
     from edgekd.teachers.cached import cached
     from edgekd.teachers.live import live
-    from edgekd.terms import terms
+    from edgekd.training.terms import terms
 
     torch.set_num_threads(1)
     work, data = task(), columns(BATCH * 16)
-    plain, distil = terms(({"use": "cross_entropy"},)), terms(({"use": "cross_entropy", "weight": 0.1}, {"use": "kl", "weight": 0.9}))
-    teacher, student = models.create(work, "teacher", 0), lambda: models.create(work, "student", 0)
+    plain, distil = (
+        terms(({"use": "cross_entropy"},)),
+        terms(({"use": "cross_entropy", "weight": 0.1}, {"use": "kl", "weight": 0.9})),
+    )
+    teacher, student = saved.create(work, "teacher", 0), lambda: saved.create(work, "student", 0)
     with tempfile.TemporaryDirectory() as folder:
         logits = live(teacher, work)
         answers = torch.cat([logits(_batch(data, i)).output for i in range(0, len(data), BATCH)])
@@ -110,13 +118,18 @@ def training(rounds: int, steps: int) -> dict:
         print(file=sys.stderr)
     ratios = {n: sorted(a / b for a, b in zip(times[n], times["plain"], strict=True)) for n in times}
     return {
-        n: {"ms": statistics.median(times[n]), "ratio": statistics.median(r), "low": r[len(r) // 10], "high": r[-1 - len(r) // 10]}
+        n: {
+            "ms": statistics.median(times[n]),
+            "ratio": statistics.median(r),
+            "low": r[len(r) // 10],
+            "high": r[-1 - len(r) // 10],
+        }
         for n, r in ratios.items()
     }
 
 
 def _batch(data, start):
-    from edgekd.sources.columns import take
+    from edgekd.data.columns import take
 
     return take(data, np.arange(start, start + BATCH, dtype=np.int64))
 
@@ -131,7 +144,7 @@ def calibration(rows: int) -> int:
 def calibrate(rows: int) -> None:
     import torch
 
-    from edgekd import models
+    from edgekd.models import saved
     from edgekd.quantization import calibrated
 
     torch.set_num_threads(1)
@@ -140,7 +153,7 @@ def calibrate(rows: int) -> None:
         for start in range(0, rows, 50):
             yield torch.from_numpy(np.random.default_rng(start).normal(size=(50, 3, SIDE, SIDE)).astype(np.float32))
 
-    calibrated(models.create(task(), "student", 0).eval(), batches(), ranges="entropy")
+    calibrated(saved.create(task(), "student", 0).eval(), batches(), ranges="entropy")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

@@ -1,10 +1,11 @@
-"""Spoken digits, every speaker held out once: teacher, control, distilled student and its int8 file, all scored in onnxruntime.
+"""Spoken digits, every speaker held out once: teacher, control, distilled student and its int8 file, all scored in
+onnxruntime.
 
     EDGEKD_SPEECH=/path/to/recordings python benchmarks/speech/run.py [--speakers NAME ...] [--runs FOLDER]
     python benchmarks/speech/run.py --tables
 
-A speaker is one `edgekd compress benchmarks/speech/recipe.toml --set task.speaker=NAME`: about five minutes on one core. What is finished is found
-in the store. RESULTS.md is made from result.json."""
+A speaker is one `edgekd compress benchmarks/speech/recipe.toml --set task.speaker=NAME`: about five minutes on one
+core. What is finished is found in the store. RESULTS.md is made from result.json."""
 
 from __future__ import annotations
 
@@ -30,9 +31,17 @@ def run(names: list[str], runs: Path) -> None:
 
     for name in names:
         outcome = edgekd.compress(HERE / "recipe.toml", sets=[f"task.speaker={name}"], out=runs / name, quiet=False)
-        result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"schema": "edgekd.benchmark.speech/1", "speakers": {}}
+        result = (
+            json.loads(RESULT.read_text())
+            if RESULT.is_file()
+            else {"schema": "edgekd.benchmark.speech/1", "speakers": {}}
+        )
         result["speakers"][name] = figures(outcome.result)
-        result |= {"environment": environment.describe(), "command": "EDGEKD_SPEECH=... python benchmarks/speech/run.py", "seed": 0}
+        result |= {
+            "environment": environment.describe(),
+            "command": "EDGEKD_SPEECH=... python benchmarks/speech/run.py",
+            "seed": 0,
+        }
         result["speakers"] = dict(sorted(result["speakers"].items()))
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -57,7 +66,11 @@ def tables() -> None:
              "onnxruntime; seed 0. The teacher heard none of that speaker either.", "",
              f"| speaker | clips | {' | '.join(ROWS)} |", "|---|---:|" + "---:|" * len(ROWS)]  # fmt: skip
     for name, found in each.items():
-        lines.append(f"| {name} | {found['teacher']['samples']} | " + " | ".join(f"{found[row]['top1']:.1f}" for row in ROWS) + " |")
+        lines.append(
+            f"| {name} | {found['teacher']['samples']} | "
+            + " | ".join(f"{found[row]['top1']:.1f}" for row in ROWS)
+            + " |"
+        )
     means = {row: sum(f[row]["top1"] for f in each.values()) / len(each) for row in ROWS}
     lines.append(f"| mean | | {' | '.join(f'{means[row]:.1f}' for row in ROWS)} |")
     sizes = next(iter(each.values()))
@@ -68,7 +81,10 @@ def tables() -> None:
         value, low, high = intervals.mean([f[a]["top1"] - f[b]["top1"] for f in each.values()])
         lines.append(f"- {a} - {b}: {value:+.2f} [{low:+.2f}, {high:+.2f}] points")
     facts = result["environment"]
-    lines += ["", f"Again: `{result['command']}`. {facts['cpu']}, {', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}."]
+    lines += [
+        "",
+        f"Again: `{result['command']}`. {facts['cpu']}, {', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}.",
+    ]
     TABLES.write_text("\n".join(lines) + "\n")
 
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def magnitude(group: Channels) -> torch.Tensor:
-    """Squared L2 norm of a channel's weights, mean over the coupled layers: Fang et al. 2023 (DepGraph, arXiv:2301.12900), without its
-    sparse training. Kernels, matrices and the scales of norms count, biases don't."""
+    """Squared L2 norm of a channel's weights, mean over the coupled layers: Fang et al. 2023 (DepGraph,
+    arXiv:2301.12900), without its sparse training. Kernels, matrices and the scales of norms count, biases don't."""
     import torch
 
     scores = [s.values.square().sum(1) for s in group.slices if s.kind in ("conv", "linear", "norm")]

@@ -1,8 +1,8 @@
-"""One's own data as a task's splits: `arrays` from memory, `from_loader` from a torch DataLoader; and `check`, which finds all that is
-wrong with a task."""
+"""One's own data as a task's splits: `arrays` from memory, `from_loader` from a torch DataLoader; and `check`, which
+finds all that is wrong with a task."""
 
 from edgekd.data.arrays import Arrays, Splits, arrays
+from edgekd.data.checks import check
 from edgekd.data.loader import Items, from_loader
-from edgekd.data.soundness import check
 
 __all__ = ["Arrays", "Items", "Splits", "arrays", "check", "from_loader"]

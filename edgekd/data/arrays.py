@@ -16,7 +16,8 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Arrays(Sequence[Sample]):
-    """Samples that lie in arrays: `inputs` [N, ...] or {name: [N, ...]}, `labels` [N, ...] or None, `ids`: N of them, `tags`: N tuples or None."""
+    """Samples that lie in arrays: `inputs` [N, ...] or {name: [N, ...]}, `labels` [N, ...] or None, `ids`: N of them,
+    `tags`: N tuples or None."""
 
     inputs: Any
     labels: np.ndarray | None
@@ -33,20 +34,25 @@ class Arrays(Sequence[Sample]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        inputs = {k: v[index] for k, v in self.inputs.items()} if isinstance(self.inputs, Mapping) else self.inputs[index]
+        inputs = (
+            {k: v[index] for k, v in self.inputs.items()} if isinstance(self.inputs, Mapping) else self.inputs[index]
+        )
         tags = () if self.tags is None else tuple(self.tags[index])
         return Sample(inputs, None if self.labels is None else self.labels[index], self.ids[index], tags)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """`data(split) -> samples`; a split that isn't there (`unlabelled`, `prior`) is empty. Raises UsageError for a name that no split has."""
+    """`data(split) -> samples`; a split that isn't there (`unlabelled`, `prior`) is empty. Raises UsageError for a name
+    that no split has."""
 
     parts: Mapping[str, Sequence[Sample]] = field(repr=False)
 
     def __call__(self, split: str) -> Sequence[Sample]:
         if split not in (*PARTS, "unlabelled", "prior"):
-            raise UsageError(Problem("data", f"there is no split {split!r}", "train, validation, test, unlabelled or prior"))
+            raise UsageError(
+                Problem("data", f"there is no split {split!r}", "train, validation, test, unlabelled or prior")
+            )
         return self.parts.get(split, ())
 
 
@@ -61,11 +67,12 @@ def arrays(
     validation: float = 0.2,
     seed: int = 0,
 ) -> Splits:
-    """Splits of arrays or tensors that lie in memory: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...] values, or None).
+    """Splits of arrays or tensors that lie in memory: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...]
+    values, or None).
 
-    Without `x_validation`, a share `validation` of the training samples is taken for it, by class where labels are class numbers; which
-    ones is fixed by `seed` and not by a run's. Floats become float32 and integer labels int64; nothing else is changed.
-    Raises UsageError with everything that is wrong."""
+    Without `x_validation`, a share `validation` of the training samples is taken for it, by class where labels are
+    class numbers; which ones is fixed by `seed` and not by a run's. Floats become float32 and integer labels int64;
+    nothing else is changed. Raises UsageError with everything that is wrong."""
     given = {"train": (x_train, y_train), "validation": (x_validation, y_validation), "test": (x_test, y_test)}
     problems: list[Problem] = []
     parts = {name: _columns(name, x, y, problems) for name, (x, y) in given.items() if x is not None}
@@ -74,7 +81,11 @@ def arrays(
     shapes = {name: _shape(x) for name, (x, y) in parts.items() if x is not None}
     for name, shape in shapes.items():
         if "train" in shapes and shape != shapes["train"]:
-            problems.append(Problem(f"x_{name}", f"samples are {shape}, those of x_train {shapes['train']}", "give all splits one form"))
+            problems.append(
+                Problem(
+                    f"x_{name}", f"samples are {shape}, those of x_train {shapes['train']}", "give all splits one form"
+                )
+            )
     if x_validation is None and not 0 < validation < 1:
         problems.append(Problem("validation", f"{validation} is no share", "a number between 0 and 1, such as 0.2"))
     if problems:
@@ -87,7 +98,12 @@ def arrays(
         parts |= {"train": _rows(x, y, kept), "validation": _rows(x, y, held)}
     else:
         ids = {}
-    return Splits({name: Arrays(x, y, ids.get(name) or [f"{name}/{i}" for i in range(_length(x))]) for name, (x, y) in parts.items()})
+    return Splits(
+        {
+            name: Arrays(x, y, ids.get(name) or [f"{name}/{i}" for i in range(_length(x))])
+            for name, (x, y) in parts.items()
+        }
+    )
 
 
 def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, np.ndarray | None]:
@@ -95,16 +111,32 @@ def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, n
     y = None if y is None else to_array(y)
     columns = {f"x_{name}[{k!r}]": v for k, v in x.items()} if isinstance(x, Mapping) else {f"x_{name}": x}
     columns |= {} if y is None else {f"y_{name}": y}
-    found = [Problem(f"x_{name}", "has no inputs", "give at least one named array")] if isinstance(x, Mapping) and not x else []
+    found = (
+        [Problem(f"x_{name}", "has no inputs", "give at least one named array")]
+        if isinstance(x, Mapping) and not x
+        else []
+    )
     for place, column in columns.items():
         if column.dtype.kind not in "fiub":
-            hint = "give numbers of one shape" if place.startswith("x") else "number the classes: names, y = numpy.unique(y, return_inverse=True)"
-            found.append(Problem(place, f"values are of type {'str' if column.dtype.kind == 'U' else column.dtype}", hint))
+            hint = (
+                "give numbers of one shape"
+                if place.startswith("x")
+                else "number the classes: names, y = numpy.unique(y, return_inverse=True)"
+            )
+            found.append(
+                Problem(place, f"values are of type {'str' if column.dtype.kind == 'U' else column.dtype}", hint)
+            )
         if not column.ndim or not len(column):
             found.append(Problem(place, f"is empty: shape {list(column.shape)}", "the first axis counts the samples"))
     lengths = {place: len(column) for place, column in columns.items() if column.ndim}
     if len(set(lengths.values())) > 1:
-        found.append(Problem(f"x_{name}, y_{name}", "differ in length: " + ", ".join(f"{k} {n}" for k, n in lengths.items()), "one row per sample"))
+        found.append(
+            Problem(
+                f"x_{name}, y_{name}",
+                "differ in length: " + ", ".join(f"{k} {n}" for k, n in lengths.items()),
+                "one row per sample",
+            )
+        )
     problems += found
     if found:
         return None, None
@@ -135,12 +167,14 @@ def _rows(x: Any, y: np.ndarray | None, index: np.ndarray) -> tuple[Any, np.ndar
 
 
 def _held_out(y: np.ndarray | None, count: int, share: float, seed: int) -> np.ndarray:
-    """Sorted positions of round(share * count) samples, at least 1 and at most count - 1; each class gives its share, largest remainders first."""
+    """Sorted positions of round(share * count) samples, at least 1 and at most count - 1; each class gives its share,
+    largest remainders first."""
     generator = np.random.default_rng(seed)
     wanted = min(max(1, round(share * count)), max(1, count - 1))
     if y is None or y.dtype.kind != "i" or y.ndim != 1:
         return np.sort(generator.permutation(count)[:wanted])
     shuffled = generator.permutation(count)
     grouped = shuffled[np.argsort(y[shuffled], kind="stable")]  # by class, at random within
-    rank = (np.arange(wanted) + generator.random()) * count / wanted  # systematic sampling: every class within one of its share
+    # systematic sampling: every class within one of its share
+    rank = (np.arange(wanted) + generator.random()) * count / wanted
     return np.sort(grouped[np.floor(rank).astype(np.int64).clip(max=count - 1)])

@@ -1,7 +1,9 @@
-"""CIFAR-10 from a folder or archive that lies on this machine: 60,000 images of 32 x 32 in ten classes (Krizhevsky 2009). Nothing is downloaded.
+"""CIFAR-10 from a folder or archive that lies on this machine: 60,000 images of 32 x 32 in ten classes (Krizhevsky
+2009). Nothing is downloaded.
 
-Read are the binary version (data_batch_1.bin ... test_batch.bin, or their .tar.gz) and train_1.npz ... test.npz with `label` and either
-`image` [N, 32, 32, 3] or `residual` [3, N, 32, 32]. The pickled "python version" is not: a pickle runs code."""
+Read are the binary version (data_batch_1.bin ... test_batch.bin, or their .tar.gz) and train_1.npz ... test.npz with
+`label` and either `image` [N, 32, 32, 3] or `residual` [3, N, 32, 32]. The pickled "python version" is not: a pickle
+runs code."""
 
 from __future__ import annotations
 
@@ -20,21 +22,28 @@ HINT = "give the folder or the .tar.gz of the binary version (cifar-10-binary.ta
 
 
 def cifar10(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(images [N, 3, 32, 32] uint8 RGB, labels [N] int64) of `train` (50,000) or `test` (10,000), in the order of the files.
+    """(images [N, 3, 32, 32] uint8 RGB, labels [N] int64) of `train` (50,000) or `test` (10,000), in the order of the
+    files.
 
     Raises UsageError where `path` holds none, or files that are damaged."""
     path = Path(path)
     if not path.exists():
         raise UsageError(Problem(str(path), "there is no such file or folder", HINT))
     if path.is_file():
-        return _join([_records(f"{path}: {name}", raw) for name, raw in _archive(path, [_binary(n) for n in PARTS[split]])])
+        return _join(
+            [_records(f"{path}: {name}", raw) for name, raw in _archive(path, [_binary(n) for n in PARTS[split]])]
+        )
     for folder in (path, path / "cifar-10-batches-bin"):
         if all((folder / _binary(n)).is_file() for n in PARTS[split]):
             return _join([_records(str(folder / _binary(n)), (folder / _binary(n)).read_bytes()) for n in PARTS[split]])
     if all((path / _columns(n)).is_file() for n in PARTS[split]):
         return _join([_arrays(path / _columns(n)) for n in PARTS[split]])
     pickled = any((folder / "data_batch_1").is_file() for folder in (path, path / "cifar-10-batches-py"))
-    what = "holds the pickled version, and a pickle runs code when it is read" if pickled else f"holds no CIFAR-10 {split} files"
+    what = (
+        "holds the pickled version, and a pickle runs code when it is read"
+        if pickled
+        else f"holds no CIFAR-10 {split} files"
+    )
     raise UsageError(Problem(str(path), what, HINT))
 
 
@@ -83,7 +92,9 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 planes[2] += planes[1]
                 images = planes.transpose(1, 0, 2, 3)
     except (BadZipFile, OSError, ValueError, KeyError, EOFError, IndexError) as error:
-        raise UsageError(Problem(str(path), f"can't be read as CIFAR-10: {error}", "`label` [N] and `image` [N, 32, 32, 3]")) from None
+        raise UsageError(
+            Problem(str(path), f"can't be read as CIFAR-10: {error}", "`label` [N] and `image` [N, 32, 32, 3]")
+        ) from None
     return _checked(str(path), images, labels)
 
 

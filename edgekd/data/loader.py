@@ -1,4 +1,5 @@
-"""A torch DataLoader, taken apart: edgekd needs the data set's samples by position (cached logits, views, paired tests, exact resume)."""
+"""A torch DataLoader, taken apart: edgekd needs the data set's samples by position (cached logits, views, paired tests,
+exact resume)."""
 
 from __future__ import annotations
 
@@ -35,19 +36,24 @@ class Items(Sequence[Sample]):
 
 
 def from_loader(train: Any, test: Any, *, validation: Any = 0.2, seed: int = 0) -> Splits:
-    """Splits of torch DataLoaders (or map-style data sets). `validation`: a third one, or the share of the training samples to take.
+    """Splits of torch DataLoaders (or map-style data sets). `validation`: a third one, or the share of the training
+    samples to take.
 
-    A loader gives its data set, and its sampler where that is a choice of rows (SubsetRandomSampler); order, batch size, workers and
-    `drop_last` are edgekd's own business. An item is (inputs, label), inputs alone, a Sample, or a dict: its label is `label`, `labels`,
-    `target`, `targets` or `y`, its id `id`, all else inputs. A `collate_fn` of one's own is kept: it is called with one item at a time,
-    and the batch axis of what it gives is taken off; so it may change or pad an item, and may not mix several.
+    A loader gives its data set, and its sampler where that is a choice of rows (SubsetRandomSampler); order, batch
+    size, workers and `drop_last` are edgekd's own business. An item is (inputs, label), inputs alone, a Sample, or a
+    dict: its label is `label`, `labels`, `target`, `targets` or `y`, its id `id`, all else inputs. A `collate_fn` of
+    one's own is kept: it is called with one item at a time, and the batch axis of what it gives is taken off; so it may
+    change or pad an item, and may not mix several.
 
-    Raises UsageError with everything that is wrong: a stream without positions, a sampler that weighs or repeats, data that differ when
-    they are read again (random transforms belong into the task's `augment`, so that the teacher sees what its student sees)."""
+    Raises UsageError with everything that is wrong: a stream without positions, a sampler that weighs or repeats, data
+    that differ when they are read again (random transforms belong into the task's `augment`, so that the teacher sees
+    what its student sees)."""
     problems: list[Problem] = []
     share = isinstance(validation, float | int) and not isinstance(validation, bool)
     if share and not 0 < validation < 1:
-        problems.append(Problem("validation", f"{validation} is no share", "a number between 0 and 1, such as 0.2, or a DataLoader"))
+        problems.append(
+            Problem("validation", f"{validation} is no share", "a number between 0 and 1, such as 0.2, or a DataLoader")
+        )
     given = {"train": train, "test": test} | ({} if share else {"validation": validation})
     parts = {name: _items(name, loader, problems) for name, loader in given.items()}
     if problems:
@@ -57,7 +63,10 @@ def from_loader(train: Any, test: Any, *, validation: Any = 0.2, seed: int = 0) 
         order = np.random.default_rng(seed).permutation(len(whole))
         held = min(max(1, round(validation * len(whole))), len(whole) - 1)
         kept, held = np.sort(whole.rows[order[held:]]), np.sort(whole.rows[order[:held]])
-        parts |= {name: Items(whole.dataset, rows, whole.collate, "train") for name, rows in (("train", kept), ("validation", held))}
+        parts |= {
+            name: Items(whole.dataset, rows, whole.collate, "train")
+            for name, rows in (("train", kept), ("validation", held))
+        }
     return Splits(parts)
 
 
@@ -70,17 +79,33 @@ def _items(name: str, loader: Any, problems: list[Problem]) -> Items | None:
         own = loader.collate_fn not in (torch_data.default_collate, torch_data.default_convert)
         collate = loader.collate_fn if own else None
         if loader.batch_sampler is not None and type(loader.batch_sampler) is not torch_data.BatchSampler:
-            problems.append(Problem(name, f"the loader draws its batches with {type(loader.batch_sampler).__name__}", "give the data set itself"))
+            problems.append(
+                Problem(
+                    name,
+                    f"the loader draws its batches with {type(loader.batch_sampler).__name__}",
+                    "give the data set itself",
+                )
+            )
             return None
-    if isinstance(dataset, torch_data.IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        hint = "give a map-style data set (__getitem__ and __len__), or collect the stream into arrays: edgekd.arrays(...)"
+    if isinstance(dataset, torch_data.IterableDataset) or not (
+        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    ):
+        hint = (
+            "give a map-style data set (__getitem__ and __len__), or collect the stream into arrays: edgekd.arrays(...)"
+        )
         problems.append(Problem(name, f"{type(dataset).__name__} has no samples by position", hint))
         return None
     rows = np.arange(len(dataset))
     if isinstance(sampler, torch_data.SubsetRandomSampler):
         rows = np.sort(np.asarray(list(sampler.indices), dtype=np.int64))
     elif isinstance(sampler, torch_data.RandomSampler) and (sampler.replacement or sampler.num_samples != len(dataset)):
-        problems.append(Problem(name, "the loader's RandomSampler draws again or leaves out", "give the data set itself, or a Subset of it"))
+        problems.append(
+            Problem(
+                name,
+                "the loader's RandomSampler draws again or leaves out",
+                "give the data set itself, or a Subset of it",
+            )
+        )
     elif sampler is not None and type(sampler) not in (torch_data.SequentialSampler, torch_data.RandomSampler):
         text = f"the loader's {type(sampler).__name__} weighs or chooses samples"
         problems.append(Problem(name, text, "give the data set itself, or a Subset of it"))
@@ -102,7 +127,11 @@ def _readable(items: Items) -> list[Problem]:
         except UsageError as error:
             return [Problem(place, p.message, p.hint) for p in error.problems]
         except THEIRS as error:  # (the data set is the user's own code)
-            return [Problem(place, f"reading raises {type(error).__name__}: {error}", "see that dataset[i] works for every i")]
+            return [
+                Problem(
+                    place, f"reading raises {type(error).__name__}: {error}", "see that dataset[i] works for every i"
+                )
+            ]
         if not _same(one.inputs, two.inputs) or not _same(one.label, two.label):
             hint = "take random transforms out of the data set and give them as the task's `augment`, a pure function of its draws"
             return [Problem(place, "differs when it is read again", hint)]
@@ -132,7 +161,13 @@ def _sample(item: Any, collate: Callable[[list], Any] | None, name: str) -> Samp
         inputs = next(iter(item.values())) if len(item) == 1 else item
     elif isinstance(item, tuple | list):
         if len(item) != 2:
-            raise UsageError(Problem("", f"a sample is a {type(item).__name__} of {len(item)}", "give (inputs, label), or a dict with a `label`"))
+            raise UsageError(
+                Problem(
+                    "",
+                    f"a sample is a {type(item).__name__} of {len(item)}",
+                    "give (inputs, label), or a dict with a `label`",
+                )
+            )
         inputs, label = item
     inputs = {k: _numbers(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else _numbers(inputs)
     if isinstance(name, np.ndarray | np.generic) or hasattr(name, "item"):
@@ -148,7 +183,13 @@ def _first(batch: Any) -> Any:
         return batch[0] if len(batch) == 1 else tuple(_first(v) for v in batch)
     if hasattr(batch, "shape") and len(batch.shape) and batch.shape[0] == 1:
         return batch[0]
-    raise UsageError(Problem("", f"collate_fn gives {_form(batch)} for one item", "it has to give a first axis of 1 for a list of one item"))
+    raise UsageError(
+        Problem(
+            "",
+            f"collate_fn gives {_form(batch)} for one item",
+            "it has to give a first axis of 1 for a list of one item",
+        )
+    )
 
 
 def _form(value: Any) -> str:

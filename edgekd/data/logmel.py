@@ -1,4 +1,5 @@
-"""Log-mel spectrograms of sound, in numpy and as an ONNX graph of plain operators: the device must hear what the model was trained on."""
+"""Log-mel spectrograms of sound, in numpy and as an ONNX graph of plain operators: the device must hear what the model
+was trained on."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ OPSET = 17
 
 @dataclass(frozen=True)
 class LogMel:
-    """All that a front end computes with. `rate` Hz; `length`, `window`, `hop` samples; `low`, `high` Hz; `floor`: the least power, of a sine
-    at full scale; what comes out is (log power - mean) / deviation."""
+    """All that a front end computes with. `rate` Hz; `length`, `window`, `hop` samples; `low`, `high` Hz; `floor`: the
+    least power, of a sine at full scale; what comes out is (log power - mean) / deviation."""
 
     rate: int
     length: int
@@ -46,21 +47,24 @@ class LogMel:
 def logmel(clips: Sequence[np.ndarray], settings: LogMel) -> np.ndarray:
     """int16 clips of any length -> [N, 1, frames, mels] float32.
 
-    Each clip is padded or cut around its middle (`fitted`), framed without padding, weighted with a Hann window, and its power spectrum
-    summed by `filterbank`; a sine at full scale on a bin has the power 1 there. Departs from Davis and Mermelstein 1980: the logarithm of
-    powers not below `floor`, and no cosine transform after it."""
+    Each clip is padded or cut around its middle (`fitted`), framed without padding, weighted with a Hann window, and
+    its power spectrum summed by `filterbank`; a sine at full scale on a bin has the power 1 there. Departs from Davis
+    and Mermelstein 1980: the logarithm of powers not below `floor`, and no cosine transform after it."""
     window, bank = hann(settings.window), filterbank(settings)
     made = np.zeros((len(clips), 1, settings.frames, settings.mels), np.float32)
     for start in range(0, len(clips), CHUNK):
         sound = np.stack([fitted(clip, settings.length) for clip in clips[start : start + CHUNK]])
         frames = np.lib.stride_tricks.sliding_window_view(sound, settings.window, axis=1)[:, :: settings.hop]
         power = np.abs(np.fft.rfft(frames * window, axis=2) / (window.sum() / 2)) ** 2
-        made[start : start + CHUNK, 0] = (np.log(np.maximum(power @ bank, settings.floor)) - settings.mean) / settings.deviation
+        made[start : start + CHUNK, 0] = (
+            np.log(np.maximum(power @ bank, settings.floor)) - settings.mean
+        ) / settings.deviation
     return made
 
 
 def fitted(clip: np.ndarray, length: int) -> np.ndarray:
-    """A clip [n] int16 as [length] float64 in [-1, 1): zeros on both sides, or its middle; an odd sample more is added or cut at the end."""
+    """A clip [n] int16 as [length] float64 in [-1, 1): zeros on both sides, or its middle; an odd sample more is added
+    or cut at the end."""
     missing = length - len(clip)
     sound = clip.astype(np.float64) / 32768
     if missing < 0:
@@ -74,11 +78,18 @@ def hann(window: int) -> np.ndarray:
 
 
 def filterbank(settings: LogMel) -> np.ndarray:
-    """Triangles [window // 2 + 1, mels] of height 1, their corners evenly spaced from `low` to `high` in mel = 2595 log10(1 + f / 700).
+    """Triangles [window // 2 + 1, mels] of height 1, their corners evenly spaced from `low` to `high` in mel = 2595
+    log10(1 + f / 700).
 
-    O'Shaughnessy 1987. Raises UsageError for settings that can't be met, or where a triangle falls between two frequencies of the window."""
+    O'Shaughnessy 1987. Raises UsageError for settings that can't be met, or where a triangle falls between two
+    frequencies of the window."""
     s = settings
-    if not 0 < s.hop <= s.window <= s.length or not 0 <= s.low < s.high <= s.rate / 2 or s.mels < 1 or not (s.floor > 0 and s.deviation > 0):
+    if (
+        not 0 < s.hop <= s.window <= s.length
+        or not 0 <= s.low < s.high <= s.rate / 2
+        or s.mels < 1
+        or not (s.floor > 0 and s.deviation > 0)
+    ):
         hint = "0 < hop <= window <= length, 0 <= low < high <= rate / 2, floor and deviation above 0"
         raise UsageError(Problem("logmel", f"settings that no spectrogram has: {s}", hint))
     mel = np.linspace(2595 * np.log10(1 + s.low / 700), 2595 * np.log10(1 + s.high / 700), s.mels + 2)
@@ -96,7 +107,8 @@ def filterbank(settings: LogMel) -> np.ndarray:
 def frontend_onnx(settings: LogMel) -> onnx.ModelProto:
     """`logmel` as a graph: `audio` [batch, length] float32 in [-1, 1) -> `input` [batch, 1, frames, mels].
 
-    Framing is a Gather, the Fourier transform two MatMuls with windowed cosines and sines, of those frequencies alone that a band holds."""
+    Framing is a Gather, the Fourier transform two MatMuls with windowed cosines and sines, of those frequencies alone
+    that a band holds."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -136,6 +148,8 @@ def frontend_onnx(settings: LogMel) -> onnx.ModelProto:
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, s.frames, s.mels])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, producer_name="edgekd", ir_version=8, opset_imports=[helper.make_opsetid("", OPSET)])
+    model = helper.make_model(
+        graph, producer_name="edgekd", ir_version=8, opset_imports=[helper.make_opsetid("", OPSET)]
+    )
     onnx.checker.check_model(model, full_check=True)
     return model

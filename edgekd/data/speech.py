@@ -1,9 +1,9 @@
 """Spoken words that lie on this machine, each with its label and its speaker. Nothing is downloaded, nothing unpickled.
 
-Read are (a) .wav files, mono, 8 or 16 bits: `path/CLASS/SPEAKER_more.wav` (the form of Speech Commands, Warden 2018: the speaker is what
-stands before the first `_`; a name without one has no speaker), or flat `{digit}_{speaker}_{take}.wav` (the Free Spoken Digit Dataset);
-(b) train.npz and test.npz with `audio` int16 [samples], `offset` [N + 1], `label` [N], `speaker` [N], `speaker_name` [speakers], and
-`rate` where it isn't 8000."""
+Read are (a) .wav files, mono, 8 or 16 bits: `path/CLASS/SPEAKER_more.wav` (the form of Speech Commands, Warden 2018:
+the speaker is what stands before the first `_`; a name without one has no speaker), or flat
+`{digit}_{speaker}_{take}.wav` (the Free Spoken Digit Dataset); (b) train.npz and test.npz with `audio` int16 [samples],
+`offset` [N + 1], `label` [N], `speaker` [N], `speaker_name` [speakers], and `rate` where it isn't 8000."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ HINT = "CLASS/*.wav, {digit}_{speaker}_{take}.wav, or train.npz and test.npz"
 
 @dataclass(frozen=True)
 class Clips:
-    """`audio`: N arrays [n] int16; `labels` [N] int64 into `classes`; `speakers`: N names ("" where it isn't known); `ids`: N names of files
-    or rows; `test` [N] bool: the recordings' own test part; `rate` Hz."""
+    """`audio`: N arrays [n] int16; `labels` [N] int64 into `classes`; `speakers`: N names ("" where it isn't known);
+    `ids`: N names of files or rows; `test` [N] bool: the recordings' own test part; `rate` Hz."""
 
     audio: list[np.ndarray] = field(repr=False)
     labels: np.ndarray = field(repr=False)
@@ -56,7 +56,9 @@ def read(path: Path) -> Clips:
 
 
 def _waves(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() == ".wav" and f.is_file() and not f.name.startswith("."))
+    return sorted(
+        f for f in folder.iterdir() if f.suffix.lower() == ".wav" and f.is_file() and not f.name.startswith(".")
+    )
 
 
 # ---------------------------------------------------------------- wav files
@@ -64,12 +66,18 @@ def _waves(folder: Path) -> list[Path]:
 
 def _flat(folder: Path, files: list[Path]) -> Clips:
     parts = [FLAT.fullmatch(file.stem) for file in files]
-    wrong = [Problem(str(f), "is not named {digit}_{speaker}_{take}.wav", HINT) for f, p in zip(files, parts, strict=True) if p is None]
+    wrong = [
+        Problem(str(f), "is not named {digit}_{speaker}_{take}.wav", HINT)
+        for f, p in zip(files, parts, strict=True)
+        if p is None
+    ]
     if wrong:
         raise UsageError(*_first(wrong))
     digits = np.array([int(p[1]) for p in parts], np.int64)
     if digits.max() > 9999:
-        raise UsageError(Problem(str(files[digits.argmax()]), f"its class would be {digits.max()}", "number the classes from 0"))
+        raise UsageError(
+            Problem(str(files[digits.argmax()]), f"its class would be {digits.max()}", "number the classes from 0")
+        )
     classes = tuple(str(i) for i in range(int(digits.max()) + 1))
     return _clips(files, folder, digits, [p[2] for p in parts], np.array([int(p[3]) < TAKES for p in parts]), classes)
 
@@ -77,14 +85,25 @@ def _flat(folder: Path, files: list[Path]) -> Clips:
 def _folders(path: Path) -> Clips:
     found = {f.name: _waves(f) for f in sorted(path.iterdir()) if f.is_dir() and not f.name.startswith((".", "_"))}
     if len(found) < 2:
-        raise UsageError(Problem(str(path), f"holds {'one class' if found else 'no class folders'}: {', '.join(found) or 'nothing'}", HINT))
-    empty = [Problem(str(path / name), "the class has no .wav files", "give it some, or move it away") for name, files in found.items() if not files]
+        raise UsageError(
+            Problem(
+                str(path),
+                f"holds {'one class' if found else 'no class folders'}: {', '.join(found) or 'nothing'}",
+                HINT,
+            )
+        )
+    empty = [
+        Problem(str(path / name), "the class has no .wav files", "give it some, or move it away")
+        for name, files in found.items()
+        if not files
+    ]
     if empty:
         raise UsageError(*_first(empty))
     files = [file for of_class in found.values() for file in of_class]
     labels = np.repeat(np.arange(len(found)), [len(of_class) for of_class in found.values()])
     speakers = [file.stem.partition("_")[0] if "_" in file.stem else "" for file in files]
-    test = [_share(s or f.relative_to(path).as_posix()) < TEST for s, f in zip(speakers, files, strict=True)]  # a speaker stays on one side
+    # a speaker stays on one side
+    test = [_share(s or f.relative_to(path).as_posix()) < TEST for s, f in zip(speakers, files, strict=True)]
     return _clips(files, path, labels, speakers, np.array(test), tuple(found))
 
 
@@ -92,7 +111,9 @@ def _share(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
-def _clips(files: list[Path], root: Path, labels: np.ndarray, speakers: list[str], test: np.ndarray, classes: tuple[str, ...]) -> Clips:
+def _clips(
+    files: list[Path], root: Path, labels: np.ndarray, speakers: list[str], test: np.ndarray, classes: tuple[str, ...]
+) -> Clips:
     audio, rates, problems = [], {}, []
     for file in files:
         try:
@@ -102,10 +123,15 @@ def _clips(files: list[Path], root: Path, labels: np.ndarray, speakers: list[str
             problems += error.problems
     usual = Counter(rates.values()).most_common(1)[0][0] if rates else 0
     other = [(file, rate) for file, rate in rates.items() if rate != usual]
-    problems += [Problem(str(f), f"has {rate} samples a second, most have {usual}", "bring all files to one rate") for f, rate in other]
+    problems += [
+        Problem(str(f), f"has {rate} samples a second, most have {usual}", "bring all files to one rate")
+        for f, rate in other
+    ]
     if problems:
         raise UsageError(*_first(problems))
-    return Clips(audio, labels.astype(np.int64), speakers, [f.relative_to(root).as_posix() for f in files], test, classes, usual)
+    return Clips(
+        audio, labels.astype(np.int64), speakers, [f.relative_to(root).as_posix() for f in files], test, classes, usual
+    )
 
 
 def _wave(path: Path) -> tuple[np.ndarray, int]:
@@ -114,9 +140,13 @@ def _wave(path: Path) -> tuple[np.ndarray, int]:
         with open(path, "rb") as opened, wave.open(opened) as file:
             form, raw = file.getparams(), file.readframes(file.getnframes())
     except (wave.Error, EOFError, OSError) as error:
-        raise UsageError(Problem(str(path), f"can't be read as .wav: {str(error) or 'it ends too early'}", "PCM, mono, 16 or 8 bits")) from None
+        raise UsageError(
+            Problem(str(path), f"can't be read as .wav: {str(error) or 'it ends too early'}", "PCM, mono, 16 or 8 bits")
+        ) from None
     if form.nchannels != 1 or form.sampwidth not in (1, 2):
-        raise UsageError(Problem(str(path), f"has {form.nchannels} channels of {8 * form.sampwidth} bits", "PCM, mono, 16 or 8 bits"))
+        raise UsageError(
+            Problem(str(path), f"has {form.nchannels} channels of {8 * form.sampwidth} bits", "PCM, mono, 16 or 8 bits")
+        )
     if not form.nframes or form.framerate < 1 or len(raw) != form.nframes * form.sampwidth:
         text = f"is cut off: {len(raw)} of {form.nframes * form.sampwidth} bytes" if form.nframes else "holds no sound"
         raise UsageError(Problem(str(path), text, "repair it or move it away"))
@@ -144,9 +174,23 @@ def _columns(path: Path) -> Clips:
         ids += [f"{name}/{i}" for i in range(len(offset) - 1)]
         test += [name == "test"] * (len(offset) - 1)
     if rates["train"] != rates["test"]:
-        raise UsageError(Problem(str(path / "test.npz"), f"has {rates['test']} samples a second, train.npz {rates['train']}", "bring both to one"))
+        raise UsageError(
+            Problem(
+                str(path / "test.npz"),
+                f"has {rates['test']} samples a second, train.npz {rates['train']}",
+                "bring both to one",
+            )
+        )
     joined = np.concatenate(labels)
-    return Clips(audio, joined, speakers, ids, np.array(test), tuple(str(i) for i in range(int(joined.max()) + 1)), rates["train"])
+    return Clips(
+        audio,
+        joined,
+        speakers,
+        ids,
+        np.array(test),
+        tuple(str(i) for i in range(int(joined.max()) + 1)),
+        rates["train"],
+    )
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
@@ -159,7 +203,9 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         raise UsageError(Problem(str(path), "there is no such file", HINT)) from None
     except (BadZipFile, OSError, ValueError, EOFError, AttributeError, TypeError, zlib.error) as error:
         text = f"is no .npz file of numbers: {str(error) or type(error).__name__}"
-        raise UsageError(Problem(str(path), text, "write it with numpy.savez; arrays of objects are not read")) from None
+        raise UsageError(
+            Problem(str(path), text, "write it with numpy.savez; arrays of objects are not read")
+        ) from None
     if missing:
         raise UsageError(Problem(str(path), f"has no {', '.join(missing)}", f"it needs {', '.join(needed)}"))
     wrong = _wrong(columns)
@@ -169,8 +215,14 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _wrong(columns: dict[str, np.ndarray]) -> list[tuple[str, str]]:
-    audio, offset, label, speaker, names = (columns[name] for name in ("audio", "offset", "label", "speaker", "speaker_name"))
-    found = [] if audio.dtype == np.int16 and audio.ndim == 1 else [("audio", f"is {audio.dtype} {list(audio.shape)}, not int16 [samples]")]
+    audio, offset, label, speaker, names = (
+        columns[name] for name in ("audio", "offset", "label", "speaker", "speaker_name")
+    )
+    found = (
+        []
+        if audio.dtype == np.int16 and audio.ndim == 1
+        else [("audio", f"is {audio.dtype} {list(audio.shape)}, not int16 [samples]")]
+    )
     if offset.ndim != 1 or offset.dtype.kind not in "iu" or len(offset) < 2:
         return [*found, ("offset", f"is {offset.dtype} {list(offset.shape)}, not integers [N + 1]")]
     edges = offset.astype(np.int64)

@@ -1,1 +1,2 @@
-"""Decisions: what the front is, what is chosen, whether it passes. They read measurements and records per sample only: no models, no files."""
+"""Decisions: what the front is, what is chosen, whether it passes. They read measurements and records per sample only:
+no models, no files."""

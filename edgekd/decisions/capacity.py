@@ -1,7 +1,8 @@
 """What a small device can hold, as budgets: its flash bounds the file, its RAM the planned activations.
 
-They stand beside the budgets that people write, marked as the device's: `file_bytes = ["max 100 kB", "max 64 KiB (flash of mine)"]`. A device
-without flash of its own (a board with an operating system) has none: there, the system shares the RAM, and no limit can be told.
+They stand beside the budgets that people write, marked as the device's: `file_bytes = ["max 100 kB", "max 64 KiB (flash
+of mine)"]`. A device without flash of its own (a board with an operating system) has none: there, the system shares the
+RAM, and no limit can be told.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from edgekd.records import Target
 
 
 def budgets(target: Target) -> dict[str, str]:
-    """{measurement: rule} of a device with flash. All of both memories: what firmware needs of them is known to its makers, whose own budget is
-    tighter. Weights are read from flash, where microcontrollers' runtimes leave them, so RAM holds activations alone."""
+    """{measurement: rule} of a device with flash. All of both memories: what firmware needs of them is known to its
+    makers, whose own budget is tighter. Weights are read from flash, where microcontrollers' runtimes leave them, so
+    RAM holds activations alone."""
     if target.flash_bytes is None:
         return {}
     found = {"file_bytes": f"max {_bytes(target.flash_bytes)} (flash of {target.name})"}
@@ -25,8 +27,9 @@ def budgets(target: Target) -> dict[str, str]:
 
 
 def added(gate: Mapping[str, Any], targets: Iterable[Target]) -> dict[str, Any]:
-    """The gate with the devices' own budgets in the targets' tables, beside what `any` or the target's table say of the same measurement; a gate
-    that has them stays as it is. Where one says `level = "warn"` of a measurement, the device's rule warns as well."""
+    """The gate with the devices' own budgets in the targets' tables, beside what `any` or the target's table say of the
+    same measurement; a gate that has them stays as it is. Where one says `level = "warn"` of a measurement, the
+    device's rule warns as well."""
     made = {name: dict(table) if isinstance(table, Mapping) else table for name, table in gate.items()}
     common = made.get(ANY) if isinstance(made.get(ANY), dict) else {}
     for target in targets:

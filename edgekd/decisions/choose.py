@@ -1,10 +1,10 @@
 """The choice for one target, by the contract's rule, from the validation split alone.
 
-Of the points within the budgets, the best by the first key of `minimize`; what its interval doesn't tell apart from the best is a tie, decided by
-the next key, then by `maximize`, bytes, MACs; then the control gives way to what was distilled unless its value of `maximize` is the better one, and
-the id decides. Int8 that is slower than the
-float model it was made of is not chosen where that one is within the budgets, unless `slower_int8` says so. Candidates that differ by seed alone are
-one point and count by their mean.
+Of the points within the budgets, the best by the first key of `minimize`; what its interval doesn't tell apart from the
+best is a tie, decided by the next key, then by `maximize`, bytes, MACs; then the control gives way to what was
+distilled unless its value of `maximize` is the better one, and the id decides. Int8 that is slower than the float model
+it was made of is not chosen where that one is within the budgets, unless `slower_int8` says so. Candidates that differ
+by seed alone are one point and count by their mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 
 from edgekd.decisions.budget import SLACK, excess, limit
 from edgekd.decisions.front import front
-from edgekd.decisions.slower import slower, told
+from edgekd.decisions.int8_speed import slower, told
 from edgekd.records import Candidate, Check, Measurement, TargetResult
 
 REFERENCES = ("teacher",)  # points that are shown and never chosen: the control may be
@@ -27,7 +27,8 @@ NOTHING: Figure = (math.nan, math.nan, math.nan)
 
 
 class Select(Protocol):
-    """What a recipe's `[select]` says: names of measurements; whether int8 that is slower than its float parent may be chosen all the same."""
+    """What a recipe's `[select]` says: names of measurements; whether int8 that is slower than its float parent may be
+    chosen all the same."""
 
     maximize: Sequence[str]
     minimize: Sequence[str]
@@ -47,8 +48,11 @@ class Over:
         return f"{self.check.name} is {self.by:.3g}{unit} beyond `{self.check.rule}`"
 
 
-def choose(candidates: Iterable[Candidate], *, target: str, select: Select, within: Within, references: Collection[str] = ()) -> TargetResult:
-    """Front, choice and its reason. `within`: a candidate's checks by point estimate on validation; `references`: ids that are never chosen."""
+def choose(
+    candidates: Iterable[Candidate], *, target: str, select: Select, within: Within, references: Collection[str] = ()
+) -> TargetResult:
+    """Front, choice and its reason. `within`: a candidate's checks by point estimate on validation; `references`: ids
+    that are never chosen."""
     points = competing(candidates, target, references)
     if not points:
         return TargetResult((), None, None, (), f"nothing was made for {target}")
@@ -57,7 +61,8 @@ def choose(candidates: Iterable[Candidate], *, target: str, select: Select, with
     broken = {point: over([checks[c.id] for c in seeds]) for point, seeds in points.items()}
     missing = {point: unknown([checks[c.id] for c in points[point]]) for point, found in broken.items() if not found}
     fewest = min(map(len, missing.values()), default=0)
-    fit = [point for point, names in missing.items() if len(names) == fewest]  # what isn't known is not within where another is known to be
+    # what isn't known is not within where another is known to be
+    fit = [point for point, names in missing.items() if len(names) == fewest]
     ids = tuple(c.id for point in on_front for c in points[point])
     if not fit:
         nearest = min(points, key=lambda p: (sum(o.share for o in broken[p]), p))
@@ -69,19 +74,29 @@ def choose(candidates: Iterable[Candidate], *, target: str, select: Select, with
     point, how = best([p for p in fit if p not in refused], points, target, select)
     chosen = _seed(points[point], checks, target, select)
     open_ = f" (not known: {', '.join(missing[point])})" if missing[point] else ""
-    return TargetResult(ids, chosen.id, None, (), f"{len(fit)} of {len(points)} within the budgets{open_}; {how}{_late(point, late, refused)}")
+    return TargetResult(
+        ids,
+        chosen.id,
+        None,
+        (),
+        f"{len(fit)} of {len(points)} within the budgets{open_}; {how}{_late(point, late, refused)}",
+    )
 
 
 def _late(point: str, late: Mapping[str, tuple[str, Figure]], refused: Mapping[str, tuple[str, Figure]]) -> str:
-    """What is to be said of int8 that is no faster: of the choice if it is such, else of those that were not chosen for it."""
+    """What is to be said of int8 that is no faster: of the choice if it is such, else of those that were not chosen for
+    it."""
     if point in late:
         return f"; as int8 it takes {told(late[point][1])} of its float parent {late[point][0]}"
     every = ", ".join(f"{p} takes {told(ratio)} of {parent}" for p, (parent, ratio) in refused.items())
     return f"; int8 is not faster here: {every}" if every else ""
 
 
-def competing(candidates: Iterable[Candidate], target: str, references: Collection[str] = ()) -> dict[str, list[Candidate]]:
-    """{point: its seeds} without references, in their order. Where some were measured for the target, those that weren't don't compete."""
+def competing(
+    candidates: Iterable[Candidate], target: str, references: Collection[str] = ()
+) -> dict[str, list[Candidate]]:
+    """{point: its seeds} without references, in their order. Where some were measured for the target, those that
+    weren't don't compete."""
     students = [c for c in candidates if c.id not in references and c.point not in REFERENCES]
     measured = [c for c in students if any(m.target == target for m in c.measurements)]
     points: dict[str, list[Candidate]] = {}
@@ -92,7 +107,10 @@ def competing(candidates: Iterable[Candidate], target: str, references: Collecti
 
 def pareto(points: dict[str, list[Candidate]], target: str, select: Select) -> tuple[str, ...]:
     """The points on the front of all keys of `select` that any point has a figure for."""
-    rows = {p: [figure(s, n, target)[0] for n in select.minimize] + [-figure(s, n, target)[0] for n in select.maximize] for p, s in points.items()}
+    rows = {
+        p: [figure(s, n, target)[0] for n in select.minimize] + [-figure(s, n, target)[0] for n in select.maximize]
+        for p, s in points.items()
+    }
     names = list(rows)
     return tuple(names[i] for i in front(list(rows.values())))
 
@@ -107,14 +125,19 @@ def figure(seeds: Sequence[Candidate], name: str, target: str) -> Figure:
 
 
 def _of(candidate: Candidate, name: str, target: str) -> Measurement | None:
-    named = [m for m in candidate.measurements if m.name == name and m.target in (None, target) and m.split in (None, "validation")]
+    named = [
+        m
+        for m in candidate.measurements
+        if m.name == name and m.target in (None, target) and m.split in (None, "validation")
+    ]
     finite = [m for m in named if all(map(math.isfinite, (m.value, m.low, m.high)))]
     order = ("counted", "measured", "emulated", "predicted")
     return min(finite, key=lambda m: (order.index(m.origin), m.target is None), default=None)
 
 
 def over(seeds: Sequence[tuple[Check, ...]]) -> list[Over]:
-    """The rules that a point breaks, given the checks of each of its seeds in one order. A rule without a figure is not broken: see `unknown`."""
+    """The rules that a point breaks, given the checks of each of its seeds in one order. A rule without a figure is not
+    broken: see `unknown`."""
     found = []
     for checks in zip(*seeds, strict=True):
         judged = [(c, by) for c in checks if c.verdict != "inconclusive" and (by := excess(c)) is not None]
@@ -135,7 +158,11 @@ def unknown(seeds: Sequence[tuple[Check, ...]]) -> list[str]:
 def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, select: Select) -> tuple[str, str]:
     """(the best point, how it was told from the others)."""
     left, tied, decided = list(fit), [], "it is the only one"
-    for name, sign in [*((n, 1.0) for n in select.minimize), *((n, -1.0) for n in select.maximize), *((n, 1.0) for n in LAST)]:
+    for name, sign in [
+        *((n, 1.0) for n in select.minimize),
+        *((n, -1.0) for n in select.maximize),
+        *((n, 1.0) for n in LAST),
+    ]:
         if len(left) == 1:
             break
         figures = {p: _turned(figure(points[p], name, target), sign) for p in left}
@@ -152,14 +179,19 @@ def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, se
         highest = lambda of: max((figure(points[p], name, target)[0] for p in of), default=-math.inf)
         better = bool(name) and highest(alone) > highest(taught)
         left = alone if better else taught
-        decided = f"highest {name} by its value (tied in {', '.join(tied)})" if better else f"the control gives way (tied in {', '.join(tied)})"
+        decided = (
+            f"highest {name} by its value (tied in {', '.join(tied)})"
+            if better
+            else f"the control gives way (tied in {', '.join(tied)})"
+        )
     if len(left) > 1:
         decided = f"first by name (tied in {', '.join(tied)})"
     return min(left), decided
 
 
 def control(point: str) -> bool:
-    """Whether a point is of the student that learned from labels alone (the names are kept for it): chosen only where it is better."""
+    """Whether a point is of the student that learned from labels alone (the names are kept for it): chosen only where
+    it is better."""
     return point == "alone" or point.startswith("alone-")
 
 
@@ -168,7 +200,8 @@ def _turned(f: Figure, sign: float) -> Figure:
 
 
 def _seed(seeds: Sequence[Candidate], checks: dict[str, tuple[Check, ...]], target: str, select: Select) -> Candidate:
-    """Which of a point's seeds is delivered: one that breaks nothing by itself, the best on validation, then the first."""
+    """Which of a point's seeds is delivered: one that breaks nothing by itself, the best on validation, then the
+    first."""
 
     def rank(candidate: Candidate) -> tuple:
         broken = over([checks[candidate.id]])

@@ -9,9 +9,11 @@ import numpy as np
 
 
 def front(rows: Sequence[Sequence[float]]) -> tuple[int, ...]:
-    """Positions of the rows that no other row dominates, in their order. Every key is better the lower it is (negate what is to be maximized).
+    """Positions of the rows that no other row dominates, in their order. Every key is better the lower it is (negate
+    what is to be maximized).
 
-    A row dominates another if it is nowhere worse and somewhere better; equal rows stay together. A NaN is worse than every number."""
+    A row dominates another if it is nowhere worse and somewhere better; equal rows stay together. A NaN is worse than
+    every number."""
     if not rows:
         return ()
     values = np.array([[math.inf if math.isnan(x) else x for x in row] for row in rows], np.float64)

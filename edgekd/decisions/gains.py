@@ -1,4 +1,5 @@
-"""What the stages that learn from a teacher brought: each beside the student that learned from labels alone, or beside what it was made from."""
+"""What the stages that learn from a teacher brought: each beside the student that learned from labels alone, or beside
+what it was made from."""
 
 from __future__ import annotations
 
@@ -20,13 +21,18 @@ TRY = (
 ELSE = "a better teacher, more epochs or augmentation, or `dkd` in place of `kl`; or leave the teacher out: labels alone take less time"
 
 
-def gain(metric: Metric, ours: np.ndarray, theirs: np.ndarray, over: str, environment: str | None = None) -> Measurement:
-    """How much better the first of two candidates is, from records of the same samples of test: paired, with its 95 % interval."""
+def gain(
+    metric: Metric, ours: np.ndarray, theirs: np.ndarray, over: str, environment: str | None = None
+) -> Measurement:
+    """How much better the first of two candidates is, from records of the same samples of test: paired, with its 95 %
+    interval."""
     value, low, high = intervals.paired_of(metric, ours, theirs)
     if metric.better == "lower":
         value, low, high = -value, -high, -low
     unit = "pt" if metric.unit == "%" else metric.unit
-    return Measurement(GAIN, unit, value, low, high, len(ours), "test", None, "measured", 1, environment, f"{OVER}{over}")
+    return Measurement(
+        GAIN, unit, value, low, high, len(ours), "test", None, "measured", 1, environment, f"{OVER}{over}"
+    )
 
 
 def of(candidate: Candidate) -> tuple[Measurement, str] | None:
@@ -47,15 +53,17 @@ def labels_did_better(candidates: Iterable[Candidate], alone: Sequence[str]) -> 
 
 
 def nothing_bought(line: Iterable[Candidate], tapped: bool) -> list[str]:
-    """Lines on the candidates that are not shown to be better than what they are held against, and on what to try; [] if there are none.
-    `tapped`: whether the recipe's losses look inside the models already."""
+    """Lines on the candidates that are not shown to be better than what they are held against, and on what to try; []
+    if there are none. `tapped`: whether the recipe's losses look inside the models already."""
     lines = []
     for c in line:
         found = of(c)
         if found is not None and found[0].low <= 0:
             m, over = found
             what = "cost accuracy" if m.high < 0 else "bought nothing that can be shown"
-            lines.append(f"{c.id} {what} over {over}: {m.value:+.2f} [{m.low:+.2f}, {m.high:+.2f}] {m.unit} on test, paired")
+            lines.append(
+                f"{c.id} {what} over {over}: {m.value:+.2f} [{m.low:+.2f}, {m.high:+.2f}] {m.unit} on test, paired"
+            )
     return [*lines, f"to try: {ELSE if tapped else TRY}"] if lines else []
 
 

@@ -1,11 +1,13 @@
-"""Budgets as people write them: `[any]` and `[TARGET]` tables of `name = rule`, in a recipe's `[gate.*]` and in a file for `--budget`.
+"""Budgets as people write them: `[any]` and `[TARGET]` tables of `name = rule`, in a recipe's `[gate.*]` and in a file
+for `--budget`.
 
     rule   min X | max X | drop max X vs teacher|baseline | regress max X % vs teacher|baseline
     value  a rule, a list of rules, or { is = rule or rules, accept = ["measured", ...], level = "error" | "warn" }
 
-A rule may end with a remark in parentheses: where its limit is from, such as `max 2 MiB (flash of cortex-m4-stm32l4r5)`.
-X has a unit: ms, us, s; B, kB (1000), KiB (1024), MB, MiB, ...; %; pt (percentage points, also of a `drop` of what is in %); none for counts.
-`regress` is relative. A target's table adds to `[any]`, and replaces a name that both have.
+A rule may end with a remark in parentheses: where its limit is from, such as `max 2 MiB (flash of
+cortex-m4-stm32l4r5)`. X has a unit: ms, us, s; B, kB (1000), KiB (1024), MB, MiB, ...; %; pt (percentage points, also
+of a `drop` of what is in %); none for counts. `regress` is relative. A target's table adds to `[any]`, and replaces a
+name that both have.
 """
 
 from __future__ import annotations
@@ -47,8 +49,11 @@ UNITS: Mapping[str, str] = {
 }  # fmt: skip
 UNBUDGETED = ("gain", "equal_outputs")  # what is measured too, and no budget is on
 COUNTED = ("file_bytes", "activation_bytes", "parameters", "macs", "saturable_layers")
-LOWER = frozenset(n for n, u in UNITS.items() if u in ("ms", "B", "pt", "nat") or n in ("ece", "perplexity", *COUNTED, "instructions"))
-COST = frozenset(n for n, u in UNITS.items() if u in ("ms", "B", "1/s") or n in (*COUNTED, "instructions"))  # the others tell quality
+LOWER = frozenset(
+    n for n, u in UNITS.items() if u in ("ms", "B", "pt", "nat") or n in ("ece", "perplexity", *COUNTED, "instructions")
+)
+# the others tell quality
+COST = frozenset(n for n, u in UNITS.items() if u in ("ms", "B", "1/s") or n in (*COUNTED, "instructions"))
 
 # {unit that measurements have: {unit that people write: factor}}
 SCALES: Mapping[str, Mapping[str, float]] = {
@@ -67,7 +72,8 @@ _RULE = re.compile(
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule of a budget, read. `limit` in `unit`, which is the measurement's (`drop` of a %: pt; `regress`: %); `text` as written."""
+    """One rule of a budget, read. `limit` in `unit`, which is the measurement's (`drop` of a %: pt; `regress`: %);
+    `text` as written."""
 
     name: str
     kind: Kind
@@ -83,7 +89,9 @@ class Rule:
 def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] = UNITS) -> Rule:
     """One rule on the measurement `name`; `units`: {measurement: unit} of those that are known. Raises UsageError."""
     if not isinstance(text, str):
-        raise UsageError(Problem(place, f"must be a rule in words, not {text!r}", f'for example {name} = "{_example(name, units)}"'))
+        raise UsageError(
+            Problem(place, f"must be a rule in words, not {text!r}", f'for example {name} = "{_example(name, units)}"')
+        )
     match = _RULE.fullmatch(text.strip())
     if match is None:
         raise UsageError(Problem(place, f"`{text[:80]}` is no rule", _near(name, text, units)))
@@ -91,7 +99,11 @@ def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] = UNIT
     if not abs(number) < LARGEST:
         raise UsageError(Problem(place, f"`{text[:80]}` is out of any range"))
     if kind in ("min", "max") and versus:
-        raise UsageError(Problem(place, f"`{text}` compares, but `{kind}` takes no `vs`", f"drop max {match[2]} {written} vs {versus}"))
+        raise UsageError(
+            Problem(
+                place, f"`{text}` compares, but `{kind}` takes no `vs`", f"drop max {match[2]} {written} vs {versus}"
+            )
+        )
     if kind in ("drop", "regress") and versus not in ("teacher", "baseline"):
         given = f"nothing is called `{versus}`" if versus else "it is not said what to compare with"
         raise UsageError(Problem(place, f"{given} in `{text}`", "`vs teacher` or `vs baseline`"))
@@ -101,7 +113,12 @@ def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] = UNIT
     if kind == "drop" and wanted == "%":
         wanted = "pt"
     limit, unit = _convert(number, written, wanted, kind, name, place, text)
-    if kind in ("min", "max") and unit == "%" and name in ("top1", "top5", "map50", "agreement", "host_agreement", "ece") and not 0 <= limit <= 100:
+    if (
+        kind in ("min", "max")
+        and unit == "%"
+        and name in ("top1", "top5", "map50", "agreement", "host_agreement", "ece")
+        and not 0 <= limit <= 100
+    ):
         raise UsageError(Problem(place, f"{name} lies between 0 and 100 %, so `{text}` can't be met or says nothing"))
     return Rule(name, kind, limit, unit, versus, " ".join(text.split()), accepted(name), place=place)  # type: ignore[arg-type]
 
@@ -116,7 +133,9 @@ def acceptable(name: str, origin: str, units: Mapping[str, str] = UNITS) -> bool
     return origin in get_args(Origin) and not (origin == "emulated" and units.get(name) in ("ms", "1/s"))
 
 
-def _convert(number: Decimal, written: str, wanted: str | None, kind: str, name: str, place: str, text: str) -> tuple[float, str]:
+def _convert(
+    number: Decimal, written: str, wanted: str | None, kind: str, name: str, place: str, text: str
+) -> tuple[float, str]:
     """(number, unit) in the measurement's unit; in decimals, so that 0.29 kB are 290 bytes."""
     if wanted is None:  # a metric whose unit isn't known here; it is compared with the measurement's when judged
         for unit, scale in SCALES.items():
@@ -130,13 +149,23 @@ def _convert(number: Decimal, written: str, wanted: str | None, kind: str, name:
     if not written:
         raise UsageError(Problem(place, f"`{text}` has no unit", f"for example {example}"))
     if kind == "drop" and wanted == "pt":
-        raise UsageError(Problem(place, f"`{text}` is in {written}", f"a drop of {name} is in percentage points: drop max 1.0 pt vs teacher"))
+        raise UsageError(
+            Problem(
+                place,
+                f"`{text}` is in {written}",
+                f"a drop of {name} is in percentage points: drop max 1.0 pt vs teacher",
+            )
+        )
     if kind == "regress":
-        raise UsageError(Problem(place, f"`{text}` is in {written}", "`regress` is relative: regress max 3 % vs baseline"))
+        raise UsageError(
+            Problem(place, f"`{text}` is in {written}", "`regress` is relative: regress max 3 % vs baseline")
+        )
     near = difflib.get_close_matches(written.lower(), [u.lower() for u in scale], 1, 0.5)
     spelled = [u for u in scale if near and u.lower() == near[0]]
     hint = f"did you mean {' or '.join(spelled)}?" if spelled else f"for example {example}"
-    raise UsageError(Problem(place, f"{name} is not in {written}" if wanted else f"{name} is a count and takes no `{written}`", hint))
+    raise UsageError(
+        Problem(place, f"{name} is not in {written}" if wanted else f"{name} is a count and takes no `{written}`", hint)
+    )
 
 
 def fitted(rule: Rule, unit: str) -> Rule | None:
@@ -175,37 +204,60 @@ def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems:
         for key in value:
             if key not in ("is", "accept", "level"):
                 near = difflib.get_close_matches(str(key), ("is", "accept", "level"), 1)
-                problems.append(Problem(f"{place}.{key}", "unknown key", f"did you mean `{near[0]}`?" if near else "keys: is, accept, level"))
+                problems.append(
+                    Problem(
+                        f"{place}.{key}",
+                        "unknown key",
+                        f"did you mean `{near[0]}`?" if near else "keys: is, accept, level",
+                    )
+                )
         if "is" not in value:
-            problems.append(Problem(place, "`is` is missing", f'for example {{ is = "{_example(name, units)}", level = "warn" }}'))
+            problems.append(
+                Problem(place, "`is` is missing", f'for example {{ is = "{_example(name, units)}", level = "warn" }}')
+            )
         texts, level, accept = value.get("is", []), value.get("level", "error"), value.get("accept", accepted(name))
         if level not in get_args(Level):
             problems.append(Problem(f"{place}.level", f"must be error or warn, not {level!r}"))
         if not isinstance(accept, (list, tuple)) or not accept or not all(o in get_args(Origin) for o in accept):
-            problems.append(Problem(f"{place}.accept", f"must be a list of {', '.join(get_args(Origin))}, not {accept!r}"))
+            problems.append(
+                Problem(f"{place}.accept", f"must be a list of {', '.join(get_args(Origin))}, not {accept!r}")
+            )
             accept = accepted(name)
         elif not all(acceptable(name, o, units) for o in accept):
-            problems.append(Problem(f"{place}.accept", "a time is never emulated", 'for example accept = ["measured", "predicted"]'))
+            problems.append(
+                Problem(f"{place}.accept", "a time is never emulated", 'for example accept = ["measured", "predicted"]')
+            )
     if isinstance(texts, (list, tuple)) and not texts and not (isinstance(value, Mapping) and "is" not in value):
         problems.append(Problem(place, "has no rule", f'for example {name} = "{_example(name, units)}"'))
     found = []
     for number, text in enumerate(texts if isinstance(texts, (list, tuple)) else [texts]):
         where = f"{place}[{number}]" if isinstance(texts, (list, tuple)) and len(texts) > 1 else place
         try:
-            found.append(replace(parse(name, text, where, units), accept=tuple(accept), level=level if level == "warn" else "error"))
+            found.append(
+                replace(
+                    parse(name, text, where, units), accept=tuple(accept), level=level if level == "warn" else "error"
+                )
+            )
         except UsageError as error:
             problems += error.problems
-    least, most = (max((r.limit for r in found if r.kind == "min"), default=None), min((r.limit for r in found if r.kind == "max"), default=None))
+    least, most = (
+        max((r.limit for r in found if r.kind == "min"), default=None),
+        min((r.limit for r in found if r.kind == "max"), default=None),
+    )
     if least is not None and most is not None and least > most:
         problems.append(Problem(place, f"nothing is at least {least:g} and at most {most:g}"))
     return found
 
 
 def problems(
-    gate: Mapping[str, Any], place: str = "gate", targets: Sequence[str] | None = None, metrics: Mapping[str, str] | None = None
+    gate: Mapping[str, Any],
+    place: str = "gate",
+    targets: Sequence[str] | None = None,
+    metrics: Mapping[str, str] | None = None,
 ) -> list[Problem]:
-    """Everything that is wrong with the tables {target or any: {name: value}}. `targets`: those there are (None: any name will do);
-    `metrics`: {name: unit} of the task's, where they are known: then a name that is no measurement is told."""
+    """Everything that is wrong with the tables {target or any: {name: value}}. `targets`: those there are (None: any
+    name will do); `metrics`: {name: unit} of the task's, where they are known: then a name that is no measurement is
+    told."""
     found: list[Problem] = []
     units = {**UNITS, **(metrics or {})}
     for target, table in gate.items():
@@ -230,7 +282,9 @@ def rules(gate: Mapping[str, Mapping[str, Any]], target: str, place: str = "reci
     """The rules that hold for one target. Raises UsageError with every problem."""
     found: list[Rule] = []
     wrong: list[Problem] = []
-    merged = {name: (ANY, value) for name, value in gate.get(ANY, {}).items()} | {n: (target, v) for n, v in gate.get(target, {}).items()}
+    merged = {name: (ANY, value) for name, value in gate.get(ANY, {}).items()} | {
+        n: (target, v) for n, v in gate.get(target, {}).items()
+    }
     for name, (table, value) in merged.items():
         found += lines(value, name, f"{_under(place, table)}.{name}", UNITS, wrong)
     if wrong:
@@ -242,24 +296,31 @@ def _under(place: str, table: str) -> str:
     return f"{place}.{table}" if place.endswith("gate") else f"{place}: {table}"
 
 
-def with_default(gate: Mapping[str, Any], metric: str, unit: str = "%", targets: Sequence[str] | None = None) -> dict[str, Any]:
-    """The gate with a budget of quality where it has none: never the fastest, however wrong. `metric`: the task's first, in `unit`.
+def with_default(
+    gate: Mapping[str, Any], metric: str, unit: str = "%", targets: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The gate with a budget of quality where it has none: never the fastest, however wrong. `metric`: the task's
+    first, in `unit`.
 
-    It goes to `any` where no table has one; with `targets`, also to those that are left without where others have their own."""
+    It goes to `any` where no table has one; with `targets`, also to those that are left without where others have their
+    own."""
     made = {name: dict(table) if isinstance(table, Mapping) else table for name, table in gate.items()}
     told = {name for name, table in made.items() if isinstance(table, dict) and set(table) - COST}
     if ANY in told or not isinstance(made.get(ANY, {}), dict):
         return made
     rule = QUALITY if unit == "%" else "regress max 1 % vs teacher"
-    line = {"is": rule, "accept": ["measured", "emulated"]}  # emulation answers as the target does; of its times nothing is judged
+    # emulation answers as the target does; of its times nothing is judged
+    line = {"is": rule, "accept": ["measured", "emulated"]}
     for name in (t for t in targets or () if t not in told) if told else (ANY,):
         made[name] = {metric: line, **made.get(name, {})}
     return made
 
 
-def read(path: Path | str, targets: Iterable[str] | None = None, metrics: Mapping[str, str] | None = None) -> tuple[dict[str, Any], str]:
-    """(tables, their place) of a budget file: `[any]`, `[TARGET]`, or the same inside of `[gate]`, so that a recipe will do. `targets`,
-    `metrics`: see `problems`. Raises UsageError with every problem."""
+def read(
+    path: Path | str, targets: Iterable[str] | None = None, metrics: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """(tables, their place) of a budget file: `[any]`, `[TARGET]`, or the same inside of `[gate]`, so that a recipe
+    will do. `targets`, `metrics`: see `problems`. Raises UsageError with every problem."""
     try:
         table = toml(content(path).decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -271,7 +332,9 @@ def read(path: Path | str, targets: Iterable[str] | None = None, metrics: Mappin
     if isinstance(table.get("gate"), dict):
         beside = [name for name in table if name == ANY or name in (known or ())]
         if beside:
-            raise UsageError(Problem(where, f"has [gate.*] and also [{beside[0]}]", "put all tables inside of [gate], or none"))
+            raise UsageError(
+                Problem(where, f"has [gate.*] and also [{beside[0]}]", "put all tables inside of [gate], or none")
+            )
         table, where = table["gate"], f"{path}: gate"
     elif "stage" in table:  # a recipe without a gate
         table = {}

@@ -1,8 +1,9 @@
-"""A bundle: the chosen file of one target, golden vectors, predictions on the test set, and a manifest that vouches for each by digest.
+"""A bundle: the chosen file of one target, golden vectors, predictions on the test set, and a manifest that vouches for
+each by digest.
 
-RUN/bundles/<target>/ holds model.<ext>, golden.npz (`inputs.<name>`, `outputs.<name>` [n, ...]: what the file answered in its runtime),
-predictions.npz where the run kept them (with the teacher's records, so that a bundle alone can be gated), before.onnx where the task has
-a front end (what makes the model's inputs of raw ones), and manifest.json.
+RUN/bundles/<target>/ holds model.<ext>, golden.npz (`inputs.<name>`, `outputs.<name>` [n, ...]: what the file answered
+in its runtime), predictions.npz where the run kept them (with the teacher's records, so that a bundle alone can be
+gated), before.onnx where the task has a front end (what makes the model's inputs of raw ones), and manifest.json.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`. `model` names one of `files`; `measurements` are the candidate's that hold for the target; `gate`: the recipe's
-    budget lines for any target and for this one; `verdict` and `checks`: what they came to when the bundle was made; `environment`: the machines
-    that measured, `versions` those of the libraries that did; `golden`: whether its inputs are samples of the task or synthetic; `means`: as in
-    result.json (None: not said)."""
+    """`manifest.json`. `model` names one of `files`; `measurements` are the candidate's that hold for the target;
+    `gate`: the recipe's budget lines for any target and for this one; `verdict` and `checks`: what they came to when
+    the bundle was made; `environment`: the machines that measured, `versions` those of the libraries that did;
+    `golden`: whether its inputs are samples of the task or synthetic; `means`: as in result.json (None: not said)."""
 
     task: str
     target: str
@@ -90,10 +91,11 @@ def write(
     golden: Literal["samples", "synthetic"] | None = None,
     before: bytes | None = None,
 ) -> Path:
-    """Makes RUN/bundles/<target>/, in place of an older one, whole or not at all. Golden arrays are [n, ...], the same n in all; `before`: the
-    ONNX file that makes the model's inputs of raw ones.
+    """Makes RUN/bundles/<target>/, in place of an older one, whole or not at all. Golden arrays are [n, ...], the same
+    n in all; `before`: the ONNX file that makes the model's inputs of raw ones.
 
-    Raises UsageError where there is nothing to bundle, BaselineError where the model's file is not the one that was measured."""
+    Raises UsageError where there is nothing to bundle, BaselineError where the model's file is not the one that was
+    measured."""
     run = Path(run_folder)
     candidate = _candidate(result, candidate_id, target)
     _aligned(golden_inputs, golden_outputs)
@@ -103,7 +105,9 @@ def write(
     part.mkdir()
     try:
         model = _copy(run / str(candidate.file), part, candidate.sha256)
-        arrays = {f"inputs.{k}": v for k, v in golden_inputs.items()} | {f"outputs.{k}": v for k, v in golden_outputs.items()}
+        arrays = {f"inputs.{k}": v for k, v in golden_inputs.items()} | {
+            f"outputs.{k}": v for k, v in golden_outputs.items()
+        }
         results.save_arrays(part / "golden.npz", arrays)
         if before is not None:
             write_atomic(part / BEFORE, before)
@@ -121,7 +125,9 @@ def write(
             golden=golden,
             **claims,
         )
-        write_atomic(part / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+        write_atomic(
+            part / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+        )
         _swap(part, bundles / target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -129,7 +135,8 @@ def write(
 
 
 def claimed(result: Result, candidate: Candidate, target: str) -> dict[str, Any]:
-    """The fields of a manifest that are copied from result.json, {field: value}: the candidate, its measurements, checks and verdict."""
+    """The fields of a manifest that are copied from result.json, {field: value}: the candidate, its measurements,
+    checks and verdict."""
     found = result.targets[target]
     measurements = tuple(m for m in candidate.measurements if m.target in (None, target))
     return {
@@ -142,15 +149,19 @@ def claimed(result: Result, candidate: Candidate, target: str) -> dict[str, Any]
         "recipe_sha256": result.recipe_sha256,
         "verdict": found.verdict,
         "checks": tuple(c for c in found.checks if c.candidate == candidate.id),
-        "environment": {id: result.environment[id] for m in measurements if (id := m.environment) in result.environment},
+        "environment": {
+            id: result.environment[id] for m in measurements if (id := m.environment) in result.environment
+        },
         "means": None if result.predictions is None else result.means,
     }
 
 
 def read(folder: Path | str) -> Manifest:
-    """A bundle's manifest, once every file that it names is found to be as it says. Files that it doesn't name are not vouched for.
+    """A bundle's manifest, once every file that it names is found to be as it says. Files that it doesn't name are not
+    vouched for.
 
-    Raises UsageError for a manifest that is wrong or names files outside, BaselineError for files that are missing or differ."""
+    Raises UsageError for a manifest that is wrong or names files outside, BaselineError for files that are missing or
+    differ."""
     import pydantic
 
     folder = Path(folder)
@@ -163,33 +174,54 @@ def read(folder: Path | str) -> Manifest:
         manifest = pydantic.TypeAdapter(Manifest).validate_json(data, strict=True)
     except pydantic.ValidationError as error:
         hint = "`edgekd schema manifest` describes the file"
-        found = [(".".join(map(str, e["loc"])), e["msg"][0].lower() + e["msg"][1:]) for e in error.errors(include_url=False)]
+        found = [
+            (".".join(map(str, e["loc"])), e["msg"][0].lower() + e["msg"][1:]) for e in error.errors(include_url=False)
+        ]
         raise UsageError(*(Problem(f"{path}: {place}", message, hint) for place, message in found)) from None
     problems = [Problem(f"{path}: {place}", message) for place, message in _wrong(manifest)]
     if problems:
         raise UsageError(*problems)
-    problems = [Problem(str(folder / name), text) for name, file in manifest.files.items() if (text := _differs(folder / name, file))]
+    problems = [
+        Problem(str(folder / name), text)
+        for name, file in manifest.files.items()
+        if (text := _differs(folder / name, file))
+    ]
     if problems:
         raise BaselineError(*problems)
     golden = results.load_arrays(folder / "golden.npz")
     told = {f"inputs.{t.name}": t for t in manifest.inputs} | {f"outputs.{t.name}": t for t in manifest.outputs}
-    if {name: (str(a.dtype), a.shape[1:]) for name, a in golden.items()} != {name: (t.dtype, t.shape) for name, t in told.items()}:
-        raise BaselineError(Problem(str(folder / "golden.npz"), "holds other arrays than the manifest's inputs and outputs"))
+    if {name: (str(a.dtype), a.shape[1:]) for name, a in golden.items()} != {
+        name: (t.dtype, t.shape) for name, t in told.items()
+    }:
+        raise BaselineError(
+            Problem(str(folder / "golden.npz"), "holds other arrays than the manifest's inputs and outputs")
+        )
     return manifest
 
 
 def _candidate(result: Result, id: str, target: str) -> Candidate:
     candidate = next((c for c in result.candidates if c.id == id), None)
     if target not in result.targets or not NAME.fullmatch(target):
-        raise UsageError(Problem(f"bundle {target!r}", "is no target of this run", f"one of {', '.join(result.targets)}"))
+        raise UsageError(
+            Problem(f"bundle {target!r}", "is no target of this run", f"one of {', '.join(result.targets)}")
+        )
     if candidate is None or candidate.file is None or not results.inside(candidate.file):
-        raise UsageError(Problem(f"bundle {target}", f"candidate `{id}` {'is not in this run' if candidate is None else 'has no file in this run'}"))
+        raise UsageError(
+            Problem(
+                f"bundle {target}",
+                f"candidate `{id}` {'is not in this run' if candidate is None else 'has no file in this run'}",
+            )
+        )
     return candidate
 
 
 def _aligned(*groups: Mapping[str, np.ndarray]) -> None:
     if not all(groups) or len({np.shape(a)[:1] for group in groups for a in group.values()}) != 1:
-        raise UsageError(Problem("golden vectors", "inputs and outputs must be there, with the same number of samples in every array"))
+        raise UsageError(
+            Problem(
+                "golden vectors", "inputs and outputs must be there, with the same number of samples in every array"
+            )
+        )
 
 
 def _copy(source: Path, folder: Path, digest: str) -> str:
@@ -203,13 +235,15 @@ def _copy(source: Path, folder: Path, digest: str) -> str:
     except FileNotFoundError:
         raise BaselineError(Problem(str(source), "is missing")) from None
     if sha256(folder / name) != digest:
-        raise BaselineError(Problem(str(source), "differs from its digest in result.json: not the file that was measured"))
+        raise BaselineError(
+            Problem(str(source), "differs from its digest in result.json: not the file that was measured")
+        )
     return name
 
 
 def _predictions(run: Path, result: Result, id: str, target: str, folder: Path) -> str | None:
-    """Copies the candidate's predictions with the teacher's records beside them; returns the digest of the test set, None without any. Where it
-    was executed as the target's CPU, what it answered there."""
+    """Copies the candidate's predictions with the teacher's records beside them; returns the digest of the test set,
+    None without any. Where it was executed as the target's CPU, what it answered there."""
     path, executed = run / "predictions" / f"{id}.npz", run / "predictions" / results.executed(id, target)
     for name, digest in (result.predictions or {}).items():
         if (run / "predictions" / name).is_file() and sha256(run / "predictions" / name) != digest:
@@ -257,7 +291,8 @@ def budget_of(run: Path, target: str) -> dict[str, Any]:
 
 
 def _swap(part: Path, final: Path) -> None:
-    """Puts a finished folder in its place. The old one steps aside first: folders can't be exchanged in one move everywhere."""
+    """Puts a finished folder in its place. The old one steps aside first: folders can't be exchanged in one move
+    everywhere."""
     sync(part)
     old = final.with_name(f".{final.name}.{secrets.token_hex(6)}.old")
     if final.exists() or final.is_symlink():
@@ -305,6 +340,10 @@ def _differs(path: Path, file: File) -> str:
         if status.st_size != file.bytes:
             return f"has {status.st_size} bytes, the manifest says {file.bytes}"
         with open(descriptor, "rb", closefd=False) as given:
-            return "" if hashlib.file_digest(given, "sha256").hexdigest() == file.sha256 else "differs from its digest in the manifest"
+            return (
+                ""
+                if hashlib.file_digest(given, "sha256").hexdigest() == file.sha256
+                else "differs from its digest in the manifest"
+            )
     finally:
         os.close(descriptor)

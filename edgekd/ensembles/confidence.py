@@ -11,8 +11,8 @@ from edgekd.records import Batch, Signals
 
 
 def confidence(signals: Mapping[str, Signals], batch: Batch, *, temperature: Annotated[float, Gt(0)] = 1.0) -> Signals:
-    """T log(sum_m w_m softmax(z_m / T)) with w_m = (1 - softmax_m(H_m)) / (M - 1), H_m the cross-entropy of teacher m with the label:
-    logits [B, C] each, labels [B] -> [B, C].
+    """T log(sum_m w_m softmax(z_m / T)) with w_m = (1 - softmax_m(H_m)) / (M - 1), H_m the cross-entropy of teacher m
+    with the label: logits [B, C] each, labels [B] -> [B, C].
 
     Zhang, Chen, Wang 2022, "Confidence-Aware Multi-Teacher Knowledge Distillation", eq. 4."""
     import torch

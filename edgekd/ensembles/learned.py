@@ -12,10 +12,12 @@ from edgekd.records import Batch, Signals
 
 
 class Learned(nn.Module):
-    """log(sum_m w_m softmax(z_m)) with w = softmax(theta) over the teachers, theta from 0: logits [B, C] each -> [B, C].
+    """log(sum_m w_m softmax(z_m)) with w = softmax(theta) over the teachers, theta from 0: logits [B, C] each -> [B,
+    C].
 
-    theta learns by `own`, the cross-entropy of the mixture with the labels (a stacked generalization, Wolpert 1992, on the mixture's weights);
-    what the student hears is detached, so the student's loss doesn't pull the weights towards a teacher that is easy to follow."""
+    theta learns by `own`, the cross-entropy of the mixture with the labels (a stacked generalization, Wolpert 1992, on
+    the mixture's weights); what the student hears is detached, so the student's loss doesn't pull the weights towards a
+    teacher that is easy to follow."""
 
     def __init__(self, names: Sequence[str], classes: int):
         super().__init__()

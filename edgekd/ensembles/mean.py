@@ -11,10 +11,12 @@ from edgekd.records import Batch, Signals
 
 
 def mean(signals: Mapping[str, Signals], batch: Batch, *, temperature: Annotated[float, Gt(0)] = 1.0) -> Signals:
-    """T log((1/M) sum_m softmax(z_m / T)): logits [B, C] each -> [B, C], whose softmax at temperature T is the mean distribution.
+    """T log((1/M) sum_m softmax(z_m / T)): logits [B, C] each -> [B, C], whose softmax at temperature T is the mean
+    distribution.
 
-    Hinton, Vinyals, Dean 2015, section 1, with the arithmetic mean: one over-confident teacher can't outshout the others, as it does in a mean
-    of logits. Set `temperature` to that of the loss for the mean of the softened distributions."""
+    Hinton, Vinyals, Dean 2015, section 1, with the arithmetic mean: one over-confident teacher can't outshout the
+    others, as it does in a mean of logits. Set `temperature` to that of the loss for the mean of the softened
+    distributions."""
     import torch
     from torch.nn import functional as F
 

@@ -18,10 +18,12 @@ def routed(
     classes: dict[str, tuple[int, ...]] | None = None,
     tags: dict[str, tuple[str, ...]] | None = None,
 ) -> Signals:
-    """The logits [B, C] of the teacher whose `classes` {teacher: class numbers} hold the sample's label; or whose `tags` {teacher: tags} hold
-    one of the sample's, where a teacher with no tags, [], has all samples that no other has.
+    """The logits [B, C] of the teacher whose `classes` {teacher: class numbers} hold the sample's label; or whose
+    `tags` {teacher: tags} hold one of the sample's, where a teacher with no tags, [], has all samples that no other
+    has.
 
-    Raises ValueError where both or neither are given, a class or sample has no teacher or two, or a teacher is not of the ensemble."""
+    Raises ValueError where both or neither are given, a class or sample has no teacher or two, or a teacher is not of
+    the ensemble."""
     import torch
 
     if (classes is None) == (tags is None):
@@ -30,7 +32,11 @@ def routed(
     if strangers:
         raise ValueError(f"no teacher of the ensemble is named {', '.join(strangers)}; it has {', '.join(signals)}")
     every = torch.stack([s.output.float() for s in signals.values()])
-    owner = by_class(list(signals), classes, batch, every.shape[-1]) if classes is not None else by_tag(list(signals), tags or {}, batch)
+    owner = (
+        by_class(list(signals), classes, batch, every.shape[-1])
+        if classes is not None
+        else by_tag(list(signals), tags or {}, batch)
+    )
     return Signals(every[owner, torch.arange(len(batch.index))])
 
 
@@ -42,10 +48,15 @@ def by_class(names: Sequence[str], classes: Mapping[str, Sequence[int]], batch: 
     for number, name in enumerate(names):
         for label in classes.get(name, ()):
             if not 0 <= label < count or owner[label] >= 0:
-                raise ValueError(f"class {label} of {name} " + ("has another teacher too" if 0 <= label < count else f"is none of the {count}"))
+                raise ValueError(
+                    f"class {label} of {name} "
+                    + ("has another teacher too" if 0 <= label < count else f"is none of the {count}")
+                )
             owner[label] = number
     if (owner < 0).any():
-        raise ValueError(f"no teacher for the classes {', '.join(str(c) for c in torch.nonzero(owner < 0).flatten().tolist())}")
+        raise ValueError(
+            f"no teacher for the classes {', '.join(str(c) for c in torch.nonzero(owner < 0).flatten().tolist())}"
+        )
     return owner[batch.labels.long()]
 
 
@@ -62,7 +73,11 @@ def by_tag(names: Sequence[str], tags: Mapping[str, Sequence[str]], batch: Batch
     for row, own in enumerate(batch.tags):
         found = [i for i, name in enumerate(names) if set(own) & set(tags.get(name, ()))] or rest
         if len(found) != 1:
-            text = f"has the teachers {' and '.join(names[i] for i in found)}" if found else "has no teacher; one with tags = [] gets all the rest"
+            text = (
+                f"has the teachers {' and '.join(names[i] for i in found)}"
+                if found
+                else "has no teacher; one with tags = [] gets all the rest"
+            )
             raise ValueError(f"sample {int(batch.index[row])}, tagged {', '.join(own) or 'with nothing'}, {text}")
         owner.append(found[0])
     return torch.tensor(owner)

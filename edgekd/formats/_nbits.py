@@ -1,7 +1,9 @@
-"""Layers with block-wise integer weights in ONNX: com.microsoft.MatMulNBits (onnxruntime docs/ContribOperators.md), integers in the file.
+"""Layers with block-wise integer weights in ONNX: com.microsoft.MatMulNBits (onnxruntime docs/ContribOperators.md),
+integers in the file.
 
-Its accuracy_level is 1, floats throughout. DequantizeLinear in blocks before a MatMul says the same, but onnxruntime makes of it a MatMulNBits of
-accuracy level 4 (session option `session.qdq_matmulnbits_accuracy_level`), which rounds what the layer reads to 8 bits."""
+Its accuracy_level is 1, floats throughout. DequantizeLinear in blocks before a MatMul says the same, but onnxruntime
+makes of it a MatMulNBits of accuracy level 4 (session option `session.qdq_matmulnbits_accuracy_level`), which rounds
+what the layer reads to 8 bits."""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from edgekd.quantization.blocks import Blocks, gain, packed
+from edgekd.quantization.weight_blocks.blocks import Blocks, gain, packed
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +31,9 @@ def render(graph: fx.GraphModule, table: Mapping[str, Blocks]) -> fx.GraphModule
         bias = node.args[2] if len(node.args) > 2 else None
         module.add_submodule(f"{node.name}__blocks", _layer(blocks))
         with module.graph.inserting_before(node):
-            made = module.graph.call_module(f"{node.name}__blocks", (node.args[0], *([bias] if bias is not None else [])))
+            made = module.graph.call_module(
+                f"{node.name}__blocks", (node.args[0], *([bias] if bias is not None else []))
+            )
         node.replace_all_uses_with(made)
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
@@ -42,7 +46,13 @@ def _layer(blocks: Blocks) -> nn.Module:
     from torch import nn
 
     outputs, inputs = blocks.integers.shape
-    attributes = {"K": inputs, "N": outputs, "bits": blocks.bits, "block_size": blocks.block, "accuracy_level": ACCURACY_LEVEL}
+    attributes = {
+        "K": inputs,
+        "N": outputs,
+        "bits": blocks.bits,
+        "block_size": blocks.block,
+        "accuracy_level": ACCURACY_LEVEL,
+    }
 
     class Product(nn.Module):
         def __init__(self):
@@ -53,6 +63,8 @@ def _layer(blocks: Blocks) -> nn.Module:
         def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
             operands = [x, self.integers, self.scales, self.zero_points, *([None, bias] if bias is not None else [])]
             shape = (*x.shape[:-1], outputs)
-            return torch.onnx.ops.symbolic("com.microsoft::MatMulNBits", operands, attributes, dtype=x.dtype, shape=shape, version=1)
+            return torch.onnx.ops.symbolic(
+                "com.microsoft::MatMulNBits", operands, attributes, dtype=x.dtype, shape=shape, version=1
+            )
 
     return Product()

@@ -1,7 +1,9 @@
-"""ONNX: float files, and int8 files in QDQ form. The captured graph is exported once with a marker at every site; the markers are then rendered
-as QuantizeLinear and DequantizeLinear with the grid's numbers, weights as int8 and biases as int32 initializers.
+"""ONNX: float files, and int8 files in QDQ form. The captured graph is exported once with a marker at every site; the
+markers are then rendered as QuantizeLinear and DequantizeLinear with the grid's numbers, weights as int8 and biases as
+int32 initializers.
 
-Nothing of the machine or the source is left in a file: names are canonical, stack traces, doc strings and inferred shapes are dropped.
+Nothing of the machine or the source is left in a file: names are canonical, stack traces, doc strings and inferred
+shapes are dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 
 from edgekd.errors import RunFailed
 from edgekd.files import write_atomic
-from edgekd.quantization.lattice import exactly
+from edgekd.quantization.parameters import exactly
 from edgekd.records import Grid, Site
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ def export(
     inputs: Sequence[str] = ("input",),
     outputs: Sequence[str] = ("output",),
 ) -> dict[str, str]:
-    """Writes a captured graph with a dynamic batch; returns {site: name of its dequantized value} ({} for a float file)."""
+    """Writes a captured graph with a dynamic batch; returns {site: name of its dequantized value} ({} for a float
+    file)."""
     import onnx
 
     model = _translate(graph, grid, example, opset)
@@ -62,8 +65,12 @@ def _translate(graph: fx.GraphModule, grid: Grid | None, example: Any, opset: in
     try:
         with warnings.catch_warnings(), torch.no_grad(), _quiet():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module.eval(), tensors, dynamic_shapes=tuple({0: batch} for _ in tensors), strict=False)
-            return torch.onnx.export(program, (), dynamo=True, opset_version=opset, external_data=False, verbose=False, optimize=True).model_proto
+            program = torch.export.export(
+                module.eval(), tensors, dynamic_shapes=tuple({0: batch} for _ in tensors), strict=False
+            )
+            return torch.onnx.export(
+                program, (), dynamo=True, opset_version=opset, external_data=False, verbose=False, optimize=True
+            ).model_proto
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise RunFailed(f"the model can't be written as ONNX: {reason}") from error
@@ -86,14 +93,15 @@ def _quiet():
 
 
 def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
-    """A copy of the graph with a marker after each value and weight that has a site, and after what only moves such values. Activations that
-    the lattice makes superfluous are left out: onnxruntime recognizes few of them, and keeps the layer before the others in float."""
+    """A copy of the graph with a marker after each value and weight that has a site, and after what only moves such
+    values. Activations that the lattice makes superfluous are left out: onnxruntime recognizes few of them, and keeps
+    the layer before the others in float."""
     import torch
     from torch import nn
 
-    from edgekd.quantization.capture import readable
-    from edgekd.quantization.fake import absorbs
-    from edgekd.quantization.sites import clip, place
+    from edgekd.quantization.torch_graph.capture import readable
+    from edgekd.quantization.torch_graph.fake import absorbs
+    from edgekd.quantization.torch_graph.sites import clip, place
 
     class Mark(nn.Module):
         def __init__(self, site: str):
@@ -101,11 +109,14 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
             self.site = site
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.onnx.ops.symbolic(f"{DOMAIN}::{MARK}", (x,), attrs={"site": self.site}, dtype=x.dtype, shape=x.shape, version=1)
+            return torch.onnx.ops.symbolic(
+                f"{DOMAIN}::{MARK}", (x,), attrs={"site": self.site}, dtype=x.dtype, shape=x.shape, version=1
+            )
 
     module, placement = copy.deepcopy(graph), place(graph, grid.scheme.float_layers)
     wanted = {name: name for name in placement.values} | placement.tied
-    plain = {n for n in module.graph.nodes if n.name not in wanted}  # onnxruntime makes one lattice of two with nothing between
+    # onnxruntime makes one lattice of two with nothing between
+    plain = {n for n in module.graph.nodes if n.name not in wanted}
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and node.target in placement.weights:
             site = readable(node.target)
@@ -115,7 +126,11 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
             continue
         if site not in grid.sites:
             raise RunFailed(f"the grid has no site `{site}`")
-        if clip(node) and node.args[0] in plain and absorbs(placement.values[site], grid.sites[site].scale[0], *_ends(grid.sites[site])):
+        if (
+            clip(node)
+            and node.args[0] in plain
+            and absorbs(placement.values[site], grid.sites[site].scale[0], *_ends(grid.sites[site]))
+        ):
             node.target, node.args, node.kwargs = torch.ops.aten.alias.default, node.args[:1], {}
         module.add_submodule(f"mark_{node.name}", Mark(site))
         users = list(node.users)
@@ -132,13 +147,19 @@ def _ends(site: Site) -> tuple[int, int]:
 
 
 def _pool(graph: onnx.GraphProto) -> None:
-    """ReduceMean over height and width becomes GlobalAveragePool, which has an integer kernel and knows onnxruntime's layouts."""
+    """ReduceMean over height and width becomes GlobalAveragePool, which has an integer kernel and knows onnxruntime's
+    layouts."""
     from onnx import helper, numpy_helper
 
     constants = {i.name: i for i in graph.initializer}
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.value_info, *graph.input)}
     for node in graph.node:
-        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants or ranks.get(node.input[0]) != 4:
+        if (
+            node.op_type != "ReduceMean"
+            or len(node.input) < 2
+            or node.input[1] not in constants
+            or ranks.get(node.input[0]) != 4
+        ):
             continue
         axes = sorted(int(a) % 4 for a in numpy_helper.to_array(constants[node.input[1]]).ravel())
         keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
@@ -172,14 +193,23 @@ def _render(graph: onnx.GraphProto, grid: Grid) -> dict[str, str]:
             q = _integers(array, scale, axis, site.low, site.high)
             turned = transposed.get(output)
             if turned is not None:  # a weight is stored as it is read
-                order = next((list(a.ints) for a in turned.attribute if a.name == "perm"), list(range(array.ndim))[::-1])
+                order = next(
+                    (list(a.ints) for a in turned.attribute if a.name == "perm"), list(range(array.ndim))[::-1]
+                )
                 q, axis, output = q.transpose(order), None if axis is None else order.index(axis), turned.output[0]
                 skip.add(turned.output[0])
             scales[output] = scale
             scale_array = scale if axis is not None else scale[0]
-            zero = constant(f"zeros {scale_array.shape}", np.zeros(scale_array.shape, np.int8))  # onnxruntime keeps Gemm in float without it
-            operands = [constant(f"{name}.q{'' if turned is None else '.t'}", np.ascontiguousarray(q)), constant(f"{name}.s", scale_array), zero]
-            nodes.append(helper.make_node("DequantizeLinear", operands, [output], **({"axis": axis} if axis is not None else {})))
+            # onnxruntime keeps Gemm in float without it
+            zero = constant(f"zeros {scale_array.shape}", np.zeros(scale_array.shape, np.int8))
+            operands = [
+                constant(f"{name}.q{'' if turned is None else '.t'}", np.ascontiguousarray(q)),
+                constant(f"{name}.s", scale_array),
+                zero,
+            ]
+            nodes.append(
+                helper.make_node("DequantizeLinear", operands, [output], **({"axis": axis} if axis is not None else {}))
+            )
         else:
             zero = constant(f"{name}.z", np.array(site.zero_point, np.uint8 if site.high <= 255 else np.uint16))
             step = constant(f"{name}.s", scale[0])
@@ -195,7 +225,8 @@ def _render(graph: onnx.GraphProto, grid: Grid) -> dict[str, str]:
 
 
 def _looked_up(nodes: list[onnx.NodeProto], helper: Any) -> list[onnx.NodeProto]:
-    """Rows are looked up in integers and then told in float; the other way round the whole table would be, at each inference."""
+    """Rows are looked up in integers and then told in float; the other way round the whole table would be, at each
+    inference."""
     made = {n.output[0] for n in nodes}  # a value's integers are made by a node, a table's are stored
     told = {n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0] not in made}
     found = []
@@ -207,11 +238,20 @@ def _looked_up(nodes: list[onnx.NodeProto], helper: Any) -> list[onnx.NodeProto]
             continue
         rows = f"{node.output[0]}.q"
         found.append(helper.make_node("Gather", [table.input[0], node.input[1]], [rows]))
-        found.append(helper.make_node("DequantizeLinear", [rows, *table.input[1:]], list(node.output), **({} if along is None else {"axis": -1})))
+        found.append(
+            helper.make_node(
+                "DequantizeLinear",
+                [rows, *table.input[1:]],
+                list(node.output),
+                **({} if along is None else {"axis": -1}),
+            )
+        )
     return found
 
 
-def _bias(node: onnx.NodeProto, weights: Mapping[str, Any], scales: Mapping[str, np.ndarray], constant: Any, helper: Any) -> list[onnx.NodeProto]:
+def _bias(
+    node: onnx.NodeProto, weights: Mapping[str, Any], scales: Mapping[str, np.ndarray], constant: Any, helper: Any
+) -> list[onnx.NodeProto]:
     """The node, its float bias replaced by int32 at the product of its operands' scales."""
     from onnx import numpy_helper
 
@@ -225,25 +265,34 @@ def _bias(node: onnx.NodeProto, weights: Mapping[str, Any], scales: Mapping[str,
     scale = np.broadcast_to(scales[node.input[0]] * scales[node.input[1]], bias.shape).astype(np.float32)
     rounded = np.clip(np.round(bias / scale), -(2.0**31), 2.0**31 - 128).astype(np.int32)
     name = f"{node.output[0]}.bias"
-    made = helper.make_node("DequantizeLinear", [constant(f"{name}.q", rounded), constant(f"{name}.s", scale)], [name], axis=0)
+    made = helper.make_node(
+        "DequantizeLinear", [constant(f"{name}.q", rounded), constant(f"{name}.s", scale)], [name], axis=0
+    )
     node.input[2] = name
     return [made, node]
 
 
 def _kept_float(node: onnx.NodeProto, weights: Mapping[str, Any], constant: Any, helper: Any) -> list[onnx.NodeProto]:
-    """A layer of a quantized value with float weights, its bias told as int32 times powers of two, which is the same numbers.
+    """A layer of a quantized value with float weights, its bias told as int32 times powers of two, which is the same
+    numbers.
 
-    onnxruntime (core/optimizer/qdq_transformer/weight_bias_quantization.cc) rounds the weight of such a layer to int8 with one scale, unless the
-    bias is no stored float."""
+    onnxruntime (core/optimizer/qdq_transformer/weight_bias_quantization.cc) rounds the weight of such a layer to int8
+    with one scale, unless the bias is no stored float."""
     from onnx import numpy_helper
 
     stored = weights.get(node.input[2]) if len(node.input) > 2 else None
     if len(node.input) > 2 and node.input[2] and stored is None:
         return [node]  # computed, so it is no stored float
-    bias = np.zeros(_outputs(node, weights[node.input[1]].dims), np.float32) if stored is None else numpy_helper.to_array(stored).ravel()
+    bias = (
+        np.zeros(_outputs(node, weights[node.input[1]].dims), np.float32)
+        if stored is None
+        else numpy_helper.to_array(stored).ravel()
+    )
     name = f"{node.output[0]}.bias"
     q, scale = exactly(bias)
-    made = helper.make_node("DequantizeLinear", [constant(f"{name}.q", q), constant(f"{name}.s", scale)], [name], axis=0)
+    made = helper.make_node(
+        "DequantizeLinear", [constant(f"{name}.q", q), constant(f"{name}.s", scale)], [name], axis=0
+    )
     node.input[:] = [*node.input[:2], name]
     return [made, node]
 
@@ -262,7 +311,9 @@ def _integers(array: np.ndarray, scale: np.ndarray, axis: int | None, low: int, 
     return np.clip(np.round(array / shaped), low, high).astype(np.int8)
 
 
-def _clean(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], metadata: Mapping[str, str]) -> dict[str, str]:
+def _clean(
+    model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], metadata: Mapping[str, str]
+) -> dict[str, str]:
     """Drops what is not computed with, and gives every value a canonical name; returns {old: new}."""
     from edgekd import __version__
 
@@ -271,12 +322,17 @@ def _clean(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]
     for node in reversed(graph.node):
         if any(o in live for o in node.output):
             live |= set(node.input)
-    for field, keep in ((graph.node, lambda n: any(o in live for o in n.output)), (graph.initializer, lambda i: i.name in live)):
+    for field, keep in (
+        (graph.node, lambda n: any(o in live for o in n.output)),
+        (graph.initializer, lambda i: i.name in live),
+    ):
         kept = [copy.deepcopy(x) for x in field if keep(x)]
         del field[:]
         field.extend(kept)
     names = {"": ""}
-    names |= {v.name: new for v, new in zip(graph.input, inputs, strict=True)} | {v.name: new for v, new in zip(graph.output, outputs, strict=True)}
+    names |= {v.name: new for v, new in zip(graph.input, inputs, strict=True)} | {
+        v.name: new for v, new in zip(graph.output, outputs, strict=True)
+    }
     order = {name: i for i, name in enumerate(x for node in graph.node for x in (*node.input, *node.output))}
     first: dict[str, int] = {}
     for i, name in enumerate(x for node in graph.node for x in (*node.input, *node.output)):
@@ -309,7 +365,13 @@ def _clean(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]
     del graph.quantization_annotation[:]
     del model.metadata_props[:]
     del model.functions[:]
-    model.producer_name, model.producer_version, model.doc_string, model.domain, model.model_version = "edgekd", __version__, "", "", 0
+    model.producer_name, model.producer_version, model.doc_string, model.domain, model.model_version = (
+        "edgekd",
+        __version__,
+        "",
+        "",
+        0,
+    )
     opsets = sorted((o.domain, o.version) for o in model.opset_import if o.domain in {n.domain for n in graph.node})
     del model.opset_import[:]
     for domain, version in opsets:
@@ -320,7 +382,8 @@ def _clean(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]
 
 
 def float_kernels(path: Path) -> list[str]:
-    """Convolutions and matrix products that onnxruntime still computes in float after its optimizations, as `Conv(v12)`."""
+    """Convolutions and matrix products that onnxruntime still computes in float after its optimizations, as
+    `Conv(v12)`."""
     import tempfile
 
     import onnx

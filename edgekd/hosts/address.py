@@ -1,6 +1,8 @@
-"""Addresses of boards: `ssh://[user@]host[:port][?python=/path/to/python]`, checked strictly, and the command that goes there.
+"""Addresses of boards: `ssh://[user@]host[:port][?python=/path/to/python]`, checked strictly, and the command that goes
+there.
 
-Nothing of an address reaches a shell but the interpreter's path, which is quoted; a host can't be taken for an option (OpenSSH ssh(1): `--`)."""
+Nothing of an address reaches a shell but the interpreter's path, which is quoted; a host can't be taken for an option
+(OpenSSH ssh(1): `--`)."""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ CONFIG = "EDGEKD_SSH_CONFIG"
 
 @dataclass(frozen=True)
 class Address:
-    """Where a board is. `host`: a name of the user's ssh configuration or of DNS, or a number; `python`: the interpreter there."""
+    """Where a board is. `host`: a name of the user's ssh configuration or of DNS, or a number; `python`: the
+    interpreter there."""
 
     user: str | None
     host: str
@@ -41,13 +44,21 @@ def parse(text: str) -> Address:
     if ":" in user:
         problems.append(Problem(place, "a password is never part of an address", "use a key: ssh-copy-id user@host"))
     elif at and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", user):
-        problems.append(Problem(place, f"{_shown(user)} is no user's name", "letters, digits, `_`, `.` and `-`, not first `-`"))
+        problems.append(
+            Problem(place, f"{_shown(user)} is no user's name", "letters, digits, `_`, `.` and `-`, not first `-`")
+        )
     bracketed = re.fullmatch(r"\[(.*)\](?::(.*))?", host, re.DOTALL)
-    name, port = bracketed.groups() if bracketed else (host.partition(":")[0], host.partition(":")[2] if ":" in host else None)
+    name, port = (
+        bracketed.groups() if bracketed else (host.partition(":")[0], host.partition(":")[2] if ":" in host else None)
+    )
     if bracketed and not _ipv6(name):
         problems.append(Problem(place, f"{_shown(name)} is no IPv6 address"))
     elif not bracketed and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", name):
-        problems.append(Problem(place, f"{_shown(name)} is no host's name", f"letters, digits, `_`, `.` and `-`, not first `-`: {FORM}"))
+        problems.append(
+            Problem(
+                place, f"{_shown(name)} is no host's name", f"letters, digits, `_`, `.` and `-`, not first `-`: {FORM}"
+            )
+        )
     if port is not None and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
         hint = "an IPv6 address stands in brackets" if ":" in port else "a number from 1 to 65535"
         problems.append(Problem(place, f"{_shown(port)} is no port", hint))
@@ -64,9 +75,11 @@ def parse(text: str) -> Address:
 
 
 def command(address: Address, code: str) -> list[str]:
-    """The system's ssh with the user's configuration, keys and known hosts, running `code` (without quotes, `!`, backslashes) as Python there.
+    """The system's ssh with the user's configuration, keys and known hosts, running `code` (without quotes, `!`,
+    backslashes) as Python there.
 
-    It never asks anything (BatchMode), so a key that is not known is an error; that keys are checked is left as configured."""
+    It never asks anything (BatchMode), so a key that is not known is an error; that keys are checked is left as
+    configured."""
     options = {
         "BatchMode": "yes",
         "ConnectTimeout": "15",

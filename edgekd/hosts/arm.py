@@ -1,14 +1,15 @@
-"""ARM cores under emulation: the set-up that `edgekd doctor --setup arm-emulator` made (see arm_setup), and how a process is started as a core.
+"""ARM cores under emulation: the set-up that `edgekd doctor --setup arm-emulator` made (see arm_setup), and how a
+process is started as a core.
 
-    ROOT/emulators/arm64-onnxruntime-VERSION/
-        setup.json       digests of everything below but cores/, versions of what it is made of
-        sysroot/         the arm64 Python and the libraries that it and the runtime load
-        site/            the runtime and numpy for arm64
-        qemu/            an emulator with its libraries, where the PATH had none
-        cores/NAME-QEMU/ what a guest sees as /: links into sysroot/, and a /proc/cpuinfo of this core; core.json: what the core says of itself
+    ROOT/emulators/arm64-onnxruntime-VERSION/ setup.json       digests of everything below but cores/, versions of what
+        it is made of sysroot/         the arm64 Python and the libraries that it and the runtime load site/
+        the runtime and numpy for arm64 qemu/            an emulator with its libraries, where the PATH had none
+        cores/NAME-QEMU/ what a guest sees as /: links into sysroot/, and a /proc/cpuinfo of this core; core.json: what
+        the core says of itself
 
-ROOT is EDGEKD_CACHE, else `edgekd` in the user's cache. A core is what the emulator makes of qemu's `-cpu`: the kernels of a runtime are chosen by
-the capabilities that the guest is told (getauxval), and by /proc/cpuinfo, which a guest would otherwise read of this machine."""
+ROOT is EDGEKD_CACHE, else `edgekd` in the user's cache. A core is what the emulator makes of qemu's `-cpu`: the kernels
+of a runtime are chosen by the capabilities that the guest is told (getauxval), and by /proc/cpuinfo, which a guest
+would otherwise read of this machine."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ SETUP, CORE = "edgekd.emulator/1", "edgekd.core/1"
 HINT = "edgekd doctor --setup arm-emulator"
 NO_DEVICE = ("max",)  # every feature that the emulator knows: no core that anybody has
 
-# the kernel's names of the bits of AT_HWCAP and AT_HWCAP2, from bit 0 (Linux, arch/arm64/include/uapi/asm/hwcap.h and kernel/cpuinfo.c)
+# the kernel's names of the bits of AT_HWCAP and AT_HWCAP2, from bit 0 (Linux, arch/arm64/include/uapi/asm/hwcap.h and
+# kernel/cpuinfo.c)
 HWCAP = (
     "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 sm4 asimddp sha512 sve asimdfhm "
     "dit uscat ilrcpc flagm ssbs sb paca pacg"
@@ -46,7 +48,8 @@ HWCAP2 = (
     "mte3 sme smei16i64 smef64f64 smei8i32 smef16f32 smeb16f32 smef32f32 smefa64 wfxt"
 )
 
-# what a guest says of its core: the two capability words, and the main ID register (`mrs x0, midr_el1; ret`), which Linux lets programs read
+# what a guest says of its core: the two capability words, and the main ID register (`mrs x0, midr_el1; ret`), which
+# Linux lets programs read
 _ASK = """
 import ctypes, json, mmap
 libc = ctypes.CDLL(None)
@@ -77,7 +80,8 @@ class Emulator:
 
 @dataclass(frozen=True)
 class Core:
-    """A core as a guest sees it: `root` for qemu's -L, `flags` in the kernel's words, `features` in ours, the main ID register."""
+    """A core as a guest sees it: `root` for qemu's -L, `flags` in the kernel's words, `features` in ours, the main ID
+    register."""
 
     name: str
     root: Path
@@ -92,7 +96,8 @@ def home() -> Path:
 
 
 def runtime() -> str:
-    """The version of onnxruntime here, which a set-up has too: what differs between here and there is the kernels alone."""
+    """The version of onnxruntime here, which a set-up has too: what differs between here and there is the kernels
+    alone."""
     return metadata.version("onnxruntime")
 
 
@@ -137,15 +142,27 @@ def core(setup: Setup, qemu: Emulator, name: str) -> Core:
     except (OSError, ValueError):
         known = cores(qemu)
         if name not in known:
-            problem = Problem(name, f"qemu {qemu.version} has no such ARM core", f"it has {', '.join(known)}; later versions have more")
+            problem = Problem(
+                name,
+                f"qemu {qemu.version} has no such ARM core",
+                f"it has {', '.join(known)}; later versions have more",
+            )
             raise EnvironmentUnfit(problem) from None
         record = _ask(setup, qemu, name)
         try:
             _show(setup, folder, record)
         except OSError as error:
-            raise EnvironmentUnfit(Problem(name, f"{folder} can't be written: {error.strerror}", "EDGEKD_CACHE names another folder")) from None
+            raise EnvironmentUnfit(
+                Problem(name, f"{folder} can't be written: {error.strerror}", "EDGEKD_CACHE names another folder")
+            ) from None
     flags = tuple(flags_of(record["hwcap"], record["hwcap2"]))
-    return Core(name, folder, flags, tuple(FEATURES[f] for f in flags if f in FEATURES and FEATURES[f] != "neon" or f == "asimd"), record["midr"])
+    return Core(
+        name,
+        folder,
+        flags,
+        tuple(FEATURES[f] for f in flags if f in FEATURES and FEATURES[f] != "neon" or f == "asimd"),
+        record["midr"],
+    )
 
 
 def command(setup: Setup, qemu: Emulator, name: str, root: Path) -> list[str]:
@@ -160,11 +177,18 @@ def variables(setup: Setup) -> dict[str, str]:
 
 
 def launch(target: Target) -> dict[str, Any]:
-    """How a job's processes are started as on `target`: {command, variables, kernels}. Raises EnvironmentUnfit without the set-up."""
+    """How a job's processes are started as on `target`: {command, variables, kernels}. Raises EnvironmentUnfit without
+    the set-up."""
     where = f"target {target.name}"
     if target.emulated_as is None or target.emulated_as in NO_DEVICE:
-        said = "can't be emulated" if target.emulated_as is None else f"is emulated as `{target.emulated_as}`, which is no device's core"
-        raise EnvironmentUnfit(Problem(where, said, "targets whose `emulated_as` names a core that qemu has can be emulated"))
+        said = (
+            "can't be emulated"
+            if target.emulated_as is None
+            else f"is emulated as `{target.emulated_as}`, which is no device's core"
+        )
+        raise EnvironmentUnfit(
+            Problem(where, said, "targets whose `emulated_as` names a core that qemu has can be emulated")
+        )
     setup = find()
     qemu = emulator(setup.folder if setup else None)
     if setup is None or qemu is None:
@@ -173,7 +197,9 @@ def launch(target: Target) -> dict[str, Any]:
     try:
         found = core(setup, qemu, target.emulated_as)
     except EnvironmentUnfit as error:
-        raise EnvironmentUnfit(*(Problem(where, f"is emulated as {p.place}, and {p.message}", p.hint) for p in error.problems)) from None
+        raise EnvironmentUnfit(
+            *(Problem(where, f"is emulated as {p.place}, and {p.message}", p.hint) for p in error.problems)
+        ) from None
     identity = f"qemu {qemu.version}, onnxruntime {setup.runtime} arm64"
     return {
         "command": command(setup, qemu, found.name, found.root),
@@ -202,12 +228,17 @@ def kernels(features: tuple[str, ...]) -> str:
 
 def flags_of(hwcap: int, hwcap2: int) -> list[str]:
     """The words of the two capability words, as the kernel writes them into /proc/cpuinfo."""
-    return [name for names, word in ((HWCAP, hwcap), (HWCAP2, hwcap2)) for bit, name in enumerate(names.split()) if word >> bit & 1]
+    return [
+        name
+        for names, word in ((HWCAP, hwcap), (HWCAP2, hwcap2))
+        for bit, name in enumerate(names.split())
+        if word >> bit & 1
+    ]
 
 
 def cpuinfo(flags: list[str], midr: int) -> str:
-    """A /proc/cpuinfo of one core (Linux, arch/arm64/kernel/cpuinfo.c; the fields of the main ID register: Arm Architecture Reference Manual,
-    MIDR_EL1)."""
+    """A /proc/cpuinfo of one core (Linux, arch/arm64/kernel/cpuinfo.c; the fields of the main ID register: Arm
+    Architecture Reference Manual, MIDR_EL1)."""
     rows = {
         "processor": "0",
         "BogoMIPS": "108.00",

@@ -1,7 +1,9 @@
-"""Makes what arm.py finds: an arm64 Python with the runtime, from distribution packages and wheels, and an emulator where the PATH has none.
+"""Makes what arm.py finds: an arm64 Python with the runtime, from distribution packages and wheels, and an emulator
+where the PATH has none.
 
-Everything is fetched into a folder of work beside the set-up, held to the digests of the signed lists and the index, unpacked there, tried, and
-renamed. What ends it half-way leaves what was fetched; the same call goes on. Made before, it is verified file by file."""
+Everything is fetched into a folder of work beside the set-up, held to the digests of the signed lists and the index,
+unpacked there, tried, and renamed. What ends it half-way leaves what was fetched; the same call goes on. Made before,
+it is verified file by file."""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ from edgekd.errors import EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import sealed, sha256, sync, unsealed, write_atomic
 from edgekd.hosts import arm, packages
 from edgekd.hosts.packages import Apt, Package
-from edgekd.locks import lease
+from edgekd.store.locks import lease
 
-PLATFORMS = tuple(f"{name}_aarch64" for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_26", "manylinux_2_17", "manylinux2014"))
+PLATFORMS = tuple(
+    f"{name}_aarch64"
+    for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_26", "manylinux_2_17", "manylinux2014")
+)
 LIBRARIES = ("libc6", "libexpat1", "libffi8", "libgcc-s1", "libstdc++6", "zlib1g")
 EMULATOR = "qemu-user"
-READY = ("cortex-a53", "cortex-a72", "cortex-a76")  # cores that are made with the set-up; others when they are first asked for
+# cores that are made with the set-up; others when they are first asked for
+READY = ("cortex-a53", "cortex-a72", "cortex-a76")
 # of packages and wheels, what neither Python nor the runtime loads
 UNUSED_DEB = (
     "usr/share",
@@ -34,7 +40,13 @@ UNUSED_DEB = (
     "usr/lib/python3*/ensurepip",
     "usr/lib/python3*/idlelib",
 )
-UNUSED_WHEEL = ("onnxruntime/transformers/", "onnxruntime/tools/", "onnxruntime/quantization/", "onnxruntime/datasets/", "numpy/f2py/")
+UNUSED_WHEEL = (
+    "onnxruntime/transformers/",
+    "onnxruntime/tools/",
+    "onnxruntime/quantization/",
+    "onnxruntime/datasets/",
+    "numpy/f2py/",
+)
 # starts an emulator with the libraries that came with it: they are none of the programs that it runs (see arm.command)
 START = """#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
@@ -44,13 +56,16 @@ TRIAL = "import numpy, onnxruntime; print(onnxruntime.__version__)"
 
 
 def setup(progress: Any, release: str = "/etc/os-release") -> str:
-    """Makes or verifies the set-up for the runtime's version here; returns what is there, as text. Raises EnvironmentUnfit where this machine
-    can't (no apt, no pip, no network), BaselineError where a file is not the one that was announced. `progress`: a `report.progress` reporter."""
+    """Makes or verifies the set-up for the runtime's version here; returns what is there, as text. Raises
+    EnvironmentUnfit where this machine can't (no apt, no pip, no network), BaselineError where a file is not the one
+    that was announced. `progress`: a `report.progress` reporter."""
     place = arm.place()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(Problem(str(place.parent), f"can't be made: {error.strerror}", "EDGEKD_CACHE names another folder")) from None
+        raise UsageError(
+            Problem(str(place.parent), f"can't be made: {error.strerror}", "EDGEKD_CACHE names another folder")
+        ) from None
     with lease(place.with_suffix(".lease"), lambda: progress.say("another process makes the set-up: waiting")):
         if arm.find() is not None:
             fault = verify(place, progress)
@@ -89,7 +104,14 @@ def verify(place: Path, progress: Any) -> str | None:
 def _make(place: Path, progress: Any, release: dict[str, str]) -> None:
     problems = packages.unfit()
     if platform.system() != "Linux":
-        problems.insert(0, Problem("arm-emulator", f"qemu's user-mode emulation runs on Linux, this is {platform.system()}", "use a Linux container"))
+        problems.insert(
+            0,
+            Problem(
+                "arm-emulator",
+                f"qemu's user-mode emulation runs on Linux, this is {platform.system()}",
+                "use a Linux container",
+            ),
+        )
     if problems:
         raise EnvironmentUnfit(*problems)
     work = place.with_name(f"{place.name}.work")
@@ -99,7 +121,11 @@ def _make(place: Path, progress: Any, release: dict[str, str]) -> None:
     progress.say(f"fetching into {place} (there, unpacked: some 150 MB)\n{_announced(wanted)}")
     with progress.task("fetch") as advance:
         for number, package in enumerate(wanted):
-            advance(number, len(wanted), f"{package.file} {f'{package.bytes / 1e6:.1f} MB' if package.bytes else ''}".strip())
+            advance(
+                number,
+                len(wanted),
+                f"{package.file} {f'{package.bytes / 1e6:.1f} MB' if package.bytes else ''}".strip(),
+            )
             packages.fetch(package, work / "files", sources.get(package.file, guest), version, PLATFORMS)
         advance(len(wanted), len(wanted), f"{len(wanted)} files, as announced")
     tree = work / "tree"
@@ -121,11 +147,14 @@ def _announced(wanted: Sequence[Package]) -> str:
     """What is to be fetched, with sizes as far as they are known."""
     rows = [f"  {p.name} {p.version}{'' if p.bytes is None else f', {p.bytes / 1e6:.2g} MB'}" for p in wanted]
     known, unknown = sum(p.bytes or 0 for p in wanted), sum(p.bytes is None for p in wanted)
-    return "\n".join([*rows, f"  together {known / 1e6:.0f} MB{f' and {unknown} files of unknown size' if unknown else ''}"])
+    return "\n".join(
+        [*rows, f"  together {known / 1e6:.0f} MB{f' and {unknown} files of unknown size' if unknown else ''}"]
+    )
 
 
 def _plan(work: Path, guest: Apt, progress: Any, release: dict[str, str]) -> tuple[list[Package], str, dict[str, Apt]]:
-    """(files to fetch, the guest's Python, {file: apt of this machine's architecture}: the emulator's, where the PATH has none)."""
+    """(files to fetch, the guest's Python, {file: apt of this machine's architecture}: the emulator's, where the PATH
+    has none)."""
     own: list[Package] = []
     host = Apt(work / "apt-host", _architecture(), installed=True)
     with progress.task("read the package lists"):
@@ -144,7 +173,9 @@ def _unpack(package: Package, work: Path, tree: Path, own: bool) -> None:
     path = work / "files" / package.file
     if package.kind == "wheel":
         with zipfile.ZipFile(path) as archive:
-            archive.extractall(tree / "site", [n for n in archive.namelist() if not n.startswith(UNUSED_WHEEL) and "/tests/" not in n])
+            archive.extractall(
+                tree / "site", [n for n in archive.namelist() if not n.startswith(UNUSED_WHEEL) and "/tests/" not in n]
+            )
     elif not own:
         packages.unpack_deb(path, tree / "sysroot")
     else:  # of the emulator's packages: one program of many, and libraries
@@ -158,7 +189,12 @@ def _unpack(package: Package, work: Path, tree: Path, own: bool) -> None:
                 shutil.copy2(file, tree / "qemu/bin" / file.name)
                 (tree / "qemu" / file.name).write_text(START)
                 (tree / "qemu" / file.name).chmod(0o755)
-            elif file.name.startswith("lib") and ".so" in file.name and file.parent.name.endswith("-linux-gnu") and not file.is_dir():
+            elif (
+                file.name.startswith("lib")
+                and ".so" in file.name
+                and file.parent.name.endswith("-linux-gnu")
+                and not file.is_dir()
+            ):
                 shutil.copy2(file, tree / "qemu/lib" / file.name)
         shutil.rmtree(scratch)
 
@@ -179,29 +215,54 @@ def _finish(tree: Path, version: str, wanted: Sequence[Package]) -> None:
     made = arm.Setup(tree, f"sysroot/usr/bin/python{version}", arm.runtime())
     qemu = arm.emulator(tree)
     if qemu is None:
-        raise EnvironmentUnfit(Problem("arm-emulator", "the emulator does not start here", f"install your system's package, {EMULATOR}"))
+        raise EnvironmentUnfit(
+            Problem("arm-emulator", "the emulator does not start here", f"install your system's package, {EMULATOR}")
+        )
     said = _try(made, qemu, keep=True)
     if said != made.runtime:
         raise RunFailed(Problem("arm-emulator", f"the runtime says that it is {said or 'nothing'}, not {made.runtime}"))
     shutil.rmtree(tree / "cores", ignore_errors=True)
     for name in [n for n in READY if n in arm.cores(qemu)]:
         arm.core(made, qemu, name)
-    files = {str(p.relative_to(tree)): _digest(p) for p in sorted(tree.rglob("*")) if (p.is_symlink() or p.is_file()) and _counts(p, tree)}
-    record = {"python": made.python, "runtime": made.runtime, "files": files, "packages": [f"{p.name} {p.version} {p.sha256}" for p in wanted]}
+    files = {
+        str(p.relative_to(tree)): _digest(p)
+        for p in sorted(tree.rglob("*"))
+        if (p.is_symlink() or p.is_file()) and _counts(p, tree)
+    }
+    record = {
+        "python": made.python,
+        "runtime": made.runtime,
+        "files": files,
+        "packages": [f"{p.name} {p.version} {p.sha256}" for p in wanted],
+    }
     write_atomic(tree / "setup.json", sealed(arm.SETUP, record))
 
 
 def _try(made: arm.Setup, qemu: arm.Emulator, keep: bool) -> str:
-    """The version that the runtime says it has, as the first of the cores; `keep`: with the modules' compiled code, which later starts need."""
+    """The version that the runtime says it has, as the first of the cores; `keep`: with the modules' compiled code,
+    which later starts need."""
     name = next((n for n in READY if n in arm.cores(qemu)), None)
     if name is None:
-        raise EnvironmentUnfit(Problem("arm-emulator", f"qemu {qemu.version} has none of {', '.join(READY)}", "a later qemu has"))
+        raise EnvironmentUnfit(
+            Problem("arm-emulator", f"qemu {qemu.version} has none of {', '.join(READY)}", "a later qemu has")
+        )
     command = arm.command(made, qemu, name, arm.core(made, qemu, name).root)
     environment = {**os.environ, **arm.variables(made), "PYTHONDONTWRITEBYTECODE": "" if keep else "1"}
-    done = subprocess.run([*command, "-c", TRIAL], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        [*command, "-c", TRIAL],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise EnvironmentUnfit(Problem("arm-emulator", f"the runtime does not start under qemu {qemu.version}: {last}", "another qemu may do"))
+        raise EnvironmentUnfit(
+            Problem(
+                "arm-emulator", f"the runtime does not start under qemu {qemu.version}: {last}", "another qemu may do"
+            )
+        )
     return done.stdout.strip()
 
 

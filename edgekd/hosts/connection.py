@@ -1,4 +1,5 @@
-"""One connection to a board: starts ssh with the agent (runtimes/agent.py) at its other end, asks and hears, and says in words why it can't."""
+"""One connection to a board: starts ssh with the agent (runtimes/agent.py) at its other end, asks and hears, and says
+in words why it can't."""
 
 from __future__ import annotations
 
@@ -35,14 +36,26 @@ _REASONS = (
         "its host key is another than the known one",
         "is it the right board? if it was set up anew: ssh-keygen -R {known}",
     ),
-    ("Host key verification failed", "its host key is not known", "connect once by hand, and compare its fingerprint: {ssh}"),
-    ("Permission denied", "it does not let you in", "a key without a question is needed: ssh-copy-id, or ssh-add for a key with a passphrase"),
+    (
+        "Host key verification failed",
+        "its host key is not known",
+        "connect once by hand, and compare its fingerprint: {ssh}",
+    ),
+    (
+        "Permission denied",
+        "it does not let you in",
+        "a key without a question is needed: ssh-copy-id, or ssh-add for a key with a passphrase",
+    ),
     ("Could not resolve", "there is no such host", "a name of your ssh configuration, of DNS, or a number"),
     ("Connection refused", "nothing listens there", "is sshd running, and is it this port?"),
     ("timed out", "it does not answer", "is it on, and in this network?"),
     ("No route to host", "it can't be reached", "is it on, and in this network?"),
     ("Network is unreachable", "it can't be reached", "is this machine in its network?"),
-    ("Bad owner or permissions", "ssh refuses its own configuration", f"chmod 600 ~/.ssh/config, or the file of {CONFIG}"),
+    (
+        "Bad owner or permissions",
+        "ssh refuses its own configuration",
+        f"chmod 600 ~/.ssh/config, or the file of {CONFIG}",
+    ),
     ("Can't open user config file", "ssh can't read its configuration", f"{CONFIG} names a file that is there"),
 )
 
@@ -52,8 +65,8 @@ class Lost(Exception):
 
 
 class Connection:
-    """`ask` sends a record (and a payload) and gives the answer; `hear` waits for a line. Raises Lost when the connection is gone, EnvironmentUnfit
-    where the other end can't do what it was asked."""
+    """`ask` sends a record (and a payload) and gives the answer; `hear` waits for a line. Raises Lost when the
+    connection is gone, EnvironmentUnfit where the other end can't do what it was asked."""
 
     def __init__(self, address: Address):
         self.address, self.held = address, b""
@@ -91,7 +104,13 @@ class Connection:
         except (Lost, TimeoutError, ValueError):
             raise EnvironmentUnfit(self._why()) from None
 
-    def ask(self, record: dict[str, Any], payload: Path | bytes = b"", seconds: float = 300, told: Callable[[int], None] = lambda sent: None) -> dict:
+    def ask(
+        self,
+        record: dict[str, Any],
+        payload: Path | bytes = b"",
+        seconds: float = 300,
+        told: Callable[[int], None] = lambda sent: None,
+    ) -> dict:
         """`seconds`: how long the answer may take after all was sent."""
         self.send(record, payload, told)
         reply = self.hear(seconds)
@@ -99,10 +118,14 @@ class Connection:
             raise EnvironmentUnfit(refused(self.address, fetched.text(reply["error"]), str(reply.get("errno"))))
         return reply
 
-    def send(self, record: dict[str, Any], payload: Path | bytes = b"", told: Callable[[int], None] = lambda sent: None) -> None:
+    def send(
+        self, record: dict[str, Any], payload: Path | bytes = b"", told: Callable[[int], None] = lambda sent: None
+    ) -> None:
         size = payload.stat().st_size if isinstance(payload, Path) else len(payload)
         with self.sending:
-            self._send(json.dumps({**record, **({"bytes": size} if size or record["do"] == "put" else {})}).encode() + b"\n")
+            self._send(
+                json.dumps({**record, **({"bytes": size} if size or record["do"] == "put" else {})}).encode() + b"\n"
+            )
             if isinstance(payload, bytes):
                 self._send(payload)
                 return
@@ -193,23 +216,40 @@ class Connection:
             if mark in said:
                 return Problem(str(self.address), what, hint.format(**_by_hand(self.address)))
         if code in (126, 127) or "not found" in said or "No such file" in said:
-            return Problem(str(self.address), f"there is no {self.address.python} there", f"apt install python3, or: {_other_python()}")
+            return Problem(
+                str(self.address),
+                f"there is no {self.address.python} there",
+                f"apt install python3, or: {_other_python()}",
+            )
         last = [fetched.text(line) for line in said.splitlines() if line.strip()][-1:]
         ended = f"ssh ended with exit code {code}" if code is not None else f"nothing was heard within {BEGIN:.0f} s"
-        return Problem(str(self.address), f"no connection: {last[0] if last else ended}", f"does `{_by_hand(self.address)['ssh']}` work?")
+        return Problem(
+            str(self.address),
+            f"no connection: {last[0] if last else ended}",
+            f"does `{_by_hand(self.address)['ssh']}` work?",
+        )
 
 
 def refused(address: Address, message: str, code: str) -> Problem:
     """What the other end could not do."""
     if fetched.full(message) or code in ("ENOSPC", "EDQUOT", "EFBIG"):
-        return Problem(str(address), f"there is no room for the job there ({message})", "free some in the home folder or in $TMPDIR of the board")
+        return Problem(
+            str(address),
+            f"there is no room for the job there ({message})",
+            "free some in the home folder or in $TMPDIR of the board",
+        )
     if code in ("EAGAIN", "EWOULDBLOCK", "EACCES") and "unavailable" in message:
-        return Problem(str(address), "something else is measured there", "two at a time would spoil each other's times: wait for it")
+        return Problem(
+            str(address),
+            "something else is measured there",
+            "two at a time would spoil each other's times: wait for it",
+        )
     return Problem(str(address), f"the board says: {message}")
 
 
 def _bootstrap(token: str) -> str:
-    """Tells its version, which any Python can, and then runs what it is sent. The folder where it stands is no place to import from."""
+    """Tells its version, which any Python can, and then runs what it is sent. The folder where it stands is no place to
+    import from."""
     return (
         "import sys;sys.path=[p for p in sys.path if p];"
         f'sys.stdout.write("{token} %d %d %s" % (sys.version_info[0],sys.version_info[1],chr(10)));sys.stdout.flush();'

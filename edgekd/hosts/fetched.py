@@ -1,4 +1,5 @@
-"""What a device sends is data: read strictly, for it may be broken, or not ours. Names of files are made here, never taken from there."""
+"""What a device sends is data: read strictly, for it may be broken, or not ours. Names of files are made here, never
+taken from there."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ import numpy as np
 TEXT = 500  # characters of a text that is shown
 LINES = 2**26  # bytes of results.jsonl
 BYTES = {"time": 2**26, "outputs": 2**34, "operators": 2**28}
-CLOCKS = {"time": ("load_ms", "first_ms", "p50_ms", "p90_ms", "wall_ms"), "memory": ("peak_rss_bytes",), "bare": ("peak_rss_bytes",)}
+CLOCKS = {
+    "time": ("load_ms", "first_ms", "p50_ms", "p90_ms", "wall_ms"),
+    "memory": ("peak_rss_bytes",),
+    "bare": ("peak_rss_bytes",),
+}
 _FACTS: Mapping[str, tuple[type, ...]] = {
     "cpu": (str,), "architecture": (str,), "features": (list,), "virtual": (bool,), "cores": (int,), "max_mhz": (int, float, type(None)),
     "mhz": (int, float, type(None)), "governor": (str, type(None)), "celsius": (int, float, type(None)), "throttled": (int, type(None)),
@@ -57,22 +62,29 @@ def facts(raw: Any) -> dict[str, Any]:
         if type(raw[name]) not in kinds:
             raise Damaged(f"fact {name}")
     if not all(
-        raw[name] is None or 0 <= raw[name] < most for name, most in (("max_mhz", 1e5), ("mhz", 1e5), ("ram_bytes", 2**50), ("throttled", 2**32))
+        raw[name] is None or 0 <= raw[name] < most
+        for name, most in (("max_mhz", 1e5), ("mhz", 1e5), ("ram_bytes", 2**50), ("throttled", 2**32))
     ):
         raise Damaged("fact clocks, RAM or throttled")
     for name, value in (("features", raw["features"]), ("versions", raw["versions"].values())):
         if not all(isinstance(v, str) for v in value):
             raise Damaged(f"fact {name}")
-    if not all(type(size) is int and 0 < size < 2**50 for size in raw["caches"].values()) or not 0 < raw["cores"] < 2**16:
+    if (
+        not all(type(size) is int and 0 < size < 2**50 for size in raw["caches"].values())
+        or not 0 < raw["cores"] < 2**16
+    ):
         raise Damaged("fact caches or cores")
     kinds = raw.get("clusters", {})
-    if not isinstance(kinds, dict) or not all(isinstance(n, list) and n and all(map(_count, n)) for n in kinds.values()):
+    if not isinstance(kinds, dict) or not all(
+        isinstance(n, list) and n and all(map(_count, n)) for n in kinds.values()
+    ):
         raise Damaged("fact clusters")
     return _cleaned(raw)
 
 
 def lines(data: bytes, schedule: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{entry: line} of a results file, for the entries of a schedule {id: entry}; a torn last line is none. Raises Damaged."""
+    """{entry: line} of a results file, for the entries of a schedule {id: entry}; a torn last line is none. Raises
+    Damaged."""
     found = {}
     for raw in data.split(b"\n")[:-1]:
         line = parsed(raw)
@@ -90,12 +102,23 @@ def _line(line: dict[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     good = good and all(_number(line.get(name)) for name in CLOCKS.get(kind, ()))
     if kind == "time":
         warm, share = line.get("warmup"), line.get("cpu_share")
-        good = good and line.get("times") == f"{entry['id']}.npy" and _count(line.get("n")) and (share is None or _number(share))
+        good = (
+            good
+            and line.get("times") == f"{entry['id']}.npy"
+            and _count(line.get("n"))
+            and (share is None or _number(share))
+        )
         good = good and isinstance(warm, dict) and _count(warm.get("runs")) and isinstance(warm.get("stable"), bool)
         good = good and _condition(line.get("before")) and _condition(line.get("after")) and line["p50_ms"] > 0
     elif kind == "outputs":
         names = line.get("outputs")
-        good = good and _count(line.get("n")) and isinstance(names, list) and 0 < len(names) <= 1000 and all(isinstance(n, str) for n in names)
+        good = (
+            good
+            and _count(line.get("n"))
+            and isinstance(names, list)
+            and 0 < len(names) <= 1000
+            and all(isinstance(n, str) for n in names)
+        )
     elif kind == "operators":
         good = good and line.get("trace") == f"{entry['id']}.json" and _count(line.get("warmup"))
     if not good:
@@ -127,7 +150,11 @@ def check(path: Path, line: Mapping[str, Any]) -> None:
 def _trace(path: Path, events: Any) -> None:
     """Raises Damaged where a trace is no list of events with times."""
     for event in events if isinstance(events, list) else [None]:
-        good = isinstance(event, dict) and isinstance(event.get("name", ""), str) and isinstance(event.get("args", {}), dict)
+        good = (
+            isinstance(event, dict)
+            and isinstance(event.get("name", ""), str)
+            and isinstance(event.get("args", {}), dict)
+        )
         if not good or not all(_number(event.get(name)) for name in ("ts", "dur")):
             raise Damaged(f"{path.name} is no trace")
 
@@ -140,7 +167,8 @@ def failures(data: bytes | None, ids: set[str]) -> dict[str, str]:
 
 
 def full(message: str) -> bool:
-    """Whether a full disk, a quota or a limit of file sizes is behind a message. numpy says "8 requested and 0 written" and no more."""
+    """Whether a full disk, a quota or a limit of file sizes is behind a message. numpy says "8 requested and 0 written"
+    and no more."""
     return re.search(r"No space left|quota exceeded|File too large|requested and \d+ written", message) is not None
 
 

@@ -25,11 +25,18 @@ def host() -> Host:
 def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Runs `worker.py job.json` of a job folder and returns its `out` folder; `timeout` in seconds for the whole job.
 
-    What is finished stays, whatever ends the run; the same call goes on from there. Raises EnvironmentUnfit where the time is up, RunFailed
-    where the worker itself broke (what a model did wrong is in out/done.json)."""
+    What is finished stays, whatever ends the run; the same call goes on from there. Raises EnvironmentUnfit where the
+    time is up, RunFailed where the worker itself broke (what a model did wrong is in out/done.json)."""
     command = [sys.executable, "worker.py", "job.json", "--with-parent"]
     with tempfile.TemporaryFile() as errors:
-        worker = subprocess.Popen(command, cwd=job_folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+        worker = subprocess.Popen(
+            command,
+            cwd=job_folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
         late = threading.Event()
         timer = threading.Timer(timeout, lambda: (late.set(), _kill(worker)))
         timer.start()
@@ -48,8 +55,14 @@ def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] =
             raise EnvironmentUnfit(Problem("", f"the measurement took longer than {timeout:.0f} s", hint))
         if worker.returncode not in (0, 1) or not (job_folder / "out" / "done.json").is_file():
             errors.seek(0)
-            last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:] or [f"exit code {worker.returncode}"]
-            raise RunFailed(Problem("", f"the measuring process failed: {last[0]}", "the same command goes on from what was measured"))
+            last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:] or [
+                f"exit code {worker.returncode}"
+            ]
+            raise RunFailed(
+                Problem(
+                    "", f"the measuring process failed: {last[0]}", "the same command goes on from what was measured"
+                )
+            )
     return job_folder / "out"
 
 

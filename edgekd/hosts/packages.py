@@ -1,7 +1,9 @@
-"""Distribution packages and wheels as plain files, without root: what apt and pip would fetch, with the digests of their signed lists and indexes.
+"""Distribution packages and wheels as plain files, without root: what apt and pip would fetch, with the digests of
+their signed lists and indexes.
 
-apt works on lists of its own in a folder that is given (apt-get(8), Dir::State::Lists), for another architecture if wanted; dpkg -x unpacks.
-pip resolves for another platform (pip install --dry-run --report, pip download --platform). Nothing is installed on this machine."""
+apt works on lists of its own in a folder that is given (apt-get(8), Dir::State::Lists), for another architecture if
+wanted; dpkg -x unpacks. pip resolves for another platform (pip install --dry-run --report, pip download --platform).
+Nothing is installed on this machine."""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ class Package:
 
 @dataclass(frozen=True)
 class Apt:
-    """apt for one architecture, with lists in `folder`. `installed`: what this machine has counts as there; else nothing does."""
+    """apt for one architecture, with lists in `folder`. `installed`: what this machine has counts as there; else
+    nothing does."""
 
     folder: Path
     architecture: str
@@ -87,14 +90,20 @@ def update(apt: Apt, release: Mapping[str, str]) -> None:
         complaints = re.findall(r"^[WE]: (.+)", said, re.M)
         reason = complaints[0] if complaints else f"the sources of apt have none for {apt.architecture}"
         raise EnvironmentUnfit(
-            Problem("arm-emulator", f"the package lists can't be read: {reason}", "is there a network? the same command tries again")
+            Problem(
+                "arm-emulator",
+                f"the package lists can't be read: {reason}",
+                "is there a network? the same command tries again",
+            )
         )
 
 
 def ports(codename: str) -> str:
     """Ubuntu's sources for other architectures than x86."""
     key = "signed-by=/usr/share/keyrings/ubuntu-archive-keyring.gpg"
-    return "".join(f"deb [{key}] {PORTS} {codename}{pocket} main universe\n" for pocket in ("", "-updates", "-security"))
+    return "".join(
+        f"deb [{key}] {PORTS} {codename}{pocket} main universe\n" for pocket in ("", "-updates", "-security")
+    )
 
 
 def python(apt: Apt) -> str:
@@ -102,7 +111,13 @@ def python(apt: Apt) -> str:
     said = _run(["apt-cache", *apt.options(), "depends", "python3-minimal"], "the distribution's Python can't be told")
     version = re.search(r"\bpython(3\.\d+)-minimal\b", said)
     if not version:
-        raise EnvironmentUnfit(Problem("arm-emulator", f"the package lists have no python3-minimal for {apt.architecture}", "see the sources of apt"))
+        raise EnvironmentUnfit(
+            Problem(
+                "arm-emulator",
+                f"the package lists have no python3-minimal for {apt.architecture}",
+                "see the sources of apt",
+            )
+        )
     return version[1]
 
 
@@ -117,7 +132,9 @@ def debs(apt: Apt, names: Sequence[str]) -> list[Package]:
     found = [Package("deb", *_named(file), file, int(size), sha) for file, size, sha in _DIGEST.findall(said)]
     absent = sorted({n.partition("=")[0] for n in names} - {p.name for p in found})
     if absent:
-        raise EnvironmentUnfit(Problem("arm-emulator", f"apt names no digest for {', '.join(absent)}", "apt 1.1 or later does"))
+        raise EnvironmentUnfit(
+            Problem("arm-emulator", f"apt names no digest for {', '.join(absent)}", "apt 1.1 or later does")
+        )
     return sorted(found, key=lambda p: p.name)
 
 
@@ -131,27 +148,38 @@ def wheels(requirements: Sequence[str], python_version: str, platforms: Sequence
     """What pip would install of these, and of what they need, on another platform."""
     report = scratch / "wheels.json"
     options = ["--dry-run", "--ignore-installed", "--target", str(scratch / "none"), "--quiet", "--report", str(report)]
-    _run([*_pip("install"), *options, *_for(python_version, platforms), *requirements], f"pip finds no wheels for Python {python_version} on arm64")
+    _run(
+        [*_pip("install"), *options, *_for(python_version, platforms), *requirements],
+        f"pip finds no wheels for Python {python_version} on arm64",
+    )
     found = []
     for item in json.loads(report.read_text())["install"]:
         link, about = item["download_info"], item["metadata"]
         digest = link.get("archive_info", {}).get("hashes", {}).get("sha256")
         file = urllib.parse.unquote(urllib.parse.urlsplit(link["url"]).path.rsplit("/", 1)[-1])
         if not digest:
-            raise EnvironmentUnfit(Problem("arm-emulator", f"the index names no sha256 for {file}", "use an index that does, such as pypi.org"))
+            raise EnvironmentUnfit(
+                Problem(
+                    "arm-emulator", f"the index names no sha256 for {file}", "use an index that does, such as pypi.org"
+                )
+            )
         found.append(Package("wheel", about["name"], about["version"], file, _size(link["url"]), digest))
     return sorted(found, key=lambda p: p.name)
 
 
 def _size(url: str) -> int | None:
     """Bytes of what lies there, where that is told."""
-    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10) as answer:
+    with (
+        contextlib.suppress(OSError, ValueError),
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10) as answer,
+    ):
         return int(answer.headers.get("content-length", ""))
     return None
 
 
 def fetch(package: Package, folder: Path, apt: Apt, python_version: str, platforms: Sequence[str]) -> Path:
-    """The file, in `folder`: kept if it is there with its digest, else fetched. Raises BaselineError where what came has another digest."""
+    """The file, in `folder`: kept if it is there with its digest, else fetched. Raises BaselineError where what came
+    has another digest."""
     path = folder / package.file
     if path.is_file() and sha256(path) == package.sha256:
         return path
@@ -169,7 +197,9 @@ def fetch(package: Package, folder: Path, apt: Apt, python_version: str, platfor
         raise EnvironmentUnfit(Problem("arm-emulator", f"{package.file} did not come", "the same command tries again"))
     if sha256(path) != package.sha256:
         path.unlink()
-        raise BaselineError(Problem(package.file, "is not the file that the package lists name: its sha256 differs", "it was removed"))
+        raise BaselineError(
+            Problem(package.file, "is not the file that the package lists name: its sha256 differs", "it was removed")
+        )
     return path
 
 
@@ -183,15 +213,35 @@ def _pip(verb: str) -> list[str]:
 
 
 def _for(python_version: str, platforms: Sequence[str]) -> list[str]:
-    return ["--only-binary", ":all:", "--implementation", "cp", "--python-version", python_version, *(f"--platform={p}" for p in platforms)]
+    return [
+        "--only-binary",
+        ":all:",
+        "--implementation",
+        "cp",
+        "--python-version",
+        python_version,
+        *(f"--platform={p}" for p in platforms),
+    ]
 
 
-def _run(command: Sequence[str], failed: str, folder: Path | None = None, told: Literal["stdout", "stderr"] = "stdout") -> str:
+def _run(
+    command: Sequence[str], failed: str, folder: Path | None = None, told: Literal["stdout", "stderr"] = "stdout"
+) -> str:
     """What a command prints. Raises EnvironmentUnfit with the last thing that it complained about."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
-    done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
     if done.returncode:
-        lines = [line for line in done.stderr.strip().splitlines() if re.match(r"E:|ERROR", line)] or done.stderr.strip().splitlines()
-        reason = re.sub(r"^(E|ERROR): ?", "", lines[-1]) if lines else f"{Path(command[0]).name} ended with exit code {done.returncode}"
-        raise EnvironmentUnfit(Problem("arm-emulator", f"{failed}: {reason}", "what was fetched is kept; the same command goes on"))
+        lines = [
+            line for line in done.stderr.strip().splitlines() if re.match(r"E:|ERROR", line)
+        ] or done.stderr.strip().splitlines()
+        reason = (
+            re.sub(r"^(E|ERROR): ?", "", lines[-1])
+            if lines
+            else f"{Path(command[0]).name} ended with exit code {done.returncode}"
+        )
+        raise EnvironmentUnfit(
+            Problem("arm-emulator", f"{failed}: {reason}", "what was fetched is kept; the same command goes on")
+        )
     return getattr(done, told)

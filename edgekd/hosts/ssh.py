@@ -1,5 +1,6 @@
-"""A board over ssh: `connect(address)` is a Host for as long as it is open. Jobs are brought, run and fetched; a job that is cut off goes on, at once
-or with the next call; when the connection ends, nothing is left there but what is unfinished."""
+"""A board over ssh: `connect(address)` is a Host for as long as it is open. Jobs are brought, run and fetched; a job
+that is cut off goes on, at once or with the next call; when the connection ends, nothing is left there but what is
+unfinished."""
 
 from __future__ import annotations
 
@@ -28,10 +29,12 @@ Task = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int, str
 
 
 @contextlib.contextmanager
-def connect(address: str, task: Task = lambda label: contextlib.nullcontext(lambda done, total, text="": None)) -> Iterator[Host]:
-    """The board at `ssh://[user@]host[:port][?python=...]`, by the system's ssh and the user's configuration of it. `task(label)`: a bar for what
-    takes long (report/progress.py). Raises UsageError for an address that is wrong, EnvironmentUnfit where the board can't be reached or lacks
-    Python 3.8, onnxruntime or numpy."""
+def connect(
+    address: str, task: Task = lambda label: contextlib.nullcontext(lambda done, total, text="": None)
+) -> Iterator[Host]:
+    """The board at `ssh://[user@]host[:port][?python=...]`, by the system's ssh and the user's configuration of it.
+    `task(label)`: a bar for what takes long (report/progress.py). Raises UsageError for an address that is wrong,
+    EnvironmentUnfit where the board can't be reached or lacks Python 3.8, onnxruntime or numpy."""
     board = _Board(parse(address), task)
     try:
         with task(f"connect to {board.address}"):
@@ -71,10 +74,14 @@ class _Board:
             )
             if found["architecture"] in ("armv7l", "armv6l", "i686"):
                 hint = "its Python is a 32-bit one, for which there is no onnxruntime: a 64-bit system is needed"
-            raise EnvironmentUnfit(Problem(str(self.address), f"{self.address.python} there has no {' and no '.join(lacking)}", hint))
+            raise EnvironmentUnfit(
+                Problem(str(self.address), f"{self.address.python} there has no {' and no '.join(lacking)}", hint)
+            )
         return found
 
-    def run(self, job_folder: Path, timeout: float, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    def run(
+        self, job_folder: Path, timeout: float, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Path:
         """As hosts.local.run, on the board. What is finished is here or there, whatever ends the run."""
         end, tries = time.monotonic() + timeout, 0
         while True:
@@ -91,11 +98,15 @@ class _Board:
                     self.line().send({"do": "done"})  # what is kept there would be as damaged the next time
                 self.close()
                 hint = "it is deleted there; the same command measures it anew"
-                raise EnvironmentUnfit(Problem(str(self.address), f"sent what no worker writes: {error}", hint)) from None
+                raise EnvironmentUnfit(
+                    Problem(str(self.address), f"sent what no worker writes: {error}", hint)
+                ) from None
             except EnvironmentUnfit as error:
                 if tries:  # it was there before
                     problem = error.problems[0]
-                    raise EnvironmentUnfit(Problem(problem.place, f"the connection was lost: {problem.message}", KEPT)) from None
+                    raise EnvironmentUnfit(
+                        Problem(problem.place, f"the connection was lost: {problem.message}", KEPT)
+                    ) from None
                 raise
 
     def _once(self, job_folder: Path, end: float, timeout: float, progress: Callable[[int, int], None]) -> Path:
@@ -111,7 +122,8 @@ class _Board:
         while ended is None:
             rest = end + AFTER * late - time.monotonic()
             try:
-                event = line.hear(rest) if rest > 0 else {}  # one that always says something gets no more time than one that is silent
+                # one that always says something gets no more time than one that is silent
+                event = line.hear(rest) if rest > 0 else {}
             except TimeoutError:
                 event, rest = {}, 0.0
             if rest <= 0:
@@ -126,10 +138,15 @@ class _Board:
                 progress(place[id], len(place))
         failed = self._fetch(line, out, left)
         if late:
-            raise EnvironmentUnfit(Problem(str(self.address), f"the measurement took longer than {timeout:.0f} s", KEPT))
+            raise EnvironmentUnfit(
+                Problem(str(self.address), f"the measurement took longer than {timeout:.0f} s", KEPT)
+            )
         self._judge(ended, failed)
         finished = worker.finished_lines(out / "results.jsonl")
-        worker.write(out / "done.json", json.dumps({"finished": [id for id in place if id in finished], "failed": failed}).encode())
+        worker.write(
+            out / "done.json",
+            json.dumps({"finished": [id for id in place if id in finished], "failed": failed}).encode(),
+        )
         line.ask({"do": "done"})
         return out
 
@@ -139,11 +156,18 @@ class _Board:
         known = {name: sha256(job_folder / name) for name in job["files"]}
         known["job.json"] = hashlib.sha256(there).hexdigest()
         sizes = {name: (job_folder / name).stat().st_size for name in job["files"]}
-        opened = line.ask({"do": "open", "job": _name(job), "files": known, "need": sum(sizes.values()), "wait": WAIT}, seconds=WAIT + 600)
+        opened = line.ask(
+            {"do": "open", "job": _name(job), "files": known, "need": sum(sizes.values()), "wait": WAIT},
+            seconds=WAIT + 600,
+        )
         have = opened.get("have")
         missing = [name for name in sorted(known) if not isinstance(have, list) or name not in have]
         total, sent = sum(sizes.get(name, 0) for name in missing), [0]
-        with self.task(f"send to {self.address}") if total > 2**20 else contextlib.nullcontext(lambda *_: None) as advance:
+        with (
+            self.task(f"send to {self.address}")
+            if total > 2**20
+            else contextlib.nullcontext(lambda *_: None) as advance
+        ):
 
             def told(count: int) -> None:
                 sent[0] += count

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 
 def standardized(logits: torch.Tensor) -> torch.Tensor:
-    """(z - mean) / deviation of each row [..., C]; the deviation is the sample's (divided by C - 1), as in the authors' code.
+    """(z - mean) / deviation of each row [..., C]; the deviation is the sample's (divided by C - 1), as in the authors'
+    code.
 
     Raises ValueError for two classes or fewer: all that is left of two logits is which of them is larger."""
     if logits.shape[-1] < 3:

@@ -1,4 +1,5 @@
-"""What terms on the output take: scores of two classes or more, and labels that number them. Asked at every call; it costs microseconds."""
+"""What terms on the output take: scores of two classes or more, and labels that number them. Asked at every call; it
+costs microseconds."""
 
 from __future__ import annotations
 
@@ -16,14 +17,21 @@ NUMBERED = 'class numbers are integers 0, 1, ...; values to be predicted need a 
 
 
 def scores(signals: Signals) -> torch.Tensor:
-    """The output [B, ..., C] in float32. Raises UsageError where it is no scores of two classes or more: a softmax over one number is always 1."""
+    """The output [B, ..., C] in float32. Raises UsageError where it is no scores of two classes or more: a softmax over
+    one number is always 1."""
     import torch
 
     z = signals.output
     if z is None:
         raise UsageError(Problem("", BLACK, 'use = "hard" learns from its labels'))
     if not isinstance(z, torch.Tensor):
-        raise UsageError(Problem("", f"takes one tensor of logits [B, C], not {type(z).__name__}", "name a loss of your own, which picks its head"))
+        raise UsageError(
+            Problem(
+                "",
+                f"takes one tensor of logits [B, C], not {type(z).__name__}",
+                "name a loss of your own, which picks its head",
+            )
+        )
     if z.ndim < 2 or z.shape[-1] < 2:
         raise UsageError(Problem("", f"takes logits [B, C] of two classes or more, not {list(z.shape)}", SINGLE))
     return z.float()
@@ -36,11 +44,21 @@ def class_numbers(batch: Batch, classes: int) -> torch.Tensor:
         raise UsageError(Problem("", "the samples have no labels", "name losses that learn from a teacher alone"))
     kind = str(labels.dtype).removeprefix("torch.")
     if labels.ndim > 1 and labels.shape[0] == len(labels.reshape(-1)):
-        raise UsageError(Problem("", f"labels have shape [B, {labels.shape[1]}], not one class number per row", "y.ravel()"))
-    if labels.ndim == 2 and labels.shape[1] == classes and bool(((labels == 0) | (labels == 1)).all() & (labels.sum(1) == 1).all()):
-        raise UsageError(Problem("", f"labels have shape [B, {classes}], one-hot: not one class number per row", "y.argmax(1)"))
+        raise UsageError(
+            Problem("", f"labels have shape [B, {labels.shape[1]}], not one class number per row", "y.ravel()")
+        )
+    if (
+        labels.ndim == 2
+        and labels.shape[1] == classes
+        and bool(((labels == 0) | (labels == 1)).all() & (labels.sum(1) == 1).all())
+    ):
+        raise UsageError(
+            Problem("", f"labels have shape [B, {classes}], one-hot: not one class number per row", "y.argmax(1)")
+        )
     if labels.is_floating_point() or labels.is_complex() or kind == "bool":
-        raise UsageError(Problem("", f"labels are {kind}, not class numbers", NUMBERED if kind != "bool" else "y.astype(int)"))
+        raise UsageError(
+            Problem("", f"labels are {kind}, not class numbers", NUMBERED if kind != "bool" else "y.astype(int)")
+        )
     if len(labels.reshape(-1)) and (labels.min() < 0 or labels.max() >= classes):
         text = f"labels go from {labels.min()} to {labels.max()}, the outputs have {classes} classes"
         raise UsageError(Problem("", text, "number the classes from 0"))

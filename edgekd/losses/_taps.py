@@ -14,7 +14,8 @@ EPS = 1e-12  # a vector shorter than this has no direction
 
 
 def pairs(student: Signals, teacher: Signals) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Student and teacher taps in their order, in float32; the teacher's are detached: a term on features trains the student alone.
+    """Student and teacher taps in their order, in float32; the teacher's are detached: a term on features trains the
+    student alone.
 
     Raises ValueError where there are none, or not equally many, or not of the same rows."""
     ours, theirs = list(student.taps.values()), list(teacher.taps.values())
@@ -51,7 +52,8 @@ def same_channels(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.T
 
 
 def unit(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """x / |x| along `dim`. A vector of zeros stays one and gets no gradient: dividing by a small constant would give it an immense one."""
+    """x / |x| along `dim`. A vector of zeros stays one and gets no gradient: dividing by a small constant would give it
+    an immense one."""
     import torch
 
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
@@ -59,7 +61,8 @@ def unit(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 
 def pooled(x: torch.Tensor) -> torch.Tensor:
-    """One vector per row: the mean of a map over its positions, of tokens over the tokens. [B, C, H, W], [B, T, D] or [B, D] -> [B, D]."""
+    """One vector per row: the mean of a map over its positions, of tokens over the tokens. [B, C, H, W], [B, T, D] or
+    [B, D] -> [B, D]."""
     if x.ndim == 4:
         return x.mean((2, 3))
     if x.ndim in (2, 3):
@@ -68,8 +71,9 @@ def pooled(x: torch.Tensor) -> torch.Tensor:
 
 
 def projector(student: torch.Tensor, teacher: torch.Tensor) -> nn.Module:
-    """What brings a student's tap to the teacher's width: nothing where they are equal, else a 1x1 convolution with BatchNorm for maps,
-    Linear for vectors and tokens. Raises ValueError for shapes that no projector brings together."""
+    """What brings a student's tap to the teacher's width: nothing where they are equal, else a 1x1 convolution with
+    BatchNorm for maps, Linear for vectors and tokens. Raises ValueError for shapes that no projector brings
+    together."""
     from torch import nn
 
     if student.ndim != teacher.ndim or student.ndim not in (2, 3, 4):

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 def attention(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
-    """Mean over positions of (a_s - a_t)^2 per row, a = the squares' mean over channels, brought to length 1: maps [B, C, H, W] -> [B].
+    """Mean over positions of (a_s - a_t)^2 per row, a = the squares' mean over channels, brought to length 1: maps [B,
+    C, H, W] -> [B].
 
-    Zagoruyko and Komodakis 2017, eq. 2 with F^2_sum; channels may differ. As in the authors' code the squares are averaged over positions, not
-    rooted and summed: a usual weight is 1000. Maps of different size are averaged down to the smaller first."""
+    Zagoruyko and Komodakis 2017, eq. 2 with F^2_sum; channels may differ. As in the authors' code the squares are
+    averaged over positions, not rooted and summed: a usual weight is 1000. Maps of different size are averaged down to
+    the smaller first."""
     import torch
 
     rows = []

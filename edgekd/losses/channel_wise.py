@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def channel_wise(student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0) -> torch.Tensor:
-    """T^2 KL(softmax(t / T) || softmax(s / T)) over positions, the mean over channels, per row: maps [B, C, H, W] -> [B].
+def channel_wise(
+    student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0
+) -> torch.Tensor:
+    """T^2 KL(softmax(t / T) || softmax(s / T)) over positions, the mean over channels, per row: maps [B, C, H, W] ->
+    [B].
 
-    Shu et al. 2021, section 3. Channels must match: the paper's 1x1 convolution for others is not part of this term. Maps of different size are
-    averaged down to the smaller first. T = 4 is usual for maps of logits, 1 for pyramid features."""
+    Shu et al. 2021, section 3. Channels must match: the paper's 1x1 convolution for others is not part of this term.
+    Maps of different size are averaged down to the smaller first. T = 4 is usual for maps of logits, 1 for pyramid
+    features."""
     import torch
     from torch.nn import functional as F
 

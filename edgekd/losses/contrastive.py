@@ -12,12 +12,14 @@ from edgekd.records import Batch, Signals
 
 
 class Contrastive(nn.Module):
-    """-log softmax of <g_s(s_i), g_t(t_j)> / temperature at j = i, per row, the mean of both directions (i and j changed): taps -> [B].
+    """-log softmax of <g_s(s_i), g_t(t_j)> / temperature at j = i, per row, the mean of both directions (i and j
+    changed): taps -> [B].
 
-    After Tian et al. 2020 (CRD), with two departures: the negatives are the other rows of the batch, not a memory bank, and so the loss is the
-    softmax over one positive and them (InfoNCE) instead of the binary one against N samples of noise. As there, rows of the same class are no
-    negatives (where labels are class numbers), and g are two linear embeddings to `dim`, brought to length 1; both learn. Maps and tokens are
-    averaged over positions first. A row's value depends on its batch; large batches give more negatives."""
+    After Tian et al. 2020 (CRD), with two departures: the negatives are the other rows of the batch, not a memory bank,
+    and so the loss is the softmax over one positive and them (InfoNCE) instead of the binary one against N samples of
+    noise. As there, rows of the same class are no negatives (where labels are class numbers), and g are two linear
+    embeddings to `dim`, brought to length 1; both learn. Maps and tokens are averaged over positions first. A row's
+    value depends on its batch; large batches give more negatives."""
 
     changing: ClassVar = ("temperature",)
 
@@ -44,7 +46,9 @@ class Contrastive(nn.Module):
             near = unit(g_s(pooled(s))) @ unit(g_t(pooled(t))).T / self.temperature
             if left_out is not None:
                 near = near.masked_fill(left_out, float("-inf"))
-            rows.append((F.cross_entropy(near, own, reduction="none") + F.cross_entropy(near.T, own, reduction="none")) / 2)
+            rows.append(
+                (F.cross_entropy(near, own, reduction="none") + F.cross_entropy(near.T, own, reduction="none")) / 2
+            )
         return torch.stack(rows).mean(0)
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def cross_entropy(student: Signals, teacher: Signals | None, batch: Batch, *, smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0) -> torch.Tensor:
+def cross_entropy(
+    student: Signals, teacher: Signals | None, batch: Batch, *, smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+) -> torch.Tensor:
     """-sum_c t_c log softmax(z)_c per row: student logits [B, C], labels [B] -> [B].
 
     t is the label's one-hot, mixed with the uniform distribution at share `smoothing` (Szegedy et al. 2016, eq. 3)."""

@@ -12,11 +12,13 @@ from edgekd.records import Batch, Signals
 
 
 class CurriculumKl(nn.Module):
-    """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) per row with T = low + span x sigmoid(theta), theta learned: logits [B, C] -> [B].
+    """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) per row with T = low + span x sigmoid(theta), theta learned: logits
+    [B, C] -> [B].
 
-    Li et al. 2023, "Curriculum Temperature for Knowledge Distillation" (CTKD), the global form: theta climbs the gradient that the student
-    descends, times lambda, which rises from 0 to `force` by half a cosine over the first share `ramp` of the training. Theirs are T from 1 to
-    21 and ten of 240 epochs of ramp; theta begins where T is 1 + span / 2 there, at `start` here."""
+    Li et al. 2023, "Curriculum Temperature for Knowledge Distillation" (CTKD), the global form: theta climbs the
+    gradient that the student descends, times lambda, which rises from 0 to `force` by half a cosine over the first
+    share `ramp` of the training. Theirs are T from 1 to 21 and ten of 240 epochs of ramp; theta begins where T is 1 +
+    span / 2 there, at `start` here."""
 
     changing: ClassVar = ("force",)
 

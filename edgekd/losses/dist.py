@@ -24,9 +24,10 @@ def dist(
 ) -> torch.Tensor:
     """tau^2 (beta (1 - mean over rows of r) + gamma (1 - mean over classes of r)): logits [B, C] -> [].
 
-    r is Pearson's correlation of softmax(z_s / tau) with softmax(z_t / tau), over the classes of a row ("inter") and over the rows of a class
-    ("intra"). Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher"; tau^2 and the defaults as in the authors' code. A row of
-    sample weight w counts as w rows. Like theirs, a class or row without spread has r = 0: a batch of one row learns from its row alone."""
+    r is Pearson's correlation of softmax(z_s / tau) with softmax(z_t / tau), over the classes of a row ("inter") and
+    over the rows of a class ("intra"). Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher"; tau^2 and
+    the defaults as in the authors' code. A row of sample weight w counts as w rows. Like theirs, a class or row without
+    spread has r = 0: a batch of one row learns from its row alone."""
     from torch.nn import functional as F
 
     q, p = (F.softmax(scores(z) / tau, dim=-1) for z in (student, teacher))
@@ -38,7 +39,8 @@ def dist(
 
 
 def _pearson(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Correlation of the rows of a with those of b, [N, M] -> [N]; `weight` [M] says how much each of the M counts, with mean 1."""
+    """Correlation of the rows of a with those of b, [N, M] -> [N]; `weight` [M] says how much each of the M counts,
+    with mean 1."""
     import torch
 
     weight = a.new_ones(a.shape[1]) if weight is None else weight

@@ -26,10 +26,11 @@ def dkd(
 ) -> torch.Tensor:
     """T^2 (alpha TCKD + beta NCKD) per row: logits [B, C], labels [B] -> [B].
 
-    Zhao et al. 2022, "Decoupled Knowledge Distillation": TCKD is the KL of [p_y, 1 - p_y], NCKD that of the distributions over the other
-    classes; `kl` is alpha = 1, beta = 1 - p_y. The defaults are those of the authors' code, where `beta` is 1 to 8, by pair of models. It raises
-    the term's weight over the first 20 epochs; here the weight is constant. It masks the label by subtracting 1000 and takes logs of sums of
-    probabilities; here the label's logit is left out and all is in logs, so that saturated logits stay finite. `standardize`: as in `kl`."""
+    Zhao et al. 2022, "Decoupled Knowledge Distillation": TCKD is the KL of [p_y, 1 - p_y], NCKD that of the
+    distributions over the other classes; `kl` is alpha = 1, beta = 1 - p_y. The defaults are those of the authors'
+    code, where `beta` is 1 to 8, by pair of models. It raises the term's weight over the first 20 epochs; here the
+    weight is constant. It masks the label by subtracting 1000 and takes logs of sums of probabilities; here the label's
+    logit is left out and all is in logs, so that saturated logits stay finite. `standardize`: as in `kl`."""
     import torch
     from torch.nn import functional as F
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def hard(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
     """-log softmax(z_s)_y per row, y the teacher's label, or the argmax of its logits: logits [B, C] -> [B].
 
-    The teacher's part of Touvron et al. 2021 ("DeiT"), eq. 3, hard-label distillation; the labels' part is `cross_entropy`. Of equal
-    logits the first class counts."""
+    The teacher's part of Touvron et al. 2021 ("DeiT"), eq. 3, hard-label distillation; the labels' part is
+    `cross_entropy`. Of equal logits the first class counts."""
     from torch.nn import functional as F
 
     labels = teacher.label if teacher.label is not None else scores(teacher).argmax(-1)

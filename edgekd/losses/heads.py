@@ -13,12 +13,14 @@ from edgekd.records import Batch, Signals
 
 
 class Heads(nn.Module):
-    """`labels` x cross-entropy + `output` x T^2 KL(own output || head) + `hint` x hint, per row: the student's taps and logits [B, C] -> [B].
+    """`labels` x cross-entropy + `output` x T^2 KL(own output || head) + `hint` x hint, per row: the student's taps and
+    logits [B, C] -> [B].
 
-    Zhang et al. 2019 ("Be Your Own Teacher"), section 3, with their alpha = 0.3, but the mean over heads instead of the sum, and T^2 as in Hinton
-    et al. 2015. A head is the pooled tap and one Linear, where the paper has convolutions before it. The hint is the mean square between a Linear of
-    each tap but the last and the last one (pooled, detached: give the deepest last), where the paper has the sum. The output is detached: it
-    learns from the terms beside this one. No teacher is needed."""
+    Zhang et al. 2019 ("Be Your Own Teacher"), section 3, with their alpha = 0.3, but the mean over heads instead of the
+    sum, and T^2 as in Hinton et al. 2015. A head is the pooled tap and one Linear, where the paper has convolutions
+    before it. The hint is the mean square between a Linear of each tap but the last and the last one (pooled, detached:
+    give the deepest last), where the paper has the sum. The output is detached: it learns from the terms beside this
+    one. No teacher is needed."""
 
     changing: ClassVar = ("labels", "output", "temperature")
 
@@ -51,13 +53,18 @@ class Heads(nn.Module):
         rows = []
         for classify, feature in zip(self.classifiers, features, strict=True):
             z = classify(feature)
-            divergence = F.kl_div(F.log_softmax(z / self.temperature, dim=-1), final, reduction="none", log_target=True).sum(-1)
+            divergence = F.kl_div(
+                F.log_softmax(z / self.temperature, dim=-1), final, reduction="none", log_target=True
+            ).sum(-1)
             row = self.output * self.temperature**2 * divergence
             if self.labels:
                 row = row + self.labels * F.cross_entropy(z, class_numbers(batch, z.shape[1]), reduction="none")
             rows.append(row)
         value = torch.stack(rows).mean(0)
         if self.hint:
-            gaps = [(adapt(f) - features[-1].detach()).square().mean(1) for adapt, f in zip(self.adapters, features[:-1], strict=True)]
+            gaps = [
+                (adapt(f) - features[-1].detach()).square().mean(1)
+                for adapt, f in zip(self.adapters, features[:-1], strict=True)
+            ]
             value = value + self.hint * torch.stack(gaps).mean(0)
         return value

@@ -8,11 +8,12 @@ from edgekd.records import Batch, Signals
 
 
 class Hint(nn.Module):
-    """Mean square of r(f_s) - f_t per row: maps [B, C, H, W], vectors [B, D] or tokens [B, T, D] -> [B]; r: see `_taps.projector`.
+    """Mean square of r(f_s) - f_t per row: maps [B, C, H, W], vectors [B, D] or tokens [B, T, D] -> [B]; r: see
+    `_taps.projector`.
 
-    FitNets, Romero et al. 2015, eq. 3, with a mean instead of half the sum, r linear with BatchNorm instead of a convolution with ReLU, and trained
-    together with the other terms instead of in a stage before them. Maps of different size are averaged down to the smaller; a usual weight is
-    100."""
+    FitNets, Romero et al. 2015, eq. 3, with a mean instead of half the sum, r linear with BatchNorm instead of a
+    convolution with ReLU, and trained together with the other terms instead of in a stage before them. Maps of
+    different size are averaged down to the smaller; a usual weight is 100."""
 
     def __init__(self, student: Signals, teacher: Signals, batch: Batch):
         super().__init__()

@@ -22,15 +22,19 @@ def jsd(
     beta: Annotated[float, Gt(0), Lt(1)] = 0.5,
     temperature: Annotated[float, Gt(0)] = 4.0,
 ) -> torch.Tensor:
-    """T^2 (beta KL(p || m) + (1 - beta) KL(q || m)) per row, m = beta p + (1 - beta) q: logits [B, C] -> [B]; p the teacher's, q the student's.
+    """T^2 (beta KL(p || m) + (1 - beta) KL(q || m)) per row, m = beta p + (1 - beta) q: logits [B, C] -> [B]; p the
+    teacher's, q the student's.
 
-    The generalized divergence of Agarwal et al. 2024 ("On-Policy Distillation of Language Models"). Not rescaled: near beta = 0 it is
-    beta KL(p || q), near 1 it is (1 - beta) KL(q || p). T and T^2 as in `kl`, which they have not."""
+    The generalized divergence of Agarwal et al. 2024 ("On-Policy Distillation of Language Models"). Not rescaled: near
+    beta = 0 it is beta KL(p || q), near 1 it is (1 - beta) KL(q || p). T and T^2 as in `kl`, which they have not."""
     import torch
     from torch.nn import functional as F
 
     q = F.log_softmax(scores(student) / temperature, dim=-1)
     p = F.log_softmax(scores(teacher) / temperature, dim=-1)
     m = torch.logaddexp(p + math.log(beta), q + math.log1p(-beta))
-    parts = (beta * F.kl_div(m, p, reduction="none", log_target=True), (1 - beta) * F.kl_div(m, q, reduction="none", log_target=True))
+    parts = (
+        beta * F.kl_div(m, p, reduction="none", log_target=True),
+        (1 - beta) * F.kl_div(m, q, reduction="none", log_target=True),
+    )
     return temperature**2 * sum(parts).sum(-1)

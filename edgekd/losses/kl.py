@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def kl(student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0, standardize: bool = False) -> torch.Tensor:
+def kl(
+    student: Signals,
+    teacher: Signals,
+    batch: Batch,
+    *,
+    temperature: Annotated[float, Gt(0)] = 4.0,
+    standardize: bool = False,
+) -> torch.Tensor:
     """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) per row: logits [B, C] -> [B].
 
-    Hinton, Vinyals, Dean 2015, section 2: T^2 keeps the gradient's size independent of T. Summed over classes, never averaged.
-    `standardize`: each row of logits is first brought to mean 0 and deviation 1, so that a small student need not reach the teacher's
-    scale (Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1)."""
+    Hinton, Vinyals, Dean 2015, section 2: T^2 keeps the gradient's size independent of T. Summed over classes, never
+    averaged. `standardize`: each row of logits is first brought to mean 0 and deviation 1, so that a small student need
+    not reach the teacher's scale (Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1)."""
     from torch.nn import functional as F
 
     z_s, z_t = scores(student), scores(teacher)

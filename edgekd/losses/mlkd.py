@@ -1,4 +1,5 @@
-"""Multi-level logit distillation: each row's distribution, how rows resemble each other, and how classes go together."""
+"""Multi-level logit distillation: each row's distribution, how rows resemble each other, and how classes go
+together."""
 
 from __future__ import annotations
 
@@ -25,12 +26,14 @@ def mlkd(
     class_weight: Annotated[float, Ge(0)] = 1.0,
     standardize: bool = False,
 ) -> torch.Tensor:
-    """Sum over temperatures T of T^2 mean_i KL(p_i || q_i) + |P P' - Q Q'|^2 / B + |P' P - Q' Q|^2 / C: logits [B, C] -> [].
+    """Sum over temperatures T of T^2 mean_i KL(p_i || q_i) + |P P' - Q Q'|^2 / B + |P' P - Q' Q|^2 / C: logits [B, C]
+    -> [].
 
-    P, Q are the probabilities [B, C] of teacher and student at T, |.|^2 the sum of squares. Jin, Wang, Lin 2023, the instance, batch and class
-    levels, each with a weight. The class level grows with the square of B, as theirs. The authors' code multiplies means by a mask of the less
-    confident rows or classes, which only scales them: here every row counts. It adds up a weak and a strong view: here is the batch's one.
-    `standardize`: as in `kl`, on the instance level only (as Sun et al. 2024 do). A row of sample weight w counts as w rows."""
+    P, Q are the probabilities [B, C] of teacher and student at T, |.|^2 the sum of squares. Jin, Wang, Lin 2023, the
+    instance, batch and class levels, each with a weight. The class level grows with the square of B, as theirs. The
+    authors' code multiplies means by a mask of the less confident rows or classes, which only scales them: here every
+    row counts. It adds up a weak and a strong view: here is the batch's one. `standardize`: as in `kl`, on the instance
+    level only (as Sun et al. 2024 do). A row of sample weight w counts as w rows."""
     from torch.nn import functional as F
 
     z_s, z_t = scores(student), scores(teacher)
@@ -38,7 +41,9 @@ def mlkd(
     w = batch.weight.float()
     total = z_s.new_zeros(())
     for t in temperatures:
-        rows = F.kl_div(F.log_softmax(n_s / t, dim=-1), F.log_softmax(n_t / t, dim=-1), reduction="none", log_target=True).sum(-1)
+        rows = F.kl_div(
+            F.log_softmax(n_s / t, dim=-1), F.log_softmax(n_t / t, dim=-1), reduction="none", log_target=True
+        ).sum(-1)
         q, p = F.softmax(z_s / t, dim=-1), F.softmax(z_t / t, dim=-1)
         between_rows = (p @ p.T - q @ q.T).square()
         between_classes = (p.T @ (w[:, None] * p) - q.T @ (w[:, None] * q)).square()

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 
 def normalized_features(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
-    """Half the mean square of (z_s - z_t) per row, z = each channel standardized over batch and positions: maps [B, C, H, W] -> [B].
+    """Half the mean square of (z_s - z_t) per row, z = each channel standardized over batch and positions: maps [B, C,
+    H, W] -> [B].
 
-    Cao et al. 2022 ("PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient"): the mean over rows
-    is 1 - the mean of the channels' correlations; exactly, since the deviation divides by n. A row's value depends on its batch through mean and
-    deviation. Channels must match; maps of different size are averaged down to the smaller first. A channel that is constant has no gradient."""
+    Cao et al. 2022 ("PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient"):
+    the mean over rows is 1 - the mean of the channels' correlations; exactly, since the deviation divides by n. A row's
+    value depends on its batch through mean and deviation. Channels must match; maps of different size are averaged down
+    to the smaller first. A channel that is constant has no gradient."""
     import torch
 
     rows = []

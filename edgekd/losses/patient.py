@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     import torch
 
 
-def patient(student: Signals, teacher: Signals, batch: Batch, *, tokens: Literal["first", "all"] = "first") -> torch.Tensor:
+def patient(
+    student: Signals, teacher: Signals, batch: Batch, *, tokens: Literal["first", "all"] = "first"
+) -> torch.Tensor:
     """Mean square of h_s / |h_s| - h_t / |h_t| per row: vectors [B, D] or tokens [B, T, D] -> [B].
 
-    Sun et al. 2019, section 3.2, on the first token ([CLS]) as there, or the mean over all tokens (padding included). As in the authors' code
-    the squares are averaged over D, not summed, and here over layers: a usual weight is 10 to 1000. Widths must match."""
+    Sun et al. 2019, section 3.2, on the first token ([CLS]) as there, or the mean over all tokens (padding included).
+    As in the authors' code the squares are averaged over D, not summed, and here over layers: a usual weight is 10 to
+    1000. Widths must match."""
     import torch
 
     rows = []

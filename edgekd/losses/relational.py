@@ -14,13 +14,19 @@ if TYPE_CHECKING:
 
 
 def relational(
-    student: Signals, teacher: Signals, batch: Batch, *, distance: Annotated[float, Ge(0)] = 25.0, angle: Annotated[float, Ge(0)] = 50.0
+    student: Signals,
+    teacher: Signals,
+    batch: Batch,
+    *,
+    distance: Annotated[float, Ge(0)] = 25.0,
+    angle: Annotated[float, Ge(0)] = 50.0,
 ) -> torch.Tensor:
     """`distance` x Huber of distances over their mean + `angle` x Huber of the cosines of angles: taps [B, ...] -> [].
 
-    Park et al. 2019, the distance-wise and the angle-wise loss (section 3.2). As in the authors' code the mean
-    distance is that of unequal rows, and each Huber loss is averaged over all B^2 pairs, B^3 triples, a row with itself (0 on both sides)
-    included. Features are flattened; their differences take B^2 x D numbers, the angles B^3: tap a pooled layer where that is much."""
+    Park et al. 2019, the distance-wise and the angle-wise loss (section 3.2). As in the authors' code the mean distance
+    is that of unequal rows, and each Huber loss is averaged over all B^2 pairs, B^3 triples, a row with itself (0 on
+    both sides) included. Features are flattened; their differences take B^2 x D numbers, the angles B^3: tap a pooled
+    layer where that is much."""
     import torch
     from torch.nn import functional as F
 

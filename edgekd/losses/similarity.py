@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 def similarity(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
-    """|G_s - G_t|_F^2 / B^2, G = f f^T of the flattened features with its rows brought to length 1: taps [B, ...] -> [].
+    """|G_s - G_t|_F^2 / B^2, G = f f^T of the flattened features with its rows brought to length 1: taps [B, ...] ->
+    [].
 
-    Tung and Mori 2019, section 3, with a mean over layers instead of a sum. Shapes may differ in all but B; a usual weight is 3000. Sample weights
-    don't enter: an entry of G is of two rows. Small batches (below 32 or so) show few relations."""
+    Tung and Mori 2019, section 3, with a mean over layers instead of a sum. Shapes may differ in all but B; a usual
+    weight is 3000. Sample weights don't enter: an entry of G is of two rows. Small batches (below 32 or so) show few
+    relations."""
     import torch
 
     terms = []

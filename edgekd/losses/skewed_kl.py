@@ -23,11 +23,12 @@ def skewed_kl(
     reverse: bool = False,
     temperature: Annotated[float, Gt(0)] = 4.0,
 ) -> torch.Tensor:
-    """T^2 KL(p || alpha p + (1 - alpha) q) per row: logits [B, C] -> [B]; p the teacher's softened distribution, q the student's.
+    """T^2 KL(p || alpha p + (1 - alpha) q) per row: logits [B, C] -> [B]; p the teacher's softened distribution, q the
+    student's.
 
-    `reverse`: T^2 KL(q || alpha q + (1 - alpha) p). Ko et al. 2024 ("DistiLLM"), skew KL and skew reverse KL, alpha as there. Never above
-    T^2 ln(1 / alpha). The authors' code leaves out the teacher's entropy, which has no gradient; here the value is the divergence. T and T^2 as
-    in `kl`, which they have not."""
+    `reverse`: T^2 KL(q || alpha q + (1 - alpha) p). Ko et al. 2024 ("DistiLLM"), skew KL and skew reverse KL, alpha as
+    there. Never above T^2 ln(1 / alpha). The authors' code leaves out the teacher's entropy, which has no gradient;
+    here the value is the divergence. T and T^2 as in `kl`, which they have not."""
     import torch
     from torch.nn import functional as F
 

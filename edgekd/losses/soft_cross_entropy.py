@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def soft_cross_entropy(student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0) -> torch.Tensor:
+def soft_cross_entropy(
+    student: Signals, teacher: Signals, batch: Batch, *, temperature: Annotated[float, Gt(0)] = 4.0
+) -> torch.Tensor:
     """-T^2 sum_c p_c log q_c per row, p = softmax(z_t / T), q = softmax(z_s / T): logits [B, C] -> [B].
 
-    Hinton, Vinyals, Dean 2015, section 2. It is `kl` plus T^2 times the teacher's entropy: the same gradient, but not 0 at its minimum."""
+    Hinton, Vinyals, Dean 2015, section 2. It is `kl` plus T^2 times the teacher's entropy: the same gradient, but not 0
+    at its minimum."""
     from torch.nn import functional as F
 
     q = F.log_softmax(scores(student) / temperature, dim=-1)

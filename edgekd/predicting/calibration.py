@@ -1,7 +1,8 @@
 """A device's costs, and what they say of a network: the value, a 95 % interval, and how far it can be trusted.
 
 calibrated    the device itself was timed, with this runtime and this number of threads
-transferred   a device of the same core was, or another runtime, number of threads, or clock: the interval widens by how much such pairs differ
+transferred   a device of the same core was, or another runtime, number of threads, or clock: the interval widens by how
+              much such pairs differ
 bound         nothing like it was timed: no number, only what no device of these facts goes below
 """
 
@@ -26,8 +27,9 @@ ENOUGH = 3  # rows from which a device counts as timed
 
 @dataclass(frozen=True)
 class Calibration:
-    """Costs of one device, runtime and number of threads: logarithms of milliseconds per million (`costs.NAMES`, float then int8) with
-    covariance; `noise`: variance of a row's logarithm; `rows`: how many networks were timed; `reach`: standard deviations to each side."""
+    """Costs of one device, runtime and number of threads: logarithms of milliseconds per million (`costs.NAMES`, float
+    then int8) with covariance; `noise`: variance of a row's logarithm; `rows`: how many networks were timed; `reach`:
+    standard deviations to each side."""
 
     name: str
     device: Device
@@ -45,7 +47,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Milliseconds per inference at batch 1 with a 95 % interval; of kind `bound`: value and low are the bound, high is infinite."""
+    """Milliseconds per inference at batch 1 with a 95 % interval; of kind `bound`: value and low are the bound, high is
+    infinite."""
 
     value: float
     low: float
@@ -57,12 +60,14 @@ class Prediction:
 def expected(
     device: Device, population: Population, relatives: Sequence[Calibration] = (), runtime: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean [22], covariance [22, 22]) of a device's costs before its own rows: the population's, drawn towards boards of the same core.
+    """(mean [22], covariance [22, 22]) of a device's costs before its own rows: the population's, drawn towards boards
+    of the same core.
 
-    A new board shares `likeness` of the population's covariance with each board of its core, whose tables share `same` of it: with K the tables'
-    correlations and k = likeness, the best linear guess weighs their offsets by w = k K**-1 (Henderson, Biometrics 31 (1975) 423), and leaves
-    1 - w k of the covariance, which boards of the device's family have more or less of. Another runtime than the population's shifts all costs of
-    a precision together by an amount of variance `runtimes`, and each a little besides."""
+    A new board shares `likeness` of the population's covariance with each board of its core, whose tables share `same`
+    of it: with K the tables' correlations and k = likeness, the best linear guess weighs their offsets by w = k K**-1
+    (Henderson, Biometrics 31 (1975) 423), and leaves 1 - w k of the covariance, which boards of the device's family
+    have more or less of. Another runtime than the population's shifts all costs of a precision together by an amount of
+    variance `runtimes`, and each a little besides."""
     mean, left = device.traits() @ population.weights, 1.0
     kin = [r for r in relatives if r.device.core == device.core and r.rows]
     if kin:
@@ -89,15 +94,27 @@ def fit(
     relatives: Sequence[Calibration] = (),
     board: str = "",
 ) -> Calibration:
-    """A device's costs from timed networks: any number of them, from none on. `runtime`: what timed the rows, or will run the networks;
-    `relatives`: calibrations with the population's runtime, of which those of the device's core are used; those of one `board` count together."""
+    """A device's costs from timed networks: any number of them, from none on. `runtime`: what timed the rows, or will
+    run the networks; `relatives`: calibrations with the population's runtime, of which those of the device's core are
+    used; those of one `board` count together."""
     mean, spread = expected(device, population, relatives, runtime)
     found = posterior(rows, mean, spread, population.noise)
     kind: Kind = "calibrated" if len(rows) >= ENOUGH else "transferred"
     sources = tuple(dict.fromkeys(r.source for r in rows if r.source))
     noise = found.noise + MISFIT
     made = Calibration(
-        name, device, runtime or population.runtime, found.mean, found.covariance, noise, len(rows), population.reach[kind], kind, sources, "", board
+        name,
+        device,
+        runtime or population.runtime,
+        found.mean,
+        found.covariance,
+        noise,
+        len(rows),
+        population.reach[kind],
+        kind,
+        sources,
+        "",
+        board,
     )
     return replace(made, note=_note(made, population, relatives))
 
@@ -108,20 +125,35 @@ def _note(made: Calibration, population: Population, relatives: Sequence[Calibra
     if made.kind == "calibrated":
         return f"{made.rows} files timed on {made.name or made.device.core} with {where}"
     kin = [r for r in relatives if r.device.core == made.device.core and r.rows]
-    text = f"from {len(kin)} published table{'s' * (len(kin) > 1)} of {made.device.core}" if kin else f"from other cores than {made.device.core}"
+    text = (
+        f"from {len(kin)} published table{'s' * (len(kin) > 1)} of {made.device.core}"
+        if kin
+        else f"from other cores than {made.device.core}"
+    )
     if made.runtime == population.runtime:
         return f"{text} for {where}"
-    factors = " and ".join(f"{math.exp(made.reach * math.sqrt(population.runtimes[p])):.1f} in {p}" for p in costs.PRECISIONS)
+    factors = " and ".join(
+        f"{math.exp(made.reach * math.sqrt(population.runtimes[p])):.1f} in {p}" for p in costs.PRECISIONS
+    )
     return f"{text} with {population.runtime} for {where}: the other runtime alone widens by a factor of {factors} to each side"
 
 
-def predict(work: Sequence[Operator], calibration: Calibration, *, threads: int | None = None, precision: Precision | None = "float") -> Prediction:
-    """Milliseconds of a network on a device; `precision` None: of each operator as its file has it. ValueError where the calibration is for
-    another number of threads, or the network does nothing."""
+def predict(
+    work: Sequence[Operator],
+    calibration: Calibration,
+    *,
+    threads: int | None = None,
+    precision: Precision | None = "float",
+) -> Prediction:
+    """Milliseconds of a network on a device; `precision` None: of each operator as its file has it. ValueError where
+    the calibration is for another number of threads, or the network does nothing."""
     if threads is not None and threads != calibration.device.threads:
         raise ValueError(f"the calibration is for {calibration.device.threads} threads, not {threads}")
     if precision is None:
-        return of(halves({p: costs.costs([o for o in work if o.int8 == (p == "int8")]) for p in costs.PRECISIONS}), calibration)
+        return of(
+            halves({p: costs.costs([o for o in work if o.int8 == (p == "int8")]) for p in costs.PRECISIONS}),
+            calibration,
+        )
     return of(costs.costs(work), calibration, precision)
 
 
@@ -139,12 +171,15 @@ def ratio(work: Sequence[Operator], calibration: Calibration) -> Prediction:
     """Time in int8 over time in float, with its interval: where it holds 1, which of both is faster is not known."""
     value, spread = ratio_of(costs.costs(work), calibration)
     half = calibration.reach * spread
-    return Prediction(math.exp(value), math.exp(value - half), math.exp(value + half), calibration.kind, calibration.note)
+    return Prediction(
+        math.exp(value), math.exp(value - half), math.exp(value + half), calibration.kind, calibration.note
+    )
 
 
 def ratio_of(amounts: np.ndarray, calibration: Calibration) -> tuple[float, float]:
-    """(logarithm of time in int8 over time in float, its standard deviation) for `costs.costs` of a network: what both share of a device's errors
-    cancels through the joint covariance, what the costs can't say of a network altogether."""
+    """(logarithm of time in int8 over time in float, its standard deviation) for `costs.costs` of a network: what both
+    share of a device's errors cancels through the joint covariance, what the costs can't say of a network
+    altogether."""
     (a, ga), (b, gb) = (logarithm(calibration.mean, amounts, p) for p in costs.PRECISIONS)
     gradient = gb - ga
     return b - a, math.sqrt(float(gradient @ calibration.covariance @ gradient) + 2 * (calibration.noise - MISFIT))
@@ -153,7 +188,19 @@ def ratio_of(amounts: np.ndarray, calibration: Calibration) -> tuple[float, floa
 def measurement(prediction: Prediction, *, target: str, threads: int) -> Measurement:
     """`latency_p50_ms` as a record: origin `predicted`, the note begins with the kind."""
     note = prediction.note if prediction.note.startswith(prediction.kind) else f"{prediction.kind}: {prediction.note}"
-    return Measurement("latency_p50_ms", "ms", prediction.value, prediction.low, prediction.high, 1, None, target, "predicted", threads, note=note)
+    return Measurement(
+        "latency_p50_ms",
+        "ms",
+        prediction.value,
+        prediction.low,
+        prediction.high,
+        1,
+        None,
+        target,
+        "predicted",
+        threads,
+        note=note,
+    )
 
 
 def costs_of(calibration: Calibration, precision: Precision) -> dict[str, float]:

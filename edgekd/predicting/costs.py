@@ -1,9 +1,11 @@
-"""Work as a device pays for it: how much a network has of each thing that costs time. Eleven numbers, the same on every device.
+"""Work as a device pays for it: how much a network has of each thing that costs time. Eleven numbers, the same on every
+device.
 
-The split follows the kernels that CPU runtimes have (ncnn src/layer/arm and x86; onnxruntime core/mlas): matrix products and 1x1 convolutions
-run as GEMM; 3x3 convolutions of stride 1 in Winograd's form (Lavin & Gray, 1509.09308), whose transforms are paid by place and channel and not
-by product; other dense convolutions through im2col; depthwise ones by element; convolutions of many small groups hardly vectorize; a product
-for one row waits for its weights; what computes nothing waits for memory.
+The split follows the kernels that CPU runtimes have (ncnn src/layer/arm and x86; onnxruntime core/mlas): matrix
+products and 1x1 convolutions run as GEMM; 3x3 convolutions of stride 1 in Winograd's form (Lavin & Gray, 1509.09308),
+whose transforms are paid by place and channel and not by product; other dense convolutions through im2col; depthwise
+ones by element; convolutions of many small groups hardly vectorize; a product for one row waits for its weights; what
+computes nothing waits for memory.
 """
 
 from __future__ import annotations
@@ -18,21 +20,35 @@ from edgekd.predicting.work import Operator
 Precision = Literal["float", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float", "int8")
 
-NAMES = ("gemm", "winograd", "dense", "depthwise", "grouped", "weights", "activations", "touched", "operators", "uneven", "transforms")
+NAMES = (
+    "gemm",
+    "winograd",
+    "dense",
+    "depthwise",
+    "grouped",
+    "weights",
+    "activations",
+    "touched",
+    "operators",
+    "uneven",
+    "transforms",
+)
 UNITS = "millions, and `operators` too"
 NARROW = 16  # channels below which a 3x3 convolution isn't worth a transform, and a group is too small for a GEMM
 LANES = 4  # channels that kernels take together (ncnn's elempack on 128-bit registers); others are `uneven`
 
-# milliseconds per million: what a core of 2015 takes, a start for the fit that a prior of +-1 in the logarithm hardly holds
+# milliseconds per million: what a core of 2015 takes, a start for the fit that a prior of +-1 in the logarithm hardly
+# holds
 START = dict(zip(NAMES, (0.15, 0.1, 0.2, 0.4, 0.4, 1.0, 0.5, 0.5, 1e4, 0.1, 1.0), strict=True))
 
 
 def costs(work: Sequence[Operator]) -> np.ndarray:
     """[11] in the order of NAMES, in millions.
 
-    gemm, winograd, dense, depthwise, grouped: multiply-accumulates. weights: elements, of products for one row. activations: elements read and
-    written by convolutions and products. touched: by everything else. operators: how many. uneven: multiply-accumulates of convolutions with
-    channels that are no multiple of 4. transforms: elements read and written by 3x3 convolutions in Winograd's form."""
+    gemm, winograd, dense, depthwise, grouped: multiply-accumulates. weights: elements, of products for one row.
+    activations: elements read and written by convolutions and products. touched: by everything else. operators: how
+    many. uneven: multiply-accumulates of convolutions with channels that are no multiple of 4. transforms: elements
+    read and written by 3x3 convolutions in Winograd's form."""
     total = dict.fromkeys(NAMES, 0.0)
     for operator in work:
         for name, amount in _of(operator).items():

@@ -19,13 +19,16 @@ from edgekd.records import Target
 
 
 def device_of(target: Target, threads: int | None = None) -> Device | None:
-    """A target's traits: its core, of x86 by features. None where the core or its clock isn't known; a stand-in of an emulator says nothing of time.
+    """A target's traits: its core, of x86 by features. None where the core or its clock isn't known; a stand-in of an
+    emulator says nothing of time.
 
     `half` is False: onnxruntime computes float32 networks in 32 bits."""
     if target.clock_mhz is None:
         return None
     if target.architecture == "x86-64":
-        core = next((core for feature, core in (("avx512f", "avx512"), ("avx2", "avx2")) if feature in target.features), "sse42")
+        core = next(
+            (core for feature, core in (("avx512f", "avx512"), ("avx2", "avx2")) if feature in target.features), "sse42"
+        )
     elif target.core is not None:
         core = target.core
     else:
@@ -34,19 +37,32 @@ def device_of(target: Target, threads: int | None = None) -> Device | None:
 
 
 def rows_of(path: Path, *, runtime: str, threads: int, core: str | None = None) -> tuple[Row, ...]:
-    """The rows of a user's calibration file that were timed with so many threads, on such a core (None: any). Raises UsageError for a file of
-    another runtime."""
+    """The rows of a user's calibration file that were timed with so many threads, on such a core (None: any). Raises
+    UsageError for a file of another runtime."""
     board = shipped.read(path)
     if board.runtime != runtime:
-        raise UsageError(Problem(str(path), f"was timed with {board.runtime}, not {runtime}", "run `edgekd targets calibrate` again"))
-    return tuple(row for table in board.tables if table.device.threads == threads and core in (None, table.device.core) for row in table.rows)
+        raise UsageError(
+            Problem(str(path), f"was timed with {board.runtime}, not {runtime}", "run `edgekd targets calibrate` again")
+        )
+    return tuple(
+        row
+        for table in board.tables
+        if table.device.threads == threads and core in (None, table.device.core)
+        for row in table.rows
+    )
 
 
 def predict(
-    work: Sequence[Operator], target: Target, *, precision: Precision | None = None, threads: int | None = None, rows: Sequence[Row] = ()
+    work: Sequence[Operator],
+    target: Target,
+    *,
+    precision: Precision | None = None,
+    threads: int | None = None,
+    rows: Sequence[Row] = (),
 ) -> Prediction | None:
-    """The latency of a network on a target, of each operator as its file has it unless all are to be of one `precision`; None where not even a bound
-    can be said, because the target doesn't say its core and clock, or the network does nothing that costs time."""
+    """The latency of a network on a target, of each operator as its file has it unless all are to be of one
+    `precision`; None where not even a bound can be said, because the target doesn't say its core and clock, or the
+    network does nothing that costs time."""
     device = device_of(target, threads)
     if device is None or not costs.costs(work).any():
         return None

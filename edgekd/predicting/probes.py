@@ -1,7 +1,9 @@
-"""Small networks to time on a device: each has much of one kind of work, the last two a bit of all. Their numbers are random and don't matter.
+"""Small networks to time on a device: each has much of one kind of work, the last two a bit of all. Their numbers are
+random and don't matter.
 
-`models()` gives every network twice, in float and as QDQ int8 (unsigned activations, signed weights per channel: what onnxruntime's integer
-kernels take on all CPUs). Timing all of them takes a few minutes on a slow board, seconds on a fast one; `rows` makes a fit's input of the times.
+`models()` gives every network twice, in float and as QDQ int8 (unsigned activations, signed weights per channel: what
+onnxruntime's integer kernels take on all CPUs). Timing all of them takes a few minutes on a slow board, seconds on a
+fast one; `rows` makes a fit's input of the times.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def rows(milliseconds: Mapping[tuple[str, Precision], float], source: str) -> tu
     import onnx
 
     made = models()
-    return tuple(row(work_of(onnx.load_model_from_string(made[key])), ms, key[1], source) for key, ms in milliseconds.items())
+    return tuple(
+        row(work_of(onnx.load_model_from_string(made[key])), ms, key[1], source) for key, ms in milliseconds.items()
+    )
 
 
 def _model(name: str, int8: bool) -> bytes:
@@ -75,9 +79,13 @@ def _model(name: str, int8: bool) -> bytes:
     for layer in layers:
         value, size = _layer(graph, layer, value, size)
     graph.add("Identity", [value], output="output")
-    given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("input", shape), ("output", size)))
+    given, made = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("input", shape), ("output", size))
+    )
     model = helper.make_model(
-        helper.make_graph(graph.nodes, name, [given], [made], graph.constants), opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR
+        helper.make_graph(graph.nodes, name, [given], [made], graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR,
     )
     onnx.checker.check_model(model)
     return model.SerializeToString()
@@ -131,7 +139,8 @@ class _Graph:
         return self.constants[-1].name
 
     def lattice(self, value: str, zero: int = 128) -> str:
-        """The value rounded. After a ReLU, `zero` is 0 as in real networks: else runtimes can't drop the ReLU, and compute in float."""
+        """The value rounded. After a ReLU, `zero` is 0 as in real networks: else runtimes can't drop the ReLU, and
+        compute in float."""
         scale = [self.constant(np.float32(SCALE)), self.constant(np.uint8(zero))]
         return self.add("DequantizeLinear", [self.add("QuantizeLinear", [value, *scale]), *scale])
 

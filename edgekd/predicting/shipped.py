@@ -1,8 +1,10 @@
-"""Calibrations as files: the rows that were timed, with their networks' costs and their sources. The fit is made on reading, in milliseconds.
+"""Calibrations as files: the rows that were timed, with their networks' costs and their sources. The fit is made on
+reading, in milliseconds.
 
-A file (`edgekd.calibration/1`, JSON) holds one board: {schema, name, title, runtime, costs {network: [11]}, tables [{core, clock_ghz, threads,
-half, source, rows [[network, precision, milliseconds]]}]}. Those that come with edgekd lie in targets/calibrations/, made of published figures
-by benchmarks/latency/ship.py; `population.json` beside them (`edgekd.population/1`) is what all of them together say.
+A file (`edgekd.calibration/1`, JSON) holds one board: {schema, name, title, runtime, costs {network: [11]}, tables
+[{core, clock_ghz, threads, half, source, rows [[network, precision, milliseconds]]}]}. Those that come with edgekd lie
+in targets/calibrations/, made of published figures by benchmarks/latency/ship.py; `population.json` beside them
+(`edgekd.population/1`) is what all of them together say.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ class Board:
 def folder() -> Path | None:
     """Where the shipped files lie: inside an installed package, or beside the package in a source tree."""
     package = Path(__file__).resolve().parent.parent
-    return next((f for f in (package / "_targets" / "calibrations", package.parent / "targets" / "calibrations") if f.is_dir()), None)
+    return next(
+        (f for f in (package / "_targets" / "calibrations", package.parent / "targets" / "calibrations") if f.is_dir()),
+        None,
+    )
 
 
 @functools.cache
@@ -65,12 +70,15 @@ def population() -> Population:
 def calibrations(core: str) -> tuple[Calibration, ...]:
     """The fits of all shipped tables of a core."""
     chosen = [(b, t) for b in boards() for t in b.tables if t.device.core == core]
-    return tuple(calibration.fit(t.rows, t.device, population(), name=t.name, runtime=b.runtime, board=b.name) for b, t in chosen)
+    return tuple(
+        calibration.fit(t.rows, t.device, population(), name=t.name, runtime=b.runtime, board=b.name) for b, t in chosen
+    )
 
 
 def calibrate(device: Device, *, runtime: str, rows: Sequence[Row] = (), name: str = "") -> Calibration | None:
-    """The best that is known of a device: its own rows if there are any (timed with `runtime`), on top of what the shipped boards say of its core.
-    None where no rows are given and no board of its core is among them: then only `bound.bound` can be said."""
+    """The best that is known of a device: its own rows if there are any (timed with `runtime`), on top of what the
+    shipped boards say of its core. None where no rows are given and no board of its core is among them: then only
+    `bound.bound` can be said."""
     kin = calibrations(device.core)
     if not rows and not kin:
         return None
@@ -89,9 +97,17 @@ def read(path: Path) -> Board:
         if _numbers(amounts, COUNT, 0.0, 1e9):
             costs[str(network)] = np.array(amounts, np.float64)
         else:
-            problems.append(Problem(f"{where}: costs.{network}", f"are not {COUNT} finite numbers from 0 on: {', '.join(NAMES)}", HINT))
+            problems.append(
+                Problem(
+                    f"{where}: costs.{network}", f"are not {COUNT} finite numbers from 0 on: {', '.join(NAMES)}", HINT
+                )
+            )
     names = {key: raw.get(key) for key in ("name", "title", "runtime")}
-    problems += [Problem(f"{where}: {key}", "is missing or no text", HINT) for key, value in names.items() if not isinstance(value, str) or not value]
+    problems += [
+        Problem(f"{where}: {key}", "is missing or no text", HINT)
+        for key, value in names.items()
+        if not isinstance(value, str) or not value
+    ]
     tables: list[Table] = []
     listed = raw.get("tables")
     if not isinstance(listed, list) or not listed:
@@ -104,7 +120,9 @@ def read(path: Path) -> Board:
     return Board(str(names["name"]), str(names["title"]), str(names["runtime"]), tuple(tables))
 
 
-def _table(where: str, name: str, raw: Mapping[str, Any], costs: Mapping[str, np.ndarray], problems: list[Problem]) -> Table | None:
+def _table(
+    where: str, name: str, raw: Mapping[str, Any], costs: Mapping[str, np.ndarray], problems: list[Problem]
+) -> Table | None:
     core, clock, threads, half, source = (raw.get(k) for k in ("core", "clock_ghz", "threads", "half", "source"))
     wrong = []
     if not isinstance(core, str) or not core:
@@ -120,9 +138,15 @@ def _table(where: str, name: str, raw: Mapping[str, Any], costs: Mapping[str, np
     rows = []
     for i, line in enumerate(raw.get("rows") if isinstance(raw.get("rows"), list) else []):
         if not (isinstance(line, list) and len(line) == 3 and line[1] in PRECISIONS and _number(line[2], 1e-6, 1e9)):
-            wrong.append(Problem(f"{where}.rows[{i}]", f"is not [network, {' or '.join(PRECISIONS)}, milliseconds]", HINT))
+            wrong.append(
+                Problem(f"{where}.rows[{i}]", f"is not [network, {' or '.join(PRECISIONS)}, milliseconds]", HINT)
+            )
         elif not isinstance(line[0], str) or line[0] not in costs:
-            wrong.append(Problem(f"{where}.rows[{i}]", f"names the network `{str(line[0])[:80]}`, which `costs` doesn't have", HINT))
+            wrong.append(
+                Problem(
+                    f"{where}.rows[{i}]", f"names the network `{str(line[0])[:80]}`, which `costs` doesn't have", HINT
+                )
+            )
         else:
             rows.append(Row(costs[line[0]], float(line[2]), line[1], str(source)))
     if not rows and not wrong:
@@ -130,17 +154,29 @@ def _table(where: str, name: str, raw: Mapping[str, Any], costs: Mapping[str, np
     problems += wrong
     if wrong:
         return None
-    return Table(f"{name}, {core}, {threads} threads", Device(str(core), float(clock), int(threads), bool(half)), tuple(rows), name)
+    return Table(
+        f"{name}, {core}, {threads} threads",
+        Device(str(core), float(clock), int(threads), bool(half)),
+        tuple(rows),
+        name,
+    )
 
 
 def write(path: Path, board: Board, networks: Sequence[Sequence[str]]) -> None:
     """A board's file; `networks`: the name of each table's rows."""
     amounts = {
-        n: [float(f"{v:.6g}") for v in r.costs] for names, t in zip(networks, board.tables, strict=True) for n, r in zip(names, t.rows, strict=True)
+        n: [float(f"{v:.6g}") for v in r.costs]
+        for names, t in zip(networks, board.tables, strict=True)
+        for n, r in zip(names, t.rows, strict=True)
     }
     tables = []
     for names, t in zip(networks, board.tables, strict=True):
-        facts = {"core": t.device.core, "clock_ghz": t.device.clock_ghz, "threads": t.device.threads, "half": t.device.half}
+        facts = {
+            "core": t.device.core,
+            "clock_ghz": t.device.clock_ghz,
+            "threads": t.device.threads,
+            "half": t.device.half,
+        }
         rows = [[n, r.precision, r.milliseconds] for n, r in zip(names, t.rows, strict=True)]
         tables.append({**facts, "source": t.rows[0].source, "rows": rows})
     head = {"schema": SCHEMA, "name": board.name, "title": board.title, "runtime": board.runtime}
@@ -158,17 +194,29 @@ def read_population(path: Path) -> Population:
         except (TypeError, ValueError, OverflowError):
             arrays[key] = np.zeros(0)
         if arrays[key].shape != shape or not np.isfinite(arrays[key]).all():
-            problems.append(Problem(f"{path.name}: {key}", f"is no table of {shape[0]} x {shape[1]} finite numbers", "install edgekd again"))
+            problems.append(
+                Problem(
+                    f"{path.name}: {key}",
+                    f"is no table of {shape[0]} x {shape[1]} finite numbers",
+                    "install edgekd again",
+                )
+            )
     numbers = {key: raw.get(key) for key in ("noise", "likeness", "same")}
     numbers |= {f"reach.{k}": _mapping(raw.get("reach")).get(k) for k in ("calibrated", "transferred")}
     numbers |= {f"runtimes.{k}": _mapping(raw.get("runtimes")).get(k) for k in PRECISIONS}
     boards = {family: _mapping(_mapping(raw.get("boards")).get(family)) for family in BOARDS}
     numbers |= {f"boards.{family}.{k}": boards[family].get(k) for family, terms in BOARDS.items() for k in terms}
     problems += [
-        Problem(f"{path.name}: {k}", "is no number from 0 to 100", "install edgekd again") for k, v in numbers.items() if not _number(v, 0, 100)
+        Problem(f"{path.name}: {k}", "is no number from 0 to 100", "install edgekd again")
+        for k, v in numbers.items()
+        if not _number(v, 0, 100)
     ]
     if not problems and np.linalg.eigvalsh((arrays["spread"] + arrays["spread"].T) / 2).min() <= 0:
-        problems.append(Problem(f"{path.name}: spread", "is no covariance: it has a direction without variance", "install edgekd again"))
+        problems.append(
+            Problem(
+                f"{path.name}: spread", "is no covariance: it has a direction without variance", "install edgekd again"
+            )
+        )
     if problems:
         raise UsageError(*problems)
     rest = {key: raw[key] for key in ("noise", "likeness", "reach", "runtimes", "same")}
@@ -178,8 +226,16 @@ def read_population(path: Path) -> Population:
 def write_population(path: Path, known: Population) -> None:
     head = {"schema": POPULATION, "runtime": known.runtime, "traits": list(TRAITS), "costs": list(NAMES)}
     tables = {key: [[float(f"{v:.6g}") for v in line] for line in getattr(known, key)] for key in ("weights", "spread")}
-    rest = {"noise": float(f"{known.noise:.4g}"), "likeness": known.likeness, "same": known.same, "reach": dict(known.reach)}
-    rest |= {"runtimes": dict(known.runtimes), "boards": {family: dict(terms) for family, terms in known.boards.items()}}
+    rest = {
+        "noise": float(f"{known.noise:.4g}"),
+        "likeness": known.likeness,
+        "same": known.same,
+        "reach": dict(known.reach),
+    }
+    rest |= {
+        "runtimes": dict(known.runtimes),
+        "boards": {family: dict(terms) for family, terms in known.boards.items()},
+    }
     files.write_atomic(path, _lines({**head, **rest, **tables}).encode())
 
 
@@ -200,7 +256,9 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _number(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
+    )
 
 
 def _numbers(value: Any, count: int, low: float, high: float) -> bool:

@@ -17,19 +17,39 @@ if TYPE_CHECKING:
 
 Kind = Literal["conv", "product", "pool", "elementwise", "move"]
 
-FREE = frozenset({"Constant", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Dropout", "Cast"})  # no data is touched
+# no data is touched
+FREE = frozenset({"Constant", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Dropout", "Cast"})
 FREE |= frozenset({"QuantizeLinear", "DequantizeLinear"})  # a runtime folds them into the kernels beside them
-POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "QLinearGlobalAveragePool"})
-MOVES = frozenset({"Concat", "Slice", "Split", "Transpose", "Pad", "Resize", "Upsample", "Gather", "Expand", "DepthToSpace", "SpaceToDepth"})
-FUSED = frozenset({"Relu", "Clip", "BatchNormalization", "LeakyRelu", "PRelu"})  # done in the kernel that makes their input
+POOLS = frozenset(
+    {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "QLinearGlobalAveragePool"}
+)
+MOVES = frozenset(
+    {
+        "Concat",
+        "Slice",
+        "Split",
+        "Transpose",
+        "Pad",
+        "Resize",
+        "Upsample",
+        "Gather",
+        "Expand",
+        "DepthToSpace",
+        "SpaceToDepth",
+    }
+)
+# done in the kernel that makes their input
+FUSED = frozenset({"Relu", "Clip", "BatchNormalization", "LeakyRelu", "PRelu"})
 
 
 @dataclass(frozen=True)
 class Operator:
     """One operator at batch 1.
 
-    conv         `ci` -> `co` channels, a kernel of `kernel` (rows, columns), `groups`, output of `height` x `width` places; `stride` of the rows.
-    product      a matrix product: `height` rows, `ci` terms per sum, `co` columns; `stored`: the right side is a weight.
+    conv         `ci` -> `co` channels, a kernel of `kernel` (rows, columns), `groups`, output of `height` x `width`
+                 places; `stride` of the rows.
+    product      a matrix product: `height` rows, `ci` terms per sum, `co` columns; `stored`: the right side is a
+                 weight.
     pool         `co` channels out, window `kernel`.
     elementwise  reads `ci` channels of height x width, writes `co`: sums, products, activations that are not fused.
     move         the same, and computes nothing: concat, slice, shuffle, resize.
@@ -58,7 +78,11 @@ class Operator:
     @property
     def weights(self) -> int:
         """Elements of the weight, without bias."""
-        return self.co * (self.ci // self.groups) * math.prod(self.kernel) if self.kind in ("conv", "product") and self.stored else 0
+        return (
+            self.co * (self.ci // self.groups) * math.prod(self.kernel)
+            if self.kind in ("conv", "product") and self.stored
+            else 0
+        )
 
     @property
     def read(self) -> int:
@@ -79,14 +103,17 @@ def macs(work: Sequence[Operator]) -> int:
 
 
 def work_of(model: onnx.ModelProto) -> tuple[Operator, ...]:
-    """The operators of an ONNX model (from `probes.static.read`), in its order. Raises UsageError where shapes can't be found."""
+    """The operators of an ONNX model (from `probes.static.read`), in its order. Raises UsageError where shapes can't be
+    found."""
     from edgekd.probes import static
 
     static.node_macs(model)  # refuses operators whose shapes can't be found
     shapes = static.value_shapes(model)
     weights, integers = _weights(model), _integers(model)
     made = ((node, _operator(node, shapes, weights)) for node in model.graph.node)
-    return tuple(replace(operator, int8=_in_integers(node, weights, integers)) for node, operator in made if operator is not None)
+    return tuple(
+        replace(operator, int8=_in_integers(node, weights, integers)) for node, operator in made if operator is not None
+    )
 
 
 def _weights(model: onnx.ModelProto) -> frozenset[str]:
@@ -104,13 +131,16 @@ def _integers(model: onnx.ModelProto) -> frozenset[str]:
     """Values that are integers, told in float: those of DequantizeLinear, and what is only reshaped of them."""
     told: set[str] = set()
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" or (node.op_type in FREE | {"Transpose"} and node.input and node.input[0] in told):
+        if node.op_type == "DequantizeLinear" or (
+            node.op_type in FREE | {"Transpose"} and node.input and node.input[0] in told
+        ):
             told.update(node.output)
     return frozenset(told)
 
 
 def _in_integers(node: onnx.NodeProto, weights: frozenset[str], integers: frozenset[str]) -> bool:
-    """Whether a runtime computes a node in integers: a layer of which both operands are told so, another operator whose activations are."""
+    """Whether a runtime computes a node in integers: a layer of which both operands are told so, another operator whose
+    activations are."""
     from edgekd.probes import static
 
     if node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
@@ -142,7 +172,9 @@ def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights:
     if kind in POOLS:
         before = _places(shapes.get(node.input[0], out))
         window = next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape" and a.ints), before[1:])
-        return Operator("pool", before[0], co, (window[0], window[-1]), max(1, before[1] // height), before[0], height, width)
+        return Operator(
+            "pool", before[0], co, (window[0], window[-1]), max(1, before[1] // height), before[0], height, width
+        )
     return Operator("move" if kind in MOVES else "elementwise", channels, co, height=height, width=width)
 
 

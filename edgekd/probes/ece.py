@@ -1,9 +1,11 @@
-"""Expected calibration error of the greatest probability, with an estimate and an interval that hold where the true error is small or nothing.
+"""Expected calibration error of the greatest probability, with an estimate and an interval that hold where the true
+error is small or nothing.
 
-What is estimated: sum over bins of |share of right answers - mean confidence| * share of samples, of all data that the samples were drawn from;
-BINS bins of equal width over the confidence, Guo et al. arXiv 1706.04599, eq. 3. It is the calibration error E|P(right | confidence) - confidence|
-where a bin's confidences are all too high or all too low, and less where they are mixed (Kumar et al. arXiv 1909.10155). The same sum of a sample
-is too great, since every bin adds the size of its noise (Bröcker, Clim. Dyn. 39 (2012) 655), and no resampling of it takes that off.
+What is estimated: sum over bins of |share of right answers - mean confidence| * share of samples, of all data that the
+samples were drawn from; BINS bins of equal width over the confidence, Guo et al. arXiv 1706.04599, eq. 3. It is the
+calibration error E|P(right | confidence) - confidence| where a bin's confidences are all too high or all too low, and
+less where they are mixed (Kumar et al. arXiv 1909.10155). The same sum of a sample is too great, since every bin adds
+the size of its noise (Bröcker, Clim. Dyn. 39 (2012) 655), and no resampling of it takes that off.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ def plain(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
     return float(np.abs(hits - size * mean).sum()) / len(confidence)
 
 
-def interval(confidence: np.ndarray, right: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """(estimate, low, high) as shares, of confidences [n] and right or wrong 0/1 [n]: the true errors that the plain sum is likely under.
+def interval(
+    confidence: np.ndarray, right: np.ndarray, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """(estimate, low, high) as shares, of confidences [n] and right or wrong 0/1 [n]: the true errors that the plain
+    sum is likely under.
 
-    A hypothesis is a rate of right answers per bin; right answers are drawn from it (binomial, in bins of the sample's sizes), and it stands if their
-    plain sums are neither mostly greater nor mostly smaller than ours. `low` and the estimate, which half of them exceed, come from the
-    observed gaps with the least sure ones shrunk to nothing first; `high` is the greater of two: from gaps that are spread over the bins as their
-    noise is, which add least to the plain sum, so that their error is the greatest that can look like this; and from the observed gaps, grown."""
+    A hypothesis is a rate of right answers per bin; right answers are drawn from it (binomial, in bins of the sample's
+    sizes), and it stands if their plain sums are neither mostly greater nor mostly smaller than ours. `low` and the
+    estimate, which half of them exceed, come from the observed gaps with the least sure ones shrunk to nothing first;
+    `high` is the greater of two: from gaps that are spread over the bins as their noise is, which add least to the
+    plain sum, so that their error is the greatest that can look like this; and from the observed gaps, grown."""
     size, mean, hits = _binned(confidence, right, BINS)
     total, observed = len(confidence), plain(confidence, right)
     observed_rate = (hits + PRIOR * mean) / (size + PRIOR)
@@ -38,12 +44,14 @@ def interval(confidence: np.ndarray, right: np.ndarray, level: float = 0.95, see
     generator = np.random.default_rng(seed)
 
     def shrunk(x: float) -> np.ndarray:
-        """From calibrated, x = 0, to the observed rates, x = 1: the likeliest of each error (a soft threshold, by the variance of one sample)."""
+        """From calibrated, x = 0, to the observed rates, x = 1: the likeliest of each error (a soft threshold, by the
+        variance of one sample)."""
         kept = np.maximum(0, 1 - (1 - x) * sure.max() / np.maximum(sure, 1e-12))
         return mean + (observed_rate - mean) * kept
 
     def spread(x: float) -> np.ndarray:
-        """From calibrated, x = 0, to wrong by all that a bin allows, x = 1: the rates that z standard errors reach (Wilson's limits of the mean)."""
+        """From calibrated, x = 0, to wrong by all that a bin allows, x = 1: the rates that z standard errors reach
+        (Wilson's limits of the mean)."""
         z2 = total * (x / max(1 - x, 1e-9)) ** 2 / size
         down = np.where(mean > 0.5, -1, 1)
         return np.clip((mean + z2 / 2 + down * np.sqrt(z2 * mean * (1 - mean) + z2**2 / 4)) / (1 + z2), 0, 1)
@@ -71,7 +79,8 @@ def interval(confidence: np.ndarray, right: np.ndarray, level: float = 0.95, see
     tail, calibrated = (1 - level) / 2, below(mean)
     value = solve(shrunk, 0.5) if calibrated > 0.5 else 0.0
     low = min(value, solve(shrunk, 1 - tail)) if calibrated > 1 - tail else 0.0
-    least = tail * min(1.0, 2 * calibrated)  # where even calibrated ones mostly show more than this sample, nothing is concluded from that
+    # where even calibrated ones mostly show more than this sample, nothing is concluded from that
+    least = tail * min(1.0, 2 * calibrated)
     return value, low, max(value, solve(spread, least), solve(scaled, least))
 
 

@@ -1,11 +1,14 @@
-"""Bytes of activations that a file needs at batch 1, planned as a runtime with one arena does: liveness, then greedy by size.
+"""Bytes of activations that a file needs at batch 1, planned as a runtime with one arena does: liveness, then greedy by
+size.
 
-Pisarchyk & Lee, arXiv 2001.03288, algorithm 3 (greedy by size for offsets). A value lives from the operator that makes it to the last that reads
-it; graph inputs live from the start, graph outputs to the end. What takes no memory of its own is merged with what it views or finishes in place:
-reshapes, activations that alone read their input, and the dequantize/quantize pairs around an operator that an integer runtime computes as one.
+Pisarchyk & Lee, arXiv 2001.03288, algorithm 3 (greedy by size for offsets). A value lives from the operator that makes
+it to the last that reads it; graph inputs live from the start, graph outputs to the end. What takes no memory of its
+own is merged with what it views or finishes in place: reshapes, activations that alone read their input, and the
+dequantize/quantize pairs around an operator that an integer runtime computes as one.
 
-onnxruntime 1.31.1 plans the same block for float networks (`tests/test_memory_oracle.py`), and less where it writes a convolution over the operand
-that it adds. What its kernels work in is not counted: an int8 convolution unfolds its input, which may take more than all activations.
+onnxruntime 1.31.1 plans the same block for float networks (`tests/test_memory_oracle.py`), and less where it writes a
+convolution over the operand that it adds. What its kernels work in is not counted: an int8 convolution unfolds its
+input, which may take more than all activations.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ class Buffer:
 
 
 def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
-    """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats. () where
-    a shape stays open."""
+    """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats.
+    () where a shape stays open."""
     try:
         found = buffers(static.read(path))
     except static.Open:
@@ -61,7 +64,8 @@ def buffers(model: onnx.ModelProto) -> list[Buffer]:
     fixed, nodes = set(static.constants(model)), []
     for node in graph.node:
         if node.op_type == "Constant" or (node.input and all(name in fixed for name in node.input if name)):
-            fixed.update(node.output)  # computed from constants alone, such as dequantized weights: done once, at loading
+            # computed from constants alone, such as dequantized weights: done once, at loading
+            fixed.update(node.output)
         else:
             nodes.append(node)
     inputs, outputs = [v.name for v in graph.input if v.name not in fixed], {v.name for v in graph.output}
@@ -81,7 +85,13 @@ def buffers(model: onnx.ModelProto) -> list[Buffer]:
     for name, members in groups.items():
         unknown = [m for m in members if m not in shapes]
         if unknown:
-            raise static.Open(Problem(unknown[0], "the shape of this value can't be found", "fix the dimensions other than the batch when exporting"))
+            raise static.Open(
+                Problem(
+                    unknown[0],
+                    "the shape of this value can't be found",
+                    "fix the dimensions other than the batch when exporting",
+                )
+            )
         # a group is as wide as its narrowest type: the wider ones are what an integer operator never writes out
         width = min((kind.itemsize for m in members if (kind := static.dtype(types.get(m, 0))) is not None), default=4)
         size = max(math.prod(shapes[m]) for m in members) * width
@@ -90,7 +100,8 @@ def buffers(model: onnx.ModelProto) -> list[Buffer]:
 
 
 def plan(found: Sequence[Buffer], align: int = ALIGN) -> dict[str, int]:
-    """{buffer: offset}: the largest first, each into the smallest gap that holds it between those that live at the same time."""
+    """{buffer: offset}: the largest first, each into the smallest gap that holds it between those that live at the same
+    time."""
     ordered, offsets = sorted(found, key=lambda b: (-b.size, b.first, b.name)), {}
     first, last = (np.array([getattr(b, name) for b in ordered]) for name in ("first", "last"))
     for count, buffer in enumerate(ordered):
@@ -128,7 +139,11 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
 
     inferred = onnx.shape_inference.infer_shapes(model)
     values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
-    return {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type") and v.type.tensor_type.elem_type}
+    return {
+        v.name: v.type.tensor_type.elem_type
+        for v in values
+        if v.type.HasField("tensor_type") and v.type.tensor_type.elem_type
+    }
 
 
 def _merge(nodes: Sequence[onnx.NodeProto], fixed: set[str], inputs: set[str], outputs: set[str]) -> dict[str, str]:
@@ -141,7 +156,8 @@ def _merge(nodes: Sequence[onnx.NodeProto], fixed: set[str], inputs: set[str], o
 
     @cache
     def becomes_integer(name: str) -> bool:
-        """Whether a value is quantized by every reader, at once or behind views and activations that it is finished with."""
+        """Whether a value is quantized by every reader, at once or behind views and activations that it is finished
+        with."""
         passing = {r.output[0] for r in readers[name] if r.op_type in IN_PLACE | VIEWS}
         direct = all(r.op_type == "QuantizeLinear" or r.output[0] in passing for r in readers[name])
         return name not in outputs and bool(readers[name]) and direct and all(becomes_integer(p) for p in passing)
@@ -150,18 +166,25 @@ def _merge(nodes: Sequence[onnx.NodeProto], fixed: set[str], inputs: set[str], o
     def was_integer(name: str) -> bool:
         """Whether a value comes from a dequantize, at once or behind views."""
         node = maker.get(name)
-        return node is not None and (node.op_type == "DequantizeLinear" or (node.op_type in VIEWS and was_integer(node.input[0])))
+        return node is not None and (
+            node.op_type == "DequantizeLinear" or (node.op_type in VIEWS and was_integer(node.input[0]))
+        )
 
     def computed_in_integers(node: onnx.NodeProto) -> bool:
         data = [name for name in node.input if name and name not in fixed]
-        ends = node.op_type not in ("QuantizeLinear", "DequantizeLinear") and all(becomes_integer(name) for name in node.output if name)
+        ends = node.op_type not in ("QuantizeLinear", "DequantizeLinear") and all(
+            becomes_integer(name) for name in node.output if name
+        )
         return ends and bool(data) and all(was_integer(name) for name in data)
 
     @cache
     def read_as_integers(name: str) -> bool:
         """Whether every reader of a dequantized value takes its integers instead."""
         views = [r.op_type in VIEWS and read_as_integers(r.output[0]) for r in readers[name]]
-        whole = all(view or r.op_type == "QuantizeLinear" or computed_in_integers(r) for r, view in zip(readers[name], views, strict=True))
+        whole = all(
+            view or r.op_type == "QuantizeLinear" or computed_in_integers(r)
+            for r, view in zip(readers[name], views, strict=True)
+        )
         return name not in outputs and bool(readers[name]) and whole
 
     def finishes(name: str) -> bool:
@@ -177,7 +200,9 @@ def _merge(nodes: Sequence[onnx.NodeProto], fixed: set[str], inputs: set[str], o
             return source not in inputs | outputs and len(readers[source]) == 1
         if node.op_type == "DequantizeLinear":
             return read_as_integers(node.output[0])
-        return node.op_type in VIEWS or (node.op_type == "QuantizeLinear" and becomes_integer(source) and finishes(source))
+        return node.op_type in VIEWS or (
+            node.op_type == "QuantizeLinear" and becomes_integer(source) and finishes(source)
+        )
 
     for node in nodes:  # in an order that keeps each answer one call away: a chain may be longer than a stack is deep
         for name in node.output:

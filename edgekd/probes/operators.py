@@ -1,4 +1,5 @@
-"""Time per operator, from onnxruntime's own clock in a run of its own: the clock perturbs, so the times are scaled to the p50 taken without it."""
+"""Time per operator, from onnxruntime's own clock in a run of its own: the clock perturbs, so the times are scaled to
+the p50 taken without it."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ class Operator:
 
 @dataclass(frozen=True)
 class Operators:
-    """All operators in the order in which they ran. `scale` = p50 without the clock over the operators' sum with it: below 1 where the
-    clock itself costs, above 1 where time goes by between operators. `gap_ms`: that p50 minus the sum, what no operator accounts for."""
+    """All operators in the order in which they ran. `scale` = p50 without the clock over the operators' sum with it:
+    below 1 where the clock itself costs, above 1 where time goes by between operators. `gap_ms`: that p50 minus the
+    sum, what no operator accounts for."""
 
     operators: tuple[Operator, ...]
     scale: float
@@ -33,20 +35,32 @@ class Operators:
 
 
 def measure(trace: Path, *, warmup: int, p50_ms: float) -> Operators:
-    """Reads a trace of onnxruntime; the first `warmup` inferences in it don't count. Raises RunFailed where it can't be read."""
+    """Reads a trace of onnxruntime; the first `warmup` inferences in it don't count. Raises RunFailed where it can't be
+    read."""
     found = events(trace)
-    nodes = sorted((e for e in found if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")), key=lambda e: e["ts"])
-    windows = sorted((e["ts"], e["ts"] + e["dur"]) for e in found if e.get("cat") == "Session" and e.get("name") == "model_run")[warmup:]
+    nodes = sorted(
+        (e for e in found if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")),
+        key=lambda e: e["ts"],
+    )
+    windows = sorted(
+        (e["ts"], e["ts"] + e["dur"]) for e in found if e.get("cat") == "Session" and e.get("name") == "model_run"
+    )[warmup:]
     if not windows or not nodes:
         raise RunFailed(Problem(trace.name, "the runtime's trace holds no inference"))
     times, starts = defaultdict(float), [begun for begun, _ in windows]
     for event in nodes:
         window = bisect.bisect_right(starts, event["ts"]) - 1
         if window >= 0 and event["ts"] <= windows[window][1]:
-            times[event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")] += event["dur"] / 1000 / len(windows)
+            times[event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")] += (
+                event["dur"] / 1000 / len(windows)
+            )
     total = sum(times.values())
     scale = p50_ms / total if total else 1.0
-    return Operators(tuple(Operator(*key, ms * scale, ms / total if total else 0.0) for key, ms in times.items()), scale, p50_ms - total)
+    return Operators(
+        tuple(Operator(*key, ms * scale, ms / total if total else 0.0) for key, ms in times.items()),
+        scale,
+        p50_ms - total,
+    )
 
 
 def events(trace: Path) -> list[dict[str, Any]]:

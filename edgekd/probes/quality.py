@@ -1,7 +1,8 @@
-"""Quality and fidelity of a file's outputs per sample, against labels and against the teacher, each figure with its 95 % interval.
+"""Quality and fidelity of a file's outputs per sample, against labels and against the teacher, each figure with its 95
+% interval.
 
-Formulas: KL(teacher || candidate) of the softmax in nats, Hinton et al. arXiv 1503.02531; ECE in probes/ece. What a task's outputs give no meaning
-to is left out, and so is a figure that is not a finite number.
+Formulas: KL(teacher || candidate) of the softmax in nats, Hinton et al. arXiv 1503.02531; ECE in probes/ece. What a
+task's outputs give no meaning to is left out, and so is a figure that is not a finite number.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ def measure(
     threads: int | None = None,
     environment: str | None = None,
 ) -> tuple[Measurement, ...]:
-    """The task's metrics; with `teacher` (outputs of the same samples) agreement and kl_to_teacher; with labels ece and worst_class_drop.
+    """The task's metrics; with `teacher` (outputs of the same samples) agreement and kl_to_teacher; with labels ece and
+    worst_class_drop.
 
-    outputs: array [n, ...] or {name: array}. `classes` of an integer label; None: as many as outputs and labels show, and no classification
-    where labels are of another kind. Scores are logits [n, classes], or a single logit [n] or [n, 1] for two classes. Raises ValueError where
-    outputs, labels and teacher differ in length."""
+    outputs: array [n, ...] or {name: array}. `classes` of an integer label; None: as many as outputs and labels show,
+    and no classification where labels are of another kind. Scores are logits [n, classes], or a single logit [n] or [n,
+    1] for two classes. Raises ValueError where outputs, labels and teacher differ in length."""
     truth = None if labels is None else np.asarray(labels)
     classes = _classes(outputs, truth) if classes is None else classes
     ours, theirs = _logits(outputs, classes), _logits(teacher, classes) if teacher is not None else None
@@ -51,9 +53,18 @@ def measure(
     note = {}
     if ours is not None and truth is not None and truth.ndim == 1 and len(ours):
         found.append(("ece", "%", _ece(ours, truth), len(ours)))
-        note["ece"] = f"the plain sum over {calibration.BINS} bins, noise of the sample included, is {ece(ours, truth):.2f} %"
+        note["ece"] = (
+            f"the plain sum over {calibration.BINS} bins, noise of the sample included, is {ece(ours, truth):.2f} %"
+        )
         if theirs is not None and ours.shape == theirs.shape:
-            found.append(("worst_class_drop", "pt", worst_class_drop(_right(ours, truth), _right(theirs, truth), truth), len(ours)))
+            found.append(
+                (
+                    "worst_class_drop",
+                    "pt",
+                    worst_class_drop(_right(ours, truth), _right(theirs, truth), truth),
+                    len(ours),
+                )
+            )
     return tuple(
         Measurement(name, unit, *figures, n, split, target, "measured", threads, environment, note.get(name, ""))
         for name, unit, figures, n in found
@@ -68,15 +79,19 @@ def kl(teacher: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 
 
 def ece(logits: np.ndarray, labels: np.ndarray, bins: int = calibration.BINS) -> float:
-    """Expected calibration error of a sample in percent, as it is mostly published: too great, by the noise in every bin. See `probes.ece`."""
+    """Expected calibration error of a sample in percent, as it is mostly published: too great, by the noise in every
+    bin. See `probes.ece`."""
     return 100 * calibration.plain(_confidence(logits), _right(logits, labels), bins)
 
 
-def worst_class_drop(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """(drop, low, high) in percentage points: how much lower the accuracy of the class that lost most is than the teacher's.
+def worst_class_drop(
+    ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, level: float = 0.95
+) -> tuple[float, float, float]:
+    """(drop, low, high) in percentage points: how much lower the accuracy of the class that lost most is than the
+    teacher's.
 
-    Right or wrong per sample (0/1), paired. The limits are simultaneous over the classes (Bonferroni), so the greatest lies between the
-    greatest of each side: picking the worst class after looking doesn't make them too short."""
+    Right or wrong per sample (0/1), paired. The limits are simultaneous over the classes (Bonferroni), so the greatest
+    lies between the greatest of each side: picking the worst class after looking doesn't make them too short."""
     classes = np.unique(labels)
     each = [intervals.paired(theirs[labels == c], ours[labels == c], 1 - (1 - level) / len(classes)) for c in classes]
     value, low, high = (100 * max(column) for column in zip(*each, strict=True))
@@ -84,9 +99,16 @@ def worst_class_drop(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, l
 
 
 def _classes(outputs: Any, labels: np.ndarray | None) -> int | None:
-    """How many classes there are, if labels are class numbers of the outputs' last axis (or 0 and 1 for a single logit)."""
+    """How many classes there are, if labels are class numbers of the outputs' last axis (or 0 and 1 for a single
+    logit)."""
     values = np.asarray(next(iter(outputs.values()))) if isinstance(outputs, Mapping) else np.asarray(outputs)
-    if labels is None or labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iub" or values.ndim not in (1, 2):
+    if (
+        labels is None
+        or labels.ndim != 1
+        or not len(labels)
+        or labels.dtype.kind not in "iub"
+        or values.ndim not in (1, 2)
+    ):
         return None
     width = 2 if values.ndim == 1 or values.shape[1] == 1 else values.shape[1]
     return width if labels.min() >= 0 and labels.max() < width else None

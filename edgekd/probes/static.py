@@ -1,6 +1,7 @@
 """What an ONNX file says of itself without running: bytes, parameters, multiply-accumulates. Exact, `counted`.
 
-`read` is the only way in for files from elsewhere: a file that is no ONNX, is cut short, or points to data outside of itself is refused.
+`read` is the only way in for files from elsewhere: a file that is no ONNX, is cut short, or points to data outside of
+itself is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,19 @@ if TYPE_CHECKING:
 
 LIMIT = 2**31 - 1  # what a protobuf can hold
 MOST = 2**62  # elements of a value: more is a mistake or an attack
-COUNTED = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "MatMulNBits"})
+COUNTED = frozenset(
+    {
+        "Conv",
+        "ConvTranspose",
+        "ConvInteger",
+        "QLinearConv",
+        "Gemm",
+        "MatMul",
+        "MatMulInteger",
+        "QLinearMatMul",
+        "MatMulNBits",
+    }
+)
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})  # counted as the matrix products of their steps
 UNCOUNTED = frozenset({"Einsum", "Attention", "DeformConv", "If", "Loop", "Scan"})
 
@@ -48,10 +61,20 @@ def read(path: Path | str) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own error classes differ between its builds
-        raise UsageError(Problem(str(path), "is not an ONNX file, or is cut short", "give a .onnx file as a runtime takes it")) from error
+        raise UsageError(
+            Problem(str(path), "is not an ONNX file, or is cut short", "give a .onnx file as a runtime takes it")
+        ) from error
     if not model.graph.node or not model.graph.output or not model.ir_version:
-        raise UsageError(Problem(str(path), "is not an ONNX file, or holds no network", "give a .onnx file as a runtime takes it"))
-    outside = sorted({tensor.name for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data})
+        raise UsageError(
+            Problem(str(path), "is not an ONNX file, or holds no network", "give a .onnx file as a runtime takes it")
+        )
+    outside = sorted(
+        {
+            tensor.name
+            for tensor in _tensors(model)
+            if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data
+        }
+    )
     if outside:
         shown = ", ".join(outside[:3]) + (", ..." if len(outside) > 3 else "")
         hint = "save it with all tensors inside: onnx.save(model, path, save_as_external_data=False)"
@@ -67,55 +90,90 @@ def read(path: Path | str) -> onnx.ModelProto:
 
 
 def _unlike(node: onnx.NodeProto) -> str:
-    """What an operator of another domain, which the checker doesn't look at, lacks of what its name stands for; empty if nothing."""
+    """What an operator of another domain, which the checker doesn't look at, lacks of what its name stands for; empty
+    if nothing."""
     import onnx
 
     kind = node.op_type
-    if kind == "MatMulNBits" and not all(any(a.name == name and a.i > 0 for a in node.attribute) for name in ("K", "N")):
+    if kind == "MatMulNBits" and not all(
+        any(a.name == name and a.i > 0 for a in node.attribute) for name in ("K", "N")
+    ):
         return f"{kind} {node.name[:60]} lacks K or N"
     named = onnx.defs.has(kind) and onnx.defs.get_schema(kind).min_input > 0
-    least = 3 if kind == "MatMulNBits" else 8 if kind in ("QLinearConv", "QLinearMatMul") else 2 if kind in COUNTED else int(named)
+    least = (
+        3
+        if kind == "MatMulNBits"
+        else 8
+        if kind in ("QLinearConv", "QLinearMatMul")
+        else 2
+        if kind in COUNTED
+        else int(named)
+    )
     foreign = node.domain not in ("", "ai.onnx")
-    return f"{kind} of domain {node.domain[:60]!r} lacks inputs or outputs" if foreign and (len(node.input) < least or not node.output) else ""
+    return (
+        f"{kind} of domain {node.domain[:60]!r} lacks inputs or outputs"
+        if foreign and (len(node.input) < least or not node.output)
+        else ""
+    )
 
 
 def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
-    """file_bytes, parameters and macs of a file; without macs where a shape that they need stays open, which is noted beside the parameters.
-    Raises UsageError for a file that can't be read, or contradicts itself."""
+    """file_bytes, parameters and macs of a file; without macs where a shape that they need stays open, which is noted
+    beside the parameters. Raises UsageError for a file that can't be read, or contradicts itself."""
     model = read(path)
     figures = [("file_bytes", "B", Path(path).stat().st_size, ""), ("parameters", "", parameters(model), "")]
     try:
         count, left_out = macs(model)
         figures.append(("macs", "", count, f"{NOT_COUNTED}{', '.join(left_out)}" if left_out else ""))
     except Open as error:
-        figures[-1] = (*figures[-1][:3], f"macs are {NOT_COUNTED}{error.problems[0].place}: {error.problems[0].message}")
-    return tuple(Measurement(name, unit, value, value, value, 1, None, target, "counted", note=note) for name, unit, value, note in figures)
+        figures[-1] = (
+            *figures[-1][:3],
+            f"macs are {NOT_COUNTED}{error.problems[0].place}: {error.problems[0].message}",
+        )
+    return tuple(
+        Measurement(name, unit, value, value, value, 1, None, target, "counted", note=note)
+        for name, unit, value, note in figures
+    )
 
 
 def parameters(model: onnx.ModelProto) -> int:
     """Elements of the constants that carry weights and biases: initializers and Constant nodes of one axis or more.
 
-    Not scales and zero points, nor 64-bit integers and truth values (shapes, axes), nor constants without an axis (limits of a Clip)."""
+    Not scales and zero points, nor 64-bit integers and truth values (shapes, axes), nor constants without an axis
+    (limits of a Clip)."""
     import onnx
 
-    lattice = {node.input[i] for node in model.graph.node for i in _LATTICE.get(node.op_type, ()) if i < len(node.input)}
+    lattice = {
+        node.input[i] for node in model.graph.node for i in _LATTICE.get(node.op_type, ()) if i < len(node.input)
+    }
     skipped = {onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
     weights = {name: tensor for name, tensor in constants(model).items() if name not in lattice}
-    held = {node.input[1]: _given(node, "K") * _given(node, "N") for node in model.graph.node if node.op_type == "MatMulNBits"}  # packed in bytes
-    return sum(held.get(name, math.prod(t.dims)) for name, t in weights.items() if t.dims and t.data_type not in skipped)
+    # packed in bytes
+    held = {
+        node.input[1]: _given(node, "K") * _given(node, "N")
+        for node in model.graph.node
+        if node.op_type == "MatMulNBits"
+    }
+    return sum(
+        held.get(name, math.prod(t.dims)) for name, t in weights.items() if t.dims and t.data_type not in skipped
+    )
 
 
 def macs(model: onnx.ModelProto) -> tuple[int, tuple[str, ...]]:
-    """(multiply-accumulates of convolutions, matrix products and recurrent layers at batch 1, operators with products that are not counted).
-    Raises Open where a shape stays open."""
-    return sum(node_macs(model).values()), tuple(sorted({node.op_type for node in model.graph.node if node.op_type in UNCOUNTED}))
+    """(multiply-accumulates of convolutions, matrix products and recurrent layers at batch 1, operators with products
+    that are not counted). Raises Open where a shape stays open."""
+    return sum(node_macs(model).values()), tuple(
+        sorted({node.op_type for node in model.graph.node if node.op_type in UNCOUNTED})
+    )
 
 
 def node_macs(model: onnx.ModelProto) -> dict[int, int]:
-    """{position of a node: its multiply-accumulates at batch 1}, of convolutions, matrix products and recurrent layers. Raises Open where a shape
-    stays open."""
+    """{position of a node: its multiply-accumulates at batch 1}, of convolutions, matrix products and recurrent layers.
+    Raises Open where a shape stays open."""
     shapes = value_shapes(model)
-    return {i: _node_macs(node, shapes) for i, node in enumerate(model.graph.node) if node.op_type in COUNTED | RECURRENT}
+    return {
+        i: _node_macs(node, shapes) for i, node in enumerate(model.graph.node) if node.op_type in COUNTED | RECURRENT
+    }
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -129,7 +187,8 @@ def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """{value: shape} at batch 1: the open dimension that comes first on an input is the batch. Values whose shape stays open are left out.
+    """{value: shape} at batch 1: the open dimension that comes first on an input is the batch. Values whose shape stays
+    open are left out.
 
     Raises UsageError where the file contradicts itself."""
     import onnx
@@ -153,12 +212,18 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     for node in fixed.graph.node:  # onnx knows the shapes of its own operators only
         if node.op_type == "MatMulNBits":
             plain = f"{node.output[0]}.weight"
-            fixed.graph.input.append(onnx.helper.make_tensor_value_info(plain, onnx.TensorProto.FLOAT, (_given(node, "K"), _given(node, "N"))))
+            fixed.graph.input.append(
+                onnx.helper.make_tensor_value_info(
+                    plain, onnx.TensorProto.FLOAT, (_given(node, "K"), _given(node, "N"))
+                )
+            )
             node.CopyFrom(onnx.helper.make_node("MatMul", [node.input[0], plain], [node.output[0]]))
     try:
         inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     except Exception as error:
-        raise UsageError(Problem("", f"the shapes of the file don't fit together: {str(error).strip().splitlines()[0][:300]}")) from None
+        raise UsageError(
+            Problem("", f"the shapes of the file don't fit together: {str(error).strip().splitlines()[0][:300]}")
+        ) from None
     shapes = {name: tuple(tensor.dims) for name, tensor in constants(model).items()}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
@@ -192,7 +257,13 @@ def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> i
     unknown = [name for name in names.values() if name not in shapes]
     if unknown:
         hint = "fix the dimensions other than the batch when exporting"
-        raise Open(Problem(f"{kind} {node.name or next(filter(None, node.output))}", f"the shape of `{unknown[0]}` can't be found", hint))
+        raise Open(
+            Problem(
+                f"{kind} {node.name or next(filter(None, node.output))}",
+                f"the shape of `{unknown[0]}` can't be found",
+                hint,
+            )
+        )
     given, w, made = (shapes[names[k]] for k in ("input", "weight", "output"))
     if kind in RECURRENT:  # each step multiplies by the weights of its input and of its state, in every direction
         steps = given[1 if any(a.name == "layout" and a.i for a in node.attribute) else 0]

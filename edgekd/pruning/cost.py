@@ -16,15 +16,21 @@ if TYPE_CHECKING:
 
 
 def run(model: nn.Module, inputs: Any, forward: Forward) -> tuple[list[torch.Tensor], int]:
-    """One forward: (the tensors of its output, its MACs). MACs are those of convolutions and matrix products, wherever they stand
-    (torch's own counter of operations, halved)."""
+    """One forward: (the tensors of its output, its MACs). MACs are those of convolutions and matrix products, wherever
+    they stand (torch's own counter of operations, halved)."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    # fused transformer layers (taken without gradients), attention and recurrent layers would count as nothing: run their parts one by one
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), counter:
+    # fused transformer layers (taken without gradients), attention and recurrent layers would count as nothing: run
+    # their parts one by one
+    with (
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+        counter,
+    ):
         output = tensors(forward(model, inputs))
     return [t.detach() for t in output], counter.get_total_flops() // 2
 
@@ -49,11 +55,15 @@ class Cost:
 
     def __call__(self, removed: np.ndarray) -> np.ndarray:
         """removed [..., groups] -> MACs [...]; fractions of a unit are allowed."""
-        return self.rest + ((self.fan_in - removed @ self.lost_in.T) * (self.fan_out - removed @ self.lost_out.T)) @ self.per
+        return (
+            self.rest
+            + ((self.fan_in - removed @ self.lost_in.T) * (self.fan_out - removed @ self.lost_out.T)) @ self.per
+        )
 
 
 def cost(model: nn.Module, row: Any, forward: Forward, groups: Sequence[Group], macs: int) -> Cost:
-    """The cost of `model` (in evaluation mode), whose MACs are `macs`, by what its layers do in a forward of one row."""
+    """The cost of `model` (in evaluation mode), whose MACs are `macs`, by what its layers do in a forward of one
+    row."""
     import numpy as np
     from torch import nn
 

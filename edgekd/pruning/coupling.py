@@ -1,6 +1,7 @@
 """Which channels of a model belong together: removing one from a layer removes it from every layer that it reaches.
 
-The graph is torch-pruning's (Fang et al. 2023, "DepGraph", arXiv:2301.12900). What it says is not taken on trust: `proof.py` tries it.
+The graph is torch-pruning's (Fang et al. 2023, "DepGraph", arXiv:2301.12900). What it says is not taken on trust:
+`proof.py` tries it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ Forward = Callable[["nn.Module", Any], Any]
 
 @dataclass(frozen=True)
 class Member:
-    """A layer that a group touches. `side`: `out`, `in`, or `axis N` of a parameter that stands by itself; `width`: its channels on that
-    side; `index`: for each unit of the group, the channels of this layer that go with it (several behind a flatten)."""
+    """A layer that a group touches. `side`: `out`, `in`, or `axis N` of a parameter that stands by itself; `width`: its
+    channels on that side; `index`: for each unit of the group, the channels of this layer that go with it (several
+    behind a flatten)."""
 
     layer: str
     kind: str
@@ -36,8 +38,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that can only be removed together. `name`: the layer that makes them; `width` channels in units of `unit` (more than 1
-    where a grouped convolution wants its parts equal)."""
+    """Channels that can only be removed together. `name`: the layer that makes them; `width` channels in units of
+    `unit` (more than 1 where a grouped convolution wants its parts equal)."""
 
     name: str
     width: int
@@ -61,9 +63,11 @@ class Refusal:
         return f"layer `{self.layer}`: {self.reason}"
 
 
-def coupled(model: nn.Module, example: Any, forward: Forward, protect: Iterable[str] = ()) -> tuple[list[Group], list[Refusal]]:
-    """Every group of coupled channels that torch-pruning finds, and those that its layers rule out. `protect`: layers to be left as they are.
-    Raises UsageError where the model can't be traced."""
+def coupled(
+    model: nn.Module, example: Any, forward: Forward, protect: Iterable[str] = ()
+) -> tuple[list[Group], list[Refusal]]:
+    """Every group of coupled channels that torch-pruning finds, and those that its layers rule out. `protect`: layers
+    to be left as they are. Raises UsageError where the model can't be traced."""
     model = copy.deepcopy(model).eval()
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point() or p.is_complex())
@@ -100,12 +104,16 @@ def _traced(model: nn.Module, example: Any, forward: Forward) -> Any:
         return [t for t in tensors(output) if t.grad_fn is not None]
 
     with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        warnings.filterwarnings("ignore", category=UserWarning, module="torch_pruning")  # unknown operations, bare parameters: proof.py tries them
-        return tp.DependencyGraph().build_dependency(model, example, forward_fn=forward, output_transform=differentiable, verbose=False)
+        # unknown operations, bare parameters: proof.py tries them
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch_pruning")
+        return tp.DependencyGraph().build_dependency(
+            model, example, forward_fn=forward, output_transform=differentiable, verbose=False
+        )
 
 
 def _followed(graph: Any, names: dict) -> Iterator[Any]:
-    """torch-pruning's group of every layer that makes channels, each group once; where it fails to follow them, a refusal."""
+    """torch-pruning's group of every layer that makes channels, each group once; where it fails to follow them, a
+    refusal."""
     import torch_pruning as tp
 
     seen = set()
@@ -114,9 +122,14 @@ def _followed(graph: Any, names: dict) -> Iterator[Any]:
             continue
         pruner = graph.get_pruner_of_module(module)
         try:
-            group = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(pruner.get_out_channels(module))))
+            group = graph.get_pruning_group(
+                module, pruner.prune_out_channels, list(range(pruner.get_out_channels(module)))
+            )
         except THEIRS as error:
-            yield Refusal(names[module], f"its channels can't be followed through the model ({type(error).__name__}: {first_line(error)})")
+            yield Refusal(
+                names[module],
+                f"its channels can't be followed through the model ({type(error).__name__}: {first_line(error)})",
+            )
             continue
         seen |= {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
         yield group
@@ -161,11 +174,16 @@ def _group(graph: Any, found: Any, names: dict, tied: set[str], protect: set[str
         elif module in names:
             layer, side = names[module], "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
             if kind in (OPTYPE.LN, OPTYPE.GN):
-                return Refusal(name, f"`{layer}` ({type(module).__name__}) normalises over its channels, so none can go without changing the others")
+                return Refusal(
+                    name,
+                    f"`{layer}` ({type(module).__name__}) normalises over its channels, so none can go without changing the others",
+                )
             if kind not in kinds:
                 if kind == OPTYPE.ELEMENTWISE:
                     continue
-                return Refusal(name, f"its channels meet `{layer}`, and layers of type {type(module).__name__} are not pruned")
+                return Refusal(
+                    name, f"its channels meet `{layer}`, and layers of type {type(module).__name__} are not pruned"
+                )
             there = _width(graph, module, side)
             if there is None:  # a PReLU with one slope for all channels
                 continue
@@ -187,7 +205,9 @@ def _group(graph: Any, found: Any, names: dict, tied: set[str], protect: set[str
     members = [_member(*row, size=size, parts=parts) for row in rows]
     if None in members:
         layer = rows[members.index(None)][0]
-        return Refusal(name, f"its channels don't arrive one for one at `{layer}` (a split, a reshape or a mix in between)")
+        return Refusal(
+            name, f"its channels don't arrive one for one at `{layer}` (a split, a reshape or a mix in between)"
+        )
     return Group(name, size, parts, tuple(members))
 
 
@@ -209,13 +229,17 @@ def _width(graph: Any, module: nn.Module, side: str) -> int | None:
     return graph.get_out_channels(module) if side == "out" else graph.get_in_channels(module)
 
 
-def _member(layer: str, kind: str, side: str, width: int, idxs: Sequence, roots: Sequence, *, size: int, parts: int) -> Member | None:
+def _member(
+    layer: str, kind: str, side: str, width: int, idxs: Sequence, roots: Sequence, *, size: int, parts: int
+) -> Member | None:
     """The channels of a layer by unit of the group; None where the units' shares differ."""
     by_root: dict[int, list[int]] = {}
     for index, root in zip(idxs, roots, strict=True):
         by_root.setdefault(root, []).append(index)
     step = size // parts
-    index = tuple(tuple(sorted(i for part in range(parts) for i in by_root.get(part * step + unit, ()))) for unit in range(step))
+    index = tuple(
+        tuple(sorted(i for part in range(parts) for i in by_root.get(part * step + unit, ()))) for unit in range(step)
+    )
     every = [i for unit in index for i in unit]
     sound = None not in by_root and len({len(unit) for unit in index}) == 1 and every and len(set(every)) == len(every)
     return Member(layer, kind, side, width, index) if sound and min(every) >= 0 and max(every) < width else None
@@ -234,5 +258,7 @@ def removals(groups: Iterable[Group], gone: Iterable[Sequence[int]]) -> list[dic
     sides: dict[tuple[str, str, int], list[int]] = {}
     for group, units in zip(groups, gone, strict=True):
         for member in group.members if len(units) else ():
-            sides.setdefault((member.layer, member.side, member.width), []).extend(i for u in units for i in member.index[u])
+            sides.setdefault((member.layer, member.side, member.width), []).extend(
+                i for u in units for i in member.index[u]
+            )
     return [removal(layer, side, width, removed) for (layer, side, width), removed in sides.items()]

@@ -1,7 +1,9 @@
-"""What was removed from a model, as JSON, and doing it again on a fresh instance: no pickle, no tracing, no weights needed.
+"""What was removed from a model, as JSON, and doing it again on a fresh instance: no pickle, no tracing, no weights
+needed.
 
-A history is a list of removals {"layer", "side", "width", "removed"}, applied in order. `side` is `out` or `in` for a layer's channels,
-`axis N` for a parameter that stands by itself; `width` is how many there were, `removed` the indices among them.
+A history is a list of removals {"layer", "side", "width", "removed"}, applied in order. `side` is `out` or `in` for a
+layer's channels, `axis N` for a parameter that stands by itself; `width` is how many there were, `removed` the indices
+among them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ def removal(layer: str, side: str, width: int, removed: Sequence[int]) -> dict[s
 
 
 def apply(module: nn.Module, history: Sequence[Mapping[str, Any]]) -> nn.Module:
-    """Removes the channels of `history` from `module` in place. Raises UsageError with every removal that doesn't fit, and changes nothing then."""
+    """Removes the channels of `history` from `module` in place. Raises UsageError with every removal that doesn't fit,
+    and changes nothing then."""
     widths: dict[tuple[str, str], int] = {}
     problems = []
     for step in history:
@@ -30,7 +33,9 @@ def apply(module: nn.Module, history: Sequence[Mapping[str, Any]]) -> nn.Module:
         try:
             there = widths.get(place) or width(module, *place)
         except (AttributeError, TypeError, ValueError, IndexError):
-            problems.append(Problem(f"layer `{step['layer']}`", "is not there, or not of a kind that can be pruned", CHANGED))
+            problems.append(
+                Problem(f"layer `{step['layer']}`", "is not there, or not of a kind that can be pruned", CHANGED)
+            )
             continue
         if there != step["width"] or not set(step["removed"]) < set(range(there)):
             message = f"has {there} channels ({step['side']}), its history was made on {step['width']}"
@@ -66,7 +71,11 @@ def cut(module: nn.Module, layer: str, side: str, removed: Sequence[int]) -> Non
         owner, _, name = layer.rpartition(".")
         old, axis = module.get_parameter(layer), int(side.removeprefix("axis "))
         keep = torch.tensor(sorted(set(range(old.shape[axis])) - set(removed)), device=old.device)
-        setattr(module.get_submodule(owner), name, nn.Parameter(old.detach().index_select(axis, keep), requires_grad=old.requires_grad))
+        setattr(
+            module.get_submodule(owner),
+            name,
+            nn.Parameter(old.detach().index_select(axis, keep), requires_grad=old.requires_grad),
+        )
         return
     part = module.get_submodule(layer)
     frozen = {name for name, p in part.named_parameters(recurse=False) if not p.requires_grad}

@@ -1,4 +1,5 @@
-"""A pruning plan: which widths, decided from the architecture before any training; then which channels, decided by trained weights."""
+"""A pruning plan: which widths, decided from the architecture before any training; then which channels, decided by
+trained weights."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ TOLERANCE = 0.02  # of the MACs asked for
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """`removed`: how many units of each group go; `asked` and `reached`: shares of the `before` MACs; `refused`: layers left as they are."""
+    """`removed`: how many units of each group go; `asked` and `reached`: shares of the `before` MACs; `refused`: layers
+    left as they are."""
 
     asked: float
     before: int
@@ -47,7 +49,8 @@ class PruningPlan:
 
 
 def macs_and_parameters(model: nn.Module, example: Any, forward: Forward | None = None) -> tuple[int, int]:
-    """MACs of one row (convolutions and matrix products) and the number of parameters. `example`: inputs of one row or more."""
+    """MACs of one row (convolutions and matrix products) and the number of parameters. `example`: inputs of one row or
+    more."""
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -58,9 +61,11 @@ def macs_and_parameters(model: nn.Module, example: Any, forward: Forward | None 
             module.training = was
 
 
-def groups(model: nn.Module, example: Any, *, forward: Forward | None = None, protect: Iterable[str] = ()) -> tuple[list[Group], list[Refusal]]:
-    """The groups of channels that can be pruned, and the layers that can't, each with the reason. The model is left as it is.
-    Raises UsageError where it can't be traced."""
+def groups(
+    model: nn.Module, example: Any, *, forward: Forward | None = None, protect: Iterable[str] = ()
+) -> tuple[list[Group], list[Refusal]]:
+    """The groups of channels that can be pruned, and the layers that can't, each with the reason. The model is left as
+    it is. Raises UsageError where it can't be traced."""
     forward = forward or _call
     found, refused = coupled(model, example, forward, protect)
     kept, more = proved(model, example, found, forward)
@@ -77,28 +82,35 @@ def plan(
     forward: Forward | None = None,
     protect: Iterable[str] = (),
 ) -> PruningPlan:
-    """The widths that leave the share `macs` of the model's MACs, as near as can be reached and as even as possible; with `at_most` as near
-    below it.
+    """The widths that leave the share `macs` of the model's MACs, as near as can be reached and as even as possible;
+    with `at_most` as near below it.
 
-    Raises UsageError where the nearest point is further than 2 % of the MACs asked for (with `at_most`: where there is none), with the points that
-    can be reached and with every layer that can't be pruned."""
+    Raises UsageError where the nearest point is further than 2 % of the MACs asked for (with `at_most`: where there is
+    none), with the points that can be reached and with every layer that can't be pruned."""
     forward = forward or _call
     if macs == 1.0:
         whole, _ = macs_and_parameters(model, example, forward)
         return PruningPlan(1.0, whole, whole, (), (), ())
     found, refused = groups(model, example, forward=forward, protect=protect)
     if not found:
-        raise UsageError(Problem("macs", "nothing in the model can be pruned", "macs = 1 keeps it as it is"), *map(_told, refused))
+        raise UsageError(
+            Problem("macs", "nothing in the model can be pruned", "macs = 1 keeps it as it is"), *map(_told, refused)
+        )
     laboratory = Laboratory(model, example, found, forward)
     whole = int(laboratory.cost(_none(found)))
-    near = points.search(laboratory.cost, [g.width for g in found], [g.unit for g in found], macs * whole, multiple_of, at_most)
+    near = points.search(
+        laboratory.cost, [g.width for g in found], [g.unit for g in found], macs * whole, multiple_of, at_most
+    )
     best = near[0]
     made = PruningPlan(macs, whole, best.macs, tuple(found), best.removed, tuple(refused))
     if made.error > TOLERANCE if not at_most else best.macs > macs * whole:
         raise UsageError(_too_far(made, near, multiple_of, at_most), *(_told(r) for r in refused if not r.is_output))
     objection = laboratory.objection([range(n) for n in best.removed])
     if objection is not None:
-        raise UsageError(Problem("macs", f"the model can't be pruned to {made.reached:.4g} of its MACs: {objection}"), *map(_told, refused))
+        raise UsageError(
+            Problem("macs", f"the model can't be pruned to {made.reached:.4g} of its MACs: {objection}"),
+            *map(_told, refused),
+        )
     return made
 
 
@@ -121,9 +133,12 @@ def problems(
 
 
 def prune(model: nn.Module, plan: PruningPlan, criterion: Callable[[Channels], torch.Tensor]) -> list[dict[str, Any]]:
-    """Removes from `model`, in place, the channels that `criterion` scores lowest (of equals, the last). Returns the history, which is JSON.
-    Raises UsageError for scores of another shape, or not finite."""
-    gone = [_lowest(criterion, weights(model, group), count) if count else () for group, count in zip(plan.groups, plan.removed, strict=True)]
+    """Removes from `model`, in place, the channels that `criterion` scores lowest (of equals, the last). Returns the
+    history, which is JSON. Raises UsageError for scores of another shape, or not finite."""
+    gone = [
+        _lowest(criterion, weights(model, group), count) if count else ()
+        for group, count in zip(plan.groups, plan.removed, strict=True)
+    ]
     history = removals(plan.groups, gone)
     apply(model, history)
     return history
@@ -160,10 +175,12 @@ def _too_far(made: PruningPlan, near: list[points.Point], multiple_of: int, at_m
     shares = sorted({round(p.macs / made.before, 4) for p in near})
     below, above = [s for s in shares if s <= made.asked][-4:], [s for s in shares if s > made.asked][:4]
     most = "at most " if at_most else ""
-    message = (
-        f"{most}{made.asked:g} of the MACs can't be reached in widths that are multiples of {multiple_of}: the nearest point is {made.reached:.4g}"
-    )
+    message = f"{most}{made.asked:g} of the MACs can't be reached in widths that are multiples of {multiple_of}: the nearest point is {made.reached:.4g}"
     ways = [f"can be reached: {', '.join(f'{s:g}' for s in (*below, *above))}"]
     ways += [f'`macs = "max {made.asked:g}"` takes {below[-1]:g}'] if below else []
-    ways += [f"a smaller `multiple_of` than {multiple_of} reaches more, in widths that kernels may run slower at"] if multiple_of > 1 else []
+    ways += (
+        [f"a smaller `multiple_of` than {multiple_of} reaches more, in widths that kernels may run slower at"]
+        if multiple_of > 1
+        else []
+    )
     return Problem("macs", message, "; ".join(ways))

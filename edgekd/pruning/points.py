@@ -26,18 +26,20 @@ class Point:
 
 
 def steps(width: int, unit: int, multiple: int) -> tuple[int, ...]:
-    """The widths that a group can have, ascending: multiples of `multiple` below `width` (and of `unit`), and `width` itself.
-    A group no wider than the multiple keeps its width."""
+    """The widths that a group can have, ascending: multiples of `multiple` below `width` (and of `unit`), and `width`
+    itself. A group no wider than the multiple keeps its width."""
     step = math.lcm(multiple, unit)
     return (*range(step, width, step), width)
 
 
-def search(cost: Cost, widths: Sequence[int], units: Sequence[int], target: float, multiple: int, at_most: bool = False) -> list[Point]:
-    """Points near `target` MACs, the best first: the most even of those within `EQUAL` of it, or else the nearest. With `at_most` the nearest
-    below counts as the target, and those above come last.
+def search(
+    cost: Cost, widths: Sequence[int], units: Sequence[int], target: float, multiple: int, at_most: bool = False
+) -> list[Point]:
+    """Points near `target` MACs, the best first: the most even of those within `EQUAL` of it, or else the nearest. With
+    `at_most` the nearest below counts as the target, and those above come last.
 
-    Even: least squares between each group's kept share and the one share that would hit the target, were widths not in steps.
-    All points are looked at where there are up to `EVERY`, else a beam search from even roundings."""
+    Even: least squares between each group's kept share and the one share that would hit the target, were widths not in
+    steps. All points are looked at where there are up to `EVERY`, else a beam search from even roundings."""
     options = [steps(w, u, multiple) for w, u in zip(widths, units, strict=True)]
     whole, unit = np.array(widths, np.int64), np.array(units, np.int64)
     even = _even(cost, whole, unit, options, target)
@@ -45,11 +47,15 @@ def search(cost: Cost, widths: Sequence[int], units: Sequence[int], target: floa
 
     def judge(picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """picked [N, groups]: positions in `options` -> (MACs, spread) [N]."""
-        kept = np.stack([o[picked[:, g]] for g, o in enumerate(grid)], 1) if grid else np.zeros((len(picked), 0), np.int64)
+        kept = (
+            np.stack([o[picked[:, g]] for g, o in enumerate(grid)], 1) if grid else np.zeros((len(picked), 0), np.int64)
+        )
         return cost((whole - kept) // unit), ((kept / whole - even) ** 2).sum(1)
 
     if math.prod(map(len, options)) <= EVERY:
-        picked = np.array(list(itertools.product(*(range(len(o)) for o in options))), np.int64).reshape(-1, len(options))
+        picked = np.array(list(itertools.product(*(range(len(o)) for o in options))), np.int64).reshape(
+            -1, len(options)
+        )
         macs, spread = judge(picked)
     else:
         picked, macs, spread = _beam(judge, grid, whole, even, target)
@@ -74,10 +80,19 @@ def _even(cost: Cost, whole: np.ndarray, unit: np.ndarray, options: Sequence[Seq
     return high
 
 
-def _beam(judge, grid: Sequence[np.ndarray], whole: np.ndarray, even: float, target: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points seen while walking, one step of one group at a time, from the even roundings around `even` to the target."""
-    starts = [[int(np.abs(o - share * w).argmin()) for o, w in zip(grid, whole, strict=True)] for share in np.linspace(0.02, 1, 50)]
-    starts += [[int(np.abs(o - (even + d) * w).argmin()) for o, w in zip(grid, whole, strict=True)] for d in np.linspace(-0.1, 0.1, 21)]
+def _beam(
+    judge, grid: Sequence[np.ndarray], whole: np.ndarray, even: float, target: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points seen while walking, one step of one group at a time, from the even roundings around `even` to the
+    target."""
+    starts = [
+        [int(np.abs(o - share * w).argmin()) for o, w in zip(grid, whole, strict=True)]
+        for share in np.linspace(0.02, 1, 50)
+    ]
+    starts += [
+        [int(np.abs(o - (even + d) * w).argmin()) for o, w in zip(grid, whole, strict=True)]
+        for d in np.linspace(-0.1, 0.1, 21)
+    ]
     last = np.array([len(o) - 1 for o in grid])
     moves = np.concatenate([np.eye(len(grid), dtype=np.int64), -np.eye(len(grid), dtype=np.int64)])
     seen: dict[tuple[int, ...], tuple[int, float]] = {}
@@ -95,4 +110,8 @@ def _beam(judge, grid: Sequence[np.ndarray], whole: np.ndarray, even: float, tar
         around = (front[order][:, None, :] + moves).reshape(-1, len(grid))
         around = np.unique(around[((around >= 0) & (around <= last)).all(1)], axis=0)
         front = np.array([row for row in around.tolist() if tuple(row) not in seen], np.int64).reshape(-1, len(grid))
-    return np.array(list(seen), np.int64), np.array([m for m, _ in seen.values()]), np.array([s for _, s in seen.values()])
+    return (
+        np.array(list(seen), np.int64),
+        np.array([m for m, _ in seen.values()]),
+        np.array([s for _, s in seen.values()]),
+    )

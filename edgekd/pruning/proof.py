@@ -1,8 +1,10 @@
-"""Proof, by trying it, that the channels of a group can go: a model without them computes what it would if nobody looked at them.
+"""Proof, by trying it, that the channels of a group can go: a model without them computes what it would if nobody
+looked at them.
 
-Tracing can be wrong (a hard-coded shape, channels that are shuffled, a mean over channels, an operation that it doesn't know). So weights are
-drawn at random, some channels of a group are removed, and the output is compared, in double precision, with that of the whole model whose
-layers ignore those channels; its MACs are counted, too. What differs is refused. Trained weights play no part in it.
+Tracing can be wrong (a hard-coded shape, channels that are shuffled, a mean over channels, an operation that it doesn't
+know). So weights are drawn at random, some channels of a group are removed, and the output is compared, in double
+precision, with that of the whole model whose layers ignore those channels; its MACs are counted, too. What differs is
+refused. Trained weights play no part in it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-WRONG = 1e-3  # of the effect of ignoring the channels; true removals differ by rounding, wrong ones by about the whole effect
+# of the effect of ignoring the channels; true removals differ by rounding, wrong ones by about the whole effect
+WRONG = 1e-3
 
 
 class Laboratory:
@@ -49,11 +52,18 @@ class Laboratory:
             if not (new - right).abs().max().item() <= WRONG * effect + rounding * right.abs().max().item():
                 return "without some of its channels the others give something else (a normalisation or mean over channels, or a reshape)"
         predicted = int(self.cost(np.array([len(units) for units in gone], np.int64)))
-        return None if macs == predicted else f"the MACs do not follow from its width ({macs} counted, {predicted} expected)"
+        return (
+            None
+            if macs == predicted
+            else f"the MACs do not follow from its width ({macs} counted, {predicted} expected)"
+        )
 
 
-def proved(model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward) -> tuple[list[Group], list[Refusal]]:
-    """The groups whose channels can go, one by one and together, and the others with the reason: all at once, or by halves."""
+def proved(
+    model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward
+) -> tuple[list[Group], list[Refusal]]:
+    """The groups whose channels can go, one by one and together, and the others with the reason: all at once, or by
+    halves."""
     if not groups:
         return [], []
     laboratory = Laboratory(model, example, groups, forward)
@@ -101,11 +111,14 @@ def _half(group: Group, seed: int) -> list[int]:
     """Half of a group's units, at random but always the same."""
     import torch
 
-    return sorted(torch.randperm(group.units, generator=torch.Generator().manual_seed(seed))[: max(1, group.units // 2)].tolist())
+    return sorted(
+        torch.randperm(group.units, generator=torch.Generator().manual_seed(seed))[: max(1, group.units // 2)].tolist()
+    )
 
 
 def _prepared(model: nn.Module, example: Any, forward: Forward) -> tuple[nn.Module, Any, list[torch.Tensor], int]:
-    """(model with random weights, inputs, its output, its MACs), in double precision, or in single where it does not run in double."""
+    """(model with random weights, inputs, its output, its MACs), in double precision, or in single where it does not
+    run in double."""
     import torch
 
     for dtype in (torch.float64, torch.float32):
@@ -124,7 +137,8 @@ def _prepared(model: nn.Module, example: Any, forward: Forward) -> tuple[nn.Modu
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """Weights at random, the same at every call, none of them 0, at a scale that keeps signals alive through many layers."""
+    """Weights at random, the same at every call, none of them 0, at a scale that keeps signals alive through many
+    layers."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -133,7 +147,9 @@ def randomised(model: nn.Module) -> nn.Module:
             if not p.is_floating_point():
                 continue
             if p.ndim > 1:
-                p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * (2 / max(1, p[0].numel())) ** 0.5)
+                p.copy_(
+                    torch.randn(p.shape, generator=generator, dtype=torch.float64) * (2 / max(1, p[0].numel())) ** 0.5
+                )
             elif name.endswith("bias"):
                 p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.3)
             else:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Slice:
-    """The weights of one layer by channel of the group: `values` [channels, numbers]. `kind`: conv, linear, norm, embedding, other."""
+    """The weights of one layer by channel of the group: `values` [channels, numbers]. `kind`: conv, linear, norm,
+    embedding, other."""
 
     layer: str
     kind: str
@@ -32,7 +33,8 @@ class Channels:
 
 
 def weights(model: nn.Module, group: Group) -> Channels:
-    """The weights of a group, channel by channel, as a criterion wants them. Where channels go in units, a unit counts as one."""
+    """The weights of a group, channel by channel, as a criterion wants them. Where channels go in units, a unit counts
+    as one."""
     import torch
 
     slices = []
@@ -40,7 +42,9 @@ def weights(model: nn.Module, group: Group) -> Channels:
         rows = _rows(model, member)
         if rows is not None:
             values = rows.detach().float()[torch.tensor(member.index)].flatten(1)  # [units, channels per unit, numbers]
-            slices.append(Slice(member.layer, "conv" if member.kind == "depthwise" else member.kind, member.side, values))
+            slices.append(
+                Slice(member.layer, "conv" if member.kind == "depthwise" else member.kind, member.side, values)
+            )
     return Channels(group.name, group.units, tuple(slices))
 
 
@@ -64,6 +68,7 @@ def _rows(model: nn.Module, member: Member) -> torch.Tensor | None:
 
 
 def _by_part(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """[a, b, ...] whose second axis goes in `groups` parts, each seeing `a` channels of its own -> [groups * a, numbers]."""
+    """[a, b, ...] whose second axis goes in `groups` parts, each seeing `a` channels of its own -> [groups * a,
+    numbers]."""
     a, b = weight.shape[:2]
     return weight.reshape(a, groups, b // groups, -1).transpose(0, 1).reshape(groups * a, -1)

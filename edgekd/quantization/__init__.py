@@ -1,5 +1,6 @@
-"""Int8 as a table: a captured graph with batch norms folded (`capture`), the sites of its values and weights (`sites`), a grid of scales that
-calibration (`calibrate`) or training (`fake`) finds, and the proof that a file computes what the fake-quantized model does (`check`).
+"""Int8 as a table: a captured graph with batch norms folded (`capture`), the sites of its values and weights (`sites`),
+a grid of scales that calibration (`calibrate`) or training (`fake`) finds, and the proof that a file computes what the
+fake-quantized model does (`check`).
 
 Float ONNX files from elsewhere, without torch: `normal`, `placing`, `qdq`, `foreign`.
 Before sites are inserted: `equalize`, `smooth`. Once they are settled: `adaround`, then `correction`.
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 
 def calibrated(model: nn.Module, batches: Iterable[Any], *, ranges: str = "minmax", **insert: Any) -> fx.GraphModule:
-    """A model captured, with fake quantization at its sites and ranges from `batches` of inputs [B, ...]. Memory does not grow with them."""
+    """A model captured, with fake quantization at its sites and ranges from `batches` of inputs [B, ...]. Memory does
+    not grow with them."""
     from itertools import chain
 
-    from edgekd.quantization.calibrate import calibrate
-    from edgekd.quantization.capture import capture
-    from edgekd.quantization.fake import insert as insert_sites
+    from edgekd.quantization.torch_graph.calibrate import calibrate
+    from edgekd.quantization.torch_graph.capture import capture
+    from edgekd.quantization.torch_graph.fake import insert as insert_sites
 
     stream = iter(batches)
     first = next(stream)
@@ -33,22 +35,23 @@ def calibrated(model: nn.Module, batches: Iterable[Any], *, ranges: str = "minma
 
 def fake_quantized(model: nn.Module, inputs: Any, **insert: Any) -> fx.GraphModule:
     """A model ready for quantization-aware training, its ranges started from one batch of inputs."""
-    from edgekd.quantization.fake import set_mode
+    from edgekd.quantization.torch_graph.fake import set_mode
 
     return set_mode(calibrated(model, [inputs], **insert), "train")
 
 
 def load(artifact: Artifact, task: Task, example: Any) -> tuple[fx.GraphModule, fx.GraphModule, Any]:
-    """(captured float graph, settled fake-quantized module, grid) of a `quantized` artifact, bit for bit as it was trained.
+    """(captured float graph, settled fake-quantized module, grid) of a `quantized` artifact, bit for bit as it was
+    trained.
 
     `exact.Settled(module)` computes it as the integer kernels do."""
-    from edgekd import models
-    from edgekd.quantization.capture import capture
-    from edgekd.quantization.fake import apply
+    from edgekd.models import saved
     from edgekd.quantization.grid import read
+    from edgekd.quantization.torch_graph.capture import capture
+    from edgekd.quantization.torch_graph.fake import apply
 
-    graph = capture(models.build(models.record_of(artifact), task), example, task.forward)
-    graph.load_state_dict(models.read_tensors(artifact.folder / "weights.safetensors"))
+    graph = capture(saved.build(saved.record_of(artifact), task), example, task.forward)
+    graph.load_state_dict(saved.read_tensors(artifact.folder / "weights.safetensors"))
     grid = read(artifact.folder / "grid.json")
     return graph, apply(graph, grid), grid
 
@@ -63,6 +66,6 @@ def example_of(columns: Any, rows: int = 2) -> Any:
     """The first rows of a split as tensors: what a model is captured with."""
     import numpy as np
 
-    from edgekd.sources.columns import take
+    from edgekd.data.columns import take
 
     return take(columns, np.arange(rows, dtype=np.int64) % len(columns)).inputs

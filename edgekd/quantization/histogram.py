@@ -1,4 +1,5 @@
-"""A histogram of a stream whose range is not known before: fixed memory, however many values it has seen, and the same in whatever order."""
+"""A histogram of a stream whose range is not known before: fixed memory, however many values it has seen, and the same
+in whatever order."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ TINY = 2.0**-100  # what no lattice tells from zero
 
 @dataclass
 class Histogram:
-    """Counts in equal bins over [-width, width], width the least power of two above all magnitudes: when a value reaches it, it doubles and pairs of
-    bins merge, so that only what was seen counts, never when. `low` and `high` are the exact extremes; `zeros` counts what every lattice holds
-    exactly, such as what a ReLU cuts, and no bin does."""
+    """Counts in equal bins over [-width, width], width the least power of two above all magnitudes: when a value
+    reaches it, it doubles and pairs of bins merge, so that only what was seen counts, never when. `low` and `high` are
+    the exact extremes; `zeros` counts what every lattice holds exactly, such as what a ReLU cuts, and no bin does."""
 
     low: float = np.inf
     high: float = -np.inf

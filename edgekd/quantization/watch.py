@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def watch(graph: fx.GraphModule, batches: Iterable[Any], names: Collection[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """{node: its value} of the nodes in `names` for each of `batches` (inputs [B, ...] or {name: tensor}), without gradients. Nothing after
-    the last of them is computed. Raises KeyError for a node that the graph doesn't have."""
+    """{node: its value} of the nodes in `names` for each of `batches` (inputs [B, ...] or {name: tensor}), without
+    gradients. Nothing after the last of them is computed. Raises KeyError for a node that the graph doesn't have."""
     import torch
     from torch import fx
 

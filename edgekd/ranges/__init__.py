@@ -1,1 +1,2 @@
-"""Ranges for calibration: `name(histogram, *, hyper) -> (low, high)`, the interval that a site's lattice is to cover."""
+"""Ranges for calibration: `name(histogram, *, hyper) -> (low, high)`, the interval that a site's lattice is to
+cover."""

@@ -8,13 +8,16 @@ import numpy as np
 from annotated_types import Ge
 
 
-def entropy(histogram: Any, *, bits: Annotated[int, Ge(2)] = 8, tries: Annotated[int, Ge(2)] = 100) -> tuple[float, float]:
-    """Of `tries` ranges [low t, high t], the one with the least KL(p || q): p the histogram with what lies outside moved to the range's
-    ends, q what 2^bits equal levels keep of the histogram inside, spread over the bins that were not empty (Migacz 2017, "8-bit inference
-    with TensorRT"; there on magnitudes, here on both ends in proportion, as the lattice is not symmetric). Two departures: exact zeros are
-    in neither, as every lattice holds them and what a ReLU cuts would outweigh all else; and what chance alone makes of the divergence of n
-    samples, (bins - levels) / 2n (Miller 1955, "Note on the bias of information estimates"), is taken off, or few samples would favour narrow
-    ranges, which have fewer bins."""
+def entropy(
+    histogram: Any, *, bits: Annotated[int, Ge(2)] = 8, tries: Annotated[int, Ge(2)] = 100
+) -> tuple[float, float]:
+    """Of `tries` ranges [low t, high t], the one with the least KL(p || q): p the histogram with what lies outside
+    moved to the range's ends, q what 2^bits equal levels keep of the histogram inside, spread over the bins that were
+    not empty (Migacz 2017, "8-bit inference with TensorRT"; there on magnitudes, here on both ends in proportion, as
+    the lattice is not symmetric). Two departures: exact zeros are in neither, as every lattice holds them and what a
+    ReLU cuts would outweigh all else; and what chance alone makes of the divergence of n samples, (bins - levels) / 2n
+    (Miller 1955, "Note on the bias of information estimates"), is taken off, or few samples would favour narrow ranges,
+    which have fewer bins."""
     if histogram.width == 0:
         return histogram.low, histogram.high
     edges, levels = histogram.edges, 2**bits

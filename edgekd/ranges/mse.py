@@ -9,7 +9,8 @@ from annotated_types import Ge
 
 
 def mse(histogram: Any, *, bits: Annotated[int, Ge(2)] = 8, tries: Annotated[int, Ge(2)] = 100) -> tuple[float, float]:
-    """Of `tries` ranges [low t, high t], t in (0, 1], the one with the least sum of squared errors over the histogram's bins."""
+    """Of `tries` ranges [low t, high t], t in (0, 1], the one with the least sum of squared errors over the histogram's
+    bins."""
     if histogram.width == 0:
         return histogram.low, histogram.high
     centers, counts = histogram.centers, histogram.counts

@@ -1,4 +1,5 @@
-"""The trade-off as inline SVG: a cost across, quality up, whiskers for 95 % intervals, a line along the front. Colours come from the page's CSS."""
+"""The trade-off as inline SVG: a cost across, quality up, whiskers for 95 % intervals, a line along the front. Colours
+come from the page's CSS."""
 
 from __future__ import annotations
 
@@ -55,7 +56,10 @@ def tradeoff(points: Sequence[Point], across: str, up: str) -> str:
     x = _scale([v for p in points for v in p.x], LEFT, WIDTH - RIGHT, positive=True)
     y = _scale([v for p in points for v in p.y], HEIGHT - BOTTOM, TOP)
     title = html.escape(f"{up} against {across}, {len(points)} candidates")
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">', *_axes(x, y, across, up)]
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">',
+        *_axes(x, y, across, up),
+    ]
     front = sorted((x(p.x[0]), y(p.y[0])) for p in points if p.kind in ("front", "chosen"))
     if len(front) > 1:
         parts.append(f'<polyline class="line" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in front)}"/>')
@@ -103,7 +107,11 @@ def _mark(p: Point, x: Scale, y: Scale) -> str:
     """Whiskers and a marker whose shape tells the kind, so that colour is not needed."""
     a, b = x(p.x[0]), y(p.y[0])
     whiskers = [((x(p.x[1]), b), (x(p.x[2]), b)), ((a, y(p.y[1])), (a, y(p.y[2])))]
-    lines = "".join(f'<line class="whisker" x1="{s[0]:.1f}" y1="{s[1]:.1f}" x2="{e[0]:.1f}" y2="{e[1]:.1f}"/>' for s, e in whiskers if s != e)
+    lines = "".join(
+        f'<line class="whisker" x1="{s[0]:.1f}" y1="{s[1]:.1f}" x2="{e[0]:.1f}" y2="{e[1]:.1f}"/>'
+        for s, e in whiskers
+        if s != e
+    )
     shape = {
         "dominated": f'<circle class="mark" cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>',
         "front": f'<circle class="mark" cx="{a:.1f}" cy="{b:.1f}" r="5"/>',
@@ -114,7 +122,8 @@ def _mark(p: Point, x: Scale, y: Scale) -> str:
 
 
 def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[str]:
-    """Each label where it covers no marker and no other label; one that fits nowhere is left to the pointer (and the table)."""
+    """Each label where it covers no marker and no other label; one that fits nowhere is left to the pointer (and the
+    table)."""
     reach = [(11 if p.kind == "chosen" else 6, x(p.x[0]), y(p.y[0])) for p in points]
     marks = [(a - r, b - r, a + r, b + r) for r, a, b in reach]
     taken: list[tuple[float, float, float, float]] = []
@@ -123,7 +132,9 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[str]:
             continue
         wide, a, b = GLYPH * len(p.label), x(p.x[0]), y(p.y[0])
         clear = 5 if p.kind == "chosen" else 0
-        for gap, side, rise in itertools.product((11 + clear, 16 + clear, FAR, 34, 48), ("start", "end", "middle"), (0, -1, 1)):
+        for gap, side, rise in itertools.product(
+            (11 + clear, 16 + clear, FAR, 34, 48), ("start", "end", "middle"), (0, -1, 1)
+        ):
             if side == "middle" and not rise:
                 continue
             left = {"start": a + gap, "end": a - gap - wide, "middle": a - wide / 2}[side]

@@ -10,7 +10,11 @@ from edgekd.report import rows as shown
 
 
 def render(
-    checks: Sequence[Check], verdict: Verdict, heads: Mapping[str, str], skipped: Sequence[str] = (), basis: Sequence[str] | None = None
+    checks: Sequence[Check],
+    verdict: Verdict,
+    heads: Mapping[str, str],
+    skipped: Sequence[str] = (),
+    basis: Sequence[str] | None = None,
 ) -> str:
     """`heads`: {target: what was judged}; `skipped`: rules that were not; `basis`: per check, what it was judged on."""
     lines = [headline(checks, verdict)]
@@ -23,7 +27,9 @@ def render(
         rows = [_cells(c) for c, _ in mine]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         for (c, text), row in zip(mine, rows, strict=True):
-            lines.append(("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip())
+            lines.append(
+                ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+            )
             lines += [f"      {shown.clean(words)}" for words in (c.reason, text) if words]
     if skipped:
         lines += ["", "not judged (only what is deterministic was): " + "; ".join(shown.clean(s) for s in skipped)]

@@ -11,22 +11,29 @@ from edgekd.report import rows as shown
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """Measurements as lines: name, figure with interval and unit, how often taken, origin, note. Below them, what to do where one is but a range."""
+    """Measurements as lines: name, figure with interval and unit, how often taken, origin, note. Below them, what to do
+    where one is but a range."""
     rows = [("", "value", "95 % interval", "n", "origin", "")]
     for m in measurements:
         bound = m.origin == "predicted" and m.low == m.high
         interval = "exact" if m.origin == "counted" else "a bound" if bound else f"[{figure(m.low)}, {figure(m.high)}]"
         taken = "" if m.origin in ("counted", "predicted") else str(m.n)
         value = shown.value(m) if shown.ranged(m) else figure(m.value)
-        rows.append((m.name, f"{value} {m.unit}".strip(), "a range" if shown.ranged(m) else interval, taken, m.origin, m.note))
-    return "\n".join([columns(rows), *plain(tuple(f"{m.name}: {shown.advice(m)}" for m in measurements if shown.ranged(m)))])
+        rows.append(
+            (m.name, f"{value} {m.unit}".strip(), "a range" if shown.ranged(m) else interval, taken, m.origin, m.note)
+        )
+    return "\n".join(
+        [columns(rows), *plain(tuple(f"{m.name}: {shown.advice(m)}" for m in measurements if shown.ranged(m)))]
+    )
 
 
 def columns(rows: Iterable[Sequence[str]]) -> str:
     """Rows of cells as lines, each column as wide as its widest cell."""
     rows = [plain(tuple(row)) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def figure(value: float) -> str:

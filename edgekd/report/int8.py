@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgekd.errors import PASSED, plain
-from edgekd.quantization.beside import SIGNAL, Agreement
+from edgekd.quantization.diagnosis.signal_to_noise import SIGNAL, Agreement
 
 
 @dataclass(frozen=True)
 class Row:
-    """A layer. `before`, `after` bytes of its weights and bias (0 for a product of two values); `reason` why it stays float, or "";
-    `saturates` {can, changed}: whether its products can leave 16 bits on AVX2 without VNNI, and the share of its outputs that came out otherwise."""
+    """A layer. `before`, `after` bytes of its weights and bias (0 for a product of two values); `reason` why it stays
+    float, or ""; `saturates` {can, changed}: whether its products can leave 16 bits on AVX2 without VNNI, and the share
+    of its outputs that came out otherwise."""
 
     name: str
     kind: str
@@ -24,9 +25,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize` made. Prints as a table. `samples` were calibrated on, `compared` are behind the agreements and `top1` (float, int8; where the
-    data has labels), `unused` whether calibration saw none of those. `differ`: values of integer operators that onnxruntime computes otherwise than
-    simulated; None if it could not be checked; `audited` whether saturation was looked at; `full_range`: what asked for weights of the full range."""
+    """What `quantize` made. Prints as a table. `samples` were calibrated on, `compared` are behind the agreements and
+    `top1` (float, int8; where the data has labels), `unused` whether calibration saw none of those. `differ`: values of
+    integer operators that onnxruntime computes otherwise than simulated; None if it could not be checked; `audited`
+    whether saturation was looked at; `full_range`: what asked for weights of the full range."""
 
     model: str
     out: str
@@ -49,8 +51,12 @@ class Quantized:
     def __str__(self) -> str:
         self = plain(self)
         integer = [r for r in self.layers if not r.reason]
-        head = f"{self.model} -> {self.out}: {self.before:,} -> {self.after:,} bytes ({_ratio(self.before, self.after)}), "
-        head += f"{len(integer)} of {len(self.layers)} layers in int8, weights of {self.weight_bits} bits for {self.target}"
+        head = (
+            f"{self.model} -> {self.out}: {self.before:,} -> {self.after:,} bytes ({_ratio(self.before, self.after)}), "
+        )
+        head += (
+            f"{len(integer)} of {len(self.layers)} layers in int8, weights of {self.weight_bits} bits for {self.target}"
+        )
         parts = [head, _table(self.layers), _agreement(self), _saturation(self)]
         return "\n\n".join(p for p in (*parts, "\n".join(self.notes)) if p)
 
@@ -62,11 +68,21 @@ def _ratio(before: int, after: int) -> str:
 def _table(layers: tuple[Row, ...]) -> str:
     rows = [("layer", "operator", "float", "int8", "")]
     for r in layers:
-        rows.append((r.name, r.kind, f"{r.before:,} B" if r.before else "", f"{r.after:,} B" if r.after and not r.reason else "", _state(r)))
+        rows.append(
+            (
+                r.name,
+                r.kind,
+                f"{r.before:,} B" if r.before else "",
+                f"{r.after:,} B" if r.after and not r.reason else "",
+                _state(r),
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = []
     for row in rows:
-        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row[:4], widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row[:4], widths, strict=True))
+        ]
         lines.append("  ".join([*cells, row[4]]).rstrip())
     return "\n".join(lines)
 
@@ -76,8 +92,14 @@ def _state(row: Row) -> str:
 
 
 def _agreement(made: Quantized) -> str:
-    whose = f"samples that calibration did not use (every fourth; it used {made.samples})" if made.unused else "samples of calibration"
-    lines = [f"int8 beside float on {made.compared} {whose if made.compared != 1 else whose.replace('samples', 'sample', 1)}"]
+    whose = (
+        f"samples that calibration did not use (every fourth; it used {made.samples})"
+        if made.unused
+        else "samples of calibration"
+    )
+    lines = [
+        f"int8 beside float on {made.compared} {whose if made.compared != 1 else whose.replace('samples', 'sample', 1)}"
+    ]
     lines += [f"  {a}" for a in made.agreements]
     if any(a.snr_db is not None for a in made.agreements):
         lines[0] += f"; {SIGNAL}"
@@ -98,5 +120,7 @@ def _saturation(made: Quantized) -> str:
     count = "1 layer" if len(found) == 1 else f"{len(found)} layers"
     lines = [f"on AVX2 without VNNI {count} can saturate; without {made.full_range} the file is exact on every CPU"]
     for r in found:
-        lines.append(f"  {r.name:<{width}}  {'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}")
+        lines.append(
+            f"  {r.name:<{width}}  {'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}"
+        )
     return "\n".join(lines)

@@ -13,7 +13,8 @@ SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def junit(checks: Sequence[Check]) -> str:
-    """A test suite per target, a test case per check. Inconclusive is an error, a failed warning is passed with its text in system-out."""
+    """A test suite per target, a test case per check. Inconclusive is an error, a failed warning is passed with its
+    text in system-out."""
     root = xml.Element("testsuites", name="edgekd gate")
     for target in dict.fromkeys(c.target for c in checks):
         mine = [c for c in checks if c.target == target]
@@ -22,11 +23,17 @@ def junit(checks: Sequence[Check]) -> str:
         suite.set("errors", str(sum(c.verdict == "inconclusive" and c.level == "error" for c in mine)))
         for c in mine:
             case = xml.SubElement(
-                suite, "testcase", classname=_xml(".".join(filter(None, [c.target, c.candidate]))), name=_xml(f"{c.name} {c.rule}"), time="0"
+                suite,
+                "testcase",
+                classname=_xml(".".join(filter(None, [c.target, c.candidate]))),
+                name=_xml(f"{c.name} {c.rule}"),
+                time="0",
             )
             text = _xml(shown.check(c))
             if c.level == "error" and c.verdict != "pass":
-                xml.SubElement(case, "failure" if c.verdict == "fail" else "error", message=text, type=c.verdict).text = text
+                xml.SubElement(
+                    case, "failure" if c.verdict == "fail" else "error", message=text, type=c.verdict
+                ).text = text
             else:
                 xml.SubElement(case, "system-out").text = text
     for name in ("tests", "failures", "errors"):
@@ -36,7 +43,8 @@ def junit(checks: Sequence[Check]) -> str:
 
 
 def sarif(checks: Sequence[Check]) -> str:
-    """SARIF 2.1.0: a rule per measurement, a result per check that did not pass. What is inconclusive is a warning: kind `open` is shown by few."""
+    """SARIF 2.1.0: a rule per measurement, a result per check that did not pass. What is inconclusive is a warning:
+    kind `open` is shown by few."""
     names = list(dict.fromkeys(c.name for c in checks))
     rules = [{"id": name, "shortDescription": {"text": f"budget of {name}"}} for name in names]
     results = [
@@ -52,14 +60,26 @@ def sarif(checks: Sequence[Check]) -> str:
         if c.verdict != "pass"
     ]
     driver = {"name": "edgekd", "rules": rules}
-    return json.dumps({"$schema": SARIF, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}, indent=1) + "\n"
+    return (
+        json.dumps(
+            {"$schema": SARIF, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}, indent=1
+        )
+        + "\n"
+    )
 
 
 def summary(checks: Sequence[Check]) -> str:
     """A markdown table of all checks."""
     lines = ["| target | candidate | measurement | rule | value | verdict |", "|---|---|---|---|---|---|"]
     for c in checks:
-        cells = (c.target, c.candidate, c.name, c.rule, figure(c), shown.VERDICTS[c.verdict] + (f": {c.reason}" if c.reason else ""))
+        cells = (
+            c.target,
+            c.candidate,
+            c.name,
+            c.rule,
+            figure(c),
+            shown.VERDICTS[c.verdict] + (f": {c.reason}" if c.reason else ""),
+        )
         lines.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -82,7 +102,10 @@ def markdown(text: str) -> str:
 def _location(c: Check) -> dict:
     place = shown.clean(c.place)
     path = place.partition(":")[0] or "recipe.toml"
-    return {"physicalLocation": {"artifactLocation": {"uri": _uri(path)}}, "logicalLocations": [{"fullyQualifiedName": place or c.name}]}
+    return {
+        "physicalLocation": {"artifactLocation": {"uri": _uri(path)}},
+        "logicalLocations": [{"fullyQualifiedName": place or c.name}],
+    }
 
 
 def _uri(path: str) -> str:

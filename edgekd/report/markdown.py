@@ -30,7 +30,10 @@ def render(result: Result) -> str:
     for target, found in result.targets.items():
         listed = shown.rows(result, target)
         parts += [f"## {markdown(target)}", _table(listed), _caption(listed)]
-        parts += [f"{label.capitalize()}: {markdown(told)}." for label, told in (*shown.notes(result, target), *shown.came_about(result, target))]
+        parts += [
+            f"{label.capitalize()}: {markdown(told)}."
+            for label, told in (*shown.notes(result, target), *shown.came_about(result, target))
+        ]
         if found.checks:
             parts += ["### Budgets", summary(found.checks).rstrip()]
     if result.steps:
@@ -46,7 +49,9 @@ def _table(listed: Sequence[Row]) -> str:
     head = ["candidate", *(shown.title(n, units[n]) for n in names), "size, teacher = 1"]
     lines = ["| " + " | ".join(markdown(h) for h in head) + " |", "|---|" + "---:|" * (len(names) + 1)]
     for row in listed:
-        mark = " **chosen**" if row.chosen else " (front)" if row.front else f" ({markdown(row.role)})" if row.role else ""
+        mark = (
+            " **chosen**" if row.chosen else " (front)" if row.front else f" ({markdown(row.role)})" if row.role else ""
+        )
         times = shown.smaller(row, listed)
         cells = [f"{_code(row.candidate.id)}{mark}", *(_cell(row, n) for n in names), _share(times)]
         lines.append("| " + " | ".join(cells) + " |")
@@ -75,7 +80,11 @@ def _code(name: str) -> str:
 
 def _cell(row: Row, name: str) -> str:
     m = row.figures.get(name)
-    return "" if m is None else markdown(" ".join(filter(None, [shown.value(m), shown.interval(m), shown.MARKS[m.origin]])))
+    return (
+        ""
+        if m is None
+        else markdown(" ".join(filter(None, [shown.value(m), shown.interval(m), shown.MARKS[m.origin]])))
+    )
 
 
 def _caption(listed: Sequence[Row]) -> str:
@@ -84,4 +93,7 @@ def _caption(listed: Sequence[Row]) -> str:
 
 
 def _machines(result: Result) -> str:
-    return ", ".join(markdown(f"{facts.get('cpu', 'unknown')} ({id})") for id, facts in result.environment.items()) or "none"
+    return (
+        ", ".join(markdown(f"{facts.get('cpu', 'unknown')} ({id})") for id, facts in result.environment.items())
+        or "none"
+    )

@@ -1,4 +1,5 @@
-"""report.html: one file that needs nothing else. Every text of the run is escaped: names come from recipes, files may come from anywhere."""
+"""report.html: one file that needs nothing else. Every text of the run is escaped: names come from recipes, files may
+come from anywhere."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ RECIPE_LIMIT = 2**20  # characters
 
 
 def write(run_folder: Path | str) -> Path:
-    """Writes RUN/report.html from RUN/result.json and RUN/recipe.toml. Raises UsageError where the run can't be read."""
+    """Writes RUN/report.html from RUN/result.json and RUN/recipe.toml. Raises UsageError where the run can't be
+    read."""
     folder = Path(run_folder)
     recipe = folder / "recipe.toml"
     text = recipe.read_text(encoding="utf-8", errors="replace")[:RECIPE_LIMIT] if recipe.is_file() else ""
@@ -51,7 +53,9 @@ def render(result: Result, recipe: str = "") -> str:
 
 def brief(result: Result) -> str:
     """What a run found and its candidates' figures, for a cell of a notebook."""
-    return "\n".join([_summary(result), *(f"<h4>{text(name)}</h4>\n{_figures(shown.rows(result, name))}" for name in result.targets)])
+    return "\n".join(
+        [_summary(result), *(f"<h4>{text(name)}</h4>\n{_figures(shown.rows(result, name))}" for name in result.targets)]
+    )
 
 
 def text(value: Any) -> str:
@@ -67,7 +71,11 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]], classes: Iterable
     for i, line in enumerate(lines):
         kind = f' class="{classes[i]}"' if classes and classes[i] else ""
         rows.append(f"<tr{kind}>" + "".join(f"<td{k}>{c}</td>" for c, k in zip(line, kinds, strict=True)) + "</tr>")
-    return f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n' + "\n".join(rows) + "\n</tbody></table></div>"
+    return (
+        f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n'
+        + "\n".join(rows)
+        + "\n</tbody></table></div>"
+    )
 
 
 def _summary(result: Result) -> str:
@@ -95,13 +103,20 @@ def _sentence(result: Result, target: str, found: TargetResult) -> str:
         if name in row.figures:
             theirs = f" (teacher {shown.value(teacher.figures[name])})" if teacher and name in teacher.figures else ""
             facts.append(f"{text(name)} {shown.value(row.figures[name])} {text(row.figures[name].unit)}{theirs}")
-    return f"<code>{text(found.chosen)}</code>" + (f", {', '.join(facts)}" if facts else "") + (f". {text(found.reason)}" if found.reason else "")
+    return (
+        f"<code>{text(found.chosen)}</code>"
+        + (f", {', '.join(facts)}" if facts else "")
+        + (f". {text(found.reason)}" if found.reason else "")
+    )
 
 
 def _target(result: Result, target: str, found: TargetResult) -> str:
     listed = shown.rows(result, target)
     parts = [f"<h2>{text(target)}</h2>", _charts(listed), _figures(listed)]
-    parts += [f'<p class="key">{text(label.capitalize())}: {text(told)}.</p>' for label, told in shown.came_about(result, target)]
+    parts += [
+        f'<p class="key">{text(label.capitalize())}: {text(told)}.</p>'
+        for label, told in shown.came_about(result, target)
+    ]
     if found.checks:
         parts += ["<h3>Budgets</h3>", _checks(found.checks, found.chosen)]
     return "<section>\n" + "\n".join(filter(None, parts)) + "\n</section>"
@@ -132,7 +147,9 @@ def _point(row: Row, cost: str, up: str) -> charts.Point:
     x, y = row.figures[cost], row.figures[up]
     kind: charts.Kind = "chosen" if row.chosen else "front" if row.front else "reference" if row.role else "dominated"
     hint = f"{row.candidate.id}: {up} {shown.value(y)} {shown.interval(y)} {y.unit}, {cost} {shown.value(x)} {shown.interval(x)} {x.unit}"
-    return charts.Point(shown.clean(row.candidate.id), kind, (x.value, x.low, x.high), (y.value, y.low, y.high), shown.clean(hint))
+    return charts.Point(
+        shown.clean(row.candidate.id), kind, (x.value, x.low, x.high), (y.value, y.low, y.high), shown.clean(hint)
+    )
 
 
 def _figures(listed: Sequence[Row]) -> str:
@@ -144,7 +161,10 @@ def _figures(listed: Sequence[Row]) -> str:
     for row in listed:
         note = "chosen" if row.chosen else "front" if row.front else row.role
         times = {n: shown.beside(row, listed, n) for n in COSTS}
-        cells = [f"<code>{text(row.candidate.id)}</code>" + (f" <small>{text(note)}</small>" if note and note != row.candidate.id else "")]
+        cells = [
+            f"<code>{text(row.candidate.id)}</code>"
+            + (f" <small>{text(note)}</small>" if note and note != row.candidate.id else "")
+        ]
         for n in names:
             extra = f"<small>{times[n]}</small>" if times.get(n) else ""
             cells.append(_cell(row.figures.get(n), extra))
@@ -158,7 +178,9 @@ def _cell(m: Measurement | None, extra: str = "") -> str:
     if m is None:
         return ""
     limits = shown.interval(m)
-    exact = (f"{m.low:g} to {m.high:g} {m.unit}" if shown.ranged(m) else f"{m.value:g} {m.unit}, n = {m.n}") + (f", {m.note}" if m.note else "")
+    exact = (f"{m.low:g} to {m.high:g} {m.unit}" if shown.ranged(m) else f"{m.value:g} {m.unit}, n = {m.n}") + (
+        f", {m.note}" if m.note else ""
+    )
     below = "".join(filter(None, [f"<small>{limits}</small>" if limits else "", extra]))
     return f'<span title="{text(exact)}">{shown.value(m)}<sup>{shown.MARKS[m.origin]}</sup></span>{below}'
 
@@ -167,8 +189,16 @@ def _checks(checks: Sequence[Check], chosen: str | None) -> str:
     head = ["verdict", "candidate", "measurement", "rule", "value", "why", "where"]
     lines = []
     for c in checks:
-        badge = f'<span class="badge {c.verdict}">{shown.VERDICTS[c.verdict]}</span>' + (" <small>warning only</small>" if c.level == "warn" else "")
-        lines.append([badge, f"<code>{text(c.candidate)}</code>", *(text(v) for v in (c.name, c.rule, figure(c), c.reason, c.place))])
+        badge = f'<span class="badge {c.verdict}">{shown.VERDICTS[c.verdict]}</span>' + (
+            " <small>warning only</small>" if c.level == "warn" else ""
+        )
+        lines.append(
+            [
+                badge,
+                f"<code>{text(c.candidate)}</code>",
+                *(text(v) for v in (c.name, c.rule, figure(c), c.reason, c.place)),
+            ]
+        )
     return table(head, lines, left=len(head))
 
 
@@ -200,7 +230,9 @@ def _steps(result: Result) -> str:
 def _recipe(result: Result, recipe: str) -> str:
     again = shlex.join(["edgekd", "compress", "recipe.toml", "--out", "."])
     parts = ["<section><h2>Recipe, and how to repeat</h2>"]
-    parts.append(f"<p>In the folder of this run: <code>{text(again)}</code>. The recipe's SHA-256 is <code>{text(result.recipe_sha256)}</code>.</p>")
+    parts.append(
+        f"<p>In the folder of this run: <code>{text(again)}</code>. The recipe's SHA-256 is <code>{text(result.recipe_sha256)}</code>.</p>"
+    )
     if recipe:
         parts.append(f"<details><summary>recipe.toml</summary><pre>{html.escape(_lines(recipe))}</pre></details>")
     return "\n".join([*parts, "</section>"])
@@ -212,18 +244,38 @@ def _lines(recipe: str) -> str:
 
 def _everything(candidates: Sequence[Candidate]) -> str:
     """All figures with all that is known about them, both splits."""
-    head = ["candidate", "measurement", "split", "target", "origin", "machine", "note", "n", "threads", "value", "low", "high", "unit"]
+    head = [
+        "candidate",
+        "measurement",
+        "split",
+        "target",
+        "origin",
+        "machine",
+        "note",
+        "n",
+        "threads",
+        "value",
+        "low",
+        "high",
+        "unit",
+    ]
     lines = [
         [
             *(text(v or "") for v in (c.id, m.name, m.split, m.target, m.origin, m.environment, m.note)),
             *(text("" if v is None else v) for v in (m.n, m.threads)),
-            *(f"{v:.6g}" if isinstance(v, float) and not v.is_integer() else f"{v:,.0f}" for v in (m.value, m.low, m.high)),
+            *(
+                f"{v:.6g}" if isinstance(v, float) and not v.is_integer() else f"{v:,.0f}"
+                for v in (m.value, m.low, m.high)
+            ),
             text(m.unit),
         ]
         for c in candidates
         for m in c.measurements
     ]
-    files = [[f"<code>{text(v or '')}</code>" for v in (c.id, " > ".join(c.stages), c.form, c.file, c.sha256)] for c in candidates]
+    files = [
+        [f"<code>{text(v or '')}</code>" for v in (c.id, " > ".join(c.stages), c.form, c.file, c.sha256)]
+        for c in candidates
+    ]
     listed = table(["candidate", "stages", "form", "file", "sha256"], files, left=5)
     return (
         f"<section><h2>All figures</h2>\n<details><summary>{len(candidates)} files</summary>{listed}</details>\n"

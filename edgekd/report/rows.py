@@ -1,4 +1,5 @@
-"""What the reports show: a run's candidates as rows of figures, verdicts as lines, and numbers as text. Quality is that of the test split."""
+"""What the reports show: a run's candidates as rows of figures, verdicts as lines, and numbers as text. Quality is that
+of the test split."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ ORIGINS = {
     "emulated": "emulated, never a time",
     "predicted": "predicted, with its interval",
 }
-FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop", "target_spread", "host_agreement", "gain")  # quality that is no metric of a task
+# quality that is no metric of a task
+FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop", "target_spread", "host_agreement", "gain")
 LATENCY = ("latency_p50_ms", "latency_at_least_ms")
 WIDE = 2.0  # to either side: beyond it, a prediction is told as a range
 PEAK = ("peak_rss_over_runtime_bytes", "peak_rss_bytes")
@@ -27,13 +29,15 @@ TITLES = {
     "file_bytes": "bytes", "macs": "MACs", "parameters": "params", "latency_p50_ms": "p50 ms", "latency_p90_ms": "p90 ms",
     "peak_rss_over_runtime_bytes": "peak MB", "peak_rss_bytes": "peak MB", "activation_bytes": "activations B",
 }  # fmt: skip
-BESIDE = {"file_bytes": ("smaller", "larger"), "latency_p50_ms": ("faster", "slower")}  # what is set beside the teacher's: better, worse
+# what is set beside the teacher's: better, worse
+BESIDE = {"file_bytes": ("smaller", "larger"), "latency_p50_ms": ("faster", "slower")}
 VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate for one target. `figures`: {measurement's name: the one to show}; `role`: teacher, alone, ... of a reference, or empty."""
+    """A candidate for one target. `figures`: {measurement's name: the one to show}; `role`: teacher, alone, ... of a
+    reference, or empty."""
 
     candidate: Candidate
     role: str
@@ -45,10 +49,13 @@ class Row:
 def rows(result: Result, target: str) -> tuple[Row, ...]:
     """The references first, then the candidates that compete for a target, in the order of the run.
 
-    Where some were measured for the target, those that weren't don't compete; where none was, what was counted is shown of all."""
+    Where some were measured for the target, those that weren't don't compete; where none was, what was counted is shown
+    of all."""
     roles = {id: role for role, id in result.references.items()}
     for c in result.candidates:  # seeds of a reference beyond the one it is named by
-        roles.setdefault(c.id, next((roles[o.id] for o in result.candidates if o.point == c.point and o.id in roles), ""))
+        roles.setdefault(
+            c.id, next((roles[o.id] for o in result.candidates if o.point == c.point and o.id in roles), "")
+        )
     found = result.targets[target]
     measured = {c.id for c in result.candidates if not roles[c.id] and any(m.target == target for m in c.measurements)}
     named = {*found.front, found.chosen, *(c.candidate for c in found.checks)}
@@ -58,10 +65,15 @@ def rows(result: Result, target: str) -> tuple[Row, ...]:
 
 
 def figures(candidate: Candidate, target: str) -> dict[str, Measurement]:
-    """{name: measurement}: of the test split where one is of a split; the target's own before one that holds for all; finite ones only."""
+    """{name: measurement}: of the test split where one is of a split; the target's own before one that holds for all;
+    finite ones only."""
     found: dict[str, Measurement] = {}
     for m in candidate.measurements:
-        if m.split in (None, "test") and m.target in (None, target) and all(math.isfinite(x) for x in (m.value, m.low, m.high)):
+        if (
+            m.split in (None, "test")
+            and m.target in (None, target)
+            and all(math.isfinite(x) for x in (m.value, m.low, m.high))
+        ):
             kept = found.get(m.name)
             if kept is None or (kept.target is None and m.target is not None):
                 found[m.name] = m
@@ -79,7 +91,16 @@ def columns(found: Iterable[Row]) -> tuple[str, ...]:
     found = tuple(found)
     known = {name for row in found for name in row.figures}
     peak = next((name for name in PEAK if name in known), "")
-    wanted = (*metrics(found), "agreement", "file_bytes", "macs", "parameters", "latency_p50_ms", "latency_p90_ms", peak)
+    wanted = (
+        *metrics(found),
+        "agreement",
+        "file_bytes",
+        "macs",
+        "parameters",
+        "latency_p50_ms",
+        "latency_p90_ms",
+        peak,
+    )
     return tuple(name for name in wanted if name in known)
 
 
@@ -106,8 +127,8 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def digits(m: Measurement) -> int | None:
-    """How many digits after the point an interval deserves: two that count of its width; of a predicted one, which is a factor to each side, two
-    of its lower end."""
+    """How many digits after the point an interval deserves: two that count of its width; of a predicted one, which is a
+    factor to each side, two of its lower end."""
     width = min(m.low or math.inf, m.high - m.low) if m.origin == "predicted" else m.high - m.low
     return None if m.origin == "counted" or width <= 0 else min(6, max(0, 1 - math.floor(math.log10(width))))
 
@@ -116,12 +137,30 @@ def scaled(m: Measurement) -> Measurement:
     """Memory at a peak in MB: its single bytes mean nothing. Everything else as it is."""
     if m.name not in PEAK:
         return m
-    return Measurement(m.name, "MB", m.value / 1e6, m.low / 1e6, m.high / 1e6, m.n, m.split, m.target, m.origin, m.threads, m.environment, m.note)
+    return Measurement(
+        m.name,
+        "MB",
+        m.value / 1e6,
+        m.low / 1e6,
+        m.high / 1e6,
+        m.n,
+        m.split,
+        m.target,
+        m.origin,
+        m.threads,
+        m.environment,
+        m.note,
+    )
 
 
 def ranged(m: Measurement) -> bool:
     """Whether a figure is predicted so loosely that only its range says something."""
-    return m.origin == "predicted" and m.low < m.high and m.value > 0 and (m.high > WIDE * m.value or m.low * WIDE < m.value)
+    return (
+        m.origin == "predicted"
+        and m.low < m.high
+        and m.value > 0
+        and (m.high > WIDE * m.value or m.low * WIDE < m.value)
+    )
 
 
 def value(m: Measurement) -> str:
@@ -136,7 +175,11 @@ def value(m: Measurement) -> str:
 def interval(m: Measurement) -> str:
     """`[low, high]`, empty where the figure is exact, or a range itself."""
     m = scaled(m)
-    return "" if m.origin == "counted" or m.low == m.high or ranged(m) else f"[{number(m.low, digits(m))}, {number(m.high, digits(m))}]"
+    return (
+        ""
+        if m.origin == "counted" or m.low == m.high or ranged(m)
+        else f"[{number(m.low, digits(m))}, {number(m.high, digits(m))}]"
+    )
 
 
 def smaller(row: Row, found: Iterable[Row]) -> str:
@@ -146,14 +189,15 @@ def smaller(row: Row, found: Iterable[Row]) -> str:
 
 
 def beside(row: Row, found: Iterable[Row], name: str) -> str:
-    """How a cost compares with the teacher's: `26x smaller`, `1.08x slower (1.05 to 1.11)`; empty where there is nothing to compare, or
-    but a range."""
+    """How a cost compares with the teacher's: `26x smaller`, `1.08x slower (1.05 to 1.11)`; empty where there is
+    nothing to compare, or but a range."""
     both = _both(row, found, name)
     if both is None:
         return ""
     better, worse = BESIDE[name]
     ours, theirs = both
-    if {ours.origin, theirs.origin} in ({"counted"}, {"predicted"}):  # what two predictions are off by, they share: no interval
+    # what two predictions are off by, they share: no interval
+    if {ours.origin, theirs.origin} in ({"counted"}, {"predicted"}):
         ratio, guessed = ours.value / theirs.value, " by prediction" if ours.origin == "predicted" else ""
         if guessed and (ranged(ours) or ranged(theirs)):
             return ""
@@ -196,7 +240,8 @@ def verdict(target: str, found: TargetResult) -> str:
 
 
 def caution(result: Result, target: str) -> str:
-    """What a reader of the table would misread: an int8 choice that is slower than the float model it was made from. '' where it is not."""
+    """What a reader of the table would misread: an int8 choice that is slower than the float model it was made from. ''
+    where it is not."""
     listed = {row.candidate.id: row for row in rows(result, target)}
     ours = next((row for row in listed.values() if row.chosen), None)
     if ours is None or "int8" not in ours.candidate.stages:
@@ -214,19 +259,36 @@ def caution(result: Result, target: str) -> str:
 
 
 def proof(result: Result, target: str) -> str:
-    """What emulation showed of the chosen file for this target: `as Haswell: all outputs equal to this machine's (899 samples); ...`, or ''."""
+    """What emulation showed of the chosen file for this target: `as Haswell: all outputs equal to this machine's (899
+    samples); ...`, or ''."""
     chosen = next((c for c in result.candidates if c.id == result.targets[target].chosen), None)
-    found = {m.name: m for m in (chosen.measurements if chosen is not None else ()) if m.target == target and m.origin == "emulated"}
+    found = {
+        m.name: m
+        for m in (chosen.measurements if chosen is not None else ())
+        if m.target == target and m.origin == "emulated"
+    }
     same, spread = found.get("host_agreement"), found.get("target_spread")
     told = [] if same is None else [f"{same.note}, {number(same.value)} % of {same.n} answers"]
-    told += [] if spread is None else [f"spread over CPUs {number(spread.value)} {spread.unit} ({spread.n} samples: {spread.note})"]
+    told += (
+        []
+        if spread is None
+        else [f"spread over CPUs {number(spread.value)} {spread.unit} ({spread.n} samples: {spread.note})"]
+    )
     return clean("; ".join(told))
 
 
 def elsewhere(result: Result, target: str) -> str:
-    """What an int8 choice would do on x86 CPUs that add products in 16 bits, unless it runs on one of them exactly. '' where it is the same."""
+    """What an int8 choice would do on x86 CPUs that add products in 16 bits, unless it runs on one of them exactly. ''
+    where it is the same."""
     chosen = next((c for c in result.candidates if c.id == result.targets[target].chosen), None)
-    found = next((m for m in (chosen.measurements if chosen is not None else ()) if m.name == "saturable_layers" and m.value > 0), None)
+    found = next(
+        (
+            m
+            for m in (chosen.measurements if chosen is not None else ())
+            if m.name == "saturable_layers" and m.value > 0
+        ),
+        None,
+    )
     if found is None:
         return ""
     text = f"on x86 with AVX2 and without VNNI {number(found.value)} layers can saturate ({found.note} in samples)"
@@ -234,14 +296,16 @@ def elsewhere(result: Result, target: str) -> str:
 
 
 def came_about(result: Result, target: str) -> list[tuple[str, str]]:
-    """[(label, text)] of how a target's figures came about where the marks don't say it: what a predicted latency rests on, instructions, which
-    files were run."""
+    """[(label, text)] of how a target's figures came about where the marks don't say it: what a predicted latency rests
+    on, instructions, which files were run."""
     listed = rows(result, target)
     ours = next((r for r in listed if r.chosen), listed[0] if listed else None)
     if ours is None:
         return []
     told, quality = [], metrics(listed)
-    guessed = next((m for name in LATENCY if (m := ours.figures.get(name)) is not None and m.origin == "predicted"), None)
+    guessed = next(
+        (m for name in LATENCY if (m := ours.figures.get(name)) is not None and m.origin == "predicted"), None
+    )
     if guessed is not None:
         bound = f" {value(guessed)} ms" if guessed.name != LATENCY[0] else ""
         told.append(("predicted", f"{guessed.name}{bound}, {guessed.note}"))
@@ -250,15 +314,32 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
         told.append(("latency", f"none: no machine of the kind of {target} took part, and none is predicted for it"))
     work = ours.figures.get("instructions")
     if work is not None:
-        told.append(("instructions", f"{value(work)} of an inference of {ours.candidate.id}, counted under emulation ({work.note})"))
-    other = {text for m in ours.figures.values() for text in m.note.split("; ") if text.startswith("with ") and ", the target has " in text}
+        told.append(
+            (
+                "instructions",
+                f"{value(work)} of an inference of {ours.candidate.id}, counted under emulation ({work.note})",
+            )
+        )
+    other = {
+        text
+        for m in ours.figures.values()
+        for text in m.note.split("; ")
+        if text.startswith("with ") and ", the target has " in text
+    }
     told += [("note", f"figures of {target} were made {text}") for text in sorted(other)]
-    by_reference = next((m.note for name in quality if (m := ours.figures.get(name)) is not None and m.note.startswith(REFERENCE)), "")
+    by_reference = next(
+        (m.note for name in quality if (m := ours.figures.get(name)) is not None and m.note.startswith(REFERENCE)), ""
+    )
     if by_reference:
         told.append(("quality", f"by the {by_reference}, since nothing runs as {target}; budgets of quality take it"))
     emulated = [name for name in quality if name in ours.figures and ours.figures[name].origin == "emulated"]
     if emulated and any(emulated[0] not in r.figures for r in listed):
-        told.append(("note", f"as {target} the chosen file alone was run: the choice went by what the files answer on the machine of this run"))
+        told.append(
+            (
+                "note",
+                f"as {target} the chosen file alone was run: the choice went by what the files answer on the machine of this run",
+            )
+        )
     return [(label, clean(text)) for label, text in told]
 
 

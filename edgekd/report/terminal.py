@@ -1,4 +1,5 @@
-"""The trade-off table as text, at the end of a run: figures per target, what the marks mean, verdicts, and what to do next."""
+"""The trade-off table as text, at the end of a run: figures per target, what the marks mean, verdicts, and what to do
+next."""
 
 from __future__ import annotations
 
@@ -26,8 +27,11 @@ LEAN = (  # what is left out, step by step, until a table fits
 )
 
 
-def table(result: Result, folder: Path | str | None = None, *, width: int | None = None, colour: bool | None = None) -> str:
-    """Everything that a run prints at its end. `folder` is the run's, for the commands; `width` in columns and `colour`: the terminal's."""
+def table(
+    result: Result, folder: Path | str | None = None, *, width: int | None = None, colour: bool | None = None
+) -> str:
+    """Everything that a run prints at its end. `folder` is the run's, for the commands; `width` in columns and
+    `colour`: the terminal's."""
     tty = sys.stdout.isatty()
     width = width or (shutil.get_terminal_size((WIDE, 24)).columns if tty else WIDE)
     colour = tty if colour is None else colour
@@ -51,7 +55,9 @@ def _fit(found: Sequence[Row], width: int, colour: bool) -> str:
         if max(len(line) for line in _render(found, without, False).splitlines()) <= width:
             break
     gone = [shown.title(n) for n in shown.columns(found) if _short(n) in without]
-    bare = [shown.title(n) for n in shown.columns(found) if f"{_short(n)} interval" in without and _short(n) not in without]
+    bare = [
+        shown.title(n) for n in shown.columns(found) if f"{_short(n)} interval" in without and _short(n) not in without
+    ]
     parts = [", ".join(gone), f"the intervals of {', '.join(bare)}" if bare else ""]
     note = f"\nin the report, not in {width} columns: {' and '.join(filter(None, parts))}" if gone or bare else ""
     return _render(found, without, colour) + note
@@ -91,7 +97,15 @@ def _render(found: Sequence[Row], without: Sequence[str], colour: bool) -> str:
         grid.add_row(*(Text(cell) for cell in cells), style=style)
     out = io.StringIO()
     system = "standard" if colour else None
-    Console(file=out, force_terminal=colour, color_system=system, width=1000, markup=False, highlight=False, legacy_windows=False).print(grid)
+    Console(
+        file=out,
+        force_terminal=colour,
+        color_system=system,
+        width=1000,
+        markup=False,
+        highlight=False,
+        legacy_windows=False,
+    ).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -113,7 +127,9 @@ def _cell(row: Row, name: str, without: Sequence[str], marked: bool) -> str:
 def _legend(found: Sequence[Row]) -> list[str]:
     names = shown.columns(found)
     marks = "; ".join(f"{shown.MARKS[o]} {shown.ORIGINS[o]}" for o in shown.origins(found, names))
-    what = "quality is that of the test split; [low, high] is the 95 % interval; smaller: the file against the teacher's"
+    what = (
+        "quality is that of the test split; [low, high] is the 95 % interval; smaller: the file against the teacher's"
+    )
     return ["> chosen, * on the front: both decided on validation", what, *([marks] if marks else [])]
 
 
@@ -124,12 +140,15 @@ def _verdicts(result: Result) -> list[str]:
         for c in found.checks:
             whose = "" if c.candidate == found.chosen else f"{shown.clean(c.candidate)}: "
             lines.append(f"  {whose}{shown.check(c)}")
-        lines += [f"  {label}: {text}" for label, text in (*shown.notes(result, target), *shown.came_about(result, target))]
+        lines += [
+            f"  {label}: {text}" for label, text in (*shown.notes(result, target), *shown.came_about(result, target))
+        ]
     return lines
 
 
 def _here(target: str) -> bool:
-    """Whether this machine times a target by its name: a board's address, and the file of a target of one's own, are not known here."""
+    """Whether this machine times a target by its name: a board's address, and the file of a target of one's own, are
+    not known here."""
     if target not in targets.names():
         return False
     return targets.times(targets.load(target), environment.describe())
@@ -142,7 +161,12 @@ def _next(result: Result, folder: Path | str | None) -> list[str]:
     verdicts = {t.verdict for t in result.targets.values()}
     commands = [["edgekd", "gate", home, *(["--why"] if verdicts & {"fail", "inconclusive"} else [])]]
     teacher = files.get(result.references.get("teacher", ""))
-    timed = {(c.id, m.target) for c in result.candidates for m in c.measurements if (m.name, m.origin) == ("latency_p50_ms", "measured")}
+    timed = {
+        (c.id, m.target)
+        for c in result.candidates
+        for m in c.measurements
+        if (m.name, m.origin) == ("latency_p50_ms", "measured")
+    }
     for target, found in result.targets.items():
         ours = files.get(found.chosen or "")
         if teacher and ours and (found.chosen, target) in timed and _here(target):

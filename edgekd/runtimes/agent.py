@@ -1,16 +1,20 @@
-"""What answers at the other end of a connection: takes files, runs the worker, tells how far it is, gives back what it wrote.
+"""What answers at the other end of a connection: takes files, runs the worker, tells how far it is, gives back what it
+wrote.
 
-It comes through standard input, is nowhere written, and ends with its connection: at the end of its input, or when nothing was heard for SILENCE
-seconds, it ends the worker. What a job has finished stays for KEPT seconds, so that the next connection goes on; what was fetched goes at once.
+It comes through standard input, is nowhere written, and ends with its connection: at the end of its input, or when
+nothing was heard for SILENCE seconds, it ends the worker. What a job has finished stays for KEPT seconds, so that the
+next connection goes on; what was fetched goes at once.
 
 Both sides send a line of JSON, and `bytes` bytes after it where it says so. Asked {"do": ...}, it answers one line:
 
 facts   payload: facts.py            {facts}
 open    job, files {name: sha256}, need (bytes), wait (s)     {have: [names that are there already]}
 put     name, sha256; payload        {}
-run                                  {line} per line of the worker; then {ended: exit code, error: its last line of errors}
+run                                  {line} per line of the worker; then {ended: exit code, error: its last line of
+                                     errors}
 stop                                 (while it runs) ends the worker
-get     name, limit                  {bytes} and the file; {missing} without one; {size} where it is greater than the limit
+get     name, limit                  {bytes} and the file; {missing} without one; {size} where it is greater than the
+        limit
 done                                 {}; the job's folder goes when the connection ends
 ping                                 no answer
 
@@ -154,7 +158,8 @@ class Jobs:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _alone(self, wait):
-        """Two jobs at a time would spoil each other's times. The lock is on the home folder itself: no file is left, none can be missing."""
+        """Two jobs at a time would spoil each other's times. The lock is on the home folder itself: no file is left,
+        none can be missing."""
         end = time.monotonic() + wait
         while self.lock is None:
             handle = os.open(os.path.expanduser("~"), os.O_RDONLY)
@@ -180,7 +185,10 @@ class Jobs:
 
 def _bases():
     """Where jobs may lie: in the user's cache, or, without room there, among the temporary files."""
-    return [os.path.join(os.path.expanduser("~"), ".cache", "edgekd-jobs"), os.path.join(tempfile.gettempdir(), f"edgekd-jobs-{os.getuid()}")]
+    return [
+        os.path.join(os.path.expanduser("~"), ".cache", "edgekd-jobs"),
+        os.path.join(tempfile.gettempdir(), f"edgekd-jobs-{os.getuid()}"),
+    ]
 
 
 def _free(folder):

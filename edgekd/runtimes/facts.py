@@ -1,7 +1,8 @@
-"""What a machine is: `python facts.py` prints it as one line of JSON. edgekd reads this machine with the same functions.
+"""What a machine is: `python facts.py` prints it as one line of JSON. edgekd reads this machine with the same
+functions.
 
-Facts say where a figure was measured, without user, host or path names; None where one can't be read. Imports the standard library alone;
-Python 3.8.
+Facts say where a figure was measured, without user, host or path names; None where one can't be read. Imports the
+standard library alone; Python 3.8.
 """
 
 import importlib.util
@@ -23,7 +24,8 @@ FEATURES = {
 }  # fmt: skip
 ARCHITECTURES = {"x86_64": "x86-64", "amd64": "x86-64", "arm64": "aarch64"}
 
-# (implementer, part) of MIDR_EL1 -> core (Linux: arch/arm64/include/asm/cputype.h); Kryo cores are named by what they are made from
+# (implementer, part) of MIDR_EL1 -> core (Linux: arch/arm64/include/asm/cputype.h); Kryo cores are named by what they
+# are made from
 CORES = {
     ("0x41", "0xd03"): "Cortex-A53", ("0x41", "0xd04"): "Cortex-A35", ("0x41", "0xd05"): "Cortex-A55", ("0x41", "0xd07"): "Cortex-A57",
     ("0x41", "0xd08"): "Cortex-A72", ("0x41", "0xd09"): "Cortex-A73", ("0x41", "0xd0a"): "Cortex-A75", ("0x41", "0xd0b"): "Cortex-A76",
@@ -38,8 +40,9 @@ CORES = {
 
 
 def describe(system="/"):
-    """Facts as JSON values: cpu, architecture, features, cores, clocks (MHz), caches and RAM (bytes), governor, temperature (degrees C),
-    throttling, versions; on ARM clusters {core: [numbers of the CPUs]}. `system`: the root that the kernel's files are read below."""
+    """Facts as JSON values: cpu, architecture, features, cores, clocks (MHz), caches and RAM (bytes), governor,
+    temperature (degrees C), throttling, versions; on ARM clusters {core: [numbers of the CPUs]}. `system`: the root
+    that the kernel's files are read below."""
     system = Path(system)
     text = read(system / "proc/cpuinfo")
     flags = set((field(text, "flags") or field(text, "Features") or "").split())
@@ -66,7 +69,8 @@ def describe(system="/"):
 
 
 def architecture(machine, pointer):
-    """Of a process: a 32-bit Python on a 64-bit kernel is a 32-bit machine to all that it can load. `pointer`: bytes."""
+    """Of a process: a 32-bit Python on a 64-bit kernel is a 32-bit machine to all that it can load. `pointer`:
+    bytes."""
     name = ARCHITECTURES.get(machine.lower(), machine.lower())
     return {"aarch64": "armv7l", "x86-64": "i686"}.get(name, name) if pointer == 4 else name
 
@@ -77,8 +81,9 @@ def cores():
 
 
 def governor(system="/"):
-    """The governor of the clocks; several, where clusters have different ones. What the drivers of x86 call `powersave` takes the highest clock at
-    need, and is told as `powersave (driver)`; elsewhere it is the lowest clock (Linux: Documentation/admin-guide/pm/intel_pstate.rst)."""
+    """The governor of the clocks; several, where clusters have different ones. What the drivers of x86 call `powersave`
+    takes the highest clock at need, and is told as `powersave (driver)`; elsewhere it is the lowest clock (Linux:
+    Documentation/admin-guide/pm/intel_pstate.rst)."""
     found = {read(path).strip() for path in _cpus(Path(system), "cpufreq/scaling_governor")} - {""}
     driver = read(Path(system) / "sys/devices/system/cpu/cpu0/cpufreq/scaling_driver").strip()
     own = driver in ("intel_pstate", "amd-pstate-epp")
@@ -92,12 +97,14 @@ def celsius(system="/"):
 
 
 def throttled(system="/"):
-    """The firmware's flags on a Raspberry Pi (documentation of `vcgencmd get_throttled`): bits 0 to 3 for now (voltage low, clock capped,
-    throttled, soft temperature limit), 16 to 19 for since the start; None on other machines."""
+    """The firmware's flags on a Raspberry Pi (documentation of `vcgencmd get_throttled`): bits 0 to 3 for now (voltage
+    low, clock capped, throttled, soft temperature limit), 16 to 19 for since the start; None on other machines."""
     text = read(Path(system) / "sys/devices/platform/soc/soc:firmware/get_throttled").strip()
     if not text and "Raspberry" in read(Path(system) / "proc/device-tree/model"):
         try:
-            text = subprocess.run(["vcgencmd", "get_throttled"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5).stdout.decode()
+            text = subprocess.run(
+                ["vcgencmd", "get_throttled"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5
+            ).stdout.decode()
         except (OSError, subprocess.SubprocessError):
             return None
     try:
@@ -122,7 +129,8 @@ def clusters(text):
 
 
 def _cpu(system, text, kinds):
-    """The model of the processor; on ARM the board and its kinds of cores, as `Raspberry Pi 4 Model B Rev 1.2 (4 x Cortex-A72)`."""
+    """The model of the processor; on ARM the board and its kinds of cores, as `Raspberry Pi 4 Model B Rev 1.2 (4 x
+    Cortex-A72)`."""
     x86 = field(text, "model name")
     counted = " + ".join(f"{len(numbers)} x {name}" for name, numbers in kinds.items())
     board = read(system / "proc/device-tree/model").strip("\x00 \n")
@@ -147,7 +155,10 @@ def _caches(system):
     for folder in sorted((system / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = (read(folder / name).strip() for name in ("level", "type", "size"))
         if level.isdigit() and size[:-1].isdigit():
-            found["l" + level + {"Data": "d", "Instruction": "i"}.get(kind, "")] = int(size[:-1]) * {"K": 1024, "M": 1024**2}.get(size[-1], 1)
+            found["l" + level + {"Data": "d", "Instruction": "i"}.get(kind, "")] = int(size[:-1]) * {
+                "K": 1024,
+                "M": 1024**2,
+            }.get(size[-1], 1)
     return found
 
 
@@ -156,11 +167,16 @@ def _ram(system):
     if line:
         return int(line.split()[0]) * 1024
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    return os.sysconf(names[0]) * os.sysconf(names[1]) if all(n in getattr(os, "sysconf_names", {}) for n in names) else None
+    return (
+        os.sysconf(names[0]) * os.sysconf(names[1])
+        if all(n in getattr(os, "sysconf_names", {}) for n in names)
+        else None
+    )
 
 
 def _version(name):
-    """Of an installed library; None without it. A runtime may come under another name (`onnxruntime-gpu` on a Jetson): the module counts."""
+    """Of an installed library; None without it. A runtime may come under another name (`onnxruntime-gpu` on a Jetson):
+    the module counts."""
     from importlib import metadata
 
     try:

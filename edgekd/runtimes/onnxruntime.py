@@ -1,7 +1,7 @@
 """ONNX files in onnxruntime, on the CPU: `load(path, threads) -> infer`, `infer({name: array}) -> {name: array}`.
 
-One operator at a time, `threads` threads within it, all graph optimizations. `infer.inputs` is {name: (numpy dtype or None, shape)} with None for
-a dimension that is open; `infer.outputs` the output names. Errors are onnxruntime's own.
+One operator at a time, `threads` threads within it, all graph optimizations. `infer.inputs` is {name: (numpy dtype or
+None, shape)} with None for a dimension that is open; `infer.outputs` the output names. Errors are onnxruntime's own.
 """
 
 import os
@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 
-# before it is loaded: it would send events to its maker, keep an identifier on the device, and run a thread of its own beside what is measured
+# before it is loaded: it would send events to its maker, keep an identifier on the device, and run a thread of its own
+# beside what is measured
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort  # noqa: E402
 
@@ -17,7 +18,12 @@ FORMAT = "onnx"
 NAME, VERSION = "onnxruntime", ort.__version__
 
 _TYPES = {"float": "float32", "double": "float64"}
-_TYPES.update({name: name for name in ("float16", "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")})
+_TYPES.update(
+    {
+        name: name
+        for name in ("float16", "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+    }
+)
 
 
 def load(path, threads=1):
@@ -34,9 +40,11 @@ def load(path, threads=1):
 
 
 def operators(path, threads, arrays, warmup, runs, seconds, prefix):
-    """`warmup` + `runs` inferences (fewer after `seconds`, but one at least) with the operators' clock on, which perturbs: not for latency.
+    """`warmup` + `runs` inferences (fewer after `seconds`, but one at least) with the operators' clock on, which
+    perturbs: not for latency.
 
-    Returns onnxruntime's trace file, named `prefix` + time + .json; its clock ticks in microseconds, so small models need many runs."""
+    Returns onnxruntime's trace file, named `prefix` + time + .json; its clock ticks in microseconds, so small models
+    need many runs."""
     options = _options(threads)
     options.enable_profiling = True
     options.profile_file_prefix = os.fspath(prefix)

@@ -1,19 +1,25 @@
-"""Runs a job on a device: `python worker.py job.json` does every entry of the schedule in a process of its own and writes `out/`.
+"""Runs a job on a device: `python worker.py job.json` does every entry of the schedule in a process of its own and
+writes `out/`.
 
 job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects {id: {model, inputs {name: .npy}}},
-            schedule [{id, subject, pass, ...settings}], seconds (limit of one process), settings {launch {command, variables}: what a
-            process is started with instead of this Python, an emulator; cores: the CPUs that a process is held to}
-out/results.jsonl   a line per finished process;  out/<id>.npy  its steady times in ns;  out/<id>/<i>.npy  outputs;  out/<id>.json  a trace
+            schedule [{id, subject, pass, ...settings}], seconds (limit of one process), settings {launch {command,
+            variables}: what a process is started with instead of this Python, an emulator; cores: the CPUs that a
+            process is held to}
+out/results.jsonl   a line per finished process;  out/<id>.npy  its steady times in ns;  out/<id>/<i>.npy  outputs;
+out/<id>.json  a trace
 out/done.json       written last: {finished, failed}
 
 Run again, it skips what is finished: a killed process, or a line cut in half, is done again. Passes:
 
-time       load, first inference, warm-up until stable, steady state       settings: warmup_runs, warmup_s, warmup_cap_s, runs, steady_s, cap_s
+time       load, first inference, warm-up until stable, steady state       settings: warmup_runs, warmup_s,
+           warmup_cap_s, runs, steady_s, cap_s
 memory     load and `runs` inferences, then the process's peak
 bare       the same process without a model: runtime and inputs alone
-outputs    every row of the inputs through the file in batches of `batch` (or of the size that the file fixes), as many as fit into `cap_s`
+outputs    every row of the inputs through the file in batches of `batch` (or of the size that the file fixes), as many
+           as fit into `cap_s`
 operators  the runtime's own clock per operator (a separate run, for it perturbs)
-count      `warmup_runs` inferences, then `empty` regions without one and `runs` with one each, marked for an emulator's instruction counter
+count      `warmup_runs` inferences, then `empty` regions without one and `runs` with one each, marked for an emulator's
+           instruction counter
 
 `facts.py` lies beside it: what the machine is (`python worker.py --facts` prints it), and in what condition.
 Imports numpy and the one runtime, nothing of edgekd; Python 3.8.
@@ -40,7 +46,8 @@ sys.dont_write_bytecode = True
 
 
 def run(job_file, say=print):
-    """Does what is unfinished of a job. Returns {"finished": [ids], "failed": {id: reason}}, which is out/done.json too."""
+    """Does what is unfinished of a job. Returns {"finished": [ids], "failed": {id: reason}}, which is out/done.json
+    too."""
     folder = Path(job_file).resolve().parent
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     out = folder / "out"
@@ -69,7 +76,8 @@ def run(job_file, say=print):
 
 
 def finished_lines(path, repair=False):
-    """{id: line} of the whole lines of a results file. `repair` cuts off what a kill left behind the last whole line."""
+    """{id: line} of the whole lines of a results file. `repair` cuts off what a kill left behind the last whole
+    line."""
     found, good = {}, 0
     data = path.read_bytes() if path.exists() else b""
     for line in data.splitlines(keepends=True):
@@ -124,11 +132,21 @@ def _alone(path):
 def _in_fresh_process(job_file, number, job):
     """(result line, None) or (None, why it failed)."""
     threads, launch = str(job["threads"]), job.get("settings", {}).get("launch", {})
-    environment = dict(os.environ, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    environment = dict(
+        os.environ, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1"
+    )
     environment.update(launch.get("variables", {}))
-    command = [*launch.get("command", [sys.executable]), os.path.abspath(__file__), str(job_file), "--entry", str(number)]
+    command = [
+        *launch.get("command", [sys.executable]),
+        os.path.abspath(__file__),
+        str(job_file),
+        "--entry",
+        str(number),
+    ]
     try:
-        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=job.get("seconds", 600))
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=job.get("seconds", 600)
+        )
     except subprocess.TimeoutExpired as late:
         return None, f"{LATE} than {late.timeout:g} s"
     if done.returncode < 0:
@@ -156,16 +174,34 @@ def entry(job_file, number):
         os.sched_setaffinity(0, job["settings"]["cores"])
     begun = time.perf_counter_ns()
     runtime = _module(folder / job["runtime"])
-    record = {"id": what["id"], "subject": what.get("subject"), "pass": what["pass"], "import_ms": (time.perf_counter_ns() - begun) / 1e6}
+    record = {
+        "id": what["id"],
+        "subject": what.get("subject"),
+        "pass": what["pass"],
+        "import_ms": (time.perf_counter_ns() - begun) / 1e6,
+    }
     subject = job["subjects"][what["subject"]]
     # rows are looked at through a memory map: the data's size is no part of a model's peak
-    arrays = {name: np.load(folder / file, mmap_mode="r", allow_pickle=False) for name, file in subject["inputs"].items()}
+    arrays = {
+        name: np.load(folder / file, mmap_mode="r", allow_pickle=False) for name, file in subject["inputs"].items()
+    }
     model, out = folder / subject["model"], folder / "out"
     record["before"] = condition()
-    passes = {"time": _time, "memory": _memory, "bare": _bare, "outputs": _outputs, "operators": _operators, "count": _count}
+    passes = {
+        "time": _time,
+        "memory": _memory,
+        "bare": _bare,
+        "outputs": _outputs,
+        "operators": _operators,
+        "count": _count,
+    }
     record.update(passes[what["pass"]](runtime, model, arrays, job, what, out))
     record["after"] = condition()
-    record["runtime"] = {"name": getattr(runtime, "NAME", ""), "version": getattr(runtime, "VERSION", ""), "python": platform.python_version()}
+    record["runtime"] = {
+        "name": getattr(runtime, "NAME", ""),
+        "version": getattr(runtime, "VERSION", ""),
+        "python": platform.python_version(),
+    }
     record["affinity"] = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return record
 
@@ -178,7 +214,8 @@ def _time(runtime, model, arrays, job, what, out):
     begun = clock()
     infer = runtime.load(model, job["threads"])
     loaded = clock()
-    feeds = [_feed(infer, arrays, i, i + 1) for i in range(min(rows, 64))]  # samples in turn: a constant input flatters caches and branches
+    # samples in turn: a constant input flatters caches and branches
+    feeds = [_feed(infer, arrays, i, i + 1) for i in range(min(rows, 64))]
     ready = clock()
     infer(feeds[0])
     first = clock() - ready
@@ -217,7 +254,8 @@ def _time(runtime, model, arrays, job, what, out):
 
 
 def _warm_up(infer, feeds, what):
-    """Until two consecutive medians of 10 runs agree within 1 %, after the least runs and time; (runs, whether it became stable)."""
+    """Until two consecutive medians of 10 runs agree within 1 %, after the least runs and time; (runs, whether it
+    became stable)."""
     clock, begun, times, last = time.perf_counter_ns, time.perf_counter(), [], None
     while True:
         for _ in range(10):
@@ -261,7 +299,9 @@ def _outputs(runtime, model, arrays, job, what, out):
         for name, value in infer(_feed(infer, arrays, start, stop)).items():
             value = np.asarray(value)
             if value.ndim == 0 or len(value) < stop - start:
-                raise ValueError(f"output {name} has shape {list(value.shape)} for {stop - start} samples: no row per sample")
+                raise ValueError(
+                    f"output {name} has shape {list(value.shape)} for {stop - start} samples: no row per sample"
+                )
             parts[name].append(value[: stop - start])
     folder = out / what["id"]
     folder.mkdir(exist_ok=True)
@@ -304,7 +344,8 @@ def _count(runtime, model, arrays, job, what, out):
 
 
 def _feed(infer, arrays, start, stop):
-    """Rows start to stop of every input by the file's names and types; padded with the last row where the file fixes its batch."""
+    """Rows start to stop of every input by the file's names and types; padded with the last row where the file fixes
+    its batch."""
     import numpy as np
 
     wanted, given = infer.inputs, arrays
@@ -321,7 +362,9 @@ def _feed(infer, arrays, start, stop):
             raise ValueError(f"input {name} takes {dtype}, the data is {value.dtype}")
         if shape and shape[0] is not None and len(value) < shape[0]:
             value = np.concatenate([value, np.repeat(value[-1:], shape[0] - len(value), axis=0)])
-        if len(shape) != value.ndim or any(want is not None and want != have for want, have in zip(shape[1:], value.shape[1:])):  # noqa: B905
+        if len(shape) != value.ndim or any(
+            want is not None and want != have for want, have in zip(shape[1:], value.shape[1:])
+        ):  # noqa: B905
             takes = ", ".join("any" if d is None else str(d) for d in shape[1:])
             raise ValueError(f"input {name} takes samples of shape [{takes}], the data has {list(value.shape[1:])}")
         feed[name] = value
@@ -339,7 +382,8 @@ def _rows(arrays):
 
 
 def peak_rss():
-    """Peak resident bytes of this process. VmHWM first: on Linux `ru_maxrss` can carry over what the parent had before exec."""
+    """Peak resident bytes of this process. VmHWM first: on Linux `ru_maxrss` can carry over what the parent had before
+    exec."""
     with contextlib.suppress(OSError), open("/proc/self/status") as status:
         for line in status:
             if line.startswith("VmHWM:"):
@@ -351,9 +395,12 @@ def peak_rss():
 
 
 def condition():
-    """Clocks (MHz), temperature (degrees C), governor, throttling, load and stolen time as far as they can be read; None where they can't."""
+    """Clocks (MHz), temperature (degrees C), governor, throttling, load and stolen time as far as they can be read;
+    None where they can't."""
     facts = _module(Path(__file__).resolve().parent / "facts.py")
-    clocks = [float(line.split(":")[1]) for line in facts.read("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
+    clocks = [
+        float(line.split(":")[1]) for line in facts.read("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")
+    ]
     clocks = clocks or facts.clocks("/", "scaling_cur_freq")
     first = facts.read("/proc/stat").split("\n", 1)[0].split()
     return {
@@ -384,7 +431,8 @@ def _module(path):
 
 
 def _die_with_parent():
-    """A killed parent must not leave a process behind that takes the time of the next run (Linux; elsewhere nothing)."""
+    """A killed parent must not leave a process behind that takes the time of the next run (Linux; elsewhere
+    nothing)."""
     try:
         import ctypes
 

@@ -1,7 +1,8 @@
-"""Stages: `Name(settings)` is a frozen dataclass, called `stage(source, run, *, teacher=(), data=None) -> Made`; files go to `run.folder`.
+"""Stages: `Name(settings)` is a frozen dataclass, called `stage(source, run, *, teacher=(), data=None) -> Made`; files
+go to `run.folder`.
 
-`reads`: the splits whose samples decide the product (they are part of its key), a property where the settings decide which.
-`check(model, example, forward) -> [Problem]`, where a stage has it, is asked before any training: the student's model with fresh weights, two rows
-of inputs, and the task's `forward` (None: the model is called). No stage knows a target; what a target wants arrives as plain fields. The folder is
-the list.
+`reads`: the splits whose samples decide the product (they are part of its key), a property where the settings decide
+which. `check(model, example, forward) -> [Problem]`, where a stage has it, is asked before any training: the student's
+model with fresh weights, two rows of inputs, and the task's `forward` (None: the model is called). No stage knows a
+target; what a target wants arrives as plain fields. The folder is the list.
 """

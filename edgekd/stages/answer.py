@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from edgekd.errors import RunFailed
+from edgekd.models.precision import Precision
 from edgekd.records import Artifact, Made, Run
-from edgekd.train import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """logits.npy float32 [views, rows, C], in the order of the split, `batch` rows at a time. `shows` "top": of a grey box the `top` greatest
-    log-probabilities (values.npy [views, rows, top], classes.npy); "label": of a black box its answer alone (labels.npy [views, rows]). Splits
-    other than train are seen as they are."""
+    """logits.npy float32 [views, rows, C], in the order of the split, `batch` rows at a time. `shows` "top": of a grey
+    box the `top` greatest log-probabilities (values.npy [views, rows, top], classes.npy); "label": of a black box its
+    answer alone (labels.npy [views, rows]). Splits other than train are seen as they are."""
 
     split: Literal["train", "validation"] = "train"
 
@@ -33,29 +33,37 @@ class Answer:
     def reads(self) -> tuple[str, ...]:
         return (self.split,)
 
-    def __call__(self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
+    def __call__(
+        self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None
+    ) -> Made:
         import numpy as np
 
-        from edgekd import models
-        from edgekd.sources.columns import take
-        from edgekd.sources.epochs import see
+        from edgekd.data.columns import take
+        from edgekd.data.epochs import see
+        from edgekd.models import saved
         from edgekd.teachers.live import live
-        from edgekd.train import seeded
+        from edgekd.training.loop import seeded
 
         (model,), columns = teacher, run.data(self.split)
-        teach, rooms, outputs = live(models.load(model, run.task), run.task, self.precision), {}, []
+        teach, rooms, outputs = live(saved.load(model, run.task), run.task, self.precision), {}, []
         with seeded(run.seed, run.threads):
             for view in range(self.views):
                 for start in range(0, len(columns), self.batch):
                     index = np.arange(start, min(start + self.batch, len(columns)), dtype=np.int64)
                     batch = take(columns, index, view)
-                    rows = teach(see(batch, run.task, self.augment_seed) if self.split == "train" else batch).output.float()
+                    rows = teach(
+                        see(batch, run.task, self.augment_seed) if self.split == "train" else batch
+                    ).output.float()
                     if not np.isfinite(rows.numpy()).all():
-                        raise RunFailed(f"the teacher's output is not finite for samples {start} to {start + len(index) - 1} of view {view}")
+                        raise RunFailed(
+                            f"the teacher's output is not finite for samples {start} to {start + len(index) - 1} of view {view}"
+                        )
                     outputs = list(rows.shape[1:])
                     for name, array in self.shown(rows).items():
                         if name not in rooms:
-                            rooms[name] = _room(run.folder / f"{name}.npy", (self.views, len(columns), *array.shape[1:]), array.dtype)
+                            rooms[name] = _room(
+                                run.folder / f"{name}.npy", (self.views, len(columns), *array.shape[1:]), array.dtype
+                            )
                         rooms[name][view, index] = array
                 run.progress(view + 1, self.views, f"view {view + 1}/{self.views}")
         for room in rooms.values():

@@ -15,13 +15,16 @@ KD = ({"use": "cross_entropy", "weight": 0.1}, {"use": "kl", "weight": 0.9, "tem
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Train):
-    """`Train` with teachers. `cache` False runs a teacher live on every batch instead of once per view (one that a term looks inside always
-    is). `peers`: how many students learn together, each from its own start and from the others; the first is kept."""
+    """`Train` with teachers. `cache` False runs a teacher live on every batch instead of once per view (one that a term
+    looks inside always is). `peers`: how many students learn together, each from its own start and from the others; the
+    first is kept."""
 
     losses: tuple[dict[str, Any], ...] = KD
     cache: bool = True
     peers: Annotated[int, Ge(1), Le(8)] = 1
     reads: ClassVar = ("train",)
 
-    def __call__(self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
+    def __call__(
+        self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None
+    ) -> Made:
         return learned(self, source, run, teacher, self.peers)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, Le
 
-from edgekd import environment, models
+from edgekd import environment
 from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ ROWS = 32  # samples that a difference is looked for with
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """model.onnx of a `torch` (float), `quantized` (int8) or `weight_only` (int4, int8 weights) artifact, compared with it over the test split.
-    The product's facts say how equal."""
+    """model.onnx of a `torch` (float), `quantized` (int8) or `weight_only` (int4, int8 weights) artifact, compared with
+    it over the test split. The product's facts say how equal."""
 
     format: Literal["onnx"] = "onnx"
     opset: Annotated[int, Ge(18), Le(24)] = 20
@@ -35,11 +36,14 @@ class Export:
         import onnx as library
 
         from edgekd import quantization
+        from edgekd.data.columns import batches
         from edgekd.formats import _nbits, onnx
-        from edgekd.quantization import blocks, check, check_blocks, saturation
-        from edgekd.quantization.capture import capture
-        from edgekd.quantization.exact import Settled
-        from edgekd.sources.columns import batches
+        from edgekd.quantization.qdq import saturation
+        from edgekd.quantization.torch_graph import check
+        from edgekd.quantization.torch_graph.capture import capture
+        from edgekd.quantization.torch_graph.exact import Settled
+        from edgekd.quantization.weight_blocks import blocks
+        from edgekd.quantization.weight_blocks import check as check_blocks
 
         task, columns, path = run.task, run.data("test"), run.folder / "model.onnx"
         example = quantization.example_of(columns)
@@ -50,7 +54,7 @@ class Export:
             (graph, table), grid = blocks.load(source, task, example), None
             module = blocks.apply(graph, table)
         else:
-            module, table = models.load(source, task), {}
+            module, table = saved.load(source, task), {}
             graph, grid = capture(module, example, task.forward), None
         if len(_outputs(graph, grid)) != len(task.outputs):
             message = f"the model has {len(_outputs(graph, grid))} outputs, the task names {len(task.outputs)}: {', '.join(task.outputs)}"
@@ -74,13 +78,22 @@ class Export:
         run.progress(2, 3, "compare")
         rows = [b.inputs for b in batches(columns, 256)]
         with environment.threads(run.threads):
-            ours = _joined([_answer(Settled(module), b) if grid else _answer(module, b, None if table else task.forward or _plainly) for b in rows])
+            ours = _joined(
+                [
+                    _answer(Settled(module), b)
+                    if grid
+                    else _answer(module, b, None if table else task.forward or _plainly)
+                    for b in rows
+                ]
+            )
             fake = _joined([_answer(module, b) for b in rows]) if grid else []
         theirs = _file(path, columns.inputs, names, task.outputs)
         facts: dict[str, Any] = {"opset": self.opset, "bytes": path.stat().st_size}
         if grid is None:
             few = quantization.example_of(columns, ROWS)
-            where = lambda: check_blocks.first_difference(module, table, path, few, _some(columns, names)) if table else ""
+            where = lambda: (
+                check_blocks.first_difference(module, table, path, few, _some(columns, names)) if table else ""
+            )
             return Made("onnx", {**facts, "float": _near(ours, theirs, where)})
         few, feed = quantization.example_of(columns, ROWS), _some(columns, names)
         found, plain = [], []
@@ -96,7 +109,13 @@ class Export:
         facts["saturation"] = [asdict(layer) for layer in layers if layer.can_saturate]
         if grid.scheme.pairs16 and facts["saturation"]:
             names = ", ".join(layer["name"] for layer in facts["saturation"])
-            raise RunFailed(Problem("", f"products of neighbours leave 16 bits in {names}", "please report this: the lattice was to prevent it"))
+            raise RunFailed(
+                Problem(
+                    "",
+                    f"products of neighbours leave 16 bits in {names}",
+                    "please report this: the lattice was to prevent it",
+                )
+            )
         return Made("onnx", {**facts, "float_kernels": onnx.float_kernels(path)})
 
 
@@ -108,7 +127,7 @@ def _answer(module: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], 
     """Outputs of a captured graph, or of a task's model by `forward`."""
     import torch
 
-    from edgekd.quantization.calibrate import call
+    from edgekd.quantization.torch_graph.calibrate import call
 
     with torch.no_grad():
         outputs = (forward or call)(module, inputs)
@@ -131,19 +150,27 @@ def _file(path: Any, inputs: Any, names: tuple[str, ...], outputs: tuple[str, ..
 
 def _some(columns: Any, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     index = np.arange(ROWS) % len(columns)
-    return {n: a[index] for n, a in (columns.inputs if isinstance(columns.inputs, Mapping) else {names[0]: columns.inputs}).items()}
+    return {
+        n: a[index]
+        for n, a in (columns.inputs if isinstance(columns.inputs, Mapping) else {names[0]: columns.inputs}).items()
+    }
 
 
 def _outputs(graph: Any, grid: Grid | None) -> list[str]:
     """The sites of the graph's outputs (a moved value lies on its source's)."""
-    from edgekd.quantization.sites import place
+    from edgekd.quantization.torch_graph.sites import place
 
     tied = place(graph, grid.scheme.float_layers if grid is not None else ()).tied
     return [tied.get(n.name, n.name) for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
 
 
 def _near(ours: list[np.ndarray], theirs: list[np.ndarray], where: Callable[[], str]) -> dict[str, float]:
-    worst = max(float(np.abs(a - b).max(initial=0) / max(float(np.abs(a).max(initial=0)), 1e-6)) for a, b in zip(ours, theirs, strict=True))
+    worst = max(
+        float(np.abs(a - b).max(initial=0) / max(float(np.abs(a).max(initial=0)), 1e-6))
+        for a, b in zip(ours, theirs, strict=True)
+    )
     if not worst <= TOLERANCE:
-        raise RunFailed(f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most {TOLERANCE:g}){where()}")
+        raise RunFailed(
+            f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most {TOLERANCE:g}){where()}"
+        )
     return {"relative_difference": worst}

@@ -1,4 +1,5 @@
-"""Brings a model's weights from a file: a safetensors file, or a state dict that torch reads without unpickling objects."""
+"""Brings a model's weights from a file: a safetensors file, or a state dict that torch reads without unpickling
+objects."""
 
 from __future__ import annotations
 
@@ -6,20 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from edgekd import models
+from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """`weights`: the file; its `sha256` is filled in by the plan, and is what the key knows (the path is not part of it)."""
+    """`weights`: the file; its `sha256` is filled in by the plan, and is what the key knows (the path is not part of
+    it)."""
 
     model: str
     weights: str
     sha256: str = ""
     reads: ClassVar = ()
 
-    def __call__(self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
-        module = models.bring(Path(self.weights), models.create(run.task, self.model, run.seed))
-        models.save(run.folder, module, model=self.model, seed=run.seed)
+    def __call__(
+        self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None
+    ) -> Made:
+        module = saved.bring(Path(self.weights), saved.create(run.task, self.model, run.seed))
+        saved.save(run.folder, module, model=self.model, seed=run.seed)
         return Made("torch", {"parameters": sum(p.numel() for p in module.parameters())})

@@ -12,11 +12,13 @@ from annotated_types import Ge
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from edgekd import components, models
+from edgekd import components
 from edgekd.errors import Problem, UsageError
+from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
 from edgekd.stages.distill import KD
-from edgekd.train import Training, learn, seeded
+from edgekd.training.loop import learn, seeded
+from edgekd.training.settings import Training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +26,13 @@ if TYPE_CHECKING:
 
 def _share(value: Any) -> Any:
     """A share of the MACs as a recipe says it: 0.7, or "max 0.7"."""
-    text = value.removeprefix("max ") if isinstance(value, str) and value.startswith("max ") else None if isinstance(value, str | bool) else value
+    text = (
+        value.removeprefix("max ")
+        if isinstance(value, str) and value.startswith("max ")
+        else None
+        if isinstance(value, str | bool)
+        else value
+    )
     try:
         if 0 < float(text) <= 1:
             return value
@@ -35,10 +43,10 @@ def _share(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Training):
-    """`macs`: the share of the source's MACs to keep, or "max 0.7": the nearest that can be reached below it; at 1 none is pruned, and the model is
-    trained on like the others. Widths become multiples of `multiple_of` (the target's where a recipe doesn't say it); a layer that is no wider
-    keeps its width. `criterion`: which channels go first.
-    `keep`: layers, or modules that hold them, that are left as they are. The other settings are of the recovery."""
+    """`macs`: the share of the source's MACs to keep, or "max 0.7": the nearest that can be reached below it; at 1 none
+    is pruned, and the model is trained on like the others. Widths become multiples of `multiple_of` (the target's where
+    a recipe doesn't say it); a layer that is no wider keeps its width. `criterion`: which channels go first. `keep`:
+    layers, or modules that hold them, that are left as they are. The other settings are of the recovery."""
 
     macs: Annotated[float | str, BeforeValidator(_share)] = 0.5
     multiple_of: Annotated[int, Ge(1)] = 8
@@ -58,32 +66,57 @@ class Prune(Training):
         from edgekd import pruning
 
         names = [name for name, _ in model.named_modules() if name]
-        found = [Problem("keep", f"the model has no layer `{name}`", _near(name, names)) for name in self.keep if name not in names]
+        found = [
+            Problem("keep", f"the model has no layer `{name}`", _near(name, names))
+            for name in self.keep
+            if name not in names
+        ]
         try:
             components.find("criteria", self.criterion)
         except UsageError as error:
             found += [dataclasses.replace(problem, place="criterion") for problem in error.problems]
         share, at_most = self.asked
-        return found + pruning.problems(model, example, share, self.multiple_of, at_most=at_most, forward=forward, protect=self.keep)
+        return found + pruning.problems(
+            model, example, share, self.multiple_of, at_most=at_most, forward=forward, protect=self.keep
+        )
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         import numpy as np
 
         from edgekd import pruning
-        from edgekd.sources.columns import take
+        from edgekd.data.columns import take
 
-        columns, record = run.data("train"), models.record_of(source)
-        module, example = models.load(source, run.task), take(columns, np.arange(2, dtype=np.int64) % len(columns)).inputs
+        columns, record = run.data("train"), saved.record_of(source)
+        module, example = (
+            saved.load(source, run.task),
+            take(columns, np.arange(2, dtype=np.int64) % len(columns)).inputs,
+        )
         with seeded(run.seed, run.threads):
             share, at_most = self.asked
-            plan = pruning.plan(module, example, share, self.multiple_of, at_most=at_most, forward=run.task.forward, protect=self.keep)
+            plan = pruning.plan(
+                module, example, share, self.multiple_of, at_most=at_most, forward=run.task.forward, protect=self.keep
+            )
             history = pruning.prune(module, plan, components.find("criteria", self.criterion))
         macs, parameters = pruning.macs_and_parameters(module, example, run.task.forward)
-        facts: dict[str, Any] = {"macs": macs, "parameters": parameters, "asked": self.macs, "reached": round(plan.reached, 6)}
-        facts |= {"widths": {name: list(pair) for name, pair in plan.widths.items()}, "refused": [str(r) for r in plan.refused]}
+        facts: dict[str, Any] = {
+            "macs": macs,
+            "parameters": parameters,
+            "asked": self.macs,
+            "reached": round(plan.reached, 6),
+        }
+        facts |= {
+            "widths": {name: list(pair) for name, pair in plan.widths.items()},
+            "refused": [str(r) for r in plan.refused],
+        }
         run.log(event="pruned", **facts)
         facts |= learn(module, run, self, teacher=teacher)  # at macs = 1 too: points of a sweep have equal budgets
-        models.save(run.folder, module, model=record["model"], pruning=[*(record["pruning"] or []), *history], seed=record["seed"])
+        saved.save(
+            run.folder,
+            module,
+            model=record["model"],
+            pruning=[*(record["pruning"] or []), *history],
+            seed=record["seed"],
+        )
         return Made("torch", facts)
 
 

@@ -1,4 +1,5 @@
-"""Quantizes a trained student to int8: from calibration alone (`ptq`), or fine-tuned with its roundings in place (`qat`)."""
+"""Quantizes a trained student to int8: from calibration alone (`ptq`), or fine-tuned with its roundings in place
+(`qat`)."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from edgekd import models
 from edgekd.errors import Problem, UsageError
+from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run, Scheme
 from edgekd.stages.distill import KD
-from edgekd.train import Training, learn
+from edgekd.training.loop import learn
+from edgekd.training.settings import Training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,14 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize(Training):
-    """`ranges`: what the lattices start from, on `samples` of the train split. `observer`: in training, ranges follow a moving average
-    (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`). `pairs16` scales weights so that
-    no products saturate where kernels add two in 16 bits (x86 with AVX2, without VNNI), so that a file answers the same everywhere; false is
-    refused where a target of the recipe is of that kind. `layer_bits` {layer: bits of its weight}; `per_channel`: a scale per output channel of a
-    weight, else one in all. `weight_bits` and `per_channel` are the target's where a recipe doesn't say them, and refused where its kernels don't
-    take them. `float_layers` keep float weights; values that no integer layer makes or reads stay in float with them. Layers are those of the
-    captured graph (`sites.layers`). `before`: what makes weights and values easier to hold before ranges are looked for; `after`: what makes up
-    for the rounding once they are fixed, with `ptq`; both in the order given."""
+    """`ranges`: what the lattices start from, on `samples` of the train split. `observer`: in training, ranges follow a
+    moving average (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`).
+    `pairs16` scales weights so that no products saturate where kernels add two in 16 bits (x86 with AVX2, without
+    VNNI), so that a file answers the same everywhere; false is refused where a target of the recipe is of that kind.
+    `layer_bits` {layer: bits of its weight}; `per_channel`: a scale per output channel of a weight, else one in all.
+    `weight_bits` and `per_channel` are the target's where a recipe doesn't say them, and refused where its kernels
+    don't take them. `float_layers` keep float weights; values that no integer layer makes or reads stay in float with
+    them. Layers are those of the captured graph (`sites.layers`). `before`: what makes weights and values easier to
+    hold before ranges are looked for; `after`: what makes up for the rounding once they are fixed, with `ptq`; both in
+    the order given."""
 
     mode: Literal["qat", "ptq"] = "qat"
     ranges: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
@@ -55,32 +59,51 @@ class Quantize(Training):
         """What of the settings doesn't go together. Asked before any training."""
         found = []
         if self.mode == "qat" and self.after:
-            found.append(Problem("after", "is for calibration alone: training makes up for the rounding by itself", 'mode = "ptq", or leave it out'))
+            found.append(
+                Problem(
+                    "after",
+                    "is for calibration alone: training makes up for the rounding by itself",
+                    'mode = "ptq", or leave it out',
+                )
+            )
         if "adaround" in self.after[1:] and "bias_correction" in self.after[: self.after.index("adaround")]:
-            found.append(Problem("after", "biases would be corrected for a rounding that then changes", 'after = ["adaround", "bias_correction"]'))
+            found.append(
+                Problem(
+                    "after",
+                    "biases would be corrected for a rounding that then changes",
+                    'after = ["adaround", "bias_correction"]',
+                )
+            )
         if self.float_layers or self.layer_bits:
-            from edgekd.quantization.capture import capture
-            from edgekd.quantization.sites import layers
+            from edgekd.quantization.torch_graph.capture import capture
+            from edgekd.quantization.torch_graph.sites import layers
 
             found += _named(layers(capture(model, example, forward)), self.float_layers, self.layer_bits)
         return found
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         from edgekd import quantization
-        from edgekd.quantization import fake, grid
-        from edgekd.quantization.calibrate import calibrate, call
-        from edgekd.quantization.capture import capture
-        from edgekd.quantization.sites import layers
-        from edgekd.train import seeded
+        from edgekd.quantization import grid
+        from edgekd.quantization.torch_graph import fake
+        from edgekd.quantization.torch_graph.calibrate import calibrate, call
+        from edgekd.quantization.torch_graph.capture import capture
+        from edgekd.quantization.torch_graph.sites import layers
+        from edgekd.training.loop import seeded
 
         samples = lambda: calibration(columns, min(self.samples, len(columns)))
-        columns, record = run.data("train"), models.record_of(source)
-        graph = capture(models.load(source, run.task), quantization.example_of(columns), run.task.forward)
+        columns, record = run.data("train"), saved.record_of(source)
+        graph = capture(saved.load(source, run.task), quantization.example_of(columns), run.task.forward)
         if problems := _named(layers(graph), self.float_layers, self.layer_bits):
             raise UsageError(*problems)
-        given = {name: getattr(self, name) for name in ("weight_bits", "per_channel", "pairs16", "float_layers", "layer_bits")}
+        given = {
+            name: getattr(self, name)
+            for name in ("weight_bits", "per_channel", "pairs16", "float_layers", "layer_bits")
+        }
         scheme = Scheme(**given)
-        facts: dict[str, Any] = {"samples": min(self.samples, len(columns)), "parameters": sum(p.numel() for p in graph.parameters())}
+        facts: dict[str, Any] = {
+            "samples": min(self.samples, len(columns)),
+            "parameters": sum(p.numel() for p in graph.parameters()),
+        }
         with seeded(run.seed, run.threads):
             facts |= {name: _eased(name, graph, samples()) for name in self.before}
             module = fake.insert(graph, scheme, learned=self.mode == "qat" and self.observer == "learned")
@@ -88,19 +111,26 @@ class Quantize(Training):
         if self.mode == "qat":
             fake.set_mode(module, "train")
             still = self.epochs - max(1, round(self.frozen * self.epochs))
-            facts |= learn(module, run, self, teacher=teacher, forward=call, on_epoch=lambda epoch: fake.freeze(module) if epoch >= still else None)
+            facts |= learn(
+                module,
+                run,
+                self,
+                teacher=teacher,
+                forward=call,
+                on_epoch=lambda epoch: fake.freeze(module) if epoch >= still else None,
+            )
         found = fake.settle(module.eval())
         with seeded(run.seed, run.threads):
             facts |= {name: _made_up(name, module, graph, samples(), run.seed) for name in self.after}
         graph.load_state_dict({name: t for name, t in module.state_dict().items() if name in graph.state_dict()})
-        models.save(run.folder, graph, model=record["model"], pruning=record["pruning"], seed=record["seed"])
+        saved.save(run.folder, graph, model=record["model"], pruning=record["pruning"], seed=record["seed"])
         grid.write(found, run.folder / "grid.json")
         return Made("quantized", facts)
 
 
 def _named(known: Mapping[str, str], float_layers: Sequence[str], layer_bits: Mapping[str, int]) -> list[Problem]:
-    """What is wrong with the layers that are named; `known`: {layer: attribute of its weight}. Layers that share a weight go together: it is
-    stored once, and a file where only one of them reads it as integers computes both so."""
+    """What is wrong with the layers that are named; `known`: {layer: attribute of its weight}. Layers that share a
+    weight go together: it is stored once, and a file where only one of them reads it as integers computes both so."""
     found = []
     for place, names in (("float_layers", float_layers), ("layer_bits", tuple(layer_bits))):
         for name in names:
@@ -112,23 +142,30 @@ def _named(known: Mapping[str, str], float_layers: Sequence[str], layer_bits: Ma
             for other in [o for o in known if name in known and known[o] == known[name] and o != name]:
                 if other not in names or (given is not None and layer_bits[other] != given):
                     found.append(Problem(place, f"`{name}` shares its weight with `{other}`", "name both, alike"))
-    found += [Problem("layer_bits", f"`{name}` is left in float", "name it once") for name in layer_bits if name in float_layers]
+    found += [
+        Problem("layer_bits", f"`{name}` is left in float", "name it once")
+        for name in layer_bits
+        if name in float_layers
+    ]
     return found
 
 
 def _eased(name: str, graph: fx.GraphModule, batches: Any) -> list[list[Any]]:
     """Makes a captured graph easier to hold, in place; returns the layers that it touched."""
-    from edgekd.quantization.equalize import equalize
-    from edgekd.quantization.smooth import smooth
+    from edgekd.quantization.torch_graph.equalize import equalize
+    from edgekd.quantization.torch_graph.smooth import smooth
 
-    touched = equalize(graph) if name == "equalize" else [(norm, *layers) for norm, layers in smooth(graph, batches).items()]
+    touched = (
+        equalize(graph) if name == "equalize" else [(norm, *layers) for norm, layers in smooth(graph, batches).items()]
+    )
     return [list(names) for names in touched]
 
 
 def _made_up(name: str, module: fx.GraphModule, graph: fx.GraphModule, batches: Any, seed: int) -> dict[str, Any]:
-    """Makes up for the rounding of a settled `module`, in place and on the same lattices; returns what came of each layer."""
-    from edgekd.quantization.adaround import adaround
-    from edgekd.quantization.correction import correct
+    """Makes up for the rounding of a settled `module`, in place and on the same lattices; returns what came of each
+    layer."""
+    from edgekd.quantization.torch_graph.adaround import adaround
+    from edgekd.quantization.torch_graph.correction import correct
 
     if name == "bias_correction":
         return correct(module, graph, batches)
@@ -137,8 +174,8 @@ def _made_up(name: str, module: fx.GraphModule, graph: fx.GraphModule, batches: 
 
 def calibration(columns: Any, samples: int):
     """Inputs of the first `samples` in a fixed shuffled order, 64 at a time."""
-    from edgekd.sources.columns import take
-    from edgekd.sources.epochs import order
+    from edgekd.data.columns import take
+    from edgekd.data.epochs import order
 
     rows = order(0, 0, len(columns))[:samples]
     for start in range(0, samples, 64):

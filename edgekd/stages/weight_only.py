@@ -1,5 +1,6 @@
-"""Rounds the weights of a student's linear layers to 4 or 8 bits in blocks, what they read stays in float: for transformers, whose values hold
-outliers that an 8-bit lattice pays for, and whose bytes are weights of linear layers."""
+"""Rounds the weights of a student's linear layers to 4 or 8 bits in blocks, what they read stays in float: for
+transformers, whose values hold outliers that an 8-bit lattice pays for, and whose bytes are weights of linear
+layers."""
 
 from __future__ import annotations
 
@@ -11,26 +12,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, MinLen
 
-from edgekd import models
 from edgekd.errors import EnvironmentUnfit, Problem, UsageError
+from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
 from edgekd.stages.quantize import calibration
 
 if TYPE_CHECKING:
     from torch import fx, nn
 
-    from edgekd.quantization.blocks import Blocks
+    from edgekd.quantization.weight_blocks.blocks import Blocks
 
 Bits = Literal[4, 8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOnly:
-    """`method`: round to nearest (`rtn`), activation-aware scales (`awq`), rounding that makes up for its errors (`gptq`), or `auto`: round to
-    nearest with the first of `bits` that loses at most `tolerable_loss` points of the task's first metric on validation, the best where none
-    does. `bits`: 4 by default, 4 and then 8 for `auto`. `group_size`: weights of one output that share a scale. `samples` of the train split
-    show `awq` and `gptq` what the layers read; layers whose inputs `group_size` does not divide are rounded to nearest by these too, and the
-    fact `nearest` names them. `float_layers` (of the captured graph) keep float weights, and so does a layer that would not
+    """`method`: round to nearest (`rtn`), activation-aware scales (`awq`), rounding that makes up for its errors
+    (`gptq`), or `auto`: round to nearest with the first of `bits` that loses at most `tolerable_loss` points of the
+    task's first metric on validation, the best where none does. `bits`: 4 by default, 4 and then 8 for `auto`.
+    `group_size`: weights of one output that share a scale. `samples` of the train split show `awq` and `gptq` what the
+    layers read; layers whose inputs `group_size` does not divide are rounded to nearest by these too, and the fact
+    `nearest` names them. `float_layers` (of the captured graph) keep float weights, and so does a layer that would not
     get smaller, or whose weight is also an embedding."""
 
     method: Literal["auto", "rtn", "awq", "gptq"] = "auto"
@@ -53,33 +55,47 @@ class WeightOnly:
         return (self.bits,) if isinstance(self.bits, int) else tuple(self.bits)
 
     def check(self, model: nn.Module, example: Any, forward: Any = None) -> list[Problem]:
-        """What of the settings doesn't go together, or not with the model. Asked before any training; raises EnvironmentUnfit for packages
-        that are missing."""
-        from edgekd.quantization.capture import capture
-        from edgekd.quantization.compressor import unfit
+        """What of the settings doesn't go together, or not with the model. Asked before any training; raises
+        EnvironmentUnfit for packages that are missing."""
+        from edgekd.quantization.torch_graph.capture import capture
+        from edgekd.quantization.weight_blocks.neural_compressor import unfit
 
         if missing := unfit(self.method):
             raise EnvironmentUnfit(*missing)
         found = []
         if self.method != "auto" and len(self.tried) > 1:
-            found.append(Problem("bits", f"`{self.method}` takes one number of bits", 'method = "auto", or a list in [sweep]'))
+            found.append(
+                Problem("bits", f"`{self.method}` takes one number of bits", 'method = "auto", or a list in [sweep]')
+            )
         if not self.symmetric and (self.method == "auto" or 8 in self.tried):
             hint = "neural-compressor computes asymmetric 8-bit weights wrong; symmetric = true"
             found.append(Problem("symmetric", "zero points of their own are for 4 bits, and not for `auto`", hint))
         if self.method == "awq" and 8 in self.tried:
-            found.append(Problem("bits", "`awq` searches with 4 bits whatever it is told, so its scales are not right for 8", 'method = "rtn"'))
+            found.append(
+                Problem(
+                    "bits",
+                    "`awq` searches with 4 bits whatever it is told, so its scales are not right for 8",
+                    'method = "rtn"',
+                )
+            )
         return found + self.wrong(capture(model, example, forward))
 
     def wrong(self, graph: fx.GraphModule) -> list[Problem]:
         """What of the settings doesn't fit a captured graph."""
-        from edgekd.quantization.blocks import linears
+        from edgekd.quantization.weight_blocks.blocks import linears
 
         known = linears(graph)
         layers = f"its linear layers are {', '.join(known)}" if known else "`quantize` is for convolutions"
         found = []
         for name in (n for n in self.float_layers if n not in known):
             near = difflib.get_close_matches(name, known, 1)
-            found.append(Problem("float_layers", f"the model's graph has no linear layer `{name}`", f"did you mean `{near[0]}`?" if near else layers))
+            found.append(
+                Problem(
+                    "float_layers",
+                    f"the model's graph has no linear layer `{name}`",
+                    f"did you mean `{near[0]}`?" if near else layers,
+                )
+            )
         chosen = self.chosen(graph)
         if not chosen:
             found.append(Problem("", "the model has no linear layer whose weights would get smaller", layers))
@@ -87,7 +103,7 @@ class WeightOnly:
 
     def chosen(self, graph: fx.GraphModule) -> dict[str, fx.Node]:
         """The layers that get integer weights."""
-        from edgekd.quantization.blocks import linears, stored_bytes
+        from edgekd.quantization.weight_blocks.blocks import linears, stored_bytes
 
         shape = lambda node: getattr(graph, node.args[1].target).shape
         smaller = lambda node: stored_bytes(*shape(node), max(self.tried), self.group_size) < 4 * shape(node).numel()
@@ -95,14 +111,15 @@ class WeightOnly:
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         from edgekd import quantization
-        from edgekd.quantization import blocks, compressor, sites
-        from edgekd.quantization.capture import capture, graph_digest
-        from edgekd.train import seeded
+        from edgekd.quantization.torch_graph import sites
+        from edgekd.quantization.torch_graph.capture import capture, graph_digest
+        from edgekd.quantization.weight_blocks import blocks, neural_compressor
+        from edgekd.training.loop import seeded
 
-        if missing := compressor.unfit(self.method):
+        if missing := neural_compressor.unfit(self.method):
             raise EnvironmentUnfit(*missing)
-        columns, record = run.data("train"), models.record_of(source)
-        graph = capture(models.load(source, run.task), quantization.example_of(columns), run.task.forward)
+        columns, record = run.data("train"), saved.record_of(source)
+        graph = capture(saved.load(source, run.task), quantization.example_of(columns), run.task.forward)
         if problems := self.wrong(graph):
             raise UsageError(*problems)
         layers = {name: _linear(graph, node) for name, node in self.chosen(graph).items()}
@@ -111,7 +128,7 @@ class WeightOnly:
             if self.method == "auto":
                 score = _loss(graph, run)
                 settings = {"group_size": self.group_size, "tolerable_loss": self.tolerable_loss}
-                table, facts["trials"] = compressor.autotune(layers, self.tried, score, **settings)
+                table, facts["trials"] = neural_compressor.autotune(layers, self.tried, score, **settings)
                 lost = next(t["loss"] for t in facts["trials"] if t["bits"] == next(iter(table.values())).bits)
                 facts |= {"loss": lost, "tolerable": lost <= self.tolerable_loss}
             else:
@@ -121,33 +138,40 @@ class WeightOnly:
         if self.method in ("awq", "gptq"):
             facts["nearest"] = [name for name, layer in layers.items() if layer.in_features % self.group_size]
         facts["float_layers"] = [name for name in sites.layers(graph) if name not in table]
-        facts |= {"weight_bytes": sum(blocks.bytes_of(b) for b in table.values()), "float_bytes": sum(4 * b.integers.size for b in table.values())}
+        facts |= {
+            "weight_bytes": sum(blocks.bytes_of(b) for b in table.values()),
+            "float_bytes": sum(4 * b.integers.size for b in table.values()),
+        }
         run.log(event="weight_only", **facts)
-        models.save(run.folder, graph, model=record["model"], pruning=record["pruning"], seed=record["seed"])
+        saved.save(run.folder, graph, model=record["model"], pruning=record["pruning"], seed=record["seed"])
         blocks.write(table, graph_digest(graph), run.folder)
         return Made("weight_only", facts)
 
     def searched(self, graph: fx.GraphModule, layers: Mapping[str, nn.Linear], run: Run) -> dict[str, Blocks]:
         """The table that one method finds. `awq` may move scales into the norms of `graph`, which computes the same."""
-        from edgekd.quantization import awq, blocks, compressor
         from edgekd.quantization.watch import watch
+        from edgekd.quantization.weight_blocks import awq, blocks, neural_compressor
 
         ((bits,), settings) = self.tried, {"group_size": self.group_size, "symmetric": self.symmetric}
         if self.method == "rtn":
-            return compressor.rtn(layers, bits=bits, **settings)
+            return neural_compressor.rtn(layers, bits=bits, **settings)
         nodes = {n.name: n for n in graph.graph.nodes}
         nearest = {name: layer for name, layer in layers.items() if layer.in_features % self.group_size}
-        table = compressor.rtn(nearest, bits=bits, **settings) if nearest else {}
+        table = neural_compressor.rtn(nearest, bits=bits, **settings) if nearest else {}
         columns, groups = run.data("train"), awq.groups(graph, layers.keys() - nearest)
         for number, (value, names) in enumerate(groups.items()):
             run.progress(number, len(groups), ", ".join(names))
-            now = blocks.apply(graph, table) if self.method == "gptq" else graph  # it makes up for the errors of the layers before, too
-            read = [seen[value].contiguous() for seen in watch(now, calibration(columns, min(self.samples, len(columns))), {value})]
+            # it makes up for the errors of the layers before, too
+            now = blocks.apply(graph, table) if self.method == "gptq" else graph
+            read = [
+                seen[value].contiguous()
+                for seen in watch(now, calibration(columns, min(self.samples, len(columns))), {value})
+            ]
             theirs = {name: layers[name] for name in names}
             if self.method == "gptq":
-                table |= compressor.gptq(theirs, read, bits=bits, **settings)
+                table |= neural_compressor.gptq(theirs, read, bits=bits, **settings)
             else:
-                found, gain = compressor.awq(theirs, read, bits=bits, **settings)
+                found, gain = neural_compressor.awq(theirs, read, bits=bits, **settings)
                 table |= awq.absorbed(graph, nodes[value], found, gain)
         return table
 
@@ -168,12 +192,14 @@ def _loss(graph: fx.GraphModule, run: Run):
     """table -> points of the task's first metric that the model loses with it on validation."""
     import torch
 
-    from edgekd.quantization import blocks
-    from edgekd.quantization.calibrate import call
-    from edgekd.sources.columns import batches
+    from edgekd.data.columns import batches
+    from edgekd.quantization.torch_graph.calibrate import call
+    from edgekd.quantization.weight_blocks import blocks
 
     if not run.task.metrics or run.data("validation").labels is None:
-        raise UsageError(Problem(f"task {run.task.name}", "`auto` needs a metric and labels on validation", 'method = "rtn"'))
+        raise UsageError(
+            Problem(f"task {run.task.name}", "`auto` needs a metric and labels on validation", 'method = "rtn"')
+        )
     metric, columns = run.task.metrics[0], run.data("validation")
 
     def figure(module: nn.Module) -> float:

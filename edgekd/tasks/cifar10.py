@@ -1,4 +1,5 @@
-"""CIFAR-10: which of ten things a photograph of 32 x 32 pixels shows (Krizhevsky 2009), in the format of MLPerf Tiny's image classification."""
+"""CIFAR-10: which of ten things a photograph of 32 x 32 pixels shows (Krizhevsky 2009), in the format of MLPerf Tiny's
+image classification."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from edgekd.augmentation import shifted
 from edgekd.data import Splits, arrays
+from edgekd.data.augmentation import shifted
 from edgekd.data.cifar import cifar10 as read
 from edgekd.errors import Problem, UsageError
 from edgekd.metrics import top1
-from edgekd.networks import plain, residual
+from edgekd.models.networks import plain, residual
 from edgekd.records import Task
 
 VARIABLE = "EDGEKD_CIFAR10"
@@ -33,14 +34,18 @@ def cifar10(
     blocks: Annotated[int, Ge(1), Le(64)] = 1,
     validation: Annotated[int, Gt(0), Le(25000)] = 5000,
 ) -> Task:
-    """Train 50,000 less `validation`, held out by class; test 10,000: [N, 3, 32, 32] float32, centred and scaled by channel.
+    """Train 50,000 less `validation`, held out by class; test 10,000: [N, 3, 32, 32] float32, centred and scaled by
+    channel.
 
-    `path` (default: the environment variable EDGEKD_CIFAR10): see `edgekd.data.cifar`. The student is a residual network of `widths` with
-    `blocks` blocks each (the default has the shape of MLPerf Tiny's ResNet-8), the teacher a plain network of 2 million parameters.
-    Augmented by a shift of up to 4 pixels and a mirror. Raises UsageError where the data can't be read."""
+    `path` (default: the environment variable EDGEKD_CIFAR10): see `edgekd.data.cifar`. The student is a residual
+    network of `widths` with `blocks` blocks each (the default has the shape of MLPerf Tiny's ResNet-8), the teacher a
+    plain network of 2 million parameters. Augmented by a shift of up to 4 pixels and a mirror. Raises UsageError where
+    the data can't be read."""
     where = path or os.environ.get(VARIABLE)
     if not where:
-        raise UsageError(Problem("task cifar10", "has no data", f'task = {{ use = "cifar10", path = "..." }}, or set {VARIABLE}'))
+        raise UsageError(
+            Problem("task cifar10", "has no data", f'task = {{ use = "cifar10", path = "..." }}, or set {VARIABLE}')
+        )
     settings = {"widths": list(widths), "blocks": blocks, "validation": validation}
     return Task(
         name="cifar10",

@@ -8,10 +8,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from edgekd.augmentation import affine
 from edgekd.data import Splits, arrays
+from edgekd.data.augmentation import affine
 from edgekd.metrics import top1
-from edgekd.networks import residual
+from edgekd.models.networks import residual
 from edgekd.records import Task
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def splits() -> Splits:
 
 
 def augment(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Turned by up to 8 degrees, scaled by up to 8 %, shifted by up to 0.6 pixels. Stronger views cost accuracy at 8 x 8 pixels."""
+    """Turned by up to 8 degrees, scaled by up to 8 %, shifted by up to 0.6 pixels. Stronger views cost accuracy at 8 x
+    8 pixels."""
     return affine(images, u, turn=0.14, scale=0.08, shift=0.15, ground=-MEAN / DEVIATION)
 
 

@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
-from edgekd.augmentation import affine
 from edgekd.data import Arrays, Splits
+from edgekd.data.augmentation import affine
 from edgekd.errors import EnvironmentUnfit, Problem, UsageError
 from edgekd.metrics import top1
-from edgekd.networks import residual
+from edgekd.models.networks import residual
 from edgekd.records import Task
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -36,18 +36,26 @@ def image_folder(
     flip: bool = False,
     shareable: bool = False,
 ) -> Task:
-    """The task of telling the folder's classes apart. Images are cut to the middle square, scaled to `size` and centred: [channels, size, size].
+    """The task of telling the folder's classes apart. Images are cut to the middle square, scaled to `size` and
+    centred: [channels, size, size].
 
-    `teacher`, `student`: width of the first layer of a residual network, doubled twice. Without folders `train` and `test`, a file's split
-    hangs on the hash of its name below `path` alone, so adding files moves none: shares `test` and `validation` of all. `flip`: mirror
-    left to right, where that leaves the class. Needs Pillow (`pip install "edgekd[images]"`). Raises UsageError with every file and
-    class that is wrong, EnvironmentUnfit without Pillow."""
+    `teacher`, `student`: width of the first layer of a residual network, doubled twice. Without folders `train` and
+    `test`, a file's split hangs on the hash of its name below `path` alone, so adding files moves none: shares `test`
+    and `validation` of all. `flip`: mirror left to right, where that leaves the class. Needs Pillow (`pip install
+    "edgekd[images]"`). Raises UsageError with every file and class that is wrong, EnvironmentUnfit without Pillow."""
     path = Path(path)
     files, classes, problems = _files(path, validation, test)
     parts, unreadable = _read(path, files, size, channels) if files else ({}, [])
     if problems or unreadable:
         raise UsageError(*problems, *unreadable)
-    settings = {"size": size, "channels": channels, "teacher": teacher, "student": student, "flip": flip, "classes": len(classes)}
+    settings = {
+        "size": size,
+        "channels": channels,
+        "teacher": teacher,
+        "student": student,
+        "flip": flip,
+        "classes": len(classes),
+    }
     network = partial(residual, channels=channels, classes=len(classes), stem_stride=2 if size >= 64 else 1)
     return Task(
         name=path.resolve().name,
@@ -67,45 +75,92 @@ def image_folder(
 
 
 def split_of(name: str, validation: float, test: float) -> str:
-    """The split of a file by the hash of its name: the first `test` of all hashes are test, the next `validation` of them validation."""
+    """The split of a file by the hash of its name: the first `test` of all hashes are test, the next `validation` of
+    them validation."""
     share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
     return "test" if share < test else "validation" if share < test + validation else "train"
 
 
-def _files(path: Path, validation: float, test: float) -> tuple[dict[str, list[tuple[Path, int]]], list[str], list[Problem]]:
+def _files(
+    path: Path, validation: float, test: float
+) -> tuple[dict[str, list[tuple[Path, int]]], list[str], list[Problem]]:
     """{split: [(file, class)]} in the order of names, the names of the classes, and what is wrong with the folder."""
     if not path.is_dir():
-        return {}, [], [Problem(str(path), "there is no such folder", "path/<class>/*.png, or path/{train,validation,test}/<class>/*.png")]
+        return (
+            {},
+            [],
+            [
+                Problem(
+                    str(path),
+                    "there is no such folder",
+                    "path/<class>/*.png, or path/{train,validation,test}/<class>/*.png",
+                )
+            ],
+        )
     problems = []
     if test + validation >= 1:
-        problems.append(Problem(str(path), f"test {test} and validation {validation} leave nothing to train on", "make them smaller"))
+        problems.append(
+            Problem(
+                str(path), f"test {test} and validation {validation} leave nothing to train on", "make them smaller"
+            )
+        )
     roots = {child: FOLDERS[child.name.lower()] for child in _folders(path) if child.name.lower() in FOLDERS}
     sorted_already = {"train", "test"} <= set(roots.values())
     if sorted_already:
-        problems += [Problem(str(child), "is neither train, validation nor test", "move it away") for child in _folders(path) if child not in roots]
+        problems += [
+            Problem(str(child), "is neither train, validation nor test", "move it away")
+            for child in _folders(path)
+            if child not in roots
+        ]
     roots = roots if sorted_already else {path: ""}
-    classes = sorted({child.name for root, split in roots.items() if split in ("", "train") for child in _folders(root)})
+    classes = sorted(
+        {child.name for root, split in roots.items() if split in ("", "train") for child in _folders(root)}
+    )
     if len(classes) < 2:
         have = f"only {classes[0]!r}" if classes else "no class folders"
-        problems.append(Problem(str(path), f"there are at least two classes to tell apart, but {have}", "one folder per class"))
+        problems.append(
+            Problem(str(path), f"there are at least two classes to tell apart, but {have}", "one folder per class")
+        )
     parts: dict[str, list[tuple[Path, int]]] = {"train": [], "validation": [], "test": []}
     for root, split in roots.items():
         for folder in _folders(root):
             if folder.name not in classes:
-                problems.append(Problem(str(folder), f"the class {folder.name!r} is not in train", "give it training images, or move it away"))
+                problems.append(
+                    Problem(
+                        str(folder),
+                        f"the class {folder.name!r} is not in train",
+                        "give it training images, or move it away",
+                    )
+                )
                 continue
-            images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith("."))
+            images = sorted(
+                f
+                for f in folder.rglob("*")
+                if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith(".")
+            )
             if not images:
-                problems.append(Problem(str(folder), "the class has no images", f"files that end with {', '.join(sorted(SUFFIXES))}"))
+                problems.append(
+                    Problem(
+                        str(folder), "the class has no images", f"files that end with {', '.join(sorted(SUFFIXES))}"
+                    )
+                )
             for image in images:
                 drawn = split or split_of(image.relative_to(path).as_posix(), validation, test)
                 if split == "train" and "validation" not in roots.values():
-                    drawn = "validation" if split_of(image.relative_to(root).as_posix(), validation, 0) == "validation" else "train"
+                    drawn = (
+                        "validation"
+                        if split_of(image.relative_to(root).as_posix(), validation, 0) == "validation"
+                        else "train"
+                    )
                 parts[drawn].append((image, classes.index(folder.name)))
     count = sum(map(len, parts.values()))
     for split, files in parts.items():
         if not files and count and not problems:
-            problems.append(Problem(str(path), f"none of the {count} images falls into {split}", "give more images, or a larger share"))
+            problems.append(
+                Problem(
+                    str(path), f"none of the {count} images falls into {split}", "give more images, or a larger share"
+                )
+            )
     return parts, classes, problems
 
 
@@ -113,11 +168,15 @@ def _folders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _read(path: Path, parts: dict[str, list[tuple[Path, int]]], size: int, channels: int) -> tuple[dict[str, Arrays], list[Problem]]:
+def _read(
+    path: Path, parts: dict[str, list[tuple[Path, int]]], size: int, channels: int
+) -> tuple[dict[str, Arrays], list[Problem]]:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise EnvironmentUnfit(Problem("image_folder", "reading images needs Pillow", 'pip install "edgekd[images]"')) from None
+        raise EnvironmentUnfit(
+            Problem("image_folder", "reading images needs Pillow", 'pip install "edgekd[images]"')
+        ) from None
 
     problems: list[Problem] = []
     read: dict[str, Arrays] = {}
@@ -137,5 +196,8 @@ def _read(path: Path, parts: dict[str, list[tuple[Path, int]]], size: int, chann
         labels = np.array([label for _, label in files], np.int64)
         read[split] = Arrays(pixels, labels, [file.relative_to(path).as_posix() for file, _ in files])
     if len(problems) > SHOWN:
-        problems = [*problems[:SHOWN], Problem("image_folder", f"and {len(problems) - SHOWN} more files that can't be read as images")]
+        problems = [
+            *problems[:SHOWN],
+            Problem("image_folder", f"and {len(problems) - SHOWN} more files that can't be read as images"),
+        ]
     return read, problems

@@ -11,12 +11,12 @@ from zipfile import BadZipFile
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
-from edgekd.augmentation import affine
 from edgekd.data import Splits, arrays
+from edgekd.data.augmentation import affine
 from edgekd.errors import Problem, UsageError
 from edgekd.files import regular
 from edgekd.metrics import top1
-from edgekd.networks import perceptron, residual
+from edgekd.models.networks import perceptron, residual
 from edgekd.records import Task
 
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
@@ -35,20 +35,35 @@ def npz(
 ) -> Task:
     """The task of telling classes apart: x [N, features], images [N, H, W] or [N, C, H, W]; y [N] class numbers from 0.
 
-    Images get residual networks of widths w, 2w, 4w (w = `teacher` 48, `student` 16), vectors perceptrons with two hidden layers
-    (`teacher` 256, `student` 64). Images of type uint8 are scaled and centred; other values are taken as they are: centre and scale them
-    as the device will. `augment` turns, scales and shifts images a little. Raises UsageError with everything that is wrong."""
+    Images get residual networks of widths w, 2w, 4w (w = `teacher` 48, `student` 16), vectors perceptrons with two
+    hidden layers (`teacher` 256, `student` 64). Images of type uint8 are scaled and centred; other values are taken as
+    they are: centre and scale them as the device will. `augment` turns, scales and shifts images a little. Raises
+    UsageError with everything that is wrong."""
     path = Path(path)
     columns = _prepared(path, _columns(path))
     data = _splits(path, columns, validation)
-    form, classes = columns["x_train"].shape[1:], 1 + max(int(y.max()) for name, y in columns.items() if name.startswith("y"))
-    wide = [w if w is not None else (default[len(form) == 1]) for w, default in ((teacher, (48, 256)), (student, (16, 64)))]
+    form, classes = (
+        columns["x_train"].shape[1:],
+        1 + max(int(y.max()) for name, y in columns.items() if name.startswith("y")),
+    )
+    wide = [
+        w if w is not None else (default[len(form) == 1]) for w, default in ((teacher, (48, 256)), (student, (16, 64)))
+    ]
     if len(form) == 1:
         makers = [partial(perceptron, (w, w), features=form[0], classes=classes) for w in wide]
     else:
         stride = 2 if min(form[1:]) >= 64 else 1
-        makers = [partial(residual, (w, 2 * w, 4 * w), channels=form[0], classes=classes, stem_stride=stride) for w in wide]
-    settings = {"form": form, "classes": classes, "teacher": wide[0], "student": wide[1], "augment": augment, "flip": flip}
+        makers = [
+            partial(residual, (w, 2 * w, 4 * w), channels=form[0], classes=classes, stem_stride=stride) for w in wide
+        ]
+    settings = {
+        "form": form,
+        "classes": classes,
+        "teacher": wide[0],
+        "student": wide[1],
+        "augment": augment,
+        "flip": flip,
+    }
     return Task(
         name=path.stem,
         version=f"1 {json.dumps(settings)}",
@@ -56,7 +71,9 @@ def npz(
         data=data,
         metrics=(top1(),),
         classes=classes,
-        augment=partial(affine, turn=0.1, scale=0.1, shift=0.15, flip=flip, ground="edge") if augment and len(form) > 1 else None,
+        augment=partial(affine, turn=0.1, scale=0.1, shift=0.15, flip=flip, ground="edge")
+        if augment and len(form) > 1
+        else None,
         draws=6,
         views=16,
         shareable=shareable,
@@ -70,7 +87,9 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
         with open(regular(path), "rb") as opened:
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UsageError(Problem(str(path), "is one array, not a file of several", "numpy.savez(path, x_train=..., ...)"))
+                raise UsageError(
+                    Problem(str(path), "is one array, not a file of several", "numpy.savez(path, x_train=..., ...)")
+                )
             held = list(file.files)
             for name in held:
                 try:
@@ -78,13 +97,27 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
                     if not isinstance(columns[name], np.ndarray):
                         raise ValueError("it is no array")
                 except ValueError as error:
-                    problems.append(Problem(f"{path}: {name}", f"can't be read: {str(error).splitlines()[0].lower()}", "save arrays of numbers"))
+                    problems.append(
+                        Problem(
+                            f"{path}: {name}",
+                            f"can't be read: {str(error).splitlines()[0].lower()}",
+                            "save arrays of numbers",
+                        )
+                    )
     except FileNotFoundError:
         raise UsageError(Problem(str(path), "there is no such file")) from None
     except (BadZipFile, OSError, ValueError, EOFError) as error:
-        raise UsageError(Problem(str(path), f"is no .npz file that can be read: {error}", "write it with numpy.savez")) from None
-    problems += [Problem(f"{path}: {name}", "is missing", f"the file holds {', '.join(held) or 'nothing'}") for name in NEEDED if name not in held]
-    problems += [Problem(f"{path}: {name}", "unknown name", f"known: {', '.join(NAMES)}") for name in held if name not in NAMES]
+        raise UsageError(
+            Problem(str(path), f"is no .npz file that can be read: {error}", "write it with numpy.savez")
+        ) from None
+    problems += [
+        Problem(f"{path}: {name}", "is missing", f"the file holds {', '.join(held) or 'nothing'}")
+        for name in NEEDED
+        if name not in held
+    ]
+    problems += [
+        Problem(f"{path}: {name}", "unknown name", f"known: {', '.join(NAMES)}") for name in held if name not in NAMES
+    ]
     if problems:
         raise UsageError(*problems)
     return columns
@@ -98,14 +131,26 @@ def _prepared(path: Path, columns: dict[str, np.ndarray]) -> dict[str, np.ndarra
         if name.startswith("y"):
             if values.ndim != 1 or values.dtype.kind not in "iu":
                 text = f"is {values.dtype} of shape {list(values.shape)}, not [N] class numbers"
-                problems.append(Problem(place, text, "y.ravel(), y.argmax(1) or names, y = numpy.unique(y, return_inverse=True)"))
+                problems.append(
+                    Problem(place, text, "y.ravel(), y.argmax(1) or names, y = numpy.unique(y, return_inverse=True)")
+                )
             elif values.size and values.min() < 0:
-                problems.append(Problem(place, f"has {(values < 0).sum()} labels below 0, the first at {(values < 0).argmax()}", "number from 0"))
+                problems.append(
+                    Problem(
+                        place,
+                        f"has {(values < 0).sum()} labels below 0, the first at {(values < 0).argmax()}",
+                        "number from 0",
+                    )
+                )
             continue
         if values.ndim not in (2, 3, 4):
-            problems.append(Problem(place, f"has shape {list(values.shape)}", "[N, features], [N, H, W] or [N, C, H, W]"))
+            problems.append(
+                Problem(place, f"has shape {list(values.shape)}", "[N, features], [N, H, W] or [N, C, H, W]")
+            )
         elif values.ndim == 4 and values.shape[3] in (1, 3, 4) and values.shape[1] > 4:
-            problems.append(Problem(place, f"has shape {list(values.shape)}: channels stand last", "x.transpose(0, 3, 1, 2)"))
+            problems.append(
+                Problem(place, f"has shape {list(values.shape)}: channels stand last", "x.transpose(0, 3, 1, 2)")
+            )
         elif values.ndim == 4 and values.shape[1] > 64:
             problems.append(Problem(place, f"has {values.shape[1]} channels", "[N, C, H, W]"))
         if values.ndim > 2 and values.dtype == np.uint8:

@@ -1,4 +1,5 @@
-"""Spoken words from .wav files or .npz: log-mel spectrograms of one length, told apart by depthwise-separable networks; a speaker held out."""
+"""Spoken words from .wav files or .npz: log-mel spectrograms of one length, told apart by depthwise-separable networks;
+a speaker held out."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
-from edgekd.augmentation import spectral
 from edgekd.data import Arrays, Splits, arrays
+from edgekd.data.augmentation import spectral
 from edgekd.data.logmel import LogMel, frontend_onnx, logmel
 from edgekd.data.speech import Clips, read
 from edgekd.errors import Problem, UsageError
 from edgekd.metrics import top1
-from edgekd.networks import ds_cnn
+from edgekd.models.networks import ds_cnn
 from edgekd.records import Task
 
 VARIABLE = "EDGEKD_SPEECH"
@@ -37,27 +38,42 @@ def speech(
     validation: Annotated[float, Gt(0), Lt(1)] = 0.1,
     shareable: bool = False,
 ) -> Task:
-    """The task of telling spoken words apart: the middle `seconds` of a clip as [1, frames, mels] float32, 32 ms every 20 ms.
+    """The task of telling spoken words apart: the middle `seconds` of a clip as [1, frames, mels] float32, 32 ms every
+    20 ms.
 
-    `path` (default: the environment variable EDGEKD_SPEECH): see `edgekd.data.speech`. With a `speaker`, all of that speaker's clips are test
-    and nobody else's; without, the recordings' own test part is. Of the others the share `validation` is held out by class. Mean and
-    deviation are those of the clips to train on; a clip's tag is its speaker. `teacher` (5 blocks) and `student` (4 blocks): widths of DS-CNN
-    networks; 64 is the paper's small one. Raises UsageError where the data can't be read or the split leaves nothing."""
+    `path` (default: the environment variable EDGEKD_SPEECH): see `edgekd.data.speech`. With a `speaker`, all of that
+    speaker's clips are test and nobody else's; without, the recordings' own test part is. Of the others the share
+    `validation` is held out by class. Mean and deviation are those of the clips to train on; a clip's tag is its
+    speaker. `teacher` (5 blocks) and `student` (4 blocks): widths of DS-CNN networks; 64 is the paper's small one.
+    Raises UsageError where the data can't be read or the split leaves nothing."""
     where = path or os.environ.get(VARIABLE)
     if not where:
-        raise UsageError(Problem("task speech", "has no data", f'task = {{ use = "speech", path = "..." }}, or set {VARIABLE}'))
+        raise UsageError(
+            Problem("task speech", "has no data", f'task = {{ use = "speech", path = "..." }}, or set {VARIABLE}')
+        )
     clips = read(Path(where))
     rows = _split(Path(where), clips, speaker, validation)
     front = frontend(clips, rows["train"], seconds, mels)
     tags = [(s,) if s else () for s in clips.speakers]
     data = Splits(
         {
-            name: Arrays(logmel([clips.audio[i] for i in at], front), clips.labels[at], [clips.ids[i] for i in at], [tags[i] for i in at])
+            name: Arrays(
+                logmel([clips.audio[i] for i in at], front),
+                clips.labels[at],
+                [clips.ids[i] for i in at],
+                [tags[i] for i in at],
+            )
             for name, at in rows.items()
         }
     )
     classes = len(clips.classes)
-    settings = {"speaker": speaker, "classes": classes, "teacher": teacher, "student": student, "validation": validation}
+    settings = {
+        "speaker": speaker,
+        "classes": classes,
+        "teacher": teacher,
+        "student": student,
+        "validation": validation,
+    }
     return Task(
         name="speech",
         version=f"1 {json.dumps(settings | {'frontend': dataclasses.asdict(front)})}",
@@ -86,7 +102,9 @@ def speech(
 def frontend(clips: Clips, train: np.ndarray, seconds: float, mels: int) -> LogMel:
     """The front end at the clips' own rate; its mean and deviation those of the rows `train`, to three digits."""
     window, hop = round(WINDOW * clips.rate), round(HOP * clips.rate)
-    plain = LogMel(clips.rate, max(window, round(seconds * clips.rate)), window, hop, mels, high=min(8000.0, clips.rate / 2))
+    plain = LogMel(
+        clips.rate, max(window, round(seconds * clips.rate)), window, hop, mels, high=min(8000.0, clips.rate / 2)
+    )
     values = logmel([clips.audio[i] for i in train], plain)
     mean, deviation = (round(float(v), 3) for v in (values.mean(dtype=np.float64), values.std(dtype=np.float64)))
     return dataclasses.replace(plain, mean=mean, deviation=max(deviation, 0.001))
@@ -96,17 +114,37 @@ def _split(path: Path, clips: Clips, speaker: str | None, validation: float) -> 
     """{split: rows}, each in the order of the clips. Fixed: it doesn't depend on a run's seed."""
     known = sorted({s for s in clips.speakers if s})
     if speaker is not None and speaker not in known:
-        raise UsageError(Problem(f"{path}: speaker", f"there is no {speaker!r}", f"one of {', '.join(known) or 'nobody: no file tells its speaker'}"))
+        raise UsageError(
+            Problem(
+                f"{path}: speaker",
+                f"there is no {speaker!r}",
+                f"one of {', '.join(known) or 'nobody: no file tells its speaker'}",
+            )
+        )
     if speaker is not None and "" in clips.speakers:
         unknown = clips.ids[clips.speakers.index("")]
-        raise UsageError(Problem(f"{path}: {unknown}", "may be anybody's, so no speaker can be held out", "name all files SPEAKER_more.wav"))
+        raise UsageError(
+            Problem(
+                f"{path}: {unknown}",
+                "may be anybody's, so no speaker can be held out",
+                "name all files SPEAKER_more.wav",
+            )
+        )
     test = clips.test if speaker is None else np.array([s == speaker for s in clips.speakers])
     rest, tested = np.flatnonzero(~test), np.flatnonzero(test)
     if not len(tested) or len(rest) < 2:
         text = f"{len(rest)} clips are left to train on, {len(tested)} to test on"
-        raise UsageError(Problem(str(path), text, f"hold a speaker out, one of {', '.join(known)}" if known else "give more clips"))
+        raise UsageError(
+            Problem(str(path), text, f"hold a speaker out, one of {', '.join(known)}" if known else "give more clips")
+        )
     missing = sorted(set(range(len(clips.classes))) - set(clips.labels[rest].tolist()))
     if missing:
-        raise UsageError(Problem(str(path), f"nobody to train on says {clips.classes[missing[0]]!r}", "leave the class out, or give more clips"))
+        raise UsageError(
+            Problem(
+                str(path),
+                f"nobody to train on says {clips.classes[missing[0]]!r}",
+                "leave the class out, or give more clips",
+            )
+        )
     splits = arrays(rest, clips.labels[rest], tested, clips.labels[tested], validation=validation, seed=0)
     return {name: part.inputs for name, part in splits.parts.items()}

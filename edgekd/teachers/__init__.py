@@ -1,1 +1,2 @@
-"""Teachers: `name(...)` makes a callable `(batch) -> Signals`, without gradient. `live` runs the model, `cached` reads its logits."""
+"""Teachers: `name(...)` makes a callable `(batch) -> Signals`, without gradient. `live` runs the model, `cached` reads
+its logits."""

@@ -9,15 +9,17 @@ from edgekd.records import Artifact, Batch, Signals
 
 
 def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signals]:
-    """Reads an `answer` artifact: logits.npy [views, rows, C], or what a grey or black box shows of them (see that stage). Raises RunFailed if
-    it is of another shape than the data needs."""
+    """Reads an `answer` artifact: logits.npy [views, rows, C], or what a grey or black box shows of them (see that
+    stage). Raises RunFailed if it is of another shape than the data needs."""
     import numpy as np
     import torch
 
     def read(name: str):
         array = np.load(answers.folder / name, mmap_mode="r", allow_pickle=False)
         if array.shape[:2] != (views, rows):
-            raise RunFailed(f"the teacher's cached {name[:-4]} have shape {list(array.shape)}, the data needs [{views}, {rows}, ...]")
+            raise RunFailed(
+                f"the teacher's cached {name[:-4]} have shape {list(array.shape)}, the data needs [{views}, {rows}, ...]"
+            )
         return lambda batch: torch.from_numpy(array[batch.view, batch.index.numpy()])
 
     if (answers.folder / "labels.npy").is_file():
@@ -31,7 +33,8 @@ def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signal
 
 
 def spread(values, classes, count: int):
-    """Log-probabilities [B, C] of the top k ones [B, k] and their classes [B, k]; what is left of the mass is shared evenly by the others."""
+    """Log-probabilities [B, C] of the top k ones [B, k] and their classes [B, k]; what is left of the mass is shared
+    evenly by the others."""
     import torch
 
     left = (1 - values.exp().sum(-1, keepdim=True)).clamp_min(1e-7)

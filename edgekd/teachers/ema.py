@@ -12,7 +12,8 @@ from edgekd.records import Batch, Signals
 
 
 class Ema(nn.Module):
-    """theta_t <- decay theta_t + (1 - decay) theta_s after every step, buffers copied (Tarvainen, Valpola 2017, "Mean teachers").
+    """theta_t <- decay theta_t + (1 - decay) theta_s after every step, buffers copied (Tarvainen, Valpola 2017, "Mean
+    teachers").
 
     `see(module, batch)` runs a module on a batch. Its state is part of the training's checkpoints."""
 

@@ -1,0 +1,331 @@
+"""Whether a task is sound: everything that is wrong with its data, models and metrics, found at once and before any
+training."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from edgekd.data.arrays import PARTS, Arrays
+from edgekd.errors import THEIRS, EdgekdError, Problem
+from edgekd.records import Metric, Task
+
+ROWS = 2  # samples that models, augmentation and metrics are tried on: batch statistics need two
+SAME = 0.5  # a test split of which this share stands in the training data, value for value, was mixed up
+
+
+def check(
+    task: Task, load: Callable[[str], Any] | None = None, *, roles: Sequence[str] = ("teacher", "student")
+) -> list[Problem]:
+    """All that is wrong with `task`; [] if it is sound. Reads the three splits and runs every model once on two
+    samples.
+
+    `load(split)` gives loaded columns (`inputs`, `labels`, `ids`), where the caller has them; default: read from
+    `task.data`. `roles`: the models that are needed; of those, all have to give outputs of one shape. The models'
+    weights are drawn from a seed, and torch's generator is left as it was."""
+    place = f"task {task.name}"
+    problems = list(_record(task, roles, place))
+    splits: dict[str, Any] = {}
+    for name in PARTS:
+        try:
+            split = (load or (lambda name: _read(task, name)))(name)
+        except EdgekdError as error:
+            problems += error.problems
+            continue
+        except THEIRS as error:  # (the task is the user's own code)
+            problems.append(Problem(f"{place}: data({name!r})", f"raises {type(error).__name__}: {error}"))
+            continue
+        found = list(_split(task, split, f"{place}: data({name!r})"))
+        problems += found
+        if _rows(split.inputs):
+            splits[name] = split
+    problems += _together(splits, place)
+    if "validation" in splits:
+        problems += _models(task, roles, splits["validation"], place)
+    return problems
+
+
+def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
+    for role in roles:
+        if role not in task.models:
+            has = ", ".join(task.models) or "none"
+            yield Problem(
+                f"{place}: models",
+                f"has no {role!r} (it has {has})",
+                f'models={{"{role}": a function that makes the module, ...}}',
+            )
+    for name, make in task.models.items():
+        if not _makes(make):
+            given = type(make).__name__
+            yield Problem(
+                f"{place}: models[{name!r}]",
+                f"is a {given}, not a function that makes one",
+                "give `lambda: MyNet()`, not `MyNet()`",
+            )
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(task.name)):
+        yield Problem(f"{place}: name", f"{task.name!r} can't name a folder", "use letters, digits, `.`, `_` and `-`")
+    if not task.metrics:
+        yield Problem(f"{place}: metrics", "is empty", "metrics=(edgekd.top1(),)")
+    names = [m.name for m in task.metrics if isinstance(m, Metric)]
+    for name in (n for n in names if not isinstance(n, str) or not n.strip()):
+        yield Problem(f"{place}: metrics", f"one is named {name!r}", "give it a name, such as top1")
+    for name in sorted({n for n in names if names.count(n) > 1}, key=str):
+        yield Problem(f"{place}: metrics", f"two are named {name!r}", "give each a name of its own")
+    for field, least in (("views", 1), ("draws", 1), ("classes", 2)):
+        value = getattr(task, field)
+        if not (isinstance(value, int) and value >= least) and not (field == "classes" and value is None):
+            yield Problem(f"{place}: {field}", f"is {value!r}", f"a whole number of at least {least}")
+
+
+def _makes(make: Any) -> bool:
+    """A function or a class, not a module that is there already (every stage needs a fresh one)."""
+    return callable(make) and (isinstance(make, type) or not hasattr(make, "state_dict"))
+
+
+def _read(task: Task, name: str) -> Any:
+    samples = task.data(name)
+    if samples is None or not len(samples):
+        return SimpleNamespace(inputs=np.zeros((0,)), labels=None, ids=None)
+    if task.collate is None and isinstance(samples, Arrays):
+        return samples
+    rows = [samples[i] for i in range(len(samples))]
+    if task.collate is not None:
+        inputs, labels = task.collate(rows)
+    else:
+        named = isinstance(rows[0].inputs, Mapping)
+        inputs = (
+            {k: np.stack([r.inputs[k] for r in rows]) for k in rows[0].inputs}
+            if named
+            else np.stack([r.inputs for r in rows])
+        )
+        labels = None if all(r.label is None for r in rows) else np.asarray([r.label for r in rows])
+    inputs = {k: np.asarray(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else np.asarray(inputs)
+    ids = None if all(r.id is None for r in rows) else [r.id for r in rows]
+    return SimpleNamespace(inputs=inputs, labels=None if labels is None else np.asarray(labels), ids=ids)
+
+
+def _rows(inputs: Any) -> int:
+    return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
+
+
+def _named(inputs: Any) -> dict[str, np.ndarray]:
+    return dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+
+
+def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
+    count = _rows(split.inputs)
+    if not count:
+        yield Problem(place, "the split is empty", "return at least one sample for each of train, validation and test")
+        return
+    for name, values in _named(split.inputs).items():
+        bad = ~np.isfinite(values).reshape(count, -1).all(1) if values.dtype.kind == "f" else np.zeros(count, bool)
+        if bad.any():
+            text = f"{bad.sum()} of {count} samples have NaN or infinite inputs{f' in {name!r}' if name else ''}, the first at {bad.argmax()}"
+            yield Problem(place, text, "leave these samples out, or fill in the values")
+    if split.labels is not None and np.asarray(split.labels).dtype.kind not in "biuf":
+        text = f"labels are {np.asarray(split.labels).dtype}, not numbers"
+        yield Problem(place, text, "number the classes 0, 1, ...: names, y = numpy.unique(y, return_inverse=True)")
+        return
+    if task.classes is None:
+        return
+    if split.labels is None:
+        yield Problem(
+            place, "samples have no label", f"give class numbers 0 to {task.classes - 1}, or leave `classes` out"
+        )
+        return
+    labels = np.asarray(split.labels)
+    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and bool((labels == np.round(labels)).all()))
+    if labels.dtype.kind not in "iu":
+        hint = (
+            "labels.astype(int)"
+            if whole
+            else "number the classes 0, 1, ...: names, y = numpy.unique(y, return_inverse=True)"
+        )
+        yield Problem(place, f"labels are {labels.dtype}, not integers", hint)
+    elif labels.shape == (count, 1):
+        yield Problem(place, f"labels have shape {list(labels.shape)}, not one class number per sample", "y.ravel()")
+    else:
+        out = (labels < 0) | (labels >= task.classes)
+        if out.any():
+            first = np.argwhere(out)[0]
+            at = first[0] if labels.ndim == 1 else first.tolist()
+            text = f"{out.sum()} of {out.size} labels are outside 0 to {task.classes - 1}, the first is {labels[tuple(first)]} at {at}"
+            below = "labels are numbered from 0: names, y = numpy.unique(y, return_inverse=True)"
+            yield Problem(
+                place,
+                text,
+                below if labels.min() < 0 else f"set classes={int(labels.max()) + 1}, or number the classes from 0",
+            )
+
+
+def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
+    forms = {
+        name: {k: (v.dtype.name, list(v.shape[1:])) for k, v in _named(s.inputs).items()} for name, s in splits.items()
+    }
+    if len({str(f) for f in forms.values()}) > 1:
+        text = "; ".join(
+            f"{name} " + ", ".join(f"{k or 'input'} {t} {s}" for k, (t, s) in f.items()) for name, f in forms.items()
+        )
+        yield Problem(f"{place}: data", f"the splits' inputs differ: {text}", "give all splits one shape and type")
+    # an id that is a position says nothing
+    ids = {name: {i for p, i in enumerate(s.ids) if i != p} for name, s in splits.items() if s.ids}
+    for one, two in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        both = ids.get(one, set()) & ids.get(two, set())
+        if both:
+            text = f"{len(both)} ids stand in both {one} and {two}, such as {min(both, key=str)!r}"
+            yield Problem(
+                f"{place}: data", text, "make the splits disjoint; ids that mean other samples need other names"
+            )
+    content = {name: _digests(s.inputs) for name, s in splits.items()}
+    for late, early, hint in (
+        ("test", ("train", "validation"), "test on samples that training and choosing don't see"),
+        ("validation", ("train",), "choose on samples that training doesn't see"),
+    ):
+        seen = {d for name in early for d in content.get(name, [])}
+        again = sum(d in seen for d in content.get(late, []))
+        if again and again >= SAME * len(content[late]):
+            text = f"{again} of {len(content[late])} {late} samples stand in {' or '.join(early)}, value for value"
+            yield Problem(f"{place}: data", text, hint)
+
+
+def _digests(inputs: Any) -> list[int]:
+    columns = [np.ascontiguousarray(v) for v in _named(inputs).values()]
+    return [hash(b"".join(c[i].tobytes() for c in columns)) for i in range(len(columns[0]))]
+
+
+def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Problem]:
+    import torch
+
+    rows = np.arange(ROWS) % _rows(split.inputs)
+    tensors = {k: torch.from_numpy(np.ascontiguousarray(v[rows])) for k, v in _named(split.inputs).items()}
+    inputs = tensors if isinstance(split.inputs, Mapping) else tensors[""]
+    problems = list(_augmentation(task, inputs, place))
+    shapes: dict[str, list[int]] = {}
+    output = None
+    for name, make in task.models.items():
+        where = f"{place}: models[{name!r}]"
+        if not _makes(make):
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(0)
+                model = make()
+                if not isinstance(model, torch.nn.Module):
+                    problems.append(Problem(where, f"makes a {type(model).__name__}, not a torch.nn.Module"))
+                    continue
+                answer = (task.forward or (lambda model, inputs: model(inputs)))(model.eval(), inputs)
+        except THEIRS as error:  # (the model is the user's own code)
+            given = ", ".join(f"{k or 'input'} {v.dtype} {list(v.shape)}" for k, v in tensors.items())
+            text = f"raises {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            problems.append(Problem(where, text, f"it was called with {given}, that is {ROWS} samples of validation"))
+            continue
+        if not isinstance(answer, torch.Tensor):
+            text = f"gives a {type(answer).__name__}, not a tensor"
+            problems.append(Problem(where, text, "give the task a `forward(model, inputs)` that returns the logits"))
+            continue
+        shapes[name] = list(answer.shape)
+        problems += _answer(task, answer, where)
+        output = answer.numpy() if name == "student" else output
+    told = [k for k in roles if k in shapes]
+    if len({tuple(shapes[k][1:]) for k in told}) > 1:
+        text = ", ".join(f"{k} gives [B{''.join(f', {n}' for n in shapes[k][1:])}]" for k in told)
+        problems.append(
+            Problem(f"{place}: models", text, "give both the same outputs: the student learns to answer as its teacher")
+        )
+    if output is not None and split.labels is not None:
+        for metric in task.metrics:
+            problems += _metric(
+                metric, output, np.asarray(split.labels)[rows], f"{place}: metrics[{getattr(metric, 'name', metric)!r}]"
+            )
+    return problems
+
+
+def _answer(task: Task, answer: Any, where: str) -> Iterator[Problem]:
+    if not answer.ndim or answer.shape[0] != ROWS:
+        yield Problem(
+            where,
+            f"gives shape {list(answer.shape)} for {ROWS} samples",
+            "the first axis of the outputs counts the samples",
+        )
+    elif (
+        task.classes is not None
+        and answer.ndim == 2
+        and answer.shape[1] not in (task.classes, 1 if task.classes == 2 else task.classes)
+    ):
+        yield Problem(
+            where,
+            f"gives [B, {answer.shape[1]}] for {task.classes} classes",
+            f"make its last layer give {task.classes}",
+        )
+    if answer.dtype.is_floating_point and not bool(answer.isfinite().all()):
+        yield Problem(
+            where, "gives NaN or infinite outputs before any training", "look for divisions and logarithms of 0"
+        )
+
+
+def _augmentation(task: Task, inputs: Any, place: str) -> Iterator[Problem]:
+    if task.augment is None:
+        return
+    import torch
+
+    where, several = f"{place}: augment", isinstance(inputs, Mapping)
+    u = (torch.arange(ROWS * max(1, task.draws), dtype=torch.float32).reshape(ROWS, -1) * 0.37 + 0.05) % 1
+    values = {k: v.clone() for k, v in inputs.items()} if several else {"": inputs.clone()}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            one = task.augment(inputs, u)
+            torch.manual_seed(1)
+            two = task.augment(inputs, u)
+    except THEIRS as error:  # (the augmentation is the user's own code)
+        yield Problem(
+            where,
+            f"raises {type(error).__name__}: {error}",
+            f"it was called with {ROWS} samples and u of shape [{ROWS}, {task.draws}]",
+        )
+        return
+    one, two, kept = (dict(x) if isinstance(x, Mapping) else {"": x} for x in (one, two, inputs))
+    if any(not torch.equal(values[k], kept[k]) for k in values):
+        yield Problem(where, "changes the inputs it is given", "return new tensors: inputs.clone()")
+    elif one.keys() != two.keys() or any(not torch.equal(one[k], two[k]) for k in one):
+        yield Problem(
+            where, "gives other results for the same u", "draw from `u` alone, not from torch.rand, numpy or random"
+        )
+    for k in kept:
+        if k not in one or one[k].shape != kept[k].shape or one[k].dtype != kept[k].dtype:
+            given = f"{one[k].dtype} {list(one[k].shape)}" if k in one else "nothing"
+            hint = "an augmented sample has the shape and type of the sample"
+            yield Problem(where, f"gives {given} for {kept[k].dtype} {list(kept[k].shape)}", hint)
+
+
+def _metric(metric: Metric, outputs: np.ndarray, labels: np.ndarray, where: str) -> Iterator[Problem]:
+    if not isinstance(metric, Metric):
+        yield Problem(where, f"is a {type(metric).__name__}, not a Metric", "metrics=(edgekd.top1(),)")
+        return
+    if metric.better not in ("higher", "lower"):
+        yield Problem(where, f"better is {metric.better!r}", "higher or lower")
+    try:
+        records = np.asarray(metric.records(outputs, labels))
+        fits = records.shape[:1] == (ROWS,)
+        try:
+            value = metric.value(records) if fits else math.nan
+        except (
+            ValueError,
+            ArithmeticError,
+        ):  # not defined for so few, such as an AUC where both are of one class: the rehearsal tries it on many
+            value = math.nan
+    except THEIRS as error:  # (the metric is the user's own code)
+        hint = f"it was called with outputs {list(outputs.shape)}, labels {list(labels.shape)}"
+        yield Problem(where, f"raises {type(error).__name__}: {error}", hint)
+        return
+    if not fits:
+        yield Problem(
+            where, f"gives records of shape {list(records.shape)} for {ROWS} samples", "one record per sample"
+        )
+    elif not np.isscalar(value) or not np.isreal(value):
+        yield Problem(where, f"its value is {'None' if value is None else f'a {type(value).__name__}'}", "a float")

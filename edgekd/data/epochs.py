@@ -1,0 +1,71 @@
+"""Epochs as pure functions: the order is a function of (seed, epoch), a view of (seed, sample, view). No global
+generator is touched, so training resumes exactly and a cached teacher sees the very inputs that its student sees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from edgekd.data.columns import Columns, take
+from edgekd.records import Batch, Task
+
+ORDER, VIEW = 1, 2  # separate streams of one seed
+
+
+def mix(*words: np.ndarray | int) -> np.ndarray:
+    """A 64-bit hash of integers, element by element (broadcast): the finalizer of splitmix64 (Steele, Lea, Flood 2014)
+    chained."""
+    state = np.zeros((), np.uint64)
+    with np.errstate(over="ignore"):
+        for word in words:
+            word = np.asarray(word).astype(np.int64).view(np.uint64)
+            state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """[count] int64: a permutation of the samples for this epoch."""
+    return np.argsort(mix(seed, ORDER, epoch, np.arange(count)), kind="stable")
+
+
+def chance(seed: int, index: np.ndarray, view: int, draws: int) -> np.ndarray:
+    """[B, draws] float32 uniform in [0, 1): all the chance that view `view` of samples `index` [B] has."""
+    bits = mix(seed, VIEW, view, index[:, None], np.arange(draws)[None, :])
+    return (bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
+
+
+def see(batch: Batch, task: Task, seed: int) -> Batch:
+    """The batch with its view's augmentation applied (as it is, where the task has none)."""
+    import torch
+
+    if task.augment is None:
+        return batch
+    u = torch.from_numpy(chance(seed, batch.index.numpy(), batch.view, task.draws))
+    return dataclasses.replace(batch, inputs=task.augment(batch.inputs, u))
+
+
+def epochs(
+    columns: Columns, task: Task, *, batch: int, seed: int, augment_seed: int, views: int
+) -> Callable[[int, int], Iterator[Batch]]:
+    """`source(epoch, start)`: the batches of an epoch from batch `start` on. A last batch of one row joins the one
+    before (batch statistics of one row are NaN)."""
+
+    def source(epoch: int, start: int = 0) -> Iterator[Batch]:
+        rows, view = order(seed, epoch, len(columns)), epoch % views
+        for a, b in spans(len(rows), batch)[start:]:
+            yield see(take(columns, rows[a:b], view), task, augment_seed)
+
+    return source
+
+
+def spans(count: int, batch: int) -> list[tuple[int, int]]:
+    """Where the batches of an epoch begin and end."""
+    edges = list(range(0, count, batch)) + [count]
+    if len(edges) > 2 and edges[-1] - edges[-2] == 1:
+        del edges[-2]
+    return list(zip(edges, edges[1:], strict=False))

@@ -1,0 +1,59 @@
+"""Int8 is there to be faster: where it is not, the float model that it was made of is the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from edgekd import intervals
+from edgekd.records import Candidate, Measurement
+
+Ratio = tuple[float, float, float]  # value, low, high
+Figure = Callable[[Sequence[Candidate], str, str], Ratio]
+LATENCY = "latency_p50_ms"
+
+
+def slower(points: Mapping[str, Sequence[Candidate]], target: str, figure: Figure) -> dict[str, tuple[str, Ratio]]:
+    """{int8 point: (its float parent, ratio of their times)} of the points whose time on `target` lies above their
+    float parent's: by the pairs of one timing session, else intervals apart, or far enough where both are predicted.
+    `figure`: (seeds, name, target) -> (value, low, high). A point without a time, or without a float parent, is none of
+    them."""
+    point_of = {c.id: name for name, seeds in points.items() for c in seeds}
+    found = {}
+    for name, seeds in points.items():
+        if seeds[0].stages[-1:] != ("int8",):
+            continue
+        parent = next((point_of[p] for p in seeds[0].parents if p in point_of), None)
+        if parent is None or points[parent][0].stages[-1:] == ("int8",):
+            continue
+        ratio = _ratio(seeds, points[parent], target, figure)
+        if ratio[0] > 1 and not ratio[1] <= 1:  # a clear prediction has no limits
+            found[name] = (parent, ratio)
+    return found
+
+
+def told(ratio: Ratio) -> str:
+    """`1.08 of the time (1.05 to 1.11)`; predictions have no limits, since what they are off by they share."""
+    return f"{ratio[0]:.2f} of the time" + ("" if math.isnan(ratio[1]) else f" ({ratio[1]:.2f} to {ratio[2]:.2f})")
+
+
+def _ratio(seeds: Sequence[Candidate], parents: Sequence[Candidate], target: str, figure: Figure) -> Ratio:
+    """Of the times of two points, means over their seeds; without limits where both are predicted and clearly apart,
+    NaN where one is not known."""
+    ours, theirs = figure(seeds, LATENCY, target), figure(parents, LATENCY, target)
+    if math.isnan(ours[0]) or math.isnan(theirs[0]):
+        return math.nan, math.nan, math.nan
+    times = [[_time(c, target) for c in of] for of in (seeds, parents)]
+    known = [m for of in times for m in of if m is not None]
+    if len(known) == len(seeds) + len(parents) and intervals.side_by_side(*known):
+        return intervals.ratio(*(np.mean([m.each for m in of], axis=0) for of in times))
+    first = [of[0] for of in times if of[0] is not None and of[0].origin == "predicted"]
+    if len(first) == 2 and ours[0] > intervals.clear(*first) * theirs[0]:
+        return ours[0] / theirs[0], math.nan, math.nan
+    return ours[0] / theirs[0], ours[1] / theirs[2], ours[2] / theirs[1] if theirs[1] > 0 else math.inf
+
+
+def _time(candidate: Candidate, target: str) -> Measurement | None:
+    return next((m for m in candidate.measurements if m.name == LATENCY and m.target in (None, target)), None)

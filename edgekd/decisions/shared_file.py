@@ -1,0 +1,66 @@
+"""One file for all targets, where a target loses next to nothing by it: fewer files to keep apart, and the same answers
+on every CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from edgekd.records import Candidate, Measurement, TargetResult
+
+POINTS, SHARE = 0.1, 0.02  # what a target may lose: points of the first metric on validation, share of its time
+
+
+def one_file(
+    candidates: Sequence[Candidate],
+    found: Mapping[str, TargetResult],
+    metric: str,
+    within: Callable[[Candidate, str], bool],
+    pair: Callable[[Candidate, Candidate, str], float],
+) -> dict[str, TargetResult]:
+    """The targets' results, all with one choice if a file that one of them chose competes for all of them, is `within`
+    their budgets, and no target loses more than POINTS of accuracy or SHARE of latency against its own choice; else as
+    they are. `metric`: name of one in percent, more is better; `pair`: the first file's time over the second's on a
+    target that both were timed on, NaN where noise hides it."""
+    by_id = {c.id: c for c in candidates}
+    chosen = list(dict.fromkeys(r.chosen for r in found.values()))
+    if len(chosen) < 2 or None in chosen:
+        return dict(found)
+    for id in chosen:
+        if not all(within(by_id[id], target) for target in found):
+            continue
+        costs = {target: _cost(by_id[id], by_id[r.chosen], target, metric, pair) for target, r in found.items()}
+        if all(c is not None for c in costs.values()):
+            return {
+                t: r if r.chosen == id else replace(r, chosen=id, reason=f"one file for all targets{costs[t]}")
+                for t, r in found.items()
+            }
+    return dict(found)
+
+
+def _cost(
+    file: Candidate, own: Candidate, target: str, metric: str, pair: Callable[[Candidate, Candidate, str], float]
+) -> str | None:
+    """What `file` costs `target` against its own choice, in words; None if that is too much, or the file is none for
+    it."""
+    if file is own:
+        return ""
+    ours, theirs = (_value(c, metric, target, "validation") for c in (file, own))
+    if ours is None or theirs is None or theirs.value - ours.value > POINTS:
+        return None
+    told = f": {ours.value - theirs.value:+.2f} points of {metric} on validation against {own.id}"
+    times = [_value(c, "latency_p50_ms", target, None) for c in (file, own)]
+    if None in times:
+        return told
+    measured = {t.origin for t in times} == {"measured"}
+    # what two predictions of one device are off by, they share
+    ratio = pair(file, own, target) if measured else times[0].value / times[1].value
+    if not ratio <= 1 + SHARE:  # nor is it where nothing could be told
+        return None
+    return f"{told}, {ratio:.2f} of its time" if measured else told
+
+
+def _value(candidate: Candidate, name: str, target: str, split: str | None) -> Measurement | None:
+    """Of the target, else of the file itself: what this machine's answers say for a target that it is none of."""
+    found = [m for m in candidate.measurements if (m.name, m.split) == (name, split) and m.target in (target, None)]
+    return max(found, key=lambda m: m.target is not None, default=None)

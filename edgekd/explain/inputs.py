@@ -1,0 +1,212 @@
+"""What `explain` looks at: a float file, the int8 file made of it, samples to look with and others to judge with; from
+a run's folder or from files of any making."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edgekd import targets
+from edgekd.errors import BaselineError, Problem, UsageError
+from edgekd.files import sha256
+from edgekd.measure import jobs, samples
+from edgekd.measure.machine import user_error
+from edgekd.metrics import top1
+from edgekd.probes import static
+from edgekd.records import Candidate, Metric, Result, Target
+from edgekd.verbs.quantize import inputs_of
+
+if TYPE_CHECKING:
+    from edgekd.run.resolve import Resolved
+
+MOST = 2048  # samples that a repair is chosen by, and judged by where there are no splits
+KEEP = (
+    "a run keeps the files of the front, the choice and the references: let [select] name a figure that the float parent is better in, "
+    'such as maximize = ["top1"], and run again; finished work is reused'
+)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows of a split: `inputs` {name: array}, `labels` as the task has them, or None."""
+
+    split: Literal["validation", "test"]
+    inputs: Mapping[str, np.ndarray]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def first(self, count: int) -> Samples:
+        return dataclasses.replace(
+            self,
+            inputs={n: a[:count] for n, a in self.inputs.items()},
+            labels=None if self.labels is None else self.labels[:count],
+        )
+
+
+@dataclass(frozen=True)
+class FromRun:
+    """Where a subject comes from: a candidate of a run, chosen for `names`."""
+
+    folder: Path
+    candidate: Candidate
+    names: tuple[str, ...]
+    resolved: Resolved
+
+
+@dataclass(frozen=True)
+class FromFiles:
+    """Where a subject comes from: what a person gave. `arrays` all of the data."""
+
+    model: Path
+    data: Path
+    target: Target
+    arrays: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`float_file` has the operators of `int8_file`; `home` is where repairs are put. `classes`: labels are class
+    numbers of the only output."""
+
+    id: str
+    parent: str
+    float_file: Path
+    int8_file: Path
+    home: Path
+    looked: Samples
+    judged: Samples
+    metric: Metric | None
+    classes: bool
+    saturates: bool
+    threads: int
+    source: FromRun | FromFiles
+
+
+def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> Subject | str:
+    """The subject of a chosen int8 candidate; text where its files are not there. Raises BaselineError where a digest
+    is wrong."""
+    parent = next((p for p in result.candidates if c.parents and p.id == c.parents[0]), None)
+    missing = next(
+        (x for x in (c, parent) if x is not None and (x.file is None or not (folder / x.file).is_file())), None
+    )
+    if parent is None or missing is not None:
+        name = missing.id if missing is not None else "its float parent"
+        return f"the layers can't be looked at: the file of {name} was not kept in models/\n  hint: {KEEP}"
+    for x in (c, parent):
+        if sha256(folder / x.file) != x.sha256:
+            raise BaselineError(
+                Problem(str(folder / x.file), "differs from its digest in result.json: not the file that was measured")
+            )
+    resolved = _resolved(folder, result)
+    devices = [next((t for t in resolved.targets if t.name == n), None) or targets.load(n) for n in names]
+    task = resolved.task
+    looked, judged = _split(resolved, "validation"), _split(resolved, "test")
+    labels = looked.labels if task.classes is not None and len(task.outputs) == 1 else None
+    return Subject(
+        id=c.id,
+        parent=parent.id,
+        float_file=folder / parent.file,
+        int8_file=folder / c.file,
+        home=folder / "fixed",
+        looked=looked,
+        judged=judged,
+        metric=task.metrics[0] if task.metrics and looked.labels is not None and judged.labels is not None else None,
+        classes=labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu",
+        saturates=any(targets.saturates(d) for d in devices),
+        threads=devices[0].threads if devices else 1,
+        source=FromRun(folder, c, tuple(names), resolved),
+    )
+
+
+def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, workspace: Path) -> Subject:
+    """The subject of an int8 file of any making, of the float file that it was made of and samples. Raises UsageError
+    with every problem."""
+    from edgekd.quantization.onnx_graph import normalize
+
+    problems = []
+    if plain is None:
+        problems.append(Problem("--float", "is missing", "the float file that the int8 file was made of"))
+    if data is None:
+        problems.append(Problem("--data", "is missing", "an .npz with `inputs` and, if there are some, `labels`"))
+    found: list[Any] = []
+    tries = [
+        lambda: static.read(int8),
+        lambda: plain and static.read(plain),
+        lambda: data and samples.read_arrays(data),
+        lambda: targets.load(target),
+    ]
+    for work in tries:
+        try:
+            found.append(work())
+        except UsageError as error:
+            problems += error.problems
+            found.append(None)
+    _, model, given, device = found
+    problems += normalize.problems(model, str(plain)) if model else []
+    if model and given:
+        arrays, wrong = inputs_of(model, given[0], str(data))
+        problems += wrong
+    if problems:
+        raise UsageError(*problems)
+    import onnx
+
+    with user_error():
+        jobs.tried({str(plain): plain, str(int8): int8}, arrays, folder=workspace / "tried")
+    float_file = workspace / "float.onnx"
+    onnx.save(normalize.normalized(model, str(plain)), float_file)
+    labels = given[1]
+    classes = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu" and len(model.graph.output) == 1
+    classes = classes and len(model.graph.output[0].type.tensor_type.shape.dim) == 2
+    return Subject(
+        id=int8.stem,
+        parent=plain.name,
+        float_file=float_file,
+        int8_file=int8,
+        home=int8.parent / "fixed",
+        looked=_half(arrays, labels, 0, "validation"),
+        judged=_half(arrays, labels, 1, "test"),
+        metric=top1() if classes else None,
+        classes=classes,
+        saturates=targets.saturates(device),
+        threads=device.threads,
+        source=FromFiles(plain, data, device, arrays),
+    )
+
+
+def _half(
+    arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, which: int, split: Literal["validation", "test"]
+) -> Samples:
+    """Every other sample, so that a repair is not judged by what it was chosen by; all of them where there are few."""
+    count = len(next(iter(arrays.values())))
+    rows = np.arange(count)[which::2][:MOST] if count >= 64 else np.arange(count)
+    return Samples(split, {n: a[rows] for n, a in arrays.items()}, None if labels is None else labels[rows])
+
+
+def _resolved(folder: Path, result: Result) -> Resolved:
+    from edgekd.run import recipe, resolve
+
+    file = folder / "recipe.toml"
+    if not file.is_file():
+        raise UsageError(Problem(str(folder), "has no recipe.toml to find the validation data by"))
+    if sha256(file) != result.recipe_sha256:
+        raise BaselineError(Problem(str(file), "differs from its digest in result.json: not the recipe of this run"))
+    return resolve.resolve(recipe.read(file))
+
+
+def _split(resolved: Resolved, split: Literal["validation", "test"]) -> Samples:
+    """At most MOST samples of validation in a fixed shuffled order; all of test."""
+    columns = resolved.data(split)
+    rows = (
+        np.random.default_rng(0).permutation(len(columns))[:MOST] if split == "validation" else np.arange(len(columns))
+    )
+    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    return Samples(
+        split, {name: a[rows] for name, a in inputs.items()}, None if columns.labels is None else columns.labels[rows]
+    )

@@ -1,0 +1,235 @@
+"""How the int8 file that `explain` looked at is made again with other settings: through the run's own steps, or from
+the float file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.explain.inputs import FromFiles, FromRun, Subject
+from edgekd.files import write_atomic
+from edgekd.quantization.diagnosis.fixes import Now, shown
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgekd.progress import Silent
+    from edgekd.store.store import Store
+
+RECIPE = frozenset(
+    ("ranges", "samples", "before", "after", "pairs16", "float_layers", "layer_bits", "weight_bits", "observer")
+)
+FILE = frozenset(("ranges", "samples", "weight_bits", "float_layers"))
+CALIBRATION = 512  # samples, unless a remedy says how many
+
+
+@dataclass(frozen=True)
+class Way:
+    """`make(settings, path)` writes the file and says what was proven of it; `lasting(settings)` is what does the same
+    from now on. `trains`: each making is a training; `note` what is to be known of this way."""
+
+    now: Now
+    make: Callable[[Mapping[str, Any], Path], str]
+    lasting: Callable[[Mapping[str, Any]], str]
+    trains: bool = False
+    note: str = ""
+
+
+def way(subject: Subject, store: Store, progress: Silent) -> Way:
+    """The way that a subject's file can be made again. Raises UsageError where there is none."""
+    if isinstance(subject.source, FromFiles):
+        return _from_files(subject, subject.source)
+    return _through_steps(subject, subject.source, store, progress) or _from_float(subject, subject.source)
+
+
+def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Silent) -> Way | None:
+    """Through the stages of the recipe; None if what comes before them is no longer in the store."""
+    from edgekd import quantization
+    from edgekd.models import saved
+    from edgekd.quantization.torch_graph.capture import capture
+    from edgekd.quantization.torch_graph.sites import layers
+    from edgekd.run import execute, plan
+
+    resolved = source.resolved
+    planned = plan.make(resolved)
+    point = next((p for p in planned.points if p.id == source.candidate.id), None)
+    step = planned.steps.get(point.step) if point is not None else None
+    if step is None or step.stage != "quantize":
+        return None
+    made = execute.finished(planned, store)
+    trains = step.settings["mode"] == "qat"
+    if step.source not in made or (trains and any(key not in made for key in step.teacher)):
+        return None
+    columns = resolved.data("train")
+    graph = capture(
+        saved.load(made[step.source], resolved.task), quantization.example_of(columns), resolved.task.forward
+    )
+
+    def build(settings: Mapping[str, Any], path: Path) -> str:
+        artifacts = dict(made)
+        for again in plan.again(planned, resolved, point, settings):
+            parents = {key: store.digest(artifacts[key]) for keys in again.inputs.values() for key in keys}
+            artifacts[again.key] = execute.make(
+                again, artifacts, parents, resolved, store, lambda *_: None, lambda **_: None
+            )
+        exported = artifacts[again.key]
+        write_atomic(path, (exported.folder / "model.onnx").read_bytes())
+        equal = exported.facts["equality"]
+        steps = (
+            "none by more than a step"
+            if equal["most_steps"] <= 1.25
+            else f"none by more than {equal['most_steps']:.0f} steps"
+        )
+        return f"the file is the model that was settled: {100 * equal['equal']:.4g} % of its outputs equal, {steps}"
+
+    now = Now(step.settings, len(columns), RECIPE, _bits(source), _named(subject.int8_file, graph, layers(graph)))
+    return Way(now, build, lambda settings: _recipe_lines(source, point.stages[-1], settings), trains)
+
+
+def _from_float(subject: Subject, source: FromRun) -> Way:
+    """From the run's float file, with samples of its train split: where the store has not the model any more."""
+    columns = source.resolved.data("train")
+    arrays = columns.inputs if isinstance(columns.inputs, Mapping) else {source.resolved.task.inputs[0]: columns.inputs}
+    stage = source.resolved.read.stages[-1]
+    target = next((t for t in source.resolved.targets if t.name in source.names), source.resolved.targets[0])
+    now, build = _file(subject.float_file, subject.int8_file, arrays, target)
+    captured = _captured(source, subject.int8_file)
+
+    def lasting(settings: Mapping[str, Any]) -> str:
+        if "float_layers" not in settings:
+            return _recipe_lines(source, stage.name, settings)
+        if not captured:
+            return "the recipe's `float_layers` names layers of the model's graph; run it again to have it name them"
+        back = {n: f for f, names in now.layers.items() for n in names}
+        named = tuple(n for label in settings["float_layers"] for n in captured.get(back[label], ()))
+        return _recipe_lines(source, stage.name, {**settings, "float_layers": named})
+
+    note = "the store no longer has what this run was made of: repairs are made from its float file; those of `edgekd compress` may differ a little"
+    return Way(now, build, lasting, note=note)
+
+
+def _from_files(subject: Subject, source: FromFiles) -> Way:
+    now, build = _file(source.model, subject.int8_file, source.arrays, source.target)
+
+    def lasting(settings: Mapping[str, Any]) -> str:
+        words = [
+            "edgekd quantize",
+            str(source.model),
+            "--data",
+            str(source.data),
+            "--out",
+            str(subject.int8_file),
+            "--target",
+            source.target.name,
+        ]
+        for key, value in sorted({"samples": min(CALIBRATION, now.samples), **settings}.items()):
+            if key == "float_layers":
+                words += [w for name in value for w in ("--float-layer", name)]
+            else:
+                words += [f"--{key.replace('_', '-')}", str(value)]
+        return " ".join(words)
+
+    return Way(now, build, lasting)
+
+
+def _file(model: Path, int8_file: Path, arrays: Mapping[str, np.ndarray], target: Any) -> tuple[Now, Callable]:
+    """(what is known of an int8 file of any making, how it is made again from `model`)."""
+    import dataclasses
+
+    import onnx
+
+    from edgekd.probes import static
+    from edgekd.quantization.onnx_graph import convert
+    from edgekd.verbs import quantize
+
+    parsed = static.read(model)
+    count = len(next(iter(arrays.values())))
+
+    def build(settings: Mapping[str, Any], path: Path) -> str:
+        rows = quantize.divided(count, settings.get("samples", CALIBRATION), parsed)[0]
+        given = {k: settings[k] for k in ("weight_bits", "float_layers") if k in settings}
+        scheme = dataclasses.replace(target.int8, **given)
+        taken = {n: np.ascontiguousarray(a[rows]) for n, a in arrays.items()}
+        made = convert.quantize(
+            parsed, taken, scheme=scheme, ranges=settings.get("ranges", "minmax"), place_name=str(model)
+        )
+        write_atomic(path, quantize.finished(made.model))
+        few = {
+            n: a[: quantize.affordable(made.float_model, convert.fixed_rows(parsed), len(rows))]
+            for n, a in taken.items()
+        }
+        notes: list[str] = []
+        differ = quantize.simulated(path, few, notes)
+        return (
+            notes[0]
+            if differ is None
+            else "every integer operator computes what the file says: 0 values differ from the simulation"
+        )
+
+    layers = _labels(parsed, {n: a[: convert.fixed_rows(parsed) or 1] for n, a in arrays.items()}, onnx.load(int8_file))
+    return Now({}, count, FILE, 8, layers, same=False), build
+
+
+def _labels(
+    model: onnx.ModelProto, feed: Mapping[str, np.ndarray], int8: onnx.ModelProto
+) -> dict[str, tuple[str, ...]]:
+    """{layer of a finding: (its label in the table of `quantize`,)}, matched by their order."""
+    from edgekd.quantization.onnx_graph import convert, normalize
+    from edgekd.quantization.onnx_graph.placement import layer
+
+    plain = normalize.normalized(model)
+    graph = convert.graph_of(plain, convert.everything(plain, feed, ""))
+    found = [layer(n, graph) for n in plain.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    named = convert.labelled(found, {n.name for n in model.graph.node})
+    nodes = [n for n in int8.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    if len(nodes) != len(named):
+        return {}
+    return {
+        f"{n.op_type}({n.output[0]})": (k.label,) for n, k in zip(nodes, named, strict=True) if k.weight is not None
+    }
+
+
+def _captured(source: FromRun, int8_file: Path) -> dict[str, tuple[str, ...]]:
+    """{layer of a finding: its names in the graph of a fresh student}; {} where these don't agree."""
+    from edgekd import quantization
+    from edgekd.models import saved
+    from edgekd.quantization.torch_graph.capture import capture
+    from edgekd.quantization.torch_graph.sites import layers
+
+    task, name = source.resolved.task, source.resolved.read.stages[0].settings.get("model", "student")
+    graph = capture(saved.create(task, name, 0), quantization.example_of(source.resolved.data("train")), task.forward)
+    return _named(int8_file, graph, layers(graph))
+
+
+def _named(int8_file: Path, graph: Any, known: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """{layer of a finding: names in the captured graph of the layers that read its weight}."""
+    import onnx
+
+    from edgekd.quantization.diagnosis.mixed_precision import named
+
+    try:
+        nodes = [n for n in named(onnx.load(int8_file), graph).graph.node if n.name in known]
+    except ValueError:
+        return {}
+    return {f"{n.op_type}({n.output[0]})": tuple(o for o in known if known[o] == known[n.name]) for n in nodes}
+
+
+def _bits(source: FromRun) -> int:
+    """The most bits that weights may have on all the targets."""
+    return min(t.int8.weight_bits for t in source.resolved.targets if t.name in source.names)
+
+
+def _recipe_lines(source: FromRun, stage: str, settings: Mapping[str, Any]) -> str:
+    lines = "\n".join(f"    {k} = {shown(v)}" for k, v in settings.items())
+    sets = " ".join("--set " + _quoted(f"{stage}.{k}={shown(v)}") for k, v in settings.items())
+    if not settings:
+        return f"edgekd compress {source.folder / 'recipe.toml'} --fresh    (the same settings make a sound file)"
+    return f"in the recipe, [[stage]] `{stage}`:\n{lines}\nor: edgekd compress {source.folder / 'recipe.toml'} --out NEW {sets}"
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'" if any(c in text for c in ' "[{') else text

@@ -1,0 +1,105 @@
+"""Samples for files of anybody's making: from an .npz, or seeded random ones that fit a model's inputs."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.errors import Problem, UsageError
+from edgekd.files import regular
+from edgekd.probes import static
+
+if TYPE_CHECKING:
+    import onnx
+
+LIMIT = 2**34  # bytes of data, unpacked: a small archive may claim more than the memory there is
+COUNT = 16  # of random samples
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """(inputs by name, labels) of an .npz; the name "" stands for a file's only input. Raises UsageError with every
+    problem."""
+    try:
+        with open(regular(path), "rb") as opened:
+            with zipfile.ZipFile(opened) as archive:
+                size = sum(item.file_size for item in archive.infolist())
+            if size > LIMIT:
+                raise UsageError(Problem(str(path), f"holds {size} bytes unpacked, more than {LIMIT}"))
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{', '.join(strange)} is no array")
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
+    except UsageError:
+        raise
+    except Exception as error:  # over a damaged header numpy's parser raises nearly anything
+        raise UsageError(
+            Problem(
+                str(path),
+                f"is no .npz of plain arrays: {error}",
+                "write it with np.savez(path, inputs=..., labels=...)",
+            )
+        ) from None
+    labels = arrays.pop("labels", None)
+    inputs = {"" if name == "inputs" else name: array for name, array in arrays.items()}
+    problems = []
+    if not inputs:
+        problems.append(Problem(str(path), "has no `inputs`", "write it with np.savez(path, inputs=..., labels=...)"))
+    elif "" in inputs and len(inputs) > 1:
+        others = ", ".join(name for name in inputs if name)
+        problems.append(
+            Problem(str(path), f"has `inputs` and also {others}", "either `inputs`, or one array per input name")
+        )
+    counts = {name or "inputs": array.shape[:1] for name, array in inputs.items()} | (
+        {} if labels is None else {"labels": labels.shape[:1]}
+    )
+    if len(set(counts.values())) > 1 or any(not n or not n[0] for n in counts.values()):
+        shown = ", ".join(f"{name}: {n[0] if n else 'none'}" for name, n in counts.items())
+        problems.append(Problem(str(path), f"the arrays must have the same number of rows, at least one ({shown})"))
+    if problems:
+        raise UsageError(*problems)
+    return inputs, labels
+
+
+def random(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Seeded inputs by type and shape: normal numbers, all values of a byte, 0 and 1 for wider integers (which often
+    are indices)."""
+    generator, found, problems = np.random.default_rng(0), {}, []
+    inner = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in inner:
+            continue
+        kind, dims = value.type.tensor_type, list(value.type.tensor_type.shape.dim)
+        open_dims = [d.dim_param or "?" for d in dims[1:] if not d.HasField("dim_value")]
+        shape = (COUNT, *(d.dim_value for d in dims[1:] if d.HasField("dim_value")))
+        dtype = static.dtype(kind.elem_type) if value.type.HasField("tensor_type") else None
+        if dtype is None or dtype.kind not in "fiub":
+            problems.append(Problem(f"input {value.name}", "is no tensor of numbers"))
+        elif not dims or open_dims:
+            what = "has no axis of samples" if not dims else f"leaves {', '.join(open_dims)} open"
+            problems.append(Problem(f"input {value.name}", what, "give samples with --data FILE.npz"))
+        elif min(shape) < 1 or math.prod(shape) > 2**28:
+            problems.append(
+                Problem(
+                    f"input {value.name}",
+                    f"has samples of shape {list(shape[1:])}",
+                    "give samples with --data FILE.npz",
+                )
+            )
+        else:
+            if dtype.kind in "iu":
+                low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.itemsize == 1 else (0, 2)
+                found[value.name] = generator.integers(low, high, shape).astype(dtype)
+            else:
+                found[value.name] = (
+                    generator.integers(0, 2, shape) if dtype.kind == "b" else generator.normal(size=shape)
+                ).astype(dtype)
+    if problems:
+        raise UsageError(*problems)
+    return found

@@ -1,0 +1,207 @@
+"""How an int8 file's outputs compare with the float file's. The one definition of signal to noise:
+
+Noise is the power of a sample's difference to the float output over the power of its signal, the float output less its
+mean over the samples; where that is weaker than the median sample's, over the median's. Its mean over the samples is
+what is compared: one loud sample does not decide. What an output always adds is no signal, so it hides no noise.
+
+Channels whose values are of another size than the others' (boxes in pixels beside scores) are judged apart: noise that
+is nothing to the ones ruins the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SIGNAL = "dB: signal, less its mean over the samples, to noise"  # what figures in dB are, in words
+APART = 20.0  # dB between the powers of channels that are judged apart: ten times as large
+GROUPS = 4  # that an output falls into at most
+CHANNELS = 4096  # entries that an axis of channels may have
+LIMIT = 2**29  # bytes of outputs that are held at once
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """An output of the int8 file beside the float file's, or those `channels` of it that are of one size. `snr_db`
+    signal to noise, None for integers; `answers` share of equal greatest entries, None where an output is no scores;
+    `equal` share of equal values, of integers alone."""
+
+    output: str
+    snr_db: float | None
+    answers: float | None = None
+    equal: float | None = None
+    channels: str = ""
+
+    def __str__(self) -> str:
+        parts = [] if self.snr_db is None else [f"{self.snr_db:.1f} dB"]
+        parts += [] if self.answers is None else [f"{100 * self.answers:.2f} % equal answers"]
+        parts += [] if self.equal is None else [f"{100 * self.equal:.2f} % equal values"]
+        return f"{self.output}{f' [{self.channels}]' if self.channels else ''}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two files over the same samples, of which `samples` were compared; `right` (float, int8): share of labels that
+    the only output gives; `left`: outputs that can't be compared, with the reason."""
+
+    agreements: tuple[Agreement, ...]
+    samples: int
+    right: tuple[float, float] | None = None
+    left: tuple[str, ...] = ()
+
+
+def power(values: np.ndarray) -> np.ndarray:
+    """[n] mean square of each sample's values [n, ...]."""
+    return np.square(values, dtype=np.float64).reshape(len(values), -1).mean(1)
+
+
+def signal(outputs: np.ndarray) -> np.ndarray:
+    """[n] power of each sample's outputs [n, ...] less their mean over the samples (of one sample, of all of it), at
+    least the median's."""
+    found = power(outputs - outputs.mean(0) if len(outputs) > 1 else outputs)
+    return np.maximum(found, max(float(np.median(found)), 1e-30))
+
+
+def noise(plain: np.ndarray, int8: np.ndarray) -> float:
+    """Noise of outputs [n, ...] as a share of the signal, at least 1e-12 (120 dB). What is not finite in float is not
+    compared."""
+    finite = np.isfinite(plain)
+    if not finite.all():
+        plain, int8 = np.where(finite, plain, 0), np.where(finite, int8, 0)
+    return max(float((power(plain - int8) / signal(plain)).mean()), 1e-12)
+
+
+def decibel(ratio: float) -> float:
+    return 10 * float(np.log10(ratio))
+
+
+def groups(plain: np.ndarray) -> tuple[int, list[np.ndarray]]:
+    """(axis of channels, the channels of each size) of outputs [n, ...], found where sizes lie furthest apart; (0, [])
+    where they don't."""
+    best, found = APART, (0, [])
+    centred = np.where(np.isfinite(plain), plain, 0)
+    centred = centred - centred.mean(0) if len(plain) > 1 else centred
+    for axis in (a for a in range(1, plain.ndim) if 2 <= plain.shape[a] <= CHANNELS):
+        powers = np.square(centred, dtype=np.float64).mean(tuple(d for d in range(plain.ndim) if d != axis))
+        if not powers.any():
+            continue
+        # one that never moves goes with the weakest
+        levels = 10 * np.log10(np.maximum(powers, powers[powers > 0].min()))
+        order = np.argsort(levels, kind="stable")
+        gaps = np.diff(levels[order])
+        if gaps.max() >= best:
+            cuts = np.sort(np.argsort(-gaps, kind="stable")[: GROUPS - 1])
+            parts = np.split(order, [c + 1 for c in cuts if gaps[c] >= APART])
+            best, found = gaps.max(), (axis, sorted((np.sort(p) for p in parts), key=lambda p: p[0]))
+    return found
+
+
+def compare(name: str, plain: np.ndarray, int8: np.ndarray) -> list[Agreement]:
+    """Rows for one output [n, ...] of both files. Scores are entries of axis 1 of [n, classes], of the last axis of [n,
+    tokens, classes], or of the largest group of channels that are judged apart."""
+    if plain.dtype.kind != "f":
+        return [Agreement(name, None, equal=equal(plain, int8))]
+    axis, apart = groups(plain)
+    if not apart:
+        axis = plain.ndim - 1 if plain.ndim in (2, 3) else 0
+        return [Agreement(name, -decibel(noise(plain, int8)), answers(plain, int8, axis))]
+    most = max(apart, key=len)
+    found = []
+    for part in apart:
+        a, b = (np.take(x, part, axis) for x in (plain, int8))
+        found.append(
+            Agreement(name, -decibel(noise(a, b)), answers(a, b, axis) if part is most else None, channels=ranges(part))
+        )
+    return found
+
+
+def answers(plain: np.ndarray, int8: np.ndarray, axis: int) -> float | None:
+    """Share of equal greatest entries along an axis."""
+    return None if axis < 1 or plain.shape[axis] < 2 else float((plain.argmax(axis) == int8.argmax(axis)).mean())
+
+
+def equal(plain: np.ndarray, int8: np.ndarray) -> float:
+    """Share of equal integers; of lists whose length depends on the values, the share of the longer one's rows that
+    both have."""
+    if plain.shape == int8.shape:
+        return float((plain == int8).mean()) if plain.size else 1.0
+    rows = [{tuple(np.ravel(row).tolist()) for row in a} for a in (plain, int8)]
+    return len(rows[0] & rows[1]) / max(len(rows[0]), len(rows[1]), 1)
+
+
+def ranges(channels: Sequence[int]) -> str:
+    """0-3, 7, 9-80"""
+    cuts = np.flatnonzero(np.diff(channels) > 1) + 1
+    runs = [f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in np.split(np.asarray(channels), cuts)]
+    return ", ".join(runs if len(runs) <= 6 else [*runs[:5], f"... {len(channels)} in all"])
+
+
+def files(
+    plain: Path,
+    int8: Path,
+    arrays: Mapping[str, np.ndarray],
+    labels: np.ndarray | None = None,
+    fixed: int | None = None,
+) -> Compared:
+    """The outputs of two files over samples [n, ...], a batch at a time (`fixed`: the size that they take), as far as
+    LIMIT allows."""
+    from edgekd.quantization.onnx_graph.convert import batches
+    from edgekd.runtimes.onnxruntime import load
+
+    theirs, ours = load(str(plain), 1), load(str(int8), 1)
+    kept: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in ours.outputs}
+    held = rows = 0
+    for feed in batches(arrays, fixed or 32):
+        made, wanted = ours(feed), theirs(feed)
+        rows += len(next(iter(feed.values())))
+        for name in ours.outputs:
+            kept[name].append((wanted[name], made[name]))
+            held += sum(np.asarray(a).nbytes for a in kept[name][-1])
+        if held > LIMIT:
+            break
+    found, left = [], []
+    for name, pairs in kept.items():
+        reason = _reason(pairs)
+        if reason:
+            left.append(f"{name}: {reason}")
+        elif all(a.dtype.kind != "f" for a, _ in pairs):
+            found.append(
+                Agreement(
+                    name,
+                    None,
+                    equal=float(np.average([equal(a, b) for a, b in pairs], weights=[len(a) or 1 for a, _ in pairs])),
+                )
+            )
+        else:
+            found += compare(name, *(np.concatenate(side) for side in zip(*pairs, strict=True)))
+    return Compared(tuple(found), rows, _right(list(kept.values()), labels, rows), tuple(left))
+
+
+def _reason(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Why an output can't be compared; "" if it can."""
+    if not all(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" and a.ndim for pair in pairs for a in pair):
+        return "it holds no rows of numbers"
+    if all(a.dtype.kind == "f" for a, _ in pairs) and any(
+        a.shape != b.shape or a.shape[1:] != pairs[0][0].shape[1:] or not a.size for a, b in pairs
+    ):
+        return "its shape depends on the values"
+    return ""
+
+
+def _right(
+    outputs: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], labels: np.ndarray | None, rows: int
+) -> tuple[float, float] | None:
+    """(float, int8): share of labels that the greatest entry of the only output is, or the class number that it
+    gives."""
+    if labels is None or labels.dtype.kind not in "iu" or labels.ndim != 1 or len(outputs) != 1 or _reason(outputs[0]):
+        return None
+    sides = [np.concatenate(side) for side in zip(*outputs[0], strict=True)]
+    if sides[0].dtype.kind == "f" and sides[0].ndim == 2:
+        sides = [s.argmax(1) for s in sides]
+    if any(s.dtype.kind not in "iu" or s.size != rows for s in sides):
+        return None
+    right = [float((s.reshape(rows) == labels[:rows]).mean()) for s in sides]
+    return right[0], right[1]

@@ -1,0 +1,236 @@
+"""A float ONNX file from elsewhere and samples of its inputs -> a file in QDQ form: no torch, no source code of the
+model.
+
+`normal` brings the file into one form, `placing` says where lattices are, this calibrates them with onnxruntime, `qdq`
+writes them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd import components
+from edgekd.errors import Problem, UsageError
+from edgekd.quantization.histogram import Histogram
+from edgekd.quantization.onnx_graph import embeddings, normalize, render
+from edgekd.quantization.onnx_graph.placement import Graph, Layer, Placement, graph_of, place
+from edgekd.records import Grid, Scheme
+
+if TYPE_CHECKING:
+    import onnx
+
+FOLDED = 1e-5  # relative difference (root mean square) that folding batch norms may make
+CHUNK = 2**26  # bytes of values that one run shows
+MOST = 64  # samples of a run
+
+
+@dataclass(frozen=True)
+class Made:
+    """`float_model` is the file in normal form, whose value names `placement` and `grid` use; `model` the int8 file."""
+
+    float_model: onnx.ModelProto
+    model: onnx.ModelProto
+    placement: Placement
+    grid: Grid
+    tables: tuple[embeddings.Table, ...] = ()
+
+
+def quantize(
+    model: onnx.ModelProto,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    scheme: Scheme = Scheme(),  # noqa: B008  (frozen)
+    ranges: str = "minmax",
+    place_name: str = "",
+    progress: Callable[[int, int], Any] = lambda done, of: None,
+) -> Made:
+    """Quantizes `model` (as `probes.static.read` returns it) by samples {input: [n, ...]}.
+
+    Raises UsageError for a file that has nothing to quantize or can't be run, and for values or weights that are not
+    finite."""
+    float_model = normalize.normalized(model, place_name)
+    size = fixed_rows(model) or 1
+    first = {name: a[:size] for name, a in arrays.items()}
+    shown = everything(float_model, first, place_name)
+    _same(model, float_model, first, place_name)
+    graph = graph_of(float_model, shown)
+    placement = _labelled(place(graph), {n.name for n in model.graph.node})
+    if scheme.float_layers:
+        wanted = _asked(placement, scheme.float_layers, place_name)
+        placement = _labelled(place(graph, wanted), {n.name for n in model.graph.node})
+    _possible(graph, placement, place_name)
+    rows = (
+        min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values) // size)))
+        if fixed_rows(model) is None
+        else size
+    )
+    chunks = list(batches(arrays, rows))
+    histograms = observe(float_model, list(placement.values), _counted(chunks, progress))
+    part = components.find("ranges", ranges)
+    given = {"bits": scheme.activation_bits} if "bits" in inspect.signature(part).parameters else {}
+    sites = render.sites(graph, placement, {name: part(h, **given) for name, h in histograms.items()}, scheme)
+    made = render.render(float_model, graph, placement, sites)
+    return Made(float_model, made, placement, Grid(_digest(float_model), scheme, sites), embeddings.shrink(made))
+
+
+def fixed_rows(model: onnx.ModelProto) -> int | None:
+    """The number of samples that a file takes at once; None where it is open."""
+    stored = {i.name for i in model.graph.initializer}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in stored and dims and dims[0].HasField("dim_value"):
+            return max(1, dims[0].dim_value)
+    return None
+
+
+def batches(arrays: Mapping[str, np.ndarray], rows: int) -> Iterable[dict[str, np.ndarray]]:
+    """Samples in order, `rows` at a time. A file of fixed size can't take the rest; where the size is open it may be
+    smaller."""
+    count = len(next(iter(arrays.values())))
+    for start in range(0, count, rows):
+        yield {name: a[start : start + rows] for name, a in arrays.items()}
+
+
+def observe(
+    model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, Histogram]:
+    """{value: histogram over all feeds}. Raises UsageError with every value that is not finite, by name."""
+    found, broken = {name: Histogram() for name in names}, {}
+    inputs = {i.name for i in model.graph.input}
+    infer = _shown(model, [n for n in names if n not in inputs])
+    for feed in feeds:
+        values = {**feed, **infer(feed)}
+        for name in names:
+            if np.isfinite(values[name]).all():
+                found[name].add(values[name])
+            else:
+                broken[name] = int((~np.isfinite(values[name])).sum()) + broken.get(name, 0)
+    if broken:
+        hint = "look for a layer that overflows, or inputs out of the model's range"
+        raise UsageError(
+            *(
+                Problem(f"value {name}", f"{count} numbers are not finite in calibration", hint)
+                for name, count in broken.items()
+            )
+        )
+    return found
+
+
+def _shown(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """onnxruntime on a copy of a file that shows `names` as outputs too."""
+    import onnx
+
+    from edgekd.runtimes.onnxruntime import load
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {o.name for o in copy.graph.output}
+    copy.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(n) for n in dict.fromkeys(names) if n not in known
+    )
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(copy, path)
+        infer = load(str(path), 1)
+    return lambda feed: infer(dict(feed))
+
+
+def everything(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str) -> dict[str, int]:
+    """{value: bytes} of all float32 tensors that the file computes or takes."""
+    names = [o for node in model.graph.node for o in node.output if o]
+    try:
+        values = {**_shown(model, names)(feed), **feed}
+    except Exception as error:  # onnxruntime's classes have no common base
+        raise UsageError(
+            Problem(place_name, f"onnxruntime can't run it on the samples: {str(error).strip().splitlines()[0][:300]}")
+        ) from None
+    return {name: v.nbytes for name, v in values.items() if isinstance(v, np.ndarray) and v.dtype == np.float32}
+
+
+def _same(
+    model: onnx.ModelProto, float_model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str
+) -> None:
+    """Raises UsageError where the normal form computes something else than the file."""
+    before, after = _shown(model, [])(feed), _shown(float_model, [])(feed)
+    for name, value in before.items():
+        if value.dtype.kind != "f" or not np.isfinite(value).all():
+            continue
+        apart = float(np.linalg.norm(after[name].astype(np.float64) - value)) / max(
+            float(np.linalg.norm(value.astype(np.float64))), 1e-30
+        )
+        if apart > FOLDED:
+            message = f"output {name} changes by {apart:.1e} of its size when constants and batch norms are folded"
+            raise UsageError(
+                Problem(
+                    place_name, message, "its weights cancel each other out in float32; scale them to moderate sizes"
+                )
+            )
+
+
+def _possible(graph: Graph, placement: Placement, place_name: str) -> None:
+    """Raises UsageError with every weight that is not finite, or where no layer can be quantized."""
+    integer = [known for known in placement.layers if not known.reason]
+    stored = dict.fromkeys(n for known in integer for n in (known.weight, known.bias) if n is not None)
+    broken = [n for n in stored if not np.isfinite(graph.stored[n]).all()]
+    if broken:
+        raise UsageError(
+            *(
+                Problem(place_name, f"the weight {n} holds numbers that are not finite", "train it again")
+                for n in broken
+            )
+        )
+    if not any(known.weight is not None for known in integer):
+        reasons = "; ".join(
+            dict.fromkeys(f"{known.label}: {known.reason}" for known in placement.layers[:5] if known.reason)
+        )
+        raise UsageError(
+            Problem(
+                place_name,
+                "no layer can be quantized",
+                reasons or "it has no convolution or product of float32 values with stored weights",
+            )
+        )
+
+
+def _asked(placement: Placement, names: Sequence[str], place_name: str) -> set[str]:
+    """Outputs of the layers of these names. Raises UsageError for every name that is no layer's."""
+    known = {k.label: k.name for k in placement.layers}
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        near = {n: difflib.get_close_matches(n, known, 1) for n in unknown}
+        hints = {
+            n: f"did you mean `{near[n][0]}`?" if near[n] else f"its layers are {', '.join(known)}" for n in unknown
+        }
+        raise UsageError(*(Problem(place_name, f"has no layer `{n}` to keep in float", hints[n]) for n in unknown))
+    return {known[n] for n in names}
+
+
+def _labelled(placement: Placement, names: set[str]) -> Placement:
+    return replace(placement, layers=labelled(placement.layers, names))
+
+
+def labelled(layers: Iterable[Layer], names: set[str]) -> tuple[Layer, ...]:
+    """Layers by their `names` in the file; what onnxruntime made of several nodes is called by its output."""
+    return tuple(k if k.label in names else replace(k, label=k.name.removesuffix(".made")) for k in layers)
+
+
+def _counted(
+    chunks: list[dict[str, np.ndarray]], progress: Callable[[int, int], Any]
+) -> Iterable[dict[str, np.ndarray]]:
+    for number, chunk in enumerate(chunks, 1):
+        yield chunk
+        progress(number, len(chunks))
+
+
+def _digest(model: onnx.ModelProto) -> str:
+    import hashlib
+
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()

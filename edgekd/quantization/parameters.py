@@ -1,0 +1,45 @@
+"""The lattice over a range: its scale and zero point, and which clips it makes superfluous."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgekd.quantization.torch_graph.sites import Limits
+
+PAIR = 128  # steps: 255 * 128 < 2**15
+SMALLEST = 2.0**-100  # of a scale: far from float32's subnormals, so that products of two are normal too
+BIAS_BITS = 30  # a bias stays below 2**30 steps: the accumulator has room for the sum
+BIAS_HIGH = 2**31 - 128  # the largest float32 that an int32 holds
+
+
+def lattice(low: float, high: float, steps: int, limits: Limits = Limits()) -> tuple[float, int]:  # noqa: B008  (frozen)
+    """(scale, zero point) of the unsigned lattice with `steps` steps over [low, high] widened to hold 0; the scale is a
+    float32."""
+    if limits.share:
+        return 1 / (steps + 1), 0
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    scale = float(np.float32((high - low) / steps))
+    if scale < SMALLEST:
+        return 1.0, 0  # a value that is always zero
+    # a symmetric range has its zero half between two steps: one end would stick out
+    for found in (scale, float(np.float32(scale * (1 - 2**-20)))):
+        zero_point = int(min(max(round(-low / found), 0), steps))
+        if absorbs(limits, found, zero_point, steps):
+            return found, zero_point
+    return scale, int(min(max(round(-low / scale), 0), steps))
+
+
+def exactly(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [n] as (int32, powers of two) whose products are the same numbers, but for what is below 2^-126."""
+    exponents = np.maximum(np.frexp(numbers)[1] - 24, -126)
+    return np.ldexp(numbers.astype(np.float64), -exponents).astype(np.int32), np.ldexp(np.float32(1), exponents)
+
+
+def absorbs(limits: Limits, scale: float, zero_point: int, steps: int) -> bool:
+    """Whether rounding to the lattice clips by itself as the activation before it does, which is then not computed."""
+    if limits.low == -math.inf and limits.high == math.inf:
+        return True
+    ends = np.round(np.array([limits.low, limits.high], np.float32) / np.float32(scale)) + zero_point
+    return bool(ends[0] <= 0 and ends[1] >= steps)

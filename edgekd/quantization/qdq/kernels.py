@@ -1,0 +1,231 @@
+"""onnxruntime's integer kernels in numpy, one function each: what it computes in place of DequantizeLinear -> operator
+-> QuantizeLinear.
+
+The ONNX specification gives such a group a meaning in real numbers; onnxruntime replaces it by one kernel on integers
+(core/optimizer/qdq_transformer/selectors_actions/qdq_selector_action_transformer.cc) whose roundings are its own. These
+are the kernels of x86 with AVX2 or newer; `np.float32` stands wherever they round to float32. On ARM, QLinearAdd and
+QLinearGlobalAveragePool multiply by whole numbers and shift, and round halves up: not modelled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekd.errors import RunFailed
+
+F = np.float32
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A value behind DequantizeLinear: stored integers `q`, float32 `scale` (one, or one per slice along `axis`), zero
+    point of the same form."""
+
+    q: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray
+    axis: int = 1
+
+    def along(self, values: np.ndarray) -> np.ndarray:
+        return (
+            values.reshape([-1 if d == self.axis % self.q.ndim else 1 for d in range(self.q.ndim)])
+            if values.size > 1
+            else values.reshape(())
+        )
+
+    def whole(self) -> np.ndarray:
+        """q - zero point, int64."""
+        return self.q.astype(np.int64) - self.along(self.zero).astype(np.int64)
+
+    def real(self) -> np.ndarray:
+        """DequantizeLinear (ONNX operator): (q - zero_point) * scale, float32."""
+        return self.whole().astype(F) * self.along(self.scale)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The lattice of a group's result: one float32 scale, one zero point, uint8 or int8."""
+
+    scale: np.float32
+    zero: int
+    dtype: np.dtype
+
+    def saturate(self, q: np.ndarray) -> np.ndarray:
+        limits = np.iinfo(self.dtype)
+        return np.clip(q, limits.min, limits.max).astype(self.dtype)
+
+    def rounded(self, steps: np.ndarray) -> np.ndarray:
+        """saturate(round_half_even(steps) + zero_point): the zero point is added to a whole number.
+        MlasRequantizeOutput, MlasQuantizeLinear."""
+        return self.saturate(np.rint(steps) + self.zero)
+
+    def quantize(self, real: np.ndarray) -> np.ndarray:
+        """QuantizeLinear (ONNX operator): a float32 division, then `rounded`."""
+        return self.rounded(real.astype(F) / self.scale)
+
+
+def wrapped(sums: np.ndarray) -> np.ndarray:
+    """Sums of products as an int32 accumulator holds them: modulo 2^32. Sums alone don't reach 2^31 below 66,000
+    products (255 * 127 each); a bias that was cut at 2^31 and anything of its sign do."""
+    return sums.astype(np.int64).astype(np.int32)
+
+
+def requantized(sums: np.ndarray, scale: np.ndarray, axis: int, target: Target) -> np.ndarray:
+    """int32 accumulators [...] at float32 `scale` = x_scale * w_scale (one, or one per slice along `axis`), onto the
+    target's lattice: round(float32(sum) * (scale / y_scale)). QLinearConv and QGemm: qlinearconv.cc, quant_gemm.cc;
+    MlasRequantizeOutput in quantize.cpp."""
+    factor = F(scale) / target.scale
+    if factor.size > 1:
+        factor = factor.reshape([-1 if d == axis % sums.ndim else 1 for d in range(sums.ndim)])
+    return target.rounded(wrapped(sums).astype(F) * factor)
+
+
+def converted(steps: np.ndarray) -> np.ndarray:
+    """float32 to the nearest int32, halves to even, as cvtps2dq does: what an int32 can't hold becomes -2^31, however
+    large and positive. The kernels that convert before they saturate then give the lowest value where the highest is
+    due."""
+    return np.where(np.abs(steps) < 2.0**31, np.rint(steps), -(2.0**31))
+
+
+def conv(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    """x [n, c, *s], w [o, c / groups, *k], bias [o] int32 at x_scale * w_scale -> [n, o, *s']. Padding is the zero
+    point: 0 once that is taken."""
+    x, w = operands[:2]
+    groups, seen = attributes.get("group", 1), windows(x.whole(), w.q.shape[2:], attributes, 0)  # [n, c, *s', *k]
+    space, kernel = range(2, x.q.ndim), range(x.q.ndim, 2 * x.q.ndim - 2)
+    parts = []
+    for part, weights in zip(np.split(seen, groups, 1), np.split(w.whole(), groups, 0), strict=True):
+        # whole numbers below 2^53: a product of float64 is exact
+        # [n, *s', o / groups]
+        sums = np.tensordot(part.astype(np.float64), weights.astype(np.float64), ((1, *kernel), range(1, w.q.ndim)))
+        parts.append(np.moveaxis(sums, -1, 1))
+    sums = np.concatenate(parts, 1)
+    if len(operands) > 2:
+        sums = sums + operands[2].q.reshape(-1, *(1 for _ in space))
+    return requantized(sums, x.scale * w.scale, 1, target)
+
+
+def products(attributes: Mapping, operands: Sequence[Lattice]) -> tuple[np.ndarray, np.ndarray]:
+    """(sums [..., n], their float32 scale) of MatMul or Gemm: a [..., k], b [..., k, n], bias int32 at a_scale *
+    b_scale."""
+    a, b = (o.whole().astype(np.float64) for o in operands[:2])
+    a, b = (a.T if attributes.get("transA") else a), (b.T if attributes.get("transB") else b)
+    sums = a @ b + (operands[2].q if len(operands) > 2 else 0)
+    return sums, F(attributes.get("alpha", 1)) * operands[0].scale * operands[1].scale
+
+
+def matmul(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    sums, scale = products(attributes, operands)
+    return requantized(sums, scale, -1, target)
+
+
+def add(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    """qladd_avx2.cpp: fma(a, r_a, fma(b, r_b, z - fma(r_a, z_a, r_b z_b))), r = scale / y_scale, on stored integers.
+    The operands change places if the first is one number beside a row of the other (qlinear_binary_op.cc; a row as the
+    file lays it out, whatever the kernels' layout). A fused multiply-add rounds once: float64 holds the product of 8
+    bits and a float32 exactly, and the sum nearly so."""
+    a, b = operands
+    if a.q.size == 1 < b.q.size or a.q.ndim and b.q.ndim and a.q.shape[-1] == 1 < b.q.shape[-1]:
+        a, b = b, a
+    ra, rb = a.scale / target.scale, b.scale / target.scale
+    zeros = F(np.float64(ra) * int(a.zero) + np.float64(rb * F(b.zero)))
+    inner = (b.q.astype(np.float64) * rb + (F(target.zero) - zeros)).astype(F)
+    return target.saturate(converted((a.q.astype(np.float64) * ra + inner).astype(F)))
+
+
+def multiply(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    """qlmul.cpp: round(float32(a b) * (a_scale * b_scale / y_scale) + z): the zero point comes before the rounding, so
+    halves go to even q."""
+    a, b = operands
+    return target.saturate(
+        converted((a.whole() * b.whole()).astype(F) * (a.scale * b.scale / target.scale) + F(target.zero))
+    )
+
+
+def global_average(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    """qlgavgpool.cpp: round(float32(sum) * (x_scale / (y_scale * count)))."""
+    (x,) = operands
+    space = tuple(range(2, x.q.ndim))
+    count = int(np.prod([x.q.shape[d] for d in space]))
+    return target.rounded(x.whole().sum(space, keepdims=True).astype(F) * (x.scale / (target.scale * F(count))))
+
+
+def average(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    """qlinear_pool.cc: real values are summed in float32 row by row, divided by their count; round(mean / y_scale + z),
+    halves to even q."""
+    (x,) = operands
+    kernel = attributes["kernel_shape"]
+    places = list(np.ndindex(*kernel))
+    seen = windows(x.real(), kernel, attributes, F(0))
+    total = np.zeros(seen.shape[: x.q.ndim], F)
+    for place in places:
+        total = total + seen[(..., *place)]
+    count: Any = F(len(places))
+    if not attributes.get("count_include_pad", 0):
+        count = windows(np.ones(x.q.shape, F), kernel, attributes, F(0)).sum(tuple(range(x.q.ndim, seen.ndim)), dtype=F)
+    return target.saturate(converted(total / count / target.scale + F(target.zero)))
+
+
+def maximum(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    """MaxPool on stored integers: onnxruntime drops the lattices around it where they are one, and rounds between them
+    where not."""
+    (x,) = operands
+    seen = windows(x.q, attributes["kernel_shape"], attributes, np.iinfo(x.q.dtype).min)
+    return onto(Lattice(seen.max(tuple(range(x.q.ndim, seen.ndim))), x.scale, x.zero, x.axis), target)
+
+
+def concat(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    """qlinear_concat.cc: each operand through a table of 256 numbers, quantize(dequantize(q)), and as it is where the
+    lattices are one."""
+    return np.concatenate([onto(o, target) for o in operands], attributes["axis"])
+
+
+def onto(x: Lattice, target: Target) -> np.ndarray:
+    same = x.scale == target.scale and x.zero == target.zero and x.q.dtype == target.dtype
+    return x.q if same else target.quantize(x.real())
+
+
+def sigmoid(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    """qlinear_lookup_table.cc: quantize(sigmoid(dequantize(q)))."""
+    return target.quantize(0.5 + 0.5 * np.tanh(operands[0].real().astype(np.float64) / 2))
+
+
+def softmax(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+    """qlinear_softmax.cc: e^x from a table of float32, its greatest entry e^(ln(max / n) - 5) so that n of them can be
+    summed; the row's greatest q is shifted onto it; round(e * floor(1 / y_scale) / sum) + z, never below 0."""
+    (x,) = operands
+    q = np.moveaxis(x.q.astype(np.int64), attributes.get("axis", -1), -1)
+    shift = max(0.0, np.log(np.finfo(F).max / F(q.shape[-1])) - 5) / np.float64(x.scale)
+    table = np.exp((np.arange(256) - 255 + shift) * np.float64(x.scale)).astype(F)
+    shares = table[q + 255 - q.max(-1, keepdims=True)]
+    total = np.zeros(q.shape[:-1], F)
+    for i in range(q.shape[-1]):
+        total = total + shares[..., i]
+    found = np.rint(shares * np.floor(F(1) / target.scale) / total[..., None]) + target.zero
+    return np.moveaxis(target.saturate(found), -1, attributes.get("axis", -1))
+
+
+def windows(x: np.ndarray, kernel: Sequence[int], attributes: Mapping, fill: Any) -> np.ndarray:
+    """x [n, c, *s] -> what each place of the output sees [n, c, *s', *k], by the attributes strides, dilations and pads
+    (begins, then ends)."""
+    if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET") or attributes.get("ceil_mode", 0):
+        raise RunFailed("padding that depends on the input (auto_pad, ceil_mode) is not simulated")
+    rank = len(kernel)
+    pads = attributes.get("pads", [0] * (2 * rank))
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)], constant_values=fill)
+    dilations, strides = attributes.get("dilations", [1] * rank), attributes.get("strides", [1] * rank)
+    spread = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    seen = np.lib.stride_tricks.sliding_window_view(padded, spread, tuple(range(2, 2 + rank)))
+    return seen[
+        (slice(None), slice(None), *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations))
+    ]
+
+
+KERNELS: dict[str, Callable[..., np.ndarray]] = {
+    "Conv": conv, "Gemm": matmul, "MatMul": matmul, "Add": add, "Mul": multiply, "GlobalAveragePool": global_average, "AveragePool": average,
+    "MaxPool": maximum, "Concat": concat, "Sigmoid": sigmoid, "Softmax": softmax,
+}  # fmt: skip

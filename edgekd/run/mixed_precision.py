@@ -1,0 +1,164 @@
+"""Mixed precision by what it buys: beside an int8 file, files in which those layers stay in float that lose most for
+the time that int8 saves there. Each is trained or calibrated, exported and measured as any other candidate; the choice
+is the recipe's as ever."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd import environment, quantization, targets
+from edgekd.measure import jobs
+from edgekd.probes import operators, static
+from edgekd.quantization.diagnosis import mixed_precision
+from edgekd.quantization.diagnosis.sensitivity import SAMPLES, sensitivity
+from edgekd.run import plan as planning
+from edgekd.run.plan import Plan
+from edgekd.stages.quantize import calibration
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgekd.progress import Silent
+    from edgekd.records import Artifact
+    from edgekd.run.evaluate import Observed
+    from edgekd.run.resolve import Resolved
+    from edgekd.store.store import Store
+
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput")
+
+
+def extend(
+    resolved: Resolved,
+    plan: Plan,
+    made: Mapping[str, Artifact],
+    observed: Sequence[Observed],
+    store: Store,
+    folder: Path,
+    progress: Silent,
+) -> Plan:
+    """The plan with the mixed files that `[mixed]` of the recipe asks for: for every int8 point of a stage named there
+    and every share given, one that gives back at most this share of the time that int8 saves. A set of layers that
+    another share gave already, or an empty one, adds none.
+
+    What a layer loses is the noise that goes if it stays in float; what int8 saves there is measured on this machine if
+    it is one of the point's targets, else counted in multiply-accumulates. Both are kept with the artifact: a resumed
+    run finds the same layers."""
+    wanted = [
+        (o, resolved.read.recipe.mixed[o.point.stages[-1]])
+        for o in observed
+        if o.point.stages[-1] in resolved.read.recipe.mixed
+    ]
+    by_id, found = {o.point.id: o for o in observed}, plan
+    with progress.task("which layers int8 costs most") as advance:
+        for number, (o, shares) in enumerate(wanted, 1):
+            parent = next((by_id[p] for p in o.point.parents if p in by_id and not by_id[p].point.reference), None)
+            if parent is None or plan.steps[o.point.step].settings["float_layers"]:
+                continue
+            noise, saved, sharing, unit = _known(o, parent, resolved, made[o.point.step], store, folder).values()
+            whole, known = sum(s for s in saved.values() if s > 0), set()
+            for share in sorted(shares):
+                # in one order, always
+                layers = tuple(
+                    sorted(
+                        name for first in mixed_precision.choose(noise, saved, share * whole) for name in sharing[first]
+                    )
+                )
+                if layers and len(layers) < sum(map(len, sharing.values())) and layers not in known:
+                    known.add(layers)
+                    found = planning.extended(
+                        resolved, found, o.point, {"float_layers": layers}, f"-float{len(layers)}"
+                    )
+            if not known:
+                progress.say(f"{o.point.id}: no layer's noise is worth the time that int8 saves there")
+            elif unit != "us":
+                progress.say(
+                    f"{o.point.id}: no target's times can be taken here; layers were weighed by their multiply-accumulates"
+                )
+            advance(number, len(wanted), o.point.id)
+    return found
+
+
+def _known(
+    o: Observed, parent: Observed, resolved: Resolved, source: Artifact, store: Store, folder: Path
+) -> dict[str, Any]:
+    """{noise: {layer: what goes if it stays in float}, saved: {layer: what int8 saves there}, sharing: {layer: those
+    with its weight, itself first}, unit}, from the store or found out. Layers that share a weight stand there as one,
+    under the first's name."""
+    from edgekd.quantization.torch_graph.sites import layers
+
+    facts = environment.describe()
+    here = [t for t in resolved.targets if t.name in o.point.targets and targets.times(t, facts)]
+    name = (
+        f"layers-{environment.environment_id(facts)}-{here[0].threads}-{parent.artifact.key[:16]}"
+        if here
+        else "layers-macs"
+    )
+    kept = store.observed(o.artifact.key, name)
+    if kept is None:
+        columns = resolved.data("train")
+        graph, module, _ = quantization.load(source, resolved.task, quantization.example_of(columns))
+        sharing: dict[str, list[str]] = {}
+        for layer, weight in layers(graph).items():
+            sharing.setdefault(weight, []).append(layer)
+        costs = sensitivity(module, graph, calibration(columns, min(SAMPLES, len(columns))))
+        each = _times(o, parent, graph, resolved, here[0].threads, folder) if here else _macs(o, graph)
+        noise = {names[0]: costs[names[0]].gain for names in sharing.values()}
+        saved = {names[0]: sum(each[n] for n in names) for names in sharing.values() if all(n in each for n in names)}
+        kept = {
+            "noise": noise,
+            "saved": saved,
+            "sharing": {names[0]: names for names in sharing.values()},
+            "unit": "us" if here else "MACs",
+        }
+        store.observe(o.artifact.key, name, kept)
+    return kept
+
+
+def _times(
+    o: Observed, parent: Observed, graph: Any, resolved: Resolved, threads: int, folder: Path
+) -> dict[str, float]:
+    """{layer: microseconds that int8 saves}, of both files with their layers named, timed side by side. A layer in
+    float among integer ones has its input and its output converted on top: by the time that the int8 file's own
+    conversions take for a value."""
+    import onnx
+
+    place, columns = folder / "profile" / "mixed", resolved.data("test")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    files = {"float": place / "float.onnx", "int8": place / "int8.onnx"}
+    for file, of in zip(files.values(), (parent, o), strict=True):
+        onnx.save(mixed_precision.named(onnx.load(of.file), graph), file)
+    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    timed, found = jobs.profile(files, inputs, threads=threads, folder=place / "job"), []
+    for name in files:
+        raw = jobs.raw(place / "job", name)
+        p50 = next(m.value for m in timed[name] if m.name == "latency_p50_ms")
+        found.append(
+            operators.measure(raw["out"] / raw["operators"]["trace"], warmup=raw["operators"]["warmup"], p50_ms=p50)
+        )
+    conversions = sum(op.ms for op in found[1].operators if op.kind in CONVERSIONS)
+    return with_conversions(mixed_precision.saved(*found, *files.values()), onnx.load(files["float"]), conversions)
+
+
+def with_conversions(saved: Mapping[str, float], model: onnx.ModelProto, conversions_ms: float) -> dict[str, float]:
+    """{layer: microseconds that int8 saves there, and that converting its input and output takes if it alone stays in
+    float}, at batch 1. `model`: the float file, its layers named; `conversions_ms`: what the int8 file takes to convert
+    its own inputs and outputs."""
+    shapes = static.value_shapes(model)
+    size = lambda *names: sum(math.prod(shapes[name]) for name in names if name in shapes)
+    ends = size(*(v.name for v in (*model.graph.input, *model.graph.output)))
+    moved = {node.name: size(node.input[0], node.output[0]) for node in model.graph.node if node.name}
+    return {layer: us + 1000 * conversions_ms * moved[layer] / max(1, ends) for layer, us in saved.items()}
+
+
+def _macs(o: Observed, graph: Any) -> dict[str, float]:
+    """{layer: multiply-accumulates}, in place of the time that nobody here can take."""
+    import onnx
+
+    model = mixed_precision.named(onnx.load(o.file), graph)
+    counted = static.node_macs(model)
+    return {node.name: float(counted[i]) for i, node in enumerate(model.graph.node) if node.name and i in counted}

@@ -1,0 +1,376 @@
+"""What the end of a run needs, tried at its beginning: fresh models go through the plan's own stages and the run's own
+conclusion, on a few samples in a scratch folder. Every form that the recipe makes is exported, counted, scored, chosen,
+bundled and written under the names that the run will use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from edgekd import __version__, results, targets
+from edgekd.errors import THEIRS, EdgekdError, Problem, RunFailed, UsageError
+from edgekd.files import write_atomic
+from edgekd.hosts import local
+from edgekd.models import saved
+from edgekd.progress import Silent
+from edgekd.records import Artifact, Made, Metric, Run, Task
+from edgekd.run import conclude, evaluate, execute
+from edgekd.run.evaluate import SPLITS, Observed
+from edgekd.run.plan import Plan, Step
+from edgekd.run.resolve import Resolved, dump
+from edgekd.store import fingerprint
+from edgekd.store.store import Store
+
+if TYPE_CHECKING:
+    from edgekd.data.columns import Columns
+
+ROWS = 8  # samples of each split
+MOST = 2000  # samples that metrics are tried on: one that needs both classes, or a spread, finds them there
+POINTS = 50  # candidates that are concluded with; the names of all are tried
+SHORT = {  # stages that give another form, with what cuts them short
+    "quantize": lambda part: {"mode": "ptq", "samples": 2, "after": ()},
+    "weight_only": lambda part: {"method": "rtn", "bits": part.tried[0], "samples": 2},
+}
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A stage: a model of the task from its random start."""
+
+    model: str
+    reads: ClassVar = ()
+
+    def __call__(self, source: None, run: Run, *, teacher: tuple = (), data: None = None) -> Made:
+        saved.save(run.folder, saved.create(run.task, self.model, run.seed), model=self.model, seed=run.seed)
+        return Made("torch")
+
+
+def rehearse(resolved: Resolved, plan: Plan, store: Store, folder: Path, progress: Silent) -> None:
+    """Goes through the end of a run; what was tried once is remembered in the store. Raises UsageError with all that
+    breaks, RunFailed where the disk has no room for what the plan will write."""
+    problems = _unwritable(folder)
+    if problems:
+        raise UsageError(*problems)
+    _room(resolved, plan, store, folder)
+    forms = {point.step: _form(plan, point.step) for point in plan.points}
+    key = _key(resolved, plan, forms)
+    if key and store.observed(key, "rehearsal") is not None:
+        return
+    with progress.task("try the end on a few samples"), tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        place = Path(scratch)
+        few = dataclasses.replace(resolved, data=cache(lambda split: _some(resolved.data(split), ROWS)), gate={})
+        made, problems, notes = _exported(few, plan, forms, Store(place / "store"))
+        problems += _names(resolved, plan, place / "names")
+        problems += _front_end(resolved.task, place / "before.onnx")
+        if not problems:
+            problems = _metrics(resolved, few, plan, made, Store(place / "store"))
+        if not problems:
+            problems = _tried("the end of the run", _concluded, few, plan, made, Store(place / "store"), place / "run")
+    if problems:
+        raise UsageError(*dict.fromkeys(problems))
+    for note in notes:
+        progress.say(note)
+    if key:
+        store.observe(key, "rehearsal", {"notes": notes})
+
+
+def _form(plan: Plan, key: str) -> tuple[str, str, Any]:
+    """(model, stage, part) of what makes a candidate: its model of the task, fresh, and the stage that gives it another
+    form, cut short."""
+    step = root = plan.steps[key]
+    while root.source:
+        root = plan.steps[root.source]
+    cut = SHORT.get(step.stage)
+    part = None if cut is None else dataclasses.replace(step.part, **cut(step.part))
+    return root.settings.get("model", "student"), step.stage if cut else "", part
+
+
+def _key(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple]) -> str:
+    """What decides how a rehearsal ends; empty where that can't be told."""
+    task = resolved.task
+    objects = [dict(task.models), *(f for m in task.metrics for f in (m.records, m.value))]
+    objects += [f for f in (task.collate, task.forward, task.before) if f is not None]
+    try:
+        code, libraries = fingerprint.code_and_libraries(*objects)
+    except (UsageError, TypeError):
+        return ""
+    said = (
+        task.name,
+        task.inputs,
+        task.outputs,
+        task.classes,
+        task.shareable,
+        [(m.name, m.unit, m.better) for m in task.metrics],
+    )
+    points = [(p.id, p.targets, p.reference, forms[p.step]) for p in plan.points]
+    data = {split: resolved.data(split).digest for split in ("train", *SPLITS)}
+    identity = (
+        __version__,
+        code,
+        sorted(libraries.items()),
+        said,
+        points,
+        list(resolved.targets),
+        resolved.select,
+        data,
+        fingerprint.files(task.assets),
+    )
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
+
+
+def _exported(
+    few: Resolved, plan: Plan, forms: Mapping[str, tuple], store: Store
+) -> tuple[dict[str, Artifact], list[Problem], list[str]]:
+    """({key of a step or its export: artifact}, what broke, what is only said): every form once."""
+    made: dict[str, Artifact] = {}
+    problems, notes, done = [], [], {}
+    for point in plan.points:
+        model, stage, part = form = forms[point.step]
+        if repr(form) not in done:
+            where = (
+                f"task {few.task.name}: models[{model!r}]"
+                if part is None
+                else f"{few.read.place}: {plan.steps[point.step].label}"
+            )
+            start = Step(f"fresh-{_short(model)}", "fresh", "", Fresh(model), {}, 0, None, ())
+            line = (
+                [start]
+                if part is None
+                else [start, Step(f"form-{_short(form)}", stage, "", part, {}, 0, start.key, ())]
+            )
+            line.append(
+                Step(f"export-{_short(form)}", "export", "", plan.steps[point.export].part, {}, 0, line[-1].key, ())
+            )
+            done[repr(form)] = [s.key for s in line[-2:]]
+            try:
+                found = _tried(where, _run, line, made, few, store)
+                problems += [dataclasses.replace(p, message=f"can't be exported: {p.message}") for p in found]
+            except (
+                RunFailed
+            ) as error:  # a file that differs from its model: of weights that are not trained yet, that is no verdict
+                if part is None:
+                    problems += [dataclasses.replace(p, place=where) for p in error.problems]
+                else:
+                    notes.append(f"{where}: of untrained weights {error.problems[0].message}")
+                    done[repr(form)] = done.get(repr((model, "", None)), done[repr(form)])
+        step, export = done[repr(form)]
+        if export in made:
+            made |= {point.step: made[step], point.export: made[export]}
+    return made, problems, notes
+
+
+def _run(line: list[Step], made: dict[str, Artifact], few: Resolved, store: Store) -> None:
+    for step in line:
+        if step.key not in made:
+            parents = {key: store.digest(made[key]) for keys in step.inputs.values() for key in keys}
+            made[step.key] = execute.make(step, made, parents, few, store, lambda *_: None, lambda **_: None)
+
+
+def _metrics(
+    resolved: Resolved, few: Resolved, plan: Plan, made: Mapping[str, Artifact], store: Store
+) -> list[Problem]:
+    """Metrics on what a file answers, repeated for many samples of validation: a record for each; and a finite figure
+    for these or for random outputs (those may be none that a model gives: what a metric raises there is left out)."""
+    file = next(made[p.export] for p in plan.points)
+    problems: list[Problem] = _tried(
+        f"task {resolved.task.name}: models", evaluate.answers, file, few, store, local.host()
+    )
+    if problems:
+        return problems
+    like = evaluate.answers(file, few, store, local.host())["validation"]
+    columns = _some(resolved.data("validation"), MOST)
+    for metric in resolved.task.metrics if columns.labels is not None else ():
+        where, values = f"task {resolved.task.name}: metrics[{metric.name!r}]", []
+        for seed in (None, 0, 1, 2):
+            found = _tried(
+                where,
+                lambda m, o, v: v.append(_value(m, o, columns.labels)),
+                metric,
+                _outputs(like, len(columns), seed),
+                values,
+            )
+            problems += found if seed is None else []
+        if values and not np.isfinite(values).any():
+            text = f"is {values[0]} for the outputs of fresh models and for random ones of {len(columns)} validation samples"
+            problems.append(Problem(where, text, "a figure that is no finite number can't be chosen by, nor judged"))
+    return problems
+
+
+def _value(metric: Metric, outputs: Any, labels: np.ndarray) -> float:
+    records = np.asarray(metric.records(outputs, labels))
+    if records.shape[:1] != (len(labels),):
+        raise UsageError(
+            Problem(
+                "", f"gives records of shape {list(records.shape)} for {len(labels)} samples", "one record per sample"
+            )
+        )
+    return float(metric.value(np.asarray(records, np.float64)))
+
+
+def _concluded(few: Resolved, plan: Plan, made: Mapping[str, Artifact], store: Store, folder: Path) -> None:
+    """The run's own end on the fresh models' files: scored, counted, chosen, written, bundled, reported."""
+    host = local.host()
+    points = [p for p in plan.points if p.export in made][:POINTS]
+    found = [Observed(p, made[p.export], evaluate.answers(made[p.export], few, store, host)) for p in points]
+    teacher = next((o for o in found if o.point.reference == "teacher"), None)
+    hosts = {t.name: host for t in few.targets if targets.runs(t)}
+    described = cache(lambda i: evaluate.described(found[i], teacher, dict.fromkeys(hosts, ()), few, hosts))
+    same = {(o.artifact.key, o.point.targets): i for i, o in enumerate(found)}
+    observed = [dataclasses.replace(o, measurements=described(same[o.artifact.key, o.point.targets])) for o in found]
+    folder.mkdir()
+    text = dump(few, folder)
+    write_atomic(folder / "recipe.toml", text.encode())
+    boards = {t.name: host for t in few.targets}  # emulation is left for the end
+    conclude.conclude(few, plan, made, (), observed, folder, text, store, Silent(), boards)
+
+
+def _names(resolved: Resolved, plan: Plan, folder: Path) -> list[Problem]:
+    """Files named as the run will name them, empty."""
+    names = {p.id: f"the candidate {p.id[:40]}" for p in plan.points}
+    files = {f"{id}.onnx": told for id, told in names.items()}
+    files |= {results.executed(p.id, t): f"{names[p.id]} on {t[:40]}" for p in plan.points for t in p.targets}
+    files |= {f".{t.name}.{'0' * 12}.part": f"the target {t.name[:40]}" for t in resolved.targets}
+    long = {id for id in names if len(id.encode()) > results.LONGEST}
+    folder.mkdir()
+    for name, told in files.items():
+        try:
+            if name.removesuffix(".onnx") in long:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            (folder / Path(name).name).touch()
+        except OSError as error:
+            text = f"{told} can't name a file: {error.strerror}, {len(Path(name).name.encode())} bytes"
+            return [
+                Problem(
+                    f"{resolved.read.place}: name",
+                    text,
+                    "give stages and targets shorter names, or a sweep fewer values in one stage",
+                )
+            ]
+    return []
+
+
+def _front_end(task: Task, path: Path) -> list[Problem]:
+    """What a task's `before` gives is read as bundles' users will read it."""
+    if task.before is None:
+        return []
+
+    from edgekd.probes import static
+
+    def read() -> None:
+        given = task.before()
+        if not isinstance(given, bytes):
+            raise UsageError(
+                Problem("", f"gives {type(given).__name__}, not the bytes of an ONNX file", "model.SerializeToString()")
+            )
+        path.write_bytes(given)
+        static.read(path)
+
+    return [
+        dataclasses.replace(p, place=p.place.replace(f": {path}", ""))
+        for p in _tried(f"task {task.name}: before", read)
+    ]
+
+
+def _unwritable(folder: Path) -> list[Problem]:
+    """Why the run's folder can't be written, as far as that shows without writing."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        return [Problem(str(there), "is a file, not a folder", "choose another folder with --out")]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [Problem(str(there), "can't be written: Permission denied", "choose another folder with --out")]
+    return []
+
+
+def _room(resolved: Resolved, plan: Plan, store: Store, folder: Path) -> None:
+    """Raises RunFailed where the store's disk has no room for the teachers' answers, the greatest that a run keeps."""
+    wanted: dict[str, int] = {}
+    for step in plan.steps.values():
+        if step.stage == "answer" and resolved.task.classes:
+            width = {"logits": resolved.task.classes, "top": 2 * step.settings["top"], "label": 1}[
+                step.settings["shows"]
+            ]
+            wanted[step.key] = 4 * step.settings["views"] * len(resolved.data(step.settings["split"])) * width
+    free = shutil.disk_usage(next(p for p in (store.root, *store.root.parents) if p.exists())).free
+    if sum(wanted.values()) > free:
+        done = execute.finished(plan, store)
+        wanted = {key: size for key, size in wanted.items() if key not in done}
+    if sum(wanted.values()) > free:
+        text = (
+            f"the disk has {free / 1e6:.0f} MB left, and the teachers' answers take {sum(wanted.values()) / 1e6:.0f} MB"
+        )
+        raise RunFailed(
+            Problem(
+                str(store.root),
+                text,
+                "free some room, set EDGEKD_STORE to another disk, or cache = false in the stages",
+            )
+        )
+
+
+def _tried(where: str, work: Callable[..., Any], *given: Any) -> list[Problem]:
+    """What `work` raised, as problems; a RunFailed goes on up."""
+    try:
+        work(*given)
+    except RunFailed:
+        raise
+    except EdgekdError as error:
+        return [dataclasses.replace(p, place=": ".join(x for x in (where, p.place) if x)) for p in error.problems]
+    except THEIRS as error:  # (models, metrics and data are the user's own code)
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return [
+            Problem(
+                where,
+                f"{type(error).__name__}: {reason}"[:400],
+                "it was tried with fresh models and a few samples, before any training",
+            )
+        ]
+    return []
+
+
+def _some(columns: Columns, most: int) -> Columns:
+    """Up to `most` rows, spread over the split."""
+    rows = np.linspace(0, len(columns) - 1, min(most, len(columns))).astype(int)
+    inputs = (
+        {k: v[rows] for k, v in columns.inputs.items()} if isinstance(columns.inputs, Mapping) else columns.inputs[rows]
+    )
+    labels = None if columns.labels is None else columns.labels[rows]
+    tags = None if columns.tags is None else [columns.tags[i] for i in rows]
+    return dataclasses.replace(
+        columns,
+        inputs=inputs,
+        labels=labels,
+        ids=[columns.ids[i] for i in rows],
+        weight=columns.weight[rows],
+        tags=tags,
+    )
+
+
+def _outputs(like: Any, count: int, seed: int | None) -> Any:
+    """Outputs for `count` samples, of the form of `like`: random ones, or (None) these again and again."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x: np.ndarray) -> np.ndarray:
+        shape = (count, *x.shape[1:])
+        if seed is None:
+            return np.resize(x, shape)
+        return (
+            rng.normal(size=shape).astype(x.dtype) if x.dtype.kind == "f" else rng.integers(0, 2, shape).astype(x.dtype)
+        )
+
+    return {name: draw(x) for name, x in like.items()} if isinstance(like, Mapping) else draw(like)
+
+
+def _short(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:24]

@@ -1,0 +1,68 @@
+"""Locks that go with the process that holds them, however it ends (flock(2)): leases on work, and shares of what is in
+use."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
+
+
+def share(path: Path, kind: int = SHARED) -> int | None:
+    """A descriptor that holds a lock on the file; None if the file is not there or being evicted."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        if _same(descriptor, path):
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+@contextlib.contextmanager
+def lease(path: Path, on_wait: Callable[[], None] | None = None, *, wait: bool = True) -> Iterator[bool]:
+    """Holds the lease; without `wait`, yields False where another has it. The file goes with the lease, so who waited
+    looks whether what he got still is the file of that name."""
+    descriptor = None
+    while descriptor is None:
+        opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    break
+                if on_wait is not None:
+                    on_wait()
+                    on_wait = None
+                fcntl.flock(opened, fcntl.LOCK_EX)
+            if _same(opened, path):
+                descriptor = opened
+        finally:
+            if descriptor is None:
+                os.close(opened)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            # closing alone would leave it to processes that were forked meanwhile
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    """Whether `path` still is the file that was opened."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

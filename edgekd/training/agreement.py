@@ -1,0 +1,46 @@
+"""How far a student agrees with its teachers on the validation split, looked at before every epoch: schedules can
+follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from edgekd.data.columns import Columns
+    from edgekd.records import Artifact
+
+
+class Agreement(nn.Module):
+    """The share of validation samples that a student answers (argmax) as a teacher does, by teacher. Part of the
+    training's checkpoints.
+
+    `answers`: {teacher's name: labels.npy [1, rows, ...] of an answer stage}, `columns`: the validation split."""
+
+    def __init__(self, answers: Mapping[str, Artifact], columns: Columns):
+        super().__init__()
+        self.register_buffer("shares", torch.zeros(len(answers), dtype=torch.float64))
+        self.__dict__.update(answers=dict(answers), columns=columns)  # no part of the state
+
+    def look(self, student: nn.Module, forward: Callable[[nn.Module, Any], torch.Tensor], size: int = 256) -> None:
+        """Takes the shares anew. The student is left as it was."""
+        import numpy as np
+
+        from edgekd.data.columns import batches
+
+        was = student.training
+        student.eval()
+        with torch.no_grad():
+            own = torch.cat([forward(student, batch.inputs).argmax(-1) for batch in batches(self.columns, size)])
+        student.train(was)
+        for number, artifact in enumerate(self.answers.values()):
+            theirs = np.load(artifact.folder / "labels.npy", allow_pickle=False)[0]
+            self.shares[number] = float((own.numpy() == theirs).mean())
+
+    def now(self) -> dict[str, float]:
+        """{teacher's name: share}, and their mean under ""."""
+        found = dict(zip(self.answers, self.shares.tolist(), strict=True))
+        return {**found, "": sum(found.values()) / len(found)}

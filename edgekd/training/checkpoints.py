@@ -1,0 +1,71 @@
+"""Where a training stands, as one safetensors file: modules, optimizer, random state, epoch and position."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def save(
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    position: int,
+    sums: Mapping[str, float],
+) -> None:
+    """One safetensors file, put in place by rename: a kill leaves the old checkpoint or the new one."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {f"module.{name}": t.detach().clone() for name, t in module.state_dict().items()}
+    numbers: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value.detach().clone()
+            else:
+                numbers[f"{index}.{name}"] = value
+    tensors["random"] = torch.get_rng_state()
+    header = {"epoch": epoch, "position": position, "sums": dict(sums), "optimizer": numbers}
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "checkpoint.part"
+    save_file({name: t.contiguous() for name, t in tensors.items()}, part, metadata={"edgekd": json.dumps(header)})
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, folder / "checkpoint.safetensors")
+
+
+def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int, dict[str, float]]:
+    """(epoch, position, sums) of the checkpoint, its state loaded; (0, 0, {}) where there is none that can be read."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / "checkpoint.safetensors"
+    if not path.is_file():
+        return 0, 0, {}
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["edgekd"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return 0, 0, {}
+    module.load_state_dict({n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")})
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            state.setdefault(int(index), {})[slot] = value
+    for name, value in header["optimizer"].items():
+        index, slot = name.split(".", 1)
+        state.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["random"])
+    return header["epoch"], header["position"], header["sums"]

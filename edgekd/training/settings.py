@@ -1,0 +1,43 @@
+"""The settings that every stage which trains shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from edgekd.models.precision import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The settings that every stage which trains shares. Stages extend it with their own fields; it has no behaviour to
+    inherit.
+
+    `batch` rows, `lr` peak learning rate, `warmup` share of the steps; `views` None: the task's own number.
+    `augment_seed` is filled in by the plan, so that the teacher's cache and its students see the same views.
+    `precision` bfloat16: the student's convolutions and matrix products in bfloat16 (weights, norms and losses stay
+    float32), channels last; `teacher_precision`: the same for the teacher. `teachers` (filled in by the plan): the
+    names of the stage's teachers; `combine`: how several make one. `ema`: decay of the averaged student that terms with
+    teacher "ema" hear. `balance`: terms are scaled by their gradients' norms, so that the weights are shares of the
+    gradient."""
+
+    epochs: Annotated[int, Ge(1)] = 30
+    batch: Annotated[int, Ge(1)] = 64
+    lr: Annotated[float, Gt(0)] = 2e-3
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: Annotated[float, Ge(0), Le(1)] = 0.9
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Ge(0), Le(1)] = 0.1
+    clip: Annotated[float, Gt(0)] | None = None
+    views: Annotated[int, Ge(1)] | None = None
+    augment_seed: int = 0
+    precision: Precision = "float32"
+    teacher_precision: Precision = "float32"
+    teachers: tuple[str, ...] = ()
+    combine: dict[str, Any] | None = None
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.999
+    balance: bool = False
+    losses: tuple[dict[str, Any], ...] = ({"use": "cross_entropy"},)

@@ -1,0 +1,67 @@
+"""What can be told of a file for a device that no runtime of edgekd runs on: what is counted on the file, held against
+flash and RAM."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as jsonlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekd.decisions import budget, capacity
+from edgekd.errors import FAILED, PASSED, Problem, UsageError, plain
+from edgekd.files import sha256, write_atomic
+from edgekd.probes import memory, static
+from edgekd.records import Candidate, Check, Measurement, Target
+from edgekd.report import rows as shown
+from edgekd.report.figures import table
+
+WITHOUT = "neither times nor answers: edgekd has no runtime for this device, and emulates none"
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What is counted on one file, and whether the device holds it. Prints as a table; `exit_code` 1 where the device
+    does not hold it."""
+
+    model: str
+    sha256: str
+    target: str
+    measurements: tuple[Measurement, ...]
+    checks: tuple[Check, ...]
+    note: str = WITHOUT
+    exit_code: int = PASSED
+
+    def __str__(self) -> str:
+        self = plain(self)
+        fits = [f"  {shown.check(c)}" for c in self.checks] or [
+            "  the target names neither flash nor RAM: nothing to hold it against"
+        ]
+        return "\n\n".join(
+            [f"{self.model}, for {self.target}", table(self.measurements), "\n".join(["fits:", *fits]), self.note]
+        )
+
+
+def sizes(model: Path | str, target: Target, *, json: Path | str | None = None) -> Sized:
+    """Counts bytes, parameters, MACs and planned activation bytes of an exported file, and judges them by the device's
+    memories.
+
+    Raises UsageError for a file that is no ONNX or leaves a shape open, and where `json` can't be written."""
+    path = Path(model)
+    counted = (*static.measure(path, target=target.name), *memory.measure(path, target=target.name))
+    digest = sha256(path)
+    subject = Candidate(path.name, path.name, 0, (), (), "onnx", path.name, digest, counted)
+    rules = budget.rules({target.name: capacity.budgets(target)}, target.name, "target")
+    checks = tuple(budget.judge(rules, subject, target=target.name))
+    code = FAILED if any(c.verdict == "fail" for c in checks) else PASSED
+    found = Sized(path.name, digest, target.name, counted, checks, exit_code=code)
+    if json is not None:
+        record = {
+            "schema": "edgekd.profile/1",
+            **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"},
+        }
+        try:
+            write_atomic(json, (jsonlib.dumps(record, indent=1) + "\n").encode())
+        except OSError as error:
+            raise UsageError(Problem(str(json), f"can't be written: {error.strerror}")) from None
+    return found

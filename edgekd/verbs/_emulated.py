@@ -1,0 +1,178 @@
+"""`profile` without the target's machine: what a file answers as the target's CPU, how many instructions it takes
+there, what is counted on the file, and how long it will take as far as that is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd import environment
+from edgekd import targets as devices
+from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError, plain
+from edgekd.files import sha256, write_json
+from edgekd.measure import instructions, jobs, samples
+from edgekd.measure.machine import noted, user_error
+from edgekd.metrics import mean_error, top1
+from edgekd.predicting import of_file
+from edgekd.probes import memory, static
+from edgekd.progress import reporter
+from edgekd.records import Measurement, Target
+from edgekd.report.figures import table
+from edgekd.run import cross_cpu
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """What `profile` found out about one file without the target's machine: what is counted, per target what was
+    emulated, and the spread over all. `problems`: why the exit code is none of success. Prints as tables."""
+
+    model: str
+    sha256: str
+    measurements: tuple[Measurement, ...]
+    environment: Mapping[str, Any]
+    note: str = ""
+    problems: tuple[Problem, ...] = ()
+    exit_code: int = PASSED
+
+    def __str__(self) -> str:
+        note, self = "\n".join(map(plain, self.note.split("\n"))), plain(self)
+        names = list(dict.fromkeys(m.target for m in self.measurements if m.target))
+        counted = [m for m in self.measurements if m.origin == "counted"]
+        over_all = [m for m in self.measurements if m.target is None and m not in counted]
+        ran = any(m.origin == "emulated" for m in self.measurements)
+        how = f"answers emulated on {self.environment['cpu']}" if ran else "not run"
+        parts = [f"{self.model}: {how}; nothing is timed", table(counted)]
+        parts += [f"{name}\n{table([m for m in self.measurements if m.target == name])}" for name in names]
+        parts.append(table(over_all) if over_all else "")
+        return "\n\n".join(p for p in (*parts, note) if p)
+
+
+def emulate(
+    model: Path | str,
+    *,
+    targets: Sequence[str] = (),
+    data: Path | str | None = None,
+    seconds: float = cross_cpu.SECONDS,
+    json: Path | str | None = None,
+    quiet: bool = True,
+) -> Emulated:
+    """Runs an exported file under the instruction set of each target (default: all that can be emulated here), on as
+    many samples as take `seconds` each, and holds the answers against this machine's. Raises as `profile` does,
+    EnvironmentUnfit without an emulator."""
+    facts, path = environment.describe(), Path(model)
+    wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
+    ready, problems = cross_cpu.launches(wanted)
+    if problems and (targets or not ready):
+        raise EnvironmentUnfit(*problems)
+    parsed = static.read(path)
+    inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
+    count = len(next(iter(inputs.values())))
+    order = np.random.default_rng(0).permutation(count)
+    mixed = {name: a[order] for name, a in inputs.items()}
+    progress = reporter(quiet)
+    for problem in problems:
+        progress.say(f"not run: {problem}")
+    progress.say(
+        f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes here tells nothing of it"
+    )
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="edgekd-") as folder,
+            progress.task("run as other CPUs") as advance,
+            user_error(),
+        ):
+            jobs.tried({path.name: path}, mixed, folder=Path(folder) / "tried")
+            here = _joined(jobs.score(path, mixed, folder=Path(folder) / "here"), path, labels)
+
+            def answer(t: Target, launch: Mapping[str, Any]) -> np.ndarray:
+                return _joined(
+                    jobs.score(path, mixed, folder=Path(folder) / t.name, launch=launch, cap_s=seconds), path, labels
+                )
+
+            found = cross_cpu.executed(ready, order, here, answer, advance)
+            work = lambda t, launch: (
+                instructions.count(path, mixed, launch, Path(folder) / f"{t.name}-count").measurements
+            )
+            counted_there = cross_cpu.counted(ready, work, progress)
+    finally:
+        progress.close()
+    metric = None if labels is None else top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
+    try:
+        made = cross_cpu.figures(found, labels, [metric] if metric else [])
+    except ValueError as error:
+        raise UsageError(
+            Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")
+        ) from None
+    counted = (*static.measure(path), *memory.measure(path))
+    ran = {name: noted((*made[name], *counted_there.get(name, ())), t, facts) for name, (t, _) in ready.items()}
+    there = {name: (*ran[name], *of_file.predicted(path, t)) for name, (t, _) in ready.items()}
+    flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
+    note = _sample(count, min(len(a.rows) for a in found), data is None)
+    return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
+
+
+def untimed(
+    model: Path | str,
+    target: Target,
+    problems: Sequence[Problem],
+    *,
+    asked: bool = False,
+    json: Path | str | None = None,
+) -> Emulated:
+    """What can be told of an exported file for a target that nothing here runs as, for these problems: counts, and the
+    latency that is predicted. The exit code is 4 where an emulator is missing, or answers were `asked` for, else 0.
+    Raises EnvironmentUnfit where no latency is known."""
+    path = Path(model)
+    guessed = of_file.predicted(path, target)
+    if not guessed:
+        raise EnvironmentUnfit(*problems)
+    counted = (*static.measure(path), *memory.measure(path))
+    why = "\n".join(f"not run: {p.message}" for p in problems)
+    code = UNFIT if asked or target.emulated_as else PASSED
+    return _written(
+        Emulated(
+            path.name,
+            sha256(path),
+            (*counted, *guessed),
+            environment.describe(),
+            why,
+            tuple(problems) if code else (),
+            code,
+        ),
+        json,
+    )
+
+
+def _written(found: Emulated, json: Path | str | None) -> Emulated:
+    if json is not None:
+        record = {k: v for k, v in dataclasses.asdict(found).items() if k not in ("problems", "exit_code")}
+        write_json(json, {"schema": "edgekd.profile/1", **record})
+    return found
+
+
+def _sample(count: int, least: int, random: bool) -> str:
+    """Which samples a file was run on."""
+    if random:
+        return f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz runs your own"
+    return f"sample: {'all' if least == count else f'at least {least:,}'} of {count:,} samples{'' if least == count else ', drawn at random (seed 0)'}"
+
+
+def _joined(answers: Mapping[str, np.ndarray], path: Path, labels: np.ndarray | None) -> np.ndarray:
+    """The outputs of a file as one array: side by side where it has several, which labels have no meaning for."""
+    if len(answers) == 1:
+        return next(iter(answers.values()))
+    if labels is not None:
+        raise UsageError(
+            Problem(
+                str(path),
+                f"has {len(answers)} outputs, and one kind of labels is given",
+                "leave `labels` out of the data",
+            )
+        )
+    return np.concatenate([a.reshape(len(a), -1) for a in answers.values()], axis=1)

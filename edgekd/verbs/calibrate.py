@@ -1,0 +1,157 @@
+"""The verb `targets calibrate`: probe networks timed on the user's own board, kept as that target's calibration."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd import targets as devices
+from edgekd.errors import PASSED, EnvironmentUnfit, Problem, UsageError, plain
+from edgekd.measure import jobs
+from edgekd.measure.machine import host_of, named, stands_for, user_error
+from edgekd.predicting import calibration, costs, latency, probes, shipped
+from edgekd.predicting.of_file import folder
+from edgekd.predicting.population import Table
+from edgekd.progress import reporter
+from edgekd.records import Target
+
+ROWS = 4  # random samples that a probe is timed with
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was timed on a board. Prints as a table: each probe's time, and how far the fit without it is off."""
+
+    target: str
+    file: Path
+    times: Mapping[tuple[str, str], float]
+    left_out: Mapping[tuple[str, str], calibration.Prediction]
+    environment: Mapping[str, Any]
+    noisy: tuple[str, ...] = ()
+    note: str = ""
+    exit_code: int = PASSED
+
+    def __str__(self) -> str:
+        self = plain(self)
+        lines = [
+            f"{self.target} ({self.environment['cpu']})",
+            "",
+            f"{'probe':<14} {'':<6} {'measured ms':>12} {'without it: ms':>15}  95 % interval",
+        ]
+        for (name, precision), ms in self.times.items():
+            p = self.left_out[name, precision]
+            lines.append(
+                f"{name:<14} {precision:<6} {ms:>12.4g} {p.value:>15.4g}  [{p.low:.4g}, {p.high:.4g}]{'' if p.low <= ms <= p.high else '  missed'}"
+            )
+        off = sorted(abs(p.value / self.times[k] - 1) for k, p in self.left_out.items())
+        inside = sum(p.low <= self.times[k] <= p.high for k, p in self.left_out.items())
+        lines += [
+            "",
+            f"each probe predicted by the others: median error {100 * off[len(off) // 2]:.0f} %, {inside} of {len(off)} inside the interval",
+            "(harder than a network: a probe has much of one kind of work, of which the others then say little)",
+        ]
+        if self.noisy:
+            lines.append(
+                f"noisy: {len(self.noisy)} of {len(off)} times; on an idle board, run it again: {', '.join(self.noisy[:4])}"
+            )
+        lines += [f"timed {self.note}"] if self.note else []
+        return "\n".join([*lines, f"kept in {self.file}; predictions for {self.target} use it from now on"])
+
+
+def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibrated:
+    """Times the probe networks as target `name` on the board at `on` (default: this machine), and keeps them as its
+    calibration, in place of an older one. What was timed stays until all is: cut off, the same call goes on. Raises as
+    `profile` does."""
+    wanted = named(name)
+    if wanted is not None and not devices.runs(wanted):
+        raise UsageError(
+            Problem(
+                f"target {name}",
+                "can't be timed: edgekd has no runtime for it",
+                "its files are counted: edgekd profile --target",
+            )
+        )
+    progress = reporter(quiet)
+    try:
+        with host_of(on, progress) as host:
+            try:
+                device, host = stands_for(host, wanted)
+            except EnvironmentUnfit as error:
+                hint = (
+                    f"the address of a {name} board: --on ssh://user@host"
+                    if on is None
+                    else "the address of a board of that kind"
+                )
+                raise EnvironmentUnfit(*(Problem(p.place, p.message, hint) for p in error.problems)) from None
+            made = latency.device_of(device)
+            if made is None:
+                hint = "write clock_mhz, and core where it is no x86, in a target file of your own"
+                raise UsageError(Problem(f"target {device.name}", "doesn't say its core and clock", hint))
+            place = folder()
+            work = place / f".{device.name}-{device.threads}"
+            try:
+                work.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(
+                    Problem(
+                        str(place), f"can't be written: {error.strerror}", "set EDGEKD_CALIBRATIONS to another folder"
+                    )
+                ) from None
+            times, noisy = _times(device, host, work, progress)
+    finally:
+        progress.close()
+    source = f"timed on {host.facts['cpu']} with onnxruntime {host.facts['versions'].get('onnxruntime', '')}"
+    rows = probes.rows(times, source)
+    board = shipped.Board(device.name, device.title, device.runtime.name, (Table(device.name, made, rows),))
+    path = place / f"{device.name}.json"
+    shipped.write(path, board, [[f"{network}" for network, _ in times]])
+    for file in sorted(work.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    work.rmdir()
+    left_out = {}
+    for number, key in enumerate(times):
+        fitted = shipped.calibrate(
+            made, runtime=device.runtime.name, rows=(*rows[:number], *rows[number + 1 :]), name=device.name
+        )
+        left_out[key] = calibration.of(rows[number].costs, fitted, key[1])
+    return Calibrated(device.name, path, times, left_out, host.facts, noisy, devices.differing(device, host.facts))
+
+
+def _times(
+    device: Target, host: Any, work: Path, progress: Any
+) -> tuple[dict[tuple[str, costs.Precision], float], tuple[str, ...]]:
+    """({probe: milliseconds}, probes whose times vary too much): a network's float and int8 file in one interleaved
+    job, network by network."""
+    files = probes.models()
+    networks, found, noisy = list(dict.fromkeys(name for name, _ in files)), {}, []
+    with (
+        tempfile.TemporaryDirectory(prefix="edgekd-") as place,
+        progress.task("time the probes") as advance,
+        user_error(),
+    ):
+        for number, network in enumerate(networks):
+            models = {precision: Path(place) / f"{number}-{precision}.onnx" for precision in costs.PRECISIONS}
+            for precision, path in models.items():
+                path.write_bytes(files[network, precision])
+            shape = probes.NETWORKS[network][0]
+            inputs = np.random.default_rng(0).normal(size=(ROWS, *shape[1:])).astype(np.float32)
+            timed = jobs.profile(
+                models,
+                inputs,
+                preset="probe",
+                threads=device.threads,
+                folder=work / str(number),
+                target=device.name,
+                host=host,
+            )
+            for precision, figures in timed.items():
+                p50 = next(m for m in figures if m.name == "latency_p50_ms")
+                found[network, precision] = p50.value
+                noisy += [f"{network} {precision}"] if "noisy" in p50.note else []
+            advance(number + 1, len(networks), network)
+    return found, tuple(noisy)

@@ -1,0 +1,259 @@
+"""What can be named in a recipe, and what this machine is: the verbs `list` and `doctor`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd import components, runtimes
+from edgekd.errors import PASSED, UNFIT, UsageError
+
+if TYPE_CHECKING:
+    from edgekd.records import Target
+
+NEEDED = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "torch-pruning",
+    "numpy",
+    "safetensors",
+    "scikit-learn",
+    "pydantic",
+)
+
+
+def listing(kinds: list[str]) -> str:
+    """Tables of the parts of each kind: name, what it is, its settings with defaults."""
+    return "\n\n".join(_targets() if kind == "targets" else _parts(kind) for kind in kinds)
+
+
+def target(name: str) -> str:
+    """A target's facts, each with its source. Raises UsageError where there is none of that name."""
+    from edgekd import environment, targets
+
+    t = targets.load(name)
+    rows = []
+    for fact in (f.name for f in dataclasses.fields(t) if f.name not in ("name", "title", "sources")):
+        value = getattr(t, fact)
+        if value not in (None, (), {}):
+            rows.append((fact, _fact(value), t.sources.get(fact, "")))
+    figures = targets.figures(t, environment.describe())
+    told = {
+        "measured": "this machine can stand for it: answers are measured here",
+        "answers": "answers are measured here",
+        "emulated": "answers: what a file answers there is emulated here",
+        "counted": "answers: nothing runs as this target here; bytes, parameters, MACs and planned memory are counted on the file",
+    }
+    if not targets.runs(t):
+        told["counted"] = (
+            "answers: edgekd has no runtime for it; compress scores files by the reference runtime, onnxruntime on this machine"
+        )
+    lines = [
+        told[figures]
+        + (f", once this machine is set up: {lacking[0]}" if figures == "emulated" and (lacking := _lacking(t)) else "")
+    ]
+    return "\n".join(
+        [f"{_table(f'{t.name}: {t.title}', ('fact', 'value', 'source'), rows)}\n", *lines, *_latency(t, figures)]
+    )
+
+
+def _lacking(t: Target) -> list[str]:
+    """Hints on what has to be done before this machine can emulate a target."""
+    from edgekd.run import cross_cpu
+
+    return [p.hint for p in cross_cpu.launches([t])[1]]
+
+
+def _latency(t: Target, figures: str) -> list[str]:
+    """How the latency of a target is had, in words."""
+    from edgekd import targets
+    from edgekd.predicting import of_file
+
+    if not targets.runs(t):
+        return []
+    if figures == "measured":
+        return ["latency: measured here"]
+    kind, note = of_file.known_as(t)
+    told = {
+        "bound": "a bound and no prediction: nothing like its core was timed",
+        "": "not predicted: the target doesn't say its core and clock",
+    }
+    lines = [
+        f"latency: {told.get(kind, f'predicted, {kind} {note}')}; measured on the device alone, --on ssh://user@host"
+    ]
+    if kind in ("transferred", "bound"):
+        lines.append(f"edgekd targets calibrate {t.name} --on ssh://user@host makes predictions narrower")
+    return lines
+
+
+def _fact(value: Any) -> str:
+    """A fact as text; of a record what isn't empty."""
+    if dataclasses.is_dataclass(value):
+        value = {k: v for k, v in dataclasses.asdict(value).items() if v not in ("", (), [], {})}
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(value) if isinstance(value, tuple) else f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _parts(kind: str) -> str:
+    rows = []
+    for name in (
+        ["top1", "mean_error"]
+        if kind == "metrics"
+        else runtimes.names()
+        if kind == "runtimes"
+        else components.names(kind)
+    ):
+        if kind == "stages" and name in ("answer", "load", "export"):
+            continue  # a plan makes these; a recipe's line names the others
+        module = importlib.import_module("edgekd.metrics" if kind == "metrics" else f"edgekd.{kind}.{name}")
+        part = getattr(module, name, None) or getattr(module, "".join(w.capitalize() for w in name.split("_")), None)
+        text = inspect.getdoc(part if kind == "metrics" else module) or ""
+        settings = _settings(part, components.POSITIONAL.get(kind, 0)) if callable(part) and kind != "formats" else ""
+        rows.append((name, text.split("\n\n")[0].replace("\n", " "), settings))
+    return _table(kind, ("name", "what it is", "settings"), rows)
+
+
+def _settings(part: Any, skip: int) -> str:
+    settings = components.parameters(part, skip).items()
+    return ", ".join(
+        n if p.default is inspect.Parameter.empty else f"{n} = {p.default!r}"
+        for n, p in settings
+        if n not in ("augment_seed", "teachers") and len(repr(p.default)) < 60
+    )
+
+
+def _targets() -> str:
+    from edgekd import environment, targets
+    from edgekd.hosts import arm
+    from edgekd.predicting import of_file
+
+    facts, rows = environment.describe(), []
+    for name in targets.names():
+        t = targets.load(name)
+        clock, ram = f"{t.clock_mhz:.0f}" if t.clock_mhz else "", _size(t.ram_bytes)
+        figures = targets.figures(t, facts)
+        answers = {"answers": "measured", "counted": "-"}.get(figures, figures)
+        try:
+            kind = "measured" if figures == "measured" else of_file.known_as(t)[0]
+        except UsageError:  # told by what would use it
+            kind = "damaged"
+        latency = {"calibrated": "predicted", "transferred": "predicted", "": "-"}.get(kind, kind)
+        rows.append(
+            (t.name, t.core or t.architecture, clock, ram, _size(t.flash_bytes), targets.kernels(t), answers, latency)
+        )
+    table = _table("targets", ("name", "core", "MHz", "RAM", "flash", "int8 by", "answers", "latency"), rows, width=100)
+    ready = arm.find() is not None and arm.emulator(arm.place()) is not None
+    setup = "" if ready else f"\nAs ARM CPUs this machine emulates after `{arm.HINT}`."
+    return (
+        f"{table}\n\nAnswers and latency: how they are had on this machine. Bytes, MACs, planned memory: counted for all.\n"
+        "predicted: with an interval; bound: only what it can't be below; -: not without the device.\n"
+        f"On the device both are measured: `edgekd profile MODEL.onnx --target NAME --on ssh://user@host`.{setup}\n"
+        "`edgekd list targets NAME` shows the facts of one, with sources, and how its figures come about.\n"
+        "A .toml file of the same form is a target of your own."
+    )
+
+
+def _size(count: int | None) -> str:
+    """Bytes in the unit that they are a whole number of, or to two digits: `512 MiB`."""
+    if count is None:
+        return ""
+    unit = next((u for u in (2**30, 2**20) if count >= u), 2**10)
+    return f"{count / unit:.3g} {({2**30: 'GiB', 2**20: 'MiB', 2**10: 'KiB'})[unit]}"
+
+
+def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]], width: int = 140) -> str:
+    """A table as text; as wide as the terminal, `width` columns where there is none."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else width, force_terminal=sys.stdout.isatty())
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def setup(name: str, *, quiet: bool = True) -> str:
+    """Makes or verifies what `name` (arm-emulator) stands for; returns what there is. Raises EnvironmentUnfit,
+    BaselineError."""
+    from edgekd.hosts import arm_setup
+    from edgekd.progress import reporter
+
+    progress = reporter(quiet)
+    try:
+        return {"arm-emulator": arm_setup.setup}[name](progress)
+    finally:
+        progress.close()
+
+
+def doctor(as_json: bool) -> tuple[str, int]:
+    """(text, exit code 0, or 4 where something needed is missing)."""
+    from edgekd import environment, targets
+    from edgekd.hosts import arm
+    from edgekd.store.store import Store
+
+    facts = environment.describe()
+    versions, missing = {}, []
+    for name in NEEDED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    host, store = targets.load("host"), Store()
+    advice = [f"{name} is not installed" for name in missing]
+    governor = facts.get("governor")
+    if governor not in (None, "performance"):
+        advice.append(f"the CPU governor is `{governor}`: timing is steadier with `performance`")
+    if targets.saturates(host):
+        advice.append("this CPU's int8 products saturate (AVX2 without VNNI): weights are scaled so that they don't")
+    # emulators are no finished work
+    kept = (p for p in Path(store.root).rglob("*") if p.is_file() and arm.home() not in p.parents)
+    store_facts = {"folder": str(store.root), "bytes": sum(p.stat().st_size for p in kept)}
+    emulators = arm.facts()
+    code = UNFIT if missing else PASSED
+    if as_json:
+        return json.dumps(
+            {
+                "environment": facts,
+                "versions": versions,
+                "missing": missing,
+                "store": store_facts,
+                "emulators": emulators,
+                "advice": advice,
+            },
+            indent=2,
+            default=str,
+        ), code
+    rows = [
+        (
+            k,
+            ", ".join(map(str, v))
+            if isinstance(v, (list, tuple))
+            else json.dumps(v)
+            if isinstance(v, dict)
+            else str(v),
+        )
+        for k, v in facts.items()
+    ]
+    parts = [
+        _table("this machine", ("fact", "value"), rows),
+        _table("libraries", ("name", "version"), [(n, versions.get(n, "MISSING")) for n in NEEDED]),
+        f"store: {store_facts['folder']} ({store_facts['bytes'] / 1e6:.1f} MB)",
+        f"emulators: {'; '.join(f'{name}: {text}' for name, text in emulators.items())}",
+        *[f"note: {line}" for line in advice],
+    ]
+    return "\n\n".join(parts), code
