@@ -9,8 +9,8 @@ from edgekd.cli import run as command
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.progress import Silent
 from edgekd.run import rehearse
-from edgekd.run.execute import run_steps
 from edgekd.run.plan import Plan, Step
+from edgekd.run.steps import run_steps
 from edgekd.store.store import Store
 
 MODULE = """

@@ -22,6 +22,7 @@ from edgekd.formats import onnx as format
 from edgekd.models import saved
 from edgekd.quantization import grid as grids
 from edgekd.quantization.torch_graph import exact, fake
+from edgekd.quantization.torch_graph.capture import capture
 from edgekd.records import Artifact, Run
 from edgekd.runtimes.onnxruntime import load as open_file
 from edgekd.stages.export import Export
@@ -335,11 +336,11 @@ def test_float_kernels_are_told(trained, tmp_path):
     ), kernels
 
 
-def testcalibration_reads_no_more_than_it_was_told(trained, tmp_path):
+def test_calibration_reads_no_more_than_it_was_told(trained, tmp_path):
     task, source = trained
     columns = load(task, "train")
     seen = []
-    module = fake.insert(quantization.capture.capture(saved.load(source, task), take(columns, np.arange(2)).inputs))
+    module = fake.insert(capture(saved.load(source, task), take(columns, np.arange(2)).inputs))
     part = next(v for v in fake.parts(module, fake.Value) if v.name == "x")
     part.register_forward_pre_hook(lambda part, x: seen.append(len(x[0])))
     from edgekd.quantization.torch_graph.calibrate import calibrate

@@ -299,7 +299,7 @@ def run(text, *arguments, cwd=None, name=None):
 def test_a_prompt_or_notebook_counts_by_what_its_functions_use():
     """No source file: names that functions use, values that these have, classes and their bases."""
     text = """
-from edgekd.fingerprint import code
+from edgekd.store.fingerprint import code
 def world(factor=2, body="return x * width", base="pass", doc="Makes it.", word="a"):
     import sys
     space = {"__name__": "__main__"}
@@ -353,7 +353,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import edgekd, pathlib
 assert pathlib.Path(edgekd.__file__).is_relative_to(sys.argv[1])
-from edgekd import fingerprint
+from edgekd.store import fingerprint
 from edgekd.stages.distill import Distill
 print(fingerprint.code(Distill), *fingerprint.Walk().all([Distill])["modules"])
 """
@@ -389,19 +389,24 @@ def test_edgekd_counts_by_syntax_wherever_it_lies_but_for_ground_and_tools(clone
         and {"edgekd.training.loop", "edgekd.stages.train", "edgekd.models.saved", "edgekd.data.epochs"} <= modules
     )
     assert (
-        not {f"edgekd.{name}" for name in ("errors", "records", "store", "components", "fingerprint", "plan", "cli")}
+        not {
+            f"edgekd.{name}"
+            for name in ("errors", "records", "store.store", "components", "store.fingerprint", "run.plan", "cli")
+        }
         & modules
     )
     line = "\nADDED = 1\n"
     assert (
-        clone(dict.fromkeys(("errors.py", "store.py", "components.py", "records.py", "__init__.py", "plan.py"), line))[
-            0
-        ]
+        clone(
+            dict.fromkeys(
+                ("errors.py", "store/store.py", "components.py", "records.py", "__init__.py", "run/plan.py"), line
+            )
+        )[0]
         == one
     )
-    assert clone({"train.py": "\n# a comment\n"})[0] == one
-    assert clone({"train.py": line})[0] != one
-    assert clone({"sources/epochs.py": line})[0] != one  # imported inside a function
+    assert clone({"training/loop.py": "\n# a comment\n"})[0] == one
+    assert clone({"training/loop.py": line})[0] != one
+    assert clone({"data/epochs.py": line})[0] != one  # imported inside a function
 
 
 # ---------------------------------------------------------------- libraries

@@ -10,6 +10,7 @@ import tiny
 import edgekd
 from edgekd.errors import UsageError
 from edgekd.progress import reporter
+from edgekd.quantization.diagnosis import mixed_precision as diagnosis_mixed
 from edgekd.run import mixed_precision, recipe
 
 MIXED = """
@@ -32,9 +33,9 @@ def place(tmp_path, monkeypatch):
 def test_files_with_layers_in_float_are_made_measured_and_found_again(place, monkeypatch):
     monkeypatch.setattr(mixed_precision, "_times", lambda *_: SAVED)
     asked = []
-    genuine = mixed_precision.mixed.choose
+    genuine = diagnosis_mixed.choose
     monkeypatch.setattr(
-        mixed_precision.mixed,
+        diagnosis_mixed,
         "choose",
         lambda noise, saved, budget: asked.append((dict(saved), budget)) or genuine(noise, saved, budget),
     )
@@ -68,9 +69,7 @@ def test_shares_are_of_what_int8_saves_and_no_set_is_made_twice(monkeypatch):
     chosen, made = iter([("c",), ("c",), ("a", "b", "c"), ()]), []
     budgets = []
     monkeypatch.setattr(mixed_precision, "_known", lambda *_: known)
-    monkeypatch.setattr(
-        mixed_precision.mixed, "choose", lambda noise, saved, budget: budgets.append(budget) or next(chosen)
-    )
+    monkeypatch.setattr(diagnosis_mixed, "choose", lambda noise, saved, budget: budgets.append(budget) or next(chosen))
     monkeypatch.setattr(
         mixed_precision.planning,
         "extended",
@@ -91,9 +90,9 @@ def test_without_a_machine_that_can_time_layers_go_by_their_work(place, monkeypa
     monkeypatch.setattr(mixed_precision, "_times", lambda *_: pytest.fail("this machine is none of the targets"))
     monkeypatch.setattr(mixed_precision.targets, "surplus", lambda *_: ["avx512_vnni"])
     asked = []
-    genuine = mixed_precision.mixed.choose
+    genuine = diagnosis_mixed.choose
     monkeypatch.setattr(
-        mixed_precision.mixed,
+        diagnosis_mixed,
         "choose",
         lambda noise, saved, budget: asked.append(dict(saved)) or genuine(noise, saved, budget),
     )

@@ -546,7 +546,8 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
     import onnx
 
     from edgekd.progress import reporter
-    from edgekd.run import execute, plan, recipe, resolve
+    from edgekd.run import plan, recipe, resolve
+    from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
@@ -565,7 +566,7 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
     again = tmp_path / "recipe.toml"
     again.write_text(resolve.dump(resolved, tmp_path))
     assert list(plan.make(resolve.resolve(recipe.read(again))).steps) == list(planned.steps)
-    made, _ = execute.run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
+    made, _ = run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
     sizes = {p.id: made[p.export].files and (made[p.export].folder / "model.onnx") for p in planned.points}
     plain = {i.name: tuple(i.dims) for i in onnx.load(sizes["distill"]).graph.initializer}
     for name in ("inside", "outside", "together"):
@@ -575,7 +576,8 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
 def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp_path, monkeypatch):
     """Where all classes are one teacher's, the student is that teacher's alone; where one is the other's, it is not."""
     from edgekd.progress import reporter
-    from edgekd.run import execute, plan, recipe, resolve
+    from edgekd.run import plan, recipe, resolve
+    from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
@@ -593,7 +595,7 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
         )
         planned = plan.make(resolved)
         planned.steps = {key: step for key, step in planned.steps.items() if step.stage != "export"}
-        made, _ = execute.run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
+        made, _ = run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
         (point,) = [p for p in planned.points if p.id == "distill"]
         found[name] = saved.read_tensors(made[point.step].folder / "weights.safetensors")["4.weight"]
     near = lambda name: torch.allclose(found[name], found["alone"], atol=1e-6)

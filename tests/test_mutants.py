@@ -9,11 +9,11 @@ ROOT = Path(mutants.__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "name", ["losses", "train", "terms", "trials", "guides", "quantization", "decisions", "store", "fingerprint"]
+    "name", ["losses", "training/loop", "training/terms", "training/loss_checks", "quantization", "decisions", "store"]
 )
 def test_every_module_has_its_tests(name):
     place = ROOT / "edgekd" / name
-    for path in place.glob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+    for path in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
         module = path.relative_to(ROOT).as_posix()
         assert path.stem == "__init__" or {module, f"edgekd/{name}"} & mutants.TESTS.keys(), module
 

@@ -12,7 +12,7 @@ import edgekd
 from edgekd.errors import RunFailed, UsageError
 from edgekd.progress import Lines, Silent
 from edgekd.records import Metric
-from edgekd.run import execute, plan, recipe, rehearse, resolve
+from edgekd.run import execute, plan, recipe, rehearse, resolve, steps
 from edgekd.store.store import Store
 
 X = np.random.default_rng(0).normal(size=(120, 10, 4)).astype(np.float32)
@@ -156,8 +156,8 @@ def test_recurrent_networks_reach_their_end(tmp_path, name):
 
 def test_every_form_is_tried(tmp_path, monkeypatch):
     forms = []
-    make = execute.make
-    monkeypatch.setattr(execute, "make", lambda step, *rest: forms.append((step.stage, step.part)) or make(step, *rest))
+    make = steps.make
+    monkeypatch.setattr(steps, "make", lambda step, *rest: forms.append((step.stage, step.part)) or make(step, *rest))
     rehearsed(
         stages=[DISTILL, {"use": "quantize", **SHORT}], place=tmp_path / "run", sweep={"quantize.weight_bits": [8, 4]}
     )
@@ -221,14 +221,14 @@ def test_a_disk_without_room_for_the_answers(tmp_path, monkeypatch):
     monkeypatch.setattr(rehearse.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(RunFailed, match="answers take"):
         rehearsed(place=tmp_path / "run")
-    monkeypatch.setattr(execute, "finished", lambda planned, store: planned.steps)  # they are there already
+    monkeypatch.setattr(steps, "finished", lambda planned, store: planned.steps)  # they are there already
     rehearsed(place=tmp_path / "run")
 
 
 def test_what_was_tried_once_is_not_tried_again(tmp_path, monkeypatch):
     rehearsed(place=tmp_path / "run")
     calls = []
-    monkeypatch.setattr(execute, "make", lambda *given: calls.append(given))
+    monkeypatch.setattr(steps, "make", lambda *given: calls.append(given))
     rehearsed(place=tmp_path / "run")
     # a training's settings change nothing of its end
     rehearsed(stages=[{**DISTILL, "epochs": 7, "lr": 0.1}], place=tmp_path / "run")

@@ -248,7 +248,7 @@ LOOP = """
 import sys, time, random
 from pathlib import Path
 from edgekd.records import Made
-from edgekd.store import Store
+from edgekd.store.store import Store
 
 store = Store(Path(sys.argv[1]))
 def build(folder, scratch):
@@ -329,7 +329,7 @@ def test_who_waited_builds_when_the_first_is_killed(tmp_path):
     hang = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from edgekd.store import Store
+        from edgekd.store.store import Store
         def build(folder, scratch):
             (scratch / "checkpoint").write_text("epoch 7")
             (folder / "half").write_text("x")

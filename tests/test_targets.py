@@ -311,7 +311,7 @@ def test_answers_take_one_core_however_many_threads_the_target_has(monkeypatch):
     assert [targets.figures(t, ZEN5) for t in (wide, alike)] == ["answers", "measured"]
     for name in ("static", "memory"):
         monkeypatch.setattr(getattr(evaluate, name), "measure", lambda file: ())
-    monkeypatch.setattr(evaluate.calibrating, "predicted", lambda file, target: ("predicted",))
+    monkeypatch.setattr(evaluate.of_file, "predicted", lambda file, target: ("predicted",))
     labels = np.arange(6) % 3
     resolved = SimpleNamespace(
         targets=(wide,), data=lambda split: SimpleNamespace(labels=labels), task=SimpleNamespace(metrics=(top1(),))

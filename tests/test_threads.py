@@ -13,7 +13,7 @@ import edgekd
 from edgekd import environment
 from edgekd.cli import run as command
 from edgekd.records import Made
-from edgekd.run import execute, plan, recipe, rehearse, resolve
+from edgekd.run import execute, plan, recipe, rehearse, resolve, steps
 
 TEXT = 'task = "tiny:task"\n[[stage]]\nuse = "train"\nepochs = 1\n[model.teacher]\ntrain = { epochs = 1 }\n'
 PLAIN = tomllib.loads(TEXT)
@@ -153,7 +153,7 @@ def test_another_kind_of_cpu_is_said(tmp_path, monkeypatch, capfd):
     for kind in kinds:
         monkeypatch.setattr(environment, "kind", lambda facts, kind=kind: kind)
         store = Store(tmp_path / "store")
-        _, (told,) = execute.run_steps(plan.Plan({step.key: step}), resolved, store, Lines(), log)
+        _, (told,) = steps.run_steps(plan.Plan({step.key: step}), resolved, store, Lines(), log)
         store.close()
         assert told.get("cpus", []) == (["elsewhere"] if kind == "here" else [])
     assert events[-1]["cpus"] == ["elsewhere"] and "made on elsewhere" in capfd.readouterr().err
@@ -162,7 +162,7 @@ def test_another_kind_of_cpu_is_said(tmp_path, monkeypatch, capfd):
 def test_a_step_that_was_begun_elsewhere_names_both(tmp_path, monkeypatch):
     for kind in ("a", "b"):
         monkeypatch.setattr(environment, "kind", lambda facts, kind=kind: kind)
-        found = execute._cpus(tmp_path / "cpus.json")
+        found = steps._cpus(tmp_path / "cpus.json")
     assert found == ["a", "b"]
 
 
@@ -171,7 +171,7 @@ import hashlib, os, sys
 os.sched_setaffinity(0, eval(sys.argv[1]))
 import torch
 from torch import nn
-from edgekd.train import seeded
+from edgekd.training.loop import seeded
 with seeded(0, 2):
     assert torch.get_num_threads() == 2
     net = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(384, 10))

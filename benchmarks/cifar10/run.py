@@ -63,13 +63,14 @@ def make(names, seed: int) -> None:
     """Trains what a variation needs, and stops before anything is measured: for filling the store from several
     processes."""
     from edgekd.progress import reporter
-    from edgekd.run import execute, plan, recipe, resolve
+    from edgekd.run import plan, recipe, resolve
+    from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
     for name in names:
         path, sets, _ = variation(name, seed)
         resolved = resolve.resolve(recipe.read(path, sets))
-        execute.run_steps(plan.make(resolved), resolved, Store(), reporter(False), lambda **event: None)
+        run_steps(plan.make(resolved), resolved, Store(), reporter(False), lambda **event: None)
 
 
 def compress(seed: int, out: Path) -> tuple[dict[str, dict], dict[str, Path]]:

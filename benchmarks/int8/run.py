@@ -73,7 +73,8 @@ def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
     """({way: file}, {way: bytes-independent facts}, resolved recipe): trained, calibrated and exported, from the store
     where finished."""
     from edgekd.progress import reporter
-    from edgekd.run import execute, plan, recipe, resolve
+    from edgekd.run import plan, recipe, resolve
+    from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
     resolved = resolve.resolve(recipe.read(RECIPES[model]))
@@ -86,7 +87,7 @@ def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
         wanted = plan.extended(resolved, wanted, point, settings, f"-way{number}")
         needed[made_by(wanted, point.stages, settings)] = way
     store, progress = Store(), reporter(False)
-    made, _ = execute.run_steps(
+    made, _ = run_steps(
         narrowed(wanted, {p.export for p in wanted.points if p.id in needed}),
         resolved,
         store,

@@ -52,7 +52,8 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
     from edgekd.models import saved
     from edgekd.quantization.torch_graph.capture import capture
     from edgekd.quantization.torch_graph.sites import layers
-    from edgekd.run import execute, plan
+    from edgekd.run import plan
+    from edgekd.run.steps import finished, make
 
     resolved = source.resolved
     planned = plan.make(resolved)
@@ -60,7 +61,7 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
     step = planned.steps.get(point.step) if point is not None else None
     if step is None or step.stage != "quantize":
         return None
-    made = execute.finished(planned, store)
+    made = finished(planned, store)
     trains = step.settings["mode"] == "qat"
     if step.source not in made or (trains and any(key not in made for key in step.teacher)):
         return None
@@ -73,9 +74,7 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
         artifacts = dict(made)
         for again in plan.again(planned, resolved, point, settings):
             parents = {key: store.digest(artifacts[key]) for keys in again.inputs.values() for key in keys}
-            artifacts[again.key] = execute.make(
-                again, artifacts, parents, resolved, store, lambda *_: None, lambda **_: None
-            )
+            artifacts[again.key] = make(again, artifacts, parents, resolved, store, lambda *_: None, lambda **_: None)
         exported = artifacts[again.key]
         write_atomic(path, (exported.folder / "model.onnx").read_bytes())
         equal = exported.facts["equality"]

@@ -26,7 +26,7 @@ from edgekd.hosts import local
 from edgekd.models import saved
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Metric, Run, Task
-from edgekd.run import conclude, evaluate, execute
+from edgekd.run import conclude, evaluate, steps
 from edgekd.run.evaluate import SPLITS, Observed
 from edgekd.run.plan import Plan, Step
 from edgekd.run.resolve import Resolved, dump
@@ -175,7 +175,7 @@ def _run(line: list[Step], made: dict[str, Artifact], few: Resolved, store: Stor
     for step in line:
         if step.key not in made:
             parents = {key: store.digest(made[key]) for keys in step.inputs.values() for key in keys}
-            made[step.key] = execute.make(step, made, parents, few, store, lambda *_: None, lambda **_: None)
+            made[step.key] = steps.make(step, made, parents, few, store, lambda *_: None, lambda **_: None)
 
 
 def _metrics(
@@ -304,7 +304,7 @@ def _room(resolved: Resolved, plan: Plan, store: Store, folder: Path) -> None:
             wanted[step.key] = 4 * step.settings["views"] * len(resolved.data(step.settings["split"])) * width
     free = shutil.disk_usage(next(p for p in (store.root, *store.root.parents) if p.exists())).free
     if sum(wanted.values()) > free:
-        done = execute.finished(plan, store)
+        done = steps.finished(plan, store)
         wanted = {key: size for key, size in wanted.items() if key not in done}
     if sum(wanted.values()) > free:
         text = (

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-
 from edgekd import environment
 from edgekd.errors import Problem, RunFailed
 from edgekd.models import taps

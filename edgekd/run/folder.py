@@ -1,0 +1,106 @@
+"""The folder of a run: one run at a time, of one recipe; and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import Problem, UsageError
+from edgekd.files import toml, write_atomic
+from edgekd.run.recipe import MOST_THREADS
+
+OURS = (
+    "recipe.toml",
+    "result.json",
+    "report.html",
+    "report.md",
+    "log.jsonl",
+    "models",
+    "predictions",
+    "bundles",
+    "profile",
+    "fixed",
+)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder; the lock goes with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(
+            Problem(str(folder), f"can't be written: {error.strerror}", "choose another folder with --out")
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                Problem(
+                    str(folder), "another run is at work in this folder", "wait for it, or choose another with --out"
+                )
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def claim(folder: Path, text: str, fresh: bool) -> None:
+    """Makes the folder this recipe's. Another recipe's run is only replaced with `fresh`, and only what a run
+    writes."""
+    path = folder / "recipe.toml"
+    if fresh:
+        for name in OURS:
+            target = folder / name
+            shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
+    elif path.is_file() and path.read_text(encoding="utf-8") != text:
+        hint, begun = (
+            "--fresh replaces it (finished work stays in the store), --out NAME keeps both",
+            threads_of(folder),
+        )
+        if begun is not None and toml(text)["threads"] != begun:
+            hint = f"it was begun with {begun} thread{'s' * (begun > 1)}: --threads {begun} goes on with it; {hint}"
+        raise UsageError(Problem(str(folder), "holds the run of another recipe", hint))
+    elif not path.is_file():
+        foreign = [p.name for p in folder.iterdir() if p.name in OURS]
+        if foreign:
+            raise UsageError(
+                Problem(
+                    str(folder),
+                    f"holds {', '.join(foreign)} but no recipe.toml: not a run",
+                    "choose another folder with --out",
+                )
+            )
+    write_atomic(path, text.encode())
+
+
+def threads_of(folder: Path) -> int | None:
+    """The number of threads that the run in a folder was begun with; None where there is no run."""
+    try:
+        found = toml((folder / "recipe.toml").read_text(encoding="utf-8")).get("threads")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, int) and 1 <= found <= MOST_THREADS else None
+
+
+def logger(path: Path):
+    """`log(**event)`: a line of JSON, in one write."""
+
+    def log(**event: Any) -> None:
+        line = json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n"
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    return log

@@ -1,0 +1,150 @@
+"""The steps of a plan: each found finished in the store, or made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd import environment
+from edgekd.errors import Problem, RunFailed, UsageError, exits
+from edgekd.files import write_atomic
+from edgekd.progress import Silent
+from edgekd.records import Artifact, Made, Run
+from edgekd.run.plan import Plan, Step
+from edgekd.run.resolve import Resolved
+from edgekd.store.store import Store
+
+
+def run_steps(
+    plan: Plan,
+    resolved: Resolved,
+    store: Store,
+    progress: Silent,
+    log: Any,
+    deadline: float | None = None,
+    before: Mapping[str, Artifact] | None = None,
+) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
+    """Every step of the plan that the time allows: found finished in the store, or made. ({key: artifact}, what was
+    done); what was made `before` is in the former only."""
+    made: dict[str, Artifact] = dict(before or {})
+    steps: list[dict[str, Any]] = []
+    here = environment.kind(environment.describe())
+    for number, step in enumerate(plan.steps.values(), 1):
+        if step.key in made:
+            continue
+        needed = [key for keys in step.inputs.values() for key in keys]
+        if any(key not in made for key in needed):
+            continue
+        parents = {key: store.digest(made[key]) for key in needed}
+        artifact = store.find(step.key, parents)
+        reused, begun = artifact is not None, time.monotonic()
+        if artifact is None:
+            if deadline is not None and time.monotonic() > deadline and step.stage != "export":
+                log(event="out of time", step=step.label)
+                continue
+            with progress.task(f"[{number}/{len(plan.steps)}] {step.label}") as advance:
+                try:
+                    artifact = make(step, made, parents, resolved, store, advance, log)
+                except UsageError as error:  # of a brought file it stays one; what only a training shows is told as all that breaks there
+                    kind = UsageError if step.stage == "load" else RunFailed
+                    raise kind(
+                        *(dataclasses.replace(p, place=f"{step.label}: {p.place}".rstrip(": ")) for p in error.problems)
+                    ) from error
+        made[step.key] = artifact
+        if "reached" in artifact.facts and not reused:
+            progress.say(
+                f"  {step.label}: {artifact.facts['reached']:.4g} of the MACs kept, {artifact.facts['asked']} asked"
+            )
+        seconds = artifact.facts.get("seconds", 0.0) if reused else time.monotonic() - begun
+        cost = {"seconds": round(seconds, 3), "peak_rss_bytes": artifact.facts.get("peak_rss_bytes")}
+        elsewhere = [kind for kind in artifact.facts.get("cpus", ()) if kind != here]
+        cost |= {"cpus": elsewhere} if elsewhere else {}
+        steps.append({"key": step.key, "step": step.label, "stage": step.stage, "reused": reused, **cost})
+        log(event="step", **steps[-1])
+    others = list(dict.fromkeys(kind for s in steps for kind in s.get("cpus", ())))
+    if others:
+        count = sum("cpus" in s for s in steps)
+        progress.say(
+            f"{count} of {len(plan.steps)} steps were made on {' and '.join(others)}: made here, their bytes may differ"
+        )
+    found = sum(s["reused"] for s in steps)
+    if found:
+        progress.say(f"{found} of {len(plan.steps)} steps were finished already")
+    if len(made) < len(plan.steps):
+        progress.say(
+            f"the time budget left {len(plan.steps) - len(made)} of {len(plan.steps)} steps undone; the same command goes on"
+        )
+    return made, steps
+
+
+def finished(plan: Plan, store: Store) -> dict[str, Artifact]:
+    """{key: artifact} of the steps that are finished in the store, with all that they were made from."""
+    made: dict[str, Artifact] = {}
+    for step in plan.steps.values():
+        needed = [key for keys in step.inputs.values() for key in keys]
+        if all(key in made for key in needed):
+            artifact = store.find(step.key, {key: store.digest(made[key]) for key in needed})
+            made |= {step.key: artifact} if artifact is not None else {}
+    return made
+
+
+def make(
+    step: Step,
+    made: Mapping[str, Artifact],
+    parents: Mapping[str, str],
+    resolved: Resolved,
+    store: Store,
+    advance: Any,
+    log: Any,
+) -> Artifact:
+    """Runs one step into the store."""
+
+    def build(folder: Path, scratch: Path) -> Made:
+        begun, cpus = time.monotonic(), _cpus(scratch.parent / "cpus.json")
+        environment.forget_peak()
+        run = Run(
+            resolved.task,
+            step.seed,
+            resolved.threads,
+            folder,
+            scratch,
+            resolved.data,
+            advance,
+            lambda **event: log(step=step.label, **event),
+        )
+        source = made[step.source] if step.source else None
+        with environment.threads(resolved.threads), exits(RunFailed):
+            product = step.part(source, run, teacher=tuple(made[key] for key in step.teacher))
+        cost = {"seconds": round(time.monotonic() - begun, 3), "peak_rss_bytes": environment.peak_rss(), "cpus": cpus}
+        return Made(product.form, {**product.facts, **cost})
+
+    try:
+        return store.make(
+            step.key,
+            stage=step.stage,
+            settings=step.settings,
+            seed=step.seed,
+            inputs=step.inputs,
+            parents=dict(parents),
+            build=build,
+            on_wait=lambda: log(event="waiting", step=step.label),
+        )
+    except RunFailed as error:
+        raise RunFailed(
+            *(Problem(f"{step.label}: {p.place}".rstrip(": "), p.message, p.hint) for p in error.problems)
+        ) from error
+
+
+def _cpus(path: Path) -> list[str]:
+    """The kinds of CPU that have worked on a step, this one with them; kept beside its checkpoints."""
+    try:
+        found = [str(kind) for kind in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        found = []
+    found = list(dict.fromkeys([*found, environment.kind(environment.describe())]))
+    write_atomic(path, json.dumps(found).encode())
+    return found
