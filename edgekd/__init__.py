@@ -1,8 +1,8 @@
 """edgekd: distil, prune and quantize a teacher for the edge; profile, choose and gate the exported file.
 
     import edgekd
-    run = edgekd.compress("recipe.toml", out="runs/mine")     # what `edgekd compress` does; run.result, run.verdict,
-    run.to_dataframe()
+    run = edgekd.compress("recipe.toml", out="runs/mine")  # what `edgekd compress` does
+    run.result, run.verdict, run.to_dataframe()
     edgekd.gate("runs/mine").exit_code
 
 Names are loaded when used: `import edgekd` loads no torch.

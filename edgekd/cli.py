@@ -451,7 +451,8 @@ def _internal(error: Exception) -> int:
     if os.environ.get("EDGEKD_DEBUG"):
         traceback.print_exception(error)
     click.echo(
-        f"error: internal error: {type(error).__name__}: {plain(str(error))}\n  hint: EDGEKD_DEBUG=1 shows the traceback",
+        f"error: internal error: {type(error).__name__}: {plain(str(error))}\n  hint: EDGEKD_DEBUG=1 shows the "
+        "traceback",
         err=True,
     )
     return BROKEN

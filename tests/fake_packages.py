@@ -19,8 +19,16 @@ DEBS = (
     "libpython3.11-minimal",
     "libpython3.11-stdlib",
 )
-HEAD = f"#!{sys.executable} -SE\nimport hashlib, json, os, re, shutil, sys\nfrom pathlib import Path\nroot, args = Path({{root!r}}), sys.argv[1:]\n"
-LOG = "open(root / 'log', 'a').write(' '.join([Path(sys.argv[0]).name, *[a for a in args if not a.startswith('-o')]]) + chr(10))\n"
+HEAD = (
+    f"#!{sys.executable} -SE\n"
+    "import hashlib, json, os, re, shutil, sys\n"
+    "from pathlib import Path\n"
+    f"root, args = Path({{root!r}}), sys.argv[1:]\n"
+)
+LOG = (
+    "told = [Path(sys.argv[0]).name, *[a for a in args if not a.startswith('-o')]]\n"
+    "open(root / 'log', 'a').write(' '.join(told) + chr(10))\n"
+)
 APT_GET = """
 option = lambda name: next(a.partition('=')[2] for a in args if a.startswith('-o' + name + '='))
 if 'update' in args:
@@ -29,15 +37,17 @@ if 'update' in args:
     else:
         Path(option('Dir::State::Lists'), 'somewhere_Packages.lz4').write_text('')
     sys.exit(0)
-named = {f.name.split('_')[0]: f for f in (root / ('debs' if option('APT::Architecture') == 'arm64' else 'own')).iterdir()}
+folder = root / ('debs' if option('APT::Architecture') == 'arm64' else 'own')
+named = {f.name.split('_')[0]: f for f in folder.iterdir()}
+uri = lambda f, hash: f"'http://somewhere/{f.name}' {f.name} {f.stat().st_size} {hash}:"
 if 'install' in args:
     for file in named.values():
-        print(f"'http://somewhere/{file.name}' {file.name} {file.stat().st_size} MD5Sum:{hashlib.md5(file.read_bytes()).hexdigest()}")
+        print(uri(file, 'MD5Sum') + hashlib.md5(file.read_bytes()).hexdigest())
     sys.exit(0)
 for name in [a.split('=')[0] for a in args[args.index('download') + 1:]]:
     file = named[name]
     if '--print-uris' in args:
-        print(f"'http://somewhere/{file.name}' {file.name} {file.stat().st_size} SHA256:{hashlib.sha256(file.read_bytes()).hexdigest()}")
+        print(uri(file, 'SHA256') + hashlib.sha256(file.read_bytes()).hexdigest())
     elif (root / 'fail').exists() and (root / 'fail').read_text() == name:
         sys.exit('E: Failed to fetch ' + file.name + '  Connection refused')
     elif (root / 'wrong').exists() and (root / 'wrong').read_text() == name:
@@ -66,6 +76,7 @@ else:
     print('VERSION')
 """
 PIP = """
+wanted = lambda: Path(args[args.index('--requirement') + 1]).read_text()
 file = lambda name: next(f for f in (root / 'wheels').iterdir() if f.name.startswith(name))
 if '--version' in args:
     print('pip 25')
@@ -73,11 +84,12 @@ elif 'install' in args:
     name = lambda f: f.name.split('-')[:2]
     one = lambda f: {'metadata': dict(zip(('name', 'version'), name(f))), 'download_info': {'url': f.as_uri(),
                      'archive_info': {'hashes': {'sha256': hashlib.sha256(f.read_bytes()).hexdigest()}}}}
-    Path(args[args.index('--report') + 1]).write_text(json.dumps({'install': [one(f) for f in sorted((root / 'wheels').iterdir())]}))
-elif (root / 'fail').exists() and Path(args[args.index('--requirement') + 1]).read_text().startswith((root / 'fail').read_text()):
+    found = [one(f) for f in sorted((root / 'wheels').iterdir())]
+    Path(args[args.index('--report') + 1]).write_text(json.dumps({'install': found}))
+elif (root / 'fail').exists() and wanted().startswith((root / 'fail').read_text()):
     sys.exit('ERROR: Could not find a version that satisfies the requirement')
 else:
-    f = file(Path(args[args.index('--requirement') + 1]).read_text().split('==')[0])
+    f = file(wanted().split('==')[0])
     shutil.copy(f, Path(args[args.index('--dest') + 1]) / f.name)
 """
 

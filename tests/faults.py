@@ -443,7 +443,10 @@ class Case:
     seed: int = 0
 
     def __str__(self):
-        return f"{self.network} {self.fault.__name__} {', '.join(f'{k}={v}' for k, v in self.settings.items())} at {self.at}"
+        return (
+            f"{self.network} {self.fault.__name__} {', '.join(f'{k}={v}' for k, v in self.settings.items())} at "
+            f"{self.at}"
+        )
 
 
 def _c(network, fault, at, *causes, seed=0, **settings):
@@ -451,8 +454,8 @@ def _c(network, fault, at, *causes, seed=0, **settings):
 
 
 CLIP, CAL, OUT, CHAN, DEEP, DEAD, NORM, BITS, SHAPE, SAT = (
-    "clipped range", "calibration too small", "outlier", "outlier channel", "per-tensor weights on depthwise", "dead lattice", "folded batch norm",
-    "few bits", "activation shape", "saturation",
+    "clipped range", "calibration too small", "outlier", "outlier channel", "per-tensor weights on depthwise",
+    "dead lattice", "folded batch norm", "few bits", "activation shape", "saturation",
 )  # fmt: skip
 
 # the bars of `causes` were chosen while looking at these
@@ -573,6 +576,7 @@ def table(rows):
     return "\n".join(
         [
             *lines,
-            f"of {len(rows)}: layer {layers} ({100 * layers / len(rows):.0f} %), cause {causes} ({100 * causes / len(rows):.0f} %)",
+            f"of {len(rows)}: layer {layers} ({100 * layers / len(rows):.0f} %), cause {causes} "
+            f"({100 * causes / len(rows):.0f} %)",
         ]
     )

@@ -1,9 +1,9 @@
 """`make mutants`: small faults, planted one at a time by mutmut, and which of them the tests of their module don't
 notice.
 
-python tests/mutants.py edgekd/losses edgekd/store/store.py    these of the table; without any, all
-python tests/mutants.py --children 8 --diffs faults.txt  so many at a time; the faults that survived as diffs, by
-default build/mutants/survived.txt
+    python tests/mutants.py edgekd/losses edgekd/metrics.py  these of the table; without any, all
+    python tests/mutants.py --children 8 --diffs faults.txt  so many at a time; the faults that survived as diffs, by
+                                                             default build/mutants/survived.txt
 
 A copy of the tree for each lies in build/mutants: run again, it goes on where it stopped, and what has changed is tried
 anew. What mutmut leaves alone are constants of modules, decorated functions and annotations: plant such faults by

@@ -92,7 +92,12 @@ def test_a_resolved_recipe_holds_them_and_repeats(tmp_path):
     device(tmp_path)
     path = tmp_path / "recipe.toml"
     path.write_text(
-        'task = "digits"\ntargets = ["host", "small.toml"]\n[[stage]]\nuse = "distill"\n[gate.any]\nfile_bytes = "max 1 MB"\n'
+        'task = "digits"\n'
+        'targets = ["host", "small.toml"]\n'
+        "[[stage]]\n"
+        'use = "distill"\n'
+        "[gate.any]\n"
+        'file_bytes = "max 1 MB"\n'
     )
     first = resolve.resolve(recipes.read(path))
     assert first.gate["small"] == {"file_bytes": ["max 1 MB", FLASH], "activation_bytes": RAM}

@@ -115,7 +115,13 @@ def test_a_wrong_task_tells_all_at_once(tmp_path, capsys, change, classes, words
 def test_divergence_is_exit_code_6(tmp_path, capsys):
     (tmp_path / "difftask.py").write_text(TASK.format(change="x = x * 1e18", classes=3))
     (tmp_path / "r.toml").write_text(
-        'task = "difftask:task"\n[[stage]]\nuse = "train"\nepochs = 2\nlr = 1e30\n[model.teacher]\ntrain = { epochs = 2, lr = 1e30 }\n'
+        'task = "difftask:task"\n'
+        "[[stage]]\n"
+        'use = "train"\n'
+        "epochs = 2\n"
+        "lr = 1e30\n"
+        "[model.teacher]\n"
+        "train = { epochs = 2, lr = 1e30 }\n"
     )
     code, _, err = say(capsys, "compress", "r.toml", "--quiet")
     assert code == 6 and "diverged" in err and "teacher" in err and "hint" in err

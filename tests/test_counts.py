@@ -110,7 +110,10 @@ DECODER = """
 #include "counter.c"
 int main(void) {
     uint32_t word;
-    while (fread(&word, 4, 1, stdin) == 1) { const Decoded d = decode(word); printf("%s %u %u\\n", NAMES[d.class], d.loaded, d.stored); }
+    while (fread(&word, 4, 1, stdin) == 1) {
+        const Decoded d = decode(word);
+        printf("%s %u %u\\n", NAMES[d.class], d.loaded, d.stored);
+    }
 }
 """
 
@@ -120,7 +123,8 @@ WATCHED = """
 #define qemu_plugin_install counter_install
 #include "counter.c"
 #undef qemu_plugin_install
-void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *, void (*)(unsigned, uint32_t, uint64_t, void *), int, int, void *);
+void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *, void (*)(unsigned, uint32_t, uint64_t, void *), int,
+                                      int, void *);
 unsigned qemu_plugin_mem_size_shift(uint32_t);
 bool qemu_plugin_mem_is_store(uint32_t);
 static unsigned long long moved[2];
@@ -132,11 +136,12 @@ static void block(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
     for (size_t i = 0; i < qemu_plugin_tb_n_insns(tb); i++)
         qemu_plugin_register_vcpu_mem_cb(qemu_plugin_tb_get_insn(tb, i), access_seen, 0, 3, 0);
 }
-static void call(qemu_plugin_id_t id, unsigned cpu, int64_t n, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g,
-                 uint64_t h) {
+static void call(qemu_plugin_id_t id, unsigned cpu, int64_t n, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
+                 uint64_t e, uint64_t f, uint64_t g, uint64_t h) {
     called(id, cpu, n, a, b, c, d, e, f, g, h);
     if (n == PRCTL && (uint32_t)a == MARK && !b)
-        fprintf(out, "{\\"region\\": -1, \\"loaded_bytes\\": %llu, \\"stored_bytes\\": %llu}\\n", moved[0], moved[1]), fflush(out);
+        fprintf(out, "{\\"region\\": -1, \\"loaded_bytes\\": %llu, \\"stored_bytes\\": %llu}\\n", moved[0],
+                moved[1]), fflush(out);
 }
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv) {
     const int failed = counter_install(id, info, argc, argv);

@@ -128,7 +128,11 @@ def test_a_file_that_the_run_did_not_write_is_not_read(run):
 def test_rules_that_need_what_is_missing_are_inconclusive_and_name_it(tmp_path, gone, lacking, old):
     run = make(tmp_path / "run", old=old)
     (tmp_path / "budget.toml").write_text(
-        f'[any]\ntop1 = ["{DROP}", "min 90 %"]\nfile_bytes = "max 20 kB"\nlatency_p50_ms = "max 1 ms"\nmacs = {{ is = "max 1", level = "warn" }}\n'
+        "[any]\n"
+        f'top1 = ["{DROP}", "min 90 %"]\n'
+        'file_bytes = "max 20 kB"\n'
+        'latency_p50_ms = "max 1 ms"\n'
+        f'macs = {{ is = "max 1", level = "warn" }}\n'
     )
     judged = Check("host", CHOSEN, "top1", DROP, "pass", "error", 10 / 9, 0.5, 2.0, "pt", "measured")
     result = results.read(run)
@@ -156,7 +160,7 @@ def test_a_run_of_the_old_schema_says_that_it_cant_be_verified(tmp_path):
     assert "verified" not in str(gate.gate(new)) and "verified" not in gate.report(new)
 
 
-# ---------------------------------------------------------------- metrics that are no means, and what result.json itself claims
+# ---------------------------------------------------- metrics that are no means, and what result.json itself claims
 
 
 def no_mean(run, verdict="pass", value=1.5, high=2.5, old=False):

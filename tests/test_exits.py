@@ -66,7 +66,15 @@ def recipe(tmp_path, monkeypatch):
 
 def _run(folder, lines, stage):
     (folder / "mine.py").write_text(MODULE + lines)
-    text = f'task = "mine:task"\nthreads = 1\ncontrol = false\n[[stage]]\n{stage}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n'
+    text = (
+        'task = "mine:task"\n'
+        "threads = 1\n"
+        "control = false\n"
+        "[[stage]]\n"
+        f"{stage}\n"
+        "[model.teacher]\n"
+        f"train = {{ epochs = 1 }}\n"
+    )
     (folder / "recipe.toml").write_text(text)
     return command(["compress", "recipe.toml", "--out", "run", "--quiet"])
 

@@ -159,8 +159,9 @@ def test_what_is_not_imported_does_not_count(project):
 @pytest.mark.parametrize(
     ("one", "two"),
     [
-        ("small", "big"), ("gentle", "strong"), ("gentle.method", "strong.method"), ("narrow", "wide"), ("Narrow", "Wide"), ("made", "made_class"),
-        ("more", "less"), ("more", "other"), ("thin", "thick"), ("short", "tall"),
+        ("small", "big"), ("gentle", "strong"), ("gentle.method", "strong.method"), ("narrow", "wide"),
+        ("Narrow", "Wide"), ("made", "made_class"), ("more", "less"), ("more", "other"), ("thin", "thick"),
+        ("short", "tall"),
     ],
 )  # fmt: skip
 def test_what_an_object_carries_counts(project, one, two):
@@ -320,8 +321,8 @@ def build():
 ''', space)
     sys.modules["__main__"].__dict__.update({k: v for k, v in space.items() if k[0] != "_"})
     return space["build"]
-print(code(world()), code(world()), code(world(factor=3)), code(world(body="return x + width")), code(world(base="y = 1")),
-      code(world(word="b")), code(world(doc="Makes one.")))
+print(code(world()), code(world()), code(world(factor=3)), code(world(body="return x + width")),
+      code(world(base="y = 1")), code(world(word="b")), code(world(doc="Makes one.")))
 """
     one, same, *others, documented = run(text)
     assert one == same == documented and len({one, *others}) == 5

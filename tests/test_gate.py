@@ -193,7 +193,12 @@ def test_a_bundle_that_was_changed_is_refused(run):
     assert error.value.exit_code == 5
 
 
-REGRESS = '[any]\nfile_bytes = "regress max 3 % vs baseline"\ntop1 = "drop max 2 pt vs baseline"\nlatency_p50_ms = "regress max 50 % vs baseline"\n'
+REGRESS = (
+    "[any]\n"
+    'file_bytes = "regress max 3 % vs baseline"\n'
+    'top1 = "drop max 2 pt vs baseline"\n'
+    'latency_p50_ms = "regress max 50 % vs baseline"\n'
+)
 
 
 def test_a_run_is_compared_with_a_bundle(run, tmp_path):

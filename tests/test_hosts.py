@@ -37,13 +37,16 @@ def test_addresses(text, wanted):
 
 
 HOSTILE = [
-    "ssh://-oProxyCommand=touch%20x", "ssh://-oProxyCommand=touch x", "ssh://-l", "ssh://a@-oProxyCommand=x", "ssh://-x@host", "ssh://a b@host",
-    "ssh://host;reboot", "ssh://host`reboot`", "ssh://$(reboot)", "ssh://u$(reboot)@host", "ssh://host|sh", "ssh://host&", "ssh://ho st", "ssh://host\n",
-    "ssh://host\x00", "ssh://'host'", 'ssh://"host"', "ssh://host/path", "ssh://host:22;x", "ssh://host:-1", "ssh://host:0", "ssh://host:65536",
-    "ssh://host:", "ssh://", "ssh://@host:1:2", "ssh://::1", "ssh://[::1", "ssh://[::g]", "ssh://[::1]x", "ssh://[::1%$(x)]", "ssh://user:word@host",
-    "ssh://host?python=/bin/sh -c 'x'", "ssh://host?python=$(x)", "ssh://host?python=-c", "ssh://host?python=a%0Ab", "ssh://host?python=a;b",
-    "ssh://host?python=", "ssh://host?shell=sh", "ssh://host?python=a'b", "ssh://host?python=a\\b", "ssh://host?python=a!b", "ssh://h\u00f6st",
-    "ssh://host?python=/a&python=/b", "ssh://" + "a" * 300, "host", "scp://host", "-oProxyCommand=x",
+    "ssh://-oProxyCommand=touch%20x", "ssh://-oProxyCommand=touch x", "ssh://-l", "ssh://a@-oProxyCommand=x",
+    "ssh://-x@host", "ssh://a b@host", "ssh://host;reboot", "ssh://host`reboot`", "ssh://$(reboot)",
+    "ssh://u$(reboot)@host", "ssh://host|sh", "ssh://host&", "ssh://ho st", "ssh://host\n", "ssh://host\x00",
+    "ssh://'host'", 'ssh://"host"', "ssh://host/path", "ssh://host:22;x", "ssh://host:-1", "ssh://host:0",
+    "ssh://host:65536", "ssh://host:", "ssh://", "ssh://@host:1:2", "ssh://::1", "ssh://[::1", "ssh://[::g]",
+    "ssh://[::1]x", "ssh://[::1%$(x)]", "ssh://user:word@host", "ssh://host?python=/bin/sh -c 'x'",
+    "ssh://host?python=$(x)", "ssh://host?python=-c", "ssh://host?python=a%0Ab", "ssh://host?python=a;b",
+    "ssh://host?python=", "ssh://host?shell=sh", "ssh://host?python=a'b", "ssh://host?python=a\\b",
+    "ssh://host?python=a!b", "ssh://h\u00f6st", "ssh://host?python=/a&python=/b", "ssh://" + "a" * 300, "host",
+    "scp://host", "-oProxyCommand=x",
 ]  # fmt: skip
 
 
@@ -92,8 +95,9 @@ def test_a_jobs_folder_is_the_same_for_the_same_work():
 
 CONDITION = {"mhz": [1.0, 2.0], "celsius": None, "governor": None, "throttled": None, "load": 0.0, "stolen_ticks": 0}
 TIME = {
-    "id": "a", "subject": "s0", "pass": "time", "load_ms": 1.0, "first_ms": 1.0, "p50_ms": 1.0, "p90_ms": 2, "wall_ms": 9.0, "n": 3, "times": "a.npy",
-    "cpu_share": 1.0, "warmup": {"runs": 10, "stable": True}, "before": CONDITION, "after": CONDITION,
+    "id": "a", "subject": "s0", "pass": "time", "load_ms": 1.0, "first_ms": 1.0, "p50_ms": 1.0, "p90_ms": 2,
+    "wall_ms": 9.0, "n": 3, "times": "a.npy", "cpu_share": 1.0, "warmup": {"runs": 10, "stable": True},
+    "before": CONDITION, "after": CONDITION,
 }  # fmt: skip
 SCHEDULE = {"a": {"id": "a", "subject": "s0", "pass": "time"}, "o": {"id": "o", "subject": "s0", "pass": "outputs"}}
 
@@ -114,10 +118,11 @@ def test_a_good_line_is_taken_and_others_are_not_asked_for():
 @pytest.mark.parametrize(
     "change",
     [
-        {"times": "../../.bashrc"}, {"times": "/etc/passwd"}, {"p50_ms": math.nan}, {"p50_ms": math.inf}, {"p50_ms": -1}, {"p50_ms": 0},
-        {"p50_ms": True}, {"p50_ms": "1"}, {"n": -1}, {"n": 1.5}, {"subject": "s1"}, {"pass": "memory"}, {"warmup": None},
-        {"warmup": {"runs": 1, "stable": 1}},
-        {"before": {**CONDITION, "mhz": [1]}}, {"after": None}, {"after": {**CONDITION, "throttled": "0x5"}}, {"cpu_share": "x"},
+        {"times": "../../.bashrc"}, {"times": "/etc/passwd"}, {"p50_ms": math.nan}, {"p50_ms": math.inf},
+        {"p50_ms": -1}, {"p50_ms": 0}, {"p50_ms": True}, {"p50_ms": "1"}, {"n": -1}, {"n": 1.5}, {"subject": "s1"},
+        {"pass": "memory"}, {"warmup": None}, {"warmup": {"runs": 1, "stable": 1}},
+        {"before": {**CONDITION, "mhz": [1]}}, {"after": None}, {"after": {**CONDITION, "throttled": "0x5"}},
+        {"cpu_share": "x"},
     ],
 )  # fmt: skip
 def test_a_line_that_no_worker_writes_is_refused(change):
@@ -306,9 +311,9 @@ def test_a_core_that_is_not_known_keeps_its_numbers(tmp_path):
 
 
 def test_a_32_bit_python_is_a_32_bit_machine():
-    assert [reading.architecture(m, p) for m, p in (("aarch64", 8), ("aarch64", 4), ("x86_64", 8), ("AMD64", 4), ("riscv64", 8))] == [
-        "aarch64", "armv7l", "x86-64", "i686", "riscv64"
-    ]  # fmt: skip
+    machines = (("aarch64", 8), ("aarch64", 4), ("x86_64", 8), ("AMD64", 4), ("riscv64", 8))
+    found = [reading.architecture(m, p) for m, p in machines]
+    assert found == ["aarch64", "armv7l", "x86-64", "i686", "riscv64"]
 
 
 def test_powersave_is_the_lowest_clock_but_with_drivers_of_x86(tmp_path):

@@ -41,8 +41,8 @@ def layer(name: str) -> int:
         if name in folders:
             return rank - (title == "engines")
     raise LookupError(
-        f"edgekd/{name}/ is in no layer: add it to LAYERS in {Path(__file__).name}, above all that it imports and below all "
-        "that imports it, and to the tree in edgekd/README.md"
+        f"edgekd/{name}/ is in no layer: add it to LAYERS in {Path(__file__).name}, above all that it imports and "
+        "below all that imports it, and to the tree in edgekd/README.md"
     )
 
 
@@ -130,7 +130,11 @@ def test_import_edgekd_is_light():
 
 
 def test_help_is_light():
-    code = "from edgekd.cli import run\nimport io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()): run(['--help'])"
+    code = (
+        "from edgekd.cli import run\n"
+        "import io, contextlib\n"
+        "with contextlib.redirect_stdout(io.StringIO()): run(['--help'])"
+    )
     assert not loaded_by(code) & {"torch", "onnx", "onnxruntime", "sklearn", "numpy", "pydantic", "rich"}
 
 

@@ -491,13 +491,16 @@ def test_curriculum_temperature_by_hand_and_against_the_student():
 
 # settings that a recipe leaves out: a change of one is a change of every run
 DEFAULTS = {
-    "channel_wise": {"temperature": 4.0}, "contrastive": {"dim": 128, "temperature": 0.07}, "cross_entropy": {"smoothing": 0.0},
-    "curriculum_kl": {"start": 4.0, "span": 20.0, "ramp": 0.05, "force": 1.0}, "dist": {"beta": 1.0, "gamma": 1.0, "tau": 1.0},
+    "channel_wise": {"temperature": 4.0}, "contrastive": {"dim": 128, "temperature": 0.07},
+    "cross_entropy": {"smoothing": 0.0},
+    "curriculum_kl": {"start": 4.0, "span": 20.0, "ramp": 0.05, "force": 1.0},
+    "dist": {"beta": 1.0, "gamma": 1.0, "tau": 1.0},
     "dkd": {"alpha": 1.0, "beta": 8.0, "temperature": 4.0, "standardize": False},
     "heads": {"labels": 0.7, "output": 0.3, "hint": 0.0, "temperature": 3.0}, "jsd": {"beta": 0.5, "temperature": 4.0},
     "kl": {"temperature": 4.0, "standardize": False},
     "mlkd": {"temperatures": (2.0, 3.0, 4.0, 5.0, 6.0), **dict.fromkeys(LEVELS, 1.0), "standardize": False},
-    "patient": {"tokens": "first"}, "relational": {"distance": 25.0, "angle": 50.0}, "reverse_kl": {"temperature": 4.0, "standardize": False},
+    "patient": {"tokens": "first"}, "relational": {"distance": 25.0, "angle": 50.0},
+    "reverse_kl": {"temperature": 4.0, "standardize": False},
     "skewed_kl": {"alpha": 0.1, "reverse": False, "temperature": 4.0}, "soft_cross_entropy": {"temperature": 4.0},
 }  # fmt: skip
 

@@ -152,7 +152,8 @@ def test_a_file_that_the_runtime_refuses_is_named(tmp_path):
     path = tmp_path / "strange.onnx"
     made = h.make_model(
         h.make_graph([h.make_node("Strange", ["x"], ["y"], domain="org.nobody")], "g",
-                     [h.make_tensor_value_info("x", T.FLOAT, ["n", 8])], [h.make_tensor_value_info("y", T.FLOAT, ["n", 8])]),
+                     [h.make_tensor_value_info("x", T.FLOAT, ["n", 8])],
+                     [h.make_tensor_value_info("y", T.FLOAT, ["n", 8])]),
         opset_imports=[h.make_opsetid("", 20), h.make_opsetid("org.nobody", 1)], ir_version=10,
     )  # fmt: skip
     path.write_bytes(made.SerializeToString())

@@ -22,8 +22,10 @@ STUDENT = Path(__file__).parent.parent / "benchmarks" / "cifar10" / "student.onn
 ARENA = """
 import sys, numpy as np, onnxruntime as o
 o.set_default_logger_severity(0)
-arena = {"arena_extend_strategy": 1, "initial_chunk_size_bytes": 256, "initial_growth_chunk_size_bytes": 256, "max_dead_bytes_per_chunk": -1}
-o.create_and_register_allocator(o.OrtMemoryInfo("Cpu", o.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, o.OrtMemType.DEFAULT), o.OrtArenaCfg(arena))
+arena = {"arena_extend_strategy": 1, "initial_chunk_size_bytes": 256, "initial_growth_chunk_size_bytes": 256,
+         "max_dead_bytes_per_chunk": -1}
+memory = o.OrtMemoryInfo("Cpu", o.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, o.OrtMemType.DEFAULT)
+o.create_and_register_allocator(memory, o.OrtArenaCfg(arena))
 s = o.SessionOptions()
 s.intra_op_num_threads = 1
 s.add_session_config_entry("session.use_env_allocators", "1")

@@ -57,8 +57,9 @@ def test_costs_of_operators_by_hand():
 @pytest.mark.parametrize(
     ("shape", "kernel"),
     [
-        ((64, 64, (1, 1), 1, 1), "gemm"), ((64, 64, (1, 1), 1, 2), "gemm"), ((64, 64, (3, 3), 2, 1), "dense"), ((8, 64, (3, 3), 1, 1), "dense"),
-        ((64, 64, (3, 3), 1, 8), "grouped"), ((64, 64, (3, 3), 1, 64), "depthwise"), ((64, 64, (3, 3), 1, 2), "winograd"),
+        ((64, 64, (1, 1), 1, 1), "gemm"), ((64, 64, (1, 1), 1, 2), "gemm"), ((64, 64, (3, 3), 2, 1), "dense"),
+        ((8, 64, (3, 3), 1, 1), "dense"), ((64, 64, (3, 3), 1, 8), "grouped"), ((64, 64, (3, 3), 1, 64), "depthwise"),
+        ((64, 64, (3, 3), 1, 2), "winograd"),
     ],
 )  # fmt: skip
 def test_kernels_of_convolutions(shape, kernel):
@@ -142,10 +143,14 @@ def test_each_operator_counts_as_the_file_has_it():
 @pytest.mark.parametrize(
     ("name", "millions", "parameters"),
     [  # the papers' and model zoos' figures: multiply-accumulates and weights (without biases and norms), in millions
-        ("squeezenet1.1", 388, 1.23), ("mobilenet_v1_1.0", 569, 4.2), ("mobilenet_v2_1.0", 300, 3.5), ("mobilenet_v3_large_1.0", 217, 5.4),
-        ("shufflenet_v1_1.0x_g3", 137, 1.87), ("shufflenet_v2_1.0x", 146, 2.3), ("mnasnet_1.0", 315, 4.4), ("proxylessnasnet", 320, 4.1),
-        ("efficientnet_b0", 390, 5.3), ("efficientnetv2_b0", 720, 7.1), ("regnety_400m", 400, 4.3), ("googlenet", 1580, 7.0),
-        ("resnet18", 1814, 11.7), ("resnet50", 3860, 25.6), ("alexnet", 724, 61.0), ("vgg16", 15470, 138.3), ("yolov4-tiny", 3455, 6.06),
+        ("squeezenet1.1", 388, 1.23), ("mobilenet_v1_1.0", 569, 4.2), ("mobilenet_v2_1.0", 300, 3.5),
+        ("mobilenet_v3_large_1.0", 217, 5.4),
+        ("shufflenet_v1_1.0x_g3", 137, 1.87), ("shufflenet_v2_1.0x", 146, 2.3), ("mnasnet_1.0", 315, 4.4),
+        ("proxylessnasnet", 320, 4.1),
+        ("efficientnet_b0", 390, 5.3), ("efficientnetv2_b0", 720, 7.1), ("regnety_400m", 400, 4.3),
+        ("googlenet", 1580, 7.0),
+        ("resnet18", 1814, 11.7), ("resnet50", 3860, 25.6), ("alexnet", 724, 61.0), ("vgg16", 15470, 138.3),
+        ("yolov4-tiny", 3455, 6.06),
         ("vision_transformer", 55500, 86.9), ("efficientnet_lite0", 385, 4.65), ("nanodet_m", 360, 0.95),
     ],
 )  # fmt: skip
@@ -449,8 +454,10 @@ def flat(kind, shape, out, **given):
 @pytest.mark.parametrize(
     "made",
     [
-        flat("Identity", ["n", 4], ["n", 4]), flat("Relu", ["n", 0], ["n", 0]), flat("Add", ["n", 3, 0, 4], ["n", 3, 0, 4]),
-        flat("MaxPool", ["n", 3, 4, 4], ["n", 3, "h", "w"], kernel_shape=[5, 5]), flat("GlobalAveragePool", ["n", 3, 0, 4], ["n", 3, 1, 1]),
+        flat("Identity", ["n", 4], ["n", 4]), flat("Relu", ["n", 0], ["n", 0]),
+        flat("Add", ["n", 3, 0, 4], ["n", 3, 0, 4]),
+        flat("MaxPool", ["n", 3, 4, 4], ["n", 3, "h", "w"], kernel_shape=[5, 5]),
+        flat("GlobalAveragePool", ["n", 3, 0, 4], ["n", 3, 1, 1]),
     ],
 )  # fmt: skip
 def test_a_network_that_does_nothing_has_no_latency(made):

@@ -244,8 +244,10 @@ def foreign(kind, inputs, outputs, shape, domain="other", **given):
 @pytest.mark.parametrize(
     "made",
     [
-        foreign("Conv", ["x"], ["u"], ["n", 4]), foreign("Conv", ["x", "w"], [], ["n", 4]), foreign("Reshape", [], ["u"], ["n", 4]),
-        foreign("MatMulNBits", ["x", "w", "w"], ["u"], ["n", 4], "com.microsoft"), foreign("QLinearConv", ["x", "w"], ["u"], ["n", 4]),
+        foreign("Conv", ["x"], ["u"], ["n", 4]), foreign("Conv", ["x", "w"], [], ["n", 4]),
+        foreign("Reshape", [], ["u"], ["n", 4]),
+        foreign("MatMulNBits", ["x", "w", "w"], ["u"], ["n", 4], "com.microsoft"),
+        foreign("QLinearConv", ["x", "w"], ["u"], ["n", 4]),
         foreign("MatMulNBits", ["x", "w"], ["u"], ["n", 4], "com.microsoft", K=4, N=4),
     ],
 )  # fmt: skip

@@ -202,7 +202,8 @@ class TestRanges:
         drawn = {
             "relu": np.maximum(normal, 0), "sparse": np.maximum(normal - 1, 0), "relu6": np.clip(3 * normal, 0, 6),
             "gelu": nn.functional.gelu(torch.from_numpy(normal)).numpy(), "symmetric": normal,
-            "heavy": rng.laplace(0, 1, 100000).astype(np.float32), "heavier": rng.standard_t(3, 100000).astype(np.float32),
+            "heavy": rng.laplace(0, 1, 100000).astype(np.float32),
+            "heavier": rng.standard_t(3, 100000).astype(np.float32),
         }  # fmt: skip
         for kind, values in drawn.items():
             decibels = []

@@ -183,8 +183,9 @@ class N(nn.Module):
     def forward(self, x):
         return self.b(self.act(self.a(x)))
 def make(models, **more):
-    return edgekd.Task(name="mine", version="1", models=models, data=edgekd.arrays(x[:40], y[:40], x[40:], y[40:]), metrics=(edgekd.top1(),),
-                       classes=3, augment=lambda x, u: x + u[:, :1], **more)
+    data = edgekd.arrays(x[:40], y[:40], x[40:], y[40:])
+    return edgekd.Task(name="mine", version="1", models=models, data=data, metrics=(edgekd.top1(),), classes=3,
+                       augment=lambda x, u: x + u[:, :1], **more)
 one = make({"teacher": lambda: N(nn.ReLU()), "student": lambda: N(nn.ReLU())})
 two = make({"teacher": lambda: N(nn.Tanh()), "student": lambda: N(nn.Tanh())})
 mixed = make({"teacher": lambda: N(nn.ReLU()), "student": lambda: N(nn.Tanh())})
@@ -226,7 +227,14 @@ def test_keys_know_what_decides_the_product(tmp_path, monkeypatch):
 def test_a_dumped_recipe_gives_the_same_keys_from_its_own_folder(tmp_path, monkeypatch):
     (tmp_path / "project").mkdir()
     (tmp_path / "project/dumptask.py").write_text(OWN)
-    text = 'task = "dumptask:mixed"\n[[stage]]\nuse = "distill"\nepochs = 2\n[model.teacher]\ntrain = { model = "student", epochs = 1 }\n'
+    text = (
+        'task = "dumptask:mixed"\n'
+        "[[stage]]\n"
+        'use = "distill"\n'
+        "epochs = 2\n"
+        "[model.teacher]\n"
+        'train = { model = "student", epochs = 1 }\n'
+    )
     (tmp_path / "project/recipe.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
     first = resolve.resolve(recipe.read(tmp_path / "project/recipe.toml"))
@@ -331,7 +339,8 @@ def test_a_metric_named_like_a_figure_of_edgekd_is_refused(name):
     task = dataclasses.replace(digits.task, metrics=(dataclasses.replace(digits.task.metrics[0], name=name),))
     problems = [str(p) for p in resolve.metric_problems(task)]
     assert problems == [
-        f"task digits: metrics: {name!r} is a figure that edgekd takes by itself\n  hint: another name, such as my_{name}"
+        f"task digits: metrics: {name!r} is a figure that edgekd takes by itself\n  hint: another name, such as "
+        f"my_{name}"
     ]
 
 

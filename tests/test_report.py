@@ -70,11 +70,15 @@ def result():
         candidate("prune-0.35.int8", 88.06, 12345, 423_456, 0.0301, agreement=88.9),
     )
     checks = (
-        Check("host", "distill.int8", "top1", "min 88 %", "pass", "error", 96.67, 95.4, 97.9, "%", "measured", "recipe.toml: gate.any.top1"),
-        Check("host", "distill.int8", "file_bytes", "max 30 kB", "fail", "error", 31234, 31234, 31234, "B", "counted", "recipe.toml: gate.any"),
-        Check("host", "distill.int8", "latency_p50_ms", "max 0.06 ms", "inconclusive", "error", 0.0611, 0.058, 0.064, "ms", "measured", "",
+        Check("host", "distill.int8", "top1", "min 88 %", "pass", "error", 96.67, 95.4, 97.9, "%", "measured",
+              "recipe.toml: gate.any.top1"),
+        Check("host", "distill.int8", "file_bytes", "max 30 kB", "fail", "error", 31234, 31234, 31234, "B", "counted",
+              "recipe.toml: gate.any"),
+        Check("host", "distill.int8", "latency_p50_ms", "max 0.06 ms", "inconclusive", "error", 0.0611, 0.058, 0.064,
+              "ms", "measured", "",
               "the interval holds the limit"),
-        Check("host", "distill.int8", "ece", "max 1 %", "fail", "warn", 2.5, 2.0, 3.0, "%", "measured", "recipe.toml: gate.any.ece"),
+        Check("host", "distill.int8", "ece", "max 1 %", "fail", "warn", 2.5, 2.0, 3.0, "%", "measured",
+              "recipe.toml: gate.any.ece"),
     )  # fmt: skip
     target = TargetResult(
         ("distill.int8", "prune-0.5.int8", "prune-0.35.int8"), "distill.int8", "fail", checks, "best by latency_p50_ms"
@@ -273,8 +277,8 @@ def test_the_end_says_verdicts_reasons_and_what_to_do_next(result):
     assert "  ece max 1 %: FAIL at 2.5 [2, 3] % measured (warning only)" in text
     assert "report: runs/my digits/report.html" in text and "next: edgekd gate 'runs/my digits' --why" in text
     assert (
-        "next: edgekd compare 'runs/my digits/models/teacher.onnx' 'runs/my digits/models/distill.int8.onnx' --target host"
-        in text
+        "next: edgekd compare 'runs/my digits/models/teacher.onnx' 'runs/my digits/models/distill.int8.onnx' --target "
+        "host" in text
     )
 
 
@@ -749,7 +753,10 @@ def test_the_next_command_is_one_that_works(run):
     """What was timed on a board, or for a target of one's own, is not compared by the target's name alone."""
     result = results.read(run / "result.json")
     assert "next: edgekd compare" in terminal.table(result, run)
-    made = tuple(dataclasses.replace(c, measurements=tuple(dataclasses.replace(m, target=m.target and "mine") for m in c.measurements))
-                 for c in result.candidates)  # fmt: skip
+    renamed = {
+        c.id: tuple(dataclasses.replace(m, target=m.target and "mine") for m in c.measurements)
+        for c in result.candidates
+    }
+    made = tuple(dataclasses.replace(c, measurements=renamed[c.id]) for c in result.candidates)
     mine = dataclasses.replace(result, candidates=made, targets={"mine": result.targets["host"]})
     assert "next: edgekd gate" in terminal.table(mine, run) and "edgekd compare" not in terminal.table(mine, run)

@@ -148,7 +148,8 @@ import edgekd.training.loop
 from toys import run_in, toy_task
 from edgekd.stages.distill import Distill
 edgekd.training.loop.CHECKPOINT_SECONDS = -1.0
-Distill(epochs=60, batch=20, lr=0.01, peers=2, losses=({{"use": "cross_entropy", "weight": 1.0}}, {{"use": "kl", "weight": 1.0}}))(
+losses = ({{"use": "cross_entropy", "weight": 1.0}}, {{"use": "kl", "weight": 1.0}})
+Distill(epochs=60, batch=20, lr=0.01, peers=2, losses=losses)(
     None, run_in(Path({folder!r}), toy_task()))
 """
 

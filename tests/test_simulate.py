@@ -264,7 +264,8 @@ def test_clips_and_broadcasts_after_all_kinds_of_sums(function, tmp_path):
 
 
 KINDS = [
-    "conv", "strided", "dilated", "grouped", "deep", "add", "cat", "split", "average", "max", "relu", "relu6", "gate", "swish", "turn",
+    "conv", "strided", "dilated", "grouped", "deep", "add", "cat", "split", "average", "max", "relu", "relu6", "gate",
+    "swish", "turn",
 ]  # fmt: skip
 
 

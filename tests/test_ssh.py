@@ -54,7 +54,10 @@ def job(folder, subjects, schedule, **settings):
 
 def elsewhere(there, folder):
     """A process that runs a job on the board, to be killed."""
-    code = "import sys; from pathlib import Path; from edgekd.hosts import ssh\nwith ssh.connect(sys.argv[1]) as h: h.run(Path(sys.argv[2]), 60)"
+    code = (
+        "import sys; from pathlib import Path; from edgekd.hosts import ssh\n"
+        "with ssh.connect(sys.argv[1]) as h: h.run(Path(sys.argv[2]), 60)"
+    )
     return subprocess.Popen([sys.executable, "-c", code, there.address, str(folder)], stderr=subprocess.DEVNULL)
 
 

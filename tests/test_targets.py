@@ -24,8 +24,9 @@ from edgekd.verbs import list as listing
 
 ROOT = Path(__file__).parent.parent
 ZEN5 = {
-    "cpu": "some cpu", "architecture": "x86-64", "features": ["avx2", "avx512_vnni", "avx512f", "fma"], "cores": 4, "max_mhz": None, "mhz": 2600.0,
-    "caches": {"l2": 2**20}, "ram_bytes": 2**33, "versions": {"onnxruntime": "1.31.1"}, "virtual": True, "governor": None, "kernel": "6",
+    "cpu": "some cpu", "architecture": "x86-64", "features": ["avx2", "avx512_vnni", "avx512f", "fma"], "cores": 4,
+    "max_mhz": None, "mhz": 2600.0, "caches": {"l2": 2**20}, "ram_bytes": 2**33, "versions": {"onnxruntime": "1.31.1"},
+    "virtual": True, "governor": None, "kernel": "6",
 }  # fmt: skip
 
 
@@ -237,8 +238,18 @@ def test_a_file_of_ones_own(tmp_path):
 def test_every_problem_of_a_file_is_reported_at_once(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(
-        'titel = "x"\narchitecture = "x86_64"\nfeatures = ["avx2", "dotprdo"]\nram_bytes = 0\nclock_mhz = inf\nthreads = "one"\nflash_bytes = 1.5\n'
-        "[int8]\nweight_bits = 9\nbits = 3\n[sources]\nrma = 'x'\n"
+        'titel = "x"\n'
+        'architecture = "x86_64"\n'
+        'features = ["avx2", "dotprdo"]\n'
+        "ram_bytes = 0\n"
+        "clock_mhz = inf\n"
+        'threads = "one"\n'
+        "flash_bytes = 1.5\n"
+        "[int8]\n"
+        "weight_bits = 9\n"
+        "bits = 3\n"
+        "[sources]\n"
+        "rma = 'x'\n"
     )
     with pytest.raises(UsageError) as caught:
         targets.load(path)
@@ -434,8 +445,8 @@ def test_describing_imports_no_heavy_library():
 def test_it_is_told_how_a_latency_is_had(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_CALIBRATIONS", str(tmp_path))
     monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path))
-    monkeypatch.setattr(targets.environment, "describe", lambda: {**ZEN5, "cpu": "", "cores": 1, "max_mhz": 1, "mhz": 1, "caches": {}, "ram_bytes": 1,
-                                                                 "versions": {}})  # fmt: skip
+    machine = {**ZEN5, "cpu": "", "cores": 1, "max_mhz": 1, "mhz": 1, "caches": {}, "ram_bytes": 1, "versions": {}}
+    monkeypatch.setattr(targets.environment, "describe", lambda: machine)
     text = listing.target("raspberry-pi-4")
     assert "latency: predicted, transferred from" in text and "targets calibrate raspberry-pi-4 --on" in text
     assert "once this machine is set up: edgekd doctor --setup arm-emulator" in text

@@ -295,7 +295,9 @@ def cifar_folder(folder, kind):
         name = folder / (f"train_{number}.npz" if number else "test.npz")
         if kind == "image":
             np.savez(name, image=images.transpose(0, 2, 3, 1), label=labels)
-        else:  # green is taken off red and blue, then differences along height and width, all modulo 256: undone by loops in the other order
+        else:
+            # green is taken off red and blue, then differences along height and width, all modulo 256: undone by loops
+            # in the other order
             planes = images.transpose(1, 0, 2, 3).copy()
             planes[0] -= planes[1]
             planes[2] -= planes[1]

@@ -174,7 +174,8 @@ from torch import nn
 from edgekd.training.loop import seeded
 with seeded(0, 2):
     assert torch.get_num_threads() == 2
-    net = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(384, 10))
+    net = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+                        nn.Linear(384, 10))
     optimizer = torch.optim.AdamW(net.parameters())
     for _ in range(4):
         loss = net(torch.randn(64, 3, 20, 20)).square().mean()

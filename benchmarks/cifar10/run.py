@@ -2,13 +2,12 @@
 file.
 
     EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz python benchmarks/cifar10/run.py --seed 0
-    python benchmarks/cifar10/run.py --safe              the int8 rows again from the distilled student's weights that
-    lie in benchmarks/int8
-    python benchmarks/cifar10/run.py --tables            RESULTS.md and the README's table again, from result.json alone
+    python benchmarks/cifar10/run.py --safe              the int8 rows again, from the distilled student's weights
+                                                         in benchmarks/int8
+    python benchmarks/cifar10/run.py --tables            RESULTS.md and the README's table again, from result.json
     python benchmarks/cifar10/run.py --score model.onnx  a file's accuracy on the 10,000 test images, by onnxruntime
-    alone
-    python benchmarks/cifar10/run.py --teacher           trains the teacher anew (half an hour) and puts its weights
-    beside this file
+    python benchmarks/cifar10/run.py --teacher           trains the teacher again (half an hour) and puts its weights
+                                                         beside this file
 
 Runs the recipes of this folder through `edgekd compress` with their variations (what is finished is found, a killed run
 goes on), then times all files of the seed against each other in one interleaved run on one thread, and puts the seed's
@@ -99,14 +98,12 @@ def compress(seed: int, out: Path) -> tuple[dict[str, dict], dict[str, Path]]:
 def figures_of(measurements) -> dict:
     """A file's row by its measurements."""
     figures = {(m.name, m.split): m for m in measurements}
-    return {
-        key: [figures[name, split].value, figures[name, split].low, figures[name, split].high] if split else figures[name, split].value
-        for key, name, split in (
-            ("file_bytes", "file_bytes", None), ("parameters", "parameters", None), ("macs", "macs", None), ("top1", "top1", "test"),
-            ("validation", "top1", "validation"), ("agreement", "agreement", "test"),
-        )
-        if (name, split) in figures
-    }  # fmt: skip
+    columns = (
+        ("file_bytes", "file_bytes", None), ("parameters", "parameters", None), ("macs", "macs", None),
+        ("top1", "top1", "test"), ("validation", "top1", "validation"), ("agreement", "agreement", "test"),
+    )  # fmt: skip
+    found = {key: (figures[name, split], split) for key, name, split in columns if (name, split) in figures}
+    return {key: [m.value, m.low, m.high] if split else m.value for key, (m, split) in found.items()}
 
 
 def safe(seed: int, out: Path) -> None:
@@ -311,9 +308,13 @@ def tables() -> None:
     head = [f"| {REFERENCE['row']} | | {REFERENCE['file_bytes']:,} | 12.5 M | {REFERENCE['top1']:.2f} | | |"]
     found = table(seeds, every_row())
     lines = ["# CIFAR-10: results", "", "Written by `run.py --tables` from `result.json`; don't edit.", ""]
-    lines += ["Accuracy and agreement are of the exported file in onnxruntime, on the 10,000 test images; of one seed with its 95 % interval, of",
-              "several the mean and the standard deviation over seeds. Times are ratios of one interleaved run on one thread.",
-              "Int8 files answer the same on every x86 CPU, but not those of the full range, with AVX2 and without VNNI.", ""]  # fmt: skip
+    lines += [
+        "Accuracy and agreement are of the exported file in onnxruntime, on the 10,000 test images; of one seed with "
+        "its 95 % interval, of several the mean and the standard deviation over seeds. Times are ratios of one "
+        "interleaved run on one thread. Int8 files answer the same on every x86 CPU, but not those of the full "
+        "range, with AVX2 and without VNNI.",
+        "",
+    ]
     lines += [*found[:2], *head, *found[2:], ""]
     lines += [
         "## The delivered file, by seed",

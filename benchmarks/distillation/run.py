@@ -1,9 +1,9 @@
 """Every way of distillation against its control: equal budget of epochs, equal starts, several seeds, the exported file
 scored in onnxruntime.
 
-    EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz python benchmarks/distillation/run.py --seeds 0 1 2 [--only NAME ...]
-    [--digits]
-    EDGEKD_CIFAR10=... DISTILLATION_ROWS=2000 python benchmarks/distillation/run.py --times      on an idle machine
+    export EDGEKD_CIFAR10=/path/to/cifar-10-binary.tar.gz
+    python benchmarks/distillation/run.py --seeds 0 1 2 [--only NAME ...] [--digits]
+    DISTILLATION_ROWS=2000 python benchmarks/distillation/run.py --times              on an idle machine
     python benchmarks/distillation/run.py --tables
 
 What is finished is found in the store; a killed run goes on. RESULTS.md is made from result.json.
@@ -87,16 +87,21 @@ METHODS = [
     ("omitted", "labels", PLAIN, None, "recall"),
     ("omitted", "soft targets (T = 20)", SOFTER, "labels", "recall"),
     ("few", "60 labels", PLAIN, None, "top1"),
-    ("digits", "614 more without labels, from the teacher", [distil([{"use": "kl", "weight": 1.0}], epochs=11)], ("few", "60 labels"), "top1"),
+    ("digits", "614 more without labels, from the teacher", [distil([{"use": "kl", "weight": 1.0}], epochs=11)],
+     ("few", "60 labels"), "top1"),
     ("experts", "one that knows 0 to 4", taught_by("low"), None, "top1"),
     ("experts", "one that knows 5 to 9", taught_by("high"), "one that knows 0 to 4", "top1"),
     ("experts", "both, mean of probabilities", taught_by("low", "high"), "one that knows 0 to 4", "top1"),
-    ("experts", "both, mean of logits", taught_by("low", "high", use="mean_logits"), "both, mean of probabilities", "top1"),
-    ("experts", "both, by confidence", taught_by("low", "high", use="confidence"), "both, mean of probabilities", "top1"),
-    ("experts", "both, learned weights", taught_by("low", "high", use="learned"), "both, mean of probabilities", "top1"),
+    ("experts", "both, mean of logits", taught_by("low", "high", use="mean_logits"), "both, mean of probabilities",
+     "top1"),
+    ("experts", "both, by confidence", taught_by("low", "high", use="confidence"), "both, mean of probabilities",
+     "top1"),
+    ("experts", "both, learned weights", taught_by("low", "high", use="learned"), "both, mean of probabilities",
+     "top1"),
     ("experts", "both, routed by class", taught_by("low", "high", **ROUTES), "both, mean of probabilities", "top1"),
     ("experts", "two and a loud one, probabilities", taught_by("teacher", "high", "loud"), None, "top1"),
-    ("experts", "two and a loud one, logits", taught_by("teacher", "high", "loud", use="mean_logits"), "two and a loud one, probabilities", "top1"),
+    ("experts", "two and a loud one, logits", taught_by("teacher", "high", "loud", use="mean_logits"),
+     "two and a loud one, probabilities", "top1"),
     ("built-in", "alone", PLAIN, None, "top1"),
     ("built-in", "KD", [distil(KD)], "alone", "top1"),
     ("built-in", "KD, T = 2", [distil([KD[0], {**KD[1], "temperature": 2.0}])], "KD", "top1"),
@@ -107,9 +112,11 @@ METHODS = [
     ("cifar", "alone", PLAIN, None, "top1"),
     ("cifar", "KD", [distil(KD)], "alone", "top1"),
     ("cifar", "KD, teacher live", [distil(KD, cache=False)], "KD", "top1"),
-    ("cifar", "KD, standardized", [distil([KD[0], {"use": "kl", "weight": 9.0, "temperature": 2.0, "standardize": True}])], "KD", "top1"),
+    ("cifar", "KD, standardized",
+     [distil([KD[0], {"use": "kl", "weight": 9.0, "temperature": 2.0, "standardize": True}])], "KD", "top1"),
     ("cifar", "DKD", [distil([CE, {"use": "dkd", "weight": 1.0, "beta": 2.0}])], "KD", "top1"),
-    ("cifar", "DIST", [distil([CE, {"use": "dist", "weight": 1.0, "beta": 2.0, "gamma": 2.0, "tau": 4.0}])], "KD", "top1"),
+    ("cifar", "DIST", [distil([CE, {"use": "dist", "weight": 1.0, "beta": 2.0, "gamma": 2.0, "tau": 4.0}])], "KD",
+     "top1"),
     ("cifar", "reverse KL", [distil([KD[0], {"use": "reverse_kl", "weight": 0.9}])], "KD", "top1"),
     ("cifar", "logits' squares", [distil([KD[0], {"use": "logit_mse", "weight": 0.1}])], "KD", "top1"),
     ("cifar", "learned temperature", [distil([KD[0], {"use": "curriculum_kl", "weight": 0.9}])], "KD", "top1"),
@@ -117,19 +124,26 @@ METHODS = [
     ("cifar", "hard labels (black box)", [distil([{"use": "hard"}])], "alone", "top1"),
     ("cifar", "KD + attention", [distil([*KD, {"use": "attention", "weight": 1000.0, "on": LAYERS}])], "KD", "top1"),
     ("cifar", "KD + hint", [distil([*KD, {"use": "hint", "weight": 1.0, "on": LAYERS[-1:]}])], "KD", "top1"),
-    ("cifar", "KD + similarity", [distil([*KD, {"use": "similarity", "weight": 300.0, "on": LAYERS[-1:]}])], "KD", "top1"),
-    ("cifar", "KD + contrastive", [distil([*KD, {"use": "contrastive", "weight": 0.2, "on": LAYERS[-1:]}])], "KD", "top1"),
-    ("cifar", "mutual, two peers", [distil([CE, {"use": "kl", "weight": 1.0, "temperature": 1.0}], peers=2)], "alone", "top1"),
+    ("cifar", "KD + similarity", [distil([*KD, {"use": "similarity", "weight": 300.0, "on": LAYERS[-1:]}])], "KD",
+     "top1"),
+    ("cifar", "KD + contrastive", [distil([*KD, {"use": "contrastive", "weight": 0.2, "on": LAYERS[-1:]}])], "KD",
+     "top1"),
+    ("cifar", "mutual, two peers", [distil([CE, {"use": "kl", "weight": 1.0, "temperature": 1.0}], peers=2)], "alone",
+     "top1"),
     ("cifar", "own average (EMA)", [distil([CE, PAST], ema=0.99)], "alone", "top1"),
     ("cifar", "auxiliary heads", [distil([CE, {"use": "heads", "weight": 0.5, "on": ["3", "4"]}])], "alone", "top1"),
-    ("cifar", "born again", ({"first": ALONE}, [distil([CE, {"use": "kl", "weight": 1.0}], teacher="first")]), "alone", "top1"),
-    ("cifar", "teacher's assistant", ({"assistant": {"distill": {"losses": KD}}}, [distil(KD, teacher="assistant")]), "KD", "top1"),
+    ("cifar", "born again", ({"first": ALONE}, [distil([CE, {"use": "kl", "weight": 1.0}], teacher="first")]), "alone",
+     "top1"),
+    ("cifar", "teacher's assistant", ({"assistant": {"distill": {"losses": KD}}}, [distil(KD, teacher="assistant")]),
+     "KD", "top1"),
     ("cifar", "QAT 8 bits, labels", [distil(KD), {"use": "quantize", "losses": [CE]}], None, "top1"),
     ("cifar", "QAT 8 bits, teacher", [distil(KD), {"use": "quantize", "losses": KD}], "QAT 8 bits, labels", "top1"),
     ("cifar", "QAT 4 bits, labels", [distil(KD), {"use": "quantize", "weight_bits": 4, "losses": [CE]}], None, "top1"),
-    ("cifar", "QAT 4 bits, teacher", [distil(KD), {"use": "quantize", "weight_bits": 4, "losses": KD}], "QAT 4 bits, labels", "top1"),
+    ("cifar", "QAT 4 bits, teacher", [distil(KD), {"use": "quantize", "weight_bits": 4, "losses": KD}],
+     "QAT 4 bits, labels", "top1"),
     ("cifar", "pruned to half, labels", [distil(KD), {"use": "prune", "losses": [CE]}], None, "top1"),
-    ("cifar", "pruned to half, teacher", [distil(KD), {"use": "prune", "losses": KD}], "pruned to half, labels", "top1"),
+    ("cifar", "pruned to half, teacher", [distil(KD), {"use": "prune", "losses": KD}], "pruned to half, labels",
+     "top1"),
 ]  # fmt: skip
 
 
@@ -286,18 +300,27 @@ def tables() -> None:
     from edgekd import intervals
 
     result = json.loads(RESULT.read_text())
-    lines = ["# Distillation: results", "", "Written by `run.py --tables` from `result.json`; don't edit. Differences are paired by seed, with",
-             "their 95 % interval by Student's t where there are several seeds; one seed tells little. Per cent right (or recall) is of the",
-             "exported file in onnxruntime. A step's time is that of the last training against one of `alone`, in one run on an idle machine;",
-             f"`alone` against itself: {result.get('times', {}).get('alone, again', 1):.2f}. Born again trains twice. Agreement was taken of 5,000",
-             "validation images before epochs of 2,000.", "",
-             "The worlds. *omitted*: digits without threes, recall of threes, as the file is or with one number, chosen on validation, added to",
-             "their logit. *few*: digits with 60 labels; *digits*: all 674 images, no labels, the teacher's answers. *experts*: teachers that saw",
-             "half of the digits each; *loud*: one whose logits are ten times what they were. *cifar*: 5,000 images of CIFAR-10, 40 epochs, a",
-             "ResNet-8 of 32 k parameters, a teacher of 93 %. *built-in*: the first stage of `edgekd compress` without a recipe, all seeds with one",
-             "teacher; of the trained models in torch 2.11 on a machine with 16 cores (files exported elsewhere scored the same, 10 of 10 that were",
-             "compared). No change of its losses is shown to help there: the default stays.", "",
-             "| method | control | seeds | % | difference in points | a step's time |", "|---|---|---|---|---|---|"]  # fmt: skip
+    again = result.get("times", {}).get("alone, again", 1)
+    lines = [
+        "# Distillation: results",
+        "",
+        "Written by `run.py --tables` from `result.json`; don't edit. Differences are paired by seed, with their 95 % "
+        "interval by Student's t where there are several seeds; one seed tells little. Per cent right (or recall) is "
+        "of the exported file in onnxruntime. A step's time is that of the last training against one of `alone`, in "
+        f"one run on an idle machine; `alone` against itself: {again:.2f}. Born again trains twice. Agreement was "
+        "taken of 5,000 validation images before epochs of 2,000.",
+        "",
+        "The worlds. *omitted*: digits without threes, recall of threes, as the file is or with one number, chosen on "
+        "validation, added to their logit. *few*: digits with 60 labels; *digits*: all 674 images, no labels, the "
+        "teacher's answers. *experts*: teachers that saw half of the digits each; *loud*: one whose logits are ten "
+        "times what they were. *cifar*: 5,000 images of CIFAR-10, 40 epochs, a ResNet-8 of 32 k parameters, a "
+        "teacher of 93 %. *built-in*: the first stage of `edgekd compress` without a recipe, all seeds with one "
+        "teacher; of the trained models in torch 2.11 on a machine with 16 cores (files exported elsewhere scored "
+        "the same, 10 of 10 that were compared). No change of its losses is shown to help there: the default stays.",
+        "",
+        "| method | control | seeds | % | difference in points | a step's time |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, entry in result["methods"].items():
         values = entry["seeds"]
         mean = sum(v["value"] for v in values.values()) / len(values)
@@ -308,12 +331,14 @@ def tables() -> None:
             each = [values[s]["value"] - control[s]["value"] for s in both]
             gap = f"{each[0]:+.2f}" if len(each) == 1 else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*intervals.mean(each))
         lines.append(
-            f"| {name} | {entry['control'] or ''} | {len(values)} | {mean:.2f} | {gap} | {f'{ratio:.2f}' if ratio else ''} |"
+            f"| {name} | {entry['control'] or ''} | {len(values)} | {mean:.2f} | {gap} | "
+            f"{f'{ratio:.2f}' if ratio else ''} |"
         )
     facts = result["environment"]
     lines += [
         "",
-        f"Again: `{result['command']}`. {facts['cpu']}, {', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}.",
+        f"Again: `{result['command']}`. {facts['cpu']}, "
+        f"{', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}.",
     ]
     TABLES.write_text("\n".join(lines) + "\n")
 

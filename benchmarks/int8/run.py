@@ -229,19 +229,28 @@ def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 def tables() -> None:
     result = json.loads(RESULT.read_text())
-    lines = ["# The same file on other CPUs: results", "",
-             "Written by `run.py --tables` from `result.json`; don't edit. *here*: per cent right of the test samples on a CPU with AVX512-VNNI.",
-             "A CPU's cell: points that emulation shows more or less than what is right here on the same samples / per cent of equal answers /",
-             "per cent of equal outputs.", "", "## What weights within pairs cost", "",
-             "Calibrated alike, from the same float weights and samples; times of one interleaved run on a CPU with AVX512-VNNI.", "",
-             "| network | bytes, full range | bytes, pairs | time, pairs over full range | right, full range | right, pairs | points |",
-             "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    lines = [
+        "# The same file on other CPUs: results",
+        "",
+        "Written by `run.py --tables` from `result.json`; don't edit. *here*: per cent right of the test samples on a "
+        "CPU with AVX512-VNNI. A CPU's cell: points that emulation shows more or less than what is right here on the "
+        "same samples / per cent of equal answers / per cent of equal outputs.",
+        "",
+        "## What weights within pairs cost",
+        "",
+        "Calibrated alike, from the same float weights and samples; times of one interleaved run on a CPU with "
+        "AVX512-VNNI.",
+        "",
+        "| network | bytes, full range | bytes, pairs | time, pairs over full range | right, full range | right, pairs "
+        "| points |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for model, found in result["models"].items():
         full, pairs = (found["ways"][way] for way in (FULL, PAIRS))
         points = pairs["top1"] - full["top1"]
         lines.append(
-            f"| {model} ({NETWORKS[model]}) | {full['bytes']:,} | {pairs['bytes']:,} | {pairs['p50_ms'] / full['p50_ms']:.3f} "
-            f"| {full['top1']:.2f} | {pairs['top1']:.2f} | {points:+.2f} |"
+            f"| {model} ({NETWORKS[model]}) | {full['bytes']:,} | {pairs['bytes']:,} | "
+            f"{pairs['p50_ms'] / full['p50_ms']:.3f} | {full['top1']:.2f} | {pairs['top1']:.2f} | {points:+.2f} |"
         )
     for model, found in result["models"].items():
         cpus = [c for c in CPUS if any(c in e["cpus"] for e in found["ways"].values())]
@@ -264,8 +273,11 @@ def tables() -> None:
         emulated = f"{min(counts):,} to {max(counts):,} of them under emulation. " if counts else ""
         facts = found["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in sorted(facts["versions"].items()))
-        lines += ["", f"{found['samples']:,} test samples, {emulated}Again: `{found['command']}`. {facts['cpu']}, {versions}. "
-                  "Ratios with a star were noisy."]  # fmt: skip
+        lines += [
+            "",
+            f"{found['samples']:,} test samples, {emulated}Again: `{found['command']}`. {facts['cpu']}, {versions}. "
+            "Ratios with a star were noisy.",
+        ]
     TABLES.write_text("\n".join(lines) + "\n")
 
 

@@ -1,7 +1,6 @@
 """Whether intervals hold: data are drawn whose true figure is known, and how often the interval has it is counted.
 
-    python benchmarks/intervals/run.py [ece means pairs extremes] [--repeats 100] [--jobs 1] [--out
-    benchmarks/intervals/result.json]
+    python benchmarks/intervals/run.py [ece means pairs extremes] [--repeats 100] [--jobs 1] [--out FILE]
 
 `ece`: the calibration error's interval and what a budget of 1.5 % makes of calibrated models. `means`: one-sided bounds
 of means of skewed values, which the gate's paired comparisons rest on. `pairs`: the same of right or wrong answers that
@@ -179,7 +178,8 @@ def pairs(given: tuple[float, float, int, int]) -> dict[str, Any]:
         kind = generator.choice(3, n, p=(worse, better, 1 - worse - better))
         _, low, high = intervals.paired((kind != 1).astype(float), (kind != 0).astype(float), 0.9)
         wrong += (high < worse - better, low > worse - better)
-    return {"candidate alone wrong": worse, "reference alone wrong": better, "n": n, "repeats": repeats, "wrong high": wrong[0] / repeats,
+    return {"candidate alone wrong": worse, "reference alone wrong": better, "n": n, "repeats": repeats,
+            "wrong high": wrong[0] / repeats,
             "wrong low": wrong[1] / repeats}  # fmt: skip
 
 
@@ -259,7 +259,8 @@ def tables(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             *parts,
-            f"Again: `{result['command']}`, seeds 0 and up. {machine['cpu']}, Python {machine['python']}, {versions}.\n",
+            f"Again: `{result['command']}`, seeds 0 and up. {machine['cpu']}, "
+            f"Python {machine['python']}, {versions}.\n",
         ]
     )
 
@@ -275,10 +276,11 @@ def _ece_says(rows: list) -> str:
     least, perfect = min(rows, key=lambda r: r["covered"]), [r for r in rows if r["error"] == 0 and r["n"] == 900]
     told = ", ".join(f"{100 * share:.1f} % of n = {n}" for n, share in pooled.items())
     return (
-        f"95 % intervals hold the true error in {told}; the least of {len(rows)} cells is {100 * least['covered']:.1f} % ({least['repeats']} repeats "
-        f"a cell: one standard deviation is {100 * math.sqrt(0.95 * 0.05 / least['repeats']):.1f}). A budget of 1.5 % fails "
-        f"{100 * np.mean([r['fails'] for r in perfect]):.1f} % of calibrated models at 900 samples; a bootstrap of the plain sum fails "
-        f"{100 * np.mean([r['bootstrap fails'] for r in perfect]):.0f} % of them and holds 0 in "
+        f"95 % intervals hold the true error in {told}; the least of {len(rows)} cells is {100 * least['covered']:.1f} "
+        f"% ({least['repeats']} repeats a cell: one standard deviation is "
+        f"{100 * math.sqrt(0.95 * 0.05 / least['repeats']):.1f}). A budget of 1.5 % fails "
+        f"{100 * np.mean([r['fails'] for r in perfect]):.1f} % of calibrated models at 900 samples; a bootstrap of "
+        f"the plain sum fails {100 * np.mean([r['bootstrap fails'] for r in perfect]):.0f} % of them and holds 0 in "
         f"{100 * np.mean([r['bootstrap covered'] for r in perfect]):.0f} %."
     )
 
@@ -286,16 +288,18 @@ def _ece_says(rows: list) -> str:
 SAID: dict[str, Callable[[list], str]] = {
     "ece": _ece_says,
     "means": lambda rows: (
-        "How often a one-sided bound at 95 % is wrong: 5.0 is promised. `reach`: how far the bound is from the mean, Student's = 1. Where one value "
-        "in twenty or a hundred makes up most of the mean, 30 samples often hold none of them, and no bound that knows the sample alone can tell: "
-        "Student's t, the bootstrap (BCa and of t) and Hall's t were tried."
+        "How often a one-sided bound at 95 % is wrong: 5.0 is promised. `reach`: how far the bound is from the mean, "
+        "Student's = 1. Where one value in twenty or a hundred makes up most of the mean, 30 samples often hold none "
+        "of them, and no bound that knows the sample alone can tell: Student's t, the bootstrap (BCa and of t) and "
+        "Hall's t were tried."
     ),
     "pairs": lambda rows: (
         "One-sided bounds at 95 % of the difference of two shares on the same samples, by Tango: 5.0 is promised."
     ),
     "extremes": lambda rows: (
-        "Points, and 0.01 nat for `kl_to_teacher`. The limits of `worst_class_drop` are simultaneous over the classes, so they hold and are wide; "
-        "its value is what the sample shows of its worst class, which is more than the true drop of any where classes are small."
+        "Points, and 0.01 nat for `kl_to_teacher`. The limits of `worst_class_drop` are simultaneous over the classes, "
+        "so they hold and are wide; its value is what the sample shows of its worst class, which is more than the "
+        "true drop of any where classes are small."
     ),
 }
 

@@ -26,7 +26,10 @@ WAYS = {
     "cores 0, networks": "no row, no other board of its core, network never seen (a bound is shown, and no prediction)",
 }
 SHOWN = ("boards 0, networks", "boards 3, networks", "boards 0", "boards 3")  # by family, core and board
-HEAD = "| | boards | rows | error: median | p90 | in the 95 % interval | of boards, resampled | interval: x or / | rank | additive | pooled | MACs |"
+HEAD = (
+    "| | boards | rows | error: median | p90 | in the 95 % interval | of boards, resampled | interval: x or / | "
+    "rank | additive | pooled | MACs |"
+)
 HEAD += "\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 ENOUGH = 5  # boards from which a family or core is judged
 
@@ -49,19 +52,23 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines = ["# Predicted latency against published latencies", ""]
     lines += ["Written by `python benchmarks/latency/validate.py PUBLISHED.csv MORE.csv`; do not edit.", ""]
     lines += [
-        f"{rows['used']:,} rows of ncnn's benchmark page ({rows['tables']} tables of {rows['boards']} boards, {found['networks']} networks in float "
-        f"and int8) and {found['other_runtimes']} rows of other runtimes. Networks are counted by operator from their public definitions "
-        "(`networks.py`); no name of a network or board reaches the predictor. Left out, because the file lacks what is needed or the device is no "
-        f"such CPU: {', '.join(f'{k} {v}' for k, v in found['left_out'].items())}. Facts of boards that had been written by hand and were others: "
-        f"{corrected}. Clocks of x86 are base clocks.",
+        f"{rows['used']:,} rows of ncnn's benchmark page ({rows['tables']} tables of {rows['boards']} boards, "
+        f"{found['networks']} networks in float and int8) and {found['other_runtimes']} rows of other runtimes. "
+        "Networks are counted by operator from their public definitions (`networks.py`); no name of a network or "
+        "board reaches the predictor. Left out, because the file lacks what is needed or the device is no such CPU: "
+        f"{', '.join(f'{k} {v}' for k, v in found['left_out'].items())}. Facts of boards that had been written by "
+        f"hand and were others: {corrected}. Clocks of x86 are base clocks.",
         "",
-        "Every board is left out of all that is learned. **A user's network is one that nobody timed, so the lines with `network never seen` are the "
-        "ones to go by**; in the others the population knows the network's rows on other boards.",
+        "Every board is left out of all that is learned. **A user's network is one that nobody timed, so the lines "
+        "with `network never seen` are the ones to go by**; in the others the population knows the network's rows on "
+        "other boards.",
         "",
-        "An error is |prediction / published - 1|. An interval's width is that of the other boards: the standard deviations that hold 95 % of their "
-        "rows, every board counting once. Beside the share of rows inside stands its own 95 % interval, by drawing whole boards. Baselines (median "
-        "error, on the rows where they say something): additive, log t = board + network; pooled, the predictor's eleven costs with one set for all "
-        "boards, and a level; MACs, one throughput. Their boards without rows get a level by regression on the predictor's traits.",
+        "An error is |prediction / published - 1|. An interval's width is that of the other boards: the standard "
+        "deviations that hold 95 % of their rows, every board counting once. Beside the share of rows inside stands "
+        "its own 95 % interval, by drawing whole boards. Baselines (median error, on the rows where they say "
+        "something): additive, log t = board + network; pooled, the predictor's eleven costs with one set for all "
+        "boards, and a level; MACs, one throughput. Their boards without rows get a level by regression on the "
+        "predictor's traits.",
         "",
         HEAD,
     ]
@@ -88,9 +95,10 @@ def markdown(found: Mapping[str, Any]) -> str:
 def _signs(ways: Mapping[str, Any]) -> list[str]:
     lines, pc = ["", "## Is int8 faster than float here?", ""], ways["boards 3"]["signs"]["x86"]
     lines += [
-        "Neither row of a pair is given. `right`: the sign of the predicted difference, whether it is clear or not; `decided`: the interval of the "
-        "ratio excludes 1, elsewhere the answer is that it is not known. On x86 the facts of a board don't tell, VNNI among them: by "
-        f"board, the median network in int8 takes {pc['least']:.2f} to {pc['most']:.2f} times as long as in float (ncnn's versions and builds).",
+        "Neither row of a pair is given. `right`: the sign of the predicted difference, whether it is clear or not; "
+        "`decided`: the interval of the ratio excludes 1, elsewhere the answer is that it is not known. On x86 the "
+        f"facts of a board don't tell, VNNI among them: by board, the median network in int8 takes {pc['least']:.2f} "
+        f"to {pc['most']:.2f} times as long as in float (ncnn's versions and builds).",
         "",
         "| | boards | pairs | right | the commoner answer | decided | right where decided | ratio in its interval |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -117,32 +125,37 @@ def _closing(found: Mapping[str, Any]) -> list[str]:
         "",
         "## What the rows say of themselves",
         "",
-        f"Rows of one network, precision, core, clock and number of threads in two tables of one board differ by "
-        f"{percent(noise['median of one board'], 0)} in the median ({noise['pairs of one board']} pairs), in tables of two boards by "
-        f"{percent(noise['median of two boards'], 0)} ({noise['pairs of two boards']} pairs): versions of ncnn, memory, cooling. A prediction "
-        "that knows core and clock alone can't be better than the second. Whole tables are off together, so what boards of one core share and what "
-        "each has for itself are terms of their own. How many times the population's covariance the boards of a family differ by, and the variance "
-        f"of what all costs of int8 share besides, read off left-out boards: {terms}.",
+        "Rows of one network, precision, core, clock and number of threads in two tables of one board differ by "
+        f"{percent(noise['median of one board'], 0)} in the median ({noise['pairs of one board']} pairs), in tables "
+        f"of two boards by {percent(noise['median of two boards'], 0)} ({noise['pairs of two boards']} pairs): "
+        "versions of ncnn, memory, cooling. A prediction that knows core and clock alone can't be better than the "
+        "second. Whole tables are off together, so what boards of one core share and what each has for itself are "
+        "terms of their own. How many times the population's covariance the boards of a family differ by, and the "
+        f"variance of what all costs of int8 share besides, read off left-out boards: {terms}.",
         "",
-        f"No published time should lie below the bound that is shown where nothing was timed: {least['below']} of {least['rows']:,} do{below}. The "
-        f"others take up to {least['most']:.0f} times as long as the bound, in the median {least['median']:.1f} times.",
+        f"No published time should lie below the bound that is shown where nothing was timed: {least['below']} of "
+        f"{least['rows']:,} do{below}. The others take up to {least['most']:.0f} times as long as the bound, in the "
+        f"median {least['median']:.1f} times.",
         "",
-        f"Other runtimes on cores that ncnn was timed on, truth over prediction from core and clock (factor, its spread over networks): {offsets}. "
-        "The spread over networks is small, the factor is not: three rows timed with the runtime remove most of it, no rows don't. Their root mean "
-        "square is what a `transferred` prediction adds to its interval. No row is of onnxruntime.",
+        "Other runtimes on cores that ncnn was timed on, truth over prediction from core and clock (factor, its spread "
+        f"over networks): {offsets}. The spread over networks is small, the factor is not: three rows timed with the "
+        "runtime remove most of it, no rows don't. Their root mean square is what a `transferred` prediction adds to "
+        "its interval. No row is of onnxruntime.",
         "",
         "## What was chosen on what",
         "",
-        "The eleven costs were chosen earlier, by trying about a dozen lists with networks left out on 13 of these boards, and stay. With all boards "
-        "at hand and each left out, these were looked at, by the likelihood of left-out boards without and with three rows: a trait for more than 8 "
-        "threads (kept), the prior's weight (4, 12, 25 boards: no difference), a prior variance for what the costs of one precision share (kept), "
-        "the likeness of boards of one core (0.3 to 0.5 alike, 0.7 worse), weights as part of a convolution's traffic (three ways, no gain), "
-        "more rounds (no gain). That families of cores differ from board to board by unequal amounts was added after a look at the coverage by "
-        "family: with one amount for all, 99 % of the rows of ARM in order lay inside, and 92 % of x86. What is learned, the "
-        "amounts and the reach too, is learned without the board that it is tried on.",
+        "The eleven costs were chosen earlier, by trying about a dozen lists with networks left out on 13 of these "
+        "boards, and stay. With all boards at hand and each left out, these were looked at, by the likelihood of "
+        "left-out boards without and with three rows: a trait for more than 8 threads (kept), the prior's weight (4, "
+        "12, 25 boards: no difference), a prior variance for what the costs of one precision share (kept), the "
+        "likeness of boards of one core (0.3 to 0.5 alike, 0.7 worse), weights as part of a convolution's traffic "
+        "(three ways, no gain), more rounds (no gain). That families of cores differ from board to board by unequal "
+        "amounts was added after a look at the coverage by family: with one amount for all, 99 % of the rows of ARM "
+        "in order lay inside, and 92 % of x86. What is learned, the amounts and the reach too, is learned without "
+        "the board that it is tried on.",
         "",
-        f"The reach that ships is {max(ways[w]['reach'] for w in TRANSFERRED):.2f} standard deviations without rows, and with rows the widest of "
-        f"{widths} ({'; '.join(CALIBRATED)}).",
+        f"The reach that ships is {max(ways[w]['reach'] for w in TRANSFERRED):.2f} standard deviations without rows, "
+        f"and with rows the widest of {widths} ({'; '.join(CALIBRATED)}).",
     ]
 
 
@@ -172,12 +185,14 @@ def readme(found: Mapping[str, Any]) -> str:
         return f"{percent(f['inside'], 0)} of the rows lie inside ({low} to {high}, by drawing boards)"
 
     text = (
-        f"Without a board, a predicted latency is a range. Of {none['rows']:,} published rows of ncnn, of boards and networks that were left "
-        f"out of everything, {inside(none)}; the interval reaches a factor of {none['interval_factor']:.1f} to each side, and the median error is "
-        f"{percent(none['median_error'], 0)}. Another runtime than the timed one widens it: for onnxruntime there are no published rows. Whether "
-        f"int8 is faster is decided for {percent(decided, 0)} of the pairs, and else said to be unknown. With three networks of each precision timed "
-        f"on the board, the median error is {percent(three['median_error'], 0)} for a network that nobody timed ({percent(known['median_error'], 0)} "
-        f"for one that was timed on other boards) and the factor {three['interval_factor']:.1f}; {inside(three)} "
+        f"Without a board, a predicted latency is a range. Of {none['rows']:,} published rows of ncnn, of boards and "
+        f"networks that were left out of everything, {inside(none)}; the interval reaches a factor of "
+        f"{none['interval_factor']:.1f} to each side, and the median error is {percent(none['median_error'], 0)}. "
+        "Another runtime than the timed one widens it: for onnxruntime there are no published rows. Whether int8 is "
+        f"faster is decided for {percent(decided, 0)} of the pairs, and else said to be unknown. With three networks "
+        f"of each precision timed on the board, the median error is {percent(three['median_error'], 0)} for a network "
+        f"that nobody timed ({percent(known['median_error'], 0)} for one that was timed on other boards) and the "
+        f"factor {three['interval_factor']:.1f}; {inside(three)} "
         "([`benchmarks/latency`](benchmarks/latency/RESULTS.md))."
     )
     return textwrap.fill(text, 150, break_long_words=False, break_on_hyphens=False)

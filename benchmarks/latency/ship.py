@@ -1,8 +1,9 @@
 """Writes targets/calibrations/: the published rows of each board with their source, and the population that they are
 drawn from.
 
-python benchmarks/latency/ship.py PUBLISHED.csv MORE.csv   (after validate.py, whose result.json says how wide intervals
-have to be)
+    python benchmarks/latency/ship.py PUBLISHED.csv MORE.csv
+
+Run it after validate.py, whose result.json says how wide intervals have to be.
 """
 
 from __future__ import annotations

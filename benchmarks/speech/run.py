@@ -61,10 +61,15 @@ def tables() -> None:
 
     result = json.loads(RESULT.read_text())
     each = result["speakers"]
-    lines = ["# Spoken digits, a speaker held out: results", "",
-             "Written by `run.py --tables` from `result.json`; don't edit. Per cent of the held-out speaker's clips, of the exported file in",
-             "onnxruntime; seed 0. The teacher heard none of that speaker either.", "",
-             f"| speaker | clips | {' | '.join(ROWS)} |", "|---|---:|" + "---:|" * len(ROWS)]  # fmt: skip
+    lines = [
+        "# Spoken digits, a speaker held out: results",
+        "",
+        "Written by `run.py --tables` from `result.json`; don't edit. Per cent of the held-out speaker's clips, of the "
+        "exported file in onnxruntime; seed 0. The teacher heard none of that speaker either.",
+        "",
+        f"| speaker | clips | {' | '.join(ROWS)} |",
+        "|---|---:|" + "---:|" * len(ROWS),
+    ]
     for name, found in each.items():
         lines.append(
             f"| {name} | {found['teacher']['samples']} | "
@@ -83,7 +88,8 @@ def tables() -> None:
     facts = result["environment"]
     lines += [
         "",
-        f"Again: `{result['command']}`. {facts['cpu']}, {', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}.",
+        f"Again: `{result['command']}`. {facts['cpu']}, "
+        f"{', '.join(f'{k} {v}' for k, v in sorted(facts['versions'].items()))}.",
     ]
     TABLES.write_text("\n".join(lines) + "\n")
 

@@ -125,7 +125,10 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
     for name, values in _named(split.inputs).items():
         bad = ~np.isfinite(values).reshape(count, -1).all(1) if values.dtype.kind == "f" else np.zeros(count, bool)
         if bad.any():
-            text = f"{bad.sum()} of {count} samples have NaN or infinite inputs{f' in {name!r}' if name else ''}, the first at {bad.argmax()}"
+            text = (
+                f"{bad.sum()} of {count} samples have NaN or infinite inputs{f' in {name!r}' if name else ''}, the "
+                f"first at {bad.argmax()}"
+            )
             yield Problem(place, text, "leave these samples out, or fill in the values")
     if split.labels is not None and np.asarray(split.labels).dtype.kind not in "biuf":
         text = f"labels are {np.asarray(split.labels).dtype}, not numbers"
@@ -154,7 +157,10 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
         if out.any():
             first = np.argwhere(out)[0]
             at = first[0] if labels.ndim == 1 else first.tolist()
-            text = f"{out.sum()} of {out.size} labels are outside 0 to {task.classes - 1}, the first is {labels[tuple(first)]} at {at}"
+            text = (
+                f"{out.sum()} of {out.size} labels are outside 0 to {task.classes - 1}, the first is "
+                f"{labels[tuple(first)]} at {at}"
+            )
             below = "labels are numbered from 0: names, y = numpy.unique(y, return_inverse=True)"
             yield Problem(
                 place,

@@ -133,7 +133,10 @@ def _readable(items: Items) -> list[Problem]:
                 )
             ]
         if not _same(one.inputs, two.inputs) or not _same(one.label, two.label):
-            hint = "take random transforms out of the data set and give them as the task's `augment`, a pure function of its draws"
+            hint = (
+                "take random transforms out of the data set and give them as the task's `augment`, a pure function "
+                "of its draws"
+            )
             return [Problem(place, "differs when it is read again", hint)]
     return []
 

@@ -35,8 +35,8 @@ from edgekd.records import NOT_COUNTED, Candidate, Check, Measurement, Metric, V
 from edgekd.targets import REFERENCE
 
 __all__ = [
-    "ANY", "Budget", "Reference", "Rule", "exit_code", "excess", "judge", "limit", "overall", "parse", "problems", "read", "rules", "verdict_of",
-    "with_default",
+    "ANY", "Budget", "Reference", "Rule", "exit_code", "excess", "judge", "limit", "overall", "parse", "problems",
+    "read", "rules", "verdict_of", "with_default",
 ]  # fmt: skip
 
 SLACK = 1e-9  # what rounding may add to a figure that isn't counted

@@ -14,11 +14,14 @@ GAIN = "gain"
 OVER = "over "  # the note says over whom
 # of benchmarks/distillation/RESULTS.md: KD + attention against KD, of cifar and of built-in
 TRY = (
-    "attention on top of KL brought +4.9 [+2.5, +7.2] points on 5,000 images of CIFAR-10, and -0.6 [-0.8, -0.3] on digits, where labels alone "
-    "reach 99 % (benchmarks/distillation/RESULTS.md): "
+    "attention on top of KL brought +4.9 [+2.5, +7.2] points on 5,000 images of CIFAR-10, and -0.6 [-0.8, -0.3] on "
+    "digits, where labels alone reach 99 % (benchmarks/distillation/RESULTS.md): "
     '{ use = "attention", weight = 1000, on = ["layer2 -> layer3"] } with layers of your models'
 )
-ELSE = "a better teacher, more epochs or augmentation, or `dkd` in place of `kl`; or leave the teacher out: labels alone take less time"
+ELSE = (
+    "a better teacher, more epochs or augmentation, or `dkd` in place of `kl`; or leave the teacher out: labels "
+    "alone take less time"
+)
 
 
 def gain(
@@ -48,7 +51,10 @@ def labels_did_better(candidates: Iterable[Candidate], alone: Sequence[str]) -> 
         if found is not None and found[1] in alone and found[0].value < 0:
             m, over = found
             told = "" if m.high < 0 else ", a difference that may be chance"
-            return f"labels alone did better: {over} is {-m.value:.2f} [{-m.high:.2f}, {-m.low:.2f}] {m.unit} above {c.id} on test{told}"
+            return (
+                f"labels alone did better: {over} is {-m.value:.2f} [{-m.high:.2f}, {-m.low:.2f}] {m.unit} above "
+                f"{c.id} on test{told}"
+            )
     return ""
 
 

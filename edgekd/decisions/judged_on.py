@@ -65,4 +65,7 @@ def of(
 def _pairs(ours: np.ndarray, theirs: np.ndarray, versus: str | None) -> str:
     if ours.shape != theirs.shape or not np.isin(np.concatenate([ours, theirs]), (0, 1)).all():
         return "paired by sample"
-    return f"paired: the {versus} is right alone on {int((theirs > ours).sum())}, the candidate on {int((ours > theirs).sum())}"
+    return (
+        f"paired: the {versus} is right alone on {int((theirs > ours).sum())}, the candidate on "
+        f"{int((ours > theirs).sum())}"
+    )

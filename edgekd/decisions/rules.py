@@ -41,11 +41,11 @@ QUALITY = "drop max 1.0 pt vs teacher"  # where a recipe has no budget of qualit
 
 # names in use and their units; a metric of one's own is known by the task
 UNITS: Mapping[str, str] = {
-    "top1": "%", "top5": "%", "map50": "%", "agreement": "%", "ece": "%", "worst_class_drop": "pt", "kl_to_teacher": "nat", "perplexity": "",
-    "target_spread": "pt", "host_agreement": "%", "saturable_layers": "",
-    "latency_at_least_ms": "ms",
-    "latency_p50_ms": "ms", "latency_p90_ms": "ms", "load_ms": "ms", "first_ms": "ms", "tokens_per_s": "1/s", "file_bytes": "B",
-    "activation_bytes": "B", "peak_rss_bytes": "B", "peak_rss_over_runtime_bytes": "B", "parameters": "", "macs": "", "instructions": "",
+    "top1": "%", "top5": "%", "map50": "%", "agreement": "%", "ece": "%", "worst_class_drop": "pt",
+    "kl_to_teacher": "nat", "perplexity": "", "target_spread": "pt", "host_agreement": "%", "saturable_layers": "",
+    "latency_at_least_ms": "ms", "latency_p50_ms": "ms", "latency_p90_ms": "ms", "load_ms": "ms", "first_ms": "ms",
+    "tokens_per_s": "1/s", "file_bytes": "B", "activation_bytes": "B", "peak_rss_bytes": "B",
+    "peak_rss_over_runtime_bytes": "B", "parameters": "", "macs": "", "instructions": "",
 }  # fmt: skip
 UNBUDGETED = ("gain", "equal_outputs")  # what is measured too, and no budget is on
 COUNTED = ("file_bytes", "activation_bytes", "parameters", "macs", "saturable_layers")
@@ -66,7 +66,8 @@ SCALES: Mapping[str, Mapping[str, float]] = {
 }
 _EXAMPLE = {"ms": "35 ms", "B": "98496 B or 96 KiB", "%": "88 %", "pt": "1.0 pt", "": "20000", "1/s": "12 tokens/s"}
 _RULE = re.compile(
-    r"(min|max|drop +max|regress +max) +([-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?) *([^\s0-9(]\S*)?(?: +vs +(\S+))?(?: +\([^()]*\))?"
+    r"(min|max|drop +max|regress +max) +([-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?) *([^\s0-9(]\S*)?"
+    r"(?: +vs +(\S+))?(?: +\([^()]*\))?"
 )
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 MOST = 2048  # samples that a repair is chosen by, and judged by where there are no splits
 KEEP = (
-    "a run keeps the files of the front, the choice and the references: let [select] name a figure that the float parent is better in, "
+    "a run keeps the files of the front, the choice and the references: let [select] name a figure that the float "
+    "parent is better in, "
     'such as maximize = ["top1"], and run again; finished work is reused'
 )
 

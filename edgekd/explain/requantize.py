@@ -107,7 +107,10 @@ def _from_float(subject: Subject, source: FromRun) -> Way:
         named = tuple(n for label in settings["float_layers"] for n in captured.get(back[label], ()))
         return _recipe_lines(source, stage.name, {**settings, "float_layers": named})
 
-    note = "the store no longer has what this run was made of: repairs are made from its float file; those of `edgekd compress` may differ a little"
+    note = (
+        "the store no longer has what this run was made of: repairs are made from its float file; those of `edgekd "
+        "compress` may differ a little"
+    )
     return Way(now, build, lasting, note=note)
 
 
@@ -227,7 +230,11 @@ def _recipe_lines(source: FromRun, stage: str, settings: Mapping[str, Any]) -> s
     sets = " ".join("--set " + _quoted(f"{stage}.{k}={shown(v)}") for k, v in settings.items())
     if not settings:
         return f"edgekd compress {source.folder / 'recipe.toml'} --fresh    (the same settings make a sound file)"
-    return f"in the recipe, [[stage]] `{stage}`:\n{lines}\nor: edgekd compress {source.folder / 'recipe.toml'} --out NEW {sets}"
+    return (
+        f"in the recipe, [[stage]] `{stage}`:\n"
+        f"{lines}\n"
+        f"or: edgekd compress {source.folder / 'recipe.toml'} --out NEW {sets}"
+    )
 
 
 def _quoted(text: str) -> str:

@@ -1,11 +1,13 @@
 """ARM cores under emulation: the set-up that `edgekd doctor --setup arm-emulator` made (see arm_setup), and how a
 process is started as a core.
 
-    ROOT/emulators/arm64-onnxruntime-VERSION/ setup.json       digests of everything below but cores/, versions of what
-        it is made of sysroot/         the arm64 Python and the libraries that it and the runtime load site/
-        the runtime and numpy for arm64 qemu/            an emulator with its libraries, where the PATH had none
-        cores/NAME-QEMU/ what a guest sees as /: links into sysroot/, and a /proc/cpuinfo of this core; core.json: what
-        the core says of itself
+    ROOT/emulators/arm64-onnxruntime-VERSION/
+        setup.json        digests of everything below but cores/, versions of what it is made of
+        sysroot/          the arm64 Python and the libraries that it and the runtime load
+        site/             the runtime and numpy for arm64
+        qemu/             an emulator with its libraries, where the PATH had none
+        cores/NAME-QEMU/  what a guest sees as /: links into sysroot/, and a /proc/cpuinfo of this core;
+                          core.json: what the core says of itself
 
 ROOT is EDGEKD_CACHE, else `edgekd` in the user's cache. A core is what the emulator makes of qemu's `-cpu`: the kernels
 of a runtime are chosen by the capabilities that the guest is told (getauxval), and by /proc/cpuinfo, which a guest
@@ -40,12 +42,12 @@ NO_DEVICE = ("max",)  # every feature that the emulator knows: no core that anyb
 # the kernel's names of the bits of AT_HWCAP and AT_HWCAP2, from bit 0 (Linux, arch/arm64/include/uapi/asm/hwcap.h and
 # kernel/cpuinfo.c)
 HWCAP = (
-    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 sm4 asimddp sha512 sve asimdfhm "
-    "dit uscat ilrcpc flagm ssbs sb paca pacg"
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 "
+    "sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg"
 )
 HWCAP2 = (
-    "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16 dgh rng bti mte ecv afp rpres "
-    "mte3 sme smei16i64 smef64f64 smei8i32 smef16f32 smeb16f32 smef32f32 smefa64 wfxt"
+    "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16 "
+    "dgh rng bti mte ecv afp rpres mte3 sme smei16i64 smef64f64 smei8i32 smef16f32 smeb16f32 smef32f32 smefa64 wfxt"
 )
 
 # what a guest says of its core: the two capability words, and the main ID register (`mrs x0, midr_el1; ret`), which

@@ -21,9 +21,10 @@ CLOCKS = {
     "bare": ("peak_rss_bytes",),
 }
 _FACTS: Mapping[str, tuple[type, ...]] = {
-    "cpu": (str,), "architecture": (str,), "features": (list,), "virtual": (bool,), "cores": (int,), "max_mhz": (int, float, type(None)),
-    "mhz": (int, float, type(None)), "governor": (str, type(None)), "celsius": (int, float, type(None)), "throttled": (int, type(None)),
-    "caches": (dict,), "ram_bytes": (int, type(None)), "system": (str,), "kernel": (str,), "python": (str,), "versions": (dict,),
+    "cpu": (str,), "architecture": (str,), "features": (list,), "virtual": (bool,), "cores": (int,),
+    "max_mhz": (int, float, type(None)), "mhz": (int, float, type(None)), "governor": (str, type(None)),
+    "celsius": (int, float, type(None)), "throttled": (int, type(None)), "caches": (dict,),
+    "ram_bytes": (int, type(None)), "system": (str,), "kernel": (str,), "python": (str,), "versions": (dict,),
 }  # fmt: skip
 
 

@@ -69,8 +69,8 @@ class _Board:
         lacking = [name for name in ("onnxruntime", "numpy") if name not in found["versions"]]
         if lacking:
             hint = (
-                f"there: {self.address.python} -m pip install onnxruntime numpy; in a venv, where the system's Python takes none: "
-                "python3 -m venv ~/edgekd, and then ?python=~/edgekd/bin/python in the address"
+                f"there: {self.address.python} -m pip install onnxruntime numpy; in a venv, where the system's Python "
+                "takes none: python3 -m venv ~/edgekd, and then ?python=~/edgekd/bin/python in the address"
             )
             if found["architecture"] in ("armv7l", "armv6l", "i686"):
                 hint = "its Python is a 32-bit one, for which there is no onnxruntime: a 64-bit system is needed"

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 BLACK = "the teacher shows labels only (a black box), the term needs more"
-SINGLE = "`logit_mse` learns a single number from a teacher, a loss of your own from labels; or give the model one output per class"
+SINGLE = (
+    "`logit_mse` learns a single number from a teacher, a loss of your own from labels; or give the model one "
+    "output per class"
+)
 NUMBERED = 'class numbers are integers 0, 1, ...; values to be predicted need a loss of your own: use = "mymodule:loss"'
 
 

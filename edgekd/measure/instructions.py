@@ -122,7 +122,10 @@ def counts(
     value = statistics.median_low(less)
     sizes = {name: typical[name] - bare[name] for name in ("loaded_bytes", "stored_bytes")}
     classes = {name: n - bare["classes"][name] for name, n in typical["classes"].items()}
-    note = f"{value / 1e6:.4g} M, {100 * (classes['multiply_add'] + classes['dot_product']) / value:.0f} % multiply and add; one inference at batch 1"
+    note = (
+        f"{value / 1e6:.4g} M, {100 * (classes['multiply_add'] + classes['dot_product']) / value:.0f} % multiply "
+        "and add; one inference at batch 1"
+    )
     if classes["scalable"]:
         note += "; the bytes that SVE moves are not in those loaded and stored"
     low, high = intervals.median(less)[1:] if len(less) >= 6 else (min(less), max(less))

@@ -370,8 +370,9 @@ def _entry(subject: str, kind: str, number: int, **settings: Any) -> dict[str, A
 
 
 def _run(
-    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int, host: Host,
-    progress: Callable[[int, int], None], readable: Mapping[str, str], seconds: float = LONGEST,
+    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any],
+    threads: int, host: Host, progress: Callable[[int, int], None], readable: Mapping[str, str],
+    seconds: float = LONGEST,
 ) -> dict[str, Any]:  # fmt: skip
     """{entry: line} of a job that is built or gone on with. Raises RunFailed with what each file did wrong."""
     settings = {**settings, "cores": list(host.cores)} if host.cores else settings
@@ -391,8 +392,8 @@ def _run(
 
 
 def build(
-    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any], threads: int,
-    seconds: float = LONGEST, machine: str | None = None,
+    folder: Path, models: Mapping[str, Path], inputs: Inputs, schedule: list[dict], settings: Mapping[str, Any],
+    threads: int, seconds: float = LONGEST, machine: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes a job folder (`job.json` last) and returns the job. `machine`: the environment's id (default: this one's).
     The same job on the same kind of machine keeps what was measured already; a folder with another job is made anew.

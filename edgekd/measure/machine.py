@@ -39,7 +39,10 @@ def stands_for(host: Host, target: Target | None) -> tuple[Target, Host]:
     named = all(name.startswith(("Cortex-", "Neoverse-")) for name in kinds)  # other makers' cores may be of any kind
     if device.core and kinds and named and not _cores(host, device):
         lacking = [*lacking, f"a {device.core} (it has {' and '.join(kinds)})"]
-    hint = "a time that was not taken on the target's kind of machine is not measured; --target host profiles for the machine itself"
+    hint = (
+        "a time that was not taken on the target's kind of machine is not measured; --target host profiles for the "
+        "machine itself"
+    )
     if lacking:
         raise EnvironmentUnfit(Problem(f"target {device.name}", f"{host.name} lacks {', '.join(lacking)}", hint))
     if more:

@@ -135,7 +135,10 @@ def _note(made: Calibration, population: Population, relatives: Sequence[Calibra
     factors = " and ".join(
         f"{math.exp(made.reach * math.sqrt(population.runtimes[p])):.1f} in {p}" for p in costs.PRECISIONS
     )
-    return f"{text} with {population.runtime} for {where}: the other runtime alone widens by a factor of {factors} to each side"
+    return (
+        f"{text} with {population.runtime} for {where}: the other runtime alone widens by a factor of {factors} to "
+        "each side"
+    )
 
 
 def predict(

@@ -8,5 +8,6 @@ from edgekd.pruning.planning import PruningPlan, groups, macs_and_parameters, pl
 from edgekd.pruning.weights import Channels, Slice
 
 __all__ = [
-    "Channels", "Group", "Member", "PruningPlan", "Refusal", "Slice", "apply", "groups", "macs_and_parameters", "plan", "problems", "prune",
+    "Channels", "Group", "Member", "PruningPlan", "Refusal", "Slice", "apply", "groups", "macs_and_parameters", "plan",
+    "problems", "prune",
 ]  # fmt: skip

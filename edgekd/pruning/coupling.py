@@ -176,7 +176,8 @@ def _group(graph: Any, found: Any, names: dict, tied: set[str], protect: set[str
             if kind in (OPTYPE.LN, OPTYPE.GN):
                 return Refusal(
                     name,
-                    f"`{layer}` ({type(module).__name__}) normalises over its channels, so none can go without changing the others",
+                    f"`{layer}` ({type(module).__name__}) normalises over its channels, so none can go without "
+                    "changing the others",
                 )
             if kind not in kinds:
                 if kind == OPTYPE.ELEMENTWISE:

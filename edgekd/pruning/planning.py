@@ -150,7 +150,10 @@ def _lowest(criterion: Callable[[Channels], torch.Tensor], channels: Channels, c
     scores = torch.as_tensor(criterion(channels))
     if tuple(scores.shape) != (channels.channels,) or not bool(scores.isfinite().all()):
         name = getattr(criterion, "__name__", "criterion")
-        message = f"must give {channels.channels} finite scores for the channels of `{channels.name}`, gave shape {list(scores.shape)}"
+        message = (
+            f"must give {channels.channels} finite scores for the channels of `{channels.name}`, gave shape "
+            f"{list(scores.shape)}"
+        )
         raise UsageError(Problem(f"criterion `{name}`", message))
     keep = torch.argsort(scores, descending=True, stable=True)[: channels.channels - count]
     return sorted(set(range(channels.channels)) - set(keep.tolist()))
@@ -175,7 +178,10 @@ def _too_far(made: PruningPlan, near: list[points.Point], multiple_of: int, at_m
     shares = sorted({round(p.macs / made.before, 4) for p in near})
     below, above = [s for s in shares if s <= made.asked][-4:], [s for s in shares if s > made.asked][:4]
     most = "at most " if at_most else ""
-    message = f"{most}{made.asked:g} of the MACs can't be reached in widths that are multiples of {multiple_of}: the nearest point is {made.reached:.4g}"
+    message = (
+        f"{most}{made.asked:g} of the MACs can't be reached in widths that are multiples of {multiple_of}: the "
+        f"nearest point is {made.reached:.4g}"
+    )
     ways = [f"can be reached: {', '.join(f'{s:g}' for s in (*below, *above))}"]
     ways += [f'`macs = "max {made.asked:g}"` takes {below[-1]:g}'] if below else []
     ways += (

@@ -42,7 +42,10 @@ class Laboratory:
         try:
             output, macs = run(apply(copy.deepcopy(self.model), history), self.example, self.forward)
         except THEIRS as error:
-            return f"the model does not run without some of its channels, as if its forward named their number ({first_line(error)})"
+            return (
+                "the model does not run without some of its channels, as if its forward named their number "
+                f"({first_line(error)})"
+            )
         if [t.shape for t in output] != [t.shape for t in self.output]:
             return "its channels reach the model's output"
         expected, _ = run(ignoring(copy.deepcopy(self.model), history), self.example, self.forward)
@@ -50,7 +53,10 @@ class Laboratory:
             effect = (right - whole).abs().max().item()
             rounding = 1e-9 if new.element_size() == 8 else 1e-5
             if not (new - right).abs().max().item() <= WRONG * effect + rounding * right.abs().max().item():
-                return "without some of its channels the others give something else (a normalisation or mean over channels, or a reshape)"
+                return (
+                    "without some of its channels the others give something else (a normalisation or mean over "
+                    "channels, or a reshape)"
+                )
         predicted = int(self.cost(np.array([len(units) for units in gone], np.int64)))
         return (
             None

@@ -98,9 +98,15 @@ def _axes(x: Scale, y: Scale, across: str, up: str) -> Iterator[str]:
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
         yield f'<text class="tick" x="{LEFT - 7}" y="{y(v) + 4:.1f}" text-anchor="end">{short(v, 4)}</text>'
     log = ", logarithmic" if x.log else ""
-    yield f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 12}" text-anchor="middle">{html.escape(across)}{log}</text>'
+    yield (
+        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 12}" '
+        f'text-anchor="middle">{html.escape(across)}{log}</text>'
+    )
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    yield f'<text class="axis" x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{html.escape(up)}</text>'
+    yield (
+        f'<text class="axis" x="16" y="{middle}" text-anchor="middle" '
+        f'transform="rotate(-90 16 {middle})">{html.escape(up)}</text>'
+    )
 
 
 def _mark(p: Point, x: Scale, y: Scale) -> str:
@@ -116,7 +122,8 @@ def _mark(p: Point, x: Scale, y: Scale) -> str:
         "dominated": f'<circle class="mark" cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>',
         "front": f'<circle class="mark" cx="{a:.1f}" cy="{b:.1f}" r="5"/>',
         "reference": f'<rect class="mark" x="{a - 4.5:.1f}" y="{b - 4.5:.1f}" width="9" height="9"/>',
-        "chosen": f'<circle class="ring" cx="{a:.1f}" cy="{b:.1f}" r="10"/><circle class="mark" cx="{a:.1f}" cy="{b:.1f}" r="6"/>',
+        "chosen": f'<circle class="ring" cx="{a:.1f}" cy="{b:.1f}" r="10"/>'
+        f'<circle class="mark" cx="{a:.1f}" cy="{b:.1f}" r="6"/>',
     }[p.kind]
     return f'<g class="{p.kind}"><title>{html.escape(p.hint or p.label)}</title>{lines}{shape}</g>'
 
@@ -145,7 +152,10 @@ def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[str]:
                 taken.append(box)
                 if gap >= FAR:
                     end = min(max(a, left), left + wide)
-                    yield f'<line class="leader" x1="{a:.1f}" y1="{b:.1f}" x2="{end:.1f}" y2="{base - 4 if end != a else base + 2:.1f}"/>'
+                    yield (
+                        f'<line class="leader" x1="{a:.1f}" y1="{b:.1f}" x2="{end:.1f}" '
+                        f'y2="{base - 4 if end != a else base + 2:.1f}"/>'
+                    )
                 yield f'<text class="label {p.kind}" x="{left:.1f}" y="{base:.1f}">{html.escape(p.label)}</text>'
                 break
 

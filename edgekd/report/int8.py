@@ -121,6 +121,7 @@ def _saturation(made: Quantized) -> str:
     lines = [f"on AVX2 without VNNI {count} can saturate; without {made.full_range} the file is exact on every CPU"]
     for r in found:
         lines.append(
-            f"  {r.name:<{width}}  {'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}"
+            f"  {r.name:<{width}}  "
+            f"{'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}"
         )
     return "\n".join(lines)

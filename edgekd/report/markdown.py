@@ -89,7 +89,10 @@ def _cell(row: Row, name: str) -> str:
 
 def _caption(listed: Sequence[Row]) -> str:
     marks = ", ".join(f"{shown.MARKS[o]} {shown.ORIGINS[o]}" for o in shown.origins(listed, shown.columns(listed)))
-    return f"Quality is that of the test split; front and choice were decided on validation. \\[low, high\\] is the 95 % interval. {marks}."
+    return (
+        "Quality is that of the test split; front and choice were decided on validation. "
+        f"\\[low, high\\] is the 95 % interval. {marks}."
+    )
 
 
 def _machines(result: Result) -> str:

@@ -42,12 +42,19 @@ def render(result: Result, recipe: str = "") -> str:
     body += [_target(result, name, found) for name, found in result.targets.items()]
     body += [_environment(result.environment), _steps(result), _recipe(result, recipe), _everything(result.candidates)]
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        "<!doctype html>\n"
+        '<html lang="en">\n'
+        "<head>\n"
+        '<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f"<title>{text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(filter(None, body))
-        + "\n</main>\n</body>\n</html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{text(title)}</title>\n"
+        "<style>\n"
+        f"{style}</style>\n"
+        "</head>\n"
+        "<body>\n"
+        "<main>\n" + "\n".join(filter(None, body)) + "\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -130,14 +137,17 @@ def _charts(listed: Sequence[Row]) -> str:
         if len(points) > 1:
             unit = next(r.figures[up].unit for r in listed if up in r.figures)
             across = "latency p50, ms" if cost == "latency_p50_ms" else "file, bytes"
-            drawn.append(
-                f"<figure>{charts.tradeoff(points, across, f'{shown.clean(up)}, {shown.clean(unit)}' if unit else shown.clean(up))}</figure>"
-            )
+            upward = f"{shown.clean(up)}, {shown.clean(unit)}" if unit else shown.clean(up)
+            drawn.append(f"<figure>{charts.tradeoff(points, across, upward)}</figure>")
     if not drawn:
-        return '<p class="note">No chart, since no two files have quality and a cost for this target: no machine with its features took part.</p>'
+        return (
+            '<p class="note">No chart, since no two files have quality and a cost for this target: no machine with '
+            "its features took part.</p>"
+        )
     key = (
         '<p class="key"><span class="chosen">&#9673; chosen</span> <span class="front">&#9679; on the front</span> '
-        '<span class="reference">&#9632; reference</span> <span class="dominated">&#8226; not on the front</span>; whiskers are 95 % intervals. '
+        '<span class="reference">&#9632; reference</span> <span class="dominated">&#8226; not on the front</span>; '
+        "whiskers are 95 % intervals. "
         "Drawn are figures of the test split; front and choice were decided on validation.</p>"
     )
     return f'<div class="charts">{"".join(drawn)}</div>\n{key}'
@@ -146,7 +156,10 @@ def _charts(listed: Sequence[Row]) -> str:
 def _point(row: Row, cost: str, up: str) -> charts.Point:
     x, y = row.figures[cost], row.figures[up]
     kind: charts.Kind = "chosen" if row.chosen else "front" if row.front else "reference" if row.role else "dominated"
-    hint = f"{row.candidate.id}: {up} {shown.value(y)} {shown.interval(y)} {y.unit}, {cost} {shown.value(x)} {shown.interval(x)} {x.unit}"
+    hint = (
+        f"{row.candidate.id}: {up} {shown.value(y)} {shown.interval(y)} {y.unit}, {cost} {shown.value(x)} "
+        f"{shown.interval(x)} {x.unit}"
+    )
     return charts.Point(
         shown.clean(row.candidate.id), kind, (x.value, x.low, x.high), (y.value, y.low, y.high), shown.clean(hint)
     )
@@ -207,7 +220,10 @@ def _environment(environment: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     names = list(dict.fromkeys(name for facts in environment.values() for name in facts))
     lines = [[text(name), *(_fact(facts.get(name)) for facts in environment.values())] for name in names]
-    return f"<section><h2>Machines</h2>\n{table(['', *(f'<code>{text(id)}</code>' for id in environment)], lines, left=99)}</section>"
+    return (
+        "<section><h2>Machines</h2>\n"
+        f"{table(['', *(f'<code>{text(id)}</code>' for id in environment)], lines, left=99)}</section>"
+    )
 
 
 def _fact(value: Any) -> str:
@@ -231,7 +247,8 @@ def _recipe(result: Result, recipe: str) -> str:
     again = shlex.join(["edgekd", "compress", "recipe.toml", "--out", "."])
     parts = ["<section><h2>Recipe, and how to repeat</h2>"]
     parts.append(
-        f"<p>In the folder of this run: <code>{text(again)}</code>. The recipe's SHA-256 is <code>{text(result.recipe_sha256)}</code>.</p>"
+        f"<p>In the folder of this run: <code>{text(again)}</code>. The recipe's SHA-256 is "
+        f"<code>{text(result.recipe_sha256)}</code>.</p>"
     )
     if recipe:
         parts.append(f"<details><summary>recipe.toml</summary><pre>{html.escape(_lines(recipe))}</pre></details>")

@@ -26,8 +26,9 @@ LATENCY = ("latency_p50_ms", "latency_at_least_ms")
 WIDE = 2.0  # to either side: beyond it, a prediction is told as a range
 PEAK = ("peak_rss_over_runtime_bytes", "peak_rss_bytes")
 TITLES = {
-    "file_bytes": "bytes", "macs": "MACs", "parameters": "params", "latency_p50_ms": "p50 ms", "latency_p90_ms": "p90 ms",
-    "peak_rss_over_runtime_bytes": "peak MB", "peak_rss_bytes": "peak MB", "activation_bytes": "activations B",
+    "file_bytes": "bytes", "macs": "MACs", "parameters": "params", "latency_p50_ms": "p50 ms",
+    "latency_p90_ms": "p90 ms", "peak_rss_over_runtime_bytes": "peak MB", "peak_rss_bytes": "peak MB",
+    "activation_bytes": "activations B",
 }  # fmt: skip
 # what is set beside the teacher's: better, worse
 BESIDE = {"file_bytes": ("smaller", "larger"), "latency_p50_ms": ("faster", "slower")}
@@ -255,7 +256,10 @@ def caution(result: Result, target: str) -> str:
         return ""
     limits = " by prediction" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
     of = f"the time of the float {clean(parent.candidate.id)}{limits}"
-    return f"int8 is slower here: {clean(ours.candidate.id)} takes {ratio:.2f} x {of}; at this size conversions cost more than integers save"
+    return (
+        f"int8 is slower here: {clean(ours.candidate.id)} takes {ratio:.2f} x {of}; at this size conversions cost "
+        "more than integers save"
+    )
 
 
 def proof(result: Result, target: str) -> str:
@@ -337,7 +341,8 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
         told.append(
             (
                 "note",
-                f"as {target} the chosen file alone was run: the choice went by what the files answer on the machine of this run",
+                f"as {target} the chosen file alone was run: the choice went by what the files answer on the machine "
+                "of this run",
             )
         )
     return [(label, clean(text)) for label, text in told]
@@ -346,8 +351,9 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
 def advice(m: Measurement) -> str:
     """What a range means, and what makes a figure of it."""
     return (
-        f"how long the file takes on {m.target} is not known more narrowly than this; `edgekd targets calibrate {m.target} --on ssh://user@host` "
-        "times small networks on such a board in some minutes, and predictions are figures from then on"
+        f"how long the file takes on {m.target} is not known more narrowly than this; `edgekd targets calibrate "
+        f"{m.target} --on ssh://user@host` times small networks on such a board in some minutes, and predictions are "
+        "figures from then on"
     )
 
 

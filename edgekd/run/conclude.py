@@ -50,7 +50,8 @@ class Outcome:
     def __repr__(self) -> str:
         chosen = ", ".join(f"{target}: {found.chosen or 'nothing'}" for target, found in self.result.targets.items())
         return plain(
-            f"<run of {self.result.task}, {self.verdict}, {len(self.result.candidates)} candidates, chosen {chosen}, in {self.folder}>"
+            f"<run of {self.result.task}, {self.verdict}, {len(self.result.candidates)} candidates, chosen {chosen}, "
+            f"in {self.folder}>"
         )
 
     def _repr_html_(self) -> str:

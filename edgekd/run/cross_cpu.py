@@ -261,7 +261,10 @@ def figures(
     for a in found:
         same = float((a.here == a.there).mean())
         cpu = f"{a.cpu} ({a.kernels})" if a.kernels else a.cpu
-        note = f"as {cpu}: {'all outputs equal' if same == 1 else f'{100 * same:.2f} % of the outputs equal'} to this machine's"
+        note = (
+            f"as {cpu}: {'all outputs equal' if same == 1 else f'{100 * same:.2f} % of the outputs equal'} to this "
+            "machine's"
+        )
         note += "" if same == 1 else f", the others within {_apart(a):.2g}"
         truth, names = None if labels is None else labels[a.rows], {metric.name for metric in metrics}
         told = quality.measure(

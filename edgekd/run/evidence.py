@@ -22,7 +22,10 @@ from edgekd.files import sha256
 from edgekd.records import Candidate, Check, Measurement, Metric, Result
 
 KNOWN = (metrics.top1().name, metrics.mean_error().name)  # means of their records, in runs that don't say which are
-UNVERIFIED = "result.json is of before edgekd.result/2 and has no digests of its predictions: that they are the run's own can't be verified"
+UNVERIFIED = (
+    "result.json is of before edgekd.result/2 and has no digests of its predictions: that they are the run's "
+    "own can't be verified"
+)
 MODEL, OURS, THEIRS, THEIR_MODEL = "model", "predictions", "teacher's predictions", "teacher's model"
 # what its figures are made of; a comparison takes its answers on the machine of the run
 THEIRS_THERE = "teacher's predictions as the target"

@@ -76,7 +76,8 @@ def extend(
                 progress.say(f"{o.point.id}: no layer's noise is worth the time that int8 saves there")
             elif unit != "us":
                 progress.say(
-                    f"{o.point.id}: no target's times can be taken here; layers were weighed by their multiply-accumulates"
+                    f"{o.point.id}: no target's times can be taken here; layers were weighed by their "
+                    "multiply-accumulates"
                 )
             advance(number, len(wanted), o.point.id)
     return found

@@ -330,7 +330,10 @@ def _references(
                 ahead += [] if other in chain else [other]
                 chain.add(other)
     if stages and stages[0].number == 1 and stages[0].use not in ("distill", "train") and "student" not in form.model:
-        hint = 'begin with a `distill` or `train` stage, or bring the student: [model.student] weights = "student.safetensors"'
+        hint = (
+            "begin with a `distill` or `train` stage, or bring the student: [model.student] weights = "
+            '"student.safetensors"'
+        )
         problems.append(
             Problem(f"{place}: stage 1 ({stages[0].name})", f"`{stages[0].use}` needs a student that was trained", hint)
         )

@@ -203,7 +203,10 @@ def _metrics(
             )
             problems += found if seed is None else []
         if values and not np.isfinite(values).any():
-            text = f"is {values[0]} for the outputs of fresh models and for random ones of {len(columns)} validation samples"
+            text = (
+                f"is {values[0]} for the outputs of fresh models and for random ones of {len(columns)} validation "
+                "samples"
+            )
             problems.append(Problem(where, text, "a figure that is no finite number can't be chosen by, nor judged"))
     return problems
 

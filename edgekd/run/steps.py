@@ -49,7 +49,8 @@ def run_steps(
             with progress.task(f"[{number}/{len(plan.steps)}] {step.label}") as advance:
                 try:
                     artifact = make(step, made, parents, resolved, store, advance, log)
-                except UsageError as error:  # of a brought file it stays one; what only a training shows is told as all that breaks there
+                except UsageError as error:
+                    # of a file that was brought it stays one; what only training shows is told as all that breaks there
                     kind = UsageError if step.stage == "load" else RunFailed
                     raise kind(
                         *(dataclasses.replace(p, place=f"{step.label}: {p.place}".rstrip(": ")) for p in error.problems)
@@ -76,7 +77,8 @@ def run_steps(
         progress.say(f"{found} of {len(plan.steps)} steps were finished already")
     if len(made) < len(plan.steps):
         progress.say(
-            f"the time budget left {len(plan.steps) - len(made)} of {len(plan.steps)} steps undone; the same command goes on"
+            f"the time budget left {len(plan.steps) - len(made)} of {len(plan.steps)} steps undone; the same command "
+            "goes on"
         )
     return made, steps
 

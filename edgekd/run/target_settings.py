@@ -65,7 +65,10 @@ class Wants:
         given = line.table.get("multiple_of") if "multiple_of" in line.settings else None
         if given is None or given % self.multiple_of == 0:
             return ""
-        return f"{line.name}: widths are multiples of {given}, as the recipe says; its kernels run well at multiples of {self.multiple_of}"
+        return (
+            f"{line.name}: widths are multiples of {given}, as the recipe says; its kernels run well at multiples "
+            f"of {self.multiple_of}"
+        )
 
 
 def of(target: Target, pairs16: bool) -> Wants:

@@ -5,8 +5,10 @@ job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects 
             schedule [{id, subject, pass, ...settings}], seconds (limit of one process), settings {launch {command,
             variables}: what a process is started with instead of this Python, an emulator; cores: the CPUs that a
             process is held to}
-out/results.jsonl   a line per finished process;  out/<id>.npy  its steady times in ns;  out/<id>/<i>.npy  outputs;
-out/<id>.json  a trace
+out/results.jsonl   a line per finished process
+out/<id>.npy        its steady times in ns
+out/<id>/<i>.npy    its outputs
+out/<id>.json       a trace
 out/done.json       written last: {finished, failed}
 
 Run again, it skips what is finished: a killed process, or a line cut in half, is done again. Passes:
@@ -363,8 +365,9 @@ def _feed(infer, arrays, start, stop):
         if shape and shape[0] is not None and len(value) < shape[0]:
             value = np.concatenate([value, np.repeat(value[-1:], shape[0] - len(value), axis=0)])
         if len(shape) != value.ndim or any(
-            want is not None and want != have for want, have in zip(shape[1:], value.shape[1:])
-        ):  # noqa: B905
+            want is not None and want != have
+            for want, have in zip(shape[1:], value.shape[1:])  # noqa: B905
+        ):
             takes = ", ".join("any" if d is None else str(d) for d in shape[1:])
             raise ValueError(f"input {name} takes samples of shape [{takes}], the data has {list(value.shape[1:])}")
         feed[name] = value

@@ -56,7 +56,8 @@ class Answer:
                     ).output.float()
                     if not np.isfinite(rows.numpy()).all():
                         raise RunFailed(
-                            f"the teacher's output is not finite for samples {start} to {start + len(index) - 1} of view {view}"
+                            f"the teacher's output is not finite for samples {start} to {start + len(index) - 1} of "
+                            f"view {view}"
                         )
                     outputs = list(rows.shape[1:])
                     for name, array in self.shown(rows).items():

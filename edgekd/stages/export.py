@@ -57,7 +57,10 @@ class Export:
             module, table = saved.load(source, task), {}
             graph, grid = capture(module, example, task.forward), None
         if len(_outputs(graph, grid)) != len(task.outputs):
-            message = f"the model has {len(_outputs(graph, grid))} outputs, the task names {len(task.outputs)}: {', '.join(task.outputs)}"
+            message = (
+                f"the model has {len(_outputs(graph, grid))} outputs, the task names {len(task.outputs)}: "
+                f"{', '.join(task.outputs)}"
+            )
             raise UsageError(Problem(f"task {task.name}: outputs", message, "name each output of the model"))
         run.progress(1, 3, "translate")
         metadata = {
@@ -171,6 +174,7 @@ def _near(ours: list[np.ndarray], theirs: list[np.ndarray], where: Callable[[], 
     )
     if not worst <= TOLERANCE:
         raise RunFailed(
-            f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most {TOLERANCE:g}){where()}"
+            f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most "
+            f"{TOLERANCE:g}){where()}"
         )
     return {"relative_difference": worst}

@@ -145,7 +145,8 @@ def _canonical(value: Any, place: str) -> Any:
     if value is None or isinstance(value, str | int) or isinstance(value, float) and math.isfinite(value):
         return value
     raise TypeError(
-        f"{place}: {value!r} can't stand in a key: give a string, a finite number, a boolean, None, or lists and tables of them"
+        f"{place}: {value!r} can't stand in a key: give a string, a finite number, a boolean, None, or lists and "
+        "tables of them"
     )
 
 

@@ -1,8 +1,8 @@
 """The store of finished work: immutable artifacts by key, measurements beside them, checkpoints of what is in work.
 
     ROOT/artifacts/KE/KEY/        artifact.json and the files it names; appears by rename, is never written again
-    ROOT/work/KEY/                out/ (files of a step in work), scratch/ (its checkpoints), cpus.json (where they were
-    made)
+    ROOT/work/KEY/                out/ (files of a step in work), scratch/ (its checkpoints), cpus.json (the CPUs that
+                                  made them)
     ROOT/work/KEY.lease           who works on it
     ROOT/observations/KE/KEY/     NAME.json, each with a digest of its own
     ROOT/trash/                   what is being deleted
@@ -103,7 +103,8 @@ class Store:
                 folder, scratch = self._workplace(work, parents)
                 try:
                     made = build(folder, scratch)
-                    record = {"key": key, "form": made.form, "files": _files(folder), "inputs": inputs, "parents": parents, "stage": stage,
+                    record = {"key": key, "form": made.form, "files": _files(folder), "inputs": inputs,
+                              "parents": parents, "stage": stage,
                               "settings": settings, "seed": seed, "facts": made.facts}  # fmt: skip
                     write_atomic(folder / MANIFEST, sealed(SCHEMA, record))
                     artifact = self._publish(key, folder)
@@ -295,7 +296,10 @@ class Store:
 
     def _no_room(self) -> RunFailed:
         free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
-        hint = "free some room, or set EDGEKD_STORE to a folder on another disk; what is finished is kept, the same command goes on"
+        hint = (
+            "free some room, or set EDGEKD_STORE to a folder on another disk; what is finished is kept, the same "
+            "command goes on"
+        )
         return RunFailed(Problem(str(self.root), f"the disk is full: {free / 1e6:.1f} MB are free", hint))
 
 

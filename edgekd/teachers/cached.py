@@ -18,7 +18,8 @@ def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signal
         array = np.load(answers.folder / name, mmap_mode="r", allow_pickle=False)
         if array.shape[:2] != (views, rows):
             raise RunFailed(
-                f"the teacher's cached {name[:-4]} have shape {list(array.shape)}, the data needs [{views}, {rows}, ...]"
+                f"the teacher's cached {name[:-4]} have shape {list(array.shape)}, the data needs [{views}, {rows}, "
+                "...]"
             )
         return lambda batch: torch.from_numpy(array[batch.view, batch.index.numpy()])
 

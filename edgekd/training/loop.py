@@ -237,7 +237,10 @@ def _finite(
 ) -> None:
     if not math.isfinite(loss.item()):
         bad = ", ".join(f"{name} = {value.item():.3g}" for name, _, value in parts)
-        text = f"training diverged: the loss is {loss.item()} at epoch {epoch + 1}, step {position + 1}, learning rate {rate:.3g} ({bad})"
+        text = (
+            f"training diverged: the loss is {loss.item()} at epoch {epoch + 1}, step {position + 1}, learning "
+            f"rate {rate:.3g} ({bad})"
+        )
         raise RunFailed(
             Problem("", text, "lower `lr`, lengthen `warmup` or set `clip`; look for inputs that are not finite")
         )

@@ -98,7 +98,10 @@ def rehearse(
                         "don't detach the student's output",
                     )
                 elif not bool(rows.isfinite().all()):
-                    text = f"`{term.use}` gives {rows[~rows.isfinite()][0].item() if rows.ndim else rows.item()} before any training ({shapes})"
+                    text = (
+                        f"`{term.use}` gives {rows[~rows.isfinite()][0].item() if rows.ndim else rows.item()} "
+                        f"before any training ({shapes})"
+                    )
                     yield number, text, unfinite(columns.labels) or "look for logarithms, roots and divisions of 0"
                 else:
                     rows.sum().backward(retain_graph=True)
@@ -113,7 +116,10 @@ def rehearse(
                 if isinstance(error, UsageError):
                     hint = error.problems[0].hint or hint
                 elif ":" in term.use:
-                    hint = f"it was tried on {len(batch.index)} samples: a loss takes batches of any size, as (student, teacher, batch)"
+                    hint = (
+                        f"it was tried on {len(batch.index)} samples: a loss takes batches of any size, as "
+                        "(student, teacher, batch)"
+                    )
                 if shown == "label" and not isinstance(error, UsageError):
                     kind, reason, hint = (
                         "",

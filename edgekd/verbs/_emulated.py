@@ -79,7 +79,8 @@ def emulate(
     for problem in problems:
         progress.say(f"not run: {problem}")
     progress.say(
-        f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes here tells nothing of it"
+        f"emulated, not measured: {', '.join(ready)}. What a file answers there is its kernels'; how long it takes "
+        "here tells nothing of it"
     )
     try:
         with (
@@ -160,7 +161,10 @@ def _sample(count: int, least: int, random: bool) -> str:
     """Which samples a file was run on."""
     if random:
         return f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz runs your own"
-    return f"sample: {'all' if least == count else f'at least {least:,}'} of {count:,} samples{'' if least == count else ', drawn at random (seed 0)'}"
+    return (
+        f"sample: {'all' if least == count else f'at least {least:,}'} of {count:,} "
+        f"samples{'' if least == count else ', drawn at random (seed 0)'}"
+    )
 
 
 def _joined(answers: Mapping[str, np.ndarray], path: Path, labels: np.ndarray | None) -> np.ndarray:

@@ -46,18 +46,21 @@ class Calibrated:
         for (name, precision), ms in self.times.items():
             p = self.left_out[name, precision]
             lines.append(
-                f"{name:<14} {precision:<6} {ms:>12.4g} {p.value:>15.4g}  [{p.low:.4g}, {p.high:.4g}]{'' if p.low <= ms <= p.high else '  missed'}"
+                f"{name:<14} {precision:<6} {ms:>12.4g} {p.value:>15.4g}  [{p.low:.4g}, "
+                f"{p.high:.4g}]{'' if p.low <= ms <= p.high else '  missed'}"
             )
         off = sorted(abs(p.value / self.times[k] - 1) for k, p in self.left_out.items())
         inside = sum(p.low <= self.times[k] <= p.high for k, p in self.left_out.items())
         lines += [
             "",
-            f"each probe predicted by the others: median error {100 * off[len(off) // 2]:.0f} %, {inside} of {len(off)} inside the interval",
+            f"each probe predicted by the others: median error {100 * off[len(off) // 2]:.0f} %, {inside} of "
+            f"{len(off)} inside the interval",
             "(harder than a network: a probe has much of one kind of work, of which the others then say little)",
         ]
         if self.noisy:
             lines.append(
-                f"noisy: {len(self.noisy)} of {len(off)} times; on an idle board, run it again: {', '.join(self.noisy[:4])}"
+                f"noisy: {len(self.noisy)} of {len(off)} times; on an idle board, run it again: "
+                f"{', '.join(self.noisy[:4])}"
             )
         lines += [f"timed {self.note}"] if self.note else []
         return "\n".join([*lines, f"kept in {self.file}; predictions for {self.target} use it from now on"])

@@ -183,8 +183,8 @@ def _judge(
     if subject.candidate is None:
         reason = subject.reason or "no candidate is within the budgets"
         reason += (
-            "; the run chose by its own budgets, and there is nothing to judge by others: put these into its recipe and compress again"
-            * other
+            "; the run chose by its own budgets, and there is nothing to judge by others: put these into its recipe "
+            "and compress again" * other
         )
         check = Check(
             subject.target,

@@ -49,11 +49,13 @@ def target(name: str) -> str:
         "measured": "this machine can stand for it: answers are measured here",
         "answers": "answers are measured here",
         "emulated": "answers: what a file answers there is emulated here",
-        "counted": "answers: nothing runs as this target here; bytes, parameters, MACs and planned memory are counted on the file",
+        "counted": "answers: nothing runs as this target here; bytes, parameters, MACs and planned memory are counted "
+        "on the file",
     }
     if not targets.runs(t):
         told["counted"] = (
-            "answers: edgekd has no runtime for it; compress scores files by the reference runtime, onnxruntime on this machine"
+            "answers: edgekd has no runtime for it; compress scores files by the reference runtime, onnxruntime on "
+            "this machine"
         )
     lines = [
         told[figures]
@@ -153,7 +155,9 @@ def _targets() -> str:
     ready = arm.find() is not None and arm.emulator(arm.place()) is not None
     setup = "" if ready else f"\nAs ARM CPUs this machine emulates after `{arm.HINT}`."
     return (
-        f"{table}\n\nAnswers and latency: how they are had on this machine. Bytes, MACs, planned memory: counted for all.\n"
+        f"{table}\n"
+        "\n"
+        "Answers and latency: how they are had on this machine. Bytes, MACs, planned memory: counted for all.\n"
         "predicted: with an interval; bound: only what it can't be below; -: not without the device.\n"
         f"On the device both are measured: `edgekd profile MODEL.onnx --target NAME --on ssh://user@host`.{setup}\n"
         "`edgekd list targets NAME` shows the facts of one, with sources, and how its figures come about.\n"

@@ -67,11 +67,13 @@ class Compared:
         says = f"B is {verdict}" if verdict in ("slower", "faster") else verdict
         lines = [
             f"B / A   {ratio:.3f}  [{low:.3f}, {high:.3f}]   {says} (p50, {c.processes} pairs of processes, 95 %)",
-            f"A / A   {c.control[0]:.3f}  [{c.control[1]:.3f}, {c.control[2]:.3f}]   control: A against itself in the same session",
+            f"A / A   {c.control[0]:.3f}  [{c.control[1]:.3f}, {c.control[2]:.3f}]   control: A against itself in the "
+            "same session",
         ]
         if verdict == "inconclusive":
             lines.append(
-                "inconclusive: by its control this session finds a file slower or faster than itself; its ratios say nothing of the files"
+                "inconclusive: by its control this session finds a file slower or faster than itself; its ratios say "
+                "nothing of the files"
             )
             lines.append("hint: stop what else runs on the machine and compare again, or take --preset certify")
         if c.note:

@@ -76,7 +76,10 @@ def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
     used, carried = len(used), float(-(counts / counts.sum() * np.log2(counts / counts.sum())).sum())
     bent = None
     if layer.kind in BENT and carried < BITS:
-        text = f"{layer.kind} crowds its values: {used} levels in use carry {carried:.2g} of {np.log2((high - low) / scale + 1):.2g} bits"
+        text = (
+            f"{layer.kind} crowds its values: {used} levels in use carry {carried:.2g} of "
+            f"{np.log2((high - low) / scale + 1):.2g} bits"
+        )
         bent = Cause("activation shape", text, 'ranges = "mse", or keep this layer in float')
     if bent is not None and layer.kind == "Softmax":  # its lattice is given, however narrow the values
         return bent
@@ -90,7 +93,10 @@ def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
         )
     crowd = uneven_places(values, layer.kind)
     if crowd is not None:
-        text = f"place {crowd[0]} of each sample reaches {crowd[1]:.4g}, the median place {crowd[2]:.4g}: one scale can't serve both"
+        text = (
+            f"place {crowd[0]} of each sample reaches {crowd[1]:.4g}, the median place {crowd[2]:.4g}: one scale "
+            "can't serve both"
+        )
         return Cause(
             "activation shape", text, 'ranges = "percentile" or "mse", or keep the layers that read it in float'
         )
@@ -98,7 +104,10 @@ def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
     if channels is not None:
         top, rest = int(channels.argmax()), float(np.median(channels))
         if channels[top] > UNEVEN * rest:
-            text = f"channel {top} reaches {channels[top]:.4g}, the median channel {rest:.4g}, {channels[top] / max(rest, 1e-30):.3g} times less"
+            text = (
+                f"channel {top} reaches {channels[top]:.4g}, the median channel {rest:.4g}, "
+                f"{channels[top] / max(rest, 1e-30):.3g} times less"
+            )
             if layer.weights is not None and folded(layer, top):
                 more = "; so are the weights and bias of that channel: a norm with a tiny variance was folded into them"
                 return Cause("folded batch norm", text + more, 'before = ["equalize"]')
@@ -142,12 +151,18 @@ def of_weights(layer: Layer) -> Cause | None:
             else 1.0
         )
         if uneven > UNEVEN:
-            text = f"one scale for {len(ranges)} channels whose ranges go from {ranges[ranges > 0].min():.4g} to {ranges.max():.4g} ({uneven:.3g} times)"
+            text = (
+                f"one scale for {len(ranges)} channels whose ranges go from {ranges[ranges > 0].min():.4g} to "
+                f"{ranges.max():.4g} ({uneven:.3g} times)"
+            )
             name = "per-tensor weights on depthwise" if layer.depthwise else "outlier channel"
             return Cause(name, f"{text}, median {rest:.4g}", "quantize again with a scale per output channel")
     if clipped.mean(1).max() > 0.02:
         at = int(clipped.mean(1).argmax())
-        text = f"{100 * clipped[at].mean():.2g} % of the weights of channel {at} are outside: up to {ranges[at]:.4g}, it ends at {limit * scale[at]:.4g}"
+        text = (
+            f"{100 * clipped[at].mean():.2g} % of the weights of channel {at} are outside: up to {ranges[at]:.4g}, "
+            f"it ends at {limit * scale[at]:.4g}"
+        )
         return Cause("clipped range", text, "quantize again: a weight's scale is its channel's largest magnitude / 127")
     wrong = (steps > 1.01).mean(1)
     if wrong.max() > 0.2:

@@ -226,6 +226,6 @@ def windows(x: np.ndarray, kernel: Sequence[int], attributes: Mapping, fill: Any
 
 
 KERNELS: dict[str, Callable[..., np.ndarray]] = {
-    "Conv": conv, "Gemm": matmul, "MatMul": matmul, "Add": add, "Mul": multiply, "GlobalAveragePool": global_average, "AveragePool": average,
-    "MaxPool": maximum, "Concat": concat, "Sigmoid": sigmoid, "Softmax": softmax,
+    "Conv": conv, "Gemm": matmul, "MatMul": matmul, "Add": add, "Mul": multiply, "GlobalAveragePool": global_average,
+    "AveragePool": average, "MaxPool": maximum, "Concat": concat, "Sigmoid": sigmoid, "Softmax": softmax,
 }  # fmt: skip

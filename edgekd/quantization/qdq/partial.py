@@ -96,7 +96,10 @@ def pair(plain: onnx.ModelProto, quantized: onnx.ModelProto) -> Pair:
             min(len(ours), len(theirs)),
         )
         seen = [f"{n[at].op_type}({n[at].output[0]})" if at < len(n) else "the end" for n in (ours, theirs)]
-        message = f"the files are not the same network: operator {at + 1} is {seen[0]} in the float file, {seen[1]} in the int8 file"
+        message = (
+            f"the files are not the same network: operator {at + 1} is {seen[0]} in the float file, {seen[1]} "
+            "in the int8 file"
+        )
         raise UsageError(Problem("", message, "give the float file that the int8 file was made of"))
     constants = {i.name: numpy_helper.to_array(i) for i in quantized.graph.initializer}
     floats = {i.name: numpy_helper.to_array(i) for i in plain.graph.initializer}

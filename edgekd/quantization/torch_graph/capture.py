@@ -196,6 +196,7 @@ def graph_digest(module: fx.GraphModule) -> str:
             node.target if isinstance(node.target, str) or hasattr(node.target, "overloadpacket") else operator(node)
         )
         lines.append(
-            f"{node.op} {node.name} {target if node.op != 'placeholder' else ''} {node.args} {dict(node.kwargs)} {shape}"
+            f"{node.op} {node.name} {target if node.op != 'placeholder' else ''} {node.args} {dict(node.kwargs)} "
+            f"{shape}"
         )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -95,7 +95,8 @@ def first_difference(
             at = np.unravel_index(int(apart.argmax()), apart.shape)
             return (
                 f"first at `{site}`: {a[at]:.6g} in the model, {b[at]:.6g} in the file at {tuple(int(i) for i in at)} "
-                f"({apart.max():.1f} steps, {100 * (apart > 0.25).mean():.1f} % of its values); likely {_cause(a, b, grid.sites[site])}"
+                f"({apart.max():.1f} steps, {100 * (apart > 0.25).mean():.1f} % of its values); likely "
+                f"{_cause(a, b, grid.sites[site])}"
             )
     return "no single layer differs by more than a step: roundings add up over the depth"
 

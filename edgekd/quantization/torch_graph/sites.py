@@ -29,9 +29,10 @@ INTEGER = {
 }  # fmt: skip
 # operators that move values without changing them: what comes out lies on the lattice of what went in
 MOVES = {
-    "flatten", "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "slice", "select", "max_pool1d", "max_pool2d",
-    "dropout", "dropout1d", "dropout2d", "feature_dropout", "alias", "clone", "contiguous", "expand", "chunk", "split", "split_with_sizes", "unbind",
-    "getitem", "upsample_nearest2d", "detach", "identity",
+    "flatten", "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "slice",
+    "select", "max_pool1d", "max_pool2d", "dropout", "dropout1d", "dropout2d", "feature_dropout", "alias", "clone",
+    "contiguous", "expand", "chunk", "split", "split_with_sizes", "unbind", "getitem", "upsample_nearest2d", "detach",
+    "identity",
 }  # fmt: skip
 
 

@@ -99,7 +99,8 @@ def apply(graph: fx.GraphModule, table: Mapping[str, Blocks]) -> fx.GraphModule:
         node = nodes.get(name)
         if node is None or tuple(getattr(module, node.args[1].target).shape) != blocks.integers.shape:
             raise RunFailed(
-                f"the table of blocks is of another graph: it has no linear layer `{name}` {list(blocks.integers.shape)}"
+                f"the table of blocks is of another graph: it has no linear layer `{name}` "
+                f"{list(blocks.integers.shape)}"
             )
         module.register_buffer(f"{name}__weight", torch.from_numpy(dequantize(blocks)))
         with module.graph.inserting_before(node):

@@ -46,5 +46,8 @@ def first_difference(
         apart = np.abs(a - b)
         if not apart.max(initial=0) <= TOLERANCE * max(float(np.abs(a).max(initial=0)), 1e-6):
             at = np.unravel_index(int(apart.argmax()), apart.shape)
-            return f"; first at `{layer}`: {a[at]:.6g} in the model, {b[at]:.6g} in the file at {tuple(int(i) for i in at)}"
+            return (
+                f"; first at `{layer}`: {a[at]:.6g} in the model, {b[at]:.6g} in the file at "
+                f"{tuple(int(i) for i in at)}"
+            )
     return "; no single layer differs"
