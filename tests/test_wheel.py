@@ -44,6 +44,18 @@ def test_the_wheel_holds_package_recipe_targets_and_licence(wheel):
     assert not strangers and not any("test" in Path(n).name for n in names if n.startswith("edgekd/"))
 
 
+def test_its_version_is_the_one_that_the_package_says(wheel):
+    import edgekd
+
+    assert wheel.name == f"edgekd-{edgekd.__version__}-py3-none-any.whl"
+    assert "version" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_its_types_are_for_users_too(wheel):
+    """PEP 561: without this file a type checker takes everything of an installed edgekd for Any."""
+    assert "edgekd/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_installed_elsewhere_it_finds_its_targets_and_its_recipe(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
