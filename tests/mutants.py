@@ -1,7 +1,7 @@
 """`make mutants`: small faults, planted one at a time by mutmut, and which of them the tests of their module don't
 notice.
 
-    python tests/mutants.py edgekd/losses edgekd/metrics.py  these of the table; without any, all
+    python tests/mutants.py edgekd/losses edgekd/store/store.py  these of the table; without any, all
     python tests/mutants.py --children 8 --diffs faults.txt  so many at a time; the faults that survived as diffs, by
                                                              default build/mutants/survived.txt
 

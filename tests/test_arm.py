@@ -238,7 +238,7 @@ def test_what_this_machine_has_more_than_is_emulated_where_it_can_be(monkeypatch
     facts = {**environment.describe(), "architecture": "x86-64", "features": ["avx2", "fma", "avx512f", "avx512_vnni"]}
     monkeypatch.setattr("edgekd.environment.describe", lambda: facts)
     asked = []
-    monkeypatch.setattr(profile.proving, "launches", lambda wanted: ({}, []))
+    monkeypatch.setattr(cross_cpu, "launches", lambda wanted: ({}, []))
     monkeypatch.setattr(profile, "emulate", lambda model, *, targets, **_: asked.append(targets))
     profile.profile(STUDENT, target="x86-64-avx2")
     assert asked == [["x86-64-avx2"]]

@@ -10,6 +10,7 @@ import pytest
 from runs import WRONG, N, bundled, make, right
 
 from edgekd import intervals, results
+from edgekd.decisions import judged_on
 from edgekd.errors import BaselineError, UsageError
 from edgekd.metrics import top1
 from edgekd.records import Candidate, Check, Measurement
@@ -374,11 +375,11 @@ def test_why_of_a_prediction_and_of_large_counts():
         gate.budgets.rules({"any": {name: text}}, "pi", "")[0]
         for name, text in (("instructions", "max 1 M"), ("latency_p50_ms", "max 1 ms"))
     ]
-    assert "627,897 left" in gate.basis.of(check, rules[0], made, {}, None, {})
+    assert "627,897 left" in judged_on.of(check, rules[0], made, {}, None, {})
     guessed = dataclasses.replace(
         check, name="latency_p50_ms", rule="max 1 ms", value=0.3, low=0.07, high=1.3, unit="ms", origin="predicted"
     )
-    text = gate.basis.of(guessed, rules[1], made, {}, None, {})
+    text = judged_on.of(guessed, rules[1], made, {}, None, {})
     assert "process" not in text and text.startswith("1 thread, 0.3 ms beyond the limit, transferred")
 
 
