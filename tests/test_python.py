@@ -10,7 +10,7 @@ from test_report import HOSTILE, candidate
 
 import edgekd
 from edgekd.records import Result, TargetResult
-from edgekd.run.conclude import Outcome
+from edgekd.run.outcome import Outcome
 
 NAMES = """
 import importlib, pkgutil, types

@@ -1,89 +1,34 @@
-"""From observed files to a run's folder: the choice on validation, the gate on test, bundles, reports, result.json."""
+"""From observed files to a run's folder: the choice on validation, proof of the chosen files, the gate on test."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd import environment, intervals, results, targets
+from edgekd import environment, targets
 from edgekd.decisions import budget, choose, gains
 from edgekd.decisions.rules import EMULATED
 from edgekd.decisions.shared_file import one_file
-from edgekd.delivery import bundle
-from edgekd.errors import FAILED, INCONCLUSIVE, PASSED, EnvironmentUnfit, Problem, plain
-from edgekd.files import write_atomic
+from edgekd.errors import FAILED, PASSED
 from edgekd.hosts import local
-from edgekd.records import Artifact, Candidate, Host, Result, TargetResult, Verdict
-from edgekd.report import markdown, page, terminal
-from edgekd.run import cross_cpu
+from edgekd.records import Artifact, Candidate, Check, Host, Metric, Result, Target, TargetResult
+from edgekd.report import terminal
+from edgekd.run import cross_cpu, deliver
+from edgekd.run.answered import Answered, Records, answered
 from edgekd.run.evaluate import Observed, ratio
+from edgekd.run.outcome import Outcome
 from edgekd.run.plan import Plan
 from edgekd.run.resolve import Resolved
 
 if TYPE_CHECKING:
     from edgekd.progress import Silent
     from edgekd.store.store import Store
-
-GOLDEN = 8  # samples in a bundle's golden vectors
-
-
-@dataclass(frozen=True, repr=False)
-class Outcome:
-    """What a run came to: `exit_code` 0 passed, 1 failed, 3 inconclusive; `verdict` the same in a word; `folder` the
-    run's folder; printed: the trade-off table."""
-
-    result: Result
-    folder: Path
-    exit_code: int
-    text: str = ""
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __repr__(self) -> str:
-        chosen = ", ".join(f"{target}: {found.chosen or 'nothing'}" for target, found in self.result.targets.items())
-        return plain(
-            f"<run of {self.result.task}, {self.verdict}, {len(self.result.candidates)} candidates, chosen {chosen}, "
-            f"in {self.folder}>"
-        )
-
-    def _repr_html_(self) -> str:
-        return page.brief(self.result)
-
-    @property
-    def verdict(self) -> Verdict:
-        """`pass`, `fail` or `inconclusive`: the worst of the targets; `fail` too where nothing was chosen."""
-        return {PASSED: "pass", INCONCLUSIVE: "inconclusive"}.get(self.exit_code, "fail")
-
-    def to_dataframe(self) -> Any:
-        """A pandas DataFrame with a row for each measurement of each candidate. Raises EnvironmentUnfit where pandas is
-        not installed."""
-        try:
-            import pandas
-        except ImportError:
-            raise EnvironmentUnfit(Problem("", "pandas is not installed", "pip install pandas")) from None
-        chosen = {
-            c.id: tuple(t for t, found in self.result.targets.items() if found.chosen == c.id)
-            for c in self.result.candidates
-        }
-        whose = lambda c: {
-            "candidate": c.id,
-            "point": c.point,
-            "seed": c.seed,
-            "stages": c.stages,
-            "file": c.file,
-            "chosen_for": chosen[c.id],
-        }
-        return pandas.DataFrame(
-            [{**whose(c), **dataclasses.asdict(m)} for c in self.result.candidates for m in c.measurements]
-        )
 
 
 def conclude(
@@ -100,131 +45,164 @@ def conclude(
 ) -> Outcome:
     """Chooses, runs the chosen int8 files as the targets' other CPUs, gates, and writes the folder. `text`: the recipe
     as resolved; `boards`: hosts of targets that were at hand."""
-    records = {split: {o.point.id: _records(o, split, resolved) for o in observed} for split in ("validation", "test")}
-    candidates = [_gained(_candidate(o, plan, made), o, records["test"], resolved) for o in observed]
-    references = {o.point.reference: o.point.id for o in reversed(observed) if o.point.reference}
-    metrics = {m.name: m for m in resolved.task.metrics}
-    teacher = references.get("teacher", "")
-    at_hand = {split: _on_boards(observed, split) for split in records}
-    proven: dict[str, cross_cpu.Proven] = {}
-
-    def judged(candidate: Candidate, target: str, split: str, point_estimate: bool):
-        ours, theirs = records[split][candidate.id], records[split].get(teacher)
-        answers = at_hand[split].get((candidate.id, target))
-        if answers is None and split == "test" and candidate.id in proven:
-            answers = proven[candidate.id].answers.get(target)
-        if answers is not None:
-            ours, theirs = (
-                _executed(answers, resolved, split),
-                None if theirs is None else {name: r[answers.rows] for name, r in theirs.items()},
-            )
-        given = {"records": ours, "teacher": theirs, "metrics": metrics}
-        # only the chosen is emulated
-        lines = [r for r in budget.rules(resolved.gate, target) if split == "test" or r.name not in EMULATED]
-        return budget.judge(lines, candidate, target=target, split=split, point_estimate=point_estimate, **given)
-
-    absent = [t for t in resolved.targets if t.name not in boards]
-    if "instructions" in resolved.select.minimize:
-        for i, o in enumerate(observed):
-            more = cross_cpu.instructions(o, absent, resolved, store, folder, progress)
-            candidates[i] = dataclasses.replace(candidates[i], measurements=(*candidates[i].measurements, *more))
-    found: dict[str, TargetResult] = {}
-    for target in resolved.targets:
-        competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
-        found[target.name] = choose.choose(
-            competing,
-            target=target.name,
-            select=resolved.select,
-            within=lambda c, t=target.name: judged(c, t, "validation", True),
-            references=[o.point.id for o in observed if o.point.reference == "teacher"],
-        )
-    first = resolved.task.metrics[0] if resolved.task.metrics else None
-    if first is not None and first.unit == "%" and first.better == "higher":
-        made_for = {o.point.id: o.point.targets for o in observed}
-        fits = lambda c, t: (
-            t in made_for[c.id] and all(check.verdict != "fail" for check in judged(c, t, "validation", True))
-        )
-        by_id, devices = {o.point.id: o for o in observed}, {t.name: t for t in resolved.targets}
-        pair = lambda a, b, t: ratio(
-            by_id[a.id], by_id[b.id], devices[t], resolved, store, boards.get(t) or local.host(), folder, progress
-        )
-        found = one_file(candidates, found, first.name, fits, pair)
-    for target in resolved.targets:
-        result = found[target.name]
-        chosen = next((c for c in candidates if c.id == result.chosen), None)
-        if chosen is not None and chosen.id not in proven:
-            o = next(o for o in observed if o.point.id == chosen.id)
-            taught = next((t.outputs["test"] for t in observed if t.point.id == teacher), None)
-            proven[chosen.id] = cross_cpu.prove(o, absent, "int8" in chosen.stages, taught, resolved, store, progress)
-            more = (
-                ()
-                if "instructions" in resolved.select.minimize
-                else cross_cpu.instructions(o, absent, resolved, store, folder, progress)
-            )
-            chosen = dataclasses.replace(
-                chosen, measurements=(*cross_cpu.added(chosen.measurements, proven[chosen.id]), *more)
-            )
-            candidates = [chosen if c.id == chosen.id else c for c in candidates]
-        checks = judged(chosen, target.name, "test", False) if chosen is not None else ()
-        verdict = budget.overall(checks) if chosen is not None else "fail"
-        competing = [c for c, o in zip(candidates, observed, strict=True) if target.name in o.point.targets]
-        better = gains.labels_did_better(competing, [o.point.id for o in observed if o.point.reference == "alone"])
-        untimed = "" if targets.runs(target) else "edgekd has no runtime for this device: nothing is timed"
-        reason = "; ".join(filter(None, (result.reason, plan.notes.get(target.name, ""), untimed, better)))
-        found[target.name] = dataclasses.replace(result, checks=checks, verdict=verdict, reason=reason)
+    work = _Work(resolved, observed, boards, store, folder, progress)
+    known = answered(resolved, observed, work.references.get("teacher", ""))
+    candidates = [_candidate(o, plan, made) for o in observed]
+    candidates = [_gained(c, o, known.here["test"], resolved) for c, o in zip(candidates, observed, strict=True)]
+    if work.counts_all:
+        candidates = [work.counted(c) for c in candidates]
+    found = work.one_file(candidates, {t.name: work.choose(candidates, t, known) for t in resolved.targets}, known)
+    proven = {id: work.prove(id, candidates) for id in dict.fromkeys(r.chosen for r in found.values()) if id}
+    candidates = [work.added(c, proven[c.id]) if c.id in proven else c for c in candidates]
+    known = dataclasses.replace(known, proven=proven)
+    found = {t.name: work.judged(found[t.name], candidates, t, plan, known) for t in resolved.targets}
     machines = [environment.describe(), *(host.facts for host in boards.values())]
-    digest = hashlib.sha256(text.encode()).hexdigest()
     run = Result(
-        resolved.task.name,
-        digest,
-        {environment.environment_id(f): dict(f) for f in machines},
-        references,
-        tuple(candidates),
-        found,
-        tuple(steps),
+        task=resolved.task.name,
+        recipe_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        environment={environment.environment_id(f): dict(f) for f in machines},
+        references=work.references,
+        candidates=tuple(candidates),
+        targets=found,
+        steps=tuple(steps),
     )
     with progress.task("write the folder"):
-        run = _write(run, resolved, observed, records["test"], proven, folder)
+        run = deliver.write(run, known, observed, folder)
+    return Outcome(run, folder, _exit_code(found), terminal.table(run, folder))
+
+
+def _exit_code(found: Mapping[str, TargetResult]) -> int:
+    """The worst of the targets: failed before inconclusive before passed."""
     codes = [FAILED if t.chosen is None else budget.exit_code([t.verdict] if t.verdict else []) for t in found.values()]
-    code = next((c for c in (FAILED, *sorted(codes, reverse=True)) if c in codes), PASSED)
-    return Outcome(run, folder, code, terminal.table(run, folder))
+    return next((c for c in (FAILED, *sorted(codes, reverse=True)) if c in codes), PASSED)
 
 
-def _gained(
-    candidate: Candidate, o: Observed, records: Mapping[str, Mapping[str, np.ndarray]], resolved: Resolved
-) -> Candidate:
+@dataclass(frozen=True)
+class _Work:
+    """What every step of a conclusion reads; nothing in it changes."""
+
+    resolved: Resolved
+    observed: Sequence[Observed]
+    boards: Mapping[str, Host]
+    store: Store
+    folder: Path
+    progress: Silent
+
+    @property
+    def references(self) -> dict[str, str]:
+        """{teacher or alone: candidate}."""
+        return {o.point.reference: o.point.id for o in reversed(self.observed) if o.point.reference}
+
+    @property
+    def absent(self) -> list[Target]:
+        """The targets whose board is not at hand."""
+        return [t for t in self.resolved.targets if t.name not in self.boards]
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether instructions are counted of every candidate: only where they decide the choice."""
+        return "instructions" in self.resolved.select.minimize
+
+    def of(self, id: str) -> Observed:
+        return next(o for o in self.observed if o.point.id == id)
+
+    def competing(self, candidates: Sequence[Candidate], target: str) -> list[Candidate]:
+        return [c for c, o in zip(candidates, self.observed, strict=True) if target in o.point.targets]
+
+    def counted(self, candidate: Candidate) -> Candidate:
+        """With the instructions of an inference, on the targets that can be emulated."""
+        o = self.of(candidate.id)
+        more = cross_cpu.instructions(o, self.absent, self.resolved, self.store, self.folder, self.progress)
+        return _with(candidate, more)
+
+    def checks(
+        self, candidate: Candidate, target: str, split: str, known: Answered, point_estimate: bool = False
+    ) -> tuple[Check, ...]:
+        ours, theirs = known.of(candidate.id, target, split)
+        # only the chosen is emulated
+        rules = [r for r in budget.rules(self.resolved.gate, target) if split == "test" or r.name not in EMULATED]
+        return budget.judge(
+            rules,
+            candidate,
+            target=target,
+            split=split,
+            point_estimate=point_estimate,
+            records=ours,
+            teacher=theirs,
+            metrics={m.name: m for m in self.resolved.task.metrics},
+        )
+
+    def choose(self, candidates: Sequence[Candidate], target: Target, known: Answered) -> TargetResult:
+        """The choice for a target, from the validation split alone."""
+        return choose.choose(
+            self.competing(candidates, target.name),
+            target=target.name,
+            select=self.resolved.select,
+            within=lambda c: self.checks(c, target.name, "validation", known, point_estimate=True),
+            references=[o.point.id for o in self.observed if o.point.reference == "teacher"],
+        )
+
+    def one_file(
+        self, candidates: Sequence[Candidate], found: Mapping[str, TargetResult], known: Answered
+    ) -> Mapping[str, TargetResult]:
+        """One file for all targets, where that costs a target next to nothing."""
+        first = next(iter(self.resolved.task.metrics), None)
+        if first is None or first.unit != "%" or first.better != "higher":
+            return found
+
+        def fits(candidate: Candidate, target: str) -> bool:
+            if target not in self.of(candidate.id).point.targets:
+                return False
+            return all(c.verdict != "fail" for c in self.checks(candidate, target, "validation", known, True))
+
+        def pair(a: Candidate, b: Candidate, target: str) -> object:
+            device = next(t for t in self.resolved.targets if t.name == target)
+            host = self.boards.get(target) or local.host()
+            ours, theirs = self.of(a.id), self.of(b.id)
+            return ratio(ours, theirs, device, self.resolved, self.store, host, self.folder, self.progress)
+
+        return one_file(candidates, found, first.name, fits, pair)
+
+    def prove(self, id: str, candidates: Sequence[Candidate]) -> cross_cpu.Proven:
+        """What emulation shows of a chosen file, on the test split."""
+        int8 = any("int8" in c.stages for c in candidates if c.id == id)
+        teacher = next((o.outputs["test"] for o in self.observed if o.point.id == self.references.get("teacher")), None)
+        return cross_cpu.prove(self.of(id), self.absent, int8, teacher, self.resolved, self.store, self.progress)
+
+    def added(self, chosen: Candidate, proven: cross_cpu.Proven) -> Candidate:
+        """A chosen candidate with what emulation showed and counted."""
+        told = dataclasses.replace(chosen, measurements=cross_cpu.added(chosen.measurements, proven))
+        return told if self.counts_all else self.counted(told)
+
+    def judged(
+        self, result: TargetResult, candidates: Sequence[Candidate], target: Target, plan: Plan, known: Answered
+    ) -> TargetResult:
+        """The verdict on a target's choice, from the test split, and what is to be said of it."""
+        chosen = next((c for c in candidates if c.id == result.chosen), None)
+        checks = () if chosen is None else self.checks(chosen, target.name, "test", known)
+        alone = [o.point.id for o in self.observed if o.point.reference == "alone"]
+        reasons = (
+            result.reason,
+            plan.notes.get(target.name, ""),
+            "" if targets.runs(target) else "edgekd has no runtime for this device: nothing is timed",
+            gains.labels_did_better(self.competing(candidates, target.name), alone),
+        )
+        verdict = "fail" if chosen is None else budget.overall(checks)
+        return dataclasses.replace(result, checks=checks, verdict=verdict, reason="; ".join(filter(None, reasons)))
+
+
+def _with(candidate: Candidate, more: Sequence) -> Candidate:
+    return dataclasses.replace(candidate, measurements=(*candidate.measurements, *more))
+
+
+def _gained(candidate: Candidate, o: Observed, records: Mapping[str, Records], resolved: Resolved) -> Candidate:
     """A candidate with what its last stage brought, by the task's first metric."""
     if o.point.beside not in records or not resolved.task.metrics:
         return candidate
-    metric = resolved.task.metrics[0]
+    metric: Metric = resolved.task.metrics[0]
     ours, theirs = records[candidate.id][metric.name], records[o.point.beside][metric.name]
     found = gains.gain(metric, ours, theirs, o.point.beside, environment.environment_id(environment.describe()))
-    kept = (found,) if np.isfinite([found.value, found.low, found.high]).all() else ()
-    return dataclasses.replace(candidate, measurements=(*candidate.measurements, *kept))
-
-
-def _executed(answers: cross_cpu.Answers, resolved: Resolved, split: str = "test") -> dict[str, np.ndarray]:
-    """{metric: records} of what a file answered as another CPU or on a board, to the samples that it saw there."""
-    labels = resolved.data(split).labels
-    given = answers.there, None if labels is None else labels[answers.rows]
-    return {m.name: np.asarray(m.records(*given), np.float64) for m in resolved.task.metrics}
-
-
-def _on_boards(observed: Sequence[Observed], split: str) -> dict[tuple[str, str], cross_cpu.Answers]:
-    """{(candidate, target): what it answered on the target's board}, to all samples of a split."""
-    found = {}
-    for o in observed:
-        for target, outputs in o.there.items():
-            first = next(iter(outputs[split].values())) if isinstance(outputs[split], Mapping) else outputs[split]
-            found[o.point.id, target] = cross_cpu.Answers(
-                target, "", np.arange(len(first)), o.outputs[split], outputs[split]
-            )
-    return found
-
-
-def _records(o: Observed, split: str, resolved: Resolved) -> dict[str, np.ndarray]:
-    labels = resolved.data(split).labels
-    return {m.name: np.asarray(m.records(o.outputs[split], labels), np.float64) for m in resolved.task.metrics}
+    return _with(candidate, (found,) if np.isfinite([found.value, found.low, found.high]).all() else ())
 
 
 def _candidate(o: Observed, plan: Plan, made: Mapping[str, Artifact]) -> Candidate:
@@ -241,96 +219,4 @@ def _candidate(o: Observed, plan: Plan, made: Mapping[str, Artifact]) -> Candida
         None,
         o.artifact.files["model.onnx"],
         o.measurements,
-    )
-
-
-def _write(
-    run: Result,
-    resolved: Resolved,
-    observed: Sequence[Observed],
-    records: Mapping[str, Any],
-    proven: Mapping[str, cross_cpu.Proven],
-    folder: Path,
-) -> Result:
-    """Models and predictions of the front, the choice and the references; bundles; reports; result.json last."""
-    shown = {id for t in run.targets.values() for id in (*t.front, t.chosen)} | set(run.references.values())
-    test, by_id = resolved.data("test"), {o.point.id: o for o in observed}
-    for name in ("models", "predictions", "bundles"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).mkdir()
-    kept = []
-    for candidate in run.candidates:
-        if candidate.id in shown:
-            o, file = by_id[candidate.id], f"models/{candidate.id}.onnx"
-            write_atomic(folder / file, o.file.read_bytes())
-            path = folder / "predictions" / f"{candidate.id}.npz"
-            results.save_predictions(
-                path, test.ids, test.digest, o.outputs["test"], records[candidate.id], resolved.task.metrics
-            )
-            executed = {t: a for (id, t), a in _on_boards(observed, "test").items() if id == candidate.id}
-            for target, a in (executed | dict(proven[candidate.id].answers if candidate.id in proven else {})).items():
-                theirs = {name: r[a.rows] for name, r in records.get(run.references.get("teacher", ""), {}).items()}
-                path = folder / "predictions" / results.executed(candidate.id, target)
-                at = [test.ids[i] for i in a.rows]
-                results.save_predictions(
-                    path, at, test.digest, a.there, _executed(a, resolved), resolved.task.metrics, theirs
-                )
-            candidate = dataclasses.replace(candidate, file=file)
-        kept.append(candidate)
-    means = _means(resolved, [records[c.id] for c in kept if c.id in shown])
-    run = dataclasses.replace(
-        run, candidates=tuple(kept), predictions=results.digests(folder / "predictions"), means=means
-    )
-    results.write(run, folder / "result.json")
-    for target, found in run.targets.items():
-        if found.chosen is not None:
-            inputs, outputs = golden(by_id[found.chosen], resolved)
-            kind = "samples" if resolved.task.shareable else "synthetic"
-            before = None if resolved.task.before is None else resolved.task.before()
-            bundle.write(
-                folder,
-                run,
-                found.chosen,
-                target,
-                golden_inputs=inputs,
-                golden_outputs=outputs,
-                golden=kind,
-                before=before,
-            )
-    markdown.write(folder)
-    page.write(folder)
-    return run
-
-
-def _means(resolved: Resolved, records: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """{metric: c} of those that are c times the mean of their records: what a gate can hold to the records without the
-    task's code."""
-    found = {}
-    for metric in resolved.task.metrics:
-        times = {intervals.multiple_of_mean(metric, r[metric.name]) for r in records}
-        if len(times) == 1 and None not in times:
-            found[metric.name] = times.pop()
-    return found
-
-
-def golden(o: Observed, resolved: Resolved) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Inputs and what the file answers to them: real samples if the task says that they may be shared, else noise of
-    their shape."""
-    from edgekd.runtimes.onnxruntime import load
-
-    columns = resolved.data("test")
-    arrays = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
-    rows = {name: a[:GOLDEN] for name, a in arrays.items()}
-    if not resolved.task.shareable:
-        rows = {name: _noise(a, i) for i, (name, a) in enumerate(rows.items())}
-    return rows, load(str(o.file), 1)(rows)
-
-
-def _noise(like: np.ndarray, seed: int) -> np.ndarray:
-    """Seeded values that tell nothing of the data but its shape and type."""
-    rng = np.random.default_rng(seed)
-    return (
-        rng.normal(size=like.shape).astype(like.dtype)
-        if like.dtype.kind == "f"
-        else rng.integers(0, 2, like.shape).astype(like.dtype)
     )

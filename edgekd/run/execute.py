@@ -19,9 +19,10 @@ from edgekd.records import Host
 from edgekd.run import mixed_precision, resolve
 from edgekd.run import plan as planning
 from edgekd.run import recipe as recipes
-from edgekd.run.conclude import Outcome, conclude
+from edgekd.run.conclude import conclude
 from edgekd.run.evaluate import observe
 from edgekd.run.folder import claim, locked, logger, threads_of
+from edgekd.run.outcome import Outcome
 from edgekd.run.plan import Plan
 from edgekd.run.resolve import Resolved
 from edgekd.run.steps import run_steps

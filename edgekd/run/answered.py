@@ -1,0 +1,74 @@
+"""What a run's candidates answered, as records of the task's metrics: on this machine, on boards and as other CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgekd.run.cross_cpu import Answers, Proven
+from edgekd.run.evaluate import Observed
+from edgekd.run.resolve import Resolved
+
+Records = Mapping[str, np.ndarray]  # {metric: one number per sample}
+SPLITS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """`here` {split: {candidate: records}}, of all samples on this machine; `boards` {split: {(candidate, target):
+    answers of its board}}; `proven` {candidate: what emulation showed on the test split}; `teacher`: the candidate that
+    is the teacher, "" where none is."""
+
+    resolved: Resolved
+    here: Mapping[str, Mapping[str, Records]]
+    boards: Mapping[str, Mapping[tuple[str, str], Answers]]
+    teacher: str
+    proven: Mapping[str, Proven] = field(default_factory=dict)
+
+    def of(self, candidate: str, target: str, split: str) -> tuple[Records, Records | None]:
+        """(records of a candidate for a target, the teacher's for the same samples or None): those of the target's own
+        kernels, where they were executed."""
+        elsewhere = self.elsewhere(candidate, split).get(target)
+        theirs = self.here[split].get(self.teacher)
+        if elsewhere is None:
+            return self.here[split][candidate], theirs
+        return self.records(elsewhere, split), None if theirs is None else at(theirs, elsewhere.rows)
+
+    def elsewhere(self, candidate: str, split: str) -> dict[str, Answers]:
+        """{target: what a candidate answered on the target's board, or as its CPU}."""
+        emulated = self.proven[candidate].answers if split == "test" and candidate in self.proven else {}
+        return dict(emulated) | {t: a for (id, t), a in self.boards[split].items() if id == candidate}
+
+    def records(self, answers: Answers, split: str) -> Records:
+        """Records of what a file answered elsewhere, to the samples that it saw there."""
+        labels = self.resolved.data(split).labels
+        return _records(self.resolved, answers.there, None if labels is None else labels[answers.rows])
+
+
+def answered(resolved: Resolved, observed: Sequence[Observed], teacher: str) -> Answered:
+    """Of all observed candidates, before anything is emulated."""
+    here = {
+        split: {o.point.id: _records(resolved, o.outputs[split], resolved.data(split).labels) for o in observed}
+        for split in SPLITS
+    }
+    return Answered(resolved, here, {split: _on_boards(observed, split) for split in SPLITS}, teacher)
+
+
+def at(records: Records, rows: np.ndarray) -> Records:
+    """The records of some samples."""
+    return {name: r[rows] for name, r in records.items()}
+
+
+def _records(resolved: Resolved, outputs: object, labels: np.ndarray | None) -> Records:
+    return {m.name: np.asarray(m.records(outputs, labels), np.float64) for m in resolved.task.metrics}
+
+
+def _on_boards(observed: Sequence[Observed], split: str) -> dict[tuple[str, str], Answers]:
+    found = {}
+    for o in observed:
+        for target, outputs in o.there.items():
+            first = next(iter(outputs[split].values())) if isinstance(outputs[split], Mapping) else outputs[split]
+            found[o.point.id, target] = Answers(target, "", np.arange(len(first)), o.outputs[split], outputs[split])
+    return found
