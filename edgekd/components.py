@@ -1,55 +1,68 @@
-"""Parts are found by name: the folder is the list, the import path is the registry, the signature is the schema."""
+"""Parts are found by name: the folder is the list, the import path is the registry. What settings a part takes, its
+signature says (`signatures`)."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
+import functools
 import importlib
 import inspect
-import json
 import pkgutil
 import re
-import sys
-import typing
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError
+from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, near
+from edgekd.signatures import Kind, readers, settings_of
 
-PARTS = ("losses", "ensembles", "criteria", "ranges")  # folders of what a setting may name
 SPEC = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 
+KINDS = {
+    "losses": Kind("loss", 3),
+    "ensembles": Kind("ensemble", 2),
+    "criteria": Kind("criterion", 1),
+    "ranges": Kind("range", 1, ("bits",)),
+    "stages": Kind("stage"),
+    "tasks": Kind("task"),
+    "formats": Kind("format", module=True),
+    "runtimes": Kind("runtime", module=True),
+    "probes": Kind("probe", module=True),
+}
+
+
 def names(folder: str) -> list[str]:
-    """The built-in parts of one kind, e.g. `names("losses")`."""
+    """The built-in parts of one kind, e.g. `names("losses")`. A folder that holds other files too says itself which
+    are parts: `edgekd.<folder>.names()`."""
     package = importlib.import_module(f"edgekd.{folder}")
+    if hasattr(package, "names"):
+        return list(package.names())
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
 def find(folder: str, use: str, among: list[str] | None = None) -> Any:
     """The part `use`: a built-in name (of `among`, by default the whole folder), or `package.module:name` of one's own.
     Raises UsageError with a hint."""
-    if ":" in use:
+    kind = KINDS[folder]
+    if ":" in use or (kind.module and "." in use):
         return imported(use)
     known = names(folder) if among is None else among
     if use not in known:
-        near = difflib.get_close_matches(use, known, 1)
-        hint = (
-            f"did you mean `{near[0]}`?" if near else f"one of {', '.join(known)}, or `package.module:name` of your own"
-        )
-        kind = {"criteria": "criterion", "losses": "loss"}.get(folder, folder.removesuffix("s"))
-        raise UsageError(Problem("", f"no {kind} is named `{use}`", hint))
+        hint = near(use, known, f"one of {', '.join(known)}, or {kind.own}")
+        raise UsageError(Problem("", f"no {kind.one} is named `{use}`", hint))
     module = importlib.import_module(f"edgekd.{folder}.{use}")
-    for name in (use, "".join(word.capitalize() for word in use.split("_"))):
+    if kind.module:
+        return module
+    for name in (use, "".join(word.capitalize() for word in use.split("_")), kind.one):
         if hasattr(module, name):
             return getattr(module, name)
-    raise AttributeError(f"edgekd.{folder}.{use} defines neither `{use}` nor its class")
+    raise AttributeError(f"edgekd.{folder}.{use} defines neither `{use}`, nor its class, nor `{kind.one}`")
 
 
 def imported(path: str) -> Any:
-    """`package.module:name` imported. Raises UsageError that tells which half is missing."""
+    """`package.module:name` imported, or the whole `package.module`. Raises UsageError that tells what is missing."""
     module_name, _, attribute = path.partition(":")
     try:
         target = importlib.import_module(module_name)
@@ -67,30 +80,98 @@ def imported(path: str) -> Any:
         ) from error
     except THEIRS as error:
         raise UsageError(Problem("", f"importing `{module_name}` failed: {type(error).__name__}: {error}")) from error
-    for name in attribute.split("."):
+    for name in filter(None, attribute.split(".")):
         if not hasattr(target, name):
-            near = difflib.get_close_matches(name, dir(target), 1)
-            hint = f"did you mean `{near[0]}`?" if near else "write `package.module:name`"
+            hint = near(name, dir(target), "write `package.module:name`")
             raise UsageError(Problem("", f"`{module_name}` has no `{name}`", hint))
         target = getattr(target, name)
     return target
 
 
+# ---------------------------------------------------------------- settings that name a part
+
+
+@dataclass(frozen=True)
+class Use:
+    """A part as a setting names it, with the settings that are its own. It is called as the part is.
+
+    >>> Use("ranges", "minmax").table()
+    'minmax'
+    """
+
+    kind: str
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def part(self) -> Any:
+        return find(self.kind, self.name)
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        return self.part()(*given, **self.settings, **named)
+
+    def table(self) -> str | dict[str, Any]:
+        """As a recipe says it."""
+        return {"use": self.name, **self.settings} if self.settings else self.name
+
+
+@dataclass(frozen=True)
+class Part:
+    """Says of a setting that it names a part: `criterion: Annotated[Use, Part("criteria")]`.
+
+    A recipe then says `criterion = "magnitude"`, `criterion = "mymodule:mine"`, or `criterion = { use = "magnitude",
+    ...settings of its own }`. The name and these settings are checked, the part's code is followed into the step's
+    key, and `edgekd list` tells the kind."""
+
+    kind: str
+
+    def read(self, value: Any, place: str) -> tuple[Use | None, list[Problem]]:
+        """(the part with its settings, defaults filled in, or None; every problem)."""
+        table = {"use": value} if isinstance(value, str) else value
+        if not isinstance(table, Mapping):
+            return None, [Problem(place, f"must be a name, or a table with `use`, not {value!r}", self.known())]
+        part, problems = self.find(table.get("use"), place)
+        if part is None:
+            return None, problems
+        own = {k: v for k, v in table.items() if k != "use"}
+        settings, problems = settings_of(part, own, place, KINDS[self.kind])
+        return None if problems else Use(self.kind, table["use"], settings), problems
+
+    def find(self, name: Any, place: str) -> tuple[Any, list[Problem]]:
+        """(the part of this name, or None; what is wrong with the name)."""
+        if not isinstance(name, str):
+            return None, [Problem(place, "`use` is missing", self.known())]
+        try:
+            part = find(self.kind, name)
+        except UsageError as error:
+            return None, [Problem(place, p.message, p.hint) for p in error.problems]
+        called = inspect.isroutine(part) or isinstance(part, type | functools.partial)
+        if not called and not KINDS[self.kind].module:
+            return None, [Problem(place, f"`{name}` is {type(part).__name__}, not a function")]
+        return part, []
+
+    def known(self) -> str:
+        """A hint: the names that there are."""
+        return f"one of {', '.join(names(self.kind))}, or {KINDS[self.kind].own}"
+
+    def parts(self, value: Use | None) -> list[Any]:
+        """The parts that a value of this setting names."""
+        return [] if value is None else [value.part()]
+
+
+def parts_of(settings: Any) -> list[Any]:
+    """The code that a dataclass of settings names: the parts that its fields are said to name (see `Part`), and
+    whatever a text anywhere in them names as `package.module:name`."""
+    named = [(getattr(settings, name), r) for name, r in readers(type(settings)).items() if isinstance(r, Part)]
+    found = [p for value, reader in named for p in reader.parts(value)]
+    for text in specs_in(settings):
+        with contextlib.suppress(UsageError):  # text that only looks like one
+            found.append(imported(text))
+    return [p for i, p in enumerate(found) if not any(p is other for other in found[:i])]
+
+
 def specs_in(value: Any) -> Iterator[str]:
     """What may be a `package.module:name`, in a setting or anywhere inside of it."""
     return (text for text in _texts(value) if SPEC.fullmatch(text))
-
-
-def parts_in(value: Any) -> list[Any]:
-    """The parts that settings name, wherever in them: by `package.module:name`, or by a name in one of the folders of
-    parts (in each that has it: a setting does not say which kind it means)."""
-    found, known = {}, {folder: names(folder) for folder in PARTS}
-    for text in _texts(value):
-        kinds = [None] if SPEC.fullmatch(text) else [folder for folder in PARTS if text in known[folder]]
-        for kind in kinds:
-            with contextlib.suppress(UsageError):  # text that only looks like one
-                found[kind, text] = imported(text) if kind is None else find(kind, text)
-    return list(found.values())
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -102,95 +183,3 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (text for part in value for text in _texts(part))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from (text for f in dataclasses.fields(value) for text in _texts(getattr(value, f.name)))
-
-
-# what is passed by position to the parts of a kind; the other parameters are settings
-POSITIONAL = {"losses": 3, "ensembles": 2, "ranges": 1, "criteria": 1}
-
-
-def parameters(part: Callable, skip: int = 0) -> dict[str, inspect.Parameter]:
-    """The settings of a part: all fields of a dataclass, the parameters of a function after the first `skip`."""
-    every = list(inspect.signature(part).parameters.items())[skip:]
-    made = {f.name: f.default_factory for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
-    every = [
-        (n, p if made.get(n, dataclasses.MISSING) is dataclasses.MISSING else p.replace(default=made[n]()))
-        for n, p in every
-    ]
-    return {
-        name: p for name, p in every if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    }
-
-
-@cache
-def model_of(part: Callable, skip: int = 0) -> Any:
-    """A strict pydantic model of a part's settings, built from its signature."""
-    import pydantic
-
-    fields = {}
-    for name, p in parameters(part, skip).items():
-        fields[name] = (_hint(part, name, p), ... if p.default is inspect.Parameter.empty else p.default)
-    config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
-    return pydantic.create_model(getattr(part, "__name__", "part"), __config__=config, **fields)
-
-
-def _hint(part: Callable, name: str, p: inspect.Parameter) -> Any:
-    """One parameter's annotation, evaluated where it was written (others of the same part may be for type checkers
-    only)."""
-    if dataclasses.is_dataclass(part):
-        return typing.get_type_hints(part, include_extras=True).get(name, Any)
-    if p.annotation is inspect.Parameter.empty:
-        return Any
-    try:
-        known = vars(sys.modules[part.__module__]) if isinstance(part, type) else inspect.unwrap(part).__globals__
-        return eval(p.annotation, dict(known)) if isinstance(p.annotation, str) else p.annotation
-    except NameError:  # a name for type checkers only: any value will do
-        return Any
-
-
-def check(model: Any, table: Mapping[str, Any], place: str) -> tuple[Any, list[Problem]]:
-    """`table` read by a pydantic model: (instance, []) or (None, every problem with its place)."""
-    import pydantic
-
-    try:
-        return model.model_validate_json(json.dumps(table, default=str)), []
-    except pydantic.ValidationError as error:
-        return None, [_problem(e, place, model) for e in error.errors(include_url=False)]
-
-
-def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
-    path = ".".join(str(part) for part in error["loc"])
-    where = f"{place}: {path}" if path else place
-    if error["type"] == "extra_forbidden":
-        known = list(model.model_fields)
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
-        return Problem(
-            where, "unknown key", f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-        )
-    if error["type"] == "missing":
-        return Problem(where, "is missing")
-    message = error["msg"][0].lower() + error["msg"][1:]
-    given = error.get("input")
-    return Problem(
-        where,
-        f"{message}, not {given!r}"
-        if isinstance(given, (str, int, float, bool, list)) and len(repr(given)) < 60
-        else message,
-    )
-
-
-def settings_of(
-    part: Callable, table: Mapping[str, Any], place: str, skip: int = 0
-) -> tuple[dict[str, Any], list[Problem]]:
-    """The keyword arguments for `part` with defaults filled in, and every problem of `table`."""
-    try:
-        model = model_of(part, skip)
-    except (TypeError, ValueError) as error:
-        return {}, [
-            Problem(
-                place,
-                f"its settings can't be read from its signature: {error}",
-                "name a function or class written in Python",
-            )
-        ]
-    made, problems = check(model, table, place)
-    return ({name: getattr(made, name) for name in type(made).model_fields} if made is not None else {}), problems

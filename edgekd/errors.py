@@ -11,8 +11,9 @@
 
 import contextlib
 import dataclasses
+import difflib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,26 @@ class Problem:
         place, message, hint = plain(self.place), plain(self.message), plain(self.hint)
         text = f"{place}: {message}" if place else message
         return f"{text}\n  hint: {hint}" if hint else text
+
+
+def closest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """Of the `known` words at most `count` that `word` may be a misspelling of, the closest first."""
+    return difflib.get_close_matches(word, list(known), count)
+
+
+def near(word: str, known: Iterable[str], otherwise: str = "", count: int = 1) -> str:
+    """The hint on a name that is not known: the closest of those that are, or `otherwise` (by default all of them).
+
+    >>> near("epoch", ["epochs", "lr"])
+    'did you mean `epochs`?'
+    >>> near("momentum", ["epochs", "lr"])
+    'known: epochs, lr'
+    """
+    known = list(dict.fromkeys(known))
+    found = closest(word, known, count)
+    return (
+        f"did you mean {' or '.join(f'`{n}`' for n in found)}?" if found else otherwise or f"known: {', '.join(known)}"
+    )
 
 
 class EdgekdError(Exception):

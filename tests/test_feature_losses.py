@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.distance import cdist, pdist, squareform
 from scipy.special import log_softmax, logsumexp, rel_entr, softmax
 
-from edgekd import components
+from edgekd import components, signatures
 from edgekd.losses.attention import attention
 from edgekd.losses.channel_wise import channel_wise
 from edgekd.losses.contrastive import Contrastive
@@ -523,12 +523,12 @@ class TestContract:
 
     def test_a_recipe_can_name_it(self, name):
         part = components.find("losses", name)
-        settings, problems = components.settings_of(part, {}, "here", components.POSITIONAL["losses"])
+        settings, problems = signatures.settings_of(part, {}, "here", components.KINDS["losses"])
         assert not problems and called(name, features(name, 0), features(name, 1), **settings)[0].isfinite().all()
-        _, problems = components.settings_of(part, {"nonsense": 1}, "here", components.POSITIONAL["losses"])
+        _, problems = signatures.settings_of(part, {"nonsense": 1}, "here", components.KINDS["losses"])
         assert len(problems) == 1
         for number in (s for s in settings if isinstance(settings[s], float | int)):
-            assert components.settings_of(part, {number: -1}, "here", components.POSITIONAL["losses"])[1], number
+            assert signatures.settings_of(part, {number: -1}, "here", components.KINDS["losses"])[1], number
         assert Term(name, 1.0).needs_teacher() == (name != "heads")
 
 

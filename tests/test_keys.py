@@ -6,10 +6,12 @@ import sys
 import pytest
 import tiny  # noqa: F401  (the recipe's task)
 
-from edgekd import components
+from edgekd import components, signatures
+from edgekd.components import Use
 from edgekd.criteria.magnitude import magnitude
-from edgekd.losses.kl import kl
+from edgekd.ensembles.confidence import confidence
 from edgekd.run import plan, recipe, resolve
+from edgekd.stages.prune import Prune
 
 STAGE = """
 import dataclasses
@@ -35,7 +37,7 @@ def key(tmp_path, monkeypatch):
         (tmp_path / "named.py").write_text(NAMED.format(name=name, number=number, library=library))
         for module in ("named", "ownstage"):
             sys.modules.pop(module, None)
-        components.model_of.cache_clear()
+        signatures.model_of.cache_clear()
         (tmp_path / "recipe.toml").write_text(
             'task = "tiny:task"\nthreads = 1\n[[stage]]\nuse = "train"\nepochs = 1\n'
             f'[[stage]]\nname = "own"\nuse = "ownstage:Own"\n{lines}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n'
@@ -72,9 +74,10 @@ def test_what_is_not_named_or_only_looks_so_is_not_in_the_key(key):
     assert key('helper = "nothing:there"') == key('helper = "nothing:there"', number=2)
 
 
-def test_parts_are_found_by_their_names_too():
-    found = components.parts_in({"a": ["kl", {"use": "magnitude"}], "b": "train", "c": 3})
-    assert found == [kl, magnitude]
+def test_parts_are_found_where_a_setting_is_said_to_name_one():
+    combine = Use("ensembles", "confidence")
+    assert components.parts_of(Prune(combine=combine)) == [confidence, magnitude]
+    assert components.parts_of(Prune(criterion=Use("criteria", "json:dumps"))) == [json.dumps]
 
 
 @pytest.mark.parametrize("lines", ['ranges = "tiny:Net"', 'losses = [{ use = "tiny:Net" }]'])
@@ -82,7 +85,7 @@ def test_a_resolved_recipe_says_where_named_modules_lie(lines, monkeypatch, tmp_
     stages = [{"use": "train", "epochs": 1}, {"use": "quantize"}]
     read = recipe.read({"task": "tiny:task", "stage": stages})
     own = [*read.stages[:1], read.stages[1]]
-    own[1].settings.update(ranges="tiny:Net") if "ranges" in lines else own[1].settings.update(
+    own[1].settings.update(ranges=Use("ranges", "tiny:Net")) if "ranges" in lines else own[1].settings.update(
         losses=({"use": "tiny:Net"},)
     )
     resolved = resolve.resolve(read)

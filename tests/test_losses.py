@@ -11,7 +11,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import logsumexp, rel_entr, softmax
 from scipy.stats import entropy, pearsonr, zscore
 
-from edgekd import components
+from edgekd import components, signatures
 from edgekd.losses.cross_entropy import cross_entropy
 from edgekd.losses.curriculum_kl import CurriculumKl
 from edgekd.losses.dist import dist
@@ -455,10 +455,12 @@ def test_settings_are_bounded():
     bad |= {"dkd": {"beta": -1.0}, "mlkd": {"temperatures": []}, "logit_mse": {"x": 1}, "hard": {"x": 1}}
     for name, table in bad.items():
         part = components.find("losses", name)
-        assert len(components.settings_of(part, table, name, components.POSITIONAL["losses"])[1]) == 1, name
-        assert not components.settings_of(part, {}, name, components.POSITIONAL["losses"])[1]
-    assert len(components.settings_of(mlkd, {"temperatures": [1.0, -1.0]}, "", 3)[1]) == 1
-    assert components.settings_of(mlkd, {"temperatures": [1.0, 4.0]}, "", 3)[0]["temperatures"] == (1.0, 4.0)
+        assert len(signatures.settings_of(part, table, name, components.KINDS["losses"])[1]) == 1, name
+        assert not signatures.settings_of(part, {}, name, components.KINDS["losses"])[1]
+    assert len(signatures.settings_of(mlkd, {"temperatures": [1.0, -1.0]}, "", components.KINDS["losses"])[1]) == 1
+    assert signatures.settings_of(mlkd, {"temperatures": [1.0, 4.0]}, "", components.KINDS["losses"])[0][
+        "temperatures"
+    ] == (1.0, 4.0)
 
 
 def test_curriculum_temperature_by_hand_and_against_the_student():
@@ -507,7 +509,7 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("name", components.names("losses"))
 def test_settings_that_are_left_out(name):
-    taken, problems = components.settings_of(components.find("losses", name), {}, name, components.POSITIONAL["losses"])
+    taken, problems = signatures.settings_of(components.find("losses", name), {}, name, components.KINDS["losses"])
     assert taken == DEFAULTS.get(name, {}) and not problems
 
 

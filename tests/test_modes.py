@@ -12,6 +12,7 @@ from torch import nn
 from toys import Stop, artifact, net, run_in, teacher_in, toy_task, weights
 
 from edgekd import Task, arrays, components
+from edgekd.components import Use
 from edgekd.data import Arrays
 from edgekd.data.columns import load
 from edgekd.data.epochs import epochs
@@ -65,7 +66,7 @@ MODES = {
     "taps": {"losses": (CE, NEAR)},
     "peers": {"losses": (CE, KL), "peers": 2},
     "ema": {"losses": (CE, {**KL, "teacher": "ema", "schedule": {"weight": [[0, 0], [0.5, 1]]}}), "ema": 0.9},
-    "learned ensemble": {"losses": (CE, KL), "combine": {"use": "learned"}, "teachers": ("one", "two")},
+    "learned ensemble": {"losses": (CE, KL), "combine": Use("ensembles", "learned"), "teachers": ("one", "two")},
     "balanced": {"losses": (CE, KL), "balance": True},
 }
 
@@ -395,7 +396,15 @@ def test_learned_weights_learn_within_a_training(tmp_path, monkeypatch):
         return (student.output.sum(1) - teacher.output[:, 1]).square()
 
     teachers = {"good": lambda batch: of([0.8, 0.2]), "poor": lambda batch: of([0.4, 0.6])}
-    fitted(tmp_path, monkeypatch, loss, one_weight(), [batch, batch], combine={"use": "learned"}, teachers=teachers)
+    fitted(
+        tmp_path,
+        monkeypatch,
+        loss,
+        one_weight(),
+        [batch, batch],
+        combine=Use("ensembles", "learned"),
+        teachers=teachers,
+    )
     weight = 1 / (1 + math.exp(-1 / 3))
     assert heard == pytest.approx([0.6, 0.8 * weight + 0.4 * (1 - weight)], abs=1e-6)
 

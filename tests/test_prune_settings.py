@@ -5,7 +5,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd import Task, arrays, components
+from edgekd import Task, arrays, signatures
+from edgekd.components import Use
 from edgekd.data.columns import load
 from edgekd.models import saved
 from edgekd.records import Artifact, Run
@@ -25,25 +26,31 @@ def halves(group):
 
 
 def test_settings_are_read_from_a_table():
-    settings, problems = components.settings_of(
+    settings, problems = signatures.settings_of(
         Prune, {"macs": 0.7, "keep": ["0"], "criterion": "random", "epochs": 2}, "stage 1"
     )
     assert not problems
     stage = Prune(**settings)
-    assert (stage.macs, stage.keep, stage.criterion, stage.multiple_of, stage.epochs) == (0.7, ("0",), "random", 8, 2)
+    assert (stage.macs, stage.keep, stage.multiple_of, stage.epochs) == (0.7, ("0",), 8, 2)
+    assert stage.criterion == Use("criteria", "random")
     wrong = [{"macs": m} for m in (0, 1.5, True, "0.7", "max 0", "max 2", "max nan", "max  0.7x", "min 0.5", [0.5])]
     for table in (*wrong, {"multiple_of": 0}, {"keep": "0"}):
-        problems = components.settings_of(Prune, table, "stage 1")[1]
+        problems = signatures.settings_of(Prune, table, "stage 1")[1]
         assert len(problems) == 1 and ("macs" not in table or 'such a limit: "max 0.7"' in problems[0].message), table
     for macs, asked in ((0.7, (0.7, False)), (1, (1, False)), ("max 0.7", (0.7, True))):
-        settings, problems = components.settings_of(Prune, {"macs": macs}, "stage 1")
+        settings, problems = signatures.settings_of(Prune, {"macs": macs}, "stage 1")
         assert not problems and Prune(**settings).asked == asked
 
 
-def test_layers_that_are_not_there_and_criteria_that_are_not_known_are_told_together():
-    problems = Prune(macs=0.01, keep=("3", "encoder"), criterion="magnitud").check(net(), torch.zeros(2, 6))
-    assert [p.place for p in problems] == ["keep", "criterion", "macs"]
-    assert "`encoder`" in problems[0].message and "`magnitude`" in problems[1].hint
+def test_layers_that_are_not_there_are_told_with_what_else_is_wrong():
+    problems = Prune(macs=0.01, keep=("3", "encoder")).check(net(), torch.zeros(2, 6))
+    assert [p.place for p in problems] == ["keep", "macs"]
+    assert "`encoder`" in problems[0].message
+
+
+def test_a_criterion_that_is_not_known_is_told():
+    (problem,) = signatures.settings_of(Prune, {"criterion": "magnitud"}, "stage 1")[1]
+    assert problem.place == "stage 1: criterion" and "`magnitude`" in problem.hint
 
 
 def test_kept_layers_keep_their_channels_and_a_criterion_of_ones_own_decides(tmp_path):
@@ -60,9 +67,9 @@ def test_kept_layers_keep_their_channels_and_a_criterion_of_ones_own_decides(tmp
     Train(**labels)(None, first)
     source = Artifact("key", "torch", {}, {}, "", {}, 0, {}, first.folder)
     second = run("pruned")
-    made = Prune(macs=0.64, keep=("2",), criterion=f"{__name__}:halves", lr=1e-12, weight_decay=0.0, **labels)(
-        source, second
-    )
+    made = Prune(
+        macs=0.64, keep=("2",), criterion=Use("criteria", f"{__name__}:halves"), lr=1e-12, weight_decay=0.0, **labels
+    )(source, second)
     pruned = saved.load(Artifact("key", "torch", {}, {}, "", {}, 0, {}, second.folder), task)
     assert made.facts["widths"].keys() == {"4"} and pruned[0].out_features == pruned[2].out_features == 32
     left = pruned[4].out_features

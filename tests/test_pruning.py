@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgekd import Task, arrays, components, pruning
+from edgekd.components import Use
 from edgekd.data.columns import load
 from edgekd.errors import UsageError
 from edgekd.models import networks, saved
@@ -816,7 +817,7 @@ def test_stage_prunes_recovers_and_reloads(tmp_path, task, trained):
 
 def test_stage_resumes_to_the_bit(tmp_path, task, trained, monkeypatch):
     monkeypatch.setattr("edgekd.training.loop.CHECKPOINT_SECONDS", -1.0)
-    stage = Prune(macs=0.5, multiple_of=4, epochs=3, criterion="random", batch=32, **LABELS)
+    stage = Prune(macs=0.5, multiple_of=4, epochs=3, criterion=Use("criteria", "random"), batch=32, **LABELS)
     whole = made(stage, run_in(tmp_path / "whole", task), trained)
 
     def stop(done, total, text):
@@ -853,10 +854,8 @@ def test_stage_check_calls_the_model_as_the_task_does_and_names_every_mistake():
     forward = lambda model, inputs: model(inputs["x"])
     assert stage.check(small(), {"x": torch.zeros(2, 6)}, forward) == []
     assert [p.place for p in stage.check(small(), {"x": torch.zeros(2, 6)})] == ["model"]
-    wrong = Prune(macs=0.5, multiple_of=4, criterion="magnitud", keep=("3x",)).check(small(), torch.zeros(2, 6))
-    assert (
-        [p.place for p in wrong] == ["keep", "criterion"] and "`3`" in wrong[0].hint and "`magnitude`" in wrong[1].hint
-    )
+    wrong = Prune(macs=0.5, multiple_of=4, keep=("3x",)).check(small(), torch.zeros(2, 6))
+    assert [p.place for p in wrong] == ["keep"] and "`3`" in wrong[0].hint
     kept = Prune(macs=0.7, multiple_of=1, keep=("0",))
     assert kept.check(small(), torch.zeros(2, 6)) == []
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from toys import Stop, artifact, run_in, teacher_in, toy_task, weights
 
-from edgekd import components
+from edgekd import components, signatures
 from edgekd.data.columns import load
 from edgekd.losses.contrastive import Contrastive
 from edgekd.records import Batch, Signals
@@ -135,7 +135,7 @@ def test_what_a_part_says_can_change_are_settings_that_it_keeps(name):
     part = components.find("losses", name)
     for setting in part.changing:
         assert (
-            setting in components.parameters(part)
+            setting in signatures.parameters(part)
             and f"self.{setting}" in Path(sys.modules[part.__module__].__file__).read_text()
         )
 

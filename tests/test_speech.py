@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd import components
+from edgekd import signatures
 from edgekd.data import check
 from edgekd.data.augmentation import spectral
 from edgekd.data.logmel import LogMel, filterbank, fitted, frontend_onnx, hann, logmel
@@ -503,9 +503,9 @@ def test_settings_that_change_the_task_change_its_version(tmp_path):
     [({"seconds": 0.0}, "seconds"), ({"student": 12}, "student"), ({"speeker": "x"}, "did you mean `speaker`")],
 )
 def test_settings_are_bounded(table, word):
-    _, problems = components.settings_of(speech, {"path": "x", **table}, "task")
+    _, problems = signatures.settings_of(speech, {"path": "x", **table}, "task")
     assert len(problems) == 1 and word in str(problems[0])
-    assert components.settings_of(speech, {}, "task")[1] == []
+    assert signatures.settings_of(speech, {}, "task")[1] == []
 
 
 def test_student_is_computed_in_integers(tmp_path):

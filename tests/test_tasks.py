@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd import components
+from edgekd import components, signatures
 from edgekd.data import check
 from edgekd.data.augmentation import shifted
 from edgekd.data.cifar import cifar10 as read_cifar10
@@ -404,7 +404,7 @@ def test_shifted_is_a_window_of_the_mirrored_image():
     ],
 )
 def test_settings_are_bounded(part, table, word):
-    _, problems = components.settings_of(part, table, "task")
+    _, problems = signatures.settings_of(part, table, "task")
     assert len(problems) == 1 and word in str(problems[0])
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from toys import run_in
 
-from edgekd import components
+from edgekd import signatures
 from edgekd.errors import EnvironmentUnfit, RunFailed
 from edgekd.formats import _nbits
 from edgekd.models import saved
@@ -311,14 +311,14 @@ def test_all_that_is_wrong_is_told_at_once():
     ].hint
     (problem,) = WeightOnly(method="rtn").check(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8))
     assert "no linear layer" in problem.message
-    settings, problems = components.settings_of(WeightOnly, {"bits": [4, 8], "group_size": 64}, "weight_only")
+    settings, problems = signatures.settings_of(WeightOnly, {"bits": [4, 8], "group_size": 64}, "weight_only")
     assert (
         not problems
         and WeightOnly(**settings).tried == (4, 8)
         and WeightOnly(method="rtn", bits=8).tried == (8,)
         and WeightOnly().tried == (4, 8)
     )
-    assert components.settings_of(WeightOnly, {"bits": 5, "group_size": 33}, "weight_only")[1]
+    assert signatures.settings_of(WeightOnly, {"bits": 5, "group_size": 33}, "weight_only")[1]
 
 
 def test_an_embedding_is_not_stored_twice():

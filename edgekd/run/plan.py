@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekd import components
+from edgekd import components, signatures
 from edgekd.errors import UsageError, exits
 from edgekd.records import Task
 from edgekd.run import checks
@@ -88,7 +88,12 @@ def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str,
     base, seeds = f"{point.point}{suffix}", resolved.read.recipe.sweep.get("seed", [point.seed])
     label = _named(base, point.seed, seeds)
     key = planner.step(
-        step.stage, {**step.settings, **changes}, label, step.seed, source=step.source, teacher=step.teacher
+        step.stage,
+        vars(signatures.changed(step.part, changes)),
+        label,
+        step.seed,
+        source=step.source,
+        teacher=step.teacher,
     )
     planner.point(label, base, point.seed, point.parents, point.stages, key, point.targets)
     return planner.plan
@@ -99,7 +104,12 @@ def again(plan: Plan, resolved: Resolved, point: Point, settings: Mapping[str, A
     settings would plan."""
     old, planner = plan.steps[point.step], _Planner(resolved)
     key = planner.step(
-        old.stage, {**old.settings, **settings}, old.label, old.seed, source=old.source, teacher=old.teacher
+        old.stage,
+        vars(signatures.changed(old.part, settings)),
+        old.label,
+        old.seed,
+        source=old.source,
+        teacher=old.teacher,
     )
     export = planner.step("export", {}, f"export {point.id}", resolved.read.recipe.seed, source=key)
     return planner.plan.steps[key], planner.plan.steps[export]
@@ -256,8 +266,9 @@ class _Planner:
         if "epochs" in {f.name for f in dataclasses.fields(part_class)}:
             settings["views"] = views_of(part_class(**settings), self.task)
         part = part_class(**settings)
-        filled = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
-        objects = [part_class, dict(self.task.models), *components.parts_in(filled)]
+        filled = signatures.plain(part)
+        losses = [components.find("losses", table["use"]) for table in filled.get("losses", ())]
+        objects = [part_class, dict(self.task.models), *components.parts_of(part), *losses]
         objects += [f for f in (self.task.collate, self.task.augment, self.task.forward) if f is not None]
         inputs = {"source": [source] if source else [], "teacher": list(teacher)}
         read = {split: self.data(split).digest for split in part.reads} | {

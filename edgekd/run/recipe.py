@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from edgekd import components, environment
+from edgekd import environment, signatures
 from edgekd.errors import Problem, UsageError, exits
 from edgekd.files import content, toml
 from edgekd.run.settings import STAGE_KEYS, find_stage, public_stages, stage_settings, teachers_of
@@ -107,11 +107,11 @@ def read(
         raw["targets"] = list(targets)
     if threads is not None:
         raw["threads"] = threads
-    form, found = components.check(Recipe, raw, place)
+    form, found = signatures.check(Recipe, raw, place)
     problems += found
     if form is None:  # go on with what is sound, so that all problems are told at once
         wrong = {p.place.removeprefix(f"{place}: ").partition(".")[0] for p in found}
-        form, _ = components.check(
+        form, _ = signatures.check(
             Recipe,
             {"task": "digits", "stage": [{"use": "train"}]} | {k: v for k, v in raw.items() if k not in wrong},
             place,

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgekd import components, environment
+from edgekd import components, environment, signatures
 from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits
 from edgekd.records import Metric, Task
 from edgekd.run.recipe import Read, Recipe, Select
@@ -143,7 +143,7 @@ def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:
                 "name an edgekd.Task, or a function that returns one",
             )
         )
-    settings, problems = components.settings_of(task, table, use)
+    settings, problems = signatures.settings_of(task, table, use)
     if problems:
         raise UsageError(*problems)
     settings = {k: folder / v if isinstance(v, Path) and not v.is_absolute() else v for k, v in settings.items()}
@@ -281,6 +281,7 @@ def _names_modules(form: Recipe, resolved: Resolved) -> bool:
 
 def _plain(value: Any) -> Any:
     """What TOML can say: no None, tuples as lists, without what the plan fills in."""
+    value = signatures.plain(value)
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items() if v is not None and k not in FILLED_IN}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from edgekd import components
+from edgekd import components, signatures
 from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.training.terms import BY, EMA, KEYS, PEERS, terms
 
@@ -73,7 +73,7 @@ def _reads(of: Any, use: str, where: str) -> list[Problem]:
 def stage_settings(part: type, table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
     """A part's settings with defaults; the settings of its loss terms and criterion checked against theirs."""
     filled = [Problem(f"{where}: {k}", "is filled in by edgekd", "leave it out") for k in FILLED_IN if k in table]
-    settings, found = components.settings_of(part, table, where)
+    settings, found = signatures.settings_of(part, table, where)
     problems += filled + found
     losses = settings.get("losses", () if settings else table.get("losses", ()))
     if isinstance(losses, list | tuple) and losses and all(isinstance(t, dict) for t in losses):
@@ -115,9 +115,8 @@ def _loss(table: Mapping[str, Any], where: str, problems: list[Problem]) -> dict
     if not inspect.isroutine(part) and not isinstance(part, type | functools.partial):
         problems.append(Problem(where, f"`{table['use']}` is {type(part).__name__}, not a function"))
         return {"use": table["use"], "weight": weight}
-    hyper, found = components.settings_of(
-        part, {k: v for k, v in table.items() if k not in KEYS}, where, components.POSITIONAL["losses"]
-    )
+    own = {k: v for k, v in table.items() if k not in KEYS}
+    hyper, found = signatures.settings_of(part, own, where, components.KINDS["losses"])
     problems += found
     if schedule is not None:
         found = _schedule(schedule, part, hyper, f"{where}: schedule")
@@ -154,7 +153,7 @@ def _schedule(schedule: Any, part: Any, hyper: Mapping[str, Any], where: str) ->
             found += [Problem(f"{where}.weight", f"{v} is below 0") for _, v in curve if v < 0]
         else:
             for value in dict.fromkeys(v for _, v in curve):
-                _, wrong = components.settings_of(part, {**hyper, name: value}, where, components.POSITIONAL["losses"])
+                _, wrong = signatures.settings_of(part, {**hyper, name: value}, where, components.KINDS["losses"])
                 found += wrong
     return found
 
@@ -196,7 +195,7 @@ def teachers_of(
             )
         elif term.teacher not in (EMA, PEERS):
             named.append(term.teacher)
-    trains = "losses" in components.parameters(part) and settings.get("mode") != "ptq"
+    trains = "losses" in signatures.parameters(part) and settings.get("mode") != "ptq"
     default = list(dict.fromkeys([*(["teacher"] if wants and settings.get("peers", 1) < 2 else []), *named]))
     teacher = table.get("teacher", default)
     names = [teacher] if isinstance(teacher, str) else teacher
@@ -227,20 +226,6 @@ def teachers_of(
     ):
         text = "follows the agreement with a teacher, and the stage has none that is given"
         problems.append(Problem(f"{where}: losses: schedule", text, 'teacher = "teacher"'))
-    if settings.get("combine") is not None:
-        problems += _combine(settings["combine"], f"{where}: combine")
-        if len(names) < 2:
-            problems.append(Problem(f"{where}: combine", "there is only one teacher", 'teacher = ["one", "two"]'))
+    if settings.get("combine") is not None and len(names) < 2:
+        problems.append(Problem(f"{where}: combine", "there is only one teacher", 'teacher = ["one", "two"]'))
     return tuple(names) if trains else ()
-
-
-def _combine(table: Mapping[str, Any], where: str) -> list[Problem]:
-    problems: list[Problem] = []
-    if not isinstance(table.get("use"), str):
-        return [Problem(where, "`use` is missing", f"one of {', '.join(components.names('ensembles'))}")]
-    part = find_part("ensembles", table["use"], where, problems)
-    if part is not None:
-        problems += components.settings_of(
-            part, {k: v for k, v in table.items() if k != "use"}, where, components.POSITIONAL["ensembles"]
-        )[1]
-    return problems

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,8 +9,8 @@ from annotated_types import Ge
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from edgekd import components
-from edgekd.errors import Problem, UsageError
+from edgekd.components import Part, Use
+from edgekd.errors import Problem, near
 from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
 from edgekd.stages.distill import KD
@@ -22,6 +19,9 @@ from edgekd.training.settings import Training
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+NAMED = "names are those of `named_modules()`"
 
 
 def _share(value: Any) -> Any:
@@ -50,7 +50,7 @@ class Prune(Training):
 
     macs: Annotated[float | str, BeforeValidator(_share)] = 0.5
     multiple_of: Annotated[int, Ge(1)] = 8
-    criterion: str = "magnitude"
+    criterion: Annotated[Use, Part("criteria")] = Use("criteria", "magnitude")
     keep: tuple[str, ...] = ()
     losses: tuple[dict[str, Any], ...] = KD
     cache: bool = True
@@ -67,14 +67,10 @@ class Prune(Training):
 
         names = [name for name, _ in model.named_modules() if name]
         found = [
-            Problem("keep", f"the model has no layer `{name}`", _near(name, names))
+            Problem("keep", f"the model has no layer `{name}`", near(name, names, NAMED, 3))
             for name in self.keep
             if name not in names
         ]
-        try:
-            components.find("criteria", self.criterion)
-        except UsageError as error:
-            found += [dataclasses.replace(problem, place="criterion") for problem in error.problems]
         share, at_most = self.asked
         return found + pruning.problems(
             model, example, share, self.multiple_of, at_most=at_most, forward=forward, protect=self.keep
@@ -96,7 +92,7 @@ class Prune(Training):
             plan = pruning.plan(
                 module, example, share, self.multiple_of, at_most=at_most, forward=run.task.forward, protect=self.keep
             )
-            history = pruning.prune(module, plan, components.find("criteria", self.criterion))
+            history = pruning.prune(module, plan, self.criterion)
         macs, parameters = pruning.macs_and_parameters(module, example, run.task.forward)
         facts: dict[str, Any] = {
             "macs": macs,
@@ -118,8 +114,3 @@ class Prune(Training):
             seed=record["seed"],
         )
         return Made("torch", facts)
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, 3)
-    return f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "names are those of `named_modules()`"

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from edgekd.errors import Problem, UsageError
+from edgekd.components import Part, Use
+from edgekd.errors import Problem, UsageError, near
 from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run, Scheme
 from edgekd.stages.distill import KD
@@ -37,7 +37,7 @@ class Quantize(Training):
     the order given."""
 
     mode: Literal["qat", "ptq"] = "qat"
-    ranges: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
+    ranges: Annotated[Use, Part("ranges")] = Use("ranges", "minmax")
     observer: Literal["averaged", "learned"] = "averaged"
     samples: Annotated[int, Ge(1)] = 512
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
@@ -107,7 +107,7 @@ class Quantize(Training):
         with seeded(run.seed, run.threads):
             facts |= {name: _eased(name, graph, samples()) for name in self.before}
             module = fake.insert(graph, scheme, learned=self.mode == "qat" and self.observer == "learned")
-            calibrate(module, samples(), self.ranges)
+            calibrate(module, samples(), self.ranges.name, **self.ranges.settings)
         if self.mode == "qat":
             fake.set_mode(module, "train")
             still = self.epochs - max(1, round(self.frozen * self.epochs))
@@ -134,9 +134,8 @@ def _named(known: Mapping[str, str], float_layers: Sequence[str], layer_bits: Ma
     found = []
     for place, names in (("float_layers", float_layers), ("layer_bits", tuple(layer_bits))):
         for name in names:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = (f"did you mean `{near[0]}`? " if near else "") + f"its layers are {', '.join(known)}"
             if name not in known:
+                hint = near(name, known, f"its layers are {', '.join(known)}")
                 found.append(Problem(place, f"the model's graph has no layer `{name}`", hint))
             given = layer_bits.get(name) if place == "layer_bits" else None
             for other in [o for o in known if name in known and known[o] == known[name] and o != name]:

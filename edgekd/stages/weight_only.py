@@ -4,7 +4,6 @@ layers."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, MinLen
 
-from edgekd.errors import EnvironmentUnfit, Problem, UsageError
+from edgekd.errors import EnvironmentUnfit, Problem, UsageError, near
 from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
 from edgekd.stages.quantize import calibration
@@ -88,14 +87,8 @@ class WeightOnly:
         layers = f"its linear layers are {', '.join(known)}" if known else "`quantize` is for convolutions"
         found = []
         for name in (n for n in self.float_layers if n not in known):
-            near = difflib.get_close_matches(name, known, 1)
-            found.append(
-                Problem(
-                    "float_layers",
-                    f"the model's graph has no linear layer `{name}`",
-                    f"did you mean `{near[0]}`?" if near else layers,
-                )
-            )
+            text = f"the model's graph has no linear layer `{name}`"
+            found.append(Problem("float_layers", text, near(name, known, layers)))
         chosen = self.chosen(graph)
         if not chosen:
             found.append(Problem("", "the model has no linear layer whose weights would get smaller", layers))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from edgekd.components import Part, Use
 from edgekd.models.precision import Precision
 
 
@@ -37,7 +38,7 @@ class Training:
     precision: Precision = "float32"
     teacher_precision: Precision = "float32"
     teachers: tuple[str, ...] = ()
-    combine: dict[str, Any] | None = None
+    combine: Annotated[Use | None, Part("ensembles")] = None
     ema: Annotated[float, Ge(0), Lt(1)] = 0.999
     balance: bool = False
     losses: tuple[dict[str, Any], ...] = ({"use": "cross_entropy"},)

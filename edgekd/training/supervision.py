@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekd import components
+from edgekd.components import Use
 from edgekd.errors import THEIRS
 from edgekd.models import taps
 from edgekd.records import Batch, Signals
@@ -81,18 +81,14 @@ class Guides:
             self.ema.update(student)
 
 
-def ensemble(
-    table: Mapping[str, Any] | None, names: Sequence[str]
-) -> Callable[[Mapping[str, Signals], Batch], Signals]:
+def ensemble(combine: Use | None, names: Sequence[str]) -> Callable[[Mapping[str, Signals], Batch], Signals]:
     """The part that a recipe's `combine` names, ready to be called; None: the mean of probabilities."""
-    table = table or {"use": "mean"}
-    hyper = {k: v for k, v in table.items() if k != "use"}
-    part = components.find("ensembles", table["use"])
-    return part(tuple(names), 0, **hyper) if is_module(part) else (lambda signals, batch: part(signals, batch, **hyper))
+    combine = combine or Use("ensembles", "mean")
+    return combine(tuple(names), 0) if is_module(combine.part()) else combine
 
 
 def rehearse(
-    table: Mapping[str, Any] | None, names: Sequence[str], outputs: Sequence[int], columns: Columns
+    combine: Use | None, names: Sequence[str], outputs: Sequence[int], columns: Columns
 ) -> list[tuple[str, str]]:
     """[(what is wrong, hint)] with an ensemble of teachers whose outputs are [B, *outputs]: it is called on a sample of
     every kind."""
@@ -111,7 +107,7 @@ def rehearse(
         for name in names
     }
     try:
-        ensemble(table, names)(signals, batch)
+        ensemble(combine, names)(signals, batch)
     except THEIRS as error:
         known = isinstance(error, ValueError)
         return [

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd import components, runtimes
+from edgekd import components, runtimes, signatures
 from edgekd.errors import PASSED, UNFIT, UsageError
 
 if TYPE_CHECKING:
@@ -118,17 +118,23 @@ def _parts(kind: str) -> str:
         module = importlib.import_module("edgekd.metrics" if kind == "metrics" else f"edgekd.{kind}.{name}")
         part = getattr(module, name, None) or getattr(module, "".join(w.capitalize() for w in name.split("_")), None)
         text = inspect.getdoc(part if kind == "metrics" else module) or ""
-        settings = _settings(part, components.POSITIONAL.get(kind, 0)) if callable(part) and kind != "formats" else ""
+        settings = _settings(part, kind) if callable(part) and kind != "formats" else ""
         rows.append((name, text.split("\n\n")[0].replace("\n", " "), settings))
     return _table(kind, ("name", "what it is", "settings"), rows)
 
 
-def _settings(part: Any, skip: int) -> str:
-    settings = components.parameters(part, skip).items()
+def _settings(part: Any, kind: str) -> str:
+    """A part's settings with their defaults; of those that name a part, of which kind."""
+    called = components.KINDS.get(kind, signatures.PLAIN)
+    named = {name: f" (one of {r.kind})" for name, r in signatures.readers(part, called).items()}
+    defaults = {
+        name: "" if p.default is inspect.Parameter.empty else f" = {signatures.plain(p.default)!r}"
+        for name, p in signatures.parameters(part, called).items()
+    }
     return ", ".join(
-        n if p.default is inspect.Parameter.empty else f"{n} = {p.default!r}"
-        for n, p in settings
-        if n not in ("augment_seed", "teachers") and len(repr(p.default)) < 60
+        f"{name}{told}{named.get(name, '')}"
+        for name, told in defaults.items()
+        if name not in ("augment_seed", "teachers") and len(told) < 63
     )
 
 

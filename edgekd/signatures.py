@@ -1,0 +1,163 @@
+"""A part's signature is the schema of its settings: annotations carry types and bounds, and may read a setting by
+themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, runtime_checkable
+
+from edgekd.errors import Problem, UsageError, near
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the parts of one folder are named and called. `one`: the word for a single one; `by_position`, `by_name`: the
+    arguments that its caller gives, which are no settings; `module`: the part is the whole module."""
+
+    one: str
+    by_position: int = 0
+    by_name: tuple[str, ...] = ()
+    module: bool = False
+
+    @property
+    def own(self) -> str:
+        """How a recipe names one that is not built in."""
+        return f"`package.module{'' if self.module else ':name'}` of your own"
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What of an annotation reads a setting, where a type doesn't say enough: `Annotated[Use, Part("criteria")]`."""
+
+    def read(self, value: Any, place: str) -> tuple[Any, list[Problem]]:
+        """(the value, or None; every problem) of what a recipe says."""
+
+
+PLAIN = Kind("part")
+
+
+def parameters(part: Callable, kind: Kind = PLAIN) -> dict[str, inspect.Parameter]:
+    """The settings of a part: all fields of a dataclass; the parameters of a function, without those that the callers
+    of this kind of part give."""
+    every = list(inspect.signature(part).parameters.items())[kind.by_position :]
+    made = {f.name: f.default_factory for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
+    every = [
+        (n, p if made.get(n, dataclasses.MISSING) is dataclasses.MISSING else p.replace(default=made[n]()))
+        for n, p in every
+        if n not in kind.by_name
+    ]
+    return {
+        name: p for name, p in every if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    }
+
+
+def settings_of(
+    part: Callable, table: Mapping[str, Any], place: str, kind: Kind = PLAIN
+) -> tuple[dict[str, Any], list[Problem]]:
+    """The keyword arguments for `part` with defaults filled in, and every problem of `table`. Where there are problems,
+    only settings with a reader of their own are given."""
+    try:
+        model = model_of(part, kind)
+    except (TypeError, ValueError) as error:
+        text = f"its settings can't be read from its signature: {error}"
+        return {}, [Problem(place, text, "name a function or class written in Python")]
+    made, problems = check(model, table, place)
+    settings = {} if made is None else {name: getattr(made, name) for name in type(made).model_fields}
+    for name, reader in readers(part, kind).items():
+        if name not in table and (made is None or settings[name] is None):
+            continue
+        value = table[name] if name in table else plain(settings[name])
+        settings[name], found = reader.read(value, f"{place}: {name}")
+        problems += found
+    return settings, problems
+
+
+@cache
+def model_of(part: Callable, kind: Kind = PLAIN) -> Any:
+    """A strict pydantic model of a part's settings, built from its signature. What has a reader may be anything."""
+    import pydantic
+
+    fields, read = {}, readers(part, kind)
+    for name, p in parameters(part, kind).items():
+        hint = Any if name in read else _hint(part, name, p)
+        fields[name] = (hint, ... if p.default is inspect.Parameter.empty else p.default)
+    config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    return pydantic.create_model(getattr(part, "__name__", "part"), __config__=config, **fields)
+
+
+@cache
+def readers(part: Callable, kind: Kind = PLAIN) -> dict[str, Any]:
+    """{setting: its reader}, of those whose annotation has one."""
+    found = {}
+    for name, p in parameters(part, kind).items():
+        told = [m for m in getattr(_hint(part, name, p), "__metadata__", ()) if isinstance(m, Reader)]
+        found |= {name: told[0]} if told else {}
+    return found
+
+
+def _hint(part: Callable, name: str, p: inspect.Parameter) -> Any:
+    """One parameter's annotation, evaluated where it was written (others of the same part may be for type checkers
+    only)."""
+    if dataclasses.is_dataclass(part):
+        return typing.get_type_hints(part, include_extras=True).get(name, Any)
+    if p.annotation is inspect.Parameter.empty:
+        return Any
+    try:
+        known = vars(sys.modules[part.__module__]) if isinstance(part, type) else inspect.unwrap(part).__globals__
+        return eval(p.annotation, dict(known)) if isinstance(p.annotation, str) else p.annotation
+    except NameError:  # a name for type checkers only: any value will do
+        return Any
+
+
+def check(model: Any, table: Mapping[str, Any], place: str) -> tuple[Any, list[Problem]]:
+    """`table` read by a pydantic model: (instance, []) or (None, every problem with its place)."""
+    import pydantic
+
+    try:
+        return model.model_validate_json(json.dumps(table, default=str)), []
+    except pydantic.ValidationError as error:
+        return None, [_problem(e, place, model) for e in error.errors(include_url=False)]
+
+
+def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
+    path = ".".join(str(part) for part in error["loc"])
+    where = f"{place}: {path}" if path else place
+    if error["type"] == "extra_forbidden":
+        known = list(model.model_fields)
+        return Problem(where, "unknown key", near(str(error["loc"][-1]), known, f"known keys: {', '.join(known)}"))
+    if error["type"] == "missing":
+        return Problem(where, "is missing")
+    message = error["msg"][0].lower() + error["msg"][1:]
+    given = error.get("input")
+    short = isinstance(given, str | int | float | bool | list) and len(repr(given)) < 60
+    return Problem(where, f"{message}, not {given!r}" if short else message)
+
+
+def plain(value: Any) -> Any:
+    """A setting as a recipe says it, in the types of TOML and JSON (and None): parts by their tables."""
+    if hasattr(value, "table"):
+        return value.table()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
+def changed(settings: Any, table: Mapping[str, Any]) -> Any:
+    """A dataclass of settings with those of `table`, as a recipe says them. Raises UsageError for parts that are named
+    wrongly."""
+    known, read, problems = readers(type(settings)), dict(table), []
+    for name in table.keys() & known.keys():
+        read[name], found = known[name].read(table[name], name)
+        problems += found
+    if problems:
+        raise UsageError(*problems)
+    return dataclasses.replace(settings, **read)
