@@ -19,7 +19,7 @@ from toys import Stop, artifact, run_in, teacher_in, toy_task, weights
 from edgekd import quantization, targets
 from edgekd.errors import UsageError
 from edgekd.formats import onnx as format
-from edgekd.probes.operators import Operator, Operators
+from edgekd.measure.operators import Operator, Operators
 from edgekd.quantization import calibrated
 from edgekd.quantization import grid as grids
 from edgekd.quantization.diagnosis.mixed_precision import choose, layer_of, named, saved

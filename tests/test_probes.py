@@ -17,8 +17,9 @@ from onnx import numpy_helper as nh
 from edgekd import intervals
 from edgekd.decisions import budget
 from edgekd.errors import RunFailed, UsageError
+from edgekd.measure import operators, trace
 from edgekd.metrics import mean_error, top1
-from edgekd.probes import memory, operators, quality, static, trace
+from edgekd.probes import memory, quality, static
 from edgekd.probes.memory import Buffer
 from edgekd.records import Candidate, Metric
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import environment, quantization, targets
-from edgekd.measure import jobs
-from edgekd.probes import operators, static
+from edgekd.measure import jobs, operators
+from edgekd.probes import static
 from edgekd.quantization.diagnosis import mixed_precision
 from edgekd.quantization.diagnosis.sensitivity import SAMPLES, sensitivity
 from edgekd.run import plan as planning

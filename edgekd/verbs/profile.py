@@ -15,12 +15,12 @@ from edgekd import environment
 from edgekd import targets as devices
 from edgekd.errors import INCONCLUSIVE, PASSED, Problem, UsageError, plain
 from edgekd.files import sha256, write_json
-from edgekd.measure import jobs, samples
+from edgekd.measure import jobs, operators, samples
+from edgekd.measure import trace as tracing
 from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
 from edgekd.metrics import mean_error, top1
 from edgekd.predicting import of_file
-from edgekd.probes import memory, operators, quality, static
-from edgekd.probes import trace as tracing
+from edgekd.probes import memory, quality, static
 from edgekd.progress import reporter
 from edgekd.records import Host, Measurement, Target
 from edgekd.report.figures import table

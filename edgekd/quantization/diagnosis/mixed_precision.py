@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import fx
 
-    from edgekd.probes.operators import Operators
+    from edgekd.measure.operators import Operators
 
 # what a layer's kernel may compute with it
 FUSED = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "HardSwish"}
