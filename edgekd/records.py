@@ -290,6 +290,35 @@ NOT_COUNTED = "not counted: "
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """What is measured under one name, as a probe declares it (edgekd/probes): `profile`, budgets, reports and schemas
+    read it here.
+
+    `better`: which way; None: neither. `origin`: how its figures are had: counted on the file (deterministic),
+    measured, or by emulation alone. `split`: whether a figure is of the samples of a split (quality), else it is of
+    the file (cost). `repeats`: what `n` counts where that is not samples. `budget`: whether a rule may be on it.
+
+    In reports: `heading` of its column (default: name and unit); `column`: its place, the smallest leftmost (None:
+    none, it stands in the list of all figures alone); `keep`: how long tables keep the column as they get narrower,
+    the greatest longest; 0: on the page alone, which has room; `shown`: (unit, size of it) where that is another;
+    `words`: what less and more of it is called beside the teacher, for what is drawn against quality."""
+
+    name: Annotated[str, MinLen(1)]
+    unit: str
+    title: Annotated[str, MinLen(1)]
+    better: Literal["lower", "higher"] | None = None
+    origin: Literal["counted", "measured", "emulated"] = "measured"
+    split: bool = False
+    repeats: Literal["processes", "inferences"] = "processes"
+    budget: bool = True
+    heading: str = ""
+    column: int | None = 1000
+    keep: Annotated[int, Ge(0)] = 0
+    shown: tuple[str, float] | None = None
+    words: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One figure about one artifact. `low` and `high`: 95 % interval; counted figures have low = value = high.
 

@@ -18,7 +18,7 @@ from edgekd.errors import EnvironmentUnfit, RunFailed
 from edgekd.hosts import counter, local
 from edgekd.measure import instructions as counts
 from edgekd.measure import jobs
-from edgekd.probes import static
+from edgekd.probes import Subject, static
 from edgekd.records import Candidate, Measurement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -521,7 +521,7 @@ def test_counts_repeat_and_follow_the_core(arm, tmp_path):
     )
     assert abs(again.instructions / new.instructions - 1) < 0.001 and again.spread < 0.005
     assert old.classes["dot_product"] == 0 < old.classes["multiply_add"] and new.instructions < 0.8 * old.instructions
-    macs = next(m.value for m in static.measure(student) if m.name == "macs")
+    macs = next(m.value for m in static.measure(Subject(file=student)) if m.name == "macs")
     assert 1 <= 16 * new.classes["dot_product"] / macs < 1.05
     assert sum(new.classes.values()) == new.instructions and new.loaded_bytes > new.stored_bytes > 0
 

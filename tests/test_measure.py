@@ -17,6 +17,7 @@ from edgekd import cli, environment, results
 from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import local
 from edgekd.measure import jobs, samples
+from edgekd.probes import times
 from edgekd.records import Target
 from edgekd.report.figures import figure
 from edgekd.runtimes import onnxruntime as runtime
@@ -282,7 +283,7 @@ def test_waiting_for_a_core_says_nothing_where_several_threads_share_the_work():
 def test_memory_over_the_runtime_by_hand():
     """Peaks 10, 12 and bare 4, 6: means 11 and 5, each +- t(0.975, 1) * sqrt(2) / sqrt(2) = 12.706; the difference +-
     12.706 sqrt(2)."""
-    peak, over = jobs._memory([10, 12], [4, 6])
+    peak, over = times._memory([10, 12], [4, 6])
     assert (peak.value, peak.low, peak.high) == pytest.approx((11, 11 - 12.706, 11 + 12.706), abs=1e-3)
     assert (over.value, over.low, over.high) == pytest.approx((6, 6 - 17.969, 6 + 17.969), abs=1e-3)
 

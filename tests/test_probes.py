@@ -19,7 +19,7 @@ from edgekd.decisions import budget
 from edgekd.errors import RunFailed, UsageError
 from edgekd.measure import operators, trace
 from edgekd.metrics import mean_error, top1
-from edgekd.probes import memory, quality, static
+from edgekd.probes import Subject, _classes, ece, measure, memory, quality, static
 from edgekd.probes.memory import Buffer
 from edgekd.records import Candidate, Metric
 
@@ -144,20 +144,20 @@ def test_both_forms_of_a_network_have_the_same_counts():
 def test_static_measurements_are_exact(tmp_path):
     path = tmp_path / "m.onnx"
     onnx.save(network(), path)
-    found = {m.name: m for m in static.measure(path, target="host")}
+    found = {m.name: m for m in measure(Subject(file=path))}
     assert (
         found["file_bytes"].value == path.stat().st_size
         and found["macs"].value == MACS
         and found["parameters"].value == 2618
     )
-    assert all(m.origin == "counted" and m.low == m.value == m.high and m.target == "host" for m in found.values())
+    assert all(m.origin == "counted" and m.low == m.value == m.high for m in found.values())
 
 
 def test_what_is_not_counted_is_said(tmp_path):
     """Einsum is left out of the sum, which is then no figure that a budget passes by."""
     made = one("Einsum", {"x": [1, 3, 2]}, [1, 3, 4], {"w": f(2, 4)}, equation="bij,jk->bik")
     onnx.save(made, tmp_path / "m.onnx")
-    found = next(m for m in static.measure(tmp_path / "m.onnx") if m.name == "macs")
+    found = next(m for m in measure(Subject(file=tmp_path / "m.onnx")) if m.name == "macs")
     assert found.note == "not counted: Einsum"
     subject = Candidate("c", "c", 0, (), (), "onnx", None, "", (found,))
     for rule in ("max 1 M", "min 0"):
@@ -188,11 +188,10 @@ def test_constant_nodes_hold_parameters_too():
 def test_what_open_dimensions_hide_is_missing_and_named(tmp_path):
     made = one("Conv", {"x": ["n", 3, "height", "width"]}, ["n", 4, "h", "w"], {"w": f(4, 3, 3, 3)})
     onnx.save(made, tmp_path / "m.onnx")
-    found = {m.name: m for m in static.measure(tmp_path / "m.onnx")}
+    found = {m.name: m for m in measure(Subject(file=tmp_path / "m.onnx"))}
     assert (
         found.keys() == {"file_bytes", "parameters"} and "the shape of `x` can't be found" in found["parameters"].note
     )
-    assert memory.measure(tmp_path / "m.onnx") == ()
     subject = Candidate("c", "c", 0, (), (), "onnx", None, "", tuple(found.values()))
     (check,) = budget.judge(budget.rules({"any": {"macs": "max 1 M"}}, "host"), subject, target="host")
     assert check.verdict == "inconclusive" and "the shape of `x` can't be found" in check.reason
@@ -222,8 +221,7 @@ def test_damaged_models_end_in_an_error_of_use_or_in_figures(tmp_path):
                 damaged[-generator.integers(1, 600)] = generator.integers(0, 256)
             (tmp_path / "m.onnx").write_bytes(damaged)
             try:
-                static.measure(tmp_path / "m.onnx")
-                memory.measure(tmp_path / "m.onnx")
+                measure(Subject(file=tmp_path / "m.onnx"))
             except UsageError:
                 refused += 1
     assert refused > 40
@@ -263,7 +261,7 @@ def test_shapes_that_no_memory_holds_are_refused(tmp_path, shape):
     onnx.save(foreign("Relu", ["x"], ["u"], shape), tmp_path / "m.onnx")
     for count in (static.measure, memory.measure):
         with pytest.raises(UsageError, match="no memory holds"):
-            count(tmp_path / "m.onnx")
+            list(count(Subject(file=tmp_path / "m.onnx")))
 
 
 @pytest.mark.parametrize("kind", ["Relu", "Identity"])
@@ -416,7 +414,7 @@ def test_a_plan_overlaps_nothing_and_lies_between_the_bounds(raw):
 
 def test_memory_measurement_says_the_bound(tmp_path):
     onnx.save(network(), tmp_path / "m.onnx")
-    (found,) = memory.measure(tmp_path / "m.onnx")
+    (found,) = memory.measure(Subject(file=tmp_path / "m.onnx"))
     assert (found.name, found.value, found.low, found.high) == ("activation_bytes", 8192, 8192, 8192)
     assert (found.origin, found.note) == ("counted", "live set 8192 B")
 
@@ -428,8 +426,13 @@ TEACHER = np.random.default_rng(1).normal(size=(400, 5)) + 4 * np.eye(5)[Y]
 STUDENT = TEACHER + np.random.default_rng(2).normal(size=(400, 5))
 
 
-def by_name(*arguments, **named):
-    return {m.name: m for m in quality.measure(*arguments, split="test", **named)}
+def by_name(outputs, labels, metrics, teacher=None):
+    return {m.name: m for m in measure(Subject(None, {}, outputs, labels, metrics, teacher, "test"))}
+
+
+def plain_ece(logits, labels):
+    """In percent."""
+    return 100 * ece.plain(_classes.confidence(np.asarray(logits)), _classes.right(np.asarray(logits), labels))
 
 
 def test_kl_is_scipys():
@@ -453,12 +456,12 @@ def test_kl_by_hand():
 def test_ece_by_hand():
     """Four answers with confidence 0.8, three right; one with 0.6, wrong: (4 |0.75 - 0.8| + 1 |0 - 0.6|) / 5 = 16 %."""
     logits = np.log([[0.8, 0.2]] * 4 + [[0.6, 0.4]])
-    assert quality.ece(logits, np.array([0, 0, 0, 1, 1])) == pytest.approx(16.0)
+    assert plain_ece(logits, np.array([0, 0, 0, 1, 1])) == pytest.approx(16.0)
     # neighbouring bins don't make up for each other: 0.9 always right, 0.97 always wrong, (2 * 0.1 + 2 * 0.97) / 4
     neighbours = np.log([[0.9, 0.1]] * 2 + [[0.97, 0.03]] * 2)
-    assert quality.ece(neighbours, np.array([0, 0, 1, 1])) == pytest.approx(53.5)
+    assert plain_ece(neighbours, np.array([0, 0, 1, 1])) == pytest.approx(53.5)
     # confidence 1 falls into the last bin
-    assert quality.ece(np.array([[100.0, 0.0]] * 3), np.zeros(3, int)) == pytest.approx(0.0, abs=1e-9)
+    assert plain_ece(np.array([[100.0, 0.0]] * 3), np.zeros(3, int)) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_ece_is_the_definition_spelled_out():
@@ -468,7 +471,7 @@ def test_ece_is_the_definition_spelled_out():
         within = (confidence > i / 15) & (confidence <= (i + 1) / 15)
         if within.any():
             expected += within.sum() / n * abs(right[within].mean() - confidence[within].mean())
-    assert quality.ece(STUDENT, Y) == pytest.approx(100 * expected)
+    assert plain_ece(STUDENT, Y) == pytest.approx(100 * expected)
 
 
 def answered(generator, n, over):
@@ -492,7 +495,7 @@ def test_a_calibrated_model_is_within_a_budget_of_calibration():
             target="host",
         )
         assert check.verdict != "fail" and 0 <= found.low <= found.value <= found.high
-        assert f"is {quality.ece(logits, labels):.2f} %" in found.note and found.value < quality.ece(logits, labels)
+        assert f"is {plain_ece(logits, labels):.2f} %" in found.note and found.value < plain_ece(logits, labels)
     assert held >= 17
 
 
@@ -518,7 +521,7 @@ def test_worst_class_drop_by_hand():
 
 
 def test_figures_of_a_classifier():
-    found = by_name(STUDENT, Y, [top1()], teacher=TEACHER, classes=5, target="host", threads=1, environment="e")
+    found = by_name(STUDENT, Y, [top1()], teacher=TEACHER)
     assert set(found) == {"top1", "agreement", "kl_to_teacher", "ece", "worst_class_drop"}
     assert found["top1"].value == pytest.approx(100 * np.mean(STUDENT.argmax(1) == Y))
     assert found["agreement"].value == pytest.approx(100 * np.mean(STUDENT.argmax(1) == TEACHER.argmax(1)))
@@ -529,7 +532,6 @@ def test_figures_of_a_classifier():
             and m.n == 400
             and m.split == "test"
             and m.origin == "measured"
-            and m.target == "host"
         )
 
 
@@ -554,13 +556,13 @@ def test_figures_are_of_the_records_as_they_are_kept():
     """In float32, a mean is off by more than two files may differ."""
     error = np.random.default_rng(0).random(3000).astype(np.float32)
     own = Metric("own", "", "lower", lambda o, y: np.abs(o - y), lambda r: float(np.mean(r)))
-    (found,) = quality.measure(error, 0 * error, [own], split="test")
-    assert found.value == pytest.approx(error.astype(np.float64).mean(), rel=1e-12)
+    found = by_name(error, 0 * error, [own])
+    assert list(found) == ["own"] and found["own"].value == pytest.approx(error.astype(np.float64).mean(), rel=1e-12)
 
 
 def test_without_teacher_or_labels_what_needs_them_is_left_out():
     assert set(by_name(STUDENT, Y, [top1()])) == {"top1", "ece"}
-    assert set(by_name(STUDENT, None, [top1()], teacher=TEACHER, classes=5)) == {"agreement", "kl_to_teacher"}
+    assert by_name(STUDENT, None, [top1()], teacher=TEACHER) == {}
 
 
 def test_broken_outputs_give_no_figure_that_is_not_a_number():
@@ -574,7 +576,7 @@ def test_broken_outputs_give_no_figure_that_is_not_a_number():
 
 def test_lengths_that_differ_are_told():
     with pytest.raises(ValueError, match="399 and 400 samples"):
-        quality.measure(STUDENT, Y, [], teacher=TEACHER[:399], split="test")
+        by_name(STUDENT, Y, [], teacher=TEACHER[:399])
 
 
 # ---------------------------------------------------------------- operators, trace

@@ -16,7 +16,7 @@ from edgekd import signatures
 from edgekd.errors import EnvironmentUnfit, RunFailed
 from edgekd.formats import _nbits
 from edgekd.models import saved
-from edgekd.probes import static
+from edgekd.probes import Subject, static
 from edgekd.quantization.torch_graph.capture import capture
 from edgekd.quantization.weight_blocks import awq, blocks, check, neural_compressor
 from edgekd.quantization.weight_blocks.blocks import Blocks
@@ -267,7 +267,7 @@ def test_the_file_holds_the_integers_and_answers_as_the_model(trained, nearest, 
         facts["bytes"] == path.stat().st_size < 0.35 * plain.stat().st_size
         and artifact.facts["weight_bytes"] < 0.2 * artifact.facts["float_bytes"]
     )
-    ours, theirs = ({m.name: m.value for m in static.measure(p)} for p in (path, plain))
+    ours, theirs = ({m.name: m.value for m in static.measure(Subject(file=p))} for p in (path, plain))
     assert {**ours, "file_bytes": 0} == {**theirs, "file_bytes": 0}  # the same multiplications of as many weights
 
 

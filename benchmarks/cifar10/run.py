@@ -114,7 +114,7 @@ def safe(seed: int, out: Path) -> None:
     from edgekd import environment
     from edgekd.files import sha256
     from edgekd.measure import jobs
-    from edgekd.probes import quality, static
+    from edgekd.probes import Subject, measure
     from edgekd.run import plan, recipe, resolve
     from edgekd.store.store import Store
     from edgekd.tasks.cifar10 import cifar10
@@ -134,8 +134,9 @@ def safe(seed: int, out: Path) -> None:
         data = task.data(split)
         (answers,) = jobs.score(file, data.inputs, folder=out / f"safe-{seed}" / f"score-{split}").values()
         taught = np.load(outcome.folder / "predictions" / "teacher.npz")["outputs"] if split == "test" else None
-        measured += quality.measure(answers, data.labels, task.metrics, split=split, teacher=taught)
-    rows["QAT with teacher"] = {"sha256": sha256(file)} | figures_of([*static.measure(file), *measured])
+        given = {"labels": data.labels, "metrics": task.metrics, "split": split, "teacher": taught}
+        measured += measure(Subject(outputs=answers, **given))
+    rows["QAT with teacher"] = {"sha256": sha256(file)} | figures_of([*measure(Subject(file=file)), *measured])
     files["QAT with teacher"] = file
     for row, figures in times(files, out / f"timing-safe-{seed}").items():
         if row in rows:

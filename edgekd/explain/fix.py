@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, intervals
+from edgekd import environment, intervals, probes
 from edgekd.errors import EdgekdError, Problem, UsageError, plain
 from edgekd.explain import requantize
 from edgekd.explain.inputs import Samples, Subject
 from edgekd.files import sha256, write_atomic
 from edgekd.measure import jobs
-from edgekd.probes import quality
+from edgekd.probes import figure, quality, static
+from edgekd.probes.signal_to_noise import SIGNAL_TO_NOISE
 from edgekd.quantization.diagnosis.fixes import Remedy, in_float, remedies
 from edgekd.quantization.diagnosis.layers import Finding
 from edgekd.quantization.diagnosis.signal_to_noise import decibel, noise
@@ -252,31 +253,17 @@ def _measured(
     files, samples = {"plain": subject.float_file, "before": subject.int8_file, "after": path}, subject.judged
     answers = {name: bench.answers(file, samples) for name, file in files.items()}
     machine = environment.environment_id(environment.describe())
-    given = {"split": samples.split, "threads": 1, "environment": machine}
     metrics = [subject.metric] if subject.metric is not None else []
     figures = {}
     for name, file in files.items():
-        labels = samples.labels if subject.metric is not None else None
-        found = [
-            m
-            for m in quality.measure(_outputs(answers[name]), labels, metrics, **given)
-            if metrics and m.name == metrics[0].name
-        ]
+        there = probes.Subject(
+            outputs=_outputs(answers[name]), labels=samples.labels, metrics=metrics, split=samples.split
+        )
+        found = [dataclasses.replace(m, threads=1, environment=machine) for m in quality.task_metrics(there)]
         snr = -decibel(_noise(answers["plain"], answers[name]))
         size = file.stat().st_size
-        counted = Measurement("file_bytes", "B", size, size, size, 1, None, None, "counted")
-        quiet = Measurement(
-            "signal_to_noise",
-            "dB",
-            snr,
-            snr,
-            snr,
-            len(samples),
-            samples.split,
-            None,
-            "measured",
-            note=f"beside {subject.parent}",
-        )
+        counted = figure(static.FILE_BYTES, size)
+        quiet = figure(SIGNAL_TO_NOISE, snr, n=len(samples), split=samples.split, note=f"beside {subject.parent}")
         figures[name] = (*found, *([quiet] if name != "plain" else []), counted)
     change = None
     if metrics and samples.labels is not None:

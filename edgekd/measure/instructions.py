@@ -24,6 +24,8 @@ from edgekd import intervals
 from edgekd.errors import Problem, RunFailed
 from edgekd.hosts import counter, local
 from edgekd.measure import jobs
+from edgekd.probes import figure
+from edgekd.probes.instructions import INSTRUCTIONS
 from edgekd.records import Measurement
 from edgekd.runtimes import worker
 
@@ -130,9 +132,9 @@ def counts(
         note += "; the bytes that SVE moves are not in those loaded and stored"
     low, high = intervals.median(less)[1:] if len(less) >= 6 else (min(less), max(less))
     common = {"threads": 1, "note": note, "each": less, "pairing": inputs}
-    figure = Measurement("instructions", "", value, low, high, len(less), None, target, "emulated", **common)
+    made = figure(INSTRUCTIONS, value, low, high, len(less), target=target, **common)
     return Counts(
-        value, classes, sizes["loaded_bytes"], sizes["stored_bytes"], (max(less) - min(less)) / value, less, (figure,)
+        value, classes, sizes["loaded_bytes"], sizes["stored_bytes"], (max(less) - min(less)) / value, less, (made,)
     )
 
 

@@ -12,14 +12,14 @@ import hashlib
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from edgekd import environment, intervals
+from edgekd import environment, intervals, probes
 from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
 from edgekd.hosts import local
 from edgekd.records import Host, Measurement
@@ -162,6 +162,7 @@ def profile(
     machine = environment.environment_id(host.facts)
     bare = [line["peak_rss_bytes"] for line in _lines(lines, "s0", "bare")]
     control = _ratio(lines, CONTROL, "s0")
+    off = 1.0 if agrees(control) else max(control[0], 1 / control[0])
     session = hashlib.sha256(
         repr([line["p50_ms"] for s in ("s0", CONTROL) for line in _lines(lines, s, "time")]).encode()
     ).hexdigest()[:16]
@@ -170,9 +171,9 @@ def profile(
         if subject == CONTROL:
             continue
         processes = _lines(lines, subject, "time")
-        noise = _noise(processes, control, threads)
         peaks = [line["peak_rss_bytes"] for line in _lines(lines, subject, "memory")]
-        figures = [*_latencies(processes, noise, control, session), *_memory(peaks, bare)]
+        times = probes.Times(processes, peaks, bare, off, session, _noise(processes, control, threads))
+        figures = probes.measure(probes.Subject(times=times))
         found[name] = tuple(replace(m, target=target, threads=threads, environment=machine) for m in figures)
     return found
 
@@ -230,33 +231,6 @@ def raw(folder: Path, name: str) -> dict[str, Any]:
 def agrees(ratio: Interval) -> bool:
     """Whether two times may be the same: the interval of their ratio holds 1, as that of an A/A control has to."""
     return ratio[1] <= 1 <= ratio[2]
-
-
-def _latencies(
-    processes: Sequence[Mapping[str, Any]], noise: str, control: Interval, session: str
-) -> Iterable[Measurement]:
-    note = "; ".join(filter(None, (f"{sum(p['n'] for p in processes)} inferences", noise)))
-    off = 1.0 if agrees(control) else max(control[0], 1 / control[0])
-    for name, key in (("latency_p50_ms", "p50_ms"), ("latency_p90_ms", "p90_ms")):
-        each = tuple(float(p[key]) for p in processes)
-        value, low, high = intervals.median(each)
-        figure = _measured(name, "ms", value, low / off, high * off, len(each), note)
-        yield figure if off > 1 else replace(figure, each=each, pairing=session)
-    for name in ("load_ms", "first_ms"):
-        yield _measured(name, "ms", *intervals.median([p[name] for p in processes]), len(processes))
-
-
-def _memory(peaks: Sequence[int], bare: Sequence[int]) -> Iterable[Measurement]:
-    value, low, high = intervals.mean(peaks)
-    base, base_low, base_high = intervals.mean(bare)
-    yield _measured("peak_rss_bytes", "B", value, low, high, len(peaks))
-    # the limits of two independent means, added in squares (Howe, JASA 69 (1974) 789)
-    difference, half = value - base, float(np.hypot((high - low) / 2, (base_high - base_low) / 2))
-    yield _measured("peak_rss_over_runtime_bytes", "B", difference, difference - half, difference + half, len(peaks))
-
-
-def _measured(name: str, unit: str, value: float, low: float, high: float, n: int, note: str = "") -> Measurement:
-    return Measurement(name, unit, value, low, high, n, None, None, "measured", note=note)
 
 
 def _ratio(lines: Mapping[str, Any], a: str, b: str) -> Interval:

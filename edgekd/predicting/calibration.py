@@ -19,6 +19,8 @@ from edgekd.predicting import costs
 from edgekd.predicting.costs import Precision
 from edgekd.predicting.population import APART, COUNT, MISFIT, Device, Population, Row, halves, logarithm, posterior
 from edgekd.predicting.work import Operator
+from edgekd.probes import figure
+from edgekd.probes.times import P50
 from edgekd.records import Measurement
 
 Kind = Literal["calibrated", "transferred", "bound"]
@@ -191,19 +193,8 @@ def ratio_of(amounts: np.ndarray, calibration: Calibration) -> tuple[float, floa
 def measurement(prediction: Prediction, *, target: str, threads: int) -> Measurement:
     """`latency_p50_ms` as a record: origin `predicted`, the note begins with the kind."""
     note = prediction.note if prediction.note.startswith(prediction.kind) else f"{prediction.kind}: {prediction.note}"
-    return Measurement(
-        "latency_p50_ms",
-        "ms",
-        prediction.value,
-        prediction.low,
-        prediction.high,
-        1,
-        None,
-        target,
-        "predicted",
-        threads,
-        note=note,
-    )
+    limits = (prediction.value, prediction.low, prediction.high)
+    return figure(P50, *limits, target=target, origin="predicted", threads=threads, note=note)
 
 
 def costs_of(calibration: Calibration, precision: Precision) -> dict[str, float]:

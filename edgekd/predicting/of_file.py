@@ -12,9 +12,8 @@ from edgekd import targets as devices
 from edgekd.predicting import calibration, latency, shipped
 from edgekd.predicting.work import work_of
 from edgekd.probes import static
+from edgekd.probes.times import AT_LEAST
 from edgekd.records import Measurement, Target
-
-AT_LEAST = "latency_at_least_ms"  # of a core that nothing was timed on: a bound is no latency
 
 
 def folder() -> Path:
@@ -58,5 +57,5 @@ def predicted(path: Path, target: Target) -> tuple[Measurement, ...]:
         return ()
     made = calibration.measurement(found, target=target.name, threads=target.threads)
     if found.kind == "bound":
-        made = dataclasses.replace(made, name=AT_LEAST, high=made.value)
+        made = dataclasses.replace(made, name=AT_LEAST.name, high=made.value)
     return (made,)

@@ -1,5 +1,113 @@
-"""Probes make measurements: (results of a job | file, references, target) -> measurements. One file per kind of thing
-that is looked at.
+"""What is measured. A probe is a file of this folder, and the folder is the list. It declares what it measures:
 
-`static` and `memory` count on the file alone; `quality` compares outputs per sample.
+    MEASURES = (Quantity("zero_share", "%", "weights that are 0", better="higher", origin="counted"),)
+
+    def measure(subject: Subject) -> Iterable[Measurement]:
+        if subject.file is not None:
+            yield figure(MEASURES[0], share_of(subject.model))
+
+`profile` and `compress` then measure it, budgets and `[select]` may name it, reports and JSON schemas show it, and
+`edgekd list probes` lists it (`records.Quantity` says what may be declared). `measure` is called with what there is of
+a file, and yields nothing where what it needs is None; static probes need the file alone. A file whose figures come
+from elsewhere (an emulator, a prediction, two candidates) has no `measure` and says where they are made.
+
+Declarations are read by `gate` and `list`: a probe imports torch, onnx and runtimes inside of its functions.
 """
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd import components
+from edgekd.records import Measurement, Metric, Quantity, Split
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+
+@dataclass(frozen=True)
+class Times:
+    """What the processes of a timing job recorded of one file. `processes`: a line of each (runtimes/worker.py);
+    `peaks`, `bare`: bytes of processes that loaded and ran the file, and of such that loaded the runtime alone; `off`:
+    the factor by which the session's A/A control is off, 1 where it holds 1; `session`: its digest; `noise`: why the
+    times are not to be trusted, or empty."""
+
+    processes: Sequence[Mapping[str, Any]]
+    peaks: Sequence[int]
+    bare: Sequence[int]
+    off: float = 1.0
+    session: str = ""
+    noise: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What there is of one file to measure; None: there is none.
+
+    file      the exported file; `model`: the same, parsed
+    facts     what its export found out (`Artifact.facts`)
+    outputs   its answers to the samples of `split`: array [n, ...] or {name: array [n, ...]}
+    labels    [n, ...]; metrics: the task's
+    teacher   the teacher's outputs for the same samples, in the same form
+    times     what processes recorded that ran it
+    """
+
+    file: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Any = None
+    labels: np.ndarray | None = None
+    metrics: Sequence[Metric] = ()
+    teacher: Any = None
+    split: Split | None = None
+    times: Times | None = None
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        from edgekd.probes import static
+
+        return static.read(self.file)
+
+
+def declared() -> Mapping[str, Quantity]:
+    """{name: quantity} of all probes, in the order of their columns."""
+    return _declared(tuple(components.names("probes")))
+
+
+def measure(subject: Subject) -> tuple[Measurement, ...]:
+    """What every probe tells of a subject, the task's metrics first. Figures that are not finite are left out. Raises
+    UsageError for a file that can't be read, ValueError where answers, labels and teacher don't fit together."""
+    probes = [importlib.import_module(f"edgekd.probes.{name}") for name in components.names("probes")]
+    probes.sort(key=lambda probe: min(map(_place, probe.MEASURES)))
+    found = [m for probe in probes if hasattr(probe, "measure") for m in probe.measure(subject)]
+    return tuple(m for m in found if all(map(math.isfinite, (m.value, m.low, m.high))))
+
+
+def figure(
+    quantity: Quantity, value: float, low: float | None = None, high: float | None = None, n: int = 1, **more: Any
+) -> Measurement:
+    """A measurement of a quantity; without limits an exact one. `more`: other fields of the record."""
+    limits = (value if low is None else low, value if high is None else high)
+    given = {"split": None, "target": None, "origin": quantity.origin, **more}
+    return Measurement(quantity.name, quantity.unit, value, *limits, n, **given)
+
+
+@cache
+def _declared(names: tuple[str, ...]) -> Mapping[str, Quantity]:
+    found: dict[str, Quantity] = {}
+    for name in names:
+        for quantity in importlib.import_module(f"edgekd.probes.{name}").MEASURES:
+            if quantity.name in found:
+                raise ValueError(f"edgekd/probes/{name}.py: `{quantity.name}` is measured by another probe too")
+            found[quantity.name] = quantity
+    return dict(sorted(found.items(), key=lambda item: _place(item[1])))
+
+
+def _place(quantity: Quantity) -> float:
+    return math.inf if quantity.column is None else quantity.column

@@ -10,18 +10,35 @@ the size of its noise (Bröcker, Clim. Dyn. 39 (2012) 655), and no resampling of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from edgekd.probes import Subject, figure
+from edgekd.probes._classes import classified, confidence, right
+from edgekd.records import Measurement, Quantity
+
+MEASURES = (Quantity("ece", "%", "expected calibration error", better="lower", split=True, column=120),)
 BINS = 15
 DRAWS = 1000  # samples drawn per hypothesis
 PRIOR = 4  # samples' worth of trust that a bin is calibrated: few samples of a bin can't say much else
 
 
-def plain(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
-    """The share that the sample shows: the sum over bins (i/bins, (i+1)/bins]. Biased upwards."""
-    size, mean, hits = _binned(confidence, right, bins)
+def measure(subject: Subject) -> Iterator[Measurement]:
+    """The calibration error of a classifier's answers; the note has the plain sum, as it is mostly published."""
+    found = classified(subject)
+    if found is None:
+        return
+    sure, hits = confidence(found.ours), right(found.ours, found.labels)
+    if np.isfinite(sure).all():
+        note = f"the plain sum over {BINS} bins, noise of the sample included, is {100 * plain(sure, hits):.2f} %"
+        limits = (100 * x for x in interval(sure, hits))
+        yield figure(MEASURES[0], *limits, n=len(sure), split=subject.split, note=note)
+
+
+def plain(confidence: np.ndarray, right: np.ndarray) -> float:
+    """The share that the sample shows: the sum over bins (i/BINS, (i+1)/BINS]. Biased upwards."""
+    size, mean, hits = _binned(confidence, right)
     return float(np.abs(hits - size * mean).sum()) / len(confidence)
 
 
@@ -36,7 +53,7 @@ def interval(
     estimate, which half of them exceed, come from the observed gaps with the least sure ones shrunk to nothing first;
     `high` is the greater of two: from gaps that are spread over the bins as their noise is, which add least to the
     plain sum, so that their error is the greatest that can look like this; and from the observed gaps, grown."""
-    size, mean, hits = _binned(confidence, right, BINS)
+    size, mean, hits = _binned(confidence, right)
     total, observed = len(confidence), plain(confidence, right)
     observed_rate = (hits + PRIOR * mean) / (size + PRIOR)
     variance = np.maximum(mean * (1 - mean), 1e-12)
@@ -84,9 +101,9 @@ def interval(
     return value, low, max(value, solve(spread, least), solve(scaled, least))
 
 
-def _binned(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _binned(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(samples, mean confidence, right answers) of each bin that has any."""
-    index = np.clip(np.ceil(np.nan_to_num(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    size, hits, sure = (np.bincount(index, weights=w, minlength=bins) for w in (None, right, confidence))
+    index = np.clip(np.ceil(np.nan_to_num(confidence) * BINS).astype(int) - 1, 0, BINS - 1)
+    size, hits, sure = (np.bincount(index, weights=w, minlength=BINS) for w in (None, right, confidence))
     held = size > 0
     return size[held], sure[held] / size[held], hits[held]

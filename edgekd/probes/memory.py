@@ -16,21 +16,31 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.errors import Problem
-from edgekd.probes import static
-from edgekd.records import Measurement
+from edgekd.probes import Subject, figure, static
+from edgekd.records import Measurement, Quantity
 
 if TYPE_CHECKING:
     import onnx
 
+MEASURES = (
+    Quantity(
+        "activation_bytes",
+        "B",
+        "planned memory of activations at batch 1",
+        better="lower",
+        origin="counted",
+        heading="activations B",
+        column=220,
+    ),
+)
 ALIGN = 16  # bytes; what TFLM and CMSIS-NN ask of buffers
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
 IN_PLACE = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"})
@@ -46,16 +56,16 @@ class Buffer:
     last: int
 
 
-def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
+def measure(subject: Subject) -> Iterator[Measurement]:
     """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats.
-    () where a shape stays open."""
+    Nothing where a shape stays open."""
+    if subject.file is None:
+        return
     try:
-        found = buffers(static.read(path))
+        found = buffers(subject.model)
     except static.Open:
-        return ()
-    size, bound = arena(found, plan(found)), live(found)
-    note = f"live set {bound} B"
-    return (Measurement("activation_bytes", "B", size, size, size, 1, None, target, "counted", note=note),)
+        return
+    yield figure(MEASURES[0], arena(found, plan(found)), note=f"live set {live(found)} B")
 
 
 def buffers(model: onnx.ModelProto) -> list[Buffer]:

@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import Problem, UsageError
 from edgekd.files import content
-from edgekd.records import NOT_COUNTED, Measurement
+from edgekd.probes import Subject, figure
+from edgekd.records import NOT_COUNTED, Measurement, Quantity
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+COUNT = {"better": "lower", "origin": "counted"}
+FILE_BYTES = Quantity(
+    "file_bytes", "B", "size of the file", **COUNT, heading="bytes", column=20, keep=90, words=("smaller", "larger")
+)
+MACS = Quantity("macs", "", "multiply-accumulates at batch 1", **COUNT, heading="MACs", column=30, keep=40)
+PARAMETERS = Quantity("parameters", "", "weights and biases", **COUNT, heading="params", column=40, keep=10)
+MEASURES = (FILE_BYTES, MACS, PARAMETERS)
 LIMIT = 2**31 - 1  # what a protobuf can hold
 MOST = 2**62  # elements of a value: more is a mistake or an attack
 COUNTED = frozenset(
@@ -118,23 +126,19 @@ def _unlike(node: onnx.NodeProto) -> str:
     )
 
 
-def measure(path: Path | str, *, target: str | None = None) -> tuple[Measurement, ...]:
+def measure(subject: Subject) -> Iterator[Measurement]:
     """file_bytes, parameters and macs of a file; without macs where a shape that they need stays open, which is noted
     beside the parameters. Raises UsageError for a file that can't be read, or contradicts itself."""
-    model = read(path)
-    figures = [("file_bytes", "B", Path(path).stat().st_size, ""), ("parameters", "", parameters(model), "")]
+    if subject.file is None:
+        return
+    model, unknown = subject.model, ""
+    yield figure(FILE_BYTES, Path(subject.file).stat().st_size)
     try:
         count, left_out = macs(model)
-        figures.append(("macs", "", count, f"{NOT_COUNTED}{', '.join(left_out)}" if left_out else ""))
+        yield figure(MACS, count, note=f"{NOT_COUNTED}{', '.join(left_out)}" if left_out else "")
     except Open as error:
-        figures[-1] = (
-            *figures[-1][:3],
-            f"macs are {NOT_COUNTED}{error.problems[0].place}: {error.problems[0].message}",
-        )
-    return tuple(
-        Measurement(name, unit, value, value, value, 1, None, target, "counted", note=note)
-        for name, unit, value, note in figures
-    )
+        unknown = f"macs are {NOT_COUNTED}{error.problems[0].place}: {error.problems[0].message}"
+    yield figure(PARAMETERS, parameters(model), note=unknown)
 
 
 def parameters(model: onnx.ModelProto) -> int:

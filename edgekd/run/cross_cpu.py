@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, intervals, results, targets
+from edgekd import environment, intervals, probes, results, targets
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.files import sha256
 from edgekd.hosts import counter, emulator
 from edgekd.measure import instructions as counts
 from edgekd.measure import jobs
 from edgekd.measure.machine import noted
-from edgekd.probes import quality
+from edgekd.probes import other_cpus, quality
 from edgekd.records import Made, Measurement, Metric, Target
 
 if TYPE_CHECKING:
@@ -267,16 +267,14 @@ def figures(
         )
         note += "" if same == 1 else f", the others within {_apart(a):.2g}"
         truth, names = None if labels is None else labels[a.rows], {metric.name for metric in metrics}
-        told = quality.measure(
-            a.there, truth, metrics, split="test", teacher=None if teacher is None else teacher[a.rows]
-        )
-        held = quality.measure(a.there, truth, metrics, split="test", teacher=a.here)
+        there = probes.Subject(outputs=a.there, labels=truth, metrics=metrics, split="test")
+        told = probes.measure(replace(there, teacher=None if teacher is None else teacher[a.rows]))
+        same_answers = quality.agreement(replace(there, teacher=a.here))
         taken = [m for m in told if teacher is not None or m.name in names]
-        taken += [replace(m, name="host_agreement", low=m.value, high=m.value) for m in held if m.name == "agreement"]
+        share = 100 * same if same_answers is None else same_answers.value
         # answers that nobody said to be classes: how many of the numbers are the same
-        if all(m.name != "host_agreement" for m in taken):
-            share = 100 * same
-            taken.append(Measurement("equal_outputs", "%", share, share, share, len(a.there), "test", None, "emulated"))
+        own = other_cpus.EQUAL if same_answers is None else other_cpus.HOST_AGREEMENT
+        taken.append(probes.figure(own, share, n=len(a.there), split="test"))
         made[a.target] = (*(replace(m, target=a.target, origin="emulated", note=note) for m in taken), *spread)
     return {"": spread, **made} if made else {}
 
@@ -305,4 +303,5 @@ def _spread(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequen
     unit = "pt" if metric.unit == "%" else metric.unit
     text = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
     note = f"{metric.name} {text}; on all data at most {widest:.2g} {unit} (95 %)"
-    return (Measurement("target_spread", unit, spread, spread, spread, n, "test", None, "emulated", note=note),)
+    made = probes.figure(other_cpus.SPREAD, spread, n=n, split="test", note=note)
+    return (replace(made, unit=unit),)

@@ -19,8 +19,8 @@ from edgekd.hosts import local
 from edgekd.measure import jobs
 from edgekd.measure.machine import noted
 from edgekd.predicting import of_file
-from edgekd.probes import memory, quality, static
-from edgekd.records import Artifact, Host, Made, Measurement, Target
+from edgekd.probes import Subject, measure
+from edgekd.records import Artifact, Host, Made, Measurement, Split, Target
 from edgekd.run.plan import Plan, Point
 from edgekd.run.resolve import Resolved
 from edgekd.store.store import Store
@@ -28,7 +28,7 @@ from edgekd.store.store import Store
 if TYPE_CHECKING:
     from edgekd.progress import Silent
 
-SPLITS = ("validation", "test")
+SPLITS: tuple[Split, ...] = ("validation", "test")
 PRESET = "quick"
 
 
@@ -196,17 +196,13 @@ def _inputs(resolved: Resolved) -> Mapping[str, Any]:
     return columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
 
 
-def _saturable(artifact: Artifact) -> tuple[Measurement, ...]:
-    """How many layers of an int8 file can saturate on x86 with AVX2 and without VNNI, by its weights; what samples
-    showed is in the note."""
-    layers = artifact.facts.get("saturation")
-    if layers is None:
-        return ()
-    most = max((layer["changed"] or 0.0 for layer in layers), default=0.0)
-    note = f"up to {100 * most:.2g} % of a layer's outputs change" if layers else ""
-    return (
-        Measurement("saturable_layers", "", len(layers), len(layers), len(layers), 1, None, None, "counted", note=note),
-    )
+def _quality(
+    outputs: Mapping[str, Any], o: Observed, teacher: Observed | None, split: Split, resolved: Resolved
+) -> tuple[Measurement, ...]:
+    """What the answers of a point to a split come to, beside those of the teacher here."""
+    beside = None if teacher is None or teacher is o else teacher.outputs[split]
+    labels, metrics = resolved.data(split).labels, resolved.task.metrics
+    return measure(Subject(outputs=outputs[split], labels=labels, metrics=metrics, teacher=beside, split=split))
 
 
 def _noted(m: Measurement, more: str) -> str:
@@ -216,14 +212,7 @@ def _noted(m: Measurement, more: str) -> str:
 def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, machine: str) -> list[Measurement]:
     """Quality on validation by this machine's answers, as no target's: what a choice goes by for targets that this
     machine is none of. What the chosen file answers there is emulated, and judged on test."""
-    reference = None if teacher is None or teacher is o else teacher.outputs["validation"]
-    figures = quality.measure(
-        o.outputs["validation"],
-        resolved.data("validation").labels,
-        resolved.task.metrics,
-        teacher=reference,
-        split="validation",
-    )
+    figures = _quality(o.outputs, o, teacher, "validation", resolved)
     return [
         dataclasses.replace(m, environment=machine, threads=1, note=_noted(m, "this machine's answers"))
         for m in figures
@@ -237,10 +226,7 @@ def _by_reference(o: Observed, teacher: Observed | None, target: Target, resolve
     own = {"target": target.name, "origin": "emulated", "threads": 1, "environment": environment.environment_id(facts)}
     note = f"{targets.REFERENCE}: onnxruntime {facts['versions'].get('onnxruntime', '')}".rstrip() + " on this machine"
     for split in SPLITS:
-        reference = None if teacher is None or teacher is o else teacher.outputs[split]
-        figures = quality.measure(
-            o.outputs[split], resolved.data(split).labels, resolved.task.metrics, teacher=reference, split=split
-        )
+        figures = _quality(o.outputs, o, teacher, split, resolved)
         found += [dataclasses.replace(m, **own, note="; ".join(filter(None, (note, m.note)))) for m in figures]
     return found
 
@@ -250,7 +236,7 @@ def described(
 ) -> tuple[Measurement, ...]:
     """All that is known of a file. Counted figures once; measured ones for each target whose features its host has."""
     wanted = [t for t in resolved.targets if t.name in o.point.targets]
-    found = [*static.measure(o.file), *memory.measure(o.file), *_saturable(o.artifact)]
+    found = [*measure(Subject(file=o.file, facts=o.artifact.facts))]
     absent = [t for t in wanted if t.name not in hosts or targets.matches(t, hosts[t.name].facts)]
     if any(map(targets.runs, absent)):
         found += _of_the_file(o, teacher, resolved, environment.environment_id(environment.describe()))
@@ -266,10 +252,7 @@ def described(
         more, outputs = targets.surplus(target, facts), o.there.get(target.name, o.outputs)
         also = f"on a machine that also has {', '.join(more)}" if more else ""
         for split in SPLITS:
-            reference = None if teacher is None or teacher is o else teacher.outputs[split]
-            figures = quality.measure(
-                outputs[split], resolved.data(split).labels, resolved.task.metrics, teacher=reference, split=split
-            )
+            figures = _quality(outputs, o, teacher, split, resolved)
             own = {"target": target.name, "environment": environment.environment_id(facts), "threads": 1}
             found += noted((dataclasses.replace(m, **own) for m in figures), target, facts, also)
         if targets.times(target, facts):

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgekd.decisions import budget, capacity
 from edgekd.errors import FAILED, PASSED, Problem, UsageError, plain
 from edgekd.files import sha256, write_atomic
-from edgekd.probes import memory, static
+from edgekd.probes import Subject, measure
 from edgekd.records import Candidate, Check, Measurement, Target
 from edgekd.report import rows as shown
 from edgekd.report.figures import table
@@ -48,7 +48,7 @@ def sizes(model: Path | str, target: Target, *, json: Path | str | None = None) 
 
     Raises UsageError for a file that is no ONNX or leaves a shape open, and where `json` can't be written."""
     path = Path(model)
-    counted = (*static.measure(path, target=target.name), *memory.measure(path, target=target.name))
+    counted = tuple(dataclasses.replace(m, target=target.name) for m in measure(Subject(file=path)))
     digest = sha256(path)
     subject = Candidate(path.name, path.name, 0, (), (), "onnx", path.name, digest, counted)
     rules = budget.rules({target.name: capacity.budgets(target)}, target.name, "target")

@@ -20,7 +20,7 @@ from edgekd.measure import instructions, jobs, samples
 from edgekd.measure.machine import noted, user_error
 from edgekd.metrics import mean_error, top1
 from edgekd.predicting import of_file
-from edgekd.probes import memory, static
+from edgekd.probes import Subject, measure, static
 from edgekd.progress import reporter
 from edgekd.records import Measurement, Target
 from edgekd.report.figures import table
@@ -110,7 +110,7 @@ def emulate(
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")
         ) from None
-    counted = (*static.measure(path), *memory.measure(path))
+    counted = measure(Subject(file=path))
     ran = {name: noted((*made[name], *counted_there.get(name, ())), t, facts) for name, (t, _) in ready.items()}
     there = {name: (*ran[name], *of_file.predicted(path, t)) for name, (t, _) in ready.items()}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
@@ -133,7 +133,7 @@ def untimed(
     guessed = of_file.predicted(path, target)
     if not guessed:
         raise EnvironmentUnfit(*problems)
-    counted = (*static.measure(path), *memory.measure(path))
+    counted = measure(Subject(file=path))
     why = "\n".join(f"not run: {p.message}" for p in problems)
     code = UNFIT if asked or target.emulated_as else PASSED
     return _written(

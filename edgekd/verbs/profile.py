@@ -20,7 +20,7 @@ from edgekd.measure import trace as tracing
 from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
 from edgekd.metrics import mean_error, top1
 from edgekd.predicting import of_file
-from edgekd.probes import memory, quality, static
+from edgekd.probes import Subject, measure, static
 from edgekd.progress import reporter
 from edgekd.records import Host, Measurement, Target
 from edgekd.report.figures import table
@@ -115,9 +115,7 @@ def profile(
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
             place = Path(folder)
             device, host = stands_for(host, wanted)
-            counted = [
-                dataclasses.replace(m, target=device.name) for m in (*static.measure(path), *memory.measure(path))
-            ]
+            counted = [dataclasses.replace(m, target=device.name) for m in measure(Subject(file=path))]
             _ends({path.name: path}, inputs, on, place)
             # wrong labels are told before the long part
             scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)
@@ -247,16 +245,14 @@ def _quality(
     outputs = answered if len(answered) > 1 else next(iter(answered.values()))
     metric = top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
     try:
-        figures = quality.measure(
-            outputs,
-            labels,
-            [metric],
-            split="test",
-            threads=device.threads,
-            environment=environment.environment_id(host.facts),
-        )
+        figures = measure(Subject(outputs=outputs, labels=labels, metrics=[metric], split="test"))
     except ValueError as error:
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")
         ) from None
-    return [dataclasses.replace(m, target=device.name) for m in figures]
+    own = {
+        "target": device.name,
+        "threads": device.threads,
+        "environment": environment.environment_id(host.facts),
+    }
+    return [dataclasses.replace(m, **own) for m in figures]

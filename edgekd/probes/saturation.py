@@ -1,0 +1,24 @@
+"""How many layers of an int8 file can saturate on x86 with AVX2 and without VNNI, by its weights. The export stage looks
+at them (quantization/qdq/saturation.py) and keeps what it found among its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgekd.probes import Subject, figure
+from edgekd.records import Measurement, Quantity
+
+MEASURES = (
+    Quantity(
+        "saturable_layers", "", "layers that can saturate without VNNI", better="lower", origin="counted", column=None
+    ),
+)
+
+
+def measure(subject: Subject) -> Iterator[Measurement]:
+    """saturable_layers; the note says what samples showed. Nothing where the export did not look."""
+    layers = subject.facts.get("saturation")
+    if layers is not None:
+        most = max((layer["changed"] or 0.0 for layer in layers), default=0.0)
+        note = f"up to {100 * most:.2g} % of a layer's outputs change" if layers else ""
+        yield figure(MEASURES[0], len(layers), note=note)
