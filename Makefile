@@ -20,6 +20,7 @@ compress: $(VENV)/.ready
 
 test: $(VENV)/.ready-test
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
 
 fuzz: $(VENV)/.ready-test
@@ -32,7 +33,7 @@ wheel: $(VENV)/.ready-test
 	$(BIN)/python -m hatchling build -t wheel -d dist
 
 clean:
-	rm -rf $(VENV) build dist .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # a stamp is written when everything before it worked: a setup that was cut short is done again

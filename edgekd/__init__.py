@@ -11,6 +11,7 @@ Names are loaded when used: `import edgekd` loads no torch.
 import sys
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -33,7 +34,7 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'edgekd' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
@@ -42,7 +43,7 @@ def __getattr__(name: str):
 class _Package(ModuleType):
     """This package: to import a part of it (`edgekd.report`) does not hide the function of that name."""
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
@@ -50,5 +51,5 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

@@ -22,7 +22,8 @@ def describe() -> dict[str, Any]:
     """Facts of this machine as JSON values, as a board tells its own (runtimes/facts.py): cpu, architecture, features,
     cores, clocks (MHz), caches and RAM (bytes), governor, temperature, versions. VOLATILE ones may change from call to
     call; everything else is the machine's."""
-    return reading.describe(_SYSTEM)
+    facts: dict[str, Any] = reading.describe(_SYSTEM)
+    return facts
 
 
 def environment_id(facts: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ def median(values: Sequence[float], level: float = 0.95) -> tuple[float, float, 
     return quantile(values, 0.5, level)
 
 
-def mean(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+def mean(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) by Student's t; takes at least 2 values. Exact for normal values, close for large n; see
     `skewed_mean` for others."""
     x = np.asarray(values, np.float64)
@@ -77,7 +77,7 @@ def mean(values: Sequence[float], level: float = 0.95) -> tuple[float, float, fl
     return centre, centre - half, centre + half
 
 
-def skewed_mean(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+def skewed_mean(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) where values may be skewed, such as losses: Student's limits, moved out to those of Hall's
     transformed t where they are.
 
@@ -243,7 +243,8 @@ def paired_of(metric: Metric, a_records: Any, b_records: Any, level: float = 0.9
     if times is None:
         return paired(a, b, level, metric.value)
     difference, low, high = paired(_of_samples(a), _of_samples(b), level)
-    return (times * difference, *sorted((times * low, times * high)))
+    low, high = sorted((times * low, times * high))
+    return times * difference, low, high
 
 
 def multiple_of_mean(metric: Metric, rows: np.ndarray) -> float | None:
@@ -330,7 +331,7 @@ def _binomial_cdf(n: int, p: float) -> np.ndarray:
     log_mass = n * math.log1p(-p) + np.concatenate(
         [[0.0], np.cumsum(np.log((n - j + 1) / j) + math.log(p) - math.log1p(-p))]
     )
-    return np.minimum(np.cumsum(np.exp(log_mass)), 1.0)
+    return np.asarray(np.minimum(np.cumsum(np.exp(log_mass)), 1.0))
 
 
 def _signed_rank_cdf(n: int) -> np.ndarray:

@@ -26,7 +26,8 @@ def top1(*, output: str | None = None) -> Metric:
         single = values.ndim == 1 or values.shape[1] == 1
         answers = (values.reshape(len(values)) > 0).astype(np.int64) if single else values.argmax(1)
         broken = np.isnan(values.reshape(len(values), -1)).any(1)
-        return ((answers == labels) & ~broken).astype(np.float64)
+        right: np.ndarray = (answers == labels) & ~broken
+        return right.astype(np.float64)
 
     return Metric("top1", "%", "higher", records, lambda records: 100.0 * float(np.mean(records)))
 
@@ -43,7 +44,8 @@ def mean_error(*, unit: str = "", output: str | None = None) -> Metric:
                 f"mean_error takes outputs and labels of one size, not {list(values.shape)} and {list(labels.shape)}"
             )
         n = len(values)
-        return np.abs(values.reshape(n, -1).astype(np.float64) - labels.reshape(n, -1)).mean(1)
+        errors: np.ndarray = values.reshape(n, -1).astype(np.float64) - labels.reshape(n, -1)
+        return np.asarray(np.abs(errors).mean(1))
 
     return Metric("mean_error", unit, "lower", records, lambda records: float(np.mean(records)))
 

@@ -20,7 +20,10 @@ class Silent:
 
     @contextlib.contextmanager
     def task(self, label: str) -> Iterator[Advance]:
-        yield lambda done, total, text="": None
+        def advance(done: int, total: int, text: str = "") -> None:
+            pass
+
+        yield advance
 
     def close(self) -> None:
         pass

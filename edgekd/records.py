@@ -178,7 +178,7 @@ class Run:
     folder: Path
     scratch: Path
     data: Callable[[str], Any]
-    progress: Callable[[int, int, str], None] = lambda done, total, text="": None
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None
     log: Callable[..., None] = lambda **event: None
 
 

@@ -126,7 +126,7 @@ def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
         return []
     if facts["architecture"] != target.architecture:
         return [target.architecture]
-    missing = [feature for feature in target.features if feature not in facts["features"]]
+    missing: list[str] = [feature for feature in target.features if feature not in facts["features"]]
     return missing if runs(target) else [*missing, "a runtime for it"]
 
 

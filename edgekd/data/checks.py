@@ -295,16 +295,16 @@ def _augmentation(task: Task, inputs: Any, place: str) -> Iterator[Problem]:
             f"it was called with {ROWS} samples and u of shape [{ROWS}, {task.draws}]",
         )
         return
-    one, two, kept = (dict(x) if isinstance(x, Mapping) else {"": x} for x in (one, two, inputs))
+    first, second, kept = (dict(x) if isinstance(x, Mapping) else {"": x} for x in (one, two, inputs))
     if any(not torch.equal(values[k], kept[k]) for k in values):
         yield Problem(where, "changes the inputs it is given", "return new tensors: inputs.clone()")
-    elif one.keys() != two.keys() or any(not torch.equal(one[k], two[k]) for k in one):
+    elif first.keys() != second.keys() or any(not torch.equal(first[k], second[k]) for k in first):
         yield Problem(
             where, "gives other results for the same u", "draw from `u` alone, not from torch.rand, numpy or random"
         )
     for k in kept:
-        if k not in one or one[k].shape != kept[k].shape or one[k].dtype != kept[k].dtype:
-            given = f"{one[k].dtype} {list(one[k].shape)}" if k in one else "nothing"
+        if k not in first or first[k].shape != kept[k].shape or first[k].dtype != kept[k].dtype:
+            given = f"{first[k].dtype} {list(first[k].shape)}" if k in first else "nothing"
             hint = "an augmented sample has the shape and type of the sample"
             yield Problem(where, f"gives {given} for {kept[k].dtype} {list(kept[k].shape)}", hint)
 

@@ -385,7 +385,7 @@ def build(
         f"runtimes/{RUNTIME}": carried / RUNTIME,
     }
     named = {name: f"inputs/{i}.npy" for i, name in enumerate(arrays)}
-    job = {
+    job: dict[str, Any] = {
         "schema": "edgekd.job/1",
         "runtime": f"runtimes/{RUNTIME}",
         "threads": threads,

@@ -76,7 +76,7 @@ def array_digest(arrays: Any) -> str:
         if array.dtype.hasobject:
             raise TypeError(f"an array of {array.dtype} has no digest: give it a dtype of numbers or of strings")
         hasher.update(repr((name, array.dtype.name, np.lib.format.dtype_to_descr(array.dtype), array.shape)).encode())
-        hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 
@@ -103,15 +103,15 @@ def data(
 def files(paths: Iterable[str | Path]) -> str:
     """sha256 of files and folders, by name and content; where they lie doesn't count. Raises UsageError with all that
     are missing."""
-    paths = [Path(path) for path in paths]
+    given = [Path(path) for path in paths]
     missing = [
         Problem(str(path), "there is no such file or folder", "assets are files that the task reads")
-        for path in paths
+        for path in given
         if not path.exists()
     ]
     if missing:
         raise UsageError(*missing)
-    return _sha256([[path.name, _files(path)] for path in paths])
+    return _sha256([[path.name, _files(path)] for path in given])
 
 
 def _files(path: Path) -> Any:

@@ -207,6 +207,7 @@ class Store:
         for sub in [p for p in folder.rglob("*") if p.is_dir()] + [folder]:
             sync(sub)
         held, place = share(folder / MANIFEST), self._place(key)
+        assert held is not None, "nobody evicts what is in work"
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(folder, place)

@@ -173,8 +173,10 @@ def _imports(tree: ast.AST) -> Iterable[tuple[int, str, tuple[str, ...]]]:
             name = getattr(node.args[0], "value", None)
             if isinstance(name, str):
                 yield len(name) - len(name.lstrip(".")), name.lstrip("."), ()
-        never = isinstance(node, ast.If) and _last(node.test) == "TYPE_CHECKING"
-        waiting += node.orelse if never else ast.iter_child_nodes(node)
+        if isinstance(node, ast.If) and _last(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 def _last(node: ast.AST) -> str:

@@ -147,4 +147,4 @@ def _split(path: Path, clips: Clips, speaker: str | None, validation: float) -> 
             )
         )
     splits = arrays(rest, clips.labels[rest], tested, clips.labels[tested], validation=validation, seed=0)
-    return {name: part.inputs for name, part in splits.parts.items()}
+    return {name: part.inputs for name, part in splits.parts.items()}  # type: ignore[attr-defined]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from edgekd.errors import RunFailed
 from edgekd.records import Artifact, Batch, Signals
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signals]:
@@ -14,7 +18,7 @@ def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signal
     import numpy as np
     import torch
 
-    def read(name: str):
+    def read(name: str) -> Callable[[Batch], torch.Tensor]:
         array = np.load(answers.folder / name, mmap_mode="r", allow_pickle=False)
         if array.shape[:2] != (views, rows):
             raise RunFailed(
@@ -33,7 +37,7 @@ def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signal
     return lambda batch: Signals(logits(batch))
 
 
-def spread(values, classes, count: int):
+def spread(values: torch.Tensor, classes: torch.Tensor, count: int) -> torch.Tensor:
     """Log-probabilities [B, C] of the top k ones [B, k] and their classes [B, k]; what is left of the mass is shared
     evenly by the others."""
     import torch

@@ -17,6 +17,8 @@ class Ema(nn.Module):
 
     `see(module, batch)` runs a module on a batch. Its state is part of the training's checkpoints."""
 
+    see: Callable[[nn.Module, Batch], Signals]
+
     def __init__(self, student: nn.Module, decay: float, see: Callable[[nn.Module, Batch], Signals]):
         super().__init__()
         self.average, self.decay = copy.deepcopy(student).eval().requires_grad_(False), decay
@@ -31,5 +33,5 @@ class Ema(nn.Module):
     def update(self, student: nn.Module) -> None:
         for ours, theirs in zip(self.average.parameters(), student.parameters(), strict=True):
             ours.lerp_(theirs, 1 - self.decay)
-        for ours, theirs in zip(self.average.buffers(), student.buffers(), strict=True):
-            ours.copy_(theirs)
+        for kept, current in zip(self.average.buffers(), student.buffers(), strict=True):
+            kept.copy_(current)

@@ -259,7 +259,7 @@ def _line(term: Term, bound: Bound, seen: Signals, taught: Signals | None) -> st
         right = f" -> {theirs} {_shape(taught.taps[theirs])}" if taught is not None and theirs in taught.taps else ""
         found.append(f"{ours} {_shape(seen.taps[ours])}{right}")
     if is_module(bound.call):
-        count = sum(p.numel() for p in bound.call.parameters())
+        count = sum(p.numel() for p in bound.call.parameters())  # type: ignore[attr-defined]
         found.append(f"learns {count:,} parameters" if count else "nothing to learn, shapes are equal")
     return "; ".join(found)
 

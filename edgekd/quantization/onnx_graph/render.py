@@ -23,10 +23,11 @@ def sites(
     graph: Graph, placement: Placement, ranges: Mapping[str, tuple[float, float]], scheme: Scheme
 ) -> dict[str, Site]:
     """{value or weight: Site} from the `ranges` of the values that have a lattice."""
-    found, steps = {}, 2**scheme.activation_bits - 1
+    found: dict[str, Site] = {}
+    steps = 2**scheme.activation_bits - 1
     for name, limits in placement.values.items():
-        scale, zero_point = lattice(*ranges[name], steps, limits)
-        found[name] = Site((scale,), zero_point, 0, steps)
+        one, zero_point = lattice(*ranges[name], steps, limits)
+        found[name] = Site((one,), zero_point, 0, steps)
     for name, readers in _by_weight(placement).items():
         axes = {known.axis for known in readers}
         axis = axes.pop() if scheme.per_channel and len(axes) == 1 else None  # read along two axes: one scale in all

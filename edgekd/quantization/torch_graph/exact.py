@@ -56,12 +56,10 @@ class Sum:
     relu: bool = False
 
     def shaped(self, values: np.ndarray) -> torch.Tensor:
-        values = torch.from_numpy(np.ascontiguousarray(values, np.float32))
-        return (
-            values.reshape([-1 if d == self.axis % self.q.ndim else 1 for d in range(self.q.ndim)])
-            if values.numel() > 1
-            else values
-        )
+        given = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+        if given.numel() <= 1:
+            return given
+        return given.reshape([-1 if d == self.axis % self.q.ndim else 1 for d in range(self.q.ndim)])
 
     def real(self) -> torch.Tensor:
         found = self.q.float() * self.shaped(self.scale)
