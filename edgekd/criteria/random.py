@@ -11,7 +11,15 @@ if TYPE_CHECKING:
 
 
 def random(group: Channels) -> torch.Tensor:
-    """Uniform scores from torch's generator, which the stage seeds."""
+    """Uniform scores from torch's generator, which the stage seeds.
+
+    >>> import torch
+    >>> from edgekd.pruning import Channels, Slice
+    >>> weight = torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, 0.0]])  # 3 channels
+    >>> group = Channels("layer", 3, (Slice("layer", "linear", "out", weight),))
+    >>> random(group).shape
+    torch.Size([3])
+    """
     import torch
 
     return torch.rand(group.channels)

@@ -14,7 +14,17 @@ def confidence(signals: Mapping[str, Signals], batch: Batch, *, temperature: Ann
     """T log(sum_m w_m softmax(z_m / T)) with w_m = (1 - softmax_m(H_m)) / (M - 1), H_m the cross-entropy of teacher m
     with the label: logits [B, C] each, labels [B] -> [B, C].
 
-    Zhang, Chen, Wang 2022, "Confidence-Aware Multi-Teacher Knowledge Distillation", eq. 4."""
+    Zhang, Chen, Wang 2022, "Confidence-Aware Multi-Teacher Knowledge Distillation", eq. 4.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> sure = Signals(torch.tensor([[4.0, 0.0], [4.0, 0.0]]))
+    >>> unsure = Signals(torch.tensor([[0.0, 0.1], [0.0, 0.1]]))
+    >>> confidence({"sure": sure, "unsure": unsure}, batch).output.softmax(-1)  # each row by who knows its label
+    tensor([[0.8167, 0.1833],
+            [0.4918, 0.5082]])
+    """
     import torch
     from torch.nn import functional as F
 

@@ -17,7 +17,18 @@ class Learned(nn.Module):
 
     theta learns by `own`, the cross-entropy of the mixture with the labels (a stacked generalization, Wolpert 1992, on
     the mixture's weights); what the student hears is detached, so the student's loss doesn't pull the weights towards a
-    teacher that is easy to follow."""
+    teacher that is easy to follow.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> sure = Signals(torch.tensor([[4.0, 0.0], [4.0, 0.0]]))
+    >>> unsure = Signals(torch.tensor([[0.0, 0.1], [0.0, 0.1]]))
+    >>> ensemble = Learned(["sure", "unsure"], 2)  # equal weights, until they have learned
+    >>> ensemble({"sure": sure, "unsure": unsure}, batch).output.softmax(-1)
+    tensor([[0.7285, 0.2715],
+            [0.7285, 0.2715]])
+    """
 
     def __init__(self, names: Sequence[str], classes: int):
         super().__init__()

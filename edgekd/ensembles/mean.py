@@ -16,7 +16,17 @@ def mean(signals: Mapping[str, Signals], batch: Batch, *, temperature: Annotated
 
     Hinton, Vinyals, Dean 2015, section 1, with the arithmetic mean: one over-confident teacher can't outshout the
     others, as it does in a mean of logits. Set `temperature` to that of the loss for the mean of the softened
-    distributions."""
+    distributions.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> sure = Signals(torch.tensor([[4.0, 0.0], [4.0, 0.0]]))
+    >>> unsure = Signals(torch.tensor([[0.0, 0.1], [0.0, 0.1]]))
+    >>> mean({"sure": sure, "unsure": unsure}, batch).output.softmax(-1)
+    tensor([[0.7285, 0.2715],
+            [0.7285, 0.2715]])
+    """
     import torch
     from torch.nn import functional as F
 

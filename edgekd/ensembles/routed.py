@@ -23,7 +23,18 @@ def routed(
     has.
 
     Raises ValueError where both or neither are given, a class or sample has no teacher or two, or a teacher is not of
-    the ensemble."""
+    the ensemble.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> sure = Signals(torch.tensor([[4.0, 0.0], [4.0, 0.0]]))
+    >>> unsure = Signals(torch.tensor([[0.0, 0.1], [0.0, 0.1]]))
+    >>> routes = {"sure": (0,), "unsure": (1,)}
+    >>> routed({"sure": sure, "unsure": unsure}, batch, classes=routes).output  # by the label: 0, then 1
+    tensor([[4.0000, 0.0000],
+            [0.0000, 0.1000]])
+    """
     import torch
 
     if (classes is None) == (tags is None):

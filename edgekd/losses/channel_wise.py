@@ -21,7 +21,18 @@ def channel_wise(
 
     Shu et al. 2021, section 3. Channels must match: the paper's 1x1 convolution for others is not part of this term.
     Maps of different size are averaged down to the smaller first. T = 4 is usual for maps of logits, 1 for pyramid
-    features."""
+    features.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> maps = torch.tensor([3.0, 1, 0, 2, 1, 0, 5, 1, 2, 2, 1, 0, 0, 4, 1, 3]).reshape(2, 2, 2, 2)
+    >>> teacher = Signals(None, {"layer": maps})
+    >>> channel_wise(Signals(None, {"layer": maps + 1}), teacher, batch)  # a channel's offset does not count
+    tensor([0., 0.])
+    >>> channel_wise(Signals(None, {"layer": maps.flip(-1)}), teacher, batch)
+    tensor([3.5608, 2.5006])
+    """
     import torch
     from torch.nn import functional as F
 

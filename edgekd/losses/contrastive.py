@@ -19,7 +19,19 @@ class Contrastive(nn.Module):
     and so the loss is the softmax over one positive and them (InfoNCE) instead of the binary one against N samples of
     noise. As there, rows of the same class are no negatives (where labels are class numbers), and g are two linear
     embeddings to `dim`, brought to length 1; both learn. Maps and tokens are averaged over positions first. A row's
-    value depends on its batch; large batches give more negatives."""
+    value depends on its batch; large batches give more negatives.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(None, {"layer1": torch.zeros(2, 8)})
+    >>> teacher = Signals(None, {"layer3": torch.zeros(2, 16)})
+    >>> loss = Contrastive(student, teacher, batch, dim=4)
+    >>> [tuple(p.shape) for p in loss.parameters()]  # two embeddings
+    [(4, 8), (4,), (4, 16), (4,)]
+    >>> loss(student, teacher, batch).shape
+    torch.Size([2])
+    """
 
     changing: ClassVar = ("temperature",)
 

@@ -18,7 +18,17 @@ class CurriculumKl(nn.Module):
     Li et al. 2023, "Curriculum Temperature for Knowledge Distillation" (CTKD), the global form: theta climbs the
     gradient that the student descends, times lambda, which rises from 0 to `force` by half a cosine over the first
     share `ramp` of the training. Theirs are T from 1 to 21 and ten of 240 epochs of ramp; theta begins where T is 1 +
-    span / 2 there, at `start` here."""
+    span / 2 there, at `start` here.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    >>> teacher = Signals(torch.tensor([[4.0, 1.0, 0.0], [0.0, 4.0, 1.0]]))
+    >>> loss = CurriculumKl(student, teacher, batch, start=4.0)  # begins as `kl` at temperature 4
+    >>> loss(student, teacher, batch).detach()
+    tensor([0.3256, 0.8143])
+    """
 
     changing: ClassVar = ("force",)
 

@@ -27,7 +27,15 @@ def dist(
     r is Pearson's correlation of softmax(z_s / tau) with softmax(z_t / tau), over the classes of a row ("inter") and
     over the rows of a class ("intra"). Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher"; tau^2 and
     the defaults as in the authors' code. A row of sample weight w counts as w rows. Like theirs, a class or row without
-    spread has r = 0: a batch of one row learns from its row alone."""
+    spread has r = 0: a batch of one row learns from its row alone.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> teacher = Signals(torch.tensor([[4.0, 1.0, 0.0], [0.0, 4.0, 1.0]]))
+    >>> dist(Signals(teacher.output.flip(-1)), teacher, batch)  # classes in the other order
+    tensor(2.1081)
+    """
     from torch.nn import functional as F
 
     q, p = (F.softmax(scores(z) / tau, dim=-1) for z in (student, teacher))

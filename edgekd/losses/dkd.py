@@ -30,7 +30,16 @@ def dkd(
     distributions over the other classes; `kl` is alpha = 1, beta = 1 - p_y. The defaults are those of the authors'
     code, where `beta` is 1 to 8, by pair of models. It raises the term's weight over the first 20 epochs; here the
     weight is constant. It masks the label by subtracting 1000 and takes logs of sums of probabilities; here the label's
-    logit is left out and all is in logs, so that saturated logits stay finite. `standardize`: as in `kl`."""
+    logit is left out and all is in logs, so that saturated logits stay finite. `standardize`: as in `kl`.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    >>> teacher = Signals(torch.tensor([[4.0, 1.0, 0.0], [0.0, 4.0, 1.0]]))
+    >>> dkd(student, teacher, batch)
+    tensor([1.2612, 1.7500])
+    """
     import torch
     from torch.nn import functional as F
 

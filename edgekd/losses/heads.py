@@ -20,7 +20,18 @@ class Heads(nn.Module):
     sum, and T^2 as in Hinton et al. 2015. A head is the pooled tap and one Linear, where the paper has convolutions
     before it. The hint is the mean square between a Linear of each tap but the last and the last one (pooled, detached:
     give the deepest last), where the paper has the sum. The output is detached: it learns from the terms beside this
-    one. No teacher is needed."""
+    one. No teacher is needed.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(torch.zeros(2, 10), {"layer1": torch.zeros(2, 8, 4, 4)})
+    >>> loss = Heads(student, None, batch)
+    >>> [tuple(p.shape) for p in loss.parameters()]  # one linear layer per tap
+    [(10, 8), (10,)]
+    >>> loss(student, None, batch).shape
+    torch.Size([2])
+    """
 
     changing: ClassVar = ("labels", "output", "temperature")
 

@@ -13,7 +13,19 @@ class Hint(nn.Module):
 
     FitNets, Romero et al. 2015, eq. 3, with a mean instead of half the sum, r linear with BatchNorm instead of a
     convolution with ReLU, and trained together with the other terms instead of in a stage before them. Maps of
-    different size are averaged down to the smaller; a usual weight is 100."""
+    different size are averaged down to the smaller; a usual weight is 100.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(None, {"layer1": torch.zeros(2, 8)})
+    >>> teacher = Signals(None, {"layer3": torch.zeros(2, 16)})
+    >>> loss = Hint(student, teacher, batch)
+    >>> [tuple(p.shape) for p in loss.parameters()]  # the projector learns
+    [(16, 8), (16,)]
+    >>> loss(student, teacher, batch).shape
+    torch.Size([2])
+    """
 
     def __init__(self, student: Signals, teacher: Signals, batch: Batch):
         super().__init__()

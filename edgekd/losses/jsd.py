@@ -26,7 +26,16 @@ def jsd(
     teacher's, q the student's.
 
     The generalized divergence of Agarwal et al. 2024 ("On-Policy Distillation of Language Models"). Not rescaled: near
-    beta = 0 it is beta KL(p || q), near 1 it is (1 - beta) KL(q || p). T and T^2 as in `kl`, which they have not."""
+    beta = 0 it is beta KL(p || q), near 1 it is (1 - beta) KL(q || p). T and T^2 as in `kl`, which they have not.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    >>> teacher = Signals(torch.tensor([[4.0, 1.0, 0.0], [0.0, 4.0, 1.0]]))
+    >>> jsd(student, teacher, batch, temperature=1.0)
+    tensor([0.0272, 0.0992])
+    """
     import torch
     from torch.nn import functional as F
 

@@ -26,7 +26,16 @@ def kl(
 
     Hinton, Vinyals, Dean 2015, section 2: T^2 keeps the gradient's size independent of T. Summed over classes, never
     averaged. `standardize`: each row of logits is first brought to mean 0 and deviation 1, so that a small student need
-    not reach the teacher's scale (Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1)."""
+    not reach the teacher's scale (Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1).
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    >>> teacher = Signals(torch.tensor([[4.0, 1.0, 0.0], [0.0, 4.0, 1.0]]))
+    >>> kl(student, teacher, batch, temperature=1.0)
+    tensor([0.0928, 0.3409])
+    """
     from torch.nn import functional as F
 
     z_s, z_t = scores(student), scores(teacher)

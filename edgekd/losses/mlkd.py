@@ -33,7 +33,16 @@ def mlkd(
     instance, batch and class levels, each with a weight. The class level grows with the square of B, as theirs. The
     authors' code multiplies means by a mask of the less confident rows or classes, which only scales them: here every
     row counts. It adds up a weak and a strong view: here is the batch's one. `standardize`: as in `kl`, on the instance
-    level only (as Sun et al. 2024 do). A row of sample weight w counts as w rows."""
+    level only (as Sun et al. 2024 do). A row of sample weight w counts as w rows.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    >>> teacher = Signals(torch.tensor([[4.0, 1.0, 0.0], [0.0, 4.0, 1.0]]))
+    >>> mlkd(student, teacher, batch)
+    tensor(2.9078)
+    """
     from torch.nn import functional as F
 
     z_s, z_t = scores(student), scores(teacher)

@@ -18,7 +18,18 @@ def normalized_features(student: Signals, teacher: Signals, batch: Batch) -> tor
     Cao et al. 2022 ("PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient"):
     the mean over rows is 1 - the mean of the channels' correlations; exactly, since the deviation divides by n. A row's
     value depends on its batch through mean and deviation. Channels must match; maps of different size are averaged down
-    to the smaller first. A channel that is constant has no gradient."""
+    to the smaller first. A channel that is constant has no gradient.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> maps = torch.tensor([3.0, 1, 0, 2, 1, 0, 5, 1, 2, 2, 1, 0, 0, 4, 1, 3]).reshape(2, 2, 2, 2)
+    >>> teacher = Signals(None, {"layer": maps})
+    >>> normalized_features(Signals(None, {"layer": 2 * maps + 1}), teacher, batch)  # neither scale nor offset counts
+    tensor([0., 0.])
+    >>> normalized_features(Signals(None, {"layer": maps.flip(-1)}), teacher, batch)
+    tensor([1.6993, 0.9310])
+    """
     import torch
 
     rows = []

@@ -18,7 +18,18 @@ def patient(
 
     Sun et al. 2019, section 3.2, on the first token ([CLS]) as there, or the mean over all tokens (padding included).
     As in the authors' code the squares are averaged over D, not summed, and here over layers: a usual weight is 10 to
-    1000. Widths must match."""
+    1000. Widths must match.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> rows = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    >>> teacher = Signals(None, {"layer": rows})
+    >>> patient(Signals(None, {"layer": 2 * rows}), teacher, batch)  # the length does not count
+    tensor([0., 0.])
+    >>> patient(Signals(None, {"layer": rows.flip(-1)}), teacher, batch)
+    tensor([1., 1.])
+    """
     import torch
 
     rows = []

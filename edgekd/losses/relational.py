@@ -26,7 +26,18 @@ def relational(
     Park et al. 2019, the distance-wise and the angle-wise loss (section 3.2). As in the authors' code the mean distance
     is that of unequal rows, and each Huber loss is averaged over all B^2 pairs, B^3 triples, a row with itself (0 on
     both sides) included. Features are flattened; their differences take B^2 x D numbers, the angles B^3: tap a pooled
-    layer where that is much."""
+    layer where that is much.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1, 2]), torch.arange(3), torch.ones(3))
+    >>> rows = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    >>> teacher = Signals(None, {"layer": rows})
+    >>> relational(Signals(None, {"layer": 2 * rows + 1}), teacher, batch)  # neither scale nor place counts
+    tensor(0.)
+    >>> relational(Signals(None, {"layer": rows * torch.tensor([1.0, 3.0])}), teacher, batch)
+    tensor(1.0903)
+    """
     import torch
     from torch.nn import functional as F
 

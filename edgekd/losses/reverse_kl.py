@@ -25,5 +25,14 @@ def reverse_kl(
     """T^2 KL(softmax(z_s / T) || softmax(z_t / T)) per row: logits [B, C] -> [B].
 
     The divergence that Gu et al. 2024 ("MiniLLM") minimise, here of one distribution over classes and with its exact
-    gradient, so nothing is sampled. T^2 as in `kl`. `standardize`: as in `kl`."""
+    gradient, so nothing is sampled. T^2 as in `kl`. `standardize`: as in `kl`.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    >>> teacher = Signals(torch.tensor([[4.0, 1.0, 0.0], [0.0, 4.0, 1.0]]))
+    >>> reverse_kl(student, teacher, batch, temperature=1.0)
+    tensor([0.1459, 0.5741])
+    """
     return kl(teacher, student, batch, temperature=temperature, standardize=standardize)

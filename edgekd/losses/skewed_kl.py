@@ -28,7 +28,16 @@ def skewed_kl(
 
     `reverse`: T^2 KL(q || alpha q + (1 - alpha) p). Ko et al. 2024 ("DistiLLM"), skew KL and skew reverse KL, alpha as
     there. Never above T^2 ln(1 / alpha). The authors' code leaves out the teacher's entropy, which has no gradient;
-    here the value is the divergence. T and T^2 as in `kl`, which they have not."""
+    here the value is the divergence. T and T^2 as in `kl`, which they have not.
+
+    >>> import torch
+    >>> from edgekd import Batch, Signals
+    >>> batch = Batch(None, torch.tensor([0, 1]), torch.arange(2), torch.ones(2))
+    >>> student = Signals(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    >>> teacher = Signals(torch.tensor([[4.0, 1.0, 0.0], [0.0, 4.0, 1.0]]))
+    >>> skewed_kl(student, teacher, batch, alpha=0.1, temperature=1.0)
+    tensor([0.0794, 0.2896])
+    """
     import torch
     from torch.nn import functional as F
 

@@ -17,7 +17,16 @@ def entropy(
     the lattice is not symmetric). Two departures: exact zeros are in neither, as every lattice holds them and what a
     ReLU cuts would outweigh all else; and what chance alone makes of the divergence of n samples, (bins - levels) / 2n
     (Miller 1955, "Note on the bias of information estimates"), is taken off, or few samples would favour narrow ranges,
-    which have fewer bins."""
+    which have fewer bins.
+
+    >>> import numpy as np
+    >>> from edgekd.quantization.histogram import Histogram
+    >>> histogram = Histogram()
+    >>> histogram.add(np.random.default_rng(0).standard_t(3, 10000).astype(np.float32))
+    >>> low, high = entropy(histogram, bits=4)
+    >>> bool(histogram.low < low < high < histogram.high)  # clips the tails
+    True
+    """
     if histogram.width == 0:
         return histogram.low, histogram.high
     edges, levels = histogram.edges, 2**bits

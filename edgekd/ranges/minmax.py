@@ -6,5 +6,13 @@ from typing import Any
 
 
 def minmax(histogram: Any) -> tuple[float, float]:
-    """The exact extremes."""
+    """The exact extremes.
+
+    >>> import numpy as np
+    >>> from edgekd.quantization.histogram import Histogram
+    >>> histogram = Histogram()
+    >>> histogram.add(np.array([-1.0, 0.5, 4.0], np.float32))
+    >>> minmax(histogram)
+    (-1.0, 4.0)
+    """
     return histogram.low, histogram.high
