@@ -161,7 +161,8 @@ class Part:
 def parts_of(settings: Any) -> list[Any]:
     """The code that a dataclass of settings names: the parts that its fields are said to name (see `Part`), and
     whatever a text anywhere in them names as `package.module:name`."""
-    named = [(getattr(settings, name), r) for name, r in readers(type(settings)).items() if isinstance(r, Part)]
+    record: Any = type(settings)
+    named = [(getattr(settings, name), r) for name, r in readers(record).items() if isinstance(r, Part)]
     found = [p for value, reader in named for p in reader.parts(value)]
     for text in specs_in(settings):
         with contextlib.suppress(UsageError):  # text that only looks like one

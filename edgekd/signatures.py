@@ -43,23 +43,20 @@ class Reader(Protocol):
 PLAIN = Kind("part")
 
 
-def parameters(part: Callable, kind: Kind = PLAIN) -> dict[str, inspect.Parameter]:
+def parameters(part: Callable[..., Any], kind: Kind = PLAIN) -> dict[str, inspect.Parameter]:
     """The settings of a part: all fields of a dataclass; the parameters of a function, without those that the callers
     of this kind of part give."""
     every = list(inspect.signature(part).parameters.items())[kind.by_position :]
-    made = {f.name: f.default_factory for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
-    every = [
-        (n, p if made.get(n, dataclasses.MISSING) is dataclasses.MISSING else p.replace(default=made[n]()))
-        for n, p in every
-        if n not in kind.by_name
-    ]
+    fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+    made = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
+    every = [(n, p.replace(default=made[n]()) if n in made else p) for n, p in every if n not in kind.by_name]
     return {
         name: p for name, p in every if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     }
 
 
 def settings_of(
-    part: Callable, table: Mapping[str, Any], place: str, kind: Kind = PLAIN
+    part: Callable[..., Any], table: Mapping[str, Any], place: str, kind: Kind = PLAIN
 ) -> tuple[dict[str, Any], list[Problem]]:
     """The keyword arguments for `part` with defaults filled in, and every problem of `table`. Where there are problems,
     only settings with a reader of their own are given."""
@@ -80,11 +77,12 @@ def settings_of(
 
 
 @cache
-def model_of(part: Callable, kind: Kind = PLAIN) -> Any:
+def model_of(part: Callable[..., Any], kind: Kind = PLAIN) -> Any:
     """A strict pydantic model of a part's settings, built from its signature. What has a reader may be anything."""
     import pydantic
 
-    fields, read = {}, readers(part, kind)
+    fields: dict[str, Any] = {}
+    read = readers(part, kind)
     for name, p in parameters(part, kind).items():
         hint = Any if name in read else _hint(part, name, p)
         fields[name] = (hint, ... if p.default is inspect.Parameter.empty else p.default)
@@ -93,16 +91,16 @@ def model_of(part: Callable, kind: Kind = PLAIN) -> Any:
 
 
 @cache
-def readers(part: Callable, kind: Kind = PLAIN) -> dict[str, Any]:
+def readers(part: Callable[..., Any], kind: Kind = PLAIN) -> dict[str, Any]:
     """{setting: its reader}, of those whose annotation has one."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, p in parameters(part, kind).items():
         told = [m for m in getattr(_hint(part, name, p), "__metadata__", ()) if isinstance(m, Reader)]
         found |= {name: told[0]} if told else {}
     return found
 
 
-def _hint(part: Callable, name: str, p: inspect.Parameter) -> Any:
+def _hint(part: Callable[..., Any], name: str, p: inspect.Parameter) -> Any:
     """One parameter's annotation, evaluated where it was written (others of the same part may be for type checkers
     only)."""
     if dataclasses.is_dataclass(part):
@@ -154,7 +152,8 @@ def plain(value: Any) -> Any:
 def changed(settings: Any, table: Mapping[str, Any]) -> Any:
     """A dataclass of settings with those of `table`, as a recipe says them. Raises UsageError for parts that are named
     wrongly."""
-    known, read, problems = readers(type(settings)), dict(table), []
+    record: Any = type(settings)
+    known, read, problems = readers(record), dict(table), []
     for name in table.keys() & known.keys():
         read[name], found = known[name].read(table[name], name)
         problems += found

@@ -1,5 +1,5 @@
-"""How many layers of an int8 file can saturate on x86 with AVX2 and without VNNI, by its weights. The export stage looks
-at them (quantization/qdq/saturation.py) and keeps what it found among its facts."""
+"""How many layers of an int8 file can saturate on x86 with AVX2 and without VNNI, by its weights. The export stage
+looks at them (quantization/qdq/saturation.py) and keeps what it found among its facts."""
 
 from __future__ import annotations
 

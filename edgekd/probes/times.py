@@ -38,8 +38,8 @@ MEASURES = (P50, P90, AT_LEAST, LOAD, FIRST, PEAK, PEAK_OVER)
 
 
 def measure(subject: Subject) -> Iterator[Measurement]:
-    """Latencies are medians over processes of each process's own p50 or p90; `n` counts processes. Where the A/A control
-    is off, the intervals are wider by as much, and nothing is paired."""
+    """Latencies are medians over processes of each process's own p50 or p90; `n` counts processes. Where the A/A
+    control is off, the intervals are wider by as much, and nothing is paired."""
     if subject.times is not None:
         yield from _latencies(subject.times)
         yield from _memory(subject.times.peaks, subject.times.bare)
