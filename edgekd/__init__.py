@@ -15,13 +15,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+_VERBS = ("compress", "profile", "compare", "quantize", "gate", "report")
 _HOME = {
-    "compress": "edgekd.run.execute",
-    "profile": "edgekd.verbs.profile",
-    "compare": "edgekd.verbs.profile",
-    "quantize": "edgekd.verbs.quantize",
-    "gate": "edgekd.verbs.gate",
-    "report": "edgekd.verbs.gate",
+    **{name: f"edgekd.verbs.{name}" for name in _VERBS},
     "arrays": "edgekd.data",
     "from_loader": "edgekd.data",
     "top1": "edgekd.metrics",

@@ -18,7 +18,7 @@ from edgekd.hosts import arm, arm_setup, emulator, packages
 from edgekd.measure import jobs
 from edgekd.progress import Silent
 from edgekd.run import cross_cpu
-from edgekd.verbs import profile
+from edgekd.verbs import _emulated, profile
 
 A72 = targets.load("cortex-a72")
 A53, A76 = targets.load("cortex-a53"), targets.load("cortex-a76")
@@ -239,7 +239,7 @@ def test_what_this_machine_has_more_than_is_emulated_where_it_can_be(monkeypatch
     monkeypatch.setattr("edgekd.environment.describe", lambda: facts)
     asked = []
     monkeypatch.setattr(cross_cpu, "launches", lambda wanted: ({}, []))
-    monkeypatch.setattr(profile, "emulate", lambda model, *, targets, **_: asked.append(targets))
+    monkeypatch.setattr(_emulated, "emulate", lambda model, *, targets, **_: asked.append(targets))
     profile.profile(STUDENT, target="x86-64-avx2")
     assert asked == [["x86-64-avx2"]]
 

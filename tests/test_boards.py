@@ -51,7 +51,7 @@ def test_two_targets_on_one_board_share_its_connection(place, monkeypatch):
     """A connection holds its board: a second one would wait for it, and give up."""
     from edgekd import environment
     from edgekd.progress import Silent
-    from edgekd.run import execute, resolve
+    from edgekd.run import boards, resolve
     from edgekd.run import recipe as recipes
 
     facts = environment.describe()
@@ -65,27 +65,27 @@ def test_two_targets_on_one_board_share_its_connection(place, monkeypatch):
         opened.append(where)
         yield Host(where, None, facts)
 
-    monkeypatch.setattr(execute, "host_of", there)
+    monkeypatch.setattr(boards, "host_of", there)
     with contextlib.ExitStack() as stack:
-        boards = execute._boards({"big": "ssh://a", "little": "ssh://a"}, resolved, Silent(), stack)
-    assert opened == ["ssh://a"] and boards.keys() == {"big", "little"}
+        connected = boards.connect({"big": "ssh://a", "little": "ssh://a"}, resolved, Silent(), stack)
+    assert opened == ["ssh://a"] and connected.keys() == {"big", "little"}
 
 
 def test_what_stands_for_the_host_is_of_its_kind(place, monkeypatch):
     from edgekd import environment
-    from edgekd.run import execute
+    from edgekd.run import boards, steps
 
     facts = {**environment.describe(), "architecture": "aarch64", "features": ["neon"], "clusters": {}}
-    monkeypatch.setattr(execute, "host_of", lambda where, progress: contextlib.nullcontext(Host(where, None, facts)))
-    monkeypatch.setattr(execute, "run_steps", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(boards, "host_of", lambda where, progress: contextlib.nullcontext(Host(where, None, facts)))
+    monkeypatch.setattr(steps, "run_steps", lambda *_: pytest.fail("trained"))
     with pytest.raises(EnvironmentUnfit, match="ssh://pi lacks x86-64"):
         edgekd.compress("r.toml", on={"host": "ssh://pi"})
 
 
 def test_what_cannot_be_is_told_before_any_training(place, monkeypatch):
-    from edgekd.run import execute
+    from edgekd.run import steps
 
-    monkeypatch.setattr(execute, "run_steps", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(steps, "run_steps", lambda *_: pytest.fail("trained"))
     with pytest.raises(UsageError) as told:
         edgekd.compress("r.toml", on={"pi": "ssh://board", "host": "ssh://-oProxyCommand=x"})
     assert "`pi` is no target of the recipe" in str(told.value) and len(told.value.problems) == 2

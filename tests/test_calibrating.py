@@ -10,10 +10,11 @@ import pytest
 
 from edgekd import cli, targets
 from edgekd.errors import UsageError
+from edgekd.measure import machine
 from edgekd.predicting import latency, of_file, probes, shipped
 from edgekd.predicting.work import work_of
 from edgekd.probes import static
-from edgekd.verbs import calibrate
+from edgekd.verbs.targets import calibrate
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def timed(monkeypatch):
         for key, file in probes.models().items()
     }
     monkeypatch.setattr(calibrate, "_times", lambda *_: (times, ("tokens int8",)))
-    monkeypatch.setattr(calibrate, "stands_for", lambda host, wanted: (wanted, host))
+    monkeypatch.setattr(machine, "stands_for", lambda host, wanted: (wanted, host))
     return times
 
 
@@ -68,7 +69,7 @@ def test_each_probe_is_predicted_by_the_others_alone(timed, monkeypatch):
     asked = []
     genuine = shipped.calibrate
     monkeypatch.setattr(
-        calibrate.shipped,
+        shipped,
         "calibrate",
         lambda made, *, rows=(), **more: asked.append(rows) or genuine(made, rows=rows, **more),
     )
@@ -106,7 +107,7 @@ def test_what_is_not_known_is_no_number(file, monkeypatch):
     assert bound.name == "latency_at_least_ms" and bound.note.startswith("bound") and math.isfinite(bound.high)
     assert of_file.predicted(file, targets.load("cortex-a72")) == ()
     assert of_file.predicted(file, targets.load("cortex-m4-stm32l4r5")) == ()
-    monkeypatch.setattr(calibrate, "stands_for", lambda host, wanted: (wanted, host))
+    monkeypatch.setattr(machine, "stands_for", lambda host, wanted: (wanted, host))
     with pytest.raises(UsageError, match="core and clock"):
         calibrate.calibrate("cortex-a72")
 
@@ -129,7 +130,7 @@ def test_probes_are_timed_here_for_real(monkeypatch, place):
     assert set(times) == set(few) and all(0 < ms < 1000 for ms in times.values())
     assert (
         "calibrated"
-        in calibrate.shipped.calibrate(
+        in shipped.calibrate(
             latency.device_of(targets.load("host")), runtime="onnxruntime", rows=of_file.known(targets.load("host"))
         ).kind
     )

@@ -50,6 +50,31 @@ def test_schema_is_json_schema(capsys, kind):
     jsonschema.Draft202012Validator.check_schema(json.loads(out))
 
 
+VERB = """
+import click
+
+@click.command()
+def command():
+    "Says hello."
+    click.echo("hello")
+    return 3
+"""
+
+
+def test_a_file_in_the_folder_is_a_verb(tmp_path, capsys, monkeypatch):
+    import edgekd.verbs
+
+    monkeypatch.setattr(edgekd.verbs, "__path__", [*edgekd.verbs.__path__, str(tmp_path)])
+    (tmp_path / "say_hello.py").write_text(VERB)
+    (tmp_path / "_say_nothing.py").write_text(VERB)
+    (tmp_path / "greetings").mkdir()
+    (tmp_path / "greetings/__init__.py").write_text('"""More of them."""')
+    code, out, _ = say(capsys, "--help")
+    assert code == 0 and "say-hello  Says hello." in out and "More of them." in out and "nothing" not in out
+    assert say(capsys, "say-hello") == (3, "hello\n", "")
+    assert say(capsys, "say-nothing")[0] == 2
+
+
 def test_doctor(capsys):
     code, out, _ = say(capsys, "doctor", "--json")
     facts = json.loads(out)

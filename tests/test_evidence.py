@@ -17,7 +17,7 @@ from edgekd.records import Check, Measurement
 from edgekd.run import answered
 from edgekd.run.evaluate import Observed
 from edgekd.run.plan import Point
-from edgekd.verbs import gate
+from edgekd.verbs import gate, report
 
 CHOSEN, DROP = "prune-0.5.int8", "drop max 3.0 pt vs teacher"
 
@@ -49,7 +49,7 @@ def changed(folder, *keys, value):
 
 
 def refused(folder, told, **options):
-    for verb in (lambda: gate.gate(folder, **options), lambda: gate.report(folder)):
+    for verb in (lambda: gate.gate(folder, **options), lambda: report.report(folder)):
         with pytest.raises(BaselineError, match=told) as error:
             verb()
         assert error.value.exit_code == 5
@@ -148,16 +148,16 @@ def test_rules_that_need_what_is_missing_are_inconclusive_and_name_it(tmp_path, 
         gone in found[name].reason and "is missing" in found[name].reason and found[name].value is None
         for name in lacking
     )
-    assert gone in gate.report(run)
+    assert gone in report.report(run)
 
 
 def test_a_run_of_the_old_schema_says_that_it_cant_be_verified(tmp_path):
     old, new = make(tmp_path / "old", old=True), make(tmp_path / "new")
     assert json.loads((old / "result.json").read_text())["schema"] == "edgekd.result/1"
     gated = gate.gate(old, json=tmp_path / "gate.json")
-    assert gated.exit_code == 0 and "can't be verified" in str(gated) and "can't be verified" in gate.report(old)
+    assert gated.exit_code == 0 and "can't be verified" in str(gated) and "can't be verified" in report.report(old)
     assert "verified" in json.loads((tmp_path / "gate.json").read_text())["notes"][0]
-    assert "verified" not in str(gate.gate(new)) and "verified" not in gate.report(new)
+    assert "verified" not in str(gate.gate(new)) and "verified" not in report.report(new)
 
 
 # ---------------------------------------------------- metrics that are no means, and what result.json itself claims
@@ -328,11 +328,11 @@ def test_figures_of_a_board_are_held_to_what_was_answered_there(run, loss):
     budget, drop = on_board(run, loss)
     gated = gate.gate(run, budget=budget)
     assert gated.exit_code == 0 and gated.checks[0].value == pytest.approx(drop)
-    assert "note" not in gate.report(run)
+    assert "note" not in report.report(run)
     own = run / "predictions" / "teacher@host.npz"
     kept = own.read_bytes()
     own.unlink()
-    assert gate.gate(run, budget=budget).exit_code == 0 and f"{own} is missing" in gate.report(run)
+    assert gate.gate(run, budget=budget).exit_code == 0 and f"{own} is missing" in report.report(run)
     own.write_bytes(kept)
     altered(run, "teacher@host", **{f"{'loss' if loss else 'top1'}_records": np.zeros(N)})
     refused(run, "teacher@host.npz: differs from its digest")

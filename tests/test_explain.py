@@ -18,6 +18,7 @@ from torch import nn
 from edgekd import results
 from edgekd.cli import run as command
 from edgekd.errors import BaselineError, UsageError
+from edgekd.explain import accuracy, layers
 from edgekd.files import sha256
 from edgekd.formats import onnx as format
 from edgekd.quantization import calibrated
@@ -467,7 +468,7 @@ def test_what_distillation_cost_is_told_where_the_control_was_chosen(tmp_path):
 def test_explain_makes_nothing_up(tmp_path):
     put(tmp_path)
     found = explain.explain(tmp_path)
-    assert found.findings == {"distill.int8": ()} and explain.NOTHING in str(found) and found.exit_code == 0
+    assert found.findings == {"distill.int8": ()} and layers.NOTHING in str(found) and found.exit_code == 0
     (tmp_path / "models/distill.onnx").write_bytes(b"other")
     with pytest.raises(BaselineError, match="differs from its digest"):
         explain.explain(tmp_path)
@@ -514,7 +515,7 @@ def test_the_nearest_for_a_target_that_no_machine_stands_for():
 
     known = [candidate("a", 80.0, None), candidate("b", 90.0, None), candidate("c", 99.0, "host")]
     result = Result("t", "", {}, {}, tuple(known), {}, ())
-    assert explain.nearest(result, "pi") == "b" and explain.nearest(result, "host") == "c"
+    assert accuracy.nearest(result, "pi") == "b" and accuracy.nearest(result, "host") == "c"
 
 
 def test_explain_needs_a_run(tmp_path, capsys):

@@ -10,11 +10,12 @@ import pytest
 from runs import WRONG, N, bundled, make, right
 
 from edgekd import intervals, results
+from edgekd.decisions import budget as budgets
 from edgekd.decisions import judged_on
 from edgekd.errors import BaselineError, UsageError
 from edgekd.metrics import top1
 from edgekd.records import Candidate, Check, Measurement
-from edgekd.verbs import gate
+from edgekd.verbs import gate, report
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_what_is_no_run_is_refused(tmp_path, what):
         path.mkdir()
     elif what == "file":
         path.write_text("x")
-    for verb in (gate.gate, gate.report):
+    for verb in (gate.gate, report.report):
         with pytest.raises(UsageError, match="run"):
             verb(path)
 
@@ -339,7 +340,7 @@ def test_names_of_a_run_are_shown_not_sent_to_the_terminal(tmp_path):
 
 
 def test_report_writes_both_files(run):
-    text = gate.report(run)
+    text = report.report(run)
     assert (run / "report.html").is_file() and (run / "report.md").is_file()
     assert text.splitlines() == [str(run / "report.html"), str(run / "report.md")]
 
@@ -372,7 +373,7 @@ def test_why_of_a_prediction_and_of_large_counts():
     )
     made = Candidate("a", "a", 0, (), (), "onnx", None, None, figures)
     rules = [
-        gate.budgets.rules({"any": {name: text}}, "pi", "")[0]
+        budgets.rules({"any": {name: text}}, "pi", "")[0]
         for name, text in (("instructions", "max 1 M"), ("latency_p50_ms", "max 1 ms"))
     ]
     assert "627,897 left" in judged_on.of(check, rules[0], made, {}, None, {})

@@ -16,7 +16,8 @@ LAYERS = (  # low to high; a module may import its own layer and those before it
     ("engines", {"training", "quantization", "hosts", "measure", "predicting"}),
     ("steps", {"stages", "decisions", "report", "delivery"}),
     ("flow", {"run"}),
-    ("surface", {"explain", "verbs"}),
+    ("explain", {"explain"}),
+    ("surface", {"verbs"}),
 )
 ENTRIES = {"__init__", "__main__", "cli"}  # above all
 AT_MOST = 16  # Python files directly in edgekd/

@@ -13,7 +13,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper as nh
 
-from edgekd import cli, environment, results
+from edgekd import cli, environment, results, targets
 from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import local
 from edgekd.measure import jobs, samples
@@ -22,7 +22,7 @@ from edgekd.records import Target
 from edgekd.report.figures import figure
 from edgekd.runtimes import onnxruntime as runtime
 from edgekd.runtimes import worker
-from edgekd.verbs import profile
+from edgekd.verbs import compare, profile
 
 X = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float32)
 TINY = jobs.Effort(processes=6, most=6, warmup_s=0.0, runs=10, steady_s=0.01, memory=2, warmup_cap_s=0.05, cap_s=0.5)
@@ -477,7 +477,7 @@ def test_wrong_files_end_in_an_error_of_use(tmp_path):
     with pytest.raises(UsageError, match=r"keeps 1 tensors in other files \(w\)"):
         profile.profile(network(path, outside=True))
     with pytest.raises(UsageError) as caught:
-        profile.compare(tmp_path / "none.onnx", path)
+        compare.compare(tmp_path / "none.onnx", path)
     assert len(caught.value.problems) == 2
     np.savez(tmp_path / "d.npz", inputs=X[:, :5])
     with pytest.raises(UsageError, match=r"takes samples of shape \[8\]"):
@@ -527,7 +527,7 @@ def test_damaged_data_files(tmp_path, damage):
 
 def test_a_machine_that_lacks_a_targets_features_measures_nothing_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        profile.devices,
+        targets,
         "load",
         lambda name: Target(name="board", title="t", architecture="x86-64", features=("amx_int8", "sve2")),
     )

@@ -53,7 +53,7 @@ def test_the_example_of_ones_own_is_short_and_runs(project, capsys):
 
 def test_the_verbs_of_the_table_are_those_that_there_are():
     listed = set(re.findall(r"`edgekd (\w+)", TEXT[TEXT.index("## The verbs") :]))
-    assert listed == set(cli.commands)
+    assert listed == set(cli.list_commands(None))
 
 
 def test_settings_that_the_text_names_are_taken():

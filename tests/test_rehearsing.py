@@ -12,7 +12,7 @@ import edgekd
 from edgekd.errors import RunFailed, UsageError
 from edgekd.progress import Lines, Silent
 from edgekd.records import Metric
-from edgekd.run import execute, plan, recipe, rehearse, resolve, steps
+from edgekd.run import plan, recipe, rehearse, resolve, steps
 from edgekd.store.store import Store
 
 X = np.random.default_rng(0).normal(size=(120, 10, 4)).astype(np.float32)
@@ -244,6 +244,6 @@ def test_compress_and_dry_run_rehearse(tmp_path, monkeypatch, capsys):
     text = 'task = "test_rehearsing:NAN"\ncontrol = false\n[[stage]]\nuse = "train"\nmodel = "teacher"\nepochs = 1\n'
     (tmp_path / "recipe.toml").write_text(text)
     for more in ((), ("--dry-run",)):
-        monkeypatch.setattr(execute, "run_steps", None)
+        monkeypatch.setattr(steps, "run_steps", None)
         assert cli.run(["compress", "recipe.toml", "--quiet", *more]) == 2
         assert "metrics['own']: is nan" in capsys.readouterr().err

@@ -13,14 +13,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import edgekd
 from edgekd import environment, runtimes, targets
 from edgekd.errors import UsageError
 from edgekd.measure import machine
 from edgekd.metrics import top1
 from edgekd.records import Measurement, Runtime, Target
-from edgekd.run import evaluate, execute
-from edgekd.verbs import calibrate, profile, quantize
+from edgekd.run import evaluate
+from edgekd.verbs import compare, profile, quantize
 from edgekd.verbs import list as listing
+from edgekd.verbs.targets import calibrate
 
 ROOT = Path(__file__).parent.parent
 ZEN5 = {
@@ -354,10 +356,10 @@ def test_every_verb_refuses_what_edgekd_cant_do_for_a_target(tmp_path, verb):
     given, model = {"target": str(path)}, tmp_path / "m.onnx"
     call = {
         "profile": lambda: profile.profile(model, **given),
-        "compare": lambda: profile.compare(model, model, **given),
+        "compare": lambda: compare.compare(model, model, **given),
         "quantize": lambda: quantize.quantize(model, data=model, out=tmp_path / "o.onnx", **given),
         "calibrate": lambda: calibrate.calibrate(str(path)),
-        "compress": lambda: execute.compress(targets=[str(path)], dry_run=True),
+        "compress": lambda: edgekd.compress(targets=[str(path)], dry_run=True),
     }[verb]
     with pytest.raises(UsageError) as error:
         call()

@@ -13,7 +13,8 @@ import edgekd
 from edgekd import environment
 from edgekd.cli import run as command
 from edgekd.records import Made
-from edgekd.run import execute, plan, recipe, rehearse, resolve, steps
+from edgekd.run import plan, recipe, rehearse, resolve, steps
+from edgekd.verbs import compress
 
 TEXT = 'task = "tiny:task"\n[[stage]]\nuse = "train"\nepochs = 1\n[model.teacher]\ntrain = { epochs = 1 }\n'
 PLAIN = tomllib.loads(TEXT)
@@ -57,7 +58,7 @@ def test_a_machine_is_the_same_whatever_cores_a_process_may_use():
 )
 def test_what_is_said_of_the_threads(count, given, line, monkeypatch):
     cores(monkeypatch, count)
-    assert execute._sharing(resolve.resolve(recipe.read("recipe.toml", **given)), None) == line
+    assert compress._sharing(resolve.resolve(recipe.read("recipe.toml", **given)), None) == line
 
 
 def test_the_first_line_tells_of_the_threads(monkeypatch, capfd):
@@ -84,7 +85,7 @@ def begun(tmp_path, monkeypatch):
         seen.append(resolved.threads)
         raise Stop
 
-    monkeypatch.setattr(execute, "run_steps", stop)
+    monkeypatch.setattr(steps, "run_steps", stop)
     with pytest.raises(Stop):
         edgekd.compress("recipe.toml", out="run", threads=4)
     return seen

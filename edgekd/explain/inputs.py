@@ -19,7 +19,7 @@ from edgekd.measure.machine import user_error
 from edgekd.metrics import top1
 from edgekd.probes import static
 from edgekd.records import Candidate, Metric, Result, Target
-from edgekd.verbs.quantize import inputs_of
+from edgekd.run.quantize_file import inputs_of
 
 if TYPE_CHECKING:
     from edgekd.run.resolve import Resolved

@@ -146,26 +146,26 @@ def _file(model: Path, int8_file: Path, arrays: Mapping[str, np.ndarray], target
 
     from edgekd.probes import static
     from edgekd.quantization.onnx_graph import convert
-    from edgekd.verbs import quantize
+    from edgekd.run import quantize_file
 
     parsed = static.read(model)
     count = len(next(iter(arrays.values())))
 
     def build(settings: Mapping[str, Any], path: Path) -> str:
-        rows = quantize.divided(count, settings.get("samples", CALIBRATION), parsed)[0]
+        rows = quantize_file.divided(count, settings.get("samples", CALIBRATION), parsed)[0]
         given = {k: settings[k] for k in ("weight_bits", "float_layers") if k in settings}
         scheme = dataclasses.replace(target.int8, **given)
         taken = {n: np.ascontiguousarray(a[rows]) for n, a in arrays.items()}
         made = convert.quantize(
             parsed, taken, scheme=scheme, ranges=settings.get("ranges", "minmax"), place_name=str(model)
         )
-        write_atomic(path, quantize.finished(made.model))
+        write_atomic(path, quantize_file.finished(made.model))
         few = {
-            n: a[: quantize.affordable(made.float_model, convert.fixed_rows(parsed), len(rows))]
+            n: a[: quantize_file.affordable(made.float_model, convert.fixed_rows(parsed), len(rows))]
             for n, a in taken.items()
         }
         notes: list[str] = []
-        differ = quantize.simulated(path, few, notes)
+        differ = quantize_file.simulated(path, few, notes)
         return (
             notes[0]
             if differ is None

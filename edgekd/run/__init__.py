@@ -1,1 +1,1 @@
-"""One run, from a recipe to its folder: read, resolve, plan, execute, evaluate, conclude."""
+"""One run, from a recipe to its folder: read, resolve, plan, make the steps, evaluate, conclude."""

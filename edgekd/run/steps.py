@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import environment
-from edgekd.errors import Problem, RunFailed, UsageError, exits
+from edgekd.errors import Problem, RunFailed, UsageError, exits, plain
 from edgekd.files import write_atomic
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Run
@@ -150,3 +150,19 @@ def _cpus(path: Path) -> list[str]:
     found = list(dict.fromkeys([*found, environment.kind(environment.describe())]))
     write_atomic(path, json.dumps(found).encode())
     return found
+
+
+def describe(plan: Plan, store: Store) -> str:
+    """What a run would do, step by step, and what is finished."""
+    known: dict[str, str] = {}
+    lines = []
+    for step in plan.steps.values():
+        needed = [key for keys in step.inputs.values() for key in keys]
+        artifact = store.find(step.key, {k: known[k] for k in needed}) if all(k in known for k in needed) else None
+        if artifact is not None:
+            known[step.key] = store.digest(artifact)
+        lines.append(f"{'finished' if artifact else 'to do   '}  {step.label:<28} {step.stage:<9} {step.key[:12]}")
+    todo = sum(line.startswith("to do") for line in lines)
+    heard = [f"{where}: {line}" for where, told in plan.losses.items() for line in told]
+    heard += [f"{target}: {note}" for target, note in plan.notes.items()]
+    return "\n".join([*plain([*lines, *heard]), f"{len(lines)} steps, {todo} to do, {len(plan.points)} candidates"])

@@ -8,6 +8,7 @@ import json as jsonlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekd import targets
 from edgekd.decisions import budget, capacity
 from edgekd.errors import FAILED, PASSED, Problem, UsageError, plain
 from edgekd.files import sha256, write_atomic
@@ -17,6 +18,12 @@ from edgekd.report import rows as shown
 from edgekd.report.figures import table
 
 WITHOUT = "neither times nor answers: edgekd has no runtime for this device, and emulates none"
+
+
+def device(name: str) -> Target | None:
+    """The target, where no runtime of edgekd runs on it; None for all others."""
+    target = targets.load(name)
+    return None if targets.runs(target) else target
 
 
 @dataclass(frozen=True)

@@ -161,10 +161,9 @@ def _sample(count: int, least: int, random: bool) -> str:
     """Which samples a file was run on."""
     if random:
         return f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz runs your own"
-    return (
-        f"sample: {'all' if least == count else f'at least {least:,}'} of {count:,} "
-        f"samples{'' if least == count else ', drawn at random (seed 0)'}"
-    )
+    if least == count:
+        return f"sample: all of {count:,} samples"
+    return f"sample: at least {least:,} of {count:,} samples, drawn at random (seed 0)"
 
 
 def _joined(answers: Mapping[str, np.ndarray], path: Path, labels: np.ndarray | None) -> np.ndarray:

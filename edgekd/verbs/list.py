@@ -1,32 +1,33 @@
-"""What can be named in a recipe, and what this machine is: the verbs `list` and `doctor`."""
+"""The verb `list`: what can be named in a recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import inspect
-import json
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd import components, runtimes, signatures
-from edgekd.errors import PASSED, UNFIT, UsageError
+import click
+
+from edgekd.errors import PASSED, UsageError
+from edgekd.verbs import _options
 
 if TYPE_CHECKING:
     from edgekd.records import Target
 
-NEEDED = (
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "torch-pruning",
-    "numpy",
-    "safetensors",
-    "scikit-learn",
-    "pydantic",
-)
+KINDS = ("targets", "tasks", "stages", "losses", "ensembles", "criteria", "ranges", "formats", "runtimes", "metrics")
+
+
+@click.command()
+@click.argument("kind", required=False, type=click.Choice(KINDS))
+@click.argument("name", required=False)
+def command(kind, name):
+    """Show what can be named in a recipe: targets, tasks, losses, ...; `list targets NAME`: a target's facts and their
+    sources."""
+    if name is not None and kind != "targets":
+        raise click.UsageError(f"`list {kind}` takes no name; `list targets NAME` does")
+    _options.show(target(name) if name is not None else listing([kind] if kind else list(KINDS)))
+    return PASSED
 
 
 def listing(kinds: list[str]) -> str:
@@ -105,6 +106,8 @@ def _fact(value: Any) -> str:
 
 
 def _parts(kind: str) -> str:
+    from edgekd import components, runtimes
+
     rows = []
     for name in (
         ["top1", "mean_error"]
@@ -125,6 +128,8 @@ def _parts(kind: str) -> str:
 
 def _settings(part: Any, kind: str) -> str:
     """A part's settings with their defaults; of those that name a part, of which kind."""
+    from edgekd import components, signatures
+
     called = components.KINDS.get(kind, signatures.PLAIN)
     named = {name: f" (one of {r.kind})" for name, r in signatures.readers(part, called).items()}
     defaults = {
@@ -161,8 +166,7 @@ def _targets() -> str:
     ready = arm.find() is not None and arm.emulator(arm.place()) is not None
     setup = "" if ready else f"\nAs ARM CPUs this machine emulates after `{arm.HINT}`."
     return (
-        f"{table}\n"
-        "\n"
+        f"{table}\n\n"
         "Answers and latency: how they are had on this machine. Bytes, MACs, planned memory: counted for all.\n"
         "predicted: with an interval; bound: only what it can't be below; -: not without the device.\n"
         f"On the device both are measured: `edgekd profile MODEL.onnx --target NAME --on ssh://user@host`.{setup}\n"
@@ -195,75 +199,3 @@ def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]], widt
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
-
-
-def setup(name: str, *, quiet: bool = True) -> str:
-    """Makes or verifies what `name` (arm-emulator) stands for; returns what there is. Raises EnvironmentUnfit,
-    BaselineError."""
-    from edgekd.hosts import arm_setup
-    from edgekd.progress import reporter
-
-    progress = reporter(quiet)
-    try:
-        return {"arm-emulator": arm_setup.setup}[name](progress)
-    finally:
-        progress.close()
-
-
-def doctor(as_json: bool) -> tuple[str, int]:
-    """(text, exit code 0, or 4 where something needed is missing)."""
-    from edgekd import environment, targets
-    from edgekd.hosts import arm
-    from edgekd.store.store import Store
-
-    facts = environment.describe()
-    versions, missing = {}, []
-    for name in NEEDED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    host, store = targets.load("host"), Store()
-    advice = [f"{name} is not installed" for name in missing]
-    governor = facts.get("governor")
-    if governor not in (None, "performance"):
-        advice.append(f"the CPU governor is `{governor}`: timing is steadier with `performance`")
-    if targets.saturates(host):
-        advice.append("this CPU's int8 products saturate (AVX2 without VNNI): weights are scaled so that they don't")
-    # emulators are no finished work
-    kept = (p for p in Path(store.root).rglob("*") if p.is_file() and arm.home() not in p.parents)
-    store_facts = {"folder": str(store.root), "bytes": sum(p.stat().st_size for p in kept)}
-    emulators = arm.facts()
-    code = UNFIT if missing else PASSED
-    if as_json:
-        return json.dumps(
-            {
-                "environment": facts,
-                "versions": versions,
-                "missing": missing,
-                "store": store_facts,
-                "emulators": emulators,
-                "advice": advice,
-            },
-            indent=2,
-            default=str,
-        ), code
-    rows = [
-        (
-            k,
-            ", ".join(map(str, v))
-            if isinstance(v, (list, tuple))
-            else json.dumps(v)
-            if isinstance(v, dict)
-            else str(v),
-        )
-        for k, v in facts.items()
-    ]
-    parts = [
-        _table("this machine", ("fact", "value"), rows),
-        _table("libraries", ("name", "version"), [(n, versions.get(n, "MISSING")) for n in NEEDED]),
-        f"store: {store_facts['folder']} ({store_facts['bytes'] / 1e6:.1f} MB)",
-        f"emulators: {'; '.join(f'{name}: {text}' for name, text in emulators.items())}",
-        *[f"note: {line}" for line in advice],
-    ]
-    return "\n\n".join(parts), code

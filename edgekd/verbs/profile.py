@@ -1,34 +1,85 @@
-"""The verbs `profile` and `compare`: exported files of anybody's making, measured on this machine or on a board."""
+"""The verb `profile`: an exported file of anybody's making, measured on this machine or on a board, emulated, or
+counted."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import click
 
-from edgekd import environment
-from edgekd import targets as devices
-from edgekd.errors import INCONCLUSIVE, PASSED, Problem, UsageError, plain
-from edgekd.files import sha256, write_json
-from edgekd.measure import jobs, operators, samples
-from edgekd.measure import trace as tracing
-from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
-from edgekd.metrics import mean_error, top1
-from edgekd.predicting import of_file
-from edgekd.probes import Subject, measure, static
-from edgekd.progress import reporter
-from edgekd.records import Host, Measurement, Target
-from edgekd.report.figures import table
-from edgekd.run import cross_cpu
-from edgekd.verbs._emulated import Emulated, emulate, untimed
+from edgekd.errors import PASSED, Problem, UsageError, plain
+from edgekd.verbs import _options
 
 if TYPE_CHECKING:
-    import onnx
+    import numpy as np
+
+    from edgekd.measure import jobs, operators
+    from edgekd.records import Host, Measurement, Target
+    from edgekd.verbs._emulated import Emulated
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="T",
+    help="A target's name or file [default: host]; several with --on emulator.",
+)
+@click.option(
+    "--on",
+    type=_options.Where(),
+    metavar="WHERE",
+    help=f"{_options.BOARD} Or `emulator`: run as the target's CPU, no times.",
+)
+@click.option(
+    "--data", type=click.Path(), help="An .npz with `inputs` and optionally `labels`; without: seeded random inputs."
+)
+@_options.preset
+@_options.json_file("Write the measurements to this file.")
+@click.option("--trace", type=click.Path(), help="Write a Chrome trace of the operators to this file.")
+@_options.quiet
+def command(model, targets, on, data, preset, json, trace, quiet):
+    """Measure an exported MODEL: latency, load, memory, operators; and accuracy where the data has labels.
+
+    \b
+    With --on ssh://user@host[:port]: on that board, by your ssh configuration and keys; nothing is left there.
+      ?python=~/venv/bin/python after it, or EDGEKD_REMOTE_PYTHON, names another interpreter there;
+      EDGEKD_SSH_CONFIG another ssh configuration here.
+
+    With --on emulator, or for a target that this machine can't stand for: what it answers under each target's
+    instruction set, held against this machine; its latency predicted, not timed. Without an emulator what is counted
+    and predicted remains, with exit code 4.
+    """
+    from edgekd.verbs import _counted, _emulated
+
+    if on is None and len(targets) == 1 and (device := _counted.device(targets[0])) is not None:
+        _unfit(device, data=data, trace=trace)
+        return _options.finish(_counted.sizes(model, device, json=json))
+    if on == "emulator":
+        outcome = _emulated.emulate(model, targets=targets, data=data, json=json, quiet=quiet)
+    elif len(targets) > 1:
+        hint = "--on emulator runs as several"
+        raise UsageError(Problem("--target", f"{len(targets)} are given, and times are taken for one", hint))
+    else:
+        settings = {"data": data, "preset": preset, "json": json, "trace": trace, "on": on}
+        outcome = profile(model, target=targets[0] if targets else "host", **settings, quiet=quiet)
+    code = _options.finish(outcome)
+    if code and isinstance(outcome, _emulated.Emulated):
+        click.echo("\n".join(f"error: {p}" for p in outcome.problems), err=True)
+    return code
+
+
+def _unfit(device: Target, *, data: str | None, trace: str | None) -> None:
+    """Raises UsageError for options that need a file to be run, where nothing runs as the device."""
+    if data is not None or trace is not None:
+        hint = "leave it out: what is counted on the file needs no samples"
+        raise UsageError(Problem("--data" if data else "--trace", f"nothing runs as {device.name} here", hint))
 
 
 @dataclass(frozen=True)
@@ -44,41 +95,13 @@ class Profile:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
+        from edgekd.report.figures import table
+
         self = plain(self)
         parts = [f"{self.model} ({self.environment['cpu']}, {_threads(self.measurements)})", table(self.measurements)]
         if self.operators:
             parts.append(_slowest(self.operators))
         return "\n\n".join([*parts, *([self.note] if self.note else [])])
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What `compare` found out. Prints as the ratio, what it means, and both files' figures."""
-
-    a: str
-    b: str
-    comparison: jobs.Comparison
-    environment: Mapping[str, Any]
-    exit_code: int = PASSED
-
-    def __str__(self) -> str:
-        self = plain(self)
-        c, (ratio, low, high), verdict = self.comparison, self.comparison.ratio, self.comparison.verdict
-        says = f"B is {verdict}" if verdict in ("slower", "faster") else verdict
-        lines = [
-            f"B / A   {ratio:.3f}  [{low:.3f}, {high:.3f}]   {says} (p50, {c.processes} pairs of processes, 95 %)",
-            f"A / A   {c.control[0]:.3f}  [{c.control[1]:.3f}, {c.control[2]:.3f}]   control: A against itself in the "
-            "same session",
-        ]
-        if verdict == "inconclusive":
-            lines.append(
-                "inconclusive: by its control this session finds a file slower or faster than itself; its ratios say "
-                "nothing of the files"
-            )
-            lines.append("hint: stop what else runs on the machine and compare again, or take --preset certify")
-        if c.note:
-            lines.append(c.note)
-        return "\n".join([*lines, "", f"A: {self.a}", table(c.a), "", f"B: {self.b}", table(c.b)])
 
 
 def profile(
@@ -98,6 +121,17 @@ def profile(
 
     Raises UsageError for a file, data, target or address that is wrong, EnvironmentUnfit where the machine lacks what
     the target has."""
+    import tempfile
+
+    from edgekd.files import sha256, write_json
+    from edgekd.measure import jobs, operators, samples
+    from edgekd.measure import trace as tracing
+    from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
+    from edgekd.probes import Subject, measure, static
+    from edgekd.progress import reporter
+    from edgekd.run import cross_cpu
+    from edgekd.verbs._emulated import emulate, untimed
+
     wanted, path = named(target), Path(model)
     if on is None and wanted and _elsewhere(wanted):
         problems = cross_cpu.launches([wanted])[1]
@@ -116,7 +150,11 @@ def profile(
             place = Path(folder)
             device, host = stands_for(host, wanted)
             counted = [dataclasses.replace(m, target=device.name) for m in measure(Subject(file=path))]
-            _ends({path.name: path}, inputs, on, place)
+            if (
+                on is None
+            ):  # a file that comes to no end, or breaks its runtime, is told before it is run hundreds of times
+                with user_error():
+                    jobs.tried({path.name: path}, inputs, folder=place / "tried")
             # wrong labels are told before the long part
             scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)
             settings = {
@@ -151,61 +189,16 @@ def profile(
     return found
 
 
-def _ends(files: Mapping[str, Path], inputs: Mapping[str, np.ndarray], on: str | None, place: Path) -> None:
-    """Raises UsageError for a file that comes to no end, or breaks its runtime, at its first inference here: before it
-    is run hundreds of times."""
-    if on is None:
-        with user_error():
-            jobs.tried(files, inputs, folder=place / "tried")
-
-
 def _elsewhere(target: Target) -> bool:
     """Whether a target is another machine than this one as far as answers go, and something can be told of it
     without."""
+    from edgekd import environment
+    from edgekd import targets as devices
+    from edgekd.predicting import of_file
+
     facts = environment.describe()
     lacking, more = devices.lacking(target, facts), devices.surplus(target, facts)
     return bool(target.emulated_as and (lacking or more) or lacking and of_file.known_as(target)[0])
-
-
-def compare(
-    a: Path | str,
-    b: Path | str,
-    *,
-    target: str = "host",
-    data: Path | str | None = None,
-    preset: jobs.Preset = "standard",
-    json: Path | str | None = None,
-    on: str | None = None,
-    quiet: bool = True,
-) -> Compared:
-    """Times two files against each other, interleaved; both take the same inputs. `on`, and what is raised: as in
-    `profile`. Where the A/A control excludes 1, the exit code is 3: inconclusive."""
-    wanted, paths = named(target), [Path(a), Path(b)]
-    first = _read_all(paths)[0]
-    inputs = samples.random(first) if data is None else samples.read_arrays(Path(data))[0]
-    progress = reporter(quiet)
-    try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
-            device, host = stands_for(host, wanted)
-            _ends({str(p): p for p in paths}, inputs, on, Path(folder))
-            settings = {
-                "preset": preset,
-                "threads": device.threads,
-                "folder": Path(folder),
-                "target": device.name,
-                "host": host,
-            }
-            with progress.task("time both files") as advance, user_error():
-                compared = jobs.compare(*paths, inputs, progress=advance, **settings)
-            code = INCONCLUSIVE if compared.verdict == "inconclusive" else PASSED
-            told = {side: tuple(noted(getattr(compared, side), wanted, host.facts)) for side in ("a", "b")}
-            found = Compared(*(p.name for p in paths), dataclasses.replace(compared, **told), host.facts, code)
-    finally:
-        progress.close()
-    if json is not None:
-        record = {k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}
-        write_json(json, {"schema": "edgekd.comparison/1", **record, "verdict": compared.verdict})
-    return found
 
 
 def _slowest(found: operators.Operators, count: int = 8) -> str:
@@ -223,23 +216,16 @@ def _threads(measurements: Sequence[Measurement]) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
-def _read_all(paths: Sequence[Path]) -> list[onnx.ModelProto]:
-    """The files, or the problems of all of them."""
-    found, problems = [], []
-    for path in paths:
-        try:
-            found.append(static.read(path))
-        except UsageError as error:
-            problems += error.problems
-    if problems:
-        raise UsageError(*problems)
-    return found
-
-
 def _quality(
     path: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, device: Target, host: Host, place: Path
 ) -> list[Measurement]:
     """Accuracy and calibration where labels are class numbers, else the mean error."""
+    from edgekd import environment
+    from edgekd.measure import jobs
+    from edgekd.measure.machine import user_error
+    from edgekd.metrics import mean_error, top1
+    from edgekd.probes import Subject, measure
+
     with user_error():
         answered = jobs.score(path, inputs, threads=device.threads, folder=place / "score", host=host)
     outputs = answered if len(answered) > 1 else next(iter(answered.values()))

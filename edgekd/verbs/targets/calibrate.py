@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import click
 
-from edgekd import targets as devices
 from edgekd.errors import PASSED, EnvironmentUnfit, Problem, UsageError, plain
-from edgekd.measure import jobs
-from edgekd.measure.machine import host_of, named, stands_for, user_error
-from edgekd.predicting import calibration, costs, latency, probes, shipped
-from edgekd.predicting.of_file import folder
-from edgekd.predicting.population import Table
-from edgekd.progress import reporter
-from edgekd.records import Target
+from edgekd.verbs import _options
+
+if TYPE_CHECKING:
+    from edgekd.predicting import calibration, costs
+    from edgekd.records import Target
 
 ROWS = 4  # random samples that a probe is timed with
 
@@ -45,10 +41,9 @@ class Calibrated:
         ]
         for (name, precision), ms in self.times.items():
             p = self.left_out[name, precision]
-            lines.append(
-                f"{name:<14} {precision:<6} {ms:>12.4g} {p.value:>15.4g}  [{p.low:.4g}, "
-                f"{p.high:.4g}]{'' if p.low <= ms <= p.high else '  missed'}"
-            )
+            missed = "" if p.low <= ms <= p.high else "  missed"
+            figures = f"{ms:>12.4g} {p.value:>15.4g}  [{p.low:.4g}, {p.high:.4g}]"
+            lines.append(f"{name:<14} {precision:<6} {figures}{missed}")
         off = sorted(abs(p.value / self.times[k] - 1) for k, p in self.left_out.items())
         inside = sum(p.low <= self.times[k] <= p.high for k, p in self.left_out.items())
         lines += [
@@ -58,18 +53,36 @@ class Calibrated:
             "(harder than a network: a probe has much of one kind of work, of which the others then say little)",
         ]
         if self.noisy:
-            lines.append(
-                f"noisy: {len(self.noisy)} of {len(off)} times; on an idle board, run it again: "
-                f"{', '.join(self.noisy[:4])}"
-            )
+            few = ", ".join(self.noisy[:4])
+            lines.append(f"noisy: {len(self.noisy)} of {len(off)} times; on an idle board, run it again: {few}")
         lines += [f"timed {self.note}"] if self.note else []
         return "\n".join([*lines, f"kept in {self.file}; predictions for {self.target} use it from now on"])
+
+
+@click.command()
+@click.argument("name")
+@click.option("--on", metavar="ADDRESS", help=f"{_options.BOARD} [default: this machine]")
+@_options.quiet
+def command(name, on, quiet):
+    """Time small probe networks on a board of kind NAME, so that latencies can be predicted for it where no board is.
+
+    Takes some minutes; cut off, the same command goes on. What was timed is kept in EDGEKD_CALIBRATIONS [default: the
+    user's data folder].
+    """
+    return _options.finish(calibrate(name, on=on, quiet=quiet))
 
 
 def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibrated:
     """Times the probe networks as target `name` on the board at `on` (default: this machine), and keeps them as its
     calibration, in place of an older one. What was timed stays until all is: cut off, the same call goes on. Raises as
     `profile` does."""
+    from edgekd import targets as devices
+    from edgekd.measure.machine import host_of, named, stands_for
+    from edgekd.predicting import calibration, latency, probes, shipped
+    from edgekd.predicting.of_file import folder
+    from edgekd.predicting.population import Table
+    from edgekd.progress import reporter
+
     wanted = named(name)
     if wanted is not None and not devices.runs(wanted):
         raise UsageError(
@@ -130,6 +143,14 @@ def _times(
 ) -> tuple[dict[tuple[str, costs.Precision], float], tuple[str, ...]]:
     """({probe: milliseconds}, probes whose times vary too much): a network's float and int8 file in one interleaved
     job, network by network."""
+    import tempfile
+
+    import numpy as np
+
+    from edgekd.measure import jobs
+    from edgekd.measure.machine import user_error
+    from edgekd.predicting import costs, probes
+
     files = probes.models()
     networks, found, noisy = list(dict.fromkeys(name for name, _ in files)), {}, []
     with (

@@ -1,0 +1,80 @@
+"""Parameter types and options that several verbs share, and how a result is printed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from edgekd.errors import plain
+
+COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
+BOARD = "A board at ssh://[user@]host[:port]: it needs sshd, and Python 3.8 with onnxruntime and numpy."
+
+
+class Where(click.ParamType):
+    """`emulator`, or the address of a board, which is checked where it is used."""
+
+    name = "address"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value != "emulator" and not value.startswith("ssh://"):
+            self.fail(f"{value!r} is neither `emulator` nor ssh://[user@]host[:port]", param, ctx)
+        return value
+
+
+class Board(click.ParamType):
+    """`TARGET=ADDRESS`, as a pair."""
+
+    name = "board"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        target, _, address = value.partition("=")
+        if not target or not address:
+            self.fail(f"{value!r} is not TARGET=ADDRESS, for example raspberry-pi-4=ssh://pi@board", param, ctx)
+        return target, address
+
+
+class Duration(click.ParamType):
+    """`90s`, `20m`, `2h` or plain seconds, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        number, unit = (value[:-1], value[-1]) if value[-1:] in "smh" and value else (value, "s")
+        try:
+            seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{value!r} is no duration; write 90s, 20m or 2h", param, ctx)
+        return seconds
+
+
+quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+preset = click.option(
+    "--preset", type=click.Choice(["quick", "standard", "certify"]), default="standard", show_default=True
+)
+
+
+def json_file(text: str) -> Any:
+    """`--json FILE`, as the argument `json`."""
+    return click.option("--json", "json", type=click.Path(), help=text)
+
+
+def show(text: str) -> None:
+    """A result on stdout: lines, and the colours of a table on a terminal; nothing else that a terminal would obey."""
+    click.echo(
+        "\n".join(
+            "".join(p if COLOUR.fullmatch(p) else plain(p) for p in COLOUR.split(line)) for line in text.split("\n")
+        )
+    )
+
+
+def finish(outcome: Any) -> int:
+    """Prints what a verb found; returns its exit code."""
+    show(str(outcome))
+    return outcome.exit_code

@@ -1,0 +1,131 @@
+"""The verb `compare`: two exported files timed against each other, on this machine or on a board."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekd.errors import INCONCLUSIVE, PASSED, UsageError, plain
+from edgekd.verbs import _options
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgekd.measure import jobs
+
+
+@click.command()
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file.")
+@click.option("--on", metavar="ADDRESS", help=_options.BOARD)
+@_options.preset
+@_options.json_file("Write the comparison to this file.")
+@_options.quiet
+def command(a, b, target, on, preset, json, quiet):
+    """Time two exported files interleaved (A B B A) and print the ratio B/A with its interval."""
+    return _options.finish(compare(a, b, target=target, on=on, preset=preset, json=json, quiet=quiet))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What `compare` found out. Prints as the ratio, what it means, and both files' figures."""
+
+    a: str
+    b: str
+    comparison: jobs.Comparison
+    environment: Mapping[str, Any]
+    exit_code: int = PASSED
+
+    def __str__(self) -> str:
+        from edgekd.report.figures import table
+
+        self = plain(self)
+        c, (ratio, low, high), verdict = self.comparison, self.comparison.ratio, self.comparison.verdict
+        says = f"B is {verdict}" if verdict in ("slower", "faster") else verdict
+        lines = [
+            f"B / A   {ratio:.3f}  [{low:.3f}, {high:.3f}]   {says} (p50, {c.processes} pairs of processes, 95 %)",
+            f"A / A   {c.control[0]:.3f}  [{c.control[1]:.3f}, {c.control[2]:.3f}]   control: A against itself in the "
+            "same session",
+        ]
+        if verdict == "inconclusive":
+            lines.append(
+                "inconclusive: by its control this session finds a file slower or faster than itself; its ratios say "
+                "nothing of the files"
+            )
+            lines.append("hint: stop what else runs on the machine and compare again, or take --preset certify")
+        if c.note:
+            lines.append(c.note)
+        return "\n".join([*lines, "", f"A: {self.a}", table(c.a), "", f"B: {self.b}", table(c.b)])
+
+
+def compare(
+    a: Path | str,
+    b: Path | str,
+    *,
+    target: str = "host",
+    data: Path | str | None = None,
+    preset: jobs.Preset = "standard",
+    json: Path | str | None = None,
+    on: str | None = None,
+    quiet: bool = True,
+) -> Compared:
+    """Times two files against each other, interleaved; both take the same inputs. `on`, and what is raised: as in
+    `profile`. Where the A/A control excludes 1, the exit code is 3: inconclusive."""
+    import tempfile
+
+    from edgekd.files import write_json
+    from edgekd.measure import jobs, samples
+    from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
+    from edgekd.progress import reporter
+
+    wanted, paths = named(target), [Path(a), Path(b)]
+    first = _read_all(paths)[0]
+    inputs = samples.random(first) if data is None else samples.read_arrays(Path(data))[0]
+    progress = reporter(quiet)
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
+            device, host = stands_for(host, wanted)
+            if (
+                on is None
+            ):  # a file that comes to no end, or breaks its runtime, is told before it is run hundreds of times
+                with user_error():
+                    jobs.tried({str(p): p for p in paths}, inputs, folder=Path(folder) / "tried")
+            settings = {
+                "preset": preset,
+                "threads": device.threads,
+                "folder": Path(folder),
+                "target": device.name,
+                "host": host,
+            }
+            with progress.task("time both files") as advance, user_error():
+                compared = jobs.compare(*paths, inputs, progress=advance, **settings)
+            code = INCONCLUSIVE if compared.verdict == "inconclusive" else PASSED
+            told = {side: tuple(noted(getattr(compared, side), wanted, host.facts)) for side in ("a", "b")}
+            found = Compared(*(p.name for p in paths), dataclasses.replace(compared, **told), host.facts, code)
+    finally:
+        progress.close()
+    if json is not None:
+        record = {k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}
+        write_json(json, {"schema": "edgekd.comparison/1", **record, "verdict": compared.verdict})
+    return found
+
+
+def _read_all(paths: Sequence[Path]) -> list[onnx.ModelProto]:
+    """The files, or the problems of all of them."""
+    from edgekd.probes import static
+
+    found, problems = [], []
+    for path in paths:
+        try:
+            found.append(static.read(path))
+        except UsageError as error:
+            problems += error.problems
+    if problems:
+        raise UsageError(*problems)
+    return found

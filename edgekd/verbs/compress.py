@@ -1,0 +1,156 @@
+"""The verb `compress`: a recipe in, a folder of a run out. Plans, runs what is not finished, measures, chooses, gates,
+delivers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekd.errors import PASSED, RunFailed, exits
+from edgekd.verbs import _options
+
+if TYPE_CHECKING:
+    from edgekd.run.outcome import Outcome
+    from edgekd.run.resolve import Resolved
+
+
+@click.command()
+@click.argument("recipe", required=False, type=click.Path())
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="T",
+    help="A target's name or file; replaces the recipe's list. Repeat for several.",
+)
+@click.option("--out", type=click.Path(), help="Folder of the run [default: runs/<task>].")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="STAGE.KEY=VALUE",
+    help="Change a setting of the recipe. Repeat for several.",
+)
+@click.option(
+    "--on",
+    multiple=True,
+    type=_options.Board(),
+    metavar="T=ADDRESS",
+    help="Where target T's board is: T=ssh://[user@]host[:port].",
+)
+@click.option(
+    "--time-budget",
+    type=_options.Duration(),
+    help="Begin no further training after this long (90s, 20m, 2h); conclude with what is there.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Threads of the trainings; part of a run's identity [default: 2].",
+)
+@click.option(
+    "--fresh", is_flag=True, help="Replace the run of another recipe in the folder; finished work stays in the store."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and show the steps; compute nothing.")
+@_options.quiet
+def command(recipe, on, **settings):
+    """Distil, prune, quantize, export, profile, choose and gate by RECIPE (TOML); without one, the built-in example.
+
+    A recipe names code (tasks, models, losses) and runs it: use recipes that you trust.
+    Interrupted or killed, the same command goes on from the last checkpoint.
+    """
+    outcome = compress(recipe, on=dict(on), **settings)
+    _options.show(str(outcome))
+    return PASSED if isinstance(outcome, str) else outcome.exit_code
+
+
+@exits(RunFailed)
+def compress(
+    recipe: Path | str | Mapping[str, Any] | None = None,
+    *,
+    targets: Iterable[str] = (),
+    out: Path | str | None = None,
+    sets: Iterable[str] = (),
+    on: Mapping[str, str] = {},  # noqa: B006  (read only)
+    time_budget: float | None = None,
+    threads: int | None = None,
+    fresh: bool = False,
+    dry_run: bool = False,
+    quiet: bool = True,
+) -> Outcome | str:
+    """Runs a recipe (None: the built-in one) as `edgekd compress` does. `on` {target: address of its board};
+    `time_budget` in seconds; `threads` of the trainings: by default the recipe's, the folder's own where it holds a
+    run, else 2; `dry_run` returns the plan as text.
+
+    Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export
+    check fails."""
+    from edgekd.progress import reporter
+    from edgekd.run import boards, mixed_precision, rehearse, resolve, steps
+    from edgekd.run import folder as folders
+    from edgekd.run import plan as planning
+    from edgekd.run import recipe as recipes
+    from edgekd.run.conclude import conclude
+    from edgekd.run.evaluate import observe
+    from edgekd.store.store import Store
+
+    resolved = resolve.resolve(recipes.read(recipe, sets, targets, threads))
+    folder = Path(out) if out is not None else Path("runs") / resolved.task.name
+    begun = None if fresh else folders.threads_of(folder)
+    if resolved.read.recipe.threads is None and begun is not None:
+        resolved = dataclasses.replace(resolved, threads=begun)
+    store = Store()
+    progress = reporter(quiet)
+    try:
+        if told := _sharing(resolved, begun):
+            progress.say(told)
+        with progress.task("check the plan"):
+            plan = planning.make(resolved)
+        boards.check(on, resolved)
+        rehearse.rehearse(resolved, plan, store, folder, progress)
+        for target, note in plan.notes.items():
+            progress.say(f"{target}: {note}")
+        if dry_run:
+            return steps.describe(plan, store)
+        with folders.locked(folder), contextlib.ExitStack() as open_boards:
+            text = resolve.dump(resolved, folder)
+            folders.claim(folder, text, fresh)
+            log = store.log = folders.logger(folder / "log.jsonl")
+            deadline = None if time_budget is None else time.monotonic() + time_budget
+            # before any training: a board that can't be reached is told at once
+            there = boards.connect(on, resolved, progress, open_boards)
+            made, done = steps.run_steps(plan, resolved, store, progress, log, deadline)
+            observed = observe(resolved, plan, made, store, folder, progress, there)
+            wider = mixed_precision.extend(resolved, plan, made, observed, store, folder, progress)
+            if len(wider.points) > len(plan.points):
+                made, more = steps.run_steps(wider, resolved, store, progress, log, deadline, made)
+                plan, done = wider, [*done, *more]
+                observed = observe(resolved, plan, made, store, folder, progress, there)
+            outcome = conclude(resolved, plan, made, done, observed, folder, text, store, progress, there)
+            store.trim(keep=set(made))
+            return outcome
+    finally:
+        progress.close()
+        store.close()
+
+
+def _sharing(resolved: Resolved, begun: int | None) -> str:
+    """What is worth knowing of the threads on this machine: that more could be had, or that they share cores; empty
+    where nothing is."""
+    from edgekd import environment
+
+    threads, cores = resolved.threads, environment.cores()
+    if threads > cores:
+        return f"{threads} threads on {cores} core{'s' * (cores > 1)}: slower, and the same files"
+    if threads == cores or resolved.read.recipe.threads is not None:
+        return ""
+    more = cores // 2 if cores // 2 > threads else cores  # a core's second hardware thread adds little to a training
+    return f"using {threads} of {cores} cores" + (
+        ", as the run was begun" if begun is not None else f": --threads {more}"
+    )
