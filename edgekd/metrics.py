@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.records import Metric
+from edgekd.records import Metric, Quantity
+
+TOP1 = Quantity("top1", "%", "samples whose greatest logit is the label's", better="higher", split=True)
 
 
 def top1(*, output: str | None = None) -> Metric:
@@ -29,7 +31,7 @@ def top1(*, output: str | None = None) -> Metric:
         right: np.ndarray = (answers == labels) & ~broken
         return right.astype(np.float64)
 
-    return Metric("top1", "%", "higher", records, lambda records: 100.0 * float(np.mean(records)))
+    return Metric(TOP1.name, TOP1.unit, "higher", records, lambda records: 100.0 * float(np.mean(records)))
 
 
 def mean_error(*, unit: str = "", output: str | None = None) -> Metric:

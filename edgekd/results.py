@@ -29,13 +29,6 @@ from edgekd.records import Measurement, Metric, Result
 VERSIONS = {"result": 2, "manifest": 1}  # the newest schema of each
 ARRAY_LIMIT = 2**31  # bytes of an .npz, unpacked
 LONGEST = 200  # bytes of a candidate's id
-KINDS = {  # what `schema` describes, and where it is written down
-    "result": "edgekd.records:Result",
-    "manifest": "edgekd.delivery.bundle:Manifest",
-    "budget": "edgekd.decisions.budget:Budget",
-    "target": "edgekd.records:Target",
-    "recipe": "edgekd.run.recipe:Recipe",
-}
 
 
 @dataclass(frozen=True)
@@ -87,21 +80,6 @@ def read(path: Path | str) -> Result:
     if problems:
         raise UsageError(*problems)
     return result
-
-
-def schema(kind: str) -> dict[str, Any]:
-    """JSON Schema (2020-12) of a file: result, manifest, budget, target or recipe."""
-    import pydantic
-
-    from edgekd.components import imported
-
-    if kind not in KINDS:
-        raise UsageError(Problem("", f"no file is called `{kind}`", f"one of {', '.join(KINDS)}"))
-    made = pydantic.TypeAdapter(imported(KINDS[kind])).json_schema()
-    if kind in VERSIONS:
-        made["properties"]["schema"] = {"const": f"edgekd.{kind}/{VERSIONS[kind]}"}
-        made["required"] = [*made["required"], "schema"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": f"edgekd {kind}"}
 
 
 def read_text(path: Path, hint: str = "") -> bytes:

@@ -14,6 +14,7 @@ from edgekd import results
 from edgekd.delivery import bundle
 from edgekd.errors import BaselineError, UsageError
 from edgekd.records import Candidate, Check, Measurement, Metric, Result, TargetResult
+from edgekd.run.schemas import schema
 
 MODEL = b"not really a model" * 100
 TOP1 = Metric(
@@ -141,7 +142,7 @@ def test_golden_vectors_and_predictions_come_back(run):
 def test_a_bundle_is_read_after_a_move_and_its_manifest_follows_its_schema(run, tmp_path):
     folder = shutil.move(write(run), tmp_path / "elsewhere")
     assert bundle.read(folder).task == "digits"
-    jsonschema.validate(json.loads((tmp_path / "elsewhere" / "manifest.json").read_text()), results.schema("manifest"))
+    jsonschema.validate(json.loads((tmp_path / "elsewhere" / "manifest.json").read_text()), schema("manifest"))
     assert str(tmp_path) not in (tmp_path / "elsewhere" / "manifest.json").read_text()
 
 

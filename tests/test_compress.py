@@ -23,6 +23,7 @@ import edgekd
 from edgekd import results
 from edgekd.cli import run as command
 from edgekd.errors import UsageError
+from edgekd.run.schemas import schema
 
 HERE = Path(__file__).parent
 
@@ -72,7 +73,7 @@ def reproducible(folder):
 def test_the_folder_of_a_run(made):
     folder, result = made.folder, results.read(made.folder / "result.json")
     assert made.exit_code == 0 and result == made.result
-    jsonschema.validate(json.loads((folder / "result.json").read_text()), results.schema("result"))
+    jsonschema.validate(json.loads((folder / "result.json").read_text()), schema("result"))
     ids = [c.id for c in result.candidates]
     assert ids == ["teacher", "alone", "distill", "prune", "quantize", "alone-quantize"]
     assert result.references == {"teacher": "teacher", "alone": "alone"}

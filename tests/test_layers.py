@@ -24,7 +24,12 @@ AT_MOST = 16  # Python files directly in edgekd/
 DEVICE = {"runtimes"}  # copied to devices: knows nothing of edgekd; anybody may load it
 PARTS = {"losses", "teachers", "ensembles", "criteria", "ranges", "formats", "probes", "stages", "decisions", "report"}
 # a stage brings parts together
-BRING = {"stages": {"losses", "teachers", "ensembles", "criteria", "ranges", "formats"}}
+BRING = {
+    "stages": {"losses", "teachers", "ensembles", "criteria", "ranges", "formats"},
+    # what there is to judge and to show is what probes declare
+    "decisions": {"probes"},
+    "report": {"probes"},
+}
 
 
 def unit(path: Path) -> str:
@@ -137,6 +142,12 @@ def test_help_is_light():
         "with contextlib.redirect_stdout(io.StringIO()): run(['--help'])"
     )
     assert not loaded_by(code) & {"torch", "onnx", "onnxruntime", "sklearn", "numpy", "pydantic", "rich"}
+
+
+def test_what_probes_declare_is_light():
+    """`gate` and `list` read it, on machines that run no network."""
+    code = "import edgekd.verbs.gate, edgekd.probes\nassert 'macs' in edgekd.probes.declared()"
+    assert not loaded_by(code) & {"torch", "onnx", "onnxruntime", "sklearn", "scipy"}
 
 
 def test_public_names_resolve():

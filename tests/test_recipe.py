@@ -333,7 +333,7 @@ def test_odd_settings_are_problems_not_errors(sets, text):
 
 
 @pytest.mark.parametrize(
-    "name", ["latency_p50_ms", "agreement", "ece", "gain", "file_bytes", "equal_outputs", "tokens_per_s"]
+    "name", ["latency_p50_ms", "agreement", "ece", "gain", "file_bytes", "equal_outputs", "instructions"]
 )
 def test_a_metric_named_like_a_figure_of_edgekd_is_refused(name):
     task = dataclasses.replace(digits.task, metrics=(dataclasses.replace(digits.task.metrics[0], name=name),))
@@ -345,10 +345,14 @@ def test_a_metric_named_like_a_figure_of_edgekd_is_refused(name):
 
 
 def test_names_of_metrics_that_tasks_measure_are_free():
-    named = [
-        dataclasses.replace(digits.task.metrics[0], name=n) for n in ("top1", "top5", "map50", "perplexity", "mine")
-    ]
+    named = [dataclasses.replace(digits.task.metrics[0], name=n) for n in ("top1", "map50", "mine")]
     assert resolve.metric_problems(dataclasses.replace(digits.task, metrics=(*named, len))) == []
+
+
+def test_budgets_are_on_the_tasks_own_metrics_and_on_all_that_edgekd_measures():
+    gate = {"any": {"instructions": "max 8 M", "target_spread": "max 1 pt", "mine": "min 1 %", "top1": "min 88 %"}}
+    found = resolve._unmeasured(gate, {"mine": "%"}, "gate")
+    assert [(p.place, p.message) for p in found] == [("gate.any.top1", "the task does not measure `top1`")]
 
 
 def test_a_run_with_such_a_metric_ends_before_it_begins(monkeypatch):

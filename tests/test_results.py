@@ -18,6 +18,7 @@ from edgekd import results
 from edgekd.errors import RunFailed, UsageError
 from edgekd.metrics import top1
 from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
+from edgekd.run.schemas import KINDS, schema
 
 FIGURES = (
     Measurement("top1", "%", 95.0, 93.0, 96.5, 360, "test", "host", "measured", 1, "abc", "noisy"),
@@ -158,9 +159,7 @@ def test_files_that_are_missing_or_huge_are_refused(tmp_path, monkeypatch, path)
 
 
 def test_the_schema_holds_for_what_is_written(path):
-    schema = results.schema("result")
-    jsonschema.Draft202012Validator.check_schema(schema)
-    validator = jsonschema.Draft202012Validator(schema)
+    validator = jsonschema.Draft202012Validator(schema("result"))
     assert not list(validator.iter_errors(json.loads(path.read_text())))
     for keys, value in (
         (("schema",), "edgekd.result/3"),
@@ -172,12 +171,12 @@ def test_the_schema_holds_for_what_is_written(path):
         path.write_text(before)
 
 
-@pytest.mark.parametrize("kind", list(results.KINDS))
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_every_file_has_a_schema(kind):
-    jsonschema.Draft202012Validator.check_schema(results.schema(kind))
-    assert results.schema(kind)["$schema"].endswith("2020-12/schema")
+    jsonschema.Draft202012Validator.check_schema(schema(kind))
+    assert schema(kind)["$schema"].endswith("2020-12/schema")
     with pytest.raises(UsageError, match="one of result"):
-        results.schema("nothing")
+        schema("nothing")
 
 
 # ---------------------------------------------------------------- predictions

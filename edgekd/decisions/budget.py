@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekd import intervals
+from edgekd.decisions import quantities
 from edgekd.decisions.rules import (
     ANY,
-    LOWER,
     Budget,
     Rule,
     acceptable,
@@ -248,7 +248,7 @@ def as_mean(
         times * float(np.mean(records)), measurement.value, rel_tol=1e-6, abs_tol=1e-9
     ):
         return None
-    direction = better or ("lower" if measurement.name in LOWER else "higher")
+    direction = better or ("lower" if quantities.lower(measurement.name) else "higher")
     return Metric(
         measurement.name,
         measurement.unit,
@@ -261,7 +261,7 @@ def as_mean(
 def _side_by_side(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> Figure:
     """How much worse than the reference, from figures of the same inputs or turns: the median of the pairs, with
     one-sided bounds at 95 %."""
-    sign, pairs = 1.0 if rule.name in LOWER else -1.0, zip(ours.each, theirs.each, strict=True)
+    sign, pairs = 1.0 if quantities.lower(rule.name) else -1.0, zip(ours.each, theirs.each, strict=True)
     worse = [sign * (100 * (a - b) / b if rule.kind == "regress" else a - b) for a, b in pairs]
     return Figure(*intervals.median(worse, 0.90), unit, ours.origin)
 
@@ -278,7 +278,7 @@ def _unpaired(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> 
         return Figure(
             origin=ours.origin, reason=f"the {rule.versus} was measured on another machine or with other threads"
         )
-    sign = 1.0 if rule.name in LOWER else -1.0
+    sign = 1.0 if quantities.lower(rule.name) else -1.0
     worse, low, high = sign * (ours.value - theirs.value), ours.low - theirs.high, ours.high - theirs.low
     low, high = (low, high) if sign > 0 else (-high, -low)
     if rule.kind == "drop":
@@ -287,7 +287,7 @@ def _unpaired(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> 
         return Figure(0.0, 0.0, 0.0, unit, ours.origin)
     alone = (
         f"the {rule.versus} keeps no counts of the same inputs to pair with: bundle it again"
-        if rule.name == "instructions"
+        if quantities.repeats(rule.name) == "inferences"
         else ""
     )
     least, most = sorted((theirs.low, theirs.high))
@@ -327,5 +327,5 @@ def _verdict(rule: Rule, figure: Figure, point_estimate: bool) -> tuple[Verdict,
         return "pass", ""
     if best > limit + slack:
         return "fail", said
-    more = "inferences" if rule.name == "instructions" else "processes" if figure.unit in ("ms", "B") else "samples"
-    return "inconclusive", f"the limit lies inside of the interval: {figure.reason or f'more {more} would decide'}"
+    more = figure.reason or f"more {quantities.repeats(rule.name)} would decide"
+    return "inconclusive", f"the limit lies inside of the interval: {more}"

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from edgekd import intervals
+from edgekd.probes import figure
+from edgekd.probes.gain import GAIN
 from edgekd.records import Candidate, Measurement, Metric
 
-GAIN = "gain"
 OVER = "over "  # the note says over whom
 # of benchmarks/distillation/RESULTS.md: KD + attention against KD, of cifar and of built-in
 TRY = (
@@ -33,14 +34,13 @@ def gain(
     if metric.better == "lower":
         value, low, high = -value, -high, -low
     unit = "pt" if metric.unit == "%" else metric.unit
-    return Measurement(
-        GAIN, unit, value, low, high, len(ours), "test", None, "measured", 1, environment, f"{OVER}{over}"
-    )
+    given = {"unit": unit, "split": "test", "threads": 1, "environment": environment, "note": f"{OVER}{over}"}
+    return figure(GAIN, value, low, high, len(ours), **given)
 
 
 def of(candidate: Candidate) -> tuple[Measurement, str] | None:
     """(a candidate's gain, over whom); None where it has none."""
-    found = next((m for m in candidate.measurements if m.name == GAIN and m.note.startswith(OVER)), None)
+    found = next((m for m in candidate.measurements if m.name == GAIN.name and m.note.startswith(OVER)), None)
     return None if found is None else (found, found.note.removeprefix(OVER))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekd import intervals
+from edgekd.decisions import quantities
 from edgekd.decisions.budget import Records, Reference, excess
 from edgekd.decisions.rules import Rule
 from edgekd.records import Candidate, Check
@@ -34,13 +35,12 @@ def of(
     if m.origin == "counted":
         parts = ["exact, read from the file"]
     else:
-        what = "inferences" if m.name == "instructions" else "processes"
         parts = (
             [f"{m.n} samples of the {m.split} split"]
             if m.split
             else []
             if m.origin == "predicted"
-            else [f"{m.n} {what}"]
+            else [f"{m.n} {quantities.repeats(m.name)}"]
         )
     ours, theirs = records.get(check.name), None if reference is None else reference.records.get(check.name)
     if ours is not None and theirs is not None:
@@ -48,7 +48,10 @@ def of(
     if any(
         t.name == m.name and intervals.side_by_side(m, t) for t in (() if reference is None else reference.measurements)
     ):
-        parts += ["paired by input" if m.name == "instructions" else "paired by process", "one-sided at 95 %"]
+        parts += [
+            "paired by input" if quantities.repeats(m.name) == "inferences" else "paired by process",
+            "one-sided at 95 %",
+        ]
     if m.origin != "counted":
         parts += [f"{m.threads} thread{'s' if m.threads > 1 else ''}"] if m.threads else []
         parts += [f"on {facts.get(m.environment, {}).get('cpu', 'machine')} ({m.environment})"] if m.environment else []

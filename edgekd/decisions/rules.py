@@ -22,6 +22,7 @@ from typing import Any, Literal, Required, get_args
 
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
+from edgekd.decisions import quantities
 from edgekd.errors import Problem, UsageError
 from edgekd.files import content, toml
 from edgekd.records import Origin
@@ -36,24 +37,7 @@ ANY = "any"
 LARGEST = 10**18
 GRAMMAR = "min X, max X, drop max X vs teacher|baseline, or regress max X % vs teacher|baseline"
 ORIGINS: tuple[Origin, ...] = ("measured", "counted")  # what is accepted where a budget doesn't say
-EMULATED = ("target_spread", "host_agreement", "instructions")  # what only emulation tells
 QUALITY = "drop max 1.0 pt vs teacher"  # where a recipe has no budget of quality
-
-# names in use and their units; a metric of one's own is known by the task
-UNITS: Mapping[str, str] = {
-    "top1": "%", "top5": "%", "map50": "%", "agreement": "%", "ece": "%", "worst_class_drop": "pt",
-    "kl_to_teacher": "nat", "perplexity": "", "target_spread": "pt", "host_agreement": "%", "saturable_layers": "",
-    "latency_at_least_ms": "ms", "latency_p50_ms": "ms", "latency_p90_ms": "ms", "load_ms": "ms", "first_ms": "ms",
-    "tokens_per_s": "1/s", "file_bytes": "B", "activation_bytes": "B", "peak_rss_bytes": "B",
-    "peak_rss_over_runtime_bytes": "B", "parameters": "", "macs": "", "instructions": "",
-}  # fmt: skip
-UNBUDGETED = ("gain", "equal_outputs")  # what is measured too, and no budget is on
-COUNTED = ("file_bytes", "activation_bytes", "parameters", "macs", "saturable_layers")
-LOWER = frozenset(
-    n for n, u in UNITS.items() if u in ("ms", "B", "pt", "nat") or n in ("ece", "perplexity", *COUNTED, "instructions")
-)
-# the others tell quality
-COST = frozenset(n for n, u in UNITS.items() if u in ("ms", "B", "1/s") or n in (*COUNTED, "instructions"))
 
 # {unit that measurements have: {unit that people write: factor}}
 SCALES: Mapping[str, Mapping[str, float]] = {
@@ -62,9 +46,8 @@ SCALES: Mapping[str, Mapping[str, float]] = {
     "%": {"%": 1},
     "pt": {"pt": 1},
     "": {"": 1, "k": 10**3, "M": 10**6, "G": 10**9},
-    "1/s": {"1/s": 1, "/s": 1, "tokens/s": 1},
 }
-_EXAMPLE = {"ms": "35 ms", "B": "98496 B or 96 KiB", "%": "88 %", "pt": "1.0 pt", "": "20000", "1/s": "12 tokens/s"}
+_EXAMPLE = {"ms": "35 ms", "B": "98496 B or 96 KiB", "%": "88 %", "pt": "1.0 pt", "": "20000"}
 _RULE = re.compile(
     r"(min|max|drop +max|regress +max) +([-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?) *([^\s0-9(]\S*)?"
     r"(?: +vs +(\S+))?(?: +\([^()]*\))?"
@@ -87,8 +70,10 @@ class Rule:
     place: str = ""
 
 
-def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] = UNITS) -> Rule:
-    """One rule on the measurement `name`; `units`: {measurement: unit} of those that are known. Raises UsageError."""
+def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] | None = None) -> Rule:
+    """One rule on the measurement `name`; `units`: {measurement: unit} of those that are known, by default all that
+    edgekd measures. Raises UsageError."""
+    units = quantities.units() if units is None else units
     if not isinstance(text, str):
         raise UsageError(
             Problem(place, f"must be a rule in words, not {text!r}", f'for example {name} = "{_example(name, units)}"')
@@ -108,30 +93,28 @@ def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] = UNIT
     if kind in ("drop", "regress") and versus not in ("teacher", "baseline"):
         given = f"nothing is called `{versus}`" if versus else "it is not said what to compare with"
         raise UsageError(Problem(place, f"{given} in `{text}`", "`vs teacher` or `vs baseline`"))
+    if kind in ("drop", "regress") and name in quantities.known() and quantities.known()[name].better is None:
+        raise UsageError(Problem(place, f"neither way of {name} is better, so it has no `{kind}`", "min X or max X"))
     if kind in ("drop", "regress") and number < 0:
         raise UsageError(Problem(place, f"`{text}` allows less than nothing", "give 0 or more"))
     wanted = "%" if kind == "regress" else units.get(name)
     if kind == "drop" and wanted == "%":
         wanted = "pt"
     limit, unit = _convert(number, written, wanted, kind, name, place, text)
-    if (
-        kind in ("min", "max")
-        and unit == "%"
-        and name in ("top1", "top5", "map50", "agreement", "host_agreement", "ece")
-        and not 0 <= limit <= 100
-    ):
+    if kind in ("min", "max") and unit == "%" and name in quantities.known() and not 0 <= limit <= 100:
         raise UsageError(Problem(place, f"{name} lies between 0 and 100 %, so `{text}` can't be met or says nothing"))
     return Rule(name, kind, limit, unit, versus, " ".join(text.split()), accepted(name), place=place)  # type: ignore[arg-type]
 
 
 def accepted(name: str) -> tuple[Origin, ...]:
     """The origins that a rule on `name` accepts where the budget doesn't say."""
-    return (*ORIGINS, "emulated") if name in EMULATED else ORIGINS
+    return (*ORIGINS, "emulated") if quantities.has_origin(name, "emulated") else ORIGINS
 
 
-def acceptable(name: str, origin: str, units: Mapping[str, str] = UNITS) -> bool:
+def acceptable(name: str, origin: str, units: Mapping[str, str] | None = None) -> bool:
     """Whether a budget may say that it accepts this origin of `name`: a time that was emulated tells nothing."""
-    return origin in get_args(Origin) and not (origin == "emulated" and units.get(name) in ("ms", "1/s"))
+    units = quantities.units() if units is None else units
+    return origin in get_args(Origin) and not (origin == "emulated" and units.get(name) == "ms")
 
 
 def _convert(
@@ -192,7 +175,7 @@ def _near(name: str, text: str, units: Mapping[str, str]) -> str:
 
 def _example(name: str, units: Mapping[str, str]) -> str:
     unit = units.get(name, "%")
-    return f"{'max' if name in LOWER else 'min'} {_EXAMPLE.get(unit, f'0.1 {unit}')}".partition(" or ")[0]
+    return f"{'max' if quantities.lower(name) else 'min'} {_EXAMPLE.get(unit, f'0.1 {unit}')}".partition(" or ")[0]
 
 
 # ---------------------------------------------------------------- tables
@@ -260,7 +243,7 @@ def problems(
     name will do); `metrics`: {name: unit} of the task's, where they are known: then a name that is no measurement is
     told."""
     found: list[Problem] = []
-    units = {**UNITS, **(metrics or {})}
+    units = {**quantities.units(), **(metrics or {})}
     for target, table in gate.items():
         where = _under(place, target)
         if targets is not None and target != ANY and target not in targets:
@@ -287,7 +270,7 @@ def rules(gate: Mapping[str, Mapping[str, Any]], target: str, place: str = "reci
         n: (target, v) for n, v in gate.get(target, {}).items()
     }
     for name, (table, value) in merged.items():
-        found += lines(value, name, f"{_under(place, table)}.{name}", UNITS, wrong)
+        found += lines(value, name, f"{_under(place, table)}.{name}", quantities.units(), wrong)
     if wrong:
         raise UsageError(*wrong)
     return tuple(found)
@@ -306,7 +289,7 @@ def with_default(
     It goes to `any` where no table has one; with `targets`, also to those that are left without where others have their
     own."""
     made = {name: dict(table) if isinstance(table, Mapping) else table for name, table in gate.items()}
-    told = {name for name, table in made.items() if isinstance(table, dict) and set(table) - COST}
+    told = {name for name, table in made.items() if isinstance(table, dict) and not all(map(quantities.cost, table))}
     if ANY in told or not isinstance(made.get(ANY, {}), dict):
         return made
     rule = QUALITY if unit == "%" else "regress max 1 % vs teacher"
@@ -329,9 +312,9 @@ def read(
     except ValueError as error:
         raise UsageError(Problem(str(path), f"is not TOML: {error}")) from None
     table.pop("schema", None)
-    known, where = None if targets is None else list(targets), f"{path}"
+    names, where = None if targets is None else list(targets), f"{path}"
     if isinstance(table.get("gate"), dict):
-        beside = [name for name in table if name == ANY or name in (known or ())]
+        beside = [name for name in table if name == ANY or name in (names or ())]
         if beside:
             raise UsageError(
                 Problem(where, f"has [gate.*] and also [{beside[0]}]", "put all tables inside of [gate], or none")
@@ -339,7 +322,7 @@ def read(
         table, where = table["gate"], f"{path}: gate"
     elif "stage" in table:  # a recipe without a gate
         table = {}
-    found = problems(table, where, known, metrics)
+    found = problems(table, where, names, metrics)
     if not any(isinstance(t, dict) and t for t in table.values()):
         found.append(Problem(str(path), "has no budget", '[any] with top1 = "min 88 %"'))
     if found:

@@ -92,10 +92,11 @@ def measure(subject: Subject) -> tuple[Measurement, ...]:
 def figure(
     quantity: Quantity, value: float, low: float | None = None, high: float | None = None, n: int = 1, **more: Any
 ) -> Measurement:
-    """A measurement of a quantity; without limits an exact one. `more`: other fields of the record."""
-    limits = (value if low is None else low, value if high is None else high)
-    given = {"split": None, "target": None, "origin": quantity.origin, **more}
-    return Measurement(quantity.name, quantity.unit, value, *limits, n, **given)
+    """A measurement of a quantity; without limits an exact one. `more`: other fields of the record, or another unit
+    where that is a metric's."""
+    limits = {"low": value if low is None else low, "high": value if high is None else high}
+    own = {"unit": quantity.unit, "split": None, "target": None, "origin": quantity.origin}
+    return Measurement(quantity.name, value=value, n=n, **(limits | own | more))
 
 
 @cache

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from edgekd.probes import Subject, figure
 from edgekd.records import Measurement, Quantity
 
-MEASURES = (
-    Quantity(
-        "saturable_layers", "", "layers that can saturate without VNNI", better="lower", origin="counted", column=None
-    ),
+SATURABLE = Quantity(
+    "saturable_layers", "", "layers that can saturate without VNNI", better="lower", origin="counted", column=None
 )
+MEASURES = (SATURABLE,)
 
 
 def measure(subject: Subject) -> Iterator[Measurement]:
@@ -21,4 +20,4 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     if layers is not None:
         most = max((layer["changed"] or 0.0 for layer in layers), default=0.0)
         note = f"up to {100 * most:.2g} % of a layer's outputs change" if layers else ""
-        yield figure(MEASURES[0], len(layers), note=note)
+        yield figure(SATURABLE, len(layers), note=note)

@@ -11,14 +11,13 @@ from typing import Any
 
 from edgekd import results
 from edgekd.files import write_atomic
+from edgekd.probes.quality import AGREEMENT
 from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
 from edgekd.report import charts
 from edgekd.report import rows as shown
 from edgekd.report.machine import figure
 from edgekd.report.rows import Row
 
-COSTS = ("latency_p50_ms", "file_bytes")
-MORE = ("instructions", "latency_at_least_ms", "activation_bytes", "load_ms", "first_ms")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # whatever slips through can load and run nothing
 STYLE = Path(__file__).with_name("page.css")
 RECIPE_LIMIT = 2**20  # characters
@@ -103,7 +102,7 @@ def _sentence(result: Result, target: str, found: TargetResult) -> str:
         return f"nothing chosen{': ' + text(found.reason) if found.reason else ''}"
     listed = shown.rows(result, target)
     row = next(r for r in listed if r.chosen)
-    ratios = [times for name in shown.BESIDE if (times := shown.beside(row, listed, name))]
+    ratios = [times for q in shown.compared(row.figures) if (times := shown.beside(row, listed, q.name))]
     facts = [f"{' and '.join(ratios)} than the teacher"] if ratios else []
     teacher = next((r for r in listed if r.role == "teacher"), None)
     for name in shown.metrics(listed)[:1]:
@@ -130,13 +129,17 @@ def _target(result: Result, target: str, found: TargetResult) -> str:
 
 
 def _charts(listed: Sequence[Row]) -> str:
-    up = next(iter((*shown.metrics(listed), "agreement")))
+    up, costs = (
+        next(iter((*shown.metrics(listed), AGREEMENT.name))),
+        shown.compared(n for r in listed for n in r.figures),
+    )
     drawn = []
-    for cost in COSTS:
+    for quantity in sorted(costs, key=lambda q: q.origin == "counted"):
+        cost = quantity.name
         points = [_point(r, cost, up) for r in listed if cost in r.figures and up in r.figures]
         if len(points) > 1:
             unit = next(r.figures[up].unit for r in listed if up in r.figures)
-            across = "latency p50, ms" if cost == "latency_p50_ms" else "file, bytes"
+            across = f"{quantity.title}, {quantity.unit}" if quantity.unit else quantity.title
             upward = f"{shown.clean(up)}, {shown.clean(unit)}" if unit else shown.clean(up)
             drawn.append(f"<figure>{charts.tradeoff(points, across, upward)}</figure>")
     if not drawn:
@@ -166,14 +169,13 @@ def _point(row: Row, cost: str, up: str) -> charts.Point:
 
 
 def _figures(listed: Sequence[Row]) -> str:
-    names = shown.columns(listed)
-    names = (*names, *(n for n in (*shown.FIDELITY[1:], *MORE) if any(n in r.figures for r in listed)))
+    names = shown.columns(listed, page=True)
     units = {n: next(r.figures[n].unit for r in listed if n in r.figures) for n in names}
     head = ["candidate", *(text(shown.title(n, units[n])) for n in names)]
     lines, classes = [], []
     for row in listed:
         note = "chosen" if row.chosen else "front" if row.front else row.role
-        times = {n: shown.beside(row, listed, n) for n in COSTS}
+        times = {q.name: shown.beside(row, listed, q.name) for q in shown.compared(row.figures)}
         cells = [
             f"<code>{text(row.candidate.id)}</code>"
             + (f" <small>{text(note)}</small>" if note and note != row.candidate.id else "")

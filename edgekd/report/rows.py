@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgekd import intervals
 from edgekd.errors import plain as clean
-from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
+from edgekd.probes import declared
+from edgekd.probes.instructions import INSTRUCTIONS
+from edgekd.probes.other_cpus import HOST_AGREEMENT, SPREAD
+from edgekd.probes.saturation import SATURABLE
+from edgekd.probes.static import FILE_BYTES
+from edgekd.probes.times import AT_LEAST, P50
+from edgekd.records import Candidate, Check, Measurement, Quantity, Result, TargetResult
 from edgekd.targets import REFERENCE
 
 MARKS = {"counted": "c", "measured": "m", "emulated": "e", "predicted": "p"}
@@ -20,18 +26,8 @@ ORIGINS = {
     "emulated": "emulated, never a time",
     "predicted": "predicted, with its interval",
 }
-# quality that is no metric of a task
-FIDELITY = ("agreement", "kl_to_teacher", "ece", "worst_class_drop", "target_spread", "host_agreement", "gain")
-LATENCY = ("latency_p50_ms", "latency_at_least_ms")
+LATENCY = (P50.name, AT_LEAST.name)
 WIDE = 2.0  # to either side: beyond it, a prediction is told as a range
-PEAK = ("peak_rss_over_runtime_bytes", "peak_rss_bytes")
-TITLES = {
-    "file_bytes": "bytes", "macs": "MACs", "parameters": "params", "latency_p50_ms": "p50 ms",
-    "latency_p90_ms": "p90 ms", "peak_rss_over_runtime_bytes": "peak MB", "peak_rss_bytes": "peak MB",
-    "activation_bytes": "activations B",
-}  # fmt: skip
-# what is set beside the teacher's: better, worse
-BESIDE = {"file_bytes": ("smaller", "larger"), "latency_p50_ms": ("faster", "slower")}
 VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
 
 
@@ -83,30 +79,32 @@ def figures(candidate: Candidate, target: str) -> dict[str, Measurement]:
 
 def metrics(found: Iterable[Row]) -> tuple[str, ...]:
     """Names of the task's metrics, in the order in which they were taken."""
-    names = [m.name for row in found for m in row.figures.values() if m.split == "test" and m.name not in FIDELITY]
+    known = declared()
+    names = [m.name for row in found for m in row.figures.values() if m.split == "test" and m.name not in known]
     return tuple(dict.fromkeys(names))
 
 
-def columns(found: Iterable[Row]) -> tuple[str, ...]:
-    """Names of the measurements to show: those that any row has."""
+def columns(found: Iterable[Row], page: bool = False) -> tuple[str, ...]:
+    """Names of the measurements to show, those that any row has: the task's metrics, then what probes declare a column
+    for. `page`: also those that tables have no room for."""
     found = tuple(found)
-    known = {name for row in found for name in row.figures}
-    peak = next((name for name in PEAK if name in known), "")
-    wanted = (
-        *metrics(found),
-        "agreement",
-        "file_bytes",
-        "macs",
-        "parameters",
-        "latency_p50_ms",
-        "latency_p90_ms",
-        peak,
-    )
-    return tuple(name for name in wanted if name in known)
+    wanted = [q.name for q in declared().values() if q.column is not None and (page or q.keep)]
+    return (*metrics(found), *(n for n in wanted if any(n in row.figures for row in found)))
+
+
+def compared(figures: Iterable[str]) -> tuple[Quantity, ...]:
+    """Those of the names that are set beside the teacher's, and drawn against quality."""
+    names = set(figures)
+    return tuple(q for q in declared().values() if q.words and q.name in names)
 
 
 def title(name: str, unit: str = "") -> str:
-    return TITLES.get(name) or f"{clean(name)} {unit}".strip()
+    """The heading of a measurement's column."""
+    known = declared().get(name)
+    if known is not None and known.heading:
+        return known.heading
+    shown = known.shown[0] if known is not None and known.shown else unit
+    return f"{clean(name)} {shown}".strip()
 
 
 def number(value: float, digits: int | None = None) -> str:
@@ -135,23 +133,12 @@ def digits(m: Measurement) -> int | None:
 
 
 def scaled(m: Measurement) -> Measurement:
-    """Memory at a peak in MB: its single bytes mean nothing. Everything else as it is."""
-    if m.name not in PEAK:
+    """In the unit that reports show it in: single bytes of a peak of memory mean nothing."""
+    known = declared().get(m.name)
+    if known is None or known.shown is None:
         return m
-    return Measurement(
-        m.name,
-        "MB",
-        m.value / 1e6,
-        m.low / 1e6,
-        m.high / 1e6,
-        m.n,
-        m.split,
-        m.target,
-        m.origin,
-        m.threads,
-        m.environment,
-        m.note,
-    )
+    unit, size = known.shown
+    return replace(m, unit=unit, value=m.value / size, low=m.low / size, high=m.high / size)
 
 
 def ranged(m: Measurement) -> bool:
@@ -185,7 +172,7 @@ def interval(m: Measurement) -> str:
 
 def smaller(row: Row, found: Iterable[Row]) -> str:
     """How many times smaller than the teacher's a file is: `8.2x`; empty where there is nothing to compare."""
-    both = _both(row, found, "file_bytes")
+    both = _both(row, found, FILE_BYTES.name)
     return f"{float(f'{both[1].value / both[0].value:.2g}'):g}x" if both else ""
 
 
@@ -195,7 +182,7 @@ def beside(row: Row, found: Iterable[Row], name: str) -> str:
     both = _both(row, found, name)
     if both is None:
         return ""
-    better, worse = BESIDE[name]
+    better, worse = declared()[name].words
     ours, theirs = both
     # what two predictions are off by, they share: no interval
     if {ours.origin, theirs.origin} in ({"counted"}, {"predicted"}):
@@ -248,7 +235,7 @@ def caution(result: Result, target: str) -> str:
     if ours is None or "int8" not in ours.candidate.stages:
         return ""
     parent = next((listed[p] for p in ours.candidate.parents if p in listed), None)
-    a, b = ours.figures.get("latency_p50_ms"), parent.figures.get("latency_p50_ms") if parent is not None else None
+    a, b = ours.figures.get(P50.name), parent.figures.get(P50.name) if parent is not None else None
     if a is None or b is None or min(a.low, b.low) <= 0:
         return ""
     ratio, low, high = intervals.ratio_of(a, b)
@@ -271,7 +258,7 @@ def proof(result: Result, target: str) -> str:
         for m in (chosen.measurements if chosen is not None else ())
         if m.target == target and m.origin == "emulated"
     }
-    same, spread = found.get("host_agreement"), found.get("target_spread")
+    same, spread = found.get(HOST_AGREEMENT.name), found.get(SPREAD.name)
     told = [] if same is None else [f"{same.note}, {number(same.value)} % of {same.n} answers"]
     told += (
         []
@@ -286,11 +273,7 @@ def elsewhere(result: Result, target: str) -> str:
     where it is the same."""
     chosen = next((c for c in result.candidates if c.id == result.targets[target].chosen), None)
     found = next(
-        (
-            m
-            for m in (chosen.measurements if chosen is not None else ())
-            if m.name == "saturable_layers" and m.value > 0
-        ),
+        (m for m in (chosen.measurements if chosen is not None else ()) if m.name == SATURABLE.name and m.value > 0),
         None,
     )
     if found is None:
@@ -316,11 +299,11 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
         told += [("range", advice(guessed))] if ranged(guessed) else []
     elif not any(name in r.figures for r in listed for name in LATENCY):
         told.append(("latency", f"none: no machine of the kind of {target} took part, and none is predicted for it"))
-    work = ours.figures.get("instructions")
+    work = ours.figures.get(INSTRUCTIONS.name)
     if work is not None:
         told.append(
             (
-                "instructions",
+                INSTRUCTIONS.name,
                 f"{value(work)} of an inference of {ours.candidate.id}, counted under emulation ({work.note})",
             )
         )

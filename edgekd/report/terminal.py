@@ -6,25 +6,21 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd import environment, targets
+from edgekd.probes import declared
+from edgekd.probes.static import FILE_BYTES
+from edgekd.probes.times import P50
 from edgekd.records import Result
 from edgekd.report import rows as shown
 from edgekd.report.rows import Row
 
 WIDE = 140  # columns where nobody says how many there are
-P90, AGREE, MEMORY = "latency_p90_ms interval", "agreement interval", "peak interval"
-LEAN = (  # what is left out, step by step, until a table fits
-    (),
-    (P90,),
-    (P90, MEMORY, AGREE),
-    (P90, MEMORY, AGREE, "parameters"),
-    (P90, MEMORY, AGREE, "parameters", "peak"),
-    (P90, MEMORY, AGREE, "parameters", "peak", "latency_p90_ms", "smaller"),
-    (P90, MEMORY, AGREE, "parameters", "peak", "latency_p90_ms", "smaller", "macs"),
-)
+COLUMNS, INTERVALS = 50, 90  # of `Quantity.keep`: from here on a column always stays, and its interval too
+SMALLER = ("smaller", 30)  # the column beside the bytes, and how long it is kept
 
 
 def table(
@@ -48,35 +44,52 @@ def _headline(result: Result, target: str) -> str:
     return f"{shown.clean(result.task)} on {shown.clean(target)}"
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a table leaves out: columns, and the intervals of others, by their measurements' names."""
+
+    columns: frozenset[str] = frozenset()
+    intervals: frozenset[str] = frozenset()
+
+
+def _leaner(found: Sequence[Row]) -> Iterator[Left]:
+    """Nothing left out, then more and more intervals, then columns, the least kept first."""
+    keep = {n: q.keep for n in shown.columns(found) if (q := declared().get(n)) is not None and q.keep < INTERVALS}
+    keep |= dict([SMALLER])
+    steps = sorted(set(keep.values()))
+    for most in (0, *steps):
+        yield Left(intervals=frozenset(n for n in keep if keep[n] <= most))
+    for most in (k for k in steps if k < COLUMNS):
+        yield Left(frozenset(n for n in keep if keep[n] <= most), frozenset(keep))
+
+
 def _fit(found: Sequence[Row], width: int, colour: bool) -> str:
     """The fullest table that fits; the leanest where none does. What was left out is said."""
-    without: Sequence[str] = ()
-    for without in LEAN:
+    without = Left()
+    for without in _leaner(found):
         if max(len(line) for line in _render(found, without, False).splitlines()) <= width:
             break
-    gone = [shown.title(n) for n in shown.columns(found) if _short(n) in without]
-    bare = [
-        shown.title(n) for n in shown.columns(found) if f"{_short(n)} interval" in without and _short(n) not in without
-    ]
+    names = shown.columns(found)
+    gone = [shown.title(n) for n in names if n in without.columns]
+    bare = [shown.title(n) for n in names if n in without.intervals - without.columns and _has_interval(found, n)]
     parts = [", ".join(gone), f"the intervals of {', '.join(bare)}" if bare else ""]
     note = f"\nin the report, not in {width} columns: {' and '.join(filter(None, parts))}" if gone or bare else ""
     return _render(found, without, colour) + note
 
 
-def _short(name: str) -> str:
-    """The name that LEAN has for a measurement."""
-    return "peak" if name in shown.PEAK else name
+def _has_interval(found: Sequence[Row], name: str) -> bool:
+    return any(shown.interval(row.figures[name]) for row in found if name in row.figures)
 
 
-def _render(found: Sequence[Row], without: Sequence[str], colour: bool) -> str:
+def _render(found: Sequence[Row], without: Left, colour: bool) -> str:
     import io
 
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    names = [n for n in shown.columns(found) if _short(n) not in without]
-    ratio = "smaller" not in without and any(r.role == "teacher" for r in found)
+    names = [n for n in shown.columns(found) if n not in without.columns]
+    ratio = SMALLER[0] not in without.columns and any(r.role == "teacher" for r in found)
     common = {name: _common(found, name) for name in names}
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     grid.add_column("")
@@ -85,13 +98,13 @@ def _render(found: Sequence[Row], without: Sequence[str], colour: bool) -> str:
         m = next(row.figures[name] for row in found if name in row.figures)
         mark = f" {shown.MARKS[common[name]]}" if common[name] else ""
         grid.add_column(shown.title(name, m.unit) + mark, justify="right", no_wrap=True)
-        if name == "file_bytes" and ratio:
+        if name == FILE_BYTES.name and ratio:
             grid.add_column("smaller", justify="right", no_wrap=True)
     for row in found:
         cells = [">" if row.chosen else "*" if row.front else "", shown.clean(row.candidate.id)]
         for name in names:
             cells.append(_cell(row, name, without, marked=not common[name]))
-            if name == "file_bytes" and ratio:
+            if name == FILE_BYTES.name and ratio:
                 cells.append(shown.smaller(row, found))
         style = "bold green" if row.chosen else "" if row.front else "cyan" if row.role else "dim"
         grid.add_row(*(Text(cell) for cell in cells), style=style)
@@ -115,13 +128,17 @@ def _common(found: Sequence[Row], name: str) -> str:
     return known.pop() if len(known) == 1 else ""
 
 
-def _cell(row: Row, name: str, without: Sequence[str], marked: bool) -> str:
+def _cell(row: Row, name: str, without: Left, marked: bool) -> str:
     m = row.figures.get(name)
     if m is None:
         return "-"
-    bare = f"{_short(name)} interval" in without
-    value = shown.short(m.value) if name in ("macs", "parameters") else shown.value(m)
-    return " ".join(filter(None, [value, "" if bare else shown.interval(m), shown.MARKS[m.origin] if marked else ""]))
+    value = shown.short(m.value) if m.origin == "counted" and not m.unit else shown.value(m)
+    return " ".join(
+        filter(
+            None,
+            [value, "" if name in without.intervals else shown.interval(m), shown.MARKS[m.origin] if marked else ""],
+        )
+    )
 
 
 def _legend(found: Sequence[Row]) -> list[str]:
@@ -165,7 +182,7 @@ def _next(result: Result, folder: Path | str | None) -> list[str]:
         (c.id, m.target)
         for c in result.candidates
         for m in c.measurements
-        if (m.name, m.origin) == ("latency_p50_ms", "measured")
+        if (m.name, m.origin) == (P50.name, "measured")
     }
     for target, found in result.targets.items():
         ours = files.get(found.chosen or "")

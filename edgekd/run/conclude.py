@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd import environment, targets
-from edgekd.decisions import budget, choose, gains
-from edgekd.decisions.rules import EMULATED
+from edgekd.decisions import budget, choose, gains, quantities
 from edgekd.decisions.shared_file import one_file
 from edgekd.errors import FAILED, PASSED
 from edgekd.hosts import local
@@ -120,7 +119,8 @@ class _Work:
     ) -> tuple[Check, ...]:
         ours, theirs = known.of(candidate.id, target, split)
         # only the chosen is emulated
-        rules = [r for r in budget.rules(self.resolved.gate, target) if split == "test" or r.name not in EMULATED]
+        early = lambda rule: split != "test" and quantities.has_origin(rule.name, "emulated")
+        rules = [r for r in budget.rules(self.resolved.gate, target) if not early(r)]
         return budget.judge(
             rules,
             candidate,

@@ -303,5 +303,4 @@ def _spread(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequen
     unit = "pt" if metric.unit == "%" else metric.unit
     text = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
     note = f"{metric.name} {text}; on all data at most {widest:.2g} {unit} (95 %)"
-    made = probes.figure(other_cpus.SPREAD, spread, n=n, split="test", note=note)
-    return (replace(made, unit=unit),)
+    return (probes.figure(other_cpus.SPREAD, spread, n=n, unit=unit, split="test", note=note),)

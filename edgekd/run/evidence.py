@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgekd import intervals, metrics, results
-from edgekd.decisions import budget
+from edgekd.decisions import budget, quantities
 from edgekd.decisions.budget import Reference, Rule
 from edgekd.delivery import bundle
 from edgekd.errors import BaselineError, Problem, UsageError
@@ -249,7 +249,7 @@ def _held(
         times = means[name] if means is not None else 100.0 if figure.unit == "%" else 1.0
         text = _against(figure, rows, times)
         if not text:
-            better = found.better.get(name) or ("lower" if name in budget.LOWER else "higher")
+            better = found.better.get(name) or ("lower" if quantities.lower(name) else "higher")
             value = lambda records, times=times: times * float(np.mean(records))
             made[name] = Metric(name, figure.unit, better, lambda outputs, labels: outputs, value)  # type: ignore[arg-type]
         elif means is not None or name in KNOWN:

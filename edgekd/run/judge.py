@@ -10,9 +10,8 @@ from typing import Any
 
 from edgekd import results, targets
 from edgekd.decisions import budget as budgets
-from edgekd.decisions import judged_on
+from edgekd.decisions import judged_on, quantities
 from edgekd.decisions.budget import Rule
-from edgekd.decisions.rules import COUNTED
 from edgekd.delivery import bundle
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256
@@ -69,7 +68,7 @@ def _bundle(folder: Path, budget: Path | str | None) -> tuple[list[Subject], Map
 def counted(rule: Rule, candidate: Candidate | None) -> bool:
     """Whether a rule is on a figure that is counted."""
     origins = {m.origin for m in candidate.measurements if m.name == rule.name} if candidate else set()
-    return "counted" in origins or (not origins and rule.name in COUNTED)
+    return "counted" in origins or (not origins and quantities.has_origin(rule.name, "counted"))
 
 
 def checks(

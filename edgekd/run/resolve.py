@@ -18,9 +18,6 @@ from edgekd.run.recipe import Read, Recipe, Select
 from edgekd.run.settings import FILLED_IN
 from edgekd.run.target_settings import OPEN
 
-# known names that only some tasks measure
-OTHERS = ("top1", "top5", "map50", "perplexity", "tokens_per_s", "instructions")
-
 
 @dataclass(frozen=True)
 class Resolved:
@@ -84,7 +81,10 @@ def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
 
 def _unmeasured(gate: Mapping[str, Any], metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
     """Budgets on the metrics of other tasks: nothing would ever measure them."""
+    from edgekd.decisions.quantities import METRICS
+
     tables = [(t, table) for t, table in gate.items() if isinstance(table, Mapping)] if metrics is not None else []
+    others = {m.name for m in METRICS} - set(metrics or ())
     return [
         Problem(
             f"{place}.{target}.{name}",
@@ -93,15 +93,15 @@ def _unmeasured(gate: Mapping[str, Any], metrics: Mapping[str, str] | None, plac
         )
         for target, table in tables
         for name in table
-        if name in OTHERS and name not in (metrics or ())
+        if name in others
     ]
 
 
 def _select_problems(select: Select, metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
     """Keys that nothing is measured by."""
-    from edgekd.decisions.rules import UNITS
+    from edgekd.decisions.quantities import units
 
-    known, problems = [*UNITS, *(metrics or {})], []
+    known, problems = [*units(), *(metrics or {})], []
     for key, names in (("maximize", select.maximize), ("minimize", select.minimize)):
         for name in (n for n in names if metrics is not None and n not in known):
             near = difflib.get_close_matches(name, known, 1)
@@ -174,9 +174,9 @@ def _built_in_task(use: str) -> Any:
 
 def metric_problems(task: Task) -> list[Problem]:
     """Metrics named like what is measured of every candidate: one couldn't be told from the other."""
-    from edgekd.decisions.rules import COST, UNBUDGETED, UNITS
+    from edgekd import probes
 
-    own = {*UNITS, *UNBUDGETED} - {name for name in OTHERS if name not in COST}
+    own = probes.declared()
     names = dict.fromkeys(m.name for m in task.metrics if isinstance(m, Metric) and isinstance(m.name, str))
     text, where = "is a figure that edgekd takes by itself", f"task {task.name}: metrics"
     return [Problem(where, f"{name!r} {text}", f"another name, such as my_{name}") for name in names if name in own]

@@ -73,7 +73,7 @@ def gate(
 
     from edgekd import targets
     from edgekd.decisions import budget as budgets
-    from edgekd.decisions import capacity
+    from edgekd.decisions import capacity, quantities
     from edgekd.report import checks as table
     from edgekd.run import baseline as baselines
     from edgekd.run import evidence, judge
@@ -99,11 +99,7 @@ def gate(
             told.append(text)
             checks.append(check)
     if not checks:
-        hint = (
-            "a budget on file_bytes, macs, parameters or activation_bytes"
-            if skipped
-            else f"[any] or [{subjects[0].target}] of {place}"
-        )
+        hint = f"a budget on {quantities.counted()}" if skipped else f"[any] or [{subjects[0].target}] of {place}"
         what = "no budget is on counted figures" if skipped else "the budget has no line for these targets"
         raise UsageError(Problem(place, f"{what}: nothing is judged", hint))
     verdict = budgets.overall(checks)

@@ -15,7 +15,19 @@ from edgekd.verbs import _options
 if TYPE_CHECKING:
     from edgekd.records import Target
 
-KINDS = ("targets", "tasks", "stages", "losses", "ensembles", "criteria", "ranges", "formats", "runtimes", "metrics")
+KINDS = (
+    "targets",
+    "tasks",
+    "stages",
+    "losses",
+    "ensembles",
+    "criteria",
+    "ranges",
+    "formats",
+    "runtimes",
+    "metrics",
+    "probes",
+)
 
 
 @click.command()
@@ -32,7 +44,7 @@ def command(kind, name):
 
 def listing(kinds: list[str]) -> str:
     """Tables of the parts of each kind: name, what it is, its settings with defaults."""
-    return "\n\n".join(_targets() if kind == "targets" else _parts(kind) for kind in kinds)
+    return "\n\n".join(OWN[kind]() if kind in OWN else _parts(kind) for kind in kinds)
 
 
 def target(name: str) -> str:
@@ -175,6 +187,25 @@ def _targets() -> str:
     )
 
 
+def _probes() -> str:
+    """What is measured, and what a budget, a report and a schema know of it."""
+    from edgekd.probes import declared
+
+    rows = [
+        (
+            q.name,
+            q.title,
+            q.unit or "-",
+            q.better or "-",
+            q.origin,
+            "split" if q.split else "file",
+            "yes" if q.budget else "-",
+        )
+        for q in declared().values()
+    ]
+    return _table("probes", ("name", "what it is", "unit", "better", "origin", "of", "budget"), rows)
+
+
 def _size(count: int | None) -> str:
     """Bytes in the unit that they are a whole number of, or to two digits: `512 MiB`."""
     if count is None:
@@ -199,3 +230,7 @@ def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]], widt
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+# kinds of which more is told than name, first sentence and settings
+OWN = {"targets": _targets, "probes": _probes}

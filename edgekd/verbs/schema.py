@@ -15,7 +15,7 @@ def command(kind):
     """Print the JSON Schema of a file that edgekd reads or writes."""
     import json
 
-    from edgekd.results import schema
+    from edgekd.run.schemas import schema
 
     click.echo(json.dumps(schema(kind), indent=2, sort_keys=True))
     return PASSED

@@ -1,0 +1,73 @@
+"""JSON Schemas of the files that edgekd reads and writes. What may be measured in them is what probes
+declare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edgekd.components import imported
+from edgekd.decisions import quantities
+from edgekd.decisions.rules import Tables
+from edgekd.errors import Problem, UsageError
+from edgekd.probes import declared
+from edgekd.records import Quantity
+from edgekd.results import VERSIONS
+
+KINDS = {  # what is described, and where it is written down
+    "result": "edgekd.records:Result",
+    "manifest": "edgekd.delivery.bundle:Manifest",
+    "budget": "edgekd.decisions.budget:Budget",
+    "target": "edgekd.records:Target",
+    "recipe": "edgekd.run.recipe:Recipe",
+}
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """JSON Schema (2020-12) of a file: result, manifest, budget, target or recipe."""
+    import pydantic
+
+    if kind not in KINDS:
+        raise UsageError(Problem("", f"no file is called `{kind}`", f"one of {', '.join(KINDS)}"))
+    made = pydantic.TypeAdapter(imported(KINDS[kind])).json_schema()
+    if kind in VERSIONS:
+        made["properties"]["schema"] = {"const": f"edgekd.{kind}/{VERSIONS[kind]}"}
+        made["required"] = [*made["required"], "schema"]
+    if kind == "recipe":
+        tables = pydantic.TypeAdapter(Tables).json_schema()
+        made["$defs"] |= tables.pop("$defs")
+        made["properties"]["gate"] |= tables
+    if "Measurement" in made.get("$defs", {}):
+        made["$defs"]["Measurement"]["properties"]["name"] = _names()
+    for table in _tables_of_rules(made):
+        table["properties"] = {
+            name: {**table["additionalProperties"], "description": _told(q)} for name, q in quantities.known().items()
+        }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": f"edgekd {kind}"}
+
+
+def _names() -> dict[str, Any]:
+    """A measurement's name: what a probe declares, or a metric of the task."""
+    known = [{"const": q.name, "description": _told(q)} for q in declared().values()]
+    return {"title": "Name", "anyOf": [*known, {"type": "string", "description": "a metric of the task"}]}
+
+
+def _told(quantity: Quantity) -> str:
+    """`size of the file, in B; lower is better; counted`."""
+    unit = f", in {quantity.unit}" if quantity.unit else ""
+    better = f"; {quantity.better} is better" if quantity.better else ""
+    return f"{quantity.title}{unit}{better}; {quantity.origin}"
+
+
+def _tables_of_rules(node: Any) -> Iterator[dict[str, Any]]:
+    """The schemas of tables {measurement: rules}, wherever they are: known by their values, which may be a `Line`."""
+    if isinstance(node, list):
+        for part in node:
+            yield from _tables_of_rules(part)
+    elif isinstance(node, Mapping):
+        more = node.get("additionalProperties")
+        if isinstance(more, Mapping) and {"$ref": "#/$defs/Line"} in more.get("anyOf", ()):
+            yield node
+        else:
+            for part in list(node.values()):
+                yield from _tables_of_rules(part)

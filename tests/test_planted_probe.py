@@ -1,0 +1,150 @@
+"""A probe is one file: what it declares and what all have to keep, and one of a contributor's that is dropped into the
+folder."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import runs
+from test_probes import network
+
+from edgekd import components, probes, results
+from edgekd.cli import run as command
+from edgekd.decisions import budget
+from edgekd.metrics import top1
+from edgekd.probes import Subject
+from edgekd.records import Quantity
+from edgekd.report import markdown, page, terminal
+from edgekd.run import evaluate
+from edgekd.run.schemas import schema
+
+ZEROS = '''"""How many weights of a file are 0."""
+from edgekd.probes import figure
+from edgekd.records import Quantity
+
+MEASURES = (Quantity("zero_share", "%", "weights that are 0", better="higher", origin="counted", keep=5, column=45),)
+
+
+def measure(subject):
+    if subject.file is not None:
+        import numpy as np
+        from onnx import numpy_helper
+
+        weights = [numpy_helper.to_array(t).ravel() for t in subject.model.graph.initializer if len(t.dims) > 1]
+        yield figure(MEASURES[0], 100 * float((np.concatenate(weights) == 0).mean()))
+'''
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """The folder of probes with one more file."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    (folder / "zero_share.py").write_text(ZEROS)
+    monkeypatch.setattr(probes, "__path__", [*probes.__path__, str(folder)])
+    yield
+    sys.modules.pop("edgekd.probes.zero_share", None)
+    vars(probes).pop("zero_share", None)
+
+
+@pytest.fixture
+def file(tmp_path):
+    onnx.save(network(), tmp_path / "m.onnx")  # whose weights are all 0
+    return tmp_path / "m.onnx"
+
+
+@pytest.mark.parametrize("name", components.names("probes"))
+def test_every_file_declares_what_it_measures(name, file):
+    probe = importlib.import_module(f"edgekd.probes.{name}")
+    assert probe.__doc__ and probe.MEASURES and all(isinstance(q, Quantity) for q in probe.MEASURES)
+    if not hasattr(probe, "measure"):
+        return
+    assert list(probe.measure(Subject())) == []
+    logits = np.random.default_rng(0).normal(size=(60, 3))
+    answers = {"outputs": logits, "labels": logits.argmax(1), "metrics": [top1()], "teacher": -logits, "split": "test"}
+    lines = [{"n": 9, "p50_ms": 1.0, "p90_ms": 2.0, "load_ms": 3.0, "first_ms": 4.0}] * 6
+    times = probes.Times(lines, [5, 6], [1, 2])
+    found = list(probe.measure(Subject(file=file, facts={"saturation": []}, times=times, **answers)))
+    own = {q.name: q for q in probe.MEASURES}
+    assert found and {m.name for m in found} <= {*own, "top1"}
+    for m in (m for m in found if m.name in own):
+        quantity = own[m.name]
+        assert (m.unit, m.origin, m.split) == (quantity.unit, quantity.origin, "test" if quantity.split else None)
+        assert m.low <= m.value <= m.high and (m.origin != "counted" or m.low == m.high)
+
+
+def test_two_probes_of_one_name_are_told(planted, monkeypatch):
+    monkeypatch.setattr(components, "names", lambda folder: ["static", "zero_share"])
+    import edgekd.probes.zero_share as other
+
+    monkeypatch.setattr(other, "MEASURES", (dataclasses.replace(other.MEASURES[0], name="macs"),))
+    with pytest.raises(ValueError, match=r"zero_share.py: `macs` is measured by another probe too"):
+        probes._declared.__wrapped__(("static", "zero_share"))
+
+
+def test_a_planted_probe_is_profiled_and_listed(planted, file, tmp_path, capsys):
+    """On a device that nothing runs on, where a profile is what is counted."""
+    assert command(["profile", str(file), "--target", "cortex-m4-stm32l4r5", "--json", str(tmp_path / "p.json")]) == 0
+    assert "zero_share        100 %" in capsys.readouterr().out
+    told = {m["name"]: m["value"] for m in json.loads((tmp_path / "p.json").read_text())["measurements"]}
+    assert told["zero_share"] == 100 and {"file_bytes", "macs", "parameters", "activation_bytes"} < told.keys()
+    assert command(["list", "probes"]) == 0
+    assert "weights that are 0" in capsys.readouterr().out
+
+
+def test_a_planted_probe_is_measured_by_compress(planted, file):
+    o = SimpleNamespace(file=file, artifact=SimpleNamespace(facts={}), point=SimpleNamespace(targets=()))
+    found = {m.name: m for m in evaluate.described(o, None, {}, SimpleNamespace(targets=()), {})}
+    assert found["zero_share"].value == 100 and found["zero_share"].origin == "counted"
+
+
+def test_a_planted_probe_has_budgets(planted, tmp_path, capsys):
+    told = lambda rule: [p.message for p in budget.problems({"any": {"zero_share": rule}}, metrics={"top1": "%"})]
+    assert told("min 30 %") == [] and told("regress max 3 % vs baseline") == []
+    assert told("min 30 kB") == ["zero_share is not in kB"] and "between 0 and 100" in told("min 101 %")[0]
+    folder = measured(runs.make(tmp_path / "run"), 25.0)
+    path = tmp_path / "budget.toml"
+    for rule, code in (("min 30 %", 1), ("min 20 %", 0)):
+        path.write_text(f'[any]\nzero_share = "{rule}"\n')
+        assert command(["gate", str(folder), "--budget", str(path), "--only", "deterministic"]) == code
+        assert "25 % counted" in capsys.readouterr().out
+
+
+def test_a_planted_probe_is_reported(planted, tmp_path):
+    result = results.read(measured(runs.make(tmp_path / "run"), 25.0))
+    assert '<th class="n">zero_share %</th>' in page.render(result)
+    assert "| zero\\_share % |" in markdown.render(result)
+    assert "zero_share % c" in terminal.table(result, width=200)
+    assert "zero_share % c" not in terminal.table(result, width=60)
+
+
+def test_a_planted_probe_is_in_the_schemas(planted):
+    names = schema("result")["$defs"]["Measurement"]["properties"]["name"]["anyOf"]
+    assert {"const": "zero_share", "description": "weights that are 0, in %; higher is better; counted"} in names
+    tables = schema("budget")["$defs"]["Gate"]["properties"]["gate"]["additionalProperties"]
+    assert "weights that are 0" in tables["properties"]["zero_share"]["description"]
+    assert "zero_share" in schema("recipe")["properties"]["gate"]["additionalProperties"]["properties"]
+
+
+def measured(folder, value):
+    """The run, with a figure of every candidate that it was not made with."""
+    result = results.read(folder)
+    more = probes.figure(probes.declared()["zero_share"], value)
+    every = tuple(dataclasses.replace(c, measurements=(*c.measurements, more)) for c in result.candidates)
+    results.write(dataclasses.replace(result, candidates=every), folder / "result.json")
+    return folder
+
+
+def test_a_quantity_of_which_neither_way_is_better_has_no_drop(planted, monkeypatch):
+    import edgekd.probes.zero_share as other
+
+    neither = dataclasses.replace(other.MEASURES[0], better=None)
+    monkeypatch.setattr("edgekd.probes.declared", lambda: {neither.name: neither})
+    (problem,) = budget.problems({"any": {"zero_share": "drop max 3 pt vs teacher"}})
+    assert problem.message == "neither way of zero_share is better, so it has no `drop`"
+    assert budget.problems({"any": {"zero_share": "max 3 %"}}) == []
