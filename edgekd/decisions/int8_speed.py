@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from edgekd import intervals
+from edgekd.probes.times import P50
 from edgekd.records import Candidate, Measurement
 
 Ratio = tuple[float, float, float]  # value, low, high
 Figure = Callable[[Sequence[Candidate], str, str], Ratio]
-LATENCY = "latency_p50_ms"
+LATENCY = P50.name
 
 
 def slower(points: Mapping[str, Sequence[Candidate]], target: str, figure: Figure) -> dict[str, tuple[str, Ratio]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from edgekd.probes.times import P50
 from edgekd.records import Candidate, Measurement, TargetResult
 
 POINTS, SHARE = 0.1, 0.02  # what a target may lose: points of the first metric on validation, share of its time
@@ -49,7 +50,7 @@ def _cost(
     if ours is None or theirs is None or theirs.value - ours.value > POINTS:
         return None
     told = f": {ours.value - theirs.value:+.2f} points of {metric} on validation against {own.id}"
-    times = [_value(c, "latency_p50_ms", target, None) for c in (file, own)]
+    times = [_value(c, P50.name, target, None) for c in (file, own)]
     if None in times:
         return told
     measured = {t.origin for t in times} == {"measured"}
