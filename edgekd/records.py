@@ -203,18 +203,22 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """How a target's kernels want int8: plain fields that the plan reads from the target's facts. `pairs16`: weights
-    are scaled until no sum of two neighbours' products leaves 16 bits, in which some x86 kernels add them, so that a
-    file answers the same everywhere.
-
-    Of one graph, never of a target: `float_layers`, which keep float weights; `layer_bits` {layer: bits of its weight}
-    where not `weight_bits`."""
+class Int8:
+    """How a target's kernels want int8: bits of weights and of the values between layers, a scale per output channel of
+    a weight or one in all. `pairs16`: weights are scaled until no sum of two neighbours' products leaves 16 bits, in
+    which some x86 kernels add them, so that a file answers the same everywhere."""
 
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
     activation_bits: Annotated[int, Ge(2), Le(8)] = 8
     per_channel: bool = True
     pairs16: bool = True
+
+
+@dataclass(frozen=True)
+class Scheme(Int8):
+    """A target's int8 facts, and what is of one graph: `float_layers`, which keep float weights; `layer_bits` {layer:
+    bits of its weight} where not `weight_bits`."""
+
     float_layers: tuple[str, ...] = ()
     layer_bits: Mapping[str, int] = field(default_factory=dict)
 
@@ -262,7 +266,7 @@ class Target:
     flash_bytes: Annotated[int, Gt(0)] | None = None
     runtime: Runtime = Runtime()
     threads: Annotated[int, Ge(1), Le(1024)] = 1
-    int8: Scheme = Scheme()
+    int8: Int8 = Int8()
     channel_multiple: Annotated[int, Ge(1), Le(1024)] = 8
     emulated_as: Annotated[str, MinLen(1)] | None = None
     sources: Mapping[str, Annotated[str, MinLen(1)]] = field(default_factory=dict)

@@ -13,11 +13,10 @@ from typing import Any, get_args
 from edgekd import environment, runtimes
 from edgekd.errors import Problem, UsageError
 from edgekd.files import content, toml
-from edgekd.records import Architecture, Cache, Feature, Runtime, Scheme, Target
+from edgekd.records import Architecture, Cache, Feature, Int8, Runtime, Target
 
 # features that runtimes choose int8 and float kernels by
 KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")
-OF_A_GRAPH = {"float_layers", "layer_bits"}  # of a scheme: names of layers are no facts of a device
 HOST = "host"
 NO_RUNTIME = "none"  # the name of a runtime that edgekd has not
 # how the note of a figure begins that another runtime made for a target that nothing runs
@@ -262,7 +261,7 @@ def _unknown(file: str, raw: Mapping[str, Any]) -> list[Problem]:
     facts = {f.name for f in dataclasses.fields(Target)} - {"name"}
     tables = [("", raw, facts), ("runtime.", raw.get("runtime"), {f.name for f in dataclasses.fields(Runtime)})]
     tables += [
-        ("int8.", raw.get("int8"), {f.name for f in dataclasses.fields(Scheme)} - OF_A_GRAPH),
+        ("int8.", raw.get("int8"), {f.name for f in dataclasses.fields(Int8)}),
         ("sources.", raw.get("sources"), facts),
     ]
     given = [

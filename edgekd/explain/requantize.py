@@ -3,7 +3,7 @@ the float file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ import numpy as np
 from edgekd.explain.inputs import FromFiles, FromRun, Subject
 from edgekd.files import write_atomic
 from edgekd.quantization.diagnosis.fixes import Now, shown
+from edgekd.records import Target
+from edgekd.run import target_settings
 
 if TYPE_CHECKING:
     import onnx
@@ -94,8 +96,7 @@ def _from_float(subject: Subject, source: FromRun) -> Way:
     columns = source.resolved.data("train")
     arrays = columns.inputs if isinstance(columns.inputs, Mapping) else {source.resolved.task.inputs[0]: columns.inputs}
     stage = source.resolved.read.stages[-1]
-    target = next((t for t in source.resolved.targets if t.name in source.names), source.resolved.targets[0])
-    now, build = _file(subject.float_file, subject.int8_file, arrays, target)
+    now, build = _file(subject.float_file, subject.int8_file, arrays, _served(source))
     captured = _captured(source, subject.int8_file)
 
     def lasting(settings: Mapping[str, Any]) -> str:
@@ -115,7 +116,7 @@ def _from_float(subject: Subject, source: FromRun) -> Way:
 
 
 def _from_files(subject: Subject, source: FromFiles) -> Way:
-    now, build = _file(source.model, subject.int8_file, source.arrays, source.target)
+    now, build = _file(source.model, subject.int8_file, source.arrays, [source.target])
 
     def lasting(settings: Mapping[str, Any]) -> str:
         words = [
@@ -138,10 +139,10 @@ def _from_files(subject: Subject, source: FromFiles) -> Way:
     return Way(now, build, lasting)
 
 
-def _file(model: Path, int8_file: Path, arrays: Mapping[str, np.ndarray], target: Any) -> tuple[Now, Callable]:
-    """(what is known of an int8 file of any making, how it is made again from `model`)."""
-    import dataclasses
-
+def _file(
+    model: Path, int8_file: Path, arrays: Mapping[str, np.ndarray], targets: Sequence[Target]
+) -> tuple[Now, Callable]:
+    """(what is known of an int8 file of any making, how it is made again from `model` for the targets)."""
     import onnx
 
     from edgekd.probes import static
@@ -154,7 +155,7 @@ def _file(model: Path, int8_file: Path, arrays: Mapping[str, np.ndarray], target
     def build(settings: Mapping[str, Any], path: Path) -> str:
         rows = quantize_file.divided(count, settings.get("samples", CALIBRATION), parsed)[0]
         given = {k: settings[k] for k in ("weight_bits", "float_layers") if k in settings}
-        scheme = dataclasses.replace(target.int8, **given)
+        scheme = target_settings.scheme(targets, **given)
         taken = {n: np.ascontiguousarray(a[rows]) for n, a in arrays.items()}
         made = convert.quantize(
             parsed, taken, scheme=scheme, ranges=settings.get("ranges", "minmax"), place_name=str(model)
@@ -222,7 +223,13 @@ def _named(int8_file: Path, graph: Any, known: Mapping[str, str]) -> dict[str, t
 
 def _bits(source: FromRun) -> int:
     """The most bits that weights may have on all the targets."""
-    return min(t.int8.weight_bits for t in source.resolved.targets if t.name in source.names)
+    return target_settings.merged(_served(source)).weight_bits
+
+
+def _served(source: FromRun) -> list[Target]:
+    """The targets that the file is for."""
+    targets = source.resolved.targets
+    return [t for t in targets if t.name in source.names] or list(targets[:1])
 
 
 def _recipe_lines(source: FromRun, stage: str, settings: Mapping[str, Any]) -> str:

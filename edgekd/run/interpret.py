@@ -85,12 +85,8 @@ class Asked:
         return [dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values())]
 
     def wants(self) -> dict[Wants, tuple[str, ...]]:
-        groups: dict[Wants, tuple[str, ...]] = {}
-        pairs16 = all(t.int8.pairs16 for t in self.resolved.targets)
-        for target in self.resolved.targets:
-            want = target_settings.of(target, pairs16)
-            groups[want] = (*groups.get(want, ()), target.name)
-        return groups
+        """{want: names of the targets}"""
+        return target_settings.wants(self.resolved.targets)
 
     def served(self) -> dict[Wants, tuple[str, ...]]:
         """{want: the targets that what is made for it is right for}"""

@@ -3,7 +3,6 @@ what it says."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.measure.samples import read_arrays
 from edgekd.probes import static
 from edgekd.report.int8 import Row
+from edgekd.run import target_settings
 
 if TYPE_CHECKING:
     import onnx
@@ -74,7 +74,7 @@ def checked(
         problems += wrong
     if problems:
         raise UsageError(*problems)
-    scheme = dataclasses.replace(device.int8, weight_bits=bits, pairs16=device.int8.pairs16 and not full_range)
+    scheme = target_settings.scheme([device], weight_bits=bits, **({"pairs16": False} if full_range else {}))
     calibrated, kept = divided(len(next(iter(given[0].values()))), samples, parsed)
     labels = None if given[1] is None else given[1][kept if len(kept) else calibrated]
     return path, parsed, arrays, labels, scheme, (len(calibrated), len(kept))

@@ -1,62 +1,57 @@
-"""What a target's int8 kernels ask of training, as settings of stages. What a recipe says wins, or is refused where the
+"""What a target's kernels ask of training, as settings of stages. What a recipe says wins, or is refused where the
 kernels can't compute it; what it leaves open is the target's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgekd.errors import Problem
-from edgekd.records import Target
+from edgekd.records import Int8, Scheme, Target
 from edgekd.run.recipe import StageLine
 
-OPEN = ("multiple_of", "weight_bits", "per_channel")  # settings that are a target's where a recipe doesn't say them
+AGREED = "pairs16"  # the fact that all targets of a recipe share: one of them is enough to ask for the full range
+# settings that are a target's where a recipe doesn't say them
+OPEN = ("multiple_of", *(f.name for f in dataclasses.fields(Int8) if f.name != AGREED))
 
 
 @dataclass(frozen=True)
 class Wants:
-    """`multiple_of`: widths that kernels run well at; `weight_bits`, `per_channel`: what they compute; `pairs16`: what
-    all targets agree on."""
+    """`multiple_of`: widths that kernels run well at; `int8`: all of the target's int8 facts."""
 
     multiple_of: int
-    weight_bits: int
-    pairs16: bool = True
-    per_channel: bool = True
+    int8: Int8
 
     def serves(self, other: Wants) -> bool:
-        """Whether what is made for this want is right for `other` too."""
-        narrow = self.weight_bits <= other.weight_bits and self.per_channel <= other.per_channel
+        """Whether what is made for this want is right for `other` too: no int8 fact of it asks more of the kernels."""
+        mine, theirs = dataclasses.asdict(self.int8), dataclasses.asdict(other.int8)
+        narrow = all(mine[name] <= theirs[name] for name in mine if name != AGREED)
         return narrow and self.multiple_of % other.multiple_of == 0
 
     def into(self, line: StageLine) -> dict[str, Any]:
         """The stage's settings for such a target."""
-        settings = dict(line.settings)
-        settings |= {name: getattr(self, name) for name in OPEN if name in settings and name not in line.table}
-        if "pairs16" in settings:
-            settings["pairs16"] = settings["pairs16"] and self.pairs16
+        settings, facts = dict(line.settings), {"multiple_of": self.multiple_of, **dataclasses.asdict(self.int8)}
+        settings |= {name: facts[name] for name in OPEN if name in settings and name not in line.table}
+        if AGREED in settings:
+            settings[AGREED] = settings[AGREED] and facts[AGREED]
         return settings
 
     def refuses(self, line: StageLine, names: str) -> list[Problem]:
         """What a recipe says that kernels of the targets with these `names` don't compute: a file of another lattice
         would be made than is told."""
-        said, most, found = line.table, self.weight_bits, []
-        bits = {"weight_bits": said["weight_bits"]} if "weight_bits" in said and "weight_bits" in line.settings else {}
+        said, found = {k: v for k, v in line.table.items() if k in line.settings}, []
+        bits = {k: said[k] for k in ("weight_bits",) if k in said}
         bits |= {f"layer_bits.{name}": given for name, given in line.settings.get("layer_bits", {}).items()}
         for place, given in bits.items():
-            if given > most:
+            if given > (most := self.int8.weight_bits):
                 hint = f"leave it out, or write {most} or fewer" if place == "weight_bits" else f"write {most} or fewer"
-                found.append(
-                    Problem(place, f"is {given}, and the kernels of {names} take weights of {most} bits", hint)
-                )
-        if said.get("per_channel") and "per_channel" in line.settings and not self.per_channel:
-            found.append(
-                Problem(
-                    "per_channel",
-                    f"is true, and the kernels of {names} take one scale for a whole weight",
-                    "leave it out",
-                )
-            )
+                text = f"is {given}, and the kernels of {names} take weights of {most} bits"
+                found.append(Problem(place, text, hint))
+        if said.get("per_channel") and not self.int8.per_channel:
+            text = f"is true, and the kernels of {names} take one scale for a whole weight"
+            found.append(Problem("per_channel", text, "leave it out"))
         return found
 
     def slower(self, line: StageLine) -> str:
@@ -71,9 +66,25 @@ class Wants:
         )
 
 
-def of(target: Target, pairs16: bool) -> Wants:
-    """What one target asks for."""
-    return Wants(target.channel_multiple, target.int8.weight_bits, pairs16, target.int8.per_channel)
+def merged(targets: Iterable[Target]) -> Int8:
+    """The int8 facts that all of the targets allow: of each fact the least that one of them says."""
+    facts = [dataclasses.asdict(t.int8) for t in targets]
+    return Int8(**{name: min(f[name] for f in facts) for name in facts[0]})
+
+
+def scheme(targets: Iterable[Target], **given: Any) -> Scheme:
+    """The scheme of an int8 file for all of the targets, with what is `given` in place of their facts."""
+    return Scheme(**{**dataclasses.asdict(merged(targets)), **given})
+
+
+def wants(targets: Sequence[Target]) -> dict[Wants, tuple[str, ...]]:
+    """{what is asked for: names of the targets that do}: targets that agree on every fact share it."""
+    groups: dict[Wants, tuple[str, ...]] = {}
+    agreed = {AGREED: getattr(merged(targets), AGREED)} if targets else {}
+    for target in targets:
+        want = Wants(target.channel_multiple, dataclasses.replace(target.int8, **agreed))
+        groups[want] = (*groups.get(want, ()), target.name)
+    return groups
 
 
 def label(settings: Mapping[str, Any], want: Wants) -> str:
