@@ -124,8 +124,8 @@ class Part:
 
     kind: str
 
-    def read(self, value: Any, place: str) -> tuple[Use | None, list[Problem]]:
-        """(the part with its settings, defaults filled in, or None; every problem)."""
+    def read(self, value: Any, place: str) -> tuple[Any, list[Problem]]:
+        """(the part with its settings, defaults filled in, as a Use, or None; every problem)."""
         table = {"use": value} if isinstance(value, str) else value
         if not isinstance(table, Mapping):
             return None, [Problem(place, f"must be a name, or a table with `use`, not {value!r}", self.known())]
@@ -153,7 +153,7 @@ class Part:
         """A hint: the names that there are."""
         return f"one of {', '.join(names(self.kind))}, or {KINDS[self.kind].own}"
 
-    def parts(self, value: Use | None) -> list[Any]:
+    def parts(self, value: Any) -> list[Any]:
         """The parts that a value of this setting names."""
         return [] if value is None else [value.part()]
 

@@ -37,6 +37,8 @@ TESTS = {
     "edgekd/losses": "losses feature_losses",
     "edgekd/training/loop.py": "train modes schedules",
     "edgekd/training/loss_checks.py": "trials modes",
+    "edgekd/training/loss_reaction.py": "trials modes",
+    "edgekd/training/read_terms.py": "recipe modes trials schedules",
     "edgekd/training/terms.py": "losses modes schedules train",
     "edgekd/training/supervision.py": "modes train",
     "edgekd/teachers": "modes train",

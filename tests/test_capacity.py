@@ -16,6 +16,7 @@ from edgekd.errors import UsageError
 from edgekd.records import Candidate, Measurement
 from edgekd.run import recipe as recipes
 from edgekd.run import resolve
+from edgekd.run.dump import dump
 from edgekd.verbs import gate as gating
 
 SMALL = (
@@ -102,7 +103,7 @@ def test_a_resolved_recipe_holds_them_and_repeats(tmp_path):
     first = resolve.resolve(recipes.read(path))
     assert first.gate["small"] == {"file_bytes": ["max 1 MB", FLASH], "activation_bytes": RAM}
     assert set(first.gate["any"]) == {"file_bytes", "top1"} and "host" not in first.gate
-    (tmp_path / "again.toml").write_text(resolve.dump(first))
+    (tmp_path / "again.toml").write_text(dump(first))
     assert resolve.resolve(recipes.read(tmp_path / "again.toml")).gate == first.gate
 
 

@@ -28,8 +28,9 @@ from edgekd.runtimes.onnxruntime import load as open_file
 from edgekd.stages.export import Export
 from edgekd.stages.quantize import Quantize
 from edgekd.stages.train import Train
+from edgekd.training.terms import Term
 
-LABELS = ({"use": "cross_entropy"},)
+LABELS = (Term("cross_entropy"),)
 
 
 class Net(nn.Module):

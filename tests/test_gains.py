@@ -1,5 +1,6 @@
 """The control competes in every form, and what learning from a teacher brought over it is said."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 
 from edgekd import metrics
 from edgekd.decisions import gains
+from edgekd.files import toml
 from edgekd.records import Candidate, Measurement
 from edgekd.run import plan, recipe, resolve
+from edgekd.training.terms import Term
 
 TEXT = (Path(__file__).parent.parent / "benchmarks/distillation/RESULTS.md").read_text(encoding="utf-8")
 
@@ -73,7 +76,7 @@ def test_the_advice_has_the_benchmarks_figures():
         assert f"{value} [{low}, {high}]" in gains.TRY
     suggested = re.search(r"\{.*\}", gains.TRY)[0].replace('"layer2 -> layer3"', '"3 -> 3"')
     stage = f'task = "digits"\n[[stage]]\nuse = "distill"\nlosses = [{{ use = "kl" }}, {suggested}]'
-    assert recipe.toml(stage)["stage"][0]["losses"][1]["use"] == "attention"
+    assert toml(stage)["stage"][0]["losses"][1]["use"] == "attention"
 
 
 QAT = {
@@ -94,9 +97,8 @@ def test_the_control_is_quantized_like_the_rest_with_labels_only():
     assert {id: p.beside for id, p in points.items() if p.beside} == {"distill": "alone", "quantize": "alone-quantize"}
     step, taught = (found.steps[points[id].step] for id in ("alone-quantize", "quantize"))
     assert step.source == points["alone"].step and step.teacher == () and points["alone-quantize"].reference is None
-    assert step.settings["losses"] == ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.1},)
-    same = [k for k in taught.settings if k not in ("losses", "teachers")]
-    assert {k: step.settings[k] for k in same} == {k: taught.settings[k] for k in same}
+    assert step.part.losses == (Term("cross_entropy", 1.0, {"smoothing": 0.1}),)
+    assert step.part == dataclasses.replace(taught.part, losses=step.part.losses, teachers=())
     assert list(found.steps)[-2] == step.key  # last: what a time budget leaves is the line
 
 

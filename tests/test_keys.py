@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tomllib
 
 import pytest
 import tiny  # noqa: F401  (the recipe's task)
@@ -10,8 +11,11 @@ from edgekd import components, signatures
 from edgekd.components import Use
 from edgekd.criteria.magnitude import magnitude
 from edgekd.ensembles.confidence import confidence
+from edgekd.losses.kl import kl
 from edgekd.run import plan, recipe, resolve
+from edgekd.run.dump import dump
 from edgekd.stages.prune import Prune
+from edgekd.training.terms import Term
 
 STAGE = """
 import dataclasses
@@ -45,8 +49,8 @@ def key(tmp_path, monkeypatch):
         resolved = resolve.resolve(recipe.read(tmp_path / "recipe.toml"))
         if whole:
             return next(k for k, step in plan.make(resolved).steps.items() if step.stage == "ownstage:Own")
-        stage = resolved.read.stages[-1]
-        return plan._Planner(resolved).step(stage.use, stage.settings, stage.name, 0)
+        line = resolved.recipe.stages[-1]
+        return plan._Planner(resolved).step(line.use, line.stage, line.name, 0)
 
     yield made
     for module in ("named", "ownstage"):
@@ -75,18 +79,13 @@ def test_what_is_not_named_or_only_looks_so_is_not_in_the_key(key):
 
 
 def test_parts_are_found_where_a_setting_is_said_to_name_one():
-    combine = Use("ensembles", "confidence")
-    assert components.parts_of(Prune(combine=combine)) == [confidence, magnitude]
-    assert components.parts_of(Prune(criterion=Use("criteria", "json:dumps"))) == [json.dumps]
+    losses, combine = (Term("kl"), Term("json:loads")), Use("ensembles", "confidence")
+    assert components.parts_of(Prune(losses=losses, combine=combine)) == [confidence, kl, json.loads, magnitude]
+    assert components.parts_of(Prune(losses=losses[:1], criterion=Use("criteria", "json:dumps"))) == [kl, json.dumps]
 
 
 @pytest.mark.parametrize("lines", ['ranges = "tiny:Net"', 'losses = [{ use = "tiny:Net" }]'])
 def test_a_resolved_recipe_says_where_named_modules_lie(lines, monkeypatch, tmp_path):
     stages = [{"use": "train", "epochs": 1}, {"use": "quantize"}]
-    read = recipe.read({"task": "tiny:task", "stage": stages})
-    own = [*read.stages[:1], read.stages[1]]
-    own[1].settings.update(ranges=Use("ranges", "tiny:Net")) if "ranges" in lines else own[1].settings.update(
-        losses=({"use": "tiny:Net"},)
-    )
-    resolved = resolve.resolve(read)
-    assert "modules = " in resolve.dump(resolved, tmp_path)
+    stages[1] |= tomllib.loads(lines)
+    assert "modules = " in dump(resolve.load({"task": "tiny:task", "stage": stages}), tmp_path)

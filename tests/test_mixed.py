@@ -33,6 +33,7 @@ from edgekd.run import plan, recipe, resolve
 from edgekd.runtimes.onnxruntime import load
 from edgekd.stages.export import Export
 from edgekd.stages.quantize import Quantize
+from edgekd.training.terms import Term
 
 
 def exported(model, x, folder, scheme):
@@ -411,7 +412,7 @@ class TestStage:
         stage = Quantize(
             epochs=3,
             batch=20,
-            losses=({"use": "cross_entropy", "weight": 1.0},),
+            losses=(Term("cross_entropy"),),
             float_layers=("linear",),
             layer_bits={"linear_1": 5},
         )

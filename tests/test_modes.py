@@ -35,7 +35,8 @@ from edgekd.teachers.ema import Ema
 from edgekd.training.balance import Balance
 from edgekd.training.loop import fit
 from edgekd.training.loss_checks import rehearse
-from edgekd.training.terms import Term, curve_at, gradient_norms, terms
+from edgekd.training.read_terms import terms
+from edgekd.training.terms import Term, curve_at, gradient_norms
 
 
 @pytest.fixture
@@ -63,11 +64,11 @@ class Near(nn.Module):
 NEAR = {"use": "test_modes:Near", "weight": 0.5, "on": ["2 -> 2"]}
 CE, KL = {"use": "cross_entropy", "weight": 1.0}, {"use": "kl", "weight": 1.0}
 MODES = {
-    "taps": {"losses": (CE, NEAR)},
-    "peers": {"losses": (CE, KL), "peers": 2},
-    "ema": {"losses": (CE, {**KL, "teacher": "ema", "schedule": {"weight": [[0, 0], [0.5, 1]]}}), "ema": 0.9},
-    "learned ensemble": {"losses": (CE, KL), "combine": Use("ensembles", "learned"), "teachers": ("one", "two")},
-    "balanced": {"losses": (CE, KL), "balance": True},
+    "taps": {"losses": terms([CE, NEAR])},
+    "peers": {"losses": terms([CE, KL]), "peers": 2},
+    "ema": {"losses": terms([CE, {**KL, "teacher": "ema", "schedule": {"weight": [[0, 0], [0.5, 1]]}}]), "ema": 0.9},
+    "learned ensemble": {"losses": terms([CE, KL]), "combine": Use("ensembles", "learned"), "teachers": ("one", "two")},
+    "balanced": {"losses": terms([CE, KL]), "balance": True},
 }
 
 
@@ -101,7 +102,7 @@ def test_every_mode_resumes_to_the_bit(tmp_path, task, monkeypatch, mode, stop_a
 def test_modes_are_not_all_the_same_training(tmp_path, task):
     teacher = teacher_in(tmp_path / "t", task)
     found = {}
-    for mode, given in {**MODES, "plain": {"losses": (CE, KL)}}.items():
+    for mode, given in {**MODES, "plain": {"losses": terms([CE, KL])}}.items():
         teachers = {
             "taps": (teacher,),
             "plain": (teacher,),
@@ -152,7 +153,7 @@ def test_projectors_learn_and_get_gradients(tmp_path, task):
     teacher, run = teacher_in(tmp_path / "t", task), run_in(tmp_path / "s", task)
     events = []
     run = run_in(tmp_path / "s", task, log=lambda **e: events.append(e))
-    Distill(epochs=30, batch=20, lr=0.05, losses=(NEAR,))(None, run, teacher=(teacher,))
+    Distill(epochs=30, batch=20, lr=0.05, losses=terms([NEAR]))(None, run, teacher=(teacher,))
     means = [e["test_modes:Near"] for e in events if e["event"] == "epoch"]
     assert means[-1] < 0.7 * means[0]
     assert all(e["test_modes:Near"] > 0 for e in events if e["event"] == "gradients")
@@ -202,7 +203,7 @@ def test_peers_begin_apart_and_the_first_is_the_lone_students_start(tmp_path, ta
         return learn(modules, *rest, **more)
 
     monkeypatch.setattr(train_stage, "learn", watched)
-    Distill(epochs=1, batch=20, lr=1e-9, losses=(CE, KL), peers=3)(None, run_in(tmp_path, task))
+    Distill(epochs=1, batch=20, lr=1e-9, losses=terms([CE, KL]), peers=3)(None, run_in(tmp_path, task))
     assert torch.equal(begun[0], saved.create(task, "student", 0)[0].weight)
     assert len(begun) == 3 and not any(torch.equal(a, b) for a, b in itertools.combinations(begun, 2))
     assert torch.allclose(weights(run_in(tmp_path, task))["0.weight"], begun[0], atol=1e-6)  # the first is kept
@@ -289,7 +290,7 @@ def test_the_own_past_is_tapped_at_the_teachers_path(tmp_path, task):
         lambda folder, use: Watch if use == "watch" else components_find(folder, use),
     )
     try:
-        losses = ({"use": "watch", "teacher": "ema", "on": ["0 -> 2"]}, {**NEAR, "on": ["4 -> 1"]})
+        losses = (Term("watch", 1.0, {}, (("0", "2"),), "ema"), *terms([{**NEAR, "on": ["4 -> 1"]}]))
         Distill(epochs=1, batch=20, losses=losses)(None, run_in(tmp_path / "s", task), teacher=(teacher,))
     finally:
         components.find = components_find
@@ -449,7 +450,7 @@ def test_balance_makes_weights_shares_of_the_gradient():
 def test_gradient_norms_are_logged_with_every_term(tmp_path, task):
     events = []
     run = run_in(tmp_path, task, log=lambda **e: events.append(e))
-    Train(epochs=2, batch=20, losses=(CE,))(None, run)
+    Train(epochs=2, batch=20, losses=terms([CE]))(None, run)
     found = [e for e in events if e["event"] == "gradients"]
     assert len(found) == 2 and all(e["cross_entropy"] > 0 for e in found)
 
@@ -484,13 +485,13 @@ def test_boxes_show_no_more_than_they_say(tmp_path, task):
 def test_a_black_box_can_not_be_asked_for_its_distribution(task):
     student, teacher = saved.create(task, "student", 0), saved.create(task, "teacher", 0)
     guides, data = {"": teacher}, load(task, "train")
-    ((number, message, hint),) = rehearse((CE, KL), student, guides, task, data, {"": "label"})
+    ((number, message, hint),) = rehearse(terms([CE, KL]), student, guides, task, data, {"": "label"})
     assert number == 1 and "black box" in message and "hard" in hint
-    ((number, message, _),) = rehearse((CE, NEAR), student, guides, task, data, {"": "top"})
+    ((number, message, _),) = rehearse(terms([CE, NEAR]), student, guides, task, data, {"": "top"})
     assert number == 1 and "looks inside" in message
-    ((_, message, hint),) = rehearse(({**NEAR, "on": ["2 -> 22"]},), student, guides, task, data)
+    ((_, message, hint),) = rehearse(terms([{**NEAR, "on": ["2 -> 22"]}]), student, guides, task, data)
     assert "no such module" in message and "2" in hint
-    assert list(rehearse((CE, KL, NEAR), student, guides, task, data)) == []
+    assert list(rehearse(terms([CE, KL, NEAR]), student, guides, task, data)) == []
 
 
 def test_terms_read_the_keys_of_all_terms():
@@ -506,7 +507,7 @@ def test_terms_read_the_keys_of_all_terms():
             }
         ]
     )
-    assert term == Term("kl", 2.0, {"temperature": 3.0}, (("a", "b"),), "x", {"weight": [[0, 1]]})
+    assert term == Term("kl", 2.0, {"temperature": 3.0, "standardize": False}, (("a", "b"),), "x", {"weight": [[0, 1]]})
 
 
 # ---------------------------------------------------------------- in a recipe
@@ -556,6 +557,7 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
 
     from edgekd.progress import reporter
     from edgekd.run import plan, recipe, resolve
+    from edgekd.run.dump import dump
     from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
@@ -566,14 +568,14 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
     assert ("assistant", "distill") in wanted and ("answers of oracle", "answer") in wanted
     inside = next(s for s in planned.steps.values() if s.label == "inside")
     assert planned.steps[inside.teacher[0]].stage == "train"  # a teacher that is looked into is live
-    judged = [s for s in planned.steps.values() if s.settings.get("split") == "validation"]
+    judged = [s for s in planned.steps.values() if getattr(s.part, "split", "") == "validation"]
     assert {s.label for s in judged} == {f"answers of {n} (validation)" for n in ("teacher", "other", "assistant")}
     assert any("heads" in line and "learns" in line for line in planned.losses["stage 2 (inside)"])
     assert any(
         "weight 1, temperature 8 to 2 over the agreement" in line for line in planned.losses["stage 1 (distill)"]
     )
     again = tmp_path / "recipe.toml"
-    again.write_text(resolve.dump(resolved, tmp_path))
+    again.write_text(dump(resolved, tmp_path))
     assert list(plan.make(resolve.resolve(recipe.read(again))).steps) == list(planned.steps)
     made, _ = run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
     sizes = {p.id: made[p.export].files and (made[p.export].folder / "model.onnx") for p in planned.points}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgekd import components, runtimes
+from edgekd import components, runtimes, signatures
 from edgekd.cli import run as command
 
 ROOT = Path(__file__).resolve().parent.parent / "edgekd"
@@ -26,8 +26,8 @@ def test_its_settings_are_what_a_recipe_takes(kind, name):
     if not hasattr(importlib.import_module(f"edgekd.{kind}.{name}"), name) and kind == "tasks":
         return  # a `task` without settings
     part = components.find(kind, name)
-    fields = components.model_of(part, components.POSITIONAL.get(kind, 0)).model_fields
-    untyped = [field for field, info in fields.items() if info.annotation is Any]
+    fields, named = signatures.model_of(part, components.KINDS[kind]).model_fields, signatures.readers(part)
+    untyped = [field for field, info in fields.items() if info.annotation is Any and field not in named]
     assert not untyped, f"{kind}/{name}.py: annotate {', '.join(untyped)}: the recipe is checked by it"
 
 

@@ -12,6 +12,7 @@ from edgekd.models import saved
 from edgekd.records import Artifact, Run
 from edgekd.stages.prune import Prune
 from edgekd.stages.train import Train
+from edgekd.training.terms import Term
 
 
 def net():
@@ -62,7 +63,7 @@ def test_kept_layers_keep_their_channels_and_a_criterion_of_ones_own_decides(tmp
         (tmp_path / name).mkdir()
         return Run(task, 0, 1, tmp_path / name, tmp_path / f"{name}.scratch", lambda split: load(task, split))
 
-    labels = {"losses": ({"use": "cross_entropy"},), "epochs": 1}
+    labels = {"losses": (Term("cross_entropy"),), "epochs": 1}
     first = run("student")
     Train(**labels)(None, first)
     source = Artifact("key", "torch", {}, {}, "", {}, 0, {}, first.folder)

@@ -22,8 +22,9 @@ from edgekd.pruning.proof import Laboratory
 from edgekd.records import Artifact, Run
 from edgekd.stages.prune import Prune
 from edgekd.stages.train import Train
+from edgekd.training.terms import Term
 
-LABELS = {"losses": ({"use": "cross_entropy"},)}
+LABELS = {"losses": (Term("cross_entropy"),)}
 
 
 class Net(nn.Module):

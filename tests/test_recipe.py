@@ -7,22 +7,25 @@ import tomllib
 import pytest
 
 from edgekd.errors import UsageError
-from edgekd.run import recipe, resolve, settings
+from edgekd.run import recipe, resolve
+from edgekd.run.dump import dump
+from edgekd.run.recipe import stages
 from edgekd.tasks import digits
+from edgekd.training.terms import Term
 
 GOOD = {"task": "digits", "stage": [{"use": "distill"}]}
 
 
 def told(source, **more):
     with pytest.raises(UsageError) as caught:
-        recipe.read(source, **more)
+        resolve.load(source, **more)
     return [str(p) for p in caught.value.problems]
 
 
-@pytest.mark.parametrize("use", settings.public_stages())
+@pytest.mark.parametrize("use", stages.public())
 def test_every_stage_can_be_named(use):
     problems = []
-    assert settings.find_stage(use, "here", problems) is not None and problems == []
+    assert stages.find(use, "here", problems) is not None and problems == []
 
 
 MANY = """
@@ -114,10 +117,11 @@ def test_settings_reach_their_place():
         sets=["distill.epochs=7", "seed=3", "model.teacher.train.epochs=9", 'distill.losses=[{use="cross_entropy"}]'],
         targets=["a"],
     )
-    assert read.stages[0].settings["epochs"] == 7 and read.recipe.sweep == {}
-    assert read.recipe.seed == 3 and read.models["teacher"]["train"]["epochs"] == 9 and read.recipe.targets == ("a",)
-    assert read.stages[0].settings["losses"] == ({"use": "cross_entropy", "weight": 1.0, "smoothing": 0.0},)
-    assert recipe.read(GOOD, sets=["sweep.distill.epochs=[1, 2]"]).recipe.sweep == {"distill.epochs": [1, 2]}
+    assert read.stages[0].stage.epochs == 7 and read.sweep.choices == {}
+    assert read.seed == 3 and read.models["teacher"].stage.epochs == 9 and read.targets == ("a",)
+    assert read.stages[0].stage.losses == (Term("cross_entropy", 1.0, {"smoothing": 0.0}),)
+    swept = recipe.read(GOOD, sets=["sweep.distill.epochs=[1, 2]"]).sweep
+    assert [c.value for c in swept.choices["distill", "epochs"]] == [1, 2]
 
 
 def test_a_sweep_is_the_only_list_of_choices():
@@ -143,10 +147,10 @@ def test_resolved_recipe_says_everything_and_repeats_the_run(tmp_path):
     from edgekd.run import plan
 
     first = resolve.resolve(recipe.read(None, sets=["quantize.epochs=3"]))
-    text = resolve.dump(first)
+    text = dump(first)
     (tmp_path / "recipe.toml").write_text(text)
     second = resolve.resolve(recipe.read(tmp_path / "recipe.toml"))
-    assert resolve.dump(second) == text
+    assert dump(second) == text
     assert list(plan.make(first).steps) == list(plan.make(second).steps)
     table = tomllib.loads(text)
     assert table["threads"] >= 1 and table["stage"][0]["lr"] > 0 and table["gate"]["any"]["top1"]
@@ -160,10 +164,7 @@ def test_a_loss_of_ones_own_needs_no_settings_and_may_have_some(tmp_path, monkey
     monkeypatch.syspath_prepend(str(tmp_path))
     losses = [{"use": "ownloss:plain"}, {"use": "ownloss:tuned", "sharp": 3.0}]
     (line,) = recipe.read({**GOOD, "stage": [{"use": "distill", "losses": losses}]}).stages
-    assert line.settings["losses"] == (
-        {"use": "ownloss:plain", "weight": 1.0},
-        {"use": "ownloss:tuned", "weight": 1.0, "sharp": 3.0},
-    )
+    assert line.stage.losses == (Term("ownloss:plain"), Term("ownloss:tuned", 1.0, {"sharp": 3.0}))
     assert line.teacher == ("teacher",)
     assert any(
         "sharpp" in p and "did you mean `sharp`" in p
@@ -240,7 +241,7 @@ def test_a_dumped_recipe_gives_the_same_keys_from_its_own_folder(tmp_path, monke
     first = resolve.resolve(recipe.read(tmp_path / "project/recipe.toml"))
     run = tmp_path / "elsewhere/run"
     run.mkdir(parents=True)
-    (run / "recipe.toml").write_text(resolve.dump(first, run))
+    (run / "recipe.toml").write_text(dump(first, run))
     assert keys_of(tmp_path / "project/recipe.toml") == keys_of(run / "recipe.toml")
     assert tomllib.loads((run / "recipe.toml").read_text())["modules"] == "../../project"
 
@@ -254,7 +255,7 @@ def test_weights_of_the_full_range_are_honoured_unless_a_target_saturates(tmp_pa
 
     def planned(*names, **more):
         steps = plan.make(resolve.resolve(recipe.read(None, targets=list(names), **more))).steps.values()
-        return {s.settings["pairs16"] for s in steps if s.stage == "quantize"}
+        return {s.part.pairs16 for s in steps if s.stage == "quantize"}
 
     def refused(*names, **more):
         with pytest.raises(UsageError, match="saturate") as error:
@@ -313,7 +314,7 @@ def test_a_swept_mode_gets_the_teacher_that_it_needs():
     made = plan.make(
         resolve.resolve(recipe.read(None, sets=["quantize.mode=ptq", 'sweep.quantize.mode=["ptq", "qat"]']))
     )
-    teachers = {s.settings["mode"]: bool(s.teacher) for s in made.steps.values() if s.stage == "quantize"}
+    teachers = {s.part.mode: bool(s.teacher) for s in made.steps.values() if s.stage == "quantize"}
     assert teachers == {"ptq": False, "qat": True}
 
 

@@ -21,7 +21,8 @@ from edgekd.records import Batch, Signals
 from edgekd.stages.answer import Answer
 from edgekd.stages.distill import Distill
 from edgekd.training.agreement import Agreement
-from edgekd.training.terms import Term, bind, parts, terms
+from edgekd.training.read_terms import terms
+from edgekd.training.terms import Term, bind, parts
 
 CE = {"use": "cross_entropy", "weight": 1.0}
 FOLLOWING = {
@@ -45,10 +46,13 @@ def answers(folder, task, teacher, **settings):
 
 def test_a_curve_over_the_agreement_by_hand():
     (term,) = terms([FOLLOWING | {"temperature": 4.0}])
-    assert term.at(0.9, {"": 0.6}) == (pytest.approx(0.7), {"temperature": pytest.approx(4.5)})
-    assert term.at(0.9) == term.at(0.0, {"": 0.0}) == (1.0, {"temperature": 8.0})
+    assert term.at(0.9, {"": 0.6}) == (
+        pytest.approx(0.7),
+        {"temperature": pytest.approx(4.5), "standardize": False},
+    )
+    assert term.at(0.9) == term.at(0.0, {"": 0.0}) == (1.0, {"temperature": 8.0, "standardize": False})
     (named,) = terms([FOLLOWING | {"teacher": "b"}])
-    assert named.at(0.0, {"a": 0.2, "b": 1.0, "": 0.6}) == (0.5, {"temperature": 1.0})
+    assert named.at(0.0, {"a": 0.2, "b": 1.0, "": 0.6}) == (0.5, {"temperature": 1.0, "standardize": False})
 
 
 def test_agreement_is_the_share_of_equal_answers(tmp_path, task):
@@ -81,7 +85,7 @@ def test_a_schedule_follows_the_agreement(tmp_path, task):
         answers(tmp_path / "a", task, teacher, views=3),
         answers(tmp_path / "v", task, teacher, split="validation", shows="label"),
     )
-    stage = Distill(epochs=6, batch=20, lr=0.05, losses=(CE, FOLLOWING), teachers=("teacher",), views=3)
+    stage = Distill(epochs=6, batch=20, lr=0.05, losses=terms([CE, FOLLOWING]), teachers=("teacher",), views=3)
     stage(None, run_in(tmp_path / "s", task, log=lambda **e: events.append(e)), teacher=given)
     shares = [e["teacher"] for e in events if e["event"] == "agreement"]
     settings = [e for e in events if e["event"] == "settings"]
@@ -99,7 +103,7 @@ def test_what_follows_the_agreement_resumes_to_the_bit(tmp_path, task, monkeypat
         answers(tmp_path / "a", task, teacher, views=3),
         answers(tmp_path / "v", task, teacher, split="validation", shows="label"),
     )
-    stage = Distill(epochs=3, batch=20, lr=0.05, losses=(CE, FOLLOWING), teachers=("teacher",), views=3)
+    stage = Distill(epochs=3, batch=20, lr=0.05, losses=terms([CE, FOLLOWING]), teachers=("teacher",), views=3)
     whole = run_in(tmp_path / "whole", task)
     stage(None, whole, teacher=given)
 
@@ -147,8 +151,9 @@ sys.path.insert(0, {here!r})
 import edgekd.training.loop
 from toys import run_in, toy_task
 from edgekd.stages.distill import Distill
+from edgekd.training.terms import Term
 edgekd.training.loop.CHECKPOINT_SECONDS = -1.0
-losses = ({{"use": "cross_entropy", "weight": 1.0}}, {{"use": "kl", "weight": 1.0}})
+losses = (Term("cross_entropy"), Term("kl"))
 Distill(epochs=60, batch=20, lr=0.01, peers=2, losses=losses)(
     None, run_in(Path({folder!r}), toy_task()))
 """

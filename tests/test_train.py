@@ -242,7 +242,7 @@ def test_teacher_is_frozen_and_in_evaluation_mode(tmp_path, task):
     learned = learn(
         student,
         run_in(tmp_path / "s", task),
-        Training(epochs=1, losses=({"use": "kl"},)),
+        Training(epochs=1, losses=(Term("kl"),)),
         teacher=(artifact(run, "torch"),),
     )
     assert learned["losses"]["kl"] > 0 and same(before, weights(run))

@@ -12,6 +12,7 @@ from edgekd.data.columns import load
 from edgekd.errors import UsageError
 from edgekd.records import Signals
 from edgekd.training.loss_checks import rehearse, telling
+from edgekd.training.read_terms import terms
 
 ON_LABELS = ("cross_entropy", "dkd", "heads")
 TAPPED = (
@@ -64,7 +65,7 @@ def labels():
 def told(task, *losses, shows=None, change=lambda y: y):
     columns, guides = load(task, "train"), {"": task.models["teacher"](), "peers": task.models["student"]()}
     columns = dataclasses.replace(columns, labels=change(columns.labels))
-    return list(rehearse(losses, task.models["student"](), guides, task, columns, shows))
+    return list(rehearse(terms(losses) if losses else (), task.models["student"](), guides, task, columns, shows))
 
 
 @pytest.mark.parametrize("name", components.names("losses"))
@@ -251,7 +252,7 @@ def test_the_control_in_the_lines_form_learns_by_labels_of_the_first_stage(tmp_p
     table["stage"].append({"use": "quantize", **SHORT, "losses": [{"use": "logit_mse"}]})
     made = plan.make(resolve.resolve(recipe.read(table)))
     step = next(made.steps[p.step] for p in made.points if p.id == "alone-quantize")
-    assert [(t["use"], t["weight"]) for t in step.settings["losses"]] == [("test_trials:mse", 1.0)]
+    assert [(t.use, t.weight) for t in step.part.losses] == [("test_trials:mse", 1.0)]
 
 
 def test_losses_that_only_the_controls_last_stage_learns_by_are_tried():
@@ -277,11 +278,10 @@ def test_regression_with_a_loss_and_metric_of_ones_own_runs_to_its_end(tmp_path,
 
 
 def test_a_sweep_over_other_settings_tries_the_losses_once(monkeypatch):
-    from edgekd.run import plan, recipe, resolve
-    from edgekd.training import loss_checks
+    from edgekd.run import check_losses, plan, recipe, resolve
 
     calls = []
-    monkeypatch.setattr(loss_checks, "rehearse", lambda losses, *rest: calls.append(losses) or [])
+    monkeypatch.setattr(check_losses, "rehearse", lambda losses, *rest: calls.append(losses) or [])
     plan.make(resolve.resolve(recipe.read(recipe_of(sweep={"distill.lr": [0.001, 0.002, 0.003]}))))
     assert len(calls) == 2  # the stage's and the teacher's
 

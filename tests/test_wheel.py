@@ -66,7 +66,7 @@ print(edgekd.__file__)
 print(*edgekd.targets.names())
 print(*(edgekd.targets.load(name).name for name in edgekd.targets.names()))
 print(*edgekd.components.names("tasks"))
-print(edgekd.run.recipe.BUILT_IN.is_file())
+print(edgekd.run.recipe.file.BUILT_IN.is_file())
 """
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)

@@ -72,6 +72,7 @@ PEERS = {
 def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
     """({way: file}, {way: bytes-independent facts}, resolved recipe): trained, calibrated and exported, from the store
     where finished."""
+    from edgekd import signatures
     from edgekd.progress import reporter
     from edgekd.run import plan, recipe, resolve
     from edgekd.run.steps import run_steps
@@ -83,9 +84,9 @@ def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
     ways = {w: s for w, s in (WAYS | (SMOOTH if model == "text" else {})).items() if not only or w in only}
     needed = {point.parents[0]: "float"}
     for number, (way, settings) in enumerate(ways.items()):
-        settings = wanted.steps[point.step].settings | settings
+        stage = signatures.changed(wanted.steps[point.step].part, settings)
         wanted = plan.extended(resolved, wanted, point, settings, f"-way{number}")
-        needed[made_by(wanted, point.stages, settings)] = way
+        needed[made_by(wanted, point.stages, stage)] = way
     store, progress = Store(), reporter(False)
     made, _ = run_steps(
         narrowed(wanted, {p.export for p in wanted.points if p.id in needed}),
@@ -103,13 +104,9 @@ def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
     )
 
 
-def made_by(wanted, stages: tuple[str, ...], settings: dict) -> str:
-    """The point that is made with these settings: a new one, or the recipe's own."""
-    return next(
-        p.id
-        for p in wanted.points
-        if p.stages == stages and all(wanted.steps[p.step].settings.get(k) == v for k, v in settings.items())
-    )
+def made_by(wanted, stages: tuple[str, ...], stage: object) -> str:
+    """The point whose last stage is this: a new one, or the recipe's own."""
+    return next(p.id for p in wanted.points if p.stages == stages and wanted.steps[p.step].part == stage)
 
 
 def narrowed(wanted, keys: set[str]):

@@ -81,7 +81,7 @@ def training(rounds: int, steps: int) -> dict:
     from edgekd.records import Artifact
     from edgekd.teachers.cached import cached
     from edgekd.teachers.live import live
-    from edgekd.training.terms import terms
+    from edgekd.training.read_terms import terms
 
     torch.set_num_threads(1)
     work, data = task(), columns(BATCH * 16)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd import signatures
 from edgekd.explain.inputs import FromFiles, FromRun, Subject
 from edgekd.files import write_atomic
 from edgekd.quantization.diagnosis.fixes import Now, shown
@@ -64,7 +65,7 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
     if step is None or step.stage != "quantize":
         return None
     made = finished(planned, store)
-    trains = step.settings["mode"] == "qat"
+    trains = step.part.mode == "qat"
     if step.source not in made or (trains and any(key not in made for key in step.teacher)):
         return None
     columns = resolved.data("train")
@@ -87,7 +88,13 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
         )
         return f"the file is the model that was settled: {100 * equal['equal']:.4g} % of its outputs equal, {steps}"
 
-    now = Now(step.settings, len(columns), RECIPE, _bits(source), _named(subject.int8_file, graph, layers(graph)))
+    now = Now(
+        signatures.plain(step.part),
+        len(columns),
+        RECIPE,
+        _bits(source),
+        _named(subject.int8_file, graph, layers(graph)),
+    )
     return Way(now, build, lambda settings: _recipe_lines(source, point.stages[-1], settings), trains)
 
 
@@ -95,7 +102,7 @@ def _from_float(subject: Subject, source: FromRun) -> Way:
     """From the run's float file, with samples of its train split: where the store has not the model any more."""
     columns = source.resolved.data("train")
     arrays = columns.inputs if isinstance(columns.inputs, Mapping) else {source.resolved.task.inputs[0]: columns.inputs}
-    stage = source.resolved.read.stages[-1]
+    stage = source.resolved.recipe.stages[-1]
     now, build = _file(subject.float_file, subject.int8_file, arrays, _served(source))
     captured = _captured(source, subject.int8_file)
 
@@ -203,7 +210,7 @@ def _captured(source: FromRun, int8_file: Path) -> dict[str, tuple[str, ...]]:
     from edgekd.quantization.torch_graph.capture import capture
     from edgekd.quantization.torch_graph.sites import layers
 
-    task, name = source.resolved.task, source.resolved.read.stages[0].settings.get("model", "student")
+    task, name = source.resolved.task, getattr(source.resolved.recipe.stages[0].stage, "model", "student")
     graph = capture(saved.create(task, name, 0), quantization.example_of(source.resolved.data("train")), task.forward)
     return _named(int8_file, graph, layers(graph))
 

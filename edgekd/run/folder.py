@@ -14,7 +14,7 @@ from typing import Any
 
 from edgekd.errors import Problem, UsageError
 from edgekd.files import toml, write_atomic
-from edgekd.run.recipe import MOST_THREADS
+from edgekd.run.recipe.form import MOST_THREADS
 
 OURS = (
     "recipe.toml",

@@ -48,15 +48,13 @@ def extend(
     it is one of the point's targets, else counted in multiply-accumulates. Both are kept with the artifact: a resumed
     run finds the same layers."""
     wanted = [
-        (o, resolved.read.recipe.mixed[o.point.stages[-1]])
-        for o in observed
-        if o.point.stages[-1] in resolved.read.recipe.mixed
+        (o, resolved.recipe.mixed[o.point.stages[-1]]) for o in observed if o.point.stages[-1] in resolved.recipe.mixed
     ]
     by_id, found = {o.point.id: o for o in observed}, plan
     with progress.task("which layers int8 costs most") as advance:
         for number, (o, shares) in enumerate(wanted, 1):
             parent = next((by_id[p] for p in o.point.parents if p in by_id and not by_id[p].point.reference), None)
-            if parent is None or plan.steps[o.point.step].settings["float_layers"]:
+            if parent is None or plan.steps[o.point.step].part.float_layers:
                 continue
             noise, saved, sharing, unit = _known(o, parent, resolved, made[o.point.step], store, folder).values()
             whole, known = sum(s for s in saved.values() if s > 0), set()

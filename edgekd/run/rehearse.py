@@ -27,9 +27,10 @@ from edgekd.models import saved
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Metric, Run, Task
 from edgekd.run import conclude, evaluate, steps
+from edgekd.run.dump import dump
 from edgekd.run.evaluate import SPLITS, Observed
 from edgekd.run.plan import Plan, Step
-from edgekd.run.resolve import Resolved, dump
+from edgekd.run.resolve import Resolved
 from edgekd.store import fingerprint
 from edgekd.store.store import Store
 
@@ -94,7 +95,7 @@ def _form(plan: Plan, key: str) -> tuple[str, str, Any]:
         root = plan.steps[root.source]
     cut = SHORT.get(step.stage)
     part = None if cut is None else dataclasses.replace(step.part, **cut(step.part))
-    return root.settings.get("model", "student"), step.stage if cut else "", part
+    return getattr(root.part, "model", "student"), step.stage if cut else "", part
 
 
 def _key(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple]) -> str:
@@ -142,16 +143,12 @@ def _exported(
             where = (
                 f"task {few.task.name}: models[{model!r}]"
                 if part is None
-                else f"{few.read.place}: {plan.steps[point.step].label}"
+                else f"{few.recipe.place}: {plan.steps[point.step].label}"
             )
-            start = Step(f"fresh-{_short(model)}", "fresh", "", Fresh(model), {}, 0, None, ())
-            line = (
-                [start]
-                if part is None
-                else [start, Step(f"form-{_short(form)}", stage, "", part, {}, 0, start.key, ())]
-            )
+            start = Step(f"fresh-{_short(model)}", "fresh", "", Fresh(model), 0, None, ())
+            line = [start] if part is None else [start, Step(f"form-{_short(form)}", stage, "", part, 0, start.key, ())]
             line.append(
-                Step(f"export-{_short(form)}", "export", "", plan.steps[point.export].part, {}, 0, line[-1].key, ())
+                Step(f"export-{_short(form)}", "export", "", plan.steps[point.export].part, 0, line[-1].key, ())
             )
             done[repr(form)] = [s.key for s in line[-2:]]
             try:
@@ -256,7 +253,7 @@ def _names(resolved: Resolved, plan: Plan, folder: Path) -> list[Problem]:
             text = f"{told} can't name a file: {error.strerror}, {len(Path(name).name.encode())} bytes"
             return [
                 Problem(
-                    f"{resolved.read.place}: name",
+                    f"{resolved.recipe.place}: name",
                     text,
                     "give stages and targets shorter names, or a sweep fewer values in one stage",
                 )
@@ -301,10 +298,9 @@ def _room(resolved: Resolved, plan: Plan, store: Store, folder: Path) -> None:
     wanted: dict[str, int] = {}
     for step in plan.steps.values():
         if step.stage == "answer" and resolved.task.classes:
-            width = {"logits": resolved.task.classes, "top": 2 * step.settings["top"], "label": 1}[
-                step.settings["shows"]
-            ]
-            wanted[step.key] = 4 * step.settings["views"] * len(resolved.data(step.settings["split"])) * width
+            stage = step.part
+            width = {"logits": resolved.task.classes, "top": 2 * stage.top, "label": 1}[stage.shows]
+            wanted[step.key] = 4 * stage.views * len(resolved.data(stage.split)) * width
     free = shutil.disk_usage(next(p for p in (store.root, *store.root.parents) if p.exists())).free
     if sum(wanted.values()) > free:
         done = steps.finished(plan, store)

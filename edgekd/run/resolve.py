@@ -1,29 +1,27 @@
-"""A recipe with what it refers to: its task, data, targets and budgets found and checked, all problems told at once;
-and written out again."""
+"""A recipe with what it refers to: its task, data, targets and budgets found and checked, all problems told at once."""
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgekd import components, environment, signatures
-from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits
+from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits, near
 from edgekd.records import Metric, Task
-from edgekd.run.recipe import Read, Recipe, Select
-from edgekd.run.settings import FILLED_IN
-from edgekd.run.target_settings import OPEN
+from edgekd.run import recipe as recipes
+from edgekd.run.recipe import Recipe
+from edgekd.run.recipe.form import Select
 
 
 @dataclass(frozen=True)
 class Resolved:
     """A recipe with what it refers to: ready to be planned. `data(split)` gives loaded columns, read once."""
 
-    read: Read
+    recipe: Recipe
     task: Task
     data: Callable[[str], Any]
     targets: tuple[Any, ...]
@@ -33,30 +31,45 @@ class Resolved:
 
 
 @exits(UsageError)
-def resolve(recipe: Read) -> Resolved:
+def load(
+    source: Path | str | Mapping[str, Any] | None = None,
+    sets: Iterable[str] = (),
+    targets: Iterable[str] = (),
+    threads: int | None = None,
+) -> Resolved:
+    """Reads a recipe (see `recipe.read`) and finds what it refers to. Raises UsageError with every problem of both."""
+    recipe, problems = recipes.parsed(source, sets, targets, threads)
+    resolved, more = find(recipe)
+    if problems or more:
+        raise UsageError(*dict.fromkeys([*problems, *more]))  # data that can't be read is told by every split
+    return resolved
+
+
+@exits(UsageError)
+def resolve(recipe: Recipe) -> Resolved:
     """Finds task and targets, fills the defaults that depend on them. Raises UsageError with every problem of all of
     them."""
     resolved, problems = find(recipe)
     if problems:
-        raise UsageError(*dict.fromkeys(problems))  # data that can't be read is told by every split
+        raise UsageError(*dict.fromkeys(problems))
     return resolved
 
 
 @environment.threads()
-def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
+def find(recipe: Recipe) -> tuple[Resolved, list[Problem]]:
     """What a recipe refers to, as far as it can be found, and every problem with it."""
     from edgekd import targets
     from edgekd.data import columns
     from edgekd.decisions import budget, capacity
 
     problems: list[Problem] = []
-    task = _gather(lambda: find_task(recipe.recipe.task, recipe.folder), f"{recipe.place}: task", problems)
+    task = _gather(lambda: find_task(recipe.task, recipe.folder), f"{recipe.place}: task", problems)
     found = [
         _gather(lambda name=name: targets.load(_beside(name, recipe.folder)), f"{recipe.place}: targets", problems)
-        for name in dict.fromkeys(recipe.recipe.targets)
+        for name in dict.fromkeys(recipe.targets)
     ]
     load = cache(environment.threads()(lambda split: columns.load(task, split)))
-    select, gate = recipe.recipe.select, {name: dict(lines) for name, lines in recipe.recipe.gate.items()}
+    select, gate = recipe.select, {name: dict(lines) for name, lines in recipe.gate.items()}
     if isinstance(task, Task) and task.metrics:
         taken = metric_problems(task)
         problems += [*taken, *_task_problems(task, recipe, load)]
@@ -74,9 +87,7 @@ def find(recipe: Read) -> tuple[Resolved, list[Problem]]:
     problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=whole, metrics=metrics)
     problems += _select_problems(select, metrics, f"{recipe.place}: select")
     problems += _unmeasured(gate, metrics, f"{recipe.place}: gate")
-    return Resolved(
-        recipe, task, load, tuple(found), recipe.recipe.threads or environment.THREADS, select, gate
-    ), problems
+    return Resolved(recipe, task, load, tuple(found), recipe.threads or environment.THREADS, select, gate), problems
 
 
 def _unmeasured(gate: Mapping[str, Any], metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
@@ -104,9 +115,7 @@ def _select_problems(select: Select, metrics: Mapping[str, str] | None, place: s
     known, problems = [*units(), *(metrics or {})], []
     for key, names in (("maximize", select.maximize), ("minimize", select.minimize)):
         for name in (n for n in names if metrics is not None and n not in known):
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
-            problems.append(Problem(f"{place}.{key}", f"nothing is measured by the name `{name}`", hint))
+            problems.append(Problem(f"{place}.{key}", f"nothing is measured by the name `{name}`", near(name, known)))
     return problems
 
 
@@ -130,7 +139,7 @@ def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:
     use = table.pop("use", None)
     if not isinstance(use, str):
         raise UsageError(Problem("", "`use` is missing", 'task = "digits", or { use = "image_folder", path = "..." }'))
-    task = components.imported(use) if ":" in use else _built_in_task(use)
+    task = components.find("tasks", use)
     if isinstance(task, Task):
         if table:
             raise UsageError(Problem("", f"`{use}` takes no settings, but {', '.join(table)} is given"))
@@ -158,20 +167,6 @@ def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:
     return made
 
 
-def _built_in_task(use: str) -> Any:
-    import importlib
-
-    known = components.names("tasks")
-    if use not in known:
-        near = difflib.get_close_matches(use, known, 1)
-        hint = (
-            f"did you mean `{near[0]}`?" if near else f"built in: {', '.join(known)}; your own: `package.module:name`"
-        )
-        raise UsageError(Problem("", f"no task is named `{use}`", hint))
-    module = importlib.import_module(f"edgekd.tasks.{use}")
-    return module.task if hasattr(module, "task") else getattr(module, use)
-
-
 def metric_problems(task: Task) -> list[Problem]:
     """Metrics named like what is measured of every candidate: one couldn't be told from the other."""
     from edgekd import probes
@@ -182,106 +177,27 @@ def metric_problems(task: Task) -> list[Problem]:
     return [Problem(where, f"{name!r} {text}", f"another name, such as my_{name}") for name in names if name in own]
 
 
-def _task_problems(task: Task, recipe: Read, load: Callable[[str], Any]) -> list[Problem]:
+def _task_problems(task: Task, recipe: Recipe, load: Callable[[str], Any]) -> list[Problem]:
     from edgekd import data
 
-    way = lambda m: next((m[w] for w in ("train", "distill") if w in m), {})
-    made = {name: way(m).get("model", name) for name, m in recipe.models.items()}
-    roles = tuple(
-        dict.fromkeys(
-            (
-                made["teacher"],
-                "student",
-                *(model for name, model in made.items() if model == name or model in task.models),
-            )
-        )
-    )
+    models = recipe.models.values()
+    made = [m.of for m in models if m.of == m.name or m.of in task.models]
     files = [
         Problem(
-            f"{recipe.place}: model.{name}: weights",
-            f"there is no file `{m['weights']}`",
+            f"{recipe.place}: model.{m.name}: weights",
+            f"there is no file `{m.weights}`",
             "paths are looked for beside the recipe",
         )
-        for name, m in recipe.models.items()
-        if m.get("weights") and not os.path.isfile(recipe.folder / m["weights"])
+        for m in models
+        if m.weights and not os.path.isfile(recipe.folder / m.weights)
     ]
+    named = [(f"stage {line.number} ({line.name})", getattr(line.stage, "model", None)) for line in recipe.stages]
+    named += [(f"model.{m.name}", m.of) for m in models if m.of != m.name]
+    known = f"models: {', '.join(task.models)}"
     unknown = [
-        Problem(
-            f"{recipe.place}: {where}: model", f"the task has no model `{name}`", f"models: {', '.join(task.models)}"
-        )
-        for where, name in [
-            *((f"stage {s.number} ({s.name})", s.settings.get("model")) for s in recipe.stages),
-            *((f"model.{n}", way(m).get("model")) for n, m in recipe.models.items() if way(m).get("model") != n),
-        ]
+        Problem(f"{recipe.place}: {where}: model", f"the task has no model `{name}`", known)
+        for where, name in named
         if name is not None and name not in task.models
     ]
+    roles = tuple(dict.fromkeys((recipe.models["teacher"].of, "student", *made)))
     return files + unknown + data.check(task, load, roles=roles)
-
-
-def dump(resolved: Resolved, place: Path | None = None) -> str:
-    """The recipe as resolved, with every default written out but those that targets fill in: reading it again gives the
-    same keys. Paths are told from `place`, the folder that it is written to (None: as they were)."""
-    import tomli_w
-
-    form, home = resolved.read.recipe, resolved.read.folder
-
-    def moved(value: Any) -> Any:
-        """A path beside the recipe as seen from `place`; anything else as it is."""
-        if place is None or not isinstance(value, str) or Path(value).is_absolute() or not (home / value).exists():
-            return value
-        return os.path.relpath(home / value, place.resolve())
-
-    task = form.task if isinstance(form.task, str) else {k: v if k == "use" else moved(v) for k, v in form.task.items()}
-    table: dict[str, Any] = {
-        "task": task,
-        "targets": [moved(name) if name.endswith(".toml") else name for name in form.targets],
-        "seed": form.seed,
-        "threads": resolved.threads,
-        "control": form.control,
-    }
-    # the others are each target's own
-    told = lambda s: {k: v for k, v in s.settings.items() if k in s.table or k not in OPEN}
-    table["stage"] = [
-        {"use": s.use, "name": s.name, **({"teacher": list(s.teacher)} if s.teacher else {}), **_plain(told(s))}
-        for s in resolved.read.stages
-    ]
-    table["model"] = {name: _model(name, m, moved) for name, m in resolved.read.models.items()}
-    if place is not None and _names_modules(form, resolved):
-        table["modules"] = os.path.relpath(home / form.modules, place.resolve())
-    if form.sweep:
-        table["sweep"] = form.sweep
-    if form.mixed:
-        table["mixed"] = form.mixed
-    table["select"] = resolved.select.model_dump()
-    if resolved.gate:
-        table["gate"] = resolved.gate
-    return tomli_w.dumps(_plain(table))
-
-
-def _model(name: str, table: Mapping[str, Any], moved: Callable[[Any], Any]) -> dict[str, Any]:
-    """A `[model.NAME]` written out; what it shows only if that is not all."""
-    found = {}
-    for key, value in table.items():
-        if key in ("train", "distill"):
-            found[key] = _plain({n: x for n, x in value.items() if n != "model" or x != name})
-            if table.get("teacher"):
-                found[key]["teacher"] = list(table["teacher"])
-        elif (
-            value is not None and key != "teacher" and not (key in ("shows", "top") and table.get("shows") == "logits")
-        ):
-            found[key] = moved(value)
-    return found
-
-
-def _names_modules(form: Recipe, resolved: Resolved) -> bool:
-    """Whether the recipe names code of one's own, as `package.module:name`."""
-    lines = [{"use": s.use, **s.settings} for s in resolved.read.stages]
-    return any(components.specs_in([form.task, lines, list(resolved.read.models.values())]))
-
-
-def _plain(value: Any) -> Any:
-    """What TOML can say: no None, tuples as lists, without what the plan fills in."""
-    value = signatures.plain(value)
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items() if v is not None and k not in FILLED_IN}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd import environment
+from edgekd import environment, signatures
 from edgekd.errors import Problem, RunFailed, UsageError, exits, plain
 from edgekd.files import write_atomic
 from edgekd.progress import Silent
@@ -128,7 +128,7 @@ def make(
         return store.make(
             step.key,
             stage=step.stage,
-            settings=step.settings,
+            settings=signatures.plain(step.part),
             seed=step.seed,
             inputs=step.inputs,
             parents=dict(parents),

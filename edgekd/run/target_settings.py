@@ -4,13 +4,13 @@ kernels can't compute it; what it leaves open is the target's."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgekd.errors import Problem
 from edgekd.records import Int8, Scheme, Target
-from edgekd.run.recipe import StageLine
+from edgekd.run.recipe.stages import Line
 
 AGREED = "pairs16"  # the fact that all targets of a recipe share: one of them is enough to ask for the full range
 # settings that are a target's where a recipe doesn't say them
@@ -30,20 +30,21 @@ class Wants:
         narrow = all(mine[name] <= theirs[name] for name in mine if name != AGREED)
         return narrow and self.multiple_of % other.multiple_of == 0
 
-    def into(self, line: StageLine) -> dict[str, Any]:
-        """The stage's settings for such a target."""
-        settings, facts = dict(line.settings), {"multiple_of": self.multiple_of, **dataclasses.asdict(self.int8)}
-        settings |= {name: facts[name] for name in OPEN if name in settings and name not in line.table}
-        if AGREED in settings:
-            settings[AGREED] = settings[AGREED] and facts[AGREED]
-        return settings
+    def into(self, line: Line) -> Any:
+        """The stage for such a target."""
+        facts = {"multiple_of": self.multiple_of, **dataclasses.asdict(self.int8)}
+        fields = {f.name for f in dataclasses.fields(line.stage)}
+        given = {name: facts[name] for name in OPEN if name in fields and name not in line.said}
+        if AGREED in fields:
+            given[AGREED] = getattr(line.stage, AGREED) and facts[AGREED]
+        return dataclasses.replace(line.stage, **given) if given else line.stage
 
-    def refuses(self, line: StageLine, names: str) -> list[Problem]:
+    def refuses(self, line: Line, names: str) -> list[Problem]:
         """What a recipe says that kernels of the targets with these `names` don't compute: a file of another lattice
         would be made than is told."""
-        said, found = {k: v for k, v in line.table.items() if k in line.settings}, []
+        said, found = {name: getattr(line.stage, name) for name in line.said}, []
         bits = {k: said[k] for k in ("weight_bits",) if k in said}
-        bits |= {f"layer_bits.{name}": given for name, given in line.settings.get("layer_bits", {}).items()}
+        bits |= {f"layer_bits.{name}": given for name, given in getattr(line.stage, "layer_bits", {}).items()}
         for place, given in bits.items():
             if given > (most := self.int8.weight_bits):
                 hint = f"leave it out, or write {most} or fewer" if place == "weight_bits" else f"write {most} or fewer"
@@ -54,10 +55,10 @@ class Wants:
             found.append(Problem("per_channel", text, "leave it out"))
         return found
 
-    def slower(self, line: StageLine) -> str:
+    def slower(self, line: Line) -> str:
         """What is to be said of widths that a recipe asks for and kernels don't run well at; "" where there is
         nothing."""
-        given = line.table.get("multiple_of") if "multiple_of" in line.settings else None
+        given = line.stage.multiple_of if "multiple_of" in line.said else None
         if given is None or given % self.multiple_of == 0:
             return ""
         return (
@@ -87,8 +88,8 @@ def wants(targets: Sequence[Target]) -> dict[Wants, tuple[str, ...]]:
     return groups
 
 
-def label(settings: Mapping[str, Any], want: Wants) -> str:
+def label(stage: Any, want: Wants) -> str:
     """What tells the stages of one name apart that targets want different settings of."""
-    if "weight_bits" not in settings:
+    if not hasattr(stage, "weight_bits"):
         return f"-m{want.multiple_of}"
-    return f"-w{settings['weight_bits']}{'' if settings.get('per_channel', True) else '-per_tensor'}"
+    return f"-w{stage.weight_bits}{'' if getattr(stage, 'per_channel', True) else '-per_tensor'}"

@@ -6,3 +6,5 @@ which. `check(model, example, forward) -> [Problem]`, where a stage has it, is a
 model with fresh weights, two rows of inputs, and the task's `forward` (None: the model is called). No stage knows a
 target; what a target wants arrives as plain fields. The folder is the list.
 """
+
+PLANNED = ("answer", "load", "export")  # a plan makes these; a recipe's line names the others

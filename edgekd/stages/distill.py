@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Le
 
 from edgekd.records import Artifact, Made, Run
 from edgekd.stages.train import Train, learned
+from edgekd.training.read_terms import Losses
+from edgekd.training.terms import Term
 
-KD = ({"use": "cross_entropy", "weight": 0.1}, {"use": "kl", "weight": 0.9, "temperature": 4.0})
+KD = (Term("cross_entropy", 0.1), Term("kl", 0.9, {"temperature": 4.0}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class Distill(Train):
     looks inside always is). `peers`: how many students learn together, each from its own start and from the others; the
     first is kept."""
 
-    losses: tuple[dict[str, Any], ...] = KD
+    losses: Annotated[tuple[Term, ...], Losses()] = KD
     cache: bool = True
     peers: Annotated[int, Ge(1), Le(8)] = 1
     reads: ClassVar = ("train",)

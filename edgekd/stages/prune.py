@@ -15,7 +15,9 @@ from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
 from edgekd.stages.distill import KD
 from edgekd.training.loop import learn, seeded
+from edgekd.training.read_terms import Losses
 from edgekd.training.settings import Training
+from edgekd.training.terms import Term
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +54,7 @@ class Prune(Training):
     multiple_of: Annotated[int, Ge(1)] = 8
     criterion: Annotated[Use, Part("criteria")] = Use("criteria", "magnitude")
     keep: tuple[str, ...] = ()
-    losses: tuple[dict[str, Any], ...] = KD
+    losses: Annotated[tuple[Term, ...], Losses()] = KD
     cache: bool = True
     reads: ClassVar = ("train",)
 

@@ -15,7 +15,9 @@ from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run, Scheme
 from edgekd.stages.distill import KD
 from edgekd.training.loop import learn
+from edgekd.training.read_terms import Losses
 from edgekd.training.settings import Training
+from edgekd.training.terms import Term
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +53,7 @@ class Quantize(Training):
     epochs: Annotated[int, Ge(1)] = 10
     lr: Annotated[float, Gt(0)] = 5e-4
     precision: Literal["float32"] = "float32"  # a lattice's values are not bfloat16's
-    losses: tuple[dict[str, Any], ...] = KD
+    losses: Annotated[tuple[Term, ...], Losses()] = KD
     cache: bool = True
     reads: ClassVar = ("train",)
 

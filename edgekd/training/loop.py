@@ -21,7 +21,7 @@ from edgekd.training.checkpoints import restore, save
 from edgekd.training.optimizer import make_optimizer, pace
 from edgekd.training.settings import Training
 from edgekd.training.supervision import Guides, dry
-from edgekd.training.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, terms, total
+from edgekd.training.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, total
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def learn(
     source = epochs(
         columns, run.task, batch=settings.batch, seed=run.seed, augment_seed=settings.augment_seed, views=views
     )
-    losses = terms(settings.losses)
+    losses = settings.losses
     names = settings.teachers or tuple("" for _ in teacher)
     # the plan adds their answers to the validation split where a schedule asks
     given, judged = teacher[: len(names)], teacher[len(names) :]

@@ -3,7 +3,7 @@ value and gradient must react."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,22 +11,20 @@ import numpy as np
 from edgekd.errors import THEIRS, UsageError
 from edgekd.models import taps
 from edgekd.records import Signals, Task
-from edgekd.training.terms import Bound, Term, bind, is_module, terms
+from edgekd.training.loss_reaction import inert, shares
+from edgekd.training.terms import Bound, Term, bind, is_module
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from edgekd.data.columns import Columns
     from edgekd.records import Batch
 
-# outputs of models that end in a softmax or sigmoid are shares
-DRAWS = (("scores", 1.0), ("scores", 10.0), ("shares", 1.0)) * 2
-ROUNDING = 1e-6  # a gradient that is this share of what the value changes by is float32's rounding
+SINGLE_VALUE = "one value per sample, or one in all"
 
 
 def rehearse(
-    losses: Sequence[Mapping[str, Any]],
+    losses: Sequence[Term],
     student: nn.Module,
     guides: Mapping[str, nn.Module],
     task: Task,
@@ -45,89 +43,102 @@ def rehearse(
 
     forward = task.forward or (lambda model, inputs: model(inputs))
     batch = take(columns, telling(columns.labels, len(columns)))
-    every = terms(losses)
-    if every and not any(term.at(share, {term.teacher or "": share})[0] for term in every for share in shares(term)):
+    if losses and not any(term.at(share, {term.teacher or "": share})[0] for term in losses for share in shares(term)):
         yield 0, "the weights of all losses are 0: nothing would be learned", "give one a weight above 0"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for number, term in enumerate(every):
+        for number, term in enumerate(losses):
             guide = guides.get(term.teacher or "") if term.needs_teacher() else None
-            shown = (shows or {}).get(term.teacher or "", "logits")
-            wrong = taps.unknown(student, (path for path, _ in term.on))
-            wrong += taps.unknown(guide, (path for _, path in term.on)) if guide is not None else []
-            if term.on and guide is not None and shown != "logits":
-                yield number, f"`{term.use}` looks inside a teacher that shows its {shown} only", 'shows = "logits"'
-                continue
-            if wrong:
-                yield from ((number, f"`{term.use}`: {p.place}: {p.message}", p.hint) for p in wrong)
-                continue
-            shapes, hint = (
-                "",
-                "name a loss that fits outputs and labels" if not term.on else "tap values that fit each other",
-            )
-            try:
-                see = taps.watch(student, [path for path, _ in term.on])
-                seen = Signals(forward(student.eval(), batch.inputs), see())
-                taught = None
-                if guide is not None:
-                    look = taps.watch(guide, [path for _, path in term.on])
-                    with torch.no_grad():
-                        taught = Signals(forward(guide.eval(), batch.inputs), look())
-                    if shown == "label":
-                        taught = Signals(None, label=taught.output.argmax(-1))
-                shapes = f"outputs {_shape(seen.output)}, labels {_shape(batch.labels)}"
-                if term.on:
-                    shapes = f"{', '.join(f'{p} {_shape(t)}' for p, t in seen.taps.items())}" + (
-                        f"; teacher's {', '.join(f'{p} {_shape(t)}' for p, t in taught.taps.items())}"
-                        if taught is not None
-                        else ""
-                    )
-                dry = (seen, {term.teacher or "": taught}, batch)
-                (bound,) = bind((term,), lambda dry=dry: dry)
-                _, rows = bound.rows(seen, taught, batch, 0.0)
-                if rows.ndim and tuple(rows.shape) != (len(batch.index),):
-                    yield (
-                        number,
-                        f"`{term.use}` gives shape {list(rows.shape)} for {len(batch.index)} samples",
-                        "one value per sample, or one in all",
-                    )
-                elif not rows.requires_grad:
-                    yield (
-                        number,
-                        f"`{term.use}` has no gradient with respect to the student",
-                        "don't detach the student's output",
-                    )
-                elif not bool(rows.isfinite().all()):
-                    text = (
-                        f"`{term.use}` gives {rows[~rows.isfinite()][0].item() if rows.ndim else rows.item()} "
-                        f"before any training ({shapes})"
-                    )
-                    yield number, text, unfinite(columns.labels) or "look for logarithms, roots and divisions of 0"
-                else:
-                    rows.sum().backward(retain_graph=True)
-                    still = inert(bound, seen, taught, batch)
-                    if still:
-                        yield number, f"`{term.use}` would teach nothing ({shapes}): on random outputs {still}", hint
-                    elif told is not None:
-                        told.append(_line(term, bound, seen, taught))
-            except THEIRS as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-                kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-                if isinstance(error, UsageError):
-                    hint = error.problems[0].hint or hint
-                elif ":" in term.use:
-                    hint = (
-                        f"it was tried on {len(batch.index)} samples: a loss takes batches of any size, as "
-                        "(student, teacher, batch)"
-                    )
-                if shown == "label" and not isinstance(error, UsageError):
-                    kind, reason, hint = (
-                        "",
-                        "the teacher shows labels only (a black box), the term needs more",
-                        'use = "hard" learns from its labels',
-                    )
-                yield number, f"`{term.use}` can't work on this task ({shapes}): {kind}{reason}", hint
+            trial = _Trial(term, student, guide, forward, batch, (shows or {}).get(term.teacher or "", "logits"))
+            yield from ((number, *found) for found in trial.problems(columns.labels, told))
             student.zero_grad(set_to_none=True)
+
+
+class _Trial:
+    """One term on a few samples; `shapes` of what it was given, for messages."""
+
+    def __init__(
+        self, term: Term, student: nn.Module, guide: nn.Module | None, forward: Callable, batch: Batch, shown: str
+    ):
+        self.term, self.student, self.guide, self.forward = term, student, guide, forward
+        self.batch, self.shown, self.shapes = batch, shown, ""
+
+    def problems(self, labels: np.ndarray | None, told: list[str] | None) -> list[tuple[str, str]]:
+        """[(what is wrong, hint)]; a line to `told` where nothing is."""
+        term, guide = self.term, self.guide
+        if term.on and guide is not None and self.shown != "logits":
+            return [(f"`{term.use}` looks inside a teacher that shows its {self.shown} only", 'shows = "logits"')]
+        wrong = taps.unknown(self.student, (path for path, _ in term.on))
+        wrong += taps.unknown(guide, (path for _, path in term.on)) if guide is not None else []
+        if wrong:
+            return [(f"`{term.use}`: {p.place}: {p.message}", p.hint) for p in wrong]
+        try:
+            seen, taught = self.signals()
+            self.shapes = self.described(seen, taught)
+            dry = (seen, {term.teacher or "": taught}, self.batch)
+            (bound,) = bind((term,), lambda: dry)
+            found = self.inspected(bound, seen, taught, labels)
+            if not found and told is not None:
+                told.append(_line(term, bound, seen, taught))
+            return found
+        except THEIRS as error:
+            return [self.raised(error)]
+
+    def signals(self) -> tuple[Signals, Signals | None]:
+        """What student and teacher show of the batch, as far as the term may see it."""
+        import torch
+
+        look = taps.watch(self.student, [path for path, _ in self.term.on])
+        seen = Signals(self.forward(self.student.eval(), self.batch.inputs), look())
+        if self.guide is None:
+            return seen, None
+        look = taps.watch(self.guide, [path for _, path in self.term.on])
+        with torch.no_grad():
+            taught = Signals(self.forward(self.guide.eval(), self.batch.inputs), look())
+        return seen, Signals(None, label=taught.output.argmax(-1)) if self.shown == "label" else taught
+
+    def described(self, seen: Signals, taught: Signals | None) -> str:
+        if not self.term.on:
+            return f"outputs {_shape(seen.output)}, labels {_shape(self.batch.labels)}"
+        tapped = lambda signals: ", ".join(f"{path} {_shape(value)}" for path, value in signals.taps.items())
+        return tapped(seen) + (f"; teacher's {tapped(taught)}" if taught is not None else "")
+
+    def inspected(
+        self, bound: Bound, seen: Signals, taught: Signals | None, labels: np.ndarray | None
+    ) -> list[tuple[str, str]]:
+        """What is wrong with the values and gradients."""
+        use, count = self.term.use, len(self.batch.index)
+        _, rows = bound.rows(seen, taught, self.batch, 0.0)
+        if rows.ndim and tuple(rows.shape) != (count,):
+            return [(f"`{use}` gives shape {list(rows.shape)} for {count} samples", SINGLE_VALUE)]
+        if not rows.requires_grad:
+            text = f"`{use}` has no gradient with respect to the student"
+            return [(text, "don't detach the student's output")]
+        if not bool(rows.isfinite().all()):
+            value = rows[~rows.isfinite()][0].item() if rows.ndim else rows.item()
+            text = f"`{use}` gives {value} before any training ({self.shapes})"
+            return [(text, unfinite(labels) or "look for logarithms, roots and divisions of 0")]
+        rows.sum().backward(retain_graph=True)
+        still = inert(bound, seen, taught, self.batch)
+        return [(f"`{use}` would teach nothing ({self.shapes}): on random outputs {still}", self.fits)] if still else []
+
+    @property
+    def fits(self) -> str:
+        return "tap values that fit each other" if self.term.on else "name a loss that fits outputs and labels"
+
+    def raised(self, error: BaseException) -> tuple[str, str]:
+        """What a term that raised is told by."""
+        text = str(error).strip()
+        kind, reason, hint = f"{type(error).__name__}: ", text.splitlines()[0] if text else "", self.fits
+        if isinstance(error, UsageError):
+            kind, hint = "", error.problems[0].hint or hint
+        elif self.shown == "label":
+            kind, reason = "", "the teacher shows labels only (a black box), the term needs more"
+            hint = 'use = "hard" learns from its labels'
+        elif ":" in self.term.use:
+            count = len(self.batch.index)
+            hint = f"it was tried on {count} samples: a loss takes batches of any size, as (student, teacher, batch)"
+        return f"`{self.term.use}` can't work on this task ({self.shapes}): {kind}{reason}", hint
 
 
 def telling(labels: np.ndarray | None, count: int) -> np.ndarray:
@@ -157,90 +168,6 @@ def unfinite(labels: np.ndarray | None) -> str:
         if bad.any()
         else ""
     )
-
-
-def shares(term: Term) -> list[float]:
-    """The shares of a training at which a term is tried: the points of its schedule, and between them."""
-    points = sorted({0.0, 1.0, *(float(share) for curve in term.schedule.values() for share, _ in curve)})
-    return (
-        sorted({*points, *((a + b) / 2 for a, b in zip(points, points[1:], strict=False))}) if term.schedule else [0.0]
-    )
-
-
-def inert(bound: Bound, seen: Signals, taught: Signals | None, batch: Batch) -> str:
-    """Why a term can't react to the student's output or taps, on random ones and on `seen`; empty if it does at any
-    share at which it weighs something. What raises on random outputs is left out: a loss of one's own may take no
-    others than its model gives."""
-    term, values, drawn, steepest = bound.term, [], [], 0.0
-    weighed = [s for s in shares(term) if term.at(s, {term.teacher or "": s})[0]]
-    for share in weighed:
-        for number, kind in enumerate((None, *DRAWS)):
-            ours = seen if kind is None else _drawn(seen, kind, 2 * number, True)
-            theirs = taught if kind is None else _drawn(taught, kind, 2 * number + 1, False)
-            found = _pull(bound, ours, theirs, batch, share, {term.teacher or "": share})
-            if found is not None:
-                values.append(found[0])
-                drawn += [found[0]] if kind is not None else []
-                steepest = max(steepest, found[1])
-    if not weighed:
-        return ""  # it is switched off
-    if not values:
-        return "and on those of fresh models its value or gradient is never finite"
-    told = drawn if len(drawn) > 1 else values  # a model's own outputs may be of any size, and the gradient is not
-    spread = max(told) - min(told)
-    if len(told) == 1 and steepest:
-        return ""  # one value tells nothing of others
-    if not steepest > ROUNDING * spread:
-        return "its gradient is always 0" + ("" if spread else f", its value always {values[0]:g}")
-    return "" if spread else f"its value is always {values[0]:g}"
-
-
-def _pull(
-    bound: Bound, ours: Signals, theirs: Signals | None, batch: Batch, share: float, agreement: Mapping[str, float]
-) -> tuple[float, float] | None:
-    """(value, greatest entry of the gradient by the student's output and taps); None where that can't be had, or is not
-    finite."""
-    import torch
-
-    leaves = [t for t in _tensors(ours) if t.requires_grad]
-    try:
-        value = bound.rows(ours, theirs, batch, share, agreement)[1].sum()
-        gradients = (
-            torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True) if value.requires_grad else ()
-        )
-    except THEIRS:  # (a loss of one's own; what it says of outputs that a model gives was told already)
-        return None
-    steepest = max((g.abs().max().item() for g in gradients if g is not None and g.numel()), default=0.0)
-    return (value.item(), steepest) if np.isfinite([value.item(), steepest]).all() else None
-
-
-def _drawn(like: Signals | None, kind: tuple[str, float], seed: int, learns: bool) -> Signals | None:
-    """Random signals of the same shapes and types."""
-    import torch
-
-    if like is None:
-        return None
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(x: Any) -> Any:
-        if isinstance(x, Mapping):
-            return {name: draw(value) for name, value in x.items()}
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            return x
-        made = kind[1] * torch.randn(x.shape, generator=generator)
-        if kind[0] == "shares":
-            made = made.softmax(-1) if made.ndim > 1 and made.shape[-1] > 1 else made.sigmoid()
-        return made.to(x.dtype).requires_grad_(learns)
-
-    label = None if like.label is None else like.label[torch.randperm(len(like.label), generator=generator)]
-    return Signals(draw(like.output), {path: draw(tap) for path, tap in like.taps.items()}, label)
-
-
-def _tensors(signals: Signals) -> list[torch.Tensor]:
-    import torch
-
-    outputs = list(signals.output.values()) if isinstance(signals.output, Mapping) else [signals.output]
-    return [x for x in (*outputs, *signals.taps.values()) if isinstance(x, torch.Tensor)]
 
 
 def _line(term: Term, bound: Bound, seen: Signals, taught: Signals | None) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from edgekd.components import Part, Use
 from edgekd.models.precision import Precision
+from edgekd.training.read_terms import Losses
+from edgekd.training.terms import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,4 +43,4 @@ class Training:
     combine: Annotated[Use | None, Part("ensembles")] = None
     ema: Annotated[float, Ge(0), Lt(1)] = 0.999
     balance: bool = False
-    losses: tuple[dict[str, Any], ...] = ({"use": "cross_entropy"},)
+    losses: Annotated[tuple[Term, ...], Losses()] = (Term("cross_entropy"),)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgekd import components
-from edgekd.models import taps
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class Term:
     student answers as the teacher does (see `agreement`)."""
 
     use: str
-    weight: float
+    weight: float = 1.0
     hyper: Mapping[str, Any] = field(default_factory=dict)
     on: tuple[tuple[str, str], ...] = ()
     teacher: str | None = None
@@ -40,6 +39,13 @@ class Term:
 
     def function(self) -> Callable:
         return components.find("losses", self.use)
+
+    def table(self) -> dict[str, Any]:
+        """The term as a recipe says it."""
+        on = [ours if ours == theirs else f"{ours} -> {theirs}" for ours, theirs in self.on]
+        by = {"by": self.by} if self.by != BY[0] else {}
+        said = {"on": on, "teacher": self.teacher, "schedule": {**by, **self.schedule} if self.schedule else None}
+        return {"use": self.use, "weight": self.weight, **{k: v for k, v in said.items() if v}, **self.hyper}
 
     def needs_teacher(self) -> bool:
         """Whether the part's second argument, the teacher, is not optional: annotated as such, None by default, or
@@ -67,22 +73,6 @@ def curve_at(curve: Curve, share: float) -> float:
             return point[1] if width <= 0 else before[1] + (point[1] - before[1]) * (share - before[0]) / width
         before = point
     return before[1]
-
-
-def terms(losses: Sequence[Mapping[str, Any]]) -> tuple[Term, ...]:
-    """Recipe tables {use, weight, on, teacher, schedule, ...hyper} as terms."""
-    return tuple(
-        Term(
-            t["use"],
-            float(t.get("weight", 1.0)),
-            {k: v for k, v in t.items() if k not in KEYS},
-            taps.pairs(t.get("on") or ()),
-            t.get("teacher"),
-            {k: v for k, v in (t.get("schedule") or {}).items() if k != "by"},
-            (t.get("schedule") or {}).get("by", "training"),
-        )
-        for t in losses
-    )
 
 
 @dataclass(frozen=True)

@@ -95,15 +95,15 @@ def compress(
     from edgekd.run import boards, mixed_precision, rehearse, resolve, steps
     from edgekd.run import folder as folders
     from edgekd.run import plan as planning
-    from edgekd.run import recipe as recipes
     from edgekd.run.conclude import conclude
+    from edgekd.run.dump import dump
     from edgekd.run.evaluate import observe
     from edgekd.store.store import Store
 
-    resolved = resolve.resolve(recipes.read(recipe, sets, targets, threads))
+    resolved = resolve.load(recipe, sets, targets, threads)
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
     begun = None if fresh else folders.threads_of(folder)
-    if resolved.read.recipe.threads is None and begun is not None:
+    if resolved.recipe.threads is None and begun is not None:
         resolved = dataclasses.replace(resolved, threads=begun)
     store = Store()
     progress = reporter(quiet)
@@ -119,7 +119,7 @@ def compress(
         if dry_run:
             return steps.describe(plan, store)
         with folders.locked(folder), contextlib.ExitStack() as open_boards:
-            text = resolve.dump(resolved, folder)
+            text = dump(resolved, folder)
             folders.claim(folder, text, fresh)
             log = store.log = folders.logger(folder / "log.jsonl")
             deadline = None if time_budget is None else time.monotonic() + time_budget
@@ -148,7 +148,7 @@ def _sharing(resolved: Resolved, begun: int | None) -> str:
     threads, cores = resolved.threads, environment.cores()
     if threads > cores:
         return f"{threads} threads on {cores} core{'s' * (cores > 1)}: slower, and the same files"
-    if threads == cores or resolved.read.recipe.threads is not None:
+    if threads == cores or resolved.recipe.threads is not None:
         return ""
     more = cores // 2 if cores // 2 > threads else cores  # a core's second hardware thread adds little to a training
     return f"using {threads} of {cores} cores" + (

@@ -118,7 +118,7 @@ def _fact(value: Any) -> str:
 
 
 def _parts(kind: str) -> str:
-    from edgekd import components, runtimes
+    from edgekd import components, runtimes, stages
 
     rows = []
     for name in (
@@ -128,8 +128,8 @@ def _parts(kind: str) -> str:
         if kind == "runtimes"
         else components.names(kind)
     ):
-        if kind == "stages" and name in ("answer", "load", "export"):
-            continue  # a plan makes these; a recipe's line names the others
+        if kind == "stages" and name in stages.PLANNED:
+            continue
         module = importlib.import_module("edgekd.metrics" if kind == "metrics" else f"edgekd.{kind}.{name}")
         part = getattr(module, name, None) or getattr(module, "".join(w.capitalize() for w in name.split("_")), None)
         text = inspect.getdoc(part if kind == "metrics" else module) or ""

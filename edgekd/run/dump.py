@@ -1,0 +1,77 @@
+"""A resolved recipe written out: reading it again gives the same keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd.components import specs_in
+from edgekd.run.recipe.models import Model
+from edgekd.run.recipe.stages import FILLED_IN, Line
+from edgekd.run.resolve import Resolved
+from edgekd.run.target_settings import OPEN
+from edgekd.signatures import plain
+
+
+def dump(resolved: Resolved, place: Path | None = None) -> str:
+    """The recipe as TOML, with every default written out but those that targets fill in. Paths are told from `place`,
+    the folder that it is written to (None: as they were)."""
+    import tomli_w
+
+    recipe, home = resolved.recipe, resolved.recipe.folder
+
+    def moved(value: Any) -> Any:
+        """A path beside the recipe as seen from `place`; anything else as it is."""
+        if place is None or not isinstance(value, str) or Path(value).is_absolute() or not (home / value).exists():
+            return value
+        return os.path.relpath(home / value, place.resolve())
+
+    task = recipe.task
+    table: dict[str, Any] = {
+        "task": task if isinstance(task, str) else {k: v if k == "use" else moved(v) for k, v in task.items()},
+        "targets": [moved(name) if name.endswith(".toml") else name for name in recipe.targets],
+        "seed": recipe.seed,
+        "threads": resolved.threads,
+        "control": recipe.control,
+        "stage": [_stage(line) for line in recipe.stages],
+        "model": {name: _model(model, moved) for name, model in recipe.models.items()},
+    }
+    if place is not None and _names_modules(recipe):
+        table["modules"] = os.path.relpath(home / recipe.modules, place.resolve())
+    table |= {"sweep": recipe.sweep.said} if recipe.sweep.said else {}
+    table |= {"mixed": recipe.mixed} if recipe.mixed else {}
+    table["select"] = resolved.select.model_dump()
+    table |= {"gate": resolved.gate} if resolved.gate else {}
+    return tomli_w.dumps(_toml(table))
+
+
+def _stage(line: Line) -> dict[str, Any]:
+    """A `[[stage]]`; what it leaves open is each target's own."""
+    told = {k: v for k, v in plain(line.stage).items() if k in line.said or k not in OPEN}
+    return {"use": line.use, "name": line.name, **({"teacher": list(line.teacher)} if line.teacher else {}), **told}
+
+
+def _model(model: Model, moved: Callable[[Any], Any]) -> dict[str, Any]:
+    """A `[model.NAME]`; what it shows only if that is not all."""
+    found: dict[str, Any] = {"seed": model.seed}
+    if model.shows != "logits":
+        found |= {"shows": model.shows, "top": model.top}
+    if model.stage is None:
+        return found | {"weights": moved(model.weights)}
+    told = {k: v for k, v in plain(model.stage).items() if k != "model" or v != model.name}
+    return found | {model.way: told | ({"teacher": list(model.teacher)} if model.teacher else {})}
+
+
+def _names_modules(recipe: Any) -> bool:
+    """Whether the recipe names code of one's own, as `package.module:name`."""
+    stages = [(line.use, line.stage) for line in recipe.stages]
+    return any(specs_in([recipe.task, stages, list(recipe.models.values())]))
+
+
+def _toml(value: Any) -> Any:
+    """What TOML can say: no None, tuples as lists, without what the plan fills in."""
+    if isinstance(value, Mapping):
+        return {k: _toml(v) for k, v in value.items() if v is not None and k not in FILLED_IN}
+    return [_toml(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,55 @@
+"""What a plan is made of: steps with keys, and the candidates that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage, its inputs by role, and a seed. `stage` is its name; `part` the stage with its settings, ready to be
+    called."""
+
+    key: str
+    stage: str
+    label: str
+    part: Any
+    seed: int
+    source: str | None
+    teacher: tuple[str, ...]
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        roles = {"source": (self.source,) if self.source else (), "teacher": self.teacher}
+        return {role: keys for role, keys in roles.items() if keys}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate to be: which step makes its model, which step exports it, and the targets that it competes for.
+    `reference` is `teacher` or `alone` for those; `beside`: the point that shows what the last stage brought, the
+    student that learned from labels alone where there is one of the same widths, else the one that a further
+    distillation began from."""
+
+    id: str
+    point: str
+    seed: int
+    parents: tuple[str, ...]
+    stages: tuple[str, ...]
+    step: str
+    export: str
+    targets: tuple[str, ...]
+    reference: str | None = None
+    beside: str | None = None
+
+
+@dataclass
+class Plan:
+    """`steps` by key, in an order that can be run; `points` in the order of the table; `losses`: what each stage's
+    terms look at; `notes` {target: what is to be said of the recipe's settings there}."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    losses: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)

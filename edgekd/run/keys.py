@@ -1,0 +1,37 @@
+"""The key of a step: what decides its product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgekd import components, signatures
+from edgekd.run.resolve import Resolved
+from edgekd.store import fingerprint
+
+
+def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[str, Sequence[str]]) -> str:
+    """The stage `use` with its settings and the code of the parts that it names, the task's code, the data that it
+    reads, the keys of what it is made from (by role): as one key."""
+    task = resolved.task
+    objects = [type(stage), dict(task.models), *components.parts_of(stage)]
+    objects += [f for f in (task.collate, task.augment, task.forward) if f is not None]
+    read = {split: resolved.data(split).digest for split in stage.reads}
+    read |= {"version": task.version, "draws": str(task.draws)}
+    if use == "export":
+        read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(task.outputs)}
+    if task.assets:
+        read["assets"] = fingerprint.files(task.assets)
+    code, libraries = fingerprint.code_and_libraries(*objects)
+    return fingerprint.key(
+        stage=use,
+        settings={k: v for k, v in signatures.plain(stage).items() if k != "weights"},  # a path; its sha256 is there
+        inputs=inputs,
+        seed=seed,
+        code=code,
+        data=read,
+        threads=resolved.threads,
+        device="cpu",
+        dtype="float32",
+        libraries=libraries,
+    )

@@ -1,0 +1,103 @@
+"""Recipes: TOML read strictly, once, every problem told at once. What a recipe refers to (task, data, targets, budgets)
+is found by `resolve`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd import environment
+from edgekd.errors import Problem, UsageError, exits
+from edgekd.run.recipe import file, models, references, stages, sweep
+from edgekd.run.recipe.form import Form, Select
+from edgekd.run.recipe.models import Model
+from edgekd.run.recipe.stages import Line
+from edgekd.run.recipe.sweep import Sweep
+from edgekd.signatures import check
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that was read: its stages and models with all settings. `place` is what messages call it; paths are seen
+    from `folder`. Of `task` and `gate` the form alone was checked."""
+
+    task: str | Mapping[str, Any]
+    targets: tuple[str, ...]
+    stages: tuple[Line, ...]
+    models: Mapping[str, Model]
+    sweep: Sweep
+    mixed: Mapping[str, Sequence[float]]
+    select: Select
+    gate: Mapping[str, Mapping[str, Any]]
+    seed: int
+    threads: int | None
+    control: bool
+    modules: str
+    place: str
+    folder: Path
+
+
+@exits(UsageError)
+def read(
+    source: Path | str | Mapping[str, Any] | None = None,
+    sets: Iterable[str] = (),
+    targets: Iterable[str] = (),
+    threads: int | None = None,
+) -> Recipe:
+    """Reads a recipe (None: the built-in one), applies `STAGE.KEY=VALUE` settings, targets and threads. Raises
+    UsageError with every problem."""
+    recipe, problems = parsed(source, sets, targets, threads)
+    if problems:
+        raise UsageError(*problems)
+    return recipe
+
+
+@environment.threads()
+def parsed(
+    source: Path | str | Mapping[str, Any] | None,
+    sets: Iterable[str] = (),
+    targets: Iterable[str] = (),
+    threads: int | None = None,
+) -> tuple[Recipe, list[Problem]]:
+    """(a recipe as far as it is sound, every problem with it). Raises UsageError where nothing can be read."""
+    raw, place, folder = file.opened(source)
+    problems = file.with_sets(raw, sets, Form.model_fields)
+    raw |= {"targets": list(targets)} if targets else {}
+    raw |= {"threads": threads} if threads is not None else {}
+    form = _form(raw, place, problems)
+    if "\0" in form.modules:
+        problems.append(Problem(f"{place}: modules", "is no path"))
+    else:
+        look_beside(folder / form.modules)
+    told = [str(table.get("name", table.get("use"))) for table in form.stage]
+    lines = stages.read(form.stage, list(form.model), place, problems)
+    made = models.read(form.model, place, problems)
+    problems += references.problems(lines, made, form.mixed, told, place)
+    choices = sweep.read(form.sweep, lines, told, form.seed, place, problems)
+    same = ("task", "targets", "mixed", "select", "gate", "seed", "threads", "control", "modules")
+    asked = {name: getattr(form, name) for name in same}
+    return Recipe(stages=tuple(lines), models=made, sweep=choices, place=place, folder=folder, **asked), problems
+
+
+def _form(raw: Mapping[str, Any], place: str, problems: list[Problem]) -> Form:
+    """The form of a recipe; of one that is wrong what is sound, so that all problems are told at once."""
+    form, found = check(Form, raw, place)
+    problems += found
+    if form is None:
+        wrong = {p.place.removeprefix(f"{place}: ").partition(".")[0] for p in found}
+        sound = {k: v for k, v in raw.items() if k not in wrong}
+        form, _ = check(Form, {"task": "digits", "stage": [{"use": "train"}]} | sound, place)
+    if form is None:
+        raise UsageError(*problems)
+    return form
+
+
+def look_beside(folder: Path) -> None:
+    """Modules that a recipe names are looked for beside it and in the current folder: a recipe runs code, on
+    purpose."""
+    for path in (str(Path.cwd()), str(folder)):
+        if path not in sys.path:
+            sys.path.insert(0, path)

@@ -1,0 +1,60 @@
+"""A `[model.NAME]` of a recipe, read: how a model that stages refer to is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from edgekd.errors import Problem
+from edgekd.run.recipe.form import ModelTable, Shows
+from edgekd.run.recipe.stages import STAGE_KEYS, made
+from edgekd.run.recipe.teachers import teachers_of
+from edgekd.stages.distill import Distill
+from edgekd.stages.train import Train
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that stages refer to. `stage`: how it is trained, or distilled from its `teacher`s; None where its
+    `weights` are brought. `seed` None: the recipe's."""
+
+    name: str
+    stage: Train | None
+    teacher: tuple[str, ...] = ()
+    weights: str | None = None
+    seed: int | None = None
+    shows: Shows = "logits"
+    top: int = 5
+
+    @property
+    def way(self) -> Literal["weights", "distill", "train"]:
+        return "weights" if self.weights is not None else "distill" if isinstance(self.stage, Distill) else "train"
+
+    @property
+    def of(self) -> str:
+        """Which of the task's models it is."""
+        return self.name if self.stage is None else self.stage.model
+
+
+def read(tables: Mapping[str, ModelTable], place: str, problems: list[Problem]) -> dict[str, Model]:
+    """The models by name; `teacher` is one of them whether the recipe says it or not."""
+    return {
+        name: _read(name, table, f"{place}: model.{name}", problems)
+        for name, table in {"teacher": ModelTable(), **tables}.items()
+    }
+
+
+def _read(name: str, table: ModelTable, where: str, problems: list[Problem]) -> Model:
+    ways = [way for way in ("train", "distill", "weights") if getattr(table, way) is not None]
+    if len(ways) > 1:
+        text = f"has both {' and '.join(f'`{w}`' for w in ways)}"
+        problems.append(Problem(where, text, "train it, distil it, or bring it"))
+    stage, teacher = None, ()
+    if table.weights is None and table.distill is not None:
+        given = {"model": name, **{k: v for k, v in table.distill.items() if k not in STAGE_KEYS}}
+        stage, settings = made(Distill, given, f"{where}.distill", problems)
+        teacher = teachers_of(Distill, settings, table.distill.get("teacher"), f"{where}.distill", problems)
+    elif table.weights is None:
+        stage, _ = made(Train, {"model": name, **(table.train or {})}, f"{where}.train", problems)
+    return Model(name, stage, teacher, table.weights, table.seed, table.shows, table.top)

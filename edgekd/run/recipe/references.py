@@ -1,0 +1,80 @@
+"""What the tables of a recipe say of each other: teachers that there are, an order that can be run, stages that
+`[mixed]` can extend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from edgekd.errors import Problem, near
+from edgekd.run.recipe.models import Model
+from edgekd.run.recipe.stages import Line
+
+STUDENT = (
+    'begin with a `distill` or `train` stage, or bring the student: [model.student] weights = "student.safetensors"'
+)
+
+
+def problems(
+    lines: Sequence[Line],
+    models: Mapping[str, Model],
+    mixed: Mapping[str, Sequence[float]],
+    told: Sequence[str],
+    place: str,
+) -> list[Problem]:
+    """Teachers must be models, or stages that come before; the first stage makes a student, `quantize` is the last.
+    `told`: the names of all stages, of those that are wrong too."""
+    found = _mixed(mixed, lines, told, place)
+    for line in lines:
+        known = ["teacher", *models, *(s.name for s in lines if s.number < line.number)]
+        found += _strangers(line.teacher, known, f"{place}: stage {line.number} ({line.name}): teacher")
+    for name, model in models.items():
+        found += _strangers(model.teacher, list(models), f"{place}: model.{name}: teacher")
+        if _learns_from_itself(name, models):
+            text, hint = "learns from itself in the end", "name teachers that are made before"
+            found.append(Problem(f"{place}: model.{name}: teacher", text, hint))
+    first = lines[0] if lines and lines[0].number == 1 else None
+    if first is not None and first.use not in ("distill", "train") and "student" not in models:
+        text = f"`{first.use}` needs a student that was trained"
+        found.append(Problem(f"{place}: stage 1 ({first.name})", text, STUDENT))
+    return found + [
+        Problem(f"{place}: stage {s.number} ({s.name})", "`quantize` must be the last stage", "move it to the end")
+        for s in lines
+        if s.use == "quantize" and s.number < len(told)
+    ]
+
+
+def _strangers(teachers: Iterable[str], known: Sequence[str], where: str) -> list[Problem]:
+    hint = lambda name: near(name, known, f"known here: {', '.join(dict.fromkeys(known))}")
+    return [Problem(where, f"nothing is named `{t}`", hint(t)) for t in teachers if t not in known]
+
+
+def _learns_from_itself(name: str, models: Mapping[str, Model]) -> bool:
+    """Whether a model is among the teachers of its teachers."""
+    seen, ahead = set(), [name]
+    while ahead:
+        found = models.get(ahead.pop())
+        for other in found.teacher if found is not None else ():
+            if other == name:
+                return True
+            ahead += [] if other in seen else [other]
+            seen.add(other)
+    return False
+
+
+def _mixed(
+    shares: Mapping[str, Sequence[float]], lines: Sequence[Line], told: Sequence[str], place: str
+) -> list[Problem]:
+    """What `[mixed]` names wrongly: stages that don't quantize, or of which the layers in float are given."""
+    by_name, found = {line.name: line for line in lines}, []
+    for name, given in shares.items():
+        line, where = by_name.get(name), f"{place}: mixed.{name}"
+        if line is None and name not in told:
+            hint = near(name, by_name, "name a stage that quantizes")
+            found.append(Problem(where, f"no stage is named `{name}`", hint))
+        elif line is not None and line.use != "quantize":
+            found.append(Problem(where, f"`{line.use}` makes no int8", "name a stage that quantizes"))
+        elif line is not None and getattr(line.stage, "float_layers", ()):
+            found.append(Problem(where, "the stage names its float_layers itself", "leave out one of them"))
+        if not given:
+            found.append(Problem(where, "is empty", "give shares of the time that int8 saves, for example [0.1, 0.3]"))
+    return found

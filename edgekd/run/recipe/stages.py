@@ -1,0 +1,137 @@
+"""A `[[stage]]` of a recipe, read: the stage with its settings, and the teachers that it learns from."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekd import components, stages
+from edgekd.errors import THEIRS, Problem, UsageError
+from edgekd.run.recipe.teachers import teachers_of
+from edgekd.signatures import settings_of
+
+STAGE_KEYS = ("use", "name", "teacher")  # what a [[stage]] says beside its part's settings
+FILLED_IN = ("augment_seed", "sha256", "teachers")  # settings that the plan fills in
+SPLITS = {"train", "validation", "test"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One `[[stage]]`. `stage`: its `part` with all settings (None only where these are wrong); `said`: those that the
+    recipe says; `named`: the teachers that it says (None: it says none), `teacher`: those that it has."""
+
+    number: int
+    name: str
+    use: str
+    part: type
+    stage: Any
+    said: frozenset[str]
+    named: Any
+    teacher: tuple[str, ...]
+
+    def at(self, own: Mapping[str, Any]) -> Line:
+        """The stage at a point of a sweep, with these settings instead, and the teachers that it then needs. Raises
+        UsageError where these are wrong."""
+        if not own:
+            return self
+        problems: list[Problem] = []
+        stage = dataclasses.replace(self.stage, **own)
+        teacher = teachers_of(self.part, vars(stage), self.named, self.name, problems)
+        if problems:
+            raise UsageError(*problems)
+        return dataclasses.replace(self, stage=stage, said=self.said | own.keys(), teacher=teacher)
+
+
+def public() -> list[str]:
+    """Stages that a recipe's line may name: those that make a model from a model."""
+    return [name for name in components.names("stages") if name not in stages.PLANNED]
+
+
+def read(tables: Sequence[Mapping[str, Any]], taken: Sequence[str], place: str, problems: list[Problem]) -> list[Line]:
+    """The lines whose part is known. `taken`: names that are others' already."""
+    lines: list[Line] = []
+    for number, table in enumerate(tables, 1):
+        use = table.get("use")
+        name = table.get("name", use)
+        where = f"{place}: stage {number} ({name})"
+        if not isinstance(use, str):
+            hint = f"one of {', '.join(public())}"
+            problems.append(Problem(f"{place}: stage {number}", "`use` is missing", hint))
+            continue
+        part = find(use, where, problems)
+        if part is None:
+            continue
+        name = name if isinstance(name, str) else repr(name)
+        problems += _name(name, (*taken, *(line.name for line in lines)), where)
+        own, named = {k: v for k, v in table.items() if k not in STAGE_KEYS}, table.get("teacher")
+        stage, settings = made(part, own, where, problems)
+        teacher = teachers_of(part, settings, named, where, problems)
+        lines.append(Line(number, name, use, part, stage, frozenset(own), named, teacher))
+    return lines
+
+
+def _name(name: str, taken: Sequence[str], where: str) -> list[Problem]:
+    found = []
+    if not name[:1].isalnum() or not name.replace("-", "").replace("_", "").isalnum():
+        found.append(Problem(where, f"`name` must be letters, digits, - and _, not {name!r}"))
+    if name in (*taken, "teacher", "alone") or name.startswith("alone-"):
+        found.append(Problem(where, f"the name `{name}` is taken", 'give this stage a `name = "..."` of its own'))
+    return found
+
+
+def find(use: str, where: str, problems: list[Problem]) -> Any:
+    """The class of a stage, once it is seen to be one: the folder's docstring says what a stage is."""
+    try:
+        part = components.find("stages", use, public())
+    except UsageError as error:
+        problems += [Problem(where, p.message, p.hint) for p in error.problems]
+        return None
+    if not isinstance(part, type) or not dataclasses.is_dataclass(part):
+        hint = "a stage is a frozen dataclass of its settings, which is called"
+        problems.append(Problem(where, f"`{use}` is no stage", hint))
+        return None
+    found, calls = [], {"__call__": ("stage(source, run, *, teacher=(), data=None)", (None,) * 3, {"teacher": ()})}
+    if hasattr(part, "check"):
+        calls["check"] = ("check(model, example, forward)", (None,) * 4, {})
+    for name, (wanted, given, named) in calls.items():
+        try:
+            inspect.signature(getattr(part, name)).bind(*given, **named)
+        except (TypeError, ValueError) as error:
+            text = f"`{use}` can't be called as {wanted}: {error}"
+            found.append(Problem(where, text, f"the signature is `{wanted}`"))
+    # one that depends on the settings is looked at with them
+    if not isinstance(getattr(part, "reads", None), property):
+        found += _reads(part, use, where)
+    problems += found
+    return None if found else part
+
+
+def made(part: type, table: Mapping[str, Any], where: str, problems: list[Problem]) -> tuple[Any, dict[str, Any]]:
+    """(a stage with the settings of a table, or None; its settings, as far as they are sound)."""
+    problems += [Problem(f"{where}: {k}", "is filled in by edgekd", "leave it out") for k in FILLED_IN if k in table]
+    settings, found = settings_of(part, table, where)
+    stage = None
+    if not found:
+        try:
+            stage = part(**settings)
+        except THEIRS as error:  # (a stage may be the user's own code)
+            found = [Problem(where, f"`{part.__name__}` can't be made: {type(error).__name__}: {error}")]
+    if stage is not None and isinstance(getattr(part, "reads", None), property):
+        found = _reads(stage, part.__name__, where)
+    problems += found
+    return stage, settings
+
+
+def _reads(of: Any, use: str, where: str) -> list[Problem]:
+    """What is wrong with the splits that a stage (or its class, where all read the same) says that it reads."""
+    why = ""
+    try:
+        reads = getattr(of, "reads", None)
+    except THEIRS as error:  # (a stage may be the user's own code)
+        reads, why = None, f": {type(error).__name__}: {error}"
+    if isinstance(reads, list | tuple) and set(map(str, reads)) <= SPLITS:
+        return []
+    return [Problem(where, f"`{use}` does not say which splits it reads{why}", 'reads: ClassVar = ("train",)')]

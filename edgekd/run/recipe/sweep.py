@@ -1,0 +1,86 @@
+"""The `[sweep]` of a recipe: values of settings that are tried one by one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekd.errors import Problem, closest
+from edgekd.run.recipe.stages import Line, made
+
+POINTS = 10_000  # of a sweep: more is a mistake
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the values of a swept setting: as the recipe `said` it, and as a stage has it."""
+
+    said: Any
+    value: Any
+
+    @property
+    def text(self) -> str:
+        """What the names of candidates say of it."""
+        return "".join(c if c.isalnum() or c in "._" else "-" for c in str(self.said)) or "x"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """`seeds` in turn (of a recipe without them its own alone); `choices` {(stage, setting): its values}; `said`: the
+    table as it was given."""
+
+    seeds: tuple[int, ...]
+    choices: Mapping[tuple[str, str], tuple[Choice, ...]]
+    said: Mapping[str, Sequence[Any]]
+
+    def points(self) -> Iterator[dict[tuple[str, str], Choice]]:
+        """Every combination, the last setting first to change."""
+        for choices in itertools.product(*self.choices.values()):
+            yield dict(zip(self.choices, choices, strict=True))
+
+    def lines(self, line: Line) -> Iterator[Line]:
+        """A stage at every combination of its own settings."""
+        own = {key: values for (stage, key), values in self.choices.items() if stage == line.name}
+        for choices in itertools.product(*own.values()):
+            yield line.at({key: choice.value for key, choice in zip(own, choices, strict=True)})
+
+
+def read(
+    said: Mapping[str, Sequence[Any]], lines: Sequence[Line], told: Sequence[str], seed: int, place: str,
+    problems: list[Problem],
+) -> Sweep:  # fmt: skip
+    """`told`: the names of all stages, of those that are wrong too."""
+    if (points := math.prod(map(len, said.values()))) > POINTS:
+        text = f"comes to {points} combinations, more than {POINTS}"
+        problems.append(Problem(f"{place}: sweep", text, "sweep fewer keys at a time"))
+        return Sweep((seed,), {}, said)
+    by_name, choices = {line.name: line for line in lines}, {}
+    for path, values in said.items():
+        where = f"{place}: sweep.{path}"
+        problems += _values(values, where)
+        stage, _, key = path.partition(".")
+        if path == "seed":
+            wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int)]
+            problems += [Problem(where, f"{v!r} is no whole number") for v in wrong]
+        elif stage in by_name and key:
+            choices[stage, key] = tuple(_choice(by_name[stage], key, value, where, problems) for value in values)
+        elif stage not in told or stage in by_name:  # else the stage itself is told to be wrong
+            meant = closest(stage, by_name)
+            hint = f"did you mean `{meant[0]}.{key}`?" if meant else 'write "STAGE.KEY"'
+            problems.append(Problem(where, f"no stage is named `{stage}`", hint))
+    return Sweep(tuple(said.get("seed", (seed,))), choices, said)
+
+
+def _values(values: Sequence[Any], where: str) -> list[Problem]:
+    found = [] if values else [Problem(where, "is empty", "give the values to try")]
+    if len({repr(v) for v in values}) < len(values):
+        found.append(Problem(where, "names a value twice"))
+    return found
+
+
+def _choice(line: Line, key: str, said: Any, where: str, problems: list[Problem]) -> Choice:
+    _, settings = made(line.part, {key: said}, where, problems)
+    return Choice(said, settings.get(key))

@@ -1,0 +1,64 @@
+"""The teachers that a stage learns from: those that a recipe names, else those that its loss terms need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgekd.errors import Problem
+from edgekd.signatures import parameters
+from edgekd.training.terms import EMA, PEERS, Term
+
+
+def teachers_of(
+    part: type, settings: Mapping[str, Any], told: Any, where: str, problems: list[Problem]
+) -> tuple[str, ...]:
+    """The teachers that a stage is `told` (one, or a list; None: none), by default `teacher` where one of its terms
+    needs one that nobody else is."""
+    losses, peers = settings.get("losses", ()), settings.get("peers", 1)
+    needing = [(number, term) for number, term in enumerate(losses) if _needs(term)]
+    for number, term in needing:
+        if term.teacher == PEERS and peers < 2:
+            hint = "set `peers` of a distill stage to 2 or more"
+            problems.append(Problem(f"{where}: losses[{number}]: teacher", "there are no peers", hint))
+    wanted = [term.teacher for _, term in needing if term.teacher not in (None, EMA, PEERS)]
+    single = any(term.teacher is None for _, term in needing) and peers < 2
+    given = told if told is not None else list(dict.fromkeys([*(["teacher"] if single else []), *wanted]))
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+        text = f"must be the name of a model or stage, or a list of such, not {given!r}"
+        problems.append(Problem(f"{where}: teacher", text))
+        return ()
+    trains = "losses" in parameters(part) and settings.get("mode") != "ptq"
+    problems += _wrong(needing, wanted, names, where)
+    if trains and not names and any(term.by == "agreement" for term in losses):
+        text = "follows the agreement with a teacher, and the stage has none that is given"
+        problems.append(Problem(f"{where}: losses: schedule", text, 'teacher = "teacher"'))
+    if settings.get("combine") is not None and len(names) < 2:
+        problems.append(Problem(f"{where}: combine", "there is only one teacher", 'teacher = ["one", "two"]'))
+    return tuple(names) if trains else ()
+
+
+def _wrong(
+    needing: Sequence[tuple[int, Term]], wanted: Sequence[str], names: Sequence[str], where: str
+) -> list[Problem]:
+    """What of the terms does not fit these teachers."""
+    found = [Problem(f"{where}: teacher", "names one twice")] if len(set(names)) < len(names) else []
+    found += [
+        Problem(f"{where}: losses: teacher", f"`{n}` is none of the stage's teachers", f"they are {', '.join(names)}")
+        for n in wanted
+        if n not in names
+    ]
+    for number, term in needing if len(names) > 1 else ():
+        if term.on and term.teacher is None:
+            text = f"`{term.use}` looks inside a teacher, and the stage has {len(names)}"
+            found.append(Problem(f"{where}: losses[{number}]: teacher", text, f"name one: {', '.join(names)}"))
+    return found
+
+
+def _needs(term: Term) -> bool:
+    """Whether a term needs a teacher; a loss whose signature can't be read was told already."""
+    try:
+        return term.needs_teacher()
+    except (TypeError, ValueError):
+        return False
