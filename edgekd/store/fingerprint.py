@@ -323,7 +323,25 @@ class Walk:
         stat = path.stat()
         self.parts[name], imports = syntax.parse(path, stat.st_mtime_ns, stat.st_size)
         package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-        return [found for entry in imports for found in syntax.resolve(entry, package)]
+        found = [(module, entry[2]) for entry in imports for module in syntax.resolve(entry, package)]
+        for module, names in found:
+            if module in syntax.BY_NAME:
+                self.definitions(module, names)
+        return [module for module, _ in found]
+
+    def definitions(self, module: str, names: Iterable[str]) -> None:
+        """Counts what a module defines by these names, and all of its own that this is made of."""
+        spec = syntax.locate(module)
+        if spec is None or spec.origin is None:
+            return
+        path = Path(spec.origin)
+        stat = path.stat()
+        known, waiting = syntax.definitions(path, stat.st_mtime_ns, stat.st_size), list(names)
+        while waiting:
+            name = waiting.pop()
+            if name in known and f"{module}:{name}" not in self.parts:
+                self.parts[f"{module}:{name}"], used = known[name]
+                waiting += used
 
 
 def _cell(cell: types.CellType) -> Any:

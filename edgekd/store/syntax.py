@@ -19,14 +19,18 @@ from pathlib import Path
 
 # edgekd's modules that don't decide what a stage makes, so that work on them leaves finished work standing.
 OFF_PATH = {
-    *("records", "errors"),  # plain records and messages; what a field means is in the code that uses it
-    *("components", "files", "intervals", "environment", "results", "progress", "store"),  # find, keep, count, show
+    "errors",
+    "records",  # but for the definitions that are imported by name: BY_NAME
+    *("components", "signatures", "training.read_terms"),  # what they find and read is in the key
+    *("files", "intervals", "environment", "results", "progress", "store"),  # keep, count, show
     *("__init__", "__main__", "cli", "verbs", "explain"),  # what users call
     "run",  # what it decides is in the key
     *("data.checks", "data.cifar"),  # what was read is in the data's digest
     *("decisions", "report", "delivery"),  # read what was made
     *("measure", "hosts", "probes", "targets"),  # observe what was made
 }
+
+BY_NAME = {"edgekd.records"}  # of these modules those definitions count that the code imports
 
 
 def parents(name: str) -> list[str]:
@@ -146,6 +150,24 @@ def parse(path: Path, changed: int, size: int) -> tuple[str, tuple[tuple[int, st
     except (SyntaxError, ValueError):  # a file that this Python can't run either
         return hashlib.sha256(path.read_bytes()).hexdigest(), ()
     imports = tuple(_imports(tree))
+    return hashlib.sha256(ast.dump(_stripped(tree)).encode()).hexdigest(), imports
+
+
+@functools.lru_cache(maxsize=64)
+def definitions(path: Path, changed: int, size: int) -> Mapping[str, tuple[str, frozenset[str]]]:
+    """{name that a module defines: (digest of the definition without docstrings, names that stand in it)}."""
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    for node in ast.parse(path.read_bytes()).body:
+        targets = getattr(node, "targets", [getattr(node, "target", node)])
+        named = [getattr(target, "name", getattr(target, "id", None)) for target in targets]
+        used = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+        digest = hashlib.sha256(ast.dump(_stripped(node)).encode()).hexdigest()
+        found |= {name: (digest, used) for name in named if name is not None}
+    return found
+
+
+def _stripped(tree: ast.AST) -> ast.AST:
+    """The tree without what does nothing: docstrings, and prefixes of strings."""
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
             block = getattr(node, name, None)
@@ -153,7 +175,7 @@ def parse(path: Path, changed: int, size: int) -> tuple[str, tuple[tuple[int, st
                 setattr(node, name, [line for line in block if not _is_text(line)])
         if isinstance(node, ast.Constant):
             node.kind = None  # u"" is ""
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports
+    return tree
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -1,0 +1,143 @@
+"""A change planted in a part of any kind changes the key of the steps that it has a part in, and of no others."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import tiny  # noqa: F401  (the recipe's task)
+
+import edgekd
+from edgekd.run import plan, resolve
+from edgekd.store import syntax
+
+PACKAGE = Path(edgekd.__file__).parent
+SHORT = {"epochs": 1}
+RECIPE = {
+    "task": "digits",
+    "threads": 1,
+    "control": False,
+    "model": {"teacher": {"train": SHORT}, "other": {"train": {"model": "teacher", "epochs": 2}}},
+    "stage": [
+        {
+            "use": "distill",
+            "teacher": ["teacher", "other"],
+            "combine": "confidence",
+            "losses": [{"use": "jsd"}],
+            **SHORT,
+        },
+        {"use": "prune", "criterion": "random", "losses": [{"use": "cross_entropy"}], **SHORT},
+        {"use": "quantize", "mode": "ptq", "ranges": "mse", "losses": [{"use": "cross_entropy"}]},
+    ],
+}
+
+
+def keys(table):
+    """{label of a step: its key}, as planned; what needs a training to be checked is not."""
+    planner = plan._Planner(resolve.load(table))
+    planner.run()
+    return {step.label: key for key, step in planner.plan.steps.items()}
+
+
+@pytest.fixture(scope="module")
+def before():
+    return keys(RECIPE)
+
+
+LINE = ["distill", "prune", "quantize", "export quantize"]  # each is made from the one before
+EXPORTS = ["export teacher", "export quantize"]
+# {file: the steps whose keys have to change, of those that the test looks at}
+BUILT_IN = {
+    "losses/jsd.py": LINE,
+    "losses/cross_entropy.py": ["teacher", "other", *LINE, "export teacher"],
+    "losses/kl.py": [],  # no step names it
+    "ensembles/confidence.py": LINE,
+    "ensembles/mean.py": [],
+    "criteria/random.py": LINE[1:],
+    "criteria/magnitude.py": [],
+    "ranges/mse.py": LINE[2:],
+    "ranges/minmax.py": [],
+    "stages/prune.py": LINE[1:],
+    "tasks/digits.py": ["teacher", "other", *LINE, "export teacher"],
+    "formats/onnx.py": EXPORTS,
+}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_change_of_a_built_in_part(name, before, monkeypatch, tmp_path):
+    """Keys are asked for as if an edited copy of the file stood in its place."""
+    path = PACKAGE / name
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text() + "\nADDED = 1\n")
+    parse = syntax.parse
+    monkeypatch.setattr(syntax, "parse", lambda p, *stat: parse(copy if p == path else p, *stat))
+    after, looked_at = keys(RECIPE), ["teacher", "other", *LINE, "export teacher"]
+    assert {label for label in looked_at if after[label] != before[label]} == set(BUILT_IN[name])
+
+
+@pytest.mark.parametrize(
+    "old, new, first",
+    [
+        (
+            "activation_bits: Annotated[int, Ge(2), Le(8)] = 8",
+            "activation_bits: Annotated[int, Ge(2), Le(8)] = 7",
+            True,
+        ),
+        ("draws: int = 8", "draws: int = 9", True),
+        ("emulated_as: Annotated[str, MinLen(1)] | None = None", 'emulated_as: str | None = "x"', False),
+        ("# ------------------------------------------------------------", "# -----", False),
+    ],
+)
+def test_a_changed_default_of_a_record_that_stages_use(old, new, first, before, monkeypatch, tmp_path):
+    """Those of what is measured and judged are no stage's."""
+    path, copy = PACKAGE / "records.py", tmp_path / "records.py"
+    assert old in path.read_text()
+    copy.write_text(path.read_text().replace(old, new))
+    definitions = syntax.definitions
+    monkeypatch.setattr(syntax, "definitions", lambda p, *stat: definitions(copy if p == path else p, *stat))
+    assert (keys(RECIPE)["quantize"] != before["quantize"]) == first
+
+
+OWN = {
+    "loss": "def own(student, teacher, batch):\n    return student.output.sum(1)\n",
+    "ensemble": "def own(signals, batch):\n    return next(iter(signals.values()))\n",
+    "criterion": "def own(group):\n    return helper.NUMBER\n",
+    "range": "def own(histogram):\n    return histogram.low, histogram.high\n",
+    "stage": "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass own:\n    reads = ()\n"
+    "    def __call__(self, source, run, *, teacher=(), data=None): ...\n",
+    "task": "import dataclasses, tiny\ndef student():\n    return tiny.Net(helper.NUMBER)\ndef own():\n"
+    "    return dataclasses.replace(tiny.task, models={'teacher': student, 'student': student})\n",
+}
+
+
+def of_own(kind):
+    """The recipe with one's own part in place of the built-in one, and the step that it decides."""
+    distill, prune, quantize = RECIPE["stage"]
+    where = {
+        "loss": ([{**distill, "losses": [{"use": "planted:own"}]}], "distill"),
+        "ensemble": ([{**distill, "combine": "planted:own"}], "distill"),
+        "criterion": ([distill, {**prune, "criterion": "planted:own"}], "prune"),
+        "range": ([distill, {**quantize, "ranges": {"use": "planted:own"}}], "quantize"),
+        "stage": ([distill, {"use": "planted:own", "name": "mine"}], "mine"),
+    }
+    stages, label = where.get(kind, ([distill], "teacher"))
+    task = {"use": "planted:own"} if kind == "task" else "tiny:task"
+    return {**RECIPE, "task": task, "stage": stages}, label
+
+
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("file", ["planted.py", "planted_helper.py"])
+def test_a_change_of_ones_own_part(kind, file, monkeypatch, tmp_path):
+    """By the path of its module; a change of what that module imports counts too."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "import planted_helper as helper\n" + OWN[kind]
+    table, label = of_own(kind)
+
+    def key(changed=None):
+        for name, lines in (("planted.py", text), ("planted_helper.py", "NUMBER = 4\n")):
+            (tmp_path / name).write_text(lines + ("\nADDED = 1\n" if name == changed else ""))
+            sys.modules.pop(name.removesuffix(".py"), None)
+        return keys(table)[label]
+
+    first = key()
+    assert key() == first
+    assert key(file) != first
