@@ -54,9 +54,9 @@ class Problem:
         return f"{text}\n  hint: {hint}" if hint else text
 
 
-def closest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+def closest(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
     """Of the `known` words at most `count` that `word` may be a misspelling of, the closest first."""
-    return difflib.get_close_matches(word, list(known), count)
+    return difflib.get_close_matches(word, list(known), count, cutoff)
 
 
 def near(word: str, known: Iterable[str], otherwise: str = "", count: int = 1) -> str:
@@ -68,10 +68,13 @@ def near(word: str, known: Iterable[str], otherwise: str = "", count: int = 1) -
     'known: epochs, lr'
     """
     known = list(dict.fromkeys(known))
-    found = closest(word, known, count)
-    return (
-        f"did you mean {' or '.join(f'`{n}`' for n in found)}?" if found else otherwise or f"known: {', '.join(known)}"
-    )
+    return meant(closest(word, known, count), otherwise or f"known: {', '.join(known)}")
+
+
+def meant(found: Iterable[str], otherwise: str) -> str:
+    """The hint that one of these was meant, or `otherwise` where there is none."""
+    names = " or ".join(f"`{name}`" for name in found)
+    return f"did you mean {names}?" if names else otherwise
 
 
 class EdgekdError(Exception):

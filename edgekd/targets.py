@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from edgekd import environment, runtimes
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, UsageError, closest, meant, near
 from edgekd.files import content, toml
 from edgekd.records import Architecture, Cache, Feature, Int8, Runtime, Target
 
@@ -44,9 +43,9 @@ def load(name_or_path: str | Path) -> Target:
         return _parse(Path(name_or_path))
     folder = _folder()
     if folder is None or text not in names():
-        near = [n for n in names() if text and n.startswith(text)][:3] or difflib.get_close_matches(text, names(), 1)
+        begun = [n for n in names() if text and n.startswith(text)][:3]
         ours = "`edgekd list targets` shows those there are; your own: a path to a .toml file"
-        hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else ours
+        hint = meant(begun or closest(text, names()), ours)
         raise UsageError(Problem("", f"no target is named `{text}`", hint))
     return _parse(folder / f"{text}.toml")
 
@@ -210,7 +209,7 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
         Problem(
             f"{file}: features",
             f"{target.architecture} has no `{feature}`",
-            _near(feature, FEATURES[target.architecture] or ["none"]),
+            near(feature, sorted(FEATURES[target.architecture]) or ["none"]),
         )
         for feature in target.features
         if feature not in FEATURES[target.architecture]
@@ -220,7 +219,8 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
     known = [*runtimes.names(), NO_RUNTIME]
     if target.runtime.name not in known:
         hint = (
-            _near(target.runtime.name, known) + f'; name = "{NO_RUNTIME}": what is counted on files, and budgets of it'
+            near(target.runtime.name, sorted(known))
+            + f'; name = "{NO_RUNTIME}": what is counted on files, and budgets of it'
         )
         found.append(Problem(f"{file}: runtime.name", f"edgekd has no runtime `{target.runtime.name}`", hint))
     if target.int8.activation_bits != 8:
@@ -272,7 +272,7 @@ def _unknown(file: str, raw: Mapping[str, Any]) -> list[Problem]:
         if key not in known
     ]
     return [
-        Problem(f"{file}: {prefix}{key}", f"there is no fact `{key}`", _near(key, known))
+        Problem(f"{file}: {prefix}{key}", f"there is no fact `{key}`", near(key, sorted(known)))
         for prefix, key, known in given
     ]
 
@@ -284,11 +284,6 @@ def _problem(file: str, error: Mapping[str, Any]) -> Problem:
     if error["type"] == "literal_error":
         known = get_args(Architecture if last == "architecture" else Cache if place.startswith("caches") else Feature)
         place = place.removesuffix(".[key]")
-        return Problem(f"{file}: {place}", f"{given!r} is not known", _near(str(given), known))
+        return Problem(f"{file}: {place}", f"{given!r} is not known", near(str(given), sorted(known)))
     message = error["msg"]
     return Problem(f"{file}: {place}", f"{message[0].lower()}{message[1:]}, not {given!r}")
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"

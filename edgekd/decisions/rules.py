@@ -12,7 +12,6 @@ name that both have.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from typing import Any, Literal, Required, get_args
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from edgekd.decisions import quantities
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, UsageError, closest, meant, near
 from edgekd.files import content, toml
 from edgekd.records import Origin
 
@@ -144,8 +143,8 @@ def _convert(
         raise UsageError(
             Problem(place, f"`{text}` is in {written}", "`regress` is relative: regress max 3 % vs baseline")
         )
-    near = difflib.get_close_matches(written.lower(), [u.lower() for u in scale], 1, 0.5)
-    spelled = [u for u in scale if near and u.lower() == near[0]]
+    found = closest(written.lower(), [u.lower() for u in scale], cutoff=0.5)
+    spelled = [u for u in scale if found and u.lower() == found[0]]
     hint = f"did you mean {' or '.join(spelled)}?" if spelled else f"for example {example}"
     raise UsageError(
         Problem(place, f"{name} is not in {written}" if wanted else f"{name} is a count and takes no `{written}`", hint)
@@ -163,9 +162,9 @@ def fitted(rule: Rule, unit: str) -> Rule | None:
 def _near(name: str, text: str, units: Mapping[str, str]) -> str:
     """What was probably meant by what is no rule."""
     words = text.split()
-    near = difflib.get_close_matches(words[0], get_args(Kind), 1) if words else []
-    if near and words[0] != near[0]:
-        return f"did you mean `{' '.join([near[0], *words[1:]])}`? rules: {GRAMMAR}"
+    found = closest(words[0], get_args(Kind)) if words else []
+    if found and words[0] != found[0]:
+        return f"{meant([' '.join([found[0], *words[1:]])], '')} rules: {GRAMMAR}"
     if words and re.match(r"[-+0-9<>=]", words[0]):
         return f"say `max` or `min`: {_example(name, units)}"
     if words and words[0] in ("drop", "regress") and words[1:2] != ["max"]:
@@ -187,14 +186,8 @@ def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems:
     if isinstance(value, Mapping):
         for key in value:
             if key not in ("is", "accept", "level"):
-                near = difflib.get_close_matches(str(key), ("is", "accept", "level"), 1)
-                problems.append(
-                    Problem(
-                        f"{place}.{key}",
-                        "unknown key",
-                        f"did you mean `{near[0]}`?" if near else "keys: is, accept, level",
-                    )
-                )
+                hint = near(str(key), ("is", "accept", "level"), "keys: is, accept, level")
+                problems.append(Problem(f"{place}.{key}", "unknown key", hint))
         if "is" not in value:
             problems.append(
                 Problem(place, "`is` is missing", f'for example {{ is = "{_example(name, units)}", level = "warn" }}')
@@ -247,8 +240,7 @@ def problems(
     for target, table in gate.items():
         where = _under(place, target)
         if targets is not None and target != ANY and target not in targets:
-            near = difflib.get_close_matches(target, [ANY, *targets], 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"targets: {', '.join(targets)}; `any` stands for all"
+            hint = near(target, [ANY, *targets], f"targets: {', '.join(targets)}; `any` stands for all")
             found.append(Problem(where, f"no target is named `{target}`", hint))
         if not isinstance(table, Mapping):
             found.append(Problem(where, "must be a table of measurements", f'[{target}] with top1 = "min 88 %"'))
@@ -256,9 +248,8 @@ def problems(
         for name, value in table.items():
             lines(value, name, f"{where}.{name}", units, found)
             if metrics is not None and name not in units:
-                near = difflib.get_close_matches(name, list(units), 1)
-                hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(units)}"
-                found.append(Problem(f"{where}.{name}", f"nothing is measured by the name `{name}`", hint))
+                text = f"nothing is measured by the name `{name}`"
+                found.append(Problem(f"{where}.{name}", text, near(name, units)))
     return found
 
 

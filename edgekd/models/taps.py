@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, UsageError, near
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +31,7 @@ def unknown(module: nn.Module, paths: Iterable[str]) -> list[Problem]:
     for path in dict.fromkeys(paths):
         name = path.removesuffix(INPUT)
         if name not in names:
-            near = difflib.get_close_matches(name, names, 3)
-            hint = (
-                f"did you mean {' or '.join(f'`{n}`' for n in near)}?"
-                if near
-                else f"its modules are {', '.join(names[:12]) or 'none'}"
-            )
+            hint = near(name, names, f"its modules are {', '.join(names[:12]) or 'none'}", 3)
             found.append(Problem(f"on: {path or 'an empty path'}", "the model has no such module", hint))
     return found
 

@@ -7,7 +7,6 @@ writes them.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd import components
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, UsageError, near
 from edgekd.quantization.histogram import Histogram
 from edgekd.quantization.onnx_graph import embeddings, normalize, render
 from edgekd.quantization.onnx_graph.placement import Graph, Layer, Placement, graph_of, place
@@ -205,10 +204,7 @@ def _asked(placement: Placement, names: Sequence[str], place_name: str) -> set[s
     known = {k.label: k.name for k in placement.layers}
     unknown = [n for n in names if n not in known]
     if unknown:
-        near = {n: difflib.get_close_matches(n, known, 1) for n in unknown}
-        hints = {
-            n: f"did you mean `{near[n][0]}`?" if near[n] else f"its layers are {', '.join(known)}" for n in unknown
-        }
+        hints = {n: near(n, known, f"its layers are {', '.join(known)}") for n in unknown}
         raise UsageError(*(Problem(place_name, f"has no layer `{n}` to keep in float", hints[n]) for n in unknown))
     return {known[n] for n in names}
 

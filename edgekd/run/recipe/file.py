@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import Problem, UsageError, closest, near
+from edgekd.errors import Problem, UsageError, closest, meant, near
 from edgekd.files import content, toml
 
 BUILT_IN = Path(__file__).parents[2] / "tasks" / "digits.toml"
@@ -24,9 +24,8 @@ def opened(source: Path | str | Mapping[str, Any] | None) -> tuple[dict[str, Any
         return toml(content(path).decode("utf-8")), place, Path.cwd() if source is None else path.resolve().parent
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        meant = closest(path.name, beside)
-        built_in = "`edgekd compress` without a recipe runs the built-in one"
-        hint = f"did you mean `{path.parent / meant[0]}`?" if meant else built_in
+        found = [str(path.parent / name) for name in closest(path.name, beside)]
+        hint = meant(found, "`edgekd compress` without a recipe runs the built-in one")
         raise UsageError(Problem(place, "there is no such recipe", hint)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(Problem(place, f"can't be read: {getattr(error, 'strerror', None) or error}")) from None

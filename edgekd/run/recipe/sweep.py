@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.errors import Problem, closest
+from edgekd.errors import Problem, closest, meant
 from edgekd.run.recipe.stages import Line, made
 
 POINTS = 10_000  # of a sweep: more is a mistake
@@ -68,8 +68,7 @@ def read(
         elif stage in by_name and key:
             choices[stage, key] = tuple(_choice(by_name[stage], key, value, where, problems) for value in values)
         elif stage not in told or stage in by_name:  # else the stage itself is told to be wrong
-            meant = closest(stage, by_name)
-            hint = f"did you mean `{meant[0]}.{key}`?" if meant else 'write "STAGE.KEY"'
+            hint = meant([f"{name}.{key}" for name in closest(stage, by_name)], 'write "STAGE.KEY"')
             problems.append(Problem(where, f"no stage is named `{stage}`", hint))
     return Sweep(tuple(said.get("seed", (seed,))), choices, said)
 
