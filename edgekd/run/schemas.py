@@ -19,7 +19,7 @@ KINDS = {  # what is described, and where it is written down
     "manifest": "edgekd.delivery.bundle:Manifest",
     "budget": "edgekd.decisions.budget:Budget",
     "target": "edgekd.records:Target",
-    "recipe": "edgekd.run.recipe:Recipe",
+    "recipe": "edgekd.run.recipe.form:Form",
 }
 
 
