@@ -36,6 +36,7 @@ TREE = (
 TESTS = {
     "edgekd/losses": "losses feature_losses",
     "edgekd/training/loop.py": "train modes schedules",
+    "edgekd/training/learn.py": "train modes schedules",
     "edgekd/training/loss_checks.py": "trials modes",
     "edgekd/training/loss_reaction.py": "trials modes",
     "edgekd/training/read_terms.py": "recipe modes trials schedules",

@@ -16,7 +16,7 @@ from edgekd.stages.answer import Answer
 from edgekd.stages.distill import Distill
 from edgekd.stages.train import Train
 from edgekd.training.checkpoints import restore, save
-from edgekd.training.loop import learn
+from edgekd.training.learn import learn
 from edgekd.training.optimizer import make_optimizer, pace
 from edgekd.training.settings import Training
 from edgekd.training.terms import Bound, Term, parts, total

@@ -113,7 +113,7 @@ class _Planner:
         where the stage says `cache = false` or a term looks inside it; then of each its answers to the validation
         split, if a schedule follows the agreement."""
         from edgekd.stages.answer import Answer
-        from edgekd.training.loop import views_of
+        from edgekd.training.learn import views_of
         from edgekd.training.terms import tapped
 
         if not teachers:
@@ -162,7 +162,7 @@ class _Planner:
         self, use: str, stage: Any, label: str, seed: int, *, source: str | None = None, teacher: tuple[str, ...] = ()
     ) -> str:
         """Adds a step, unless it is there; returns its key."""
-        from edgekd.training.loop import views_of
+        from edgekd.training.learn import views_of
 
         fields = {f.name for f in dataclasses.fields(stage)}
         given = {"augment_seed": self.recipe.seed} if "augment_seed" in fields else {}

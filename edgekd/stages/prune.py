@@ -14,7 +14,8 @@ from edgekd.errors import Problem, near
 from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
 from edgekd.stages.distill import KD
-from edgekd.training.loop import learn, seeded
+from edgekd.training.learn import learn
+from edgekd.training.loop import seeded
 from edgekd.training.read_terms import Losses
 from edgekd.training.settings import Training
 from edgekd.training.terms import Term

@@ -14,7 +14,7 @@ from edgekd.errors import Problem, UsageError, near
 from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run, Scheme
 from edgekd.stages.distill import KD
-from edgekd.training.loop import learn
+from edgekd.training.learn import learn
 from edgekd.training.read_terms import Losses
 from edgekd.training.settings import Training
 from edgekd.training.terms import Term

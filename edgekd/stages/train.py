@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
-from edgekd.training.loop import learn
+from edgekd.training.learn import learn
 from edgekd.training.settings import Training
 
 

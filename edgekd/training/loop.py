@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from edgekd import environment
 from edgekd.errors import Problem, RunFailed
 from edgekd.models import taps
-from edgekd.models.precision import Precision, laid_out
-from edgekd.records import Batch, Run, Signals, Task
+from edgekd.models.precision import laid_out
+from edgekd.records import Batch, Run, Signals
 from edgekd.training.checkpoints import restore, save
 from edgekd.training.optimizer import make_optimizer, pace
 from edgekd.training.settings import Training
@@ -30,72 +30,7 @@ if TYPE_CHECKING:
     from edgekd.training.agreement import Agreement
 
 CHECKPOINT_SECONDS = 10.0
-
-
-def learn(
-    module: nn.Module | Sequence[nn.Module],
-    run: Run,
-    settings: Training,
-    *,
-    teacher: Sequence = (),
-    forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
-    on_epoch: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Trains `module` in place by `settings` on the task's train split; several modules learn together, each from the
-    others (Zhang et al. 2018, "Deep Mutual Learning"). `teacher`: artifacts, `logits` (cached) or `torch` (live);
-    `forward`: how a module is called, by default as the task says.
-
-    Returns facts: epochs, steps, seconds, the last epoch's mean of every term."""
-    from edgekd.data.epochs import epochs, spans
-
-    columns, views = run.data("train"), views_of(settings, run.task)
-    source = epochs(
-        columns, run.task, batch=settings.batch, seed=run.seed, augment_seed=settings.augment_seed, views=views
-    )
-    losses = settings.losses
-    names = settings.teachers or tuple("" for _ in teacher)
-    # the plan adds their answers to the validation split where a schedule asks
-    given, judged = teacher[: len(names)], teacher[len(names) :]
-    teach = {
-        name: teacher_of(artifact, run.task, len(columns), views, settings.teacher_precision, tapped(losses, name))
-        for name, artifact in zip(names, given, strict=True)
-    }
-    agreement = None
-    if judged:
-        from edgekd.training.agreement import Agreement
-
-        agreement = Agreement(dict(zip(names, judged, strict=True)), run.data("validation"))
-    return fit(
-        module,
-        source,
-        losses,
-        settings=settings,
-        steps_per_epoch=len(spans(len(columns), settings.batch)),
-        run=run,
-        teachers=teach,
-        agreement=agreement,
-        forward=forward,
-        on_epoch=on_epoch,
-    )
-
-
-def views_of(settings: Training, task: Task) -> int:
-    """How many views the stage sees: none but one where nothing is augmented, and never more than its epochs."""
-    return 1 if task.augment is None else min(settings.views or task.views, settings.epochs)
-
-
-def teacher_of(
-    artifact: Any, task: Task, rows: int, views: int, precision: Precision = "float32", paths: Sequence[str] = ()
-) -> Callable[[Batch], Signals]:
-    """The callable for a stage's teacher artifact: its cached answers, or the model itself, tapped at `paths`."""
-    if artifact.form == "logits":
-        from edgekd.teachers.cached import cached
-
-        return cached(artifact, rows, views)
-    from edgekd.models import saved as models
-    from edgekd.teachers.live import live
-
-    return live(models.load(artifact, task), task, precision, paths)
+Found = list[tuple[str, float, "torch.Tensor"]]  # of each term: name, weight, mean over the batch
 
 
 def fit(
@@ -111,115 +46,162 @@ def fit(
     forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains `student` for `settings.epochs` over `source(epoch, start)`. The loss of a batch is sum over terms of
-    weight x (sum of row losses x sample weights / sum of sample weights), and over students where several learn
-    together. `agreement`: taken before every epoch, for schedules that follow it."""
-    import torch
-    from torch import nn
-
+    """Trains `student` for `settings.epochs` over `source(epoch, start)`. The loss of a batch is
+    sum over terms of weight x (sum of row losses x sample weights / sum of sample weights), and over students where
+    several learn together. `agreement`: taken before every epoch, for schedules that follow it."""
     students = list(student) if isinstance(student, Sequence) else [student]
-    forward = forward or run.task.forward or (lambda model, inputs: model(inputs))
-    total_steps = settings.epochs * steps_per_epoch
-    sums, begun = {}, time.monotonic()
+    begun = time.monotonic()
     with seeded(run.seed, run.threads), contextlib.ExitStack() as stack:
-        autocast = contextlib.nullcontext
-        for one in students:
-            autocast = stack.enter_context(laid_out(one, settings.precision))
-        # first: what it copies is not hooked yet
-        guides = Guides(students, terms, settings, dict(teachers or {}), forward, autocast)
-        looks = [taps.watch(one, tapped(terms)) for one in students]
-
-        def see(number: int, batch: Batch) -> Signals:
-            with autocast():
-                return Signals(forward(students[number], batch.inputs), looks[number]())
-
-        bound = [
-            bind(terms, lambda number=number: dry(number, students, see, guides, source))
-            for number in range(len(students))
-        ]
-        learners = nn.ModuleList([*(b.call for each in bound for b in each if is_module(b.call)), *guides.modules()])
-        balance = None
-        if settings.balance:
-            from edgekd.training.balance import Balance
-
-            learners.append(balance := Balance(len(terms)))
-        if agreement is not None:
-            learners.append(agreement)
-        whole = nn.ModuleList([*students, learners]) if len(students) > 1 or len(learners) else students[0]
-        optimizer = make_optimizer(whole, settings)
-        weights = [p for p in students[0].parameters() if p.requires_grad]
-        epoch, position, saved = restore(run.scratch, whole, optimizer)
-        if saved:
-            run.log(event="resumed", epoch=epoch, position=position)
-            sums = saved
-        checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
-        for one in (*students, learners):
-            one.train()
-        while epoch < settings.epochs:
-            if position == 0:
-                sums = {"rows": 0.0}
-                if on_epoch is not None:
-                    on_epoch(epoch)
-                if agreement is not None:
-                    with autocast():
-                        agreement.look(students[0], forward)
-                    run.log(event="agreement", epoch=epoch + 1, **agreement.now())
-            for batch in source(epoch, position):
-                step = epoch * steps_per_epoch + position
-                rate, share = settings.lr * pace(step, total_steps, settings), step / total_steps
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                for b in learners:
-                    b.__dict__["share"] = share  # a part that learns may change its ways over the training
-                agreed = agreement.now() if agreement is not None else None
-                shared = guides.before(batch)
-                seen = [see(number, batch) for number in range(len(students))]
-                each = [
-                    parts(bound[i], seen[i], guides.of(i, seen, shared), batch, share, agreed)
-                    for i in range(len(students))
-                ]
-                if position == 0:
-                    run.log(event="gradients", epoch=epoch + 1, **gradient_norms(each[0], weights))
-                    if any(b.term.schedule for b in bound[0]):
-                        run.log(event="settings", epoch=epoch + 1, **settings_at(bound[0], share, agreed))
-                if balance is not None:
-                    each = [
-                        balance.weigh(found, weights, step) if i == 0 else balance.weigh(found)
-                        for i, found in enumerate(each)
-                    ]
-                loss = sum((total(found) for found in each[1:]), total(each[0]))
-                own = [guide.own for guide in guides.modules() if getattr(guide, "own", None) is not None]
-                _finite(loss, each[0], epoch, position, rate)
-                optimizer.zero_grad(set_to_none=True)
-                sum(own, loss).backward()
-                if settings.clip is not None:
-                    for one in students:
-                        torch.nn.utils.clip_grad_norm_(one.parameters(), settings.clip)
-                optimizer.step()
-                guides.after(students[0])
-                for name, _, value in each[0]:
-                    sums[name] = sums.get(name, 0.0) + value.item() * len(batch.index)
-                sums["rows"] += len(batch.index)
-                position += 1
-                run.progress(step + 1, total_steps, f"epoch {epoch + 1}/{settings.epochs} loss {loss.item():.3f}")
-                if time.monotonic() > checkpoint_at and position < steps_per_epoch:
-                    save(run.scratch, whole, optimizer, epoch, position, sums)
-                    checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
-            means = {name: value / sums["rows"] for name, value in sums.items() if name != "rows"}
-            run.log(event="epoch", epoch=epoch + 1, lr=rate, **means)
-            epoch, position = epoch + 1, 0
-            if time.monotonic() > checkpoint_at or epoch == settings.epochs:
-                save(run.scratch, whole, optimizer, epoch, 0, sums)
-                checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
+        loop = _Loop(students, source, terms, settings, steps_per_epoch, run, agreement)
+        called = forward or run.task.forward or (lambda model, inputs: model(inputs))
+        loop.prepare(dict(teachers or {}), called, stack)
+        loop.resume()
+        while loop.epoch < settings.epochs:
+            loop.run_epoch(on_epoch)
     for one in students:
         one.eval()
-    means = {name: value / sums["rows"] for name, value in sums.items() if name != "rows"}
-    return {
-        "epochs": settings.epochs,
-        "steps": total_steps,
-        "seconds": round(time.monotonic() - begun, 3),
-        "losses": means,
-    }
+    facts = {"epochs": settings.epochs, "steps": loop.total_steps, "seconds": round(time.monotonic() - begun, 3)}
+    return {**facts, "losses": loop.means()}
+
+
+class _Loop:
+    """A training under way: the students, what they learn from, the optimizer, and where it stands. `sums`: of the
+    epoch's batches, each term's mean times the rows, and the rows."""
+
+    def __init__(
+        self,
+        students: Sequence[nn.Module],
+        source: Callable[[int, int], Iterator[Batch]],
+        terms: Sequence[Term],
+        settings: Training,
+        steps_per_epoch: int,
+        run: Run,
+        agreement: Agreement | None,
+    ):
+        self.students, self.source, self.terms, self.settings = students, source, terms, settings
+        self.run, self.agreement = run, agreement
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, settings.epochs * steps_per_epoch
+        self.epoch, self.position, self.sums = 0, 0, {}
+
+    def prepare(self, teachers: dict[str, Any], forward: Callable, stack: contextlib.ExitStack) -> None:
+        """Builds what learns and what is looked at; modules stay laid out for their precision until `stack` ends."""
+        from torch import nn
+
+        self.forward, self.autocast = forward, contextlib.nullcontext
+        for one in self.students:
+            self.autocast = stack.enter_context(laid_out(one, self.settings.precision))
+        # first: what it copies is not hooked yet
+        self.guides = Guides(self.students, self.terms, self.settings, teachers, forward, self.autocast)
+        self.looks = [taps.watch(one, tapped(self.terms)) for one in self.students]
+        self.bound = [bind(self.terms, lambda number=number: self._dry(number)) for number in range(len(self.students))]
+        calls = [b.call for each in self.bound for b in each if is_module(b.call)]
+        self.learners = nn.ModuleList([*calls, *self.guides.modules()])
+        self.balance = None
+        if self.settings.balance:
+            from edgekd.training.balance import Balance
+
+            self.balance = Balance(len(self.terms))
+            self.learners.append(self.balance)
+        if self.agreement is not None:
+            self.learners.append(self.agreement)
+        several = len(self.students) > 1 or len(self.learners)
+        self.whole = nn.ModuleList([*self.students, self.learners]) if several else self.students[0]
+        self.optimizer = make_optimizer(self.whole, self.settings)
+        self.weights = [p for p in self.students[0].parameters() if p.requires_grad]
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint, if there is one."""
+        self.epoch, self.position, saved = restore(self.run.scratch, self.whole, self.optimizer)
+        if saved:
+            self.run.log(event="resumed", epoch=self.epoch, position=self.position)
+            self.sums = saved
+        self.checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
+        for one in (*self.students, self.learners):
+            one.train()
+
+    def run_epoch(self, on_epoch: Callable[[int], None] | None) -> None:
+        """The batches of an epoch that are left, and a line of the log."""
+        if self.position == 0:
+            self._begin_epoch(on_epoch)
+        for batch in self.source(self.epoch, self.position):
+            step = self.epoch * self.steps_per_epoch + self.position
+            rate, loss = self._step(batch, step)
+            done = f"epoch {self.epoch + 1}/{self.settings.epochs} loss {loss:.3f}"
+            self.run.progress(step + 1, self.total_steps, done)
+            if time.monotonic() > self.checkpoint_at and self.position < self.steps_per_epoch:
+                self._save()
+        self.run.log(event="epoch", epoch=self.epoch + 1, lr=rate, **self.means())
+        self.epoch, self.position = self.epoch + 1, 0
+        if time.monotonic() > self.checkpoint_at or self.epoch == self.settings.epochs:
+            self._save()
+
+    def means(self) -> dict[str, float]:
+        """Each term's mean over the rows of the epoch so far."""
+        return {name: value / self.sums["rows"] for name, value in self.sums.items() if name != "rows"}
+
+    def _begin_epoch(self, on_epoch: Callable[[int], None] | None) -> None:
+        self.sums = {"rows": 0.0}
+        if on_epoch is not None:
+            on_epoch(self.epoch)
+        if self.agreement is not None:
+            with self.autocast():
+                self.agreement.look(self.students[0], self.forward)
+            self.run.log(event="agreement", epoch=self.epoch + 1, **self.agreement.now())
+
+    def _step(self, batch: Batch, step: int) -> tuple[float, float]:
+        """One step of the optimizer: (its learning rate, the loss)."""
+        import torch
+
+        rate, share = self.settings.lr * pace(step, self.total_steps, self.settings), step / self.total_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for part in self.learners:
+            part.__dict__["share"] = share  # a part that learns may change its ways over the training
+        each = self._terms(batch, step, share)
+        loss = sum((total(found) for found in each[1:]), total(each[0]))
+        own = [guide.own for guide in self.guides.modules() if getattr(guide, "own", None) is not None]
+        _finite(loss, each[0], self.epoch, self.position, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        sum(own, loss).backward()
+        if self.settings.clip is not None:
+            for one in self.students:
+                torch.nn.utils.clip_grad_norm_(one.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.guides.after(self.students[0])
+        for name, _, value in each[0]:
+            self.sums[name] = self.sums.get(name, 0.0) + value.item() * len(batch.index)
+        self.sums["rows"] += len(batch.index)
+        self.position += 1
+        return rate, loss.item()
+
+    def _terms(self, batch: Batch, step: int, share: float) -> list[Found]:
+        """Of each student, its terms on the batch, balanced if the settings say so."""
+        agreed = self.agreement.now() if self.agreement is not None else None
+        shared = self.guides.before(batch)
+        seen = [self._see(number, batch) for number in range(len(self.students))]
+        each = [
+            parts(bound, seen[i], self.guides.of(i, seen, shared), batch, share, agreed)
+            for i, bound in enumerate(self.bound)
+        ]
+        if self.position == 0:
+            self.run.log(event="gradients", epoch=self.epoch + 1, **gradient_norms(each[0], self.weights))
+            if any(b.term.schedule for b in self.bound[0]):
+                self.run.log(event="settings", epoch=self.epoch + 1, **settings_at(self.bound[0], share, agreed))
+        if self.balance is None:
+            return each
+        first = self.balance.weigh(each[0], self.weights, step)
+        return [first, *(self.balance.weigh(found) for found in each[1:])]
+
+    def _see(self, number: int, batch: Batch) -> Signals:
+        with self.autocast():
+            return Signals(self.forward(self.students[number], batch.inputs), self.looks[number]())
+
+    def _dry(self, number: int) -> tuple[Signals, dict, Batch]:
+        return dry(number, self.students, self._see, self.guides, self.source)
+
+    def _save(self) -> None:
+        save(self.run.scratch, self.whole, self.optimizer, self.epoch, self.position, self.sums)
+        self.checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
 
 
 @contextlib.contextmanager

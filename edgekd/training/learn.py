@@ -1,0 +1,82 @@
+"""A stage's training: its data, losses and teachers brought to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekd.models.precision import Precision
+from edgekd.records import Batch, Run, Signals, Task
+from edgekd.training.loop import fit
+from edgekd.training.settings import Training
+from edgekd.training.terms import tapped
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def learn(
+    module: nn.Module | Sequence[nn.Module],
+    run: Run,
+    settings: Training,
+    *,
+    teacher: Sequence = (),
+    forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Trains `module` in place by `settings` on the task's train split; several modules learn together, each from the
+    others (Zhang et al. 2018, "Deep Mutual Learning"). `teacher`: artifacts, `logits` (cached) or `torch` (live);
+    `forward`: how a module is called, by default as the task says.
+
+    Returns facts: epochs, steps, seconds, the last epoch's mean of every term."""
+    from edgekd.data.epochs import epochs, spans
+
+    columns, views = run.data("train"), views_of(settings, run.task)
+    source = epochs(
+        columns, run.task, batch=settings.batch, seed=run.seed, augment_seed=settings.augment_seed, views=views
+    )
+    losses = settings.losses
+    names = settings.teachers or tuple("" for _ in teacher)
+    # the plan adds their answers to the validation split where a schedule asks
+    given, judged = teacher[: len(names)], teacher[len(names) :]
+    teach = {
+        name: teacher_of(artifact, run.task, len(columns), views, settings.teacher_precision, tapped(losses, name))
+        for name, artifact in zip(names, given, strict=True)
+    }
+    agreement = None
+    if judged:
+        from edgekd.training.agreement import Agreement
+
+        agreement = Agreement(dict(zip(names, judged, strict=True)), run.data("validation"))
+    return fit(
+        module,
+        source,
+        losses,
+        settings=settings,
+        steps_per_epoch=len(spans(len(columns), settings.batch)),
+        run=run,
+        teachers=teach,
+        agreement=agreement,
+        forward=forward,
+        on_epoch=on_epoch,
+    )
+
+
+def views_of(settings: Training, task: Task) -> int:
+    """How many views the stage sees: none but one where nothing is augmented, and never more than its epochs."""
+    return 1 if task.augment is None else min(settings.views or task.views, settings.epochs)
+
+
+def teacher_of(
+    artifact: Any, task: Task, rows: int, views: int, precision: Precision = "float32", paths: Sequence[str] = ()
+) -> Callable[[Batch], Signals]:
+    """The callable for a stage's teacher artifact: its cached answers, or the model itself, tapped at `paths`."""
+    if artifact.form == "logits":
+        from edgekd.teachers.cached import cached
+
+        return cached(artifact, rows, views)
+    from edgekd.models import saved as models
+    from edgekd.teachers.live import live
+
+    return live(models.load(artifact, task), task, precision, paths)
