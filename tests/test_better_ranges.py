@@ -27,7 +27,7 @@ from edgekd.quantization.torch_graph.equalize import balance, equalize, groups, 
 from edgekd.quantization.torch_graph.smooth import scales, smooth
 from edgekd.quantization.watch import watch
 from edgekd.records import Scheme
-from edgekd.run import plan, recipe, resolve
+from edgekd.run import plan, resolve
 from edgekd.stages.export import Export
 from edgekd.stages.quantize import Quantize
 from edgekd.stages.train import Train
@@ -466,7 +466,7 @@ class TestStage:
             "stage": [{"use": "distill", "epochs": 1}, {"use": "quantize", "epochs": 1, **settings}],
         }
         with pytest.raises(UsageError) as refused:
-            plan.make(resolve.resolve(recipe.read(recipe_)))
+            plan.make(resolve.resolved(recipe_))
         assert any(text in str(p) for p in refused.value.problems), refused.value.problems
 
 

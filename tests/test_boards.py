@@ -52,13 +52,12 @@ def test_two_targets_on_one_board_share_its_connection(place, monkeypatch):
     from edgekd import environment
     from edgekd.progress import Silent
     from edgekd.run import boards, resolve
-    from edgekd.run import recipe as recipes
 
     facts = environment.describe()
     for name in ("big", "little"):
         lines = [f'title = "{name}"', f'architecture = "{facts["architecture"]}"', f"features = {facts['features']}"]
         (place / f"{name}.toml").write_text("\n".join(lines))
-    resolved, opened = resolve.resolve(recipes.read("r.toml", (), ["./big.toml", "./little.toml"])), []
+    resolved, opened = resolve.resolved("r.toml", (), ["./big.toml", "./little.toml"]), []
 
     @contextlib.contextmanager
     def there(where, progress):

@@ -10,7 +10,7 @@ from torch import nn
 import edgekd
 from edgekd.errors import UsageError
 from edgekd.models import saved
-from edgekd.run import recipe, resolve
+from edgekd.run import resolve
 from edgekd.run.plan import make
 
 X = np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32)
@@ -35,7 +35,7 @@ RECIPE = {
 
 
 def planned(path):
-    return make(resolve.resolve(recipe.read({**RECIPE, "model": {"student": {"weights": str(path)}}})))
+    return make(resolve.resolved({**RECIPE, "model": {"student": {"weights": str(path)}}}))
 
 
 def told(path):

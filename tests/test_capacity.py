@@ -14,7 +14,6 @@ from edgekd.decisions import budget, capacity
 from edgekd.decisions.rules import parse
 from edgekd.errors import UsageError
 from edgekd.records import Candidate, Measurement
-from edgekd.run import recipe as recipes
 from edgekd.run import resolve
 from edgekd.run.dump import dump
 from edgekd.verbs import gate as gating
@@ -100,11 +99,11 @@ def test_a_resolved_recipe_holds_them_and_repeats(tmp_path):
         "[gate.any]\n"
         'file_bytes = "max 1 MB"\n'
     )
-    first = resolve.resolve(recipes.read(path))
+    first = resolve.resolved(path)
     assert first.gate["small"] == {"file_bytes": ["max 1 MB", FLASH], "activation_bytes": RAM}
     assert set(first.gate["any"]) == {"file_bytes", "top1"} and "host" not in first.gate
     (tmp_path / "again.toml").write_text(dump(first))
-    assert resolve.resolve(recipes.read(tmp_path / "again.toml")).gate == first.gate
+    assert resolve.resolved(tmp_path / "again.toml").gate == first.gate
 
 
 # ---------------------------------------------------------------- profile

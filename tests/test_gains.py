@@ -11,7 +11,7 @@ from edgekd import metrics
 from edgekd.decisions import gains
 from edgekd.files import toml
 from edgekd.records import Candidate, Measurement
-from edgekd.run import plan, recipe, resolve
+from edgekd.run import plan, resolve
 from edgekd.training.terms import Term
 
 TEXT = (Path(__file__).parent.parent / "benchmarks/distillation/RESULTS.md").read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ QAT = {
 
 
 def planned(*stages, **more):
-    return plan.make(resolve.resolve(recipe.read({"task": "tiny:task", "threads": 1, "stage": list(stages), **more})))
+    return plan.make(resolve.resolved({"task": "tiny:task", "threads": 1, "stage": list(stages), **more}))
 
 
 def test_the_control_is_quantized_like_the_rest_with_labels_only():

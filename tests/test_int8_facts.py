@@ -7,7 +7,8 @@ import tiny
 from onnx import helper, numpy_helper
 
 from edgekd.records import Int8, Scheme, Target
-from edgekd.run import execute, target_settings
+from edgekd.run import target_settings
+from edgekd.verbs.compress import compress
 from edgekd.verbs.quantize import quantize
 
 FACTS = {  # what a target says -> (scales of a weight, bits of its integers, whether each scale uses all of them)
@@ -55,7 +56,7 @@ def told(path):
 def made(folder, targets):
     """What the int8 files of a run say, whether they were kept in its folder or not."""
     (folder / "r.toml").write_text(tiny.SHORT.replace("[[stage]]", "control = false\n[[stage]]", 1))
-    execute.compress(folder / "r.toml", targets=targets, out=folder / "run")
+    compress(folder / "r.toml", targets=targets, out=folder / "run")
     files = (folder / "store").rglob("model.onnx")
     is_int8 = lambda path: any(p.value == "int8" for p in onnx.load(path).metadata_props)
     return sorted(told(path) for path in files if is_int8(path))

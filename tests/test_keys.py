@@ -12,7 +12,7 @@ from edgekd.components import Use
 from edgekd.criteria.magnitude import magnitude
 from edgekd.ensembles.confidence import confidence
 from edgekd.losses.kl import kl
-from edgekd.run import plan, recipe, resolve
+from edgekd.run import plan, resolve
 from edgekd.run.dump import dump
 from edgekd.stages.prune import Prune
 from edgekd.training.terms import Term
@@ -46,7 +46,7 @@ def key(tmp_path, monkeypatch):
             'task = "tiny:task"\nthreads = 1\n[[stage]]\nuse = "train"\nepochs = 1\n'
             f'[[stage]]\nname = "own"\nuse = "ownstage:Own"\n{lines}\n[model.teacher]\ntrain = {{ epochs = 1 }}\n'
         )
-        resolved = resolve.resolve(recipe.read(tmp_path / "recipe.toml"))
+        resolved = resolve.resolved(tmp_path / "recipe.toml")
         if whole:
             return next(k for k, step in plan.make(resolved).steps.items() if step.stage == "ownstage:Own")
         line = resolved.recipe.stages[-1]
@@ -88,4 +88,4 @@ def test_parts_are_found_where_a_setting_is_said_to_name_one():
 def test_a_resolved_recipe_says_where_named_modules_lie(lines, monkeypatch, tmp_path):
     stages = [{"use": "train", "epochs": 1}, {"use": "quantize"}]
     stages[1] |= tomllib.loads(lines)
-    assert "modules = " in dump(resolve.load({"task": "tiny:task", "stage": stages}), tmp_path)
+    assert "modules = " in dump(resolve.resolved({"task": "tiny:task", "stage": stages}), tmp_path)

@@ -29,7 +29,7 @@ from edgekd.quantization.torch_graph import check, exact, fake
 from edgekd.quantization.torch_graph.capture import capture
 from edgekd.quantization.torch_graph.sites import layers, place
 from edgekd.records import Scheme
-from edgekd.run import plan, recipe, resolve
+from edgekd.run import plan, resolve
 from edgekd.runtimes.onnxruntime import load
 from edgekd.stages.export import Export
 from edgekd.stages.quantize import Quantize
@@ -453,14 +453,14 @@ class TestStage:
     def test_wrong_names_are_told_before_anything_runs(self, given, texts):
         lines = [{"use": "distill", "epochs": 1}, {"use": "quantize", "epochs": 1, **given}]
         with pytest.raises(UsageError) as refused:
-            plan.make(resolve.resolve(recipe.read({"task": "digits", "threads": 1, "stage": lines})))
+            plan.make(resolve.resolved({"task": "digits", "threads": 1, "stage": lines}))
         told = [str(p) for p in refused.value.problems]
         assert any(all(t in line for t in texts) for line in told), told
 
     def test_right_names_are_part_of_the_key(self):
         def keys(**given):
             lines = [{"use": "distill", "epochs": 1}, {"use": "quantize", "epochs": 1, **given}]
-            return set(plan.make(resolve.resolve(recipe.read({"task": "digits", "threads": 1, "stage": lines}))).steps)
+            return set(plan.make(resolve.resolved({"task": "digits", "threads": 1, "stage": lines})).steps)
 
         assert len(keys() & keys(float_layers=["conv2d"])) == len(keys() & keys(layer_bits={"linear": 7})) < len(keys())
 

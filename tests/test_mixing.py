@@ -11,7 +11,7 @@ import edgekd
 from edgekd.errors import UsageError
 from edgekd.progress import reporter
 from edgekd.quantization.diagnosis import mixed_precision as diagnosis_mixed
-from edgekd.run import mixed_precision, recipe
+from edgekd.run import mixed_precision, resolve
 
 MIXED = """
 [mixed]
@@ -121,7 +121,7 @@ def test_what_the_table_says_wrongly_is_told(place):
     wrong = text + "\n[mixed]\nprune = [0.1]\nquantise = [0.1]\nquantize = [0.5]\n"
     (place / "wrong.toml").write_text(wrong)
     with pytest.raises(UsageError) as error:
-        recipe.read(place / "wrong.toml")
+        resolve.resolved(place / "wrong.toml")
     told = str(error.value)
     assert (
         "mixed.prune: `prune` makes no int8" in told
@@ -130,4 +130,4 @@ def test_what_the_table_says_wrongly_is_told(place):
     )
     (place / "wrong.toml").write_text(tiny.RECIPE + "\n[mixed]\nquantize = [1.5]\n")
     with pytest.raises(UsageError, match="mixed.quantize"):
-        recipe.read(place / "wrong.toml")
+        resolve.resolved(place / "wrong.toml")

@@ -556,13 +556,13 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
     import onnx
 
     from edgekd.progress import reporter
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
     from edgekd.run.dump import dump
     from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
-    resolved = resolve.resolve(recipe.read(RECIPE))
+    resolved = resolve.resolved(RECIPE)
     planned = plan.make(resolved)
     wanted = [(s.label, s.stage) for s in planned.steps.values()]
     assert ("assistant", "distill") in wanted and ("answers of oracle", "answer") in wanted
@@ -576,7 +576,7 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
     )
     again = tmp_path / "recipe.toml"
     again.write_text(dump(resolved, tmp_path))
-    assert list(plan.make(resolve.resolve(recipe.read(again))).steps) == list(planned.steps)
+    assert list(plan.make(resolve.resolved(again)).steps) == list(planned.steps)
     made, _ = run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
     sizes = {p.id: made[p.export].files and (made[p.export].folder / "model.onnx") for p in planned.points}
     plain = {i.name: tuple(i.dims) for i in onnx.load(sizes["distill"]).graph.initializer}
@@ -587,7 +587,7 @@ def test_a_recipe_of_all_modes_runs_repeats_and_leaves_nothing_in_the_file(tmp_p
 def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp_path, monkeypatch):
     """Where all classes are one teacher's, the student is that teacher's alone; where one is the other's, it is not."""
     from edgekd.progress import reporter
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
     from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
@@ -601,8 +601,8 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
     found = {}
     for name, how in ways.items():
         stage = {"use": "distill", **SHORT, "lr": 0.02, "losses": [KL], **how}
-        resolved = resolve.resolve(
-            recipe.read({**RECIPE, "model": {n: RECIPE["model"][n] for n in ("teacher", "other")}, "stage": [stage]})
+        resolved = resolve.resolved(
+            {**RECIPE, "model": {n: RECIPE["model"][n] for n in ("teacher", "other")}, "stage": [stage]}
         )
         planned = plan.make(resolved)
         planned.steps = {key: step for key, step in planned.steps.items() if step.stage != "export"}
@@ -653,19 +653,19 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
     ],
 )
 def test_what_a_recipe_can_not_mean(stage, words):
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
 
     with pytest.raises(UsageError) as caught:
-        plan.make(resolve.resolve(recipe.read({**RECIPE, "stage": [{"use": "distill", **SHORT, **stage}]})))
+        plan.make(resolve.resolved({**RECIPE, "stage": [{"use": "distill", **SHORT, **stage}]}))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_models_do_not_learn_from_themselves():
-    from edgekd.run import recipe
+    from edgekd.run import resolve
 
     circle = {
         "a": {"distill": {"model": "student", "teacher": "b"}},
         "b": {"distill": {"model": "student", "teacher": "a"}},
     }
     with pytest.raises(UsageError, match="learns from itself"):
-        recipe.read({**RECIPE, "model": {**RECIPE["model"], **circle}})
+        resolve.resolved({**RECIPE, "model": {**RECIPE["model"], **circle}})

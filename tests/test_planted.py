@@ -33,7 +33,7 @@ RECIPE = {
 
 def keys(table):
     """{label of a step: its key}, as planned; what needs a training to be checked is not."""
-    planner = plan._Planner(resolve.load(table))
+    planner = plan._Planner(resolve.resolved(table))
     planner.run()
     return {step.label: key for key, step in planner.plan.steps.items()}
 

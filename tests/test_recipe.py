@@ -18,7 +18,7 @@ GOOD = {"task": "digits", "stage": [{"use": "distill"}]}
 
 def told(source, **more):
     with pytest.raises(UsageError) as caught:
-        resolve.load(source, **more)
+        resolve.resolved(source, **more)
     return [str(p) for p in caught.value.problems]
 
 
@@ -112,7 +112,7 @@ def test_wrong_settings_are_named(sets, text):
 
 
 def test_settings_reach_their_place():
-    read = recipe.read(
+    read, _ = recipe.parsed(
         {**GOOD, "sweep": {"distill.epochs": [1, 2]}},
         sets=["distill.epochs=7", "seed=3", "model.teacher.train.epochs=9", 'distill.losses=[{use="cross_entropy"}]'],
         targets=["a"],
@@ -120,7 +120,7 @@ def test_settings_reach_their_place():
     assert read.stages[0].stage.epochs == 7 and read.sweep.choices == {}
     assert read.seed == 3 and read.models["teacher"].stage.epochs == 9 and read.targets == ("a",)
     assert read.stages[0].stage.losses == (Term("cross_entropy", 1.0, {"smoothing": 0.0}),)
-    swept = recipe.read(GOOD, sets=["sweep.distill.epochs=[1, 2]"]).sweep
+    swept = recipe.parsed(GOOD, sets=["sweep.distill.epochs=[1, 2]"])[0].sweep
     assert [c.value for c in swept.choices["distill", "epochs"]] == [1, 2]
 
 
@@ -130,9 +130,10 @@ def test_a_sweep_is_the_only_list_of_choices():
 
 def test_the_teacher_is_named_where_a_term_needs_one():
     alone = {"use": "train", "losses": [{"use": "cross_entropy"}]}
-    assert [s.teacher for s in recipe.read({**GOOD, "stage": [alone, {"use": "prune"}]}).stages] == [(), ("teacher",)]
+    lines = recipe.parsed({**GOOD, "stage": [alone, {"use": "prune"}]})[0].stages
+    assert [line.teacher for line in lines] == [(), ("teacher",)]
     labels = {"use": "distill", "losses": [{"use": "cross_entropy"}]}
-    assert recipe.read({**GOOD, "stage": [labels]}).stages[0].teacher == ()
+    assert recipe.parsed({**GOOD, "stage": [labels]})[0].stages[0].teacher == ()
 
 
 def test_files_that_are_no_recipes(tmp_path):
@@ -146,10 +147,10 @@ def test_files_that_are_no_recipes(tmp_path):
 def test_resolved_recipe_says_everything_and_repeats_the_run(tmp_path):
     from edgekd.run import plan
 
-    first = resolve.resolve(recipe.read(None, sets=["quantize.epochs=3"]))
+    first = resolve.resolved(None, sets=["quantize.epochs=3"])
     text = dump(first)
     (tmp_path / "recipe.toml").write_text(text)
-    second = resolve.resolve(recipe.read(tmp_path / "recipe.toml"))
+    second = resolve.resolved(tmp_path / "recipe.toml")
     assert dump(second) == text
     assert list(plan.make(first).steps) == list(plan.make(second).steps)
     table = tomllib.loads(text)
@@ -163,7 +164,7 @@ def test_a_loss_of_ones_own_needs_no_settings_and_may_have_some(tmp_path, monkey
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     losses = [{"use": "ownloss:plain"}, {"use": "ownloss:tuned", "sharp": 3.0}]
-    (line,) = recipe.read({**GOOD, "stage": [{"use": "distill", "losses": losses}]}).stages
+    (line,) = recipe.parsed({**GOOD, "stage": [{"use": "distill", "losses": losses}]})[0].stages
     assert line.stage.losses == (Term("ownloss:plain"), Term("ownloss:tuned", 1.0, {"sharp": 3.0}))
     assert line.teacher == ("teacher",)
     assert any(
@@ -199,7 +200,7 @@ named = make({"teacher": lambda: N(nn.ReLU()), "student": lambda: N(nn.ReLU())},
 def keys_of(source, **more):
     from edgekd.run import plan
 
-    return {s.label: k for k, s in plan.make(resolve.resolve(recipe.read(source, **more))).steps.items()}
+    return {s.label: k for k, s in plan.make(resolve.resolved(source, **more)).steps.items()}
 
 
 def test_keys_know_what_decides_the_product(tmp_path, monkeypatch):
@@ -238,7 +239,7 @@ def test_a_dumped_recipe_gives_the_same_keys_from_its_own_folder(tmp_path, monke
     )
     (tmp_path / "project/recipe.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    first = resolve.resolve(recipe.read(tmp_path / "project/recipe.toml"))
+    first = resolve.resolved(tmp_path / "project/recipe.toml")
     run = tmp_path / "elsewhere/run"
     run.mkdir(parents=True)
     (run / "recipe.toml").write_text(dump(first, run))
@@ -254,7 +255,7 @@ def test_weights_of_the_full_range_are_honoured_unless_a_target_saturates(tmp_pa
     own.write_text('title = "x"\narchitecture = "aarch64"\nint8 = { pairs16 = false }\n')
 
     def planned(*names, **more):
-        steps = plan.make(resolve.resolve(recipe.read(None, targets=list(names), **more))).steps.values()
+        steps = plan.make(resolve.resolved(None, targets=list(names), **more)).steps.values()
         return {s.part.pairs16 for s in steps if s.stage == "quantize"}
 
     def refused(*names, **more):
@@ -301,19 +302,15 @@ def test_a_stage_of_ones_own_may_have_some_of_the_settings_of_lattices(tmp_path,
         "targets": ["x86-64-avx2"],
     }
     with pytest.raises(UsageError, match="saturate"):
-        plan.make(resolve.resolve(recipe.read(table)))
-    made = plan.make(
-        resolve.resolve(recipe.read(table, sets=["own.pairs16=true"], targets=["x86-64-avx2", "cortex-m4-stm32l4r5"]))
-    )
+        plan.make(resolve.resolved(table))
+    made = plan.make(resolve.resolved(table, sets=["own.pairs16=true"], targets=["x86-64-avx2", "cortex-m4-stm32l4r5"]))
     assert any(p.id.startswith("own") for p in made.points)
 
 
 def test_a_swept_mode_gets_the_teacher_that_it_needs():
     from edgekd.run import plan
 
-    made = plan.make(
-        resolve.resolve(recipe.read(None, sets=["quantize.mode=ptq", 'sweep.quantize.mode=["ptq", "qat"]']))
-    )
+    made = plan.make(resolve.resolved(None, sets=["quantize.mode=ptq", 'sweep.quantize.mode=["ptq", "qat"]']))
     teachers = {s.part.mode: bool(s.teacher) for s in made.steps.values() if s.stage == "quantize"}
     assert teachers == {"ptq": False, "qat": True}
 
@@ -361,6 +358,6 @@ def test_a_run_with_such_a_metric_ends_before_it_begins(monkeypatch):
     monkeypatch.setattr(digits, "task", dataclasses.replace(digits.task, metrics=(metric,)))
     monkeypatch.setattr(resolve, "_task_problems", lambda *given: [])  # reads all data
     with pytest.raises(UsageError) as caught:
-        resolve.resolve(recipe.read(GOOD))
+        resolve.resolved(GOOD)
     # and of no budget that the recipe hasn't got
     assert [p.place for p in caught.value.problems] == ["task digits: metrics"]

@@ -12,7 +12,7 @@ import edgekd
 from edgekd.errors import RunFailed, UsageError
 from edgekd.progress import Lines, Silent
 from edgekd.records import Metric
-from edgekd.run import plan, recipe, rehearse, resolve, steps
+from edgekd.run import plan, rehearse, resolve, steps
 from edgekd.store.store import Store
 
 X = np.random.default_rng(0).normal(size=(120, 10, 4)).astype(np.float32)
@@ -113,7 +113,7 @@ def rehearsed(name="TASK", stages=(DISTILL,), store=None, progress=None, place="
         "model": {"teacher": {"train": SHORT}},
         **more,
     }
-    resolved = resolve.resolve(recipe.read(table))
+    resolved = resolve.resolved(table)
     rehearse.rehearse(resolved, plan.make(resolved), store or Store(), place, progress or Silent())
     return resolved
 

@@ -370,10 +370,10 @@ def test_cifar10_refuses_what_is_none(tmp_path):
 
 
 def test_data_that_can_not_be_read_is_told_once(tmp_path):
-    from edgekd.run import recipe, resolve
+    from edgekd.run import resolve
 
     given = {"task": {"use": "cifar10", "path": str(tmp_path)}, "stage": [{"use": "distill"}]}
-    assert told(lambda: resolve.resolve(recipe.read(given))).count("holds no CIFAR-10") == 1
+    assert told(lambda: resolve.resolved(given)).count("holds no CIFAR-10") == 1
 
 
 def test_shifted_is_a_window_of_the_mirrored_image():

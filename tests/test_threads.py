@@ -13,7 +13,7 @@ import edgekd
 from edgekd import environment
 from edgekd.cli import run as command
 from edgekd.records import Made
-from edgekd.run import plan, recipe, rehearse, resolve, steps
+from edgekd.run import plan, rehearse, resolve, steps
 from edgekd.verbs import compress
 
 TEXT = 'task = "tiny:task"\n[[stage]]\nuse = "train"\nepochs = 1\n[model.teacher]\ntrain = { epochs = 1 }\n'
@@ -33,10 +33,10 @@ def cores(monkeypatch, count):
 
 
 def test_the_keys_are_those_of_two_threads_on_any_number_of_cores(monkeypatch):
-    keys = plan.make(resolve.resolve(recipe.read({**PLAIN, "threads": 2}))).steps.keys()
+    keys = plan.make(resolve.resolved({**PLAIN, "threads": 2})).steps.keys()
     for count in (1, 2, 64):
         cores(monkeypatch, count)
-        assert plan.make(resolve.resolve(recipe.read(PLAIN))).steps.keys() == keys, count
+        assert plan.make(resolve.resolved(PLAIN)).steps.keys() == keys, count
 
 
 def test_a_machine_is_the_same_whatever_cores_a_process_may_use():
@@ -58,7 +58,7 @@ def test_a_machine_is_the_same_whatever_cores_a_process_may_use():
 )
 def test_what_is_said_of_the_threads(count, given, line, monkeypatch):
     cores(monkeypatch, count)
-    assert compress._sharing(resolve.resolve(recipe.read("recipe.toml", **given)), None) == line
+    assert compress._sharing(resolve.resolved("recipe.toml", **given), None) == line
 
 
 def test_the_first_line_tells_of_the_threads(monkeypatch, capfd):
@@ -129,7 +129,7 @@ def test_what_a_task_and_a_stage_compute_does_not_follow_the_machine(monkeypatch
             pytest.skip("one core")
         monkeypatch.setattr(tiny, "task", dataclasses.replace(tiny.task, data=data))
         before = torch.get_num_threads()
-        resolve.resolve(recipe.read(PLAIN))
+        resolve.resolved(PLAIN)
         assert blas() == {2} and torch.get_num_threads() == before
     assert set(map(repr, seen)) == {"(2, {1})"}
 
@@ -147,7 +147,7 @@ def test_another_kind_of_cpu_is_said(tmp_path, monkeypatch, capfd):
     from edgekd.progress import Lines
     from edgekd.store.store import Store
 
-    resolved = dataclasses.replace(resolve.resolve(recipe.read(PLAIN)))
+    resolved = dataclasses.replace(resolve.resolved(PLAIN))
     step = plan.Step("a" * 64, "train", "teacher", Part(), {}, 0, None, ())
     events, kinds = [], iter(["elsewhere", "elsewhere", "here"])
     log = lambda **event: events.append(event)

@@ -205,10 +205,10 @@ def recipe_of(**more):
 
 
 def problems(table):
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
 
     with pytest.raises(UsageError) as caught:
-        plan.make(resolve.resolve(recipe.read(table)))
+        plan.make(resolve.resolved(table))
     return [str(p) for p in caught.value.problems]
 
 
@@ -245,12 +245,12 @@ def test_the_control_in_the_lines_form_learns_by_labels_of_the_first_stage(tmp_p
     """Where the last stage has no loss on labels: cross-entropy is none for numbers."""
     from safetensors.torch import save_file
 
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
 
     save_file(net(1).state_dict(), tmp_path / "t.safetensors")
     table = recipe_of(model={"teacher": {"weights": str(tmp_path / "t.safetensors")}})
     table["stage"].append({"use": "quantize", **SHORT, "losses": [{"use": "logit_mse"}]})
-    made = plan.make(resolve.resolve(recipe.read(table)))
+    made = plan.make(resolve.resolved(table))
     step = next(made.steps[p.step] for p in made.points if p.id == "alone-quantize")
     assert [(t.use, t.weight) for t in step.part.losses] == [("test_trials:mse", 1.0)]
 
@@ -278,11 +278,11 @@ def test_regression_with_a_loss_and_metric_of_ones_own_runs_to_its_end(tmp_path,
 
 
 def test_a_sweep_over_other_settings_tries_the_losses_once(monkeypatch):
-    from edgekd.run import check_losses, plan, recipe, resolve
+    from edgekd.run import check_losses, plan, resolve
 
     calls = []
     monkeypatch.setattr(check_losses, "rehearse", lambda losses, *rest: calls.append(losses) or [])
-    plan.make(resolve.resolve(recipe.read(recipe_of(sweep={"distill.lr": [0.001, 0.002, 0.003]}))))
+    plan.make(resolve.resolved(recipe_of(sweep={"distill.lr": [0.001, 0.002, 0.003]})))
     assert len(calls) == 2  # the stage's and the teacher's
 
 

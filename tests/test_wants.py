@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from edgekd.errors import UsageError
-from edgekd.run import plan, recipe, resolve
+from edgekd.run import plan, resolve
 from edgekd.run.dump import dump
 
 
@@ -21,7 +21,7 @@ def device(tmp_path):
 
 
 def planned(targets, *sets):
-    resolved = resolve.resolve(recipe.read(None, sets=sets, targets=targets))
+    resolved = resolve.resolved(None, sets=sets, targets=targets)
     return resolved, plan.make(resolved)
 
 
@@ -112,7 +112,7 @@ def test_the_resolved_recipe_leaves_open_what_was(device, tmp_path):
     for sets in ((), ("prune.multiple_of=2", "prune.macs=max 0.7")):
         resolved, made = planned([target, "host"], *sets)
         (tmp_path / "again.toml").write_text(dump(resolved))
-        again = plan.make(resolve.resolve(recipe.read(tmp_path / "again.toml")))
+        again = plan.make(resolve.resolved(tmp_path / "again.toml"))
         assert list(again.steps) == list(made.steps) and again.points == made.points
         stages = {s["name"]: s for s in tomllib.loads((tmp_path / "again.toml").read_text())["stage"]}
         assert ("multiple_of" in stages["prune"]) == bool(sets) and "weight_bits" not in stages["quantize"]

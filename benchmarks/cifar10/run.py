@@ -62,20 +62,20 @@ def make(names, seed: int) -> None:
     """Trains what a variation needs, and stops before anything is measured: for filling the store from several
     processes."""
     from edgekd.progress import reporter
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
     from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
     for name in names:
         path, sets, _ = variation(name, seed)
-        resolved = resolve.resolve(recipe.read(path, sets))
+        resolved = resolve.resolved(path, sets)
         run_steps(plan.make(resolved), resolved, Store(), reporter(False), lambda **event: None)
 
 
 def compress(seed: int, out: Path) -> tuple[dict[str, dict], dict[str, Path]]:
     """({row: its figures}, {row: its file}) of all variations of a seed."""
     import edgekd
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
     from edgekd.store.store import Store
 
     rows, files = {}, {}
@@ -83,7 +83,7 @@ def compress(seed: int, out: Path) -> tuple[dict[str, dict], dict[str, Path]]:
         path, sets, named = variation(name, seed)
         outcome = edgekd.compress(path, sets=sets, out=out / f"{name}-{seed}", quiet=False)
         print(outcome, flush=True)
-        resolved, store = resolve.resolve(recipe.read(path, sets)), Store()
+        resolved, store = resolve.resolved(path, sets), Store()
         exported = {p.id: (p.export, p.step) for p in plan.make(resolved).points}
         for candidate in outcome.result.candidates:
             row = named.get(candidate.id)
@@ -115,14 +115,14 @@ def safe(seed: int, out: Path) -> None:
     from edgekd.files import sha256
     from edgekd.measure import jobs
     from edgekd.probes import Subject, measure
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
     from edgekd.store.store import Store
     from edgekd.tasks.cifar10 import cifar10
 
     path, sets, store = INT8 / "cifar10.toml", ("quantize.mode=ptq", f"sweep.seed=[{seed}]"), Store()
     outcome = edgekd.compress(path, sets=sets, out=out / f"safe-{seed}", quiet=False)
     print(outcome, flush=True)
-    found, planned = {c.id: c for c in outcome.result.candidates}, plan.make(resolve.resolve(recipe.read(path, sets)))
+    found, planned = {c.id: c for c in outcome.result.candidates}, plan.make(resolve.resolved(path, sets))
     exported = {p.id: artifact_of(store, p.export, p.step).folder / "model.onnx" for p in planned.points}
     files = {PARENT: exported["student"], "PTQ": exported["quantize"]}
     rows = {"PTQ": {"sha256": found["quantize"].sha256} | figures_of(found["quantize"].measurements)}
@@ -168,11 +168,11 @@ def teacher(out: Path) -> None:
     """Runs teacher.toml and keeps its weights: kernels and matrices in half precision, norms and biases as they are."""
     import edgekd
     from edgekd.models.saved import read_tensors, write_tensors
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
     from edgekd.store.store import Store
 
     print(edgekd.compress(HERE / "teacher.toml", out=out / "teacher", quiet=False))
-    planned, store = plan.make(resolve.resolve(recipe.read(HERE / "teacher.toml"))), Store()
+    planned, store = plan.make(resolve.resolved(HERE / "teacher.toml")), Store()
     trained = next(step for step in planned.steps.values() if step.stage == "train")
     tensors = read_tensors(store.find(trained.key, {}).folder / "weights.safetensors")
     write_tensors(HERE / "teacher.safetensors", {name: t.half() if t.ndim > 1 else t for name, t in tensors.items()})

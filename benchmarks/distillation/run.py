@@ -180,11 +180,11 @@ def made_by(given: dict, number: int = -1):
     """(a candidate's file, its artifact, seconds of all training but the teacher's, the task) of a recipe: made, or
     found in the store."""
     from edgekd.progress import reporter
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
     from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
-    resolved, store = resolve.resolve(recipe.read(given)), Store()
+    resolved, store = resolve.resolved(given), Store()
     planned = plan.make(resolved)
     made, steps = run_steps(planned, resolved, store, reporter(True), lambda **event: None)
     point = planned.points[number]

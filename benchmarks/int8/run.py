@@ -74,11 +74,11 @@ def ours(model: str, only: list[str]) -> tuple[dict[str, Path], dict, object]:
     where finished."""
     from edgekd import signatures
     from edgekd.progress import reporter
-    from edgekd.run import plan, recipe, resolve
+    from edgekd.run import plan, resolve
     from edgekd.run.steps import run_steps
     from edgekd.store.store import Store
 
-    resolved = resolve.resolve(recipe.read(RECIPES[model]))
+    resolved = resolve.resolved(RECIPES[model])
     wanted = plan.make(resolved)
     point = next(p for p in wanted.points if p.stages[-1] == "quantize")
     ways = {w: s for w, s in (WAYS | (SMOOTH if model == "text" else {})).items() if not only or w in only}

@@ -191,14 +191,14 @@ def _half(
 
 
 def _resolved(folder: Path, result: Result) -> Resolved:
-    from edgekd.run import recipe, resolve
+    from edgekd.run import resolve
 
     file = folder / "recipe.toml"
     if not file.is_file():
         raise UsageError(Problem(str(folder), "has no recipe.toml to find the validation data by"))
     if sha256(file) != result.recipe_sha256:
         raise BaselineError(Problem(str(file), "differs from its digest in result.json: not the recipe of this run"))
-    return resolve.resolve(recipe.read(file))
+    return resolve.resolved(file)
 
 
 def _split(resolved: Resolved, split: Literal["validation", "test"]) -> Samples:

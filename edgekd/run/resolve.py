@@ -31,28 +31,19 @@ class Resolved:
 
 
 @exits(UsageError)
-def load(
+def resolved(
     source: Path | str | Mapping[str, Any] | None = None,
     sets: Iterable[str] = (),
     targets: Iterable[str] = (),
     threads: int | None = None,
 ) -> Resolved:
-    """Reads a recipe (see `recipe.read`) and finds what it refers to. Raises UsageError with every problem of both."""
+    """Reads a recipe (None: the built-in one) with settings, targets and threads over it, and finds what it refers to.
+    Raises UsageError with every problem of both."""
     recipe, problems = recipes.parsed(source, sets, targets, threads)
-    resolved, more = find(recipe)
+    found, more = find(recipe)
     if problems or more:
         raise UsageError(*dict.fromkeys([*problems, *more]))  # data that can't be read is told by every split
-    return resolved
-
-
-@exits(UsageError)
-def resolve(recipe: Recipe) -> Resolved:
-    """Finds task and targets, fills the defaults that depend on them. Raises UsageError with every problem of all of
-    them."""
-    resolved, problems = find(recipe)
-    if problems:
-        raise UsageError(*dict.fromkeys(problems))
-    return resolved
+    return found
 
 
 @environment.threads()

@@ -100,7 +100,7 @@ def compress(
     from edgekd.run.evaluate import observe
     from edgekd.store.store import Store
 
-    resolved = resolve.load(recipe, sets, targets, threads)
+    resolved = resolve.resolved(recipe, sets, targets, threads)
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
     begun = None if fresh else folders.threads_of(folder)
     if resolved.recipe.threads is None and begun is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import environment
-from edgekd.errors import Problem, UsageError, exits
+from edgekd.errors import Problem, UsageError
 from edgekd.run.recipe import file, models, references, stages, sweep
 from edgekd.run.recipe.form import Form, Select
 from edgekd.run.recipe.models import Model
@@ -40,21 +40,6 @@ class Recipe:
     folder: Path
 
 
-@exits(UsageError)
-def read(
-    source: Path | str | Mapping[str, Any] | None = None,
-    sets: Iterable[str] = (),
-    targets: Iterable[str] = (),
-    threads: int | None = None,
-) -> Recipe:
-    """Reads a recipe (None: the built-in one), applies `STAGE.KEY=VALUE` settings, targets and threads. Raises
-    UsageError with every problem."""
-    recipe, problems = parsed(source, sets, targets, threads)
-    if problems:
-        raise UsageError(*problems)
-    return recipe
-
-
 @environment.threads()
 def parsed(
     source: Path | str | Mapping[str, Any] | None,
@@ -62,7 +47,8 @@ def parsed(
     targets: Iterable[str] = (),
     threads: int | None = None,
 ) -> tuple[Recipe, list[Problem]]:
-    """(a recipe as far as it is sound, every problem with it). Raises UsageError where nothing can be read."""
+    """(a recipe as far as it is sound, every problem with it). `source` None: the built-in one; `sets`:
+    `STAGE.KEY=VALUE` settings. Raises UsageError where nothing can be read."""
     raw, place, folder = file.opened(source)
     problems = file.with_sets(raw, sets, Form.model_fields)
     raw |= {"targets": list(targets)} if targets else {}
