@@ -105,6 +105,15 @@ class Task:
     before: Callable[[], bytes] | None = None
     shareable: bool = False
 
+    def call(self, model: torch.nn.Module, inputs: Any) -> Any:
+        """What a model of the task gives for inputs: by `forward` where the task has one."""
+        return (self.forward or plainly)(model, inputs)
+
+
+def plainly(model: torch.nn.Module, inputs: Any) -> Any:
+    """How a model is called where nobody says otherwise."""
+    return model(inputs)
+
 
 # ---------------------------------------------------------------- training
 

@@ -24,6 +24,7 @@ import numpy as np
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.files import TEXT as TEXT_LIMIT
 from edgekd.files import content, regular, sha256, write_atomic
+from edgekd.inputs import each
 from edgekd.records import Measurement, Metric, Result
 
 VERSIONS = {"result": 2, "manifest": 1}  # the newest schema of each
@@ -229,13 +230,7 @@ def of_samples(predictions: Predictions, ids: np.ndarray) -> Predictions:
     """The predictions of those samples alone, in the order of `ids`."""
     rows = places(predictions.ids, ids)
     outputs = predictions.outputs
-    taken = (
-        {name: a[rows] for name, a in outputs.items()}
-        if isinstance(outputs, Mapping)
-        else None
-        if outputs is None
-        else outputs[rows]
-    )
+    taken = None if outputs is None else each(outputs, lambda array: array[rows])
     return replace(
         predictions,
         ids=predictions.ids[rows],

@@ -9,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
+from edgekd.inputs import each, length
 from edgekd.records import Sample
 
 PARTS = ("train", "validation", "test")
@@ -34,9 +35,7 @@ class Arrays(Sequence[Sample]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        inputs = (
-            {k: v[index] for k, v in self.inputs.items()} if isinstance(self.inputs, Mapping) else self.inputs[index]
-        )
+        inputs = each(self.inputs, lambda column: column[index])
         tags = () if self.tags is None else tuple(self.tags[index])
         return Sample(inputs, None if self.labels is None else self.labels[index], self.ids[index], tags)
 
@@ -92,22 +91,22 @@ def arrays(
         raise UsageError(*problems)
     if x_validation is None:
         x, y = parts["train"]
-        held = _held_out(y, _length(x), validation, seed)
-        kept = np.setdiff1d(np.arange(_length(x)), held)
+        held = _held_out(y, length(x), validation, seed)
+        kept = np.setdiff1d(np.arange(length(x)), held)
         ids = {"train": [f"train/{i}" for i in kept], "validation": [f"train/{i}" for i in held]}
         parts |= {"train": _rows(x, y, kept), "validation": _rows(x, y, held)}
     else:
         ids = {}
     return Splits(
         {
-            name: Arrays(x, y, ids.get(name) or [f"{name}/{i}" for i in range(_length(x))])
+            name: Arrays(x, y, ids.get(name) or [f"{name}/{i}" for i in range(length(x))])
             for name, (x, y) in parts.items()
         }
     )
 
 
 def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, np.ndarray | None]:
-    x = {k: to_array(v) for k, v in x.items()} if isinstance(x, Mapping) else to_array(x)
+    x = each(x, to_array)
     y = None if y is None else to_array(y)
     columns = {f"x_{name}[{k!r}]": v for k, v in x.items()} if isinstance(x, Mapping) else {f"x_{name}": x}
     columns |= {} if y is None else {f"y_{name}": y}
@@ -154,16 +153,12 @@ def to_array(values: Any) -> np.ndarray:
     return values.astype(np.float32) if values.dtype.kind == "f" else values
 
 
-def _length(x: Any) -> int:
-    return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
-
-
 def _shape(x: Any) -> Any:
-    return {k: _shape(v) for k, v in x.items()} if isinstance(x, Mapping) else f"{x.dtype} {list(x.shape[1:])}"
+    return each(x, lambda column: f"{column.dtype} {list(column.shape[1:])}")
 
 
 def _rows(x: Any, y: np.ndarray | None, index: np.ndarray) -> tuple[Any, np.ndarray | None]:
-    return {k: v[index] for k, v in x.items()} if isinstance(x, Mapping) else x[index], None if y is None else y[index]
+    return each(x, lambda column: column[index]), None if y is None else y[index]
 
 
 def _held_out(y: np.ndarray | None, count: int, share: float, seed: int) -> np.ndarray:

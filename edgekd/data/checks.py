@@ -13,6 +13,7 @@ import numpy as np
 
 from edgekd.data.arrays import PARTS, Arrays
 from edgekd.errors import THEIRS, EdgekdError, Problem
+from edgekd.inputs import each, length, named
 from edgekd.records import Metric, Task
 
 ROWS = 2  # samples that models, augmentation and metrics are tried on: batch statistics need two
@@ -42,7 +43,7 @@ def check(
             continue
         found = list(_split(task, split, f"{place}: data({name!r})"))
         problems += found
-        if _rows(split.inputs):
+        if length(split.inputs):
             splits[name] = split
     problems += _together(splits, place)
     if "validation" in splits:
@@ -104,25 +105,17 @@ def _read(task: Task, name: str) -> Any:
             else np.stack([r.inputs for r in rows])
         )
         labels = None if all(r.label is None for r in rows) else np.asarray([r.label for r in rows])
-    inputs = {k: np.asarray(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else np.asarray(inputs)
+    inputs = each(inputs, np.asarray)
     ids = None if all(r.id is None for r in rows) else [r.id for r in rows]
     return SimpleNamespace(inputs=inputs, labels=None if labels is None else np.asarray(labels), ids=ids)
 
 
-def _rows(inputs: Any) -> int:
-    return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
-
-
-def _named(inputs: Any) -> dict[str, np.ndarray]:
-    return dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
-
-
 def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
-    count = _rows(split.inputs)
+    count = length(split.inputs)
     if not count:
         yield Problem(place, "the split is empty", "return at least one sample for each of train, validation and test")
         return
-    for name, values in _named(split.inputs).items():
+    for name, values in named(split.inputs).items():
         bad = ~np.isfinite(values).reshape(count, -1).all(1) if values.dtype.kind == "f" else np.zeros(count, bool)
         if bad.any():
             text = (
@@ -171,7 +164,7 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
 
 def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
     forms = {
-        name: {k: (v.dtype.name, list(v.shape[1:])) for k, v in _named(s.inputs).items()} for name, s in splits.items()
+        name: {k: (v.dtype.name, list(v.shape[1:])) for k, v in named(s.inputs).items()} for name, s in splits.items()
     }
     if len({str(f) for f in forms.values()}) > 1:
         text = "; ".join(
@@ -200,16 +193,15 @@ def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
 
 
 def _digests(inputs: Any) -> list[int]:
-    columns = [np.ascontiguousarray(v) for v in _named(inputs).values()]
+    columns = [np.ascontiguousarray(v) for v in named(inputs).values()]
     return [hash(b"".join(c[i].tobytes() for c in columns)) for i in range(len(columns[0]))]
 
 
 def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Problem]:
     import torch
 
-    rows = np.arange(ROWS) % _rows(split.inputs)
-    tensors = {k: torch.from_numpy(np.ascontiguousarray(v[rows])) for k, v in _named(split.inputs).items()}
-    inputs = tensors if isinstance(split.inputs, Mapping) else tensors[""]
+    rows = np.arange(ROWS) % length(split.inputs)
+    inputs = each(split.inputs, lambda column: torch.from_numpy(np.ascontiguousarray(column[rows])))
     problems = list(_augmentation(task, inputs, place))
     shapes: dict[str, list[int]] = {}
     output = None
@@ -224,9 +216,9 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
                 if not isinstance(model, torch.nn.Module):
                     problems.append(Problem(where, f"makes a {type(model).__name__}, not a torch.nn.Module"))
                     continue
-                answer = (task.forward or (lambda model, inputs: model(inputs)))(model.eval(), inputs)
+                answer = task.call(model.eval(), inputs)
         except THEIRS as error:  # (the model is the user's own code)
-            given = ", ".join(f"{k or 'input'} {v.dtype} {list(v.shape)}" for k, v in tensors.items())
+            given = ", ".join(f"{k or 'input'} {v.dtype} {list(v.shape)}" for k, v in named(inputs).items())
             text = f"raises {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             problems.append(Problem(where, text, f"it was called with {given}, that is {ROWS} samples of validation"))
             continue
@@ -279,9 +271,9 @@ def _augmentation(task: Task, inputs: Any, place: str) -> Iterator[Problem]:
         return
     import torch
 
-    where, several = f"{place}: augment", isinstance(inputs, Mapping)
+    where = f"{place}: augment"
     u = (torch.arange(ROWS * max(1, task.draws), dtype=torch.float32).reshape(ROWS, -1) * 0.37 + 0.05) % 1
-    values = {k: v.clone() for k, v in inputs.items()} if several else {"": inputs.clone()}
+    values = {k: v.clone() for k, v in named(inputs).items()}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -295,7 +287,7 @@ def _augmentation(task: Task, inputs: Any, place: str) -> Iterator[Problem]:
             f"it was called with {ROWS} samples and u of shape [{ROWS}, {task.draws}]",
         )
         return
-    first, second, kept = (dict(x) if isinstance(x, Mapping) else {"": x} for x in (one, two, inputs))
+    first, second, kept = map(named, (one, two, inputs))
     if any(not torch.equal(values[k], kept[k]) for k in values):
         yield Problem(where, "changes the inputs it is given", "return new tensors: inputs.clone()")
     elif first.keys() != second.keys() or any(not torch.equal(first[k], second[k]) for k in first):

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgekd.data import Arrays
 from edgekd.errors import Problem, UsageError
+from edgekd.inputs import each
 from edgekd.records import Batch, Task
 from edgekd.store import fingerprint
 
@@ -52,7 +53,7 @@ def load(task: Task, split: str) -> Columns:
         ids = [i if row.id is None else row.id for i, row in enumerate(rows)]
         weight = np.array([row.weight for row in rows], np.float32)
         tags = [tuple(row.tags) for row in rows]
-    inputs = {k: _single(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else _single(inputs)
+    inputs = each(inputs, _single)
     labels = None if labels is None else np.asarray(labels)
     tags = list(tags) if tags is not None and any(tags) else None
     return Columns(split, inputs, labels, ids, weight, fingerprint.data(inputs, labels, ids, weight, tags), tags)
@@ -67,8 +68,7 @@ def _single(array: np.ndarray) -> np.ndarray:
 def _stack(task: Task, rows: list, place: str):
     if task.collate is not None:
         inputs, labels = task.collate(rows)
-        inputs = {k: np.asarray(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else np.asarray(inputs)
-        return inputs, None if labels is None else np.asarray(labels)
+        return each(inputs, np.asarray), None if labels is None else np.asarray(labels)
     try:
         if isinstance(rows[0].inputs, Mapping):
             inputs = {name: np.stack([np.asarray(row.inputs[name]) for row in rows]) for name in rows[0].inputs}
@@ -95,14 +95,9 @@ def take(columns: Columns, index: np.ndarray, view: int = 0) -> Batch:
     def gather(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array[index])
 
-    inputs = (
-        {k: gather(v) for k, v in columns.inputs.items()}
-        if isinstance(columns.inputs, Mapping)
-        else gather(columns.inputs)
-    )
     labels = None if columns.labels is None else gather(columns.labels)
     tags = None if columns.tags is None else [columns.tags[i] for i in index]
-    return Batch(inputs, labels, torch.from_numpy(index), gather(columns.weight), view, tags)
+    return Batch(each(columns.inputs, gather), labels, torch.from_numpy(index), gather(columns.weight), view, tags)
 
 
 def batches(columns: Columns, size: int) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgekd.data.arrays import Splits, to_array
 from edgekd.errors import THEIRS, Problem, UsageError
+from edgekd.inputs import bare, each
 from edgekd.records import Sample
 
 LABELS = ("label", "labels", "target", "targets", "y")
@@ -161,7 +162,7 @@ def _sample(item: Any, collate: Callable[[list], Any] | None, name: str) -> Samp
         if len(found) > 1:
             raise UsageError(Problem("", f"a sample has several labels: {', '.join(found)}", "leave one"))
         label = item.pop(found[0]) if found else None
-        inputs = next(iter(item.values())) if len(item) == 1 else item
+        inputs = bare(item)
     elif isinstance(item, tuple | list):
         if len(item) != 2:
             raise UsageError(
@@ -172,7 +173,7 @@ def _sample(item: Any, collate: Callable[[list], Any] | None, name: str) -> Samp
                 )
             )
         inputs, label = item
-    inputs = {k: _numbers(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else _numbers(inputs)
+    inputs = each(inputs, _numbers)
     if isinstance(name, np.ndarray | np.generic) or hasattr(name, "item"):
         name = name.item()
     return Sample(inputs, None if label is None else _numbers(label)[()], name)

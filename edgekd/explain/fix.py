@@ -22,6 +22,7 @@ from edgekd.errors import EdgekdError, Problem, UsageError, plain
 from edgekd.explain import requantize
 from edgekd.explain.inputs import Samples, Subject
 from edgekd.files import sha256, write_atomic
+from edgekd.inputs import bare
 from edgekd.measure import jobs
 from edgekd.probes import figure, quality, static
 from edgekd.probes.signal_to_noise import SIGNAL_TO_NOISE
@@ -316,7 +317,7 @@ def _writable(home: Path) -> None:
 
 
 def _outputs(answers: Mapping[str, np.ndarray]) -> Any:
-    return dict(answers) if len(answers) > 1 else next(iter(answers.values()))
+    return bare(answers)
 
 
 def _noise(plain: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:

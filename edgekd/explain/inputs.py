@@ -14,6 +14,7 @@ import numpy as np
 from edgekd import targets
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256
+from edgekd.inputs import length, named
 from edgekd.measure import jobs, samples
 from edgekd.measure.machine import user_error
 from edgekd.metrics import top1
@@ -41,7 +42,7 @@ class Samples:
     labels: np.ndarray | None
 
     def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return length(self.inputs)
 
     def first(self, count: int) -> Samples:
         return dataclasses.replace(
@@ -185,7 +186,7 @@ def _half(
     arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, which: int, split: Literal["validation", "test"]
 ) -> Samples:
     """Every other sample, so that a repair is not judged by what it was chosen by; all of them where there are few."""
-    count = len(next(iter(arrays.values())))
+    count = length(arrays)
     rows = np.arange(count)[which::2][:MOST] if count >= 64 else np.arange(count)
     return Samples(split, {n: a[rows] for n, a in arrays.items()}, None if labels is None else labels[rows])
 
@@ -207,7 +208,7 @@ def _split(resolved: Resolved, split: Literal["validation", "test"]) -> Samples:
     rows = (
         np.random.default_rng(0).permutation(len(columns))[:MOST] if split == "validation" else np.arange(len(columns))
     )
-    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    inputs = named(columns.inputs, resolved.task.inputs[0])
     return Samples(
         split, {name: a[rows] for name, a in inputs.items()}, None if columns.labels is None else columns.labels[rows]
     )

@@ -13,6 +13,7 @@ import numpy as np
 from edgekd import signatures
 from edgekd.explain.inputs import FromFiles, FromRun, Subject
 from edgekd.files import write_atomic
+from edgekd.inputs import length, named
 from edgekd.quantization.diagnosis.fixes import Now, shown
 from edgekd.records import Target
 from edgekd.run import target_settings
@@ -101,7 +102,7 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
 def _from_float(subject: Subject, source: FromRun) -> Way:
     """From the run's float file, with samples of its train split: where the store has not the model any more."""
     columns = source.resolved.data("train")
-    arrays = columns.inputs if isinstance(columns.inputs, Mapping) else {source.resolved.task.inputs[0]: columns.inputs}
+    arrays = named(columns.inputs, source.resolved.task.inputs[0])
     stage = source.resolved.recipe.stages[-1]
     now, build = _file(subject.float_file, subject.int8_file, arrays, _served(source))
     captured = _captured(source, subject.int8_file)
@@ -157,7 +158,7 @@ def _file(
     from edgekd.run import quantize_file
 
     parsed = static.read(model)
-    count = len(next(iter(arrays.values())))
+    count = length(arrays)
 
     def build(settings: Mapping[str, Any], path: Path) -> str:
         rows = quantize_file.divided(count, settings.get("samples", CALIBRATION), parsed)[0]

@@ -21,6 +21,7 @@ import numpy as np
 
 from edgekd.errors import RunFailed
 from edgekd.files import write_atomic
+from edgekd.inputs import positional
 from edgekd.quantization.parameters import exactly
 from edgekd.records import Grid, Site
 
@@ -60,7 +61,7 @@ def _translate(graph: fx.GraphModule, grid: Grid | None, example: Any, opset: in
     import torch
 
     module = _marked(graph, grid) if grid is not None else copy.deepcopy(graph)
-    tensors = tuple(example.values()) if isinstance(example, Mapping) else (example,)
+    tensors = positional(example)
     batch = torch.export.Dim("batch", min=1)
     try:
         with warnings.catch_warnings(), torch.no_grad(), _quiet():

@@ -23,6 +23,7 @@ import numpy as np
 from edgekd import intervals
 from edgekd.errors import Problem, RunFailed
 from edgekd.hosts import counter, local
+from edgekd.inputs import named
 from edgekd.measure import jobs
 from edgekd.probes import figure
 from edgekd.probes.instructions import INSTRUCTIONS
@@ -82,10 +83,7 @@ def count(
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     out, place = folder / "regions.jsonl", folder / "job"
-    few = {
-        name: np.asarray(array)[:inferences]
-        for name, array in (inputs.items() if isinstance(inputs, Mapping) else [("", inputs)])
-    }
+    few = {name: np.asarray(array)[:inferences] for name, array in named(inputs).items()}
     schedule = [
         {"id": ENTRY, "subject": "s0", "pass": "count", "warmup_runs": WARMUP, "empty": EMPTY, "runs": inferences}
     ]

@@ -22,6 +22,7 @@ import numpy as np
 from edgekd import environment, intervals, probes
 from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
 from edgekd.hosts import local
+from edgekd.inputs import length, named
 from edgekd.records import Host, Measurement
 from edgekd.runtimes import worker
 
@@ -113,7 +114,7 @@ def score(
         name: np.load(folder / "job" / "out" / "s0-outputs" / f"{i}.npy", allow_pickle=False)
         for i, name in enumerate(names)
     }
-    wanted = len(next(iter(_named(inputs).values())))
+    wanted = length(inputs)
     if any(not (1 if cap_s else wanted) <= len(array) <= wanted for array in found.values()):
         counts = ", ".join(str(len(array)) for array in found.values())
         raise EnvironmentUnfit(Problem(host.name, f"answered {counts} samples of {wanted}"))
@@ -123,7 +124,7 @@ def score(
 def tried(models: Mapping[str, Path], inputs: Inputs, *, folder: Path, seconds: float = TRIED) -> None:
     """Runs files of anybody's making once, in processes of their own, before anything is done with them in this one: a
     file can crash its runtime, or never come to an end. Raises RunFailed with what each did wrong."""
-    few = {name: np.asarray(array)[:1] for name, array in _named(inputs).items()}
+    few = {name: np.asarray(array)[:1] for name, array in named(inputs).items()}
     subjects = {f"s{i}": name for i, name in enumerate(models)}
     schedule = [_entry(s, "memory", 0, runs=1) for s in subjects]
     _run(
@@ -289,7 +290,7 @@ def _timed(
     effort, names = EFFORTS[preset], list(models)
     subjects = {name: f"s{i}" for i, name in enumerate(names)}
     files = {**{subjects[name]: Path(models[name]) for name in names}, CONTROL: Path(models[names[0]])}
-    few = {name: _some(array) for name, array in _named(inputs).items()}
+    few = {name: _some(array) for name, array in named(inputs).items()}
     readable = {subject: name for name, subject in subjects.items()} | {CONTROL: names[0]}
     settings = {
         "preset": preset,
@@ -372,7 +373,7 @@ def build(
     """Writes a job folder (`job.json` last) and returns the job. `machine`: the environment's id (default: this one's).
     The same job on the same kind of machine keeps what was measured already; a folder with another job is made anew.
     Raises RunFailed where an input is no plain array."""
-    arrays = {name: np.asarray(array) for name, array in _named(inputs).items()}
+    arrays = {name: np.asarray(array) for name, array in named(inputs).items()}
     if any(array.dtype.hasobject or array.ndim == 0 for array in arrays.values()):
         raise RunFailed(Problem("inputs", "are not plain arrays with a row per sample"))
     # the control shares its file
@@ -384,7 +385,7 @@ def build(
         "facts.py": carried / "facts.py",
         f"runtimes/{RUNTIME}": carried / RUNTIME,
     }
-    named = {name: f"inputs/{i}.npy" for i, name in enumerate(arrays)}
+    places = {name: f"inputs/{i}.npy" for i, name in enumerate(arrays)}
     job: dict[str, Any] = {
         "schema": "edgekd.job/1",
         "runtime": f"runtimes/{RUNTIME}",
@@ -393,9 +394,9 @@ def build(
         "environment": machine or environment.environment_id(environment.describe()),
         "settings": dict(settings),
         "files": {k: _sha256(p) for k, p in {**files, **sources}.items()}
-        | {file: _digest(arrays[name]) for name, file in named.items()},
+        | {file: _digest(arrays[name]) for name, file in places.items()},
         "subjects": {
-            subject: {"model": f"models/{same[path]}.onnx", "inputs": named} for subject, path in models.items()
+            subject: {"model": f"models/{same[path]}.onnx", "inputs": places} for subject, path in models.items()
         },
         "schedule": schedule,
     }
@@ -409,7 +410,7 @@ def build(
         (folder / part).mkdir(parents=True)
     for name, path in {**files, **sources}.items():
         shutil.copyfile(path, folder / name)
-    for name, file in named.items():
+    for name, file in places.items():
         np.save(folder / file, arrays[name], allow_pickle=False)
     worker.write(folder / "job.json", json.dumps(job, indent=1).encode())
     return job
@@ -428,11 +429,6 @@ def _without_schedule(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lines(lines: Mapping[str, Any], subject: str, kind: str) -> list[dict[str, Any]]:
     return [line for _, line in sorted(lines.items()) if line["subject"] == subject and line["pass"] == kind]
-
-
-def _named(inputs: Inputs) -> dict[str, np.ndarray]:
-    """{input name: array}; the name "" stands for the only input of a file."""
-    return dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
 
 
 def _some(array: np.ndarray) -> np.ndarray:

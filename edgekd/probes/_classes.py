@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.inputs import positional
 from edgekd.probes import Subject
 
 
@@ -61,7 +62,7 @@ def confidence(logits: np.ndarray) -> np.ndarray:
 def _classes(outputs: Any, labels: np.ndarray) -> int | None:
     """How many classes there are, if labels are class numbers of the outputs' last axis (or 0 and 1 for a single
     logit)."""
-    values = np.asarray(next(iter(outputs.values()))) if isinstance(outputs, Mapping) else np.asarray(outputs)
+    values = np.asarray(positional(outputs)[0])
     if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iub" or values.ndim not in (1, 2):
         return None
     width = 2 if values.ndim == 1 or values.shape[1] == 1 else values.shape[1]

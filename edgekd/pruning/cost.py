@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgekd.inputs import each
 from edgekd.pruning.coupling import Forward, Group, tensors
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def run(model: nn.Module, inputs: Any, forward: Forward) -> tuple[list[torch.Ten
 
 
 def first_row(example: Any) -> Any:
-    return {name: t[:1] for name, t in example.items()} if isinstance(example, dict) else example[:1]
+    return each(example, lambda tensor: tensor[:1])
 
 
 @dataclass(frozen=True)

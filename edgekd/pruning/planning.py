@@ -13,6 +13,7 @@ from edgekd.pruning.coupling import Forward, Group, Refusal, coupled, removals
 from edgekd.pruning.history import apply
 from edgekd.pruning.proof import Laboratory, proved
 from edgekd.pruning.weights import Channels, weights
+from edgekd.records import plainly
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def macs_and_parameters(model: nn.Module, example: Any, forward: Forward | None 
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        _, macs = cost.run(model, cost.first_row(example), forward or _call)
+        _, macs = cost.run(model, cost.first_row(example), forward or plainly)
         return macs, sum(p.numel() for p in model.parameters())
     finally:
         for module, was in training.items():
@@ -66,7 +67,7 @@ def groups(
 ) -> tuple[list[Group], list[Refusal]]:
     """The groups of channels that can be pruned, and the layers that can't, each with the reason. The model is left as
     it is. Raises UsageError where it can't be traced."""
-    forward = forward or _call
+    forward = forward or plainly
     found, refused = coupled(model, example, forward, protect)
     kept, more = proved(model, example, found, forward)
     return kept, [*refused, *more]
@@ -87,7 +88,7 @@ def plan(
 
     Raises UsageError where the nearest point is further than 2 % of the MACs asked for (with `at_most`: where there is
     none), with the points that can be reached and with every layer that can't be pruned."""
-    forward = forward or _call
+    forward = forward or plainly
     if macs == 1.0:
         whole, _ = macs_and_parameters(model, example, forward)
         return PruningPlan(1.0, whole, whole, (), (), ())
@@ -157,10 +158,6 @@ def _lowest(criterion: Callable[[Channels], torch.Tensor], channels: Channels, c
         raise UsageError(Problem(f"criterion `{name}`", message))
     keep = torch.argsort(scores, descending=True, stable=True)[: channels.channels - count]
     return sorted(set(range(channels.channels)) - set(keep.tolist()))
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    return model(inputs)
 
 
 def _none(found: list[Group]):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import THEIRS, Problem, UsageError
+from edgekd.inputs import each
 from edgekd.pruning.cost import Cost, cost, first_row, run
 from edgekd.pruning.coupling import Forward, Group, Refusal, first_line, removals
 from edgekd.pruning.history import apply
@@ -179,4 +180,4 @@ def _inputs(example: Any, dtype: torch.dtype, draw: bool) -> Any:
             return t
         return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(dtype) if draw else t.to(dtype)
 
-    return {name: one(t) for name, t in example.items()} if isinstance(example, dict) else one(example)
+    return each(example, one)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from edgekd.inputs import positional
 
 if TYPE_CHECKING:
     import torch
@@ -38,5 +40,5 @@ def watch(graph: fx.GraphModule, batches: Iterable[Any], names: Collection[str])
         interpreter = Watching(graph)
         interpreter.extra_traceback = False
         with torch.no_grad(), contextlib.suppress(Last):
-            interpreter.run(*(inputs.values() if isinstance(inputs, Mapping) else (inputs,)))
+            interpreter.run(*positional(inputs))
         yield seen

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgekd.inputs import length
 from edgekd.run.cross_cpu import Answers, Proven
 from edgekd.run.evaluate import Observed
 from edgekd.run.resolve import Resolved
@@ -69,6 +70,7 @@ def _on_boards(observed: Sequence[Observed], split: str) -> dict[tuple[str, str]
     found = {}
     for o in observed:
         for target, outputs in o.there.items():
-            first = next(iter(outputs[split].values())) if isinstance(outputs[split], Mapping) else outputs[split]
-            found[o.point.id, target] = Answers(target, "", np.arange(len(first)), o.outputs[split], outputs[split])
+            found[o.point.id, target] = Answers(
+                target, "", np.arange(length(outputs[split])), o.outputs[split], outputs[split]
+            )
     return found

@@ -98,6 +98,5 @@ def _outputs(asked: Asked, model: str) -> list[int]:
     """The shape of what a fresh `model` answers to one sample."""
     import torch
 
-    forward = asked.task.forward or (lambda module, inputs: module(inputs))
     with torch.no_grad():
-        return list(forward(saved.create(asked.task, model, 0).eval(), asked.example()).shape[1:])
+        return list(asked.task.call(saved.create(asked.task, model, 0).eval(), asked.example()).shape[1:])

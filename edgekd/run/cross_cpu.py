@@ -15,6 +15,7 @@ from edgekd import environment, intervals, probes, results, targets
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.files import sha256
 from edgekd.hosts import counter, emulator
+from edgekd.inputs import named
 from edgekd.measure import instructions as counts
 from edgekd.measure import jobs
 from edgekd.measure.machine import noted
@@ -120,7 +121,7 @@ def prove(
     wanted = [t for t in devices(absent) if int8 or targets.matches(t, facts)]
     if isinstance(here, Mapping) or not wanted:
         return Proven()
-    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    inputs = named(columns.inputs, resolved.task.inputs[0])
     order = np.random.default_rng(0).permutation(len(columns))
     mixed = {name: a[order] for name, a in inputs.items()}
     ready, problems = launches(wanted)
@@ -183,7 +184,7 @@ def instructions(
     Why nothing can be run as a target is said by `prove`."""
     wanted = [t for t in devices(absent) if t.name in o.point.targets and t.architecture == "aarch64"]
     ready, columns = launches(wanted)[0], resolved.data("test")
-    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    inputs = named(columns.inputs, resolved.task.inputs[0])
 
     def work(target: Target, launch: Mapping[str, Any]) -> Sequence[Measurement]:
         identity = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from edgekd import intervals, results
 from edgekd.delivery import bundle
 from edgekd.files import write_atomic
+from edgekd.inputs import named
 from edgekd.records import Candidate, Result
 from edgekd.report import markdown, page
 from edgekd.run.answered import Answered, Records, at
@@ -89,7 +90,7 @@ def golden(o: Observed, resolved: Resolved) -> tuple[dict[str, np.ndarray], dict
     from edgekd.runtimes.onnxruntime import load
 
     columns = resolved.data("test")
-    arrays = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    arrays = named(columns.inputs, resolved.task.inputs[0])
     rows = {name: a[:GOLDEN] for name, a in arrays.items()}
     if not resolved.task.shareable:
         rows = {name: _noise(a, i) for i, (name, a) in enumerate(rows.items())}

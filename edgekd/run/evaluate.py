@@ -16,6 +16,7 @@ import numpy as np
 
 from edgekd import environment, results, targets
 from edgekd.hosts import local
+from edgekd.inputs import bare, named
 from edgekd.measure import jobs
 from edgekd.measure.machine import noted
 from edgekd.predicting import of_file
@@ -90,10 +91,7 @@ def answers(artifact: Artifact, resolved: Resolved, store: Store, host: Host) ->
     if kept is None:
 
         def build(place: Path, scratch: Path) -> Made:
-            parts = [
-                c.inputs if isinstance(c.inputs, Mapping) else {resolved.task.inputs[0]: c.inputs}
-                for c in columns.values()
-            ]
+            parts = [named(c.inputs, resolved.task.inputs[0]) for c in columns.values()]
             joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             answered = jobs.score(artifact.folder / "model.onnx", joined, threads=1, folder=scratch, host=host)
             first = len(columns[SPLITS[0]])
@@ -114,7 +112,7 @@ def answers(artifact: Artifact, resolved: Resolved, store: Store, host: Host) ->
     for split in SPLITS:
         with np.load(kept.folder / f"{split}.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        outputs[split] = arrays if len(arrays) > 1 else next(iter(arrays.values()))
+        outputs[split] = bare(arrays)
     return outputs
 
 
@@ -192,8 +190,7 @@ def ratio(
 
 def _inputs(resolved: Resolved) -> Mapping[str, Any]:
     """{input: samples} that files are timed with."""
-    columns = resolved.data("test")
-    return columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    return named(resolved.data("test").inputs, resolved.task.inputs[0])
 
 
 def _quality(

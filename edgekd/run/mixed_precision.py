@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import environment, quantization, targets
+from edgekd.inputs import named
 from edgekd.measure import jobs, operators
 from edgekd.probes import static
 from edgekd.quantization.diagnosis import mixed_precision
@@ -131,7 +132,7 @@ def _times(
     files = {"float": place / "float.onnx", "int8": place / "int8.onnx"}
     for file, of in zip(files.values(), (parent, o), strict=True):
         onnx.save(mixed_precision.named(onnx.load(of.file), graph), file)
-    inputs = columns.inputs if isinstance(columns.inputs, Mapping) else {resolved.task.inputs[0]: columns.inputs}
+    inputs = named(columns.inputs, resolved.task.inputs[0])
     timed, found = jobs.profile(files, inputs, threads=threads, folder=place / "job"), []
     for name in files:
         raw = jobs.raw(place / "job", name)

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekd import components, targets
 from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.inputs import length
 from edgekd.measure.samples import read_arrays
 from edgekd.probes import static
 from edgekd.report.int8 import Row
@@ -75,7 +76,7 @@ def checked(
     if problems:
         raise UsageError(*problems)
     scheme = target_settings.scheme([device], weight_bits=bits, **({"pairs16": False} if full_range else {}))
-    calibrated, kept = divided(len(next(iter(given[0].values()))), samples, parsed)
+    calibrated, kept = divided(length(given[0]), samples, parsed)
     labels = None if given[1] is None else given[1][kept if len(kept) else calibrated]
     return path, parsed, arrays, labels, scheme, (len(calibrated), len(kept))
 

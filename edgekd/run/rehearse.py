@@ -23,6 +23,7 @@ from edgekd import __version__, results, targets
 from edgekd.errors import THEIRS, EdgekdError, Problem, RunFailed, UsageError
 from edgekd.files import write_atomic
 from edgekd.hosts import local
+from edgekd.inputs import each
 from edgekd.models import saved
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Metric, Run, Task
@@ -341,9 +342,7 @@ def _tried(where: str, work: Callable[..., Any], *given: Any) -> list[Problem]:
 def _some(columns: Columns, most: int) -> Columns:
     """Up to `most` rows, spread over the split."""
     rows = np.linspace(0, len(columns) - 1, min(most, len(columns))).astype(int)
-    inputs = (
-        {k: v[rows] for k, v in columns.inputs.items()} if isinstance(columns.inputs, Mapping) else columns.inputs[rows]
-    )
+    inputs = each(columns.inputs, lambda column: column[rows])
     labels = None if columns.labels is None else columns.labels[rows]
     tags = None if columns.tags is None else [columns.tags[i] for i in rows]
     return dataclasses.replace(
@@ -368,7 +367,7 @@ def _outputs(like: Any, count: int, seed: int | None) -> Any:
             rng.normal(size=shape).astype(x.dtype) if x.dtype.kind == "f" else rng.integers(0, 2, shape).astype(x.dtype)
         )
 
-    return {name: draw(x) for name, x in like.items()} if isinstance(like, Mapping) else draw(like)
+    return each(like, draw)
 
 
 def _short(value: Any) -> str:

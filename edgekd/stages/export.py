@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 
 from edgekd import environment
 from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.inputs import length, named
 from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run
 
@@ -83,9 +84,7 @@ class Export:
         with environment.threads(run.threads):
             ours = _joined(
                 [
-                    _answer(Settled(module), b)
-                    if grid
-                    else _answer(module, b, None if table else task.forward or _plainly)
+                    _answer(Settled(module), b) if grid else _answer(module, b, None if table else task.call)
                     for b in rows
                 ]
             )
@@ -122,10 +121,6 @@ class Export:
         return Made("onnx", {**facts, "float_kernels": onnx.float_kernels(path)})
 
 
-def _plainly(module: nn.Module, inputs: Any) -> Any:
-    return module(inputs)
-
-
 def _answer(module: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> list[np.ndarray]:
     """Outputs of a captured graph, or of a task's model by `forward`."""
     import torch
@@ -145,18 +140,14 @@ def _file(path: Any, inputs: Any, names: tuple[str, ...], outputs: tuple[str, ..
     """What the file answers, in its runtime, 256 samples at a time."""
     from edgekd.runtimes.onnxruntime import load
 
-    infer, arrays = load(str(path), 1), inputs if isinstance(inputs, Mapping) else {names[0]: inputs}
-    count = len(next(iter(arrays.values())))
-    answered = [infer({n: a[i : i + 256] for n, a in arrays.items()}) for i in range(0, count, 256)]
+    infer, arrays = load(str(path), 1), named(inputs, names[0])
+    answered = [infer({n: a[i : i + 256] for n, a in arrays.items()}) for i in range(0, length(inputs), 256)]
     return [np.concatenate([a[name] for a in answered]) for name in outputs]
 
 
 def _some(columns: Any, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     index = np.arange(ROWS) % len(columns)
-    return {
-        n: a[index]
-        for n, a in (columns.inputs if isinstance(columns.inputs, Mapping) else {names[0]: columns.inputs}).items()
-    }
+    return {n: a[index] for n, a in named(columns.inputs, names[0]).items()}
 
 
 def _outputs(graph: Any, grid: Grid | None) -> list[str]:

@@ -21,10 +21,10 @@ def live(
     import torch
 
     model = model.eval().requires_grad_(False)
-    forward, tapped = task.forward or (lambda model, inputs: model(inputs)), watch(model, paths)
+    tapped = watch(model, paths)
 
     def teach(batch: Batch) -> Signals:
         with torch.no_grad(), laid_out(model, precision) as autocast, autocast():
-            return Signals(forward(model, batch.inputs), tapped())
+            return Signals(task.call(model, batch.inputs), tapped())
 
     return teach

@@ -53,7 +53,7 @@ def fit(
     begun = time.monotonic()
     with seeded(run.seed, run.threads), contextlib.ExitStack() as stack:
         loop = _Loop(students, source, terms, settings, steps_per_epoch, run, agreement)
-        called = forward or run.task.forward or (lambda model, inputs: model(inputs))
+        called = forward or run.task.call
         loop.prepare(dict(teachers or {}), called, stack)
         loop.resume()
         while loop.epoch < settings.epochs:

@@ -41,7 +41,6 @@ def rehearse(
 
     from edgekd.data.columns import take
 
-    forward = task.forward or (lambda model, inputs: model(inputs))
     batch = take(columns, telling(columns.labels, len(columns)))
     if losses and not any(term.at(share, {term.teacher or "": share})[0] for term in losses for share in shares(term)):
         yield 0, "the weights of all losses are 0: nothing would be learned", "give one a weight above 0"
@@ -49,7 +48,7 @@ def rehearse(
         torch.manual_seed(0)
         for number, term in enumerate(losses):
             guide = guides.get(term.teacher or "") if term.needs_teacher() else None
-            trial = _Trial(term, student, guide, forward, batch, (shows or {}).get(term.teacher or "", "logits"))
+            trial = _Trial(term, student, guide, task.call, batch, (shows or {}).get(term.teacher or "", "logits"))
             yield from ((number, *found) for found in trial.problems(columns.labels, told))
             student.zero_grad(set_to_none=True)
 

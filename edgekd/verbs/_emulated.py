@@ -16,6 +16,7 @@ from edgekd import environment
 from edgekd import targets as devices
 from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError, plain
 from edgekd.files import sha256, write_json
+from edgekd.inputs import length
 from edgekd.measure import instructions, jobs, samples
 from edgekd.measure.machine import noted, user_error
 from edgekd.metrics import mean_error, top1
@@ -72,7 +73,7 @@ def emulate(
         raise EnvironmentUnfit(*problems)
     parsed = static.read(path)
     inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
-    count = len(next(iter(inputs.values())))
+    count = length(inputs)
     order = np.random.default_rng(0).permutation(count)
     mixed = {name: a[order] for name, a in inputs.items()}
     progress = reporter(quiet)

@@ -221,6 +221,7 @@ def _quality(
 ) -> list[Measurement]:
     """Accuracy and calibration where labels are class numbers, else the mean error."""
     from edgekd import environment
+    from edgekd.inputs import bare
     from edgekd.measure import jobs
     from edgekd.measure.machine import user_error
     from edgekd.metrics import mean_error, top1
@@ -228,10 +229,9 @@ def _quality(
 
     with user_error():
         answered = jobs.score(path, inputs, threads=device.threads, folder=place / "score", host=host)
-    outputs = answered if len(answered) > 1 else next(iter(answered.values()))
     metric = top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
     try:
-        figures = measure(Subject(outputs=outputs, labels=labels, metrics=[metric], split="test"))
+        figures = measure(Subject(outputs=bare(answered), labels=labels, metrics=[metric], split="test"))
     except ValueError as error:
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
+from edgekd.inputs import length
 from edgekd.quantization.diagnosis.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights, rows_of
 from edgekd.quantization.diagnosis.signal_to_noise import Agreement, compare, decibel, power, signal
 from edgekd.quantization.qdq.partial import PARTS, Layer, Pair, Weights, pair, render
@@ -257,7 +258,7 @@ def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.n
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         infer = load(str(path), 1)
-    count, rows = len(next(iter(feed.values()))), fixed_rows(model) or ROWS
+    count, rows = length(feed), fixed_rows(model) or ROWS
     parts = [infer({n: a[i : i + rows] for n, a in feed.items()}) for i in range(0, count, rows)]
     odd = [
         n

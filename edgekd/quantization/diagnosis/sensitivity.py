@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from edgekd.inputs import each, length, positional
+
 if TYPE_CHECKING:
     import torch
     from torch import fx
@@ -85,11 +87,8 @@ def fisher(graph: fx.GraphModule, batches: Iterable[Any]) -> dict[str, float]:
     }
     sums, count = dict.fromkeys(weights, 0.0), 0
     for batch in _rows(batches):
-        for row in range(_length(batch)):
-            one = (
-                {k: v[row : row + 1] for k, v in batch.items()} if isinstance(batch, Mapping) else batch[row : row + 1]
-            )
-            inputs = tuple(one.values()) if isinstance(one, Mapping) else (one,)
+        for row in range(length(batch)):
+            inputs = tuple(tensor[row : row + 1] for tensor in positional(batch))
             with torch.enable_grad():
                 logits = torch.func.functional_call(graph, weights, inputs)
                 if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
@@ -190,7 +189,7 @@ def _run(module: fx.GraphModule, graph: fx.GraphModule, inputs: Any, active: Col
             return super().get_attr(target, args, kwargs) if readers[target] & set(active) else getattr(graph, target)
 
     with torch.no_grad():
-        outputs = Partly(module).run(*(inputs.values() if isinstance(inputs, Mapping) else (inputs,)))
+        outputs = Partly(module).run(*positional(inputs))
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
@@ -210,17 +209,12 @@ def _distance(wanted: list[list[torch.Tensor]], found: list[list[torch.Tensor]])
     return power, sum((p.exp() * (p - q)).sum().item() for p, q in logs) / sum(len(p) for p, _ in logs)
 
 
-def _length(batch: Any) -> int:
-    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
-
-
 def _rows(batches: Iterable[Any]) -> list[Any]:
     """The first SAMPLES rows."""
     found, left = [], SAMPLES
     for batch in islice(batches, SAMPLES):
         if left <= 0:
             break
-        kept = {k: v[:left] for k, v in batch.items()} if isinstance(batch, Mapping) else batch[:left]
-        found.append(kept)
-        left -= _length(kept)
+        found.append(each(batch, lambda tensor, most=left: tensor[:most]))
+        left -= length(found[-1])
     return found

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekd.inputs import length
+
 SIGNAL = "dB: signal, less its mean over the samples, to noise"  # what figures in dB are, in words
 APART = 20.0  # dB between the powers of channels that are judged apart: ten times as large
 GROUPS = 4  # that an output falls into at most
@@ -156,7 +158,7 @@ def files(
     held = rows = 0
     for feed in batches(arrays, fixed or 32):
         made, wanted = ours(feed), theirs(feed)
-        rows += len(next(iter(feed.values())))
+        rows += length(feed)
         for name in ours.outputs:
             kept[name].append((wanted[name], made[name]))
             held += sum(np.asarray(a).nbytes for a in kept[name][-1])

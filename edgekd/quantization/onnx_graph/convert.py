@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekd import components
 from edgekd.errors import Problem, UsageError, near
+from edgekd.inputs import length
 from edgekd.quantization.histogram import Histogram
 from edgekd.quantization.onnx_graph import embeddings, normalize, render
 from edgekd.quantization.onnx_graph.placement import Graph, Layer, Placement, graph_of, place
@@ -93,7 +94,7 @@ def fixed_rows(model: onnx.ModelProto) -> int | None:
 def batches(arrays: Mapping[str, np.ndarray], rows: int) -> Iterable[dict[str, np.ndarray]]:
     """Samples in order, `rows` at a time. A file of fixed size can't take the rest; where the size is open it may be
     smaller."""
-    count = len(next(iter(arrays.values())))
+    count = length(arrays)
     for start in range(0, count, rows):
         yield {name: a[start : start + rows] for name, a in arrays.items()}
 

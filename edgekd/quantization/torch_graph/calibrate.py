@@ -4,11 +4,12 @@ covers."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from edgekd import components
 from edgekd.errors import RunFailed
+from edgekd.inputs import positional
 from edgekd.quantization.torch_graph.fake import Value, parts, set_mode
 
 if TYPE_CHECKING:
@@ -39,4 +40,4 @@ def calibrate(module: fx.GraphModule, batches: Iterable[Any], ranges: str = "min
 
 def call(module: nn.Module, inputs: Any) -> Any:
     """A captured graph takes its inputs one by one."""
-    return module(*inputs.values()) if isinstance(inputs, Mapping) else module(inputs)
+    return module(*positional(inputs))

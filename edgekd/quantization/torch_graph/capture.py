@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import THEIRS, Problem, UsageError
+from edgekd.inputs import positional
 from edgekd.quantization.torch_graph.rewrite import by_rows, pooled, without_neutral, written_out
 from edgekd.quantization.torch_graph.sites import WEIGHTED, operator
 
@@ -39,7 +40,7 @@ def capture(
             inputs = dict(zip(example, tensors, strict=True)) if isinstance(example, Mapping) else tensors[0]
             return forward(self.model, inputs) if forward is not None else self.model(inputs)
 
-    tensors = tuple(example.values()) if isinstance(example, Mapping) else (example,)
+    tensors = positional(example)
     plain = forward is None and not isinstance(example, Mapping)
     module = copy.deepcopy(model).eval().requires_grad_(True)
     module = module if plain else Called(module).eval()

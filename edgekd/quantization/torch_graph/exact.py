@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from edgekd.inputs import positional
 from edgekd.quantization.torch_graph.fake import Bias, Value, Weight, absorbs
 from edgekd.quantization.torch_graph.sites import MOVES, WEIGHTED, clip, operator
 
@@ -111,9 +112,8 @@ def evaluate(module: fx.GraphModule, inputs: Any, sites: bool = False) -> Any:
 
     With `sites` also {site: its values}."""
     interpreter = _Exact(module)
-    tensors = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
     with torch.no_grad():
-        outputs = interpreter.run(*tensors)
+        outputs = interpreter.run(*positional(inputs))
     return (outputs, interpreter.seen) if sites else outputs
 
 
