@@ -3,6 +3,7 @@ content."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -11,7 +12,7 @@ import re
 import secrets
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,28 @@ NESTED = 50  # tables and lists in one another
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+@contextlib.contextmanager
+def reading(path: Path | str, hint: str = "") -> Iterator[None]:
+    """A file that can't be read is an input that is wrong. Raises UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}", hint)) from None
+
+
+@contextlib.contextmanager
+def writing(path: Path | str, hint: str = "") -> Iterator[None]:
+    """The same of a place that the user named to write to."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(Problem(str(path), f"can't be written: {error.strerror or error}", hint)) from None
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Writes a file that the user asked for. Raises UsageError where it can't be."""
-    try:
+    with writing(path):
         write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
-    except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be written: {error.strerror}")) from None
 
 
 def write_atomic(path: Path | str, data: bytes) -> None:
@@ -159,6 +176,16 @@ def toml(text: str) -> dict[str, Any]:
         if not level:
             return found
     raise ValueError("nested too deep")
+
+
+def read_toml(path: Path | str, hint: str = "") -> dict[str, Any]:
+    """A TOML file from anywhere. Raises UsageError where it can't be read, or is not TOML."""
+    with reading(path, hint):
+        data = content(path)
+    try:
+        return toml(data.decode("utf-8"))
+    except ValueError as error:
+        raise UsageError(Problem(str(path), f"is not TOML: {error}")) from None
 
 
 def size(text: str, place: str = "") -> int:

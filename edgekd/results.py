@@ -23,7 +23,7 @@ import numpy as np
 
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.files import TEXT as TEXT_LIMIT
-from edgekd.files import content, regular, sha256, write_atomic
+from edgekd.files import content, reading, regular, sha256, write_atomic
 from edgekd.inputs import each
 from edgekd.records import Measurement, Metric, Result
 
@@ -85,10 +85,8 @@ def read(path: Path | str) -> Result:
 
 def read_text(path: Path, hint: str = "") -> bytes:
     """The bytes of a text file that isn't too big. Raises UsageError."""
-    try:
+    with reading(path, hint):
         return content(path, TEXT_LIMIT)
-    except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", hint)) from None
 
 
 def check_schema(path: Path, data: bytes, name: str, newest: int) -> None:
@@ -302,20 +300,18 @@ def save_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT) -> dict[str, np.ndarray]:
+def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT, hint: str = "") -> dict[str, np.ndarray]:
     """Every array of an .npz from anywhere. Raises UsageError for what is no .npz, holds objects, or claims more than
     it has."""
     path = Path(path)
     try:
-        with open(regular(path), "rb") as file, zipfile.ZipFile(file) as archive:
+        with reading(path), open(regular(path), "rb") as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if sum(m.file_size for m in members) > limit:
                 raise UsageError(Problem(str(path), f"holds more than {limit} bytes, unpacked"))
             if len({m.filename for m in members}) < len(members):
                 raise UsageError(Problem(str(path), "holds an array twice"))
             return {m.filename.removesuffix(".npy"): _array(archive, m) for m in members}
-    except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
     except (
         ValueError,
         SyntaxError,
@@ -327,7 +323,7 @@ def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT) -> dict[str, np.ndar
         RuntimeError,
         MemoryError,
     ) as error:
-        raise UsageError(Problem(str(path), f"is no .npz of plain arrays: {error}")) from None
+        raise UsageError(Problem(str(path), f"is no .npz of plain arrays: {error}", hint)) from None
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -340,6 +336,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     if header is None:
         raise ValueError(f"{member.filename} is of npy version {version}")
     shape, _, dtype = header(stream)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds objects of Python")
+    if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
         raise ValueError(f"{member.filename} is not the array that it claims to be")
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from edgekd import environment, runtimes
 from edgekd.errors import Problem, UsageError, closest, meant, near
-from edgekd.files import content, toml
+from edgekd.files import read_toml
 from edgekd.records import Architecture, Cache, Feature, Int8, Runtime, Target
 
 # features that runtimes choose int8 and float kernels by
@@ -167,14 +167,7 @@ def _folder() -> Path | None:
 
 
 def _parse(path: Path) -> Target:
-    try:
-        raw = toml(content(path).decode("utf-8"))
-    except OSError as error:
-        raise UsageError(
-            Problem(str(path), f"can't be read: {error.strerror}", "`edgekd list targets` shows the known ones")
-        ) from None
-    except ValueError as error:
-        raise UsageError(Problem(str(path), f"is not TOML: {error}")) from None
+    raw = read_toml(path, "`edgekd list targets` shows the known ones")
     from pydantic import TypeAdapter, ValidationError
 
     problems, target = _unknown(path.name, raw), None

@@ -18,6 +18,7 @@ from edgekd import environment, runtimes, targets
 from edgekd.errors import UsageError
 from edgekd.measure import machine
 from edgekd.metrics import top1
+from edgekd.probes import memory, static
 from edgekd.records import Measurement, Runtime, Target
 from edgekd.run import evaluate
 from edgekd.verbs import compare, profile, quantize
@@ -322,8 +323,8 @@ def test_answers_take_one_core_however_many_threads_the_target_has(monkeypatch):
     alike = dataclasses.replace(wide, threads=4)
     assert targets.matches(wide, ZEN5) == [] and [targets.times(t, ZEN5) for t in (wide, alike)] == [False, True]
     assert [targets.figures(t, ZEN5) for t in (wide, alike)] == ["answers", "measured"]
-    for name in ("static", "memory"):
-        monkeypatch.setattr(getattr(evaluate, name), "measure", lambda file: ())
+    for probe in (static, memory):
+        monkeypatch.setattr(probe, "measure", lambda subject: ())
     monkeypatch.setattr(evaluate.of_file, "predicted", lambda file, target: ("predicted",))
     labels = np.arange(6) % 3
     resolved = SimpleNamespace(

@@ -23,7 +23,7 @@ from typing_extensions import TypedDict  # pydantic reads no other before Python
 
 from edgekd.decisions import quantities
 from edgekd.errors import Problem, UsageError, closest, meant, near
-from edgekd.files import content, toml
+from edgekd.files import read_toml
 from edgekd.records import Origin
 
 Kind = Literal["min", "max", "drop", "regress"]
@@ -296,12 +296,7 @@ def read(
 ) -> tuple[dict[str, Any], str]:
     """(tables, their place) of a budget file: `[any]`, `[TARGET]`, or the same inside of `[gate]`, so that a recipe
     will do. `targets`, `metrics`: see `problems`. Raises UsageError with every problem."""
-    try:
-        table = toml(content(path).decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(Problem(str(path), f"can't be read: {getattr(error, 'strerror', None) or error}")) from None
-    except ValueError as error:
-        raise UsageError(Problem(str(path), f"is not TOML: {error}")) from None
+    table = read_toml(path)
     table.pop("schema", None)
     names, where = None if targets is None else list(targets), f"{path}"
     if isinstance(table.get("gate"), dict):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
-from edgekd.files import regular
 from edgekd.probes import static
+from edgekd.results import load_arrays
 
 if TYPE_CHECKING:
     import onnx
@@ -23,29 +22,7 @@ COUNT = 16  # of random samples
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """(inputs by name, labels) of an .npz; the name "" stands for a file's only input. Raises UsageError with every
     problem."""
-    try:
-        with open(regular(path), "rb") as opened:
-            with zipfile.ZipFile(opened) as archive:
-                size = sum(item.file_size for item in archive.infolist())
-            if size > LIMIT:
-                raise UsageError(Problem(str(path), f"holds {size} bytes unpacked, more than {LIMIT}"))
-            opened.seek(0)
-            with np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"{', '.join(strange)} is no array")
-    except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be read: {error.strerror or error}")) from None
-    except UsageError:
-        raise
-    except Exception as error:  # over a damaged header numpy's parser raises nearly anything
-        raise UsageError(
-            Problem(
-                str(path),
-                f"is no .npz of plain arrays: {error}",
-                "write it with np.savez(path, inputs=..., labels=...)",
-            )
-        ) from None
+    arrays = load_arrays(path, LIMIT, "write it with np.savez(path, inputs=..., labels=...)")
     labels = arrays.pop("labels", None)
     inputs = {"" if name == "inputs" else name: array for name, array in arrays.items()}
     problems = []

@@ -241,9 +241,8 @@ def write_population(path: Path, known: Population) -> None:
 
 def _json(path: Path, schema: str) -> Mapping[str, Any]:
     try:
-        raw = json.loads(files.content(path, MOST_BYTES).decode("utf-8"))
-    except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be read: {error.strerror}", HINT)) from None
+        with files.reading(path, HINT):
+            raw = json.loads(files.content(path, MOST_BYTES).decode("utf-8"))
     except (ValueError, RecursionError):
         raise UsageError(Problem(str(path), "is not JSON", HINT)) from None
     if not isinstance(raw, dict) or raw.get("schema") != schema:

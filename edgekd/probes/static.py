@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import Problem, UsageError
-from edgekd.files import content
+from edgekd.files import content, reading
 from edgekd.probes import Subject, figure
 from edgekd.records import NOT_COUNTED, Measurement, Quantity
 
@@ -63,10 +63,8 @@ def read(path: Path | str) -> onnx.ModelProto:
     import onnx
 
     path = Path(path)
-    try:
+    with reading(path):
         data = content(path, LIMIT)
-    except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be read: {error.strerror}")) from None
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own error classes differ between its builds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import Problem, UsageError
-from edgekd.files import toml, write_atomic
+from edgekd.files import toml, write_atomic, writing
 from edgekd.run.recipe.form import MOST_THREADS
+from edgekd.store.locks import held
 
 OURS = (
     "recipe.toml",
@@ -33,25 +33,14 @@ OURS = (
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One run at a time in a folder; the lock goes with the process, however it ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UsageError(
-            Problem(str(folder), f"can't be written: {error.strerror}", "choose another folder with --out")
-        ) from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                Problem(
-                    str(folder), "another run is at work in this folder", "wait for it, or choose another with --out"
-                )
-            ) from None
+    with contextlib.ExitStack() as stack:
+        with writing(folder, "choose another folder with --out"):
+            folder.mkdir(parents=True, exist_ok=True)
+            mine = stack.enter_context(held(folder / ".lock"))
+        if not mine:
+            hint = "wait for it, or choose another with --out"
+            raise UsageError(Problem(str(folder), "another run is at work in this folder", hint))
         yield
-    finally:
-        os.close(descriptor)
 
 
 def claim(folder: Path, text: str, fresh: bool) -> None:

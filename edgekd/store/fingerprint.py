@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
-from edgekd.files import regular
+from edgekd.files import reading, sha256
 from edgekd.store import syntax
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -117,13 +117,8 @@ def files(paths: Iterable[str | Path]) -> str:
 def _files(path: Path) -> Any:
     if path.is_dir():
         return {p.relative_to(path).as_posix(): _files(p) for p in sorted(path.rglob("*")) if p.is_file()}
-    try:
-        with open(regular(path), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(
-            Problem(str(path), f"can't be read: {error.strerror}", "assets are files that the task reads")
-        ) from None
+    with reading(path, "assets are files that the task reads"):
+        return sha256(path)
 
 
 def _sha256(value: Any) -> str:

@@ -29,6 +29,22 @@ def share(path: Path, kind: int = SHARED) -> int | None:
 
 
 @contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Holds a lock on a file, which is made and stays; yields False where another process has it. Raises OSError where
+    the file can't be opened."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    mine = True
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            mine = False
+        yield mine
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def lease(path: Path, on_wait: Callable[[], None] | None = None, *, wait: bool = True) -> Iterator[bool]:
     """Holds the lease; without `wait`, yields False where another has it. The file goes with the lease, so who waited
     looks whether what he got still is the file of that name."""
