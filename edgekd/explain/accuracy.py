@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from edgekd.records import Candidate, Measurement, Result
-from edgekd.report.figures import columns
 from edgekd.report.rows import figures, number
+from edgekd.report.tables import aligned
 
 Split = Literal["test", "validation"]
 
@@ -102,4 +102,4 @@ def emulated(c: Candidate, target: str) -> str:
     if not found:
         return ""
     rows = [(m.name, f"{number(m.value, 2 if m.unit else None)} {m.unit}", str(m.n), m.note) for m in found]
-    return f"as {target}, emulated\n{columns([('', 'value', 'n', ''), *rows])}"
+    return f"as {target}, emulated\n{aligned([('', 'value', 'n', ''), *rows])}"

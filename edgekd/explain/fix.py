@@ -30,8 +30,8 @@ from edgekd.quantization.diagnosis.fixes import Remedy, in_float, remedies
 from edgekd.quantization.diagnosis.layers import Finding
 from edgekd.quantization.diagnosis.signal_to_noise import decibel, noise
 from edgekd.records import Measurement
-from edgekd.report.figures import columns
 from edgekd.report.rows import number
+from edgekd.report.tables import aligned
 
 if TYPE_CHECKING:
     from edgekd.progress import Silent
@@ -338,7 +338,7 @@ def _text(f: Fixed) -> str:
         ("(as it is)", "", *_state(f.now), ""),
         *map(_row, f.tried),
     ]
-    lines = [f"{head}: tried on validation", columns(rows)]
+    lines = [f"{head}: tried on validation", aligned(rows)]
     if f.file is None and not f.after:
         return "\n".join([*lines, f.note])
     says = "gives back what was lost" if f.recovered else "gives back a part of what was lost"
@@ -383,7 +383,7 @@ def _beside(f: Fixed) -> str:
             else "not to be trusted: the A/A control excludes 1"
         )
         rows.append(("latency", "", "1", f"{f.ratio[0]:.3f} [{f.ratio[1]:.3f}, {f.ratio[2]:.3f}]", told))
-    return columns(rows)
+    return aligned(rows)
 
 
 def _figure(m: Measurement | None) -> str:

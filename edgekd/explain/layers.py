@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgekd.errors import plain
 from edgekd.quantization.diagnosis.layers import Finding, Looked, look
 from edgekd.quantization.diagnosis.signal_to_noise import SIGNAL
-from edgekd.report.figures import columns
+from edgekd.report.tables import aligned
 
 if TYPE_CHECKING:
     from edgekd.explain.inputs import Subject
@@ -34,7 +34,7 @@ def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...],
         return f"{head}\n{NOTHING}", (), looked
     rows = [("layer", "cause", "given back in float", "evidence", "fix")]
     rows += [(f.layer, f.cause, _given(f), f.evidence, f.fix) for f in looked.findings]
-    return f"{head}\n{columns(rows)}", looked.findings, looked
+    return f"{head}\n{aligned(rows)}", looked.findings, looked
 
 
 def _given(f: Finding) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from edgekd.records import Check, Verdict
 from edgekd.report import machine
 from edgekd.report import rows as shown
+from edgekd.report.tables import aligned
 
 
 def render(
@@ -24,12 +25,9 @@ def render(
         if not mine:
             continue
         lines += ["", f"{shown.clean(target)}: {shown.clean(judged)}"]
-        rows = [_cells(c) for c, _ in mine]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        rows = aligned([_cells(c) for c, _ in mine], indent="  ").splitlines()
         for (c, text), row in zip(mine, rows, strict=True):
-            lines.append(
-                ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
-            )
+            lines.append(row)
             lines += [f"      {shown.clean(words)}" for words in (c.reason, text) if words]
     if skipped:
         lines += ["", "not judged (only what is deterministic was): " + "; ".join(shown.clean(s) for s in skipped)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from edgekd.errors import plain
 from edgekd.records import Measurement
 from edgekd.report import rows as shown
+from edgekd.report.tables import aligned
 
 
 def table(measurements: Sequence[Measurement]) -> str:
@@ -23,16 +24,7 @@ def table(measurements: Sequence[Measurement]) -> str:
             (m.name, f"{value} {m.unit}".strip(), "a range" if shown.ranged(m) else interval, taken, m.origin, m.note)
         )
     return "\n".join(
-        [columns(rows), *plain(tuple(f"{m.name}: {shown.advice(m)}" for m in measurements if shown.ranged(m)))]
-    )
-
-
-def columns(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells as lines, each column as wide as its widest cell."""
-    rows = [plain(tuple(row)) for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        [aligned(rows), *plain(tuple(f"{m.name}: {shown.advice(m)}" for m in measurements if shown.ranged(m)))]
     )
 
 

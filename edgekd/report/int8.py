@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edgekd.errors import PASSED, plain
 from edgekd.quantization.diagnosis.signal_to_noise import SIGNAL, Agreement
+from edgekd.report.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,7 @@ def _table(layers: tuple[Row, ...]) -> str:
                 _state(r),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row[:4], widths, strict=True))
-        ]
-        lines.append("  ".join([*cells, row[4]]).rstrip())
-    return "\n".join(lines)
+    return aligned(rows, right=(2, 3))
 
 
 def _state(row: Row) -> str:
@@ -116,12 +110,7 @@ def _saturation(made: Quantized) -> str:
         return ""
     if not found:
         return "on AVX2 without VNNI: no layer saturates"
-    width = max(len(r.name) for r in found)
     count = "1 layer" if len(found) == 1 else f"{len(found)} layers"
     lines = [f"on AVX2 without VNNI {count} can saturate; without {made.full_range} the file is exact on every CPU"]
-    for r in found:
-        lines.append(
-            f"  {r.name:<{width}}  "
-            f"{'not simulated' if r.changed is None else f'{100 * r.changed:.2f} % of its outputs change'}"
-        )
-    return "\n".join(lines)
+    told = ["not simulated" if r.changed is None else f"{100 * r.changed:.2f} % of its outputs change" for r in found]
+    return "\n".join([*lines, aligned(zip((r.name for r in found), told, strict=True), indent="  ")])

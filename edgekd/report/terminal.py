@@ -17,6 +17,7 @@ from edgekd.probes.times import P50
 from edgekd.records import Result
 from edgekd.report import rows as shown
 from edgekd.report.rows import Row
+from edgekd.report.tables import styled
 
 WIDE = 140  # columns where nobody says how many there are
 COLUMNS, INTERVALS = 50, 90  # of `Quantity.keep`: from here on a column always stays, and its interval too
@@ -82,44 +83,21 @@ def _has_interval(found: Sequence[Row], name: str) -> bool:
 
 
 def _render(found: Sequence[Row], without: Left, colour: bool) -> str:
-    import io
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     names = [n for n in shown.columns(found) if n not in without.columns]
     ratio = SMALLER[0] not in without.columns and any(r.role == "teacher" for r in found)
-    common = {name: _common(found, name) for name in names}
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    grid.add_column("")
-    grid.add_column("candidate", no_wrap=True)
+    common, heads = {name: _common(found, name) for name in names}, ["", "candidate"]
     for name in names:
         m = next(row.figures[name] for row in found if name in row.figures)
-        mark = f" {shown.MARKS[common[name]]}" if common[name] else ""
-        grid.add_column(shown.title(name, m.unit) + mark, justify="right", no_wrap=True)
-        if name == FILE_BYTES.name and ratio:
-            grid.add_column("smaller", justify="right", no_wrap=True)
+        heads.append(f"{shown.title(name, m.unit)} {shown.MARKS.get(common[name], '')}".rstrip())
+        heads += [SMALLER[0]] if name == FILE_BYTES.name and ratio else []
+    rows = []
     for row in found:
-        cells = [">" if row.chosen else "*" if row.front else "", shown.clean(row.candidate.id)]
+        rows.append([">" if row.chosen else "*" if row.front else "", shown.clean(row.candidate.id)])
         for name in names:
-            cells.append(_cell(row, name, without, marked=not common[name]))
-            if name == FILE_BYTES.name and ratio:
-                cells.append(shown.smaller(row, found))
-        style = "bold green" if row.chosen else "" if row.front else "cyan" if row.role else "dim"
-        grid.add_row(*(Text(cell) for cell in cells), style=style)
-    out = io.StringIO()
-    system = "standard" if colour else None
-    Console(
-        file=out,
-        force_terminal=colour,
-        color_system=system,
-        width=1000,
-        markup=False,
-        highlight=False,
-        legacy_windows=False,
-    ).print(grid)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+            rows[-1].append(_cell(row, name, without, marked=not common[name]))
+            rows[-1] += [shown.smaller(row, found)] if name == FILE_BYTES.name and ratio else []
+    styles = ["bold green" if r.chosen else "" if r.front else "cyan" if r.role else "dim" for r in found]
+    return styled(heads, rows, styles, right=2, colour=colour)
 
 
 def _common(found: Sequence[Row], name: str) -> str:

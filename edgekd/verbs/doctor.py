@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from edgekd.errors import PASSED, UNFIT
+from edgekd.report.tables import folded
 from edgekd.verbs import _options
-from edgekd.verbs.list import _table
 
 NEEDED = (
     "torch",
@@ -108,8 +108,8 @@ def doctor(as_json: bool) -> tuple[str, int]:
         for k, v in facts.items()
     ]
     parts = [
-        _table("this machine", ("fact", "value"), rows),
-        _table("libraries", ("name", "version"), [(n, versions.get(n, "MISSING")) for n in NEEDED]),
+        folded("this machine", ("fact", "value"), rows),
+        folded("libraries", ("name", "version"), [(n, versions.get(n, "MISSING")) for n in NEEDED]),
         f"store: {store_facts['folder']} ({store_facts['bytes'] / 1e6:.1f} MB)",
         f"emulators: {'; '.join(f'{name}: {text}' for name, text in emulators.items())}",
         *[f"note: {line}" for line in advice],

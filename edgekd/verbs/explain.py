@@ -125,7 +125,7 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
     from edgekd.decisions import gains
     from edgekd.explain import accuracy, fix, inputs, layers
     from edgekd.files import toml
-    from edgekd.report.figures import columns
+    from edgekd.report.tables import aligned
 
     if not (folder / "result.json").is_file():
         raise UsageError(
@@ -154,7 +154,7 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
         rows[id] = tuple(accuracy.lost(result, candidates[id], where, split))
         taken = "chosen" if all(result.targets[n].chosen == id for n in names) else "the best int8 file that was kept"
         measured = accuracy.described(split, where, names)
-        parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on {measured}\n{columns(rows[id])}")
+        parts.append(f"{id}, {taken} for {', '.join(names)}: accuracy on {measured}\n{aligned(rows[id])}")
         parts += [text for name in names if (text := accuracy.emulated(candidates[id], name))]
         if "int8" not in candidates[id].stages:
             findings[id] = ()

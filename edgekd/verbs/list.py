@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgekd.errors import PASSED, UsageError
+from edgekd.report.tables import folded
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def target(name: str) -> str:
         + (f", once this machine is set up: {lacking[0]}" if figures == "emulated" and (lacking := _lacking(t)) else "")
     ]
     return "\n".join(
-        [f"{_table(f'{t.name}: {t.title}', ('fact', 'value', 'source'), rows)}\n", *lines, *_latency(t, figures)]
+        [f"{folded(f'{t.name}: {t.title}', ('fact', 'value', 'source'), rows)}\n", *lines, *_latency(t, figures)]
     )
 
 
@@ -135,7 +136,7 @@ def _parts(kind: str) -> str:
         text = inspect.getdoc(part if kind == "metrics" else module) or ""
         settings = _settings(part, kind) if callable(part) and kind != "formats" else ""
         rows.append((name, text.split("\n\n")[0].replace("\n", " "), settings))
-    return _table(kind, ("name", "what it is", "settings"), rows)
+    return folded(kind, ("name", "what it is", "settings"), rows)
 
 
 def _settings(part: Any, kind: str) -> str:
@@ -174,7 +175,7 @@ def _targets() -> str:
         rows.append(
             (t.name, t.core or t.architecture, clock, ram, _size(t.flash_bytes), targets.kernels(t), answers, latency)
         )
-    table = _table("targets", ("name", "core", "MHz", "RAM", "flash", "int8 by", "answers", "latency"), rows, width=100)
+    table = folded("targets", ("name", "core", "MHz", "RAM", "flash", "int8 by", "answers", "latency"), rows, width=100)
     ready = arm.find() is not None and arm.emulator(arm.place()) is not None
     setup = "" if ready else f"\nAs ARM CPUs this machine emulates after `{arm.HINT}`."
     return (
@@ -203,7 +204,7 @@ def _probes() -> str:
         )
         for q in declared().values()
     ]
-    return _table("probes", ("name", "what it is", "unit", "better", "origin", "of", "budget"), rows)
+    return folded("probes", ("name", "what it is", "unit", "better", "origin", "of", "budget"), rows)
 
 
 def _size(count: int | None) -> str:
@@ -212,24 +213,6 @@ def _size(count: int | None) -> str:
         return ""
     unit = next((u for u in (2**30, 2**20) if count >= u), 2**10)
     return f"{count / unit:.3g} {({2**30: 'GiB', 2**20: 'MiB', 2**10: 'KiB'})[unit]}"
-
-
-def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]], width: int = 140) -> str:
-    """A table as text; as wide as the terminal, `width` columns where there is none."""
-    import sys
-
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for head in heads:
-        table.add_column(head, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else width, force_terminal=sys.stdout.isatty())
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
 # kinds of which more is told than name, first sentence and settings

@@ -202,13 +202,13 @@ def _elsewhere(target: Target) -> bool:
 
 
 def _slowest(found: operators.Operators, count: int = 8) -> str:
+    from edgekd.report.tables import aligned
+
     shown = sorted(found.operators, key=lambda o: -o.ms)[:count]
-    width = max(len(o.kind) for o in shown)
-    lines = [f"{o.kind:<{width}}  {o.ms:9.4f} ms  {100 * o.share:5.1f} %  {o.name}" for o in shown]
+    rows = [(o.kind, f"{o.ms:.4f} ms", f"{100 * o.share:.1f} %", o.name) for o in shown]
     more = f", {len(found.operators) - len(shown)} more" if len(found.operators) > len(shown) else ""
-    return "\n".join(
-        [f"time per operator (scaled by {found.scale:.2f} to the p50 without the operators' clock{more})", *lines]
-    )
+    head = f"time per operator (scaled by {found.scale:.2f} to the p50 without the operators' clock{more})"
+    return f"{head}\n{aligned(rows, right=(1, 2))}"
 
 
 def _threads(measurements: Sequence[Measurement]) -> str:
