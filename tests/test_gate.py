@@ -39,7 +39,7 @@ def test_a_run_passes_by_its_own_gate(run):
     assert (gated.verdict, gated.exit_code) == ("pass", 0)
     drop = gated.checks[0]
     assert drop.value == pytest.approx(100 * 10 / N)  # 28 wrong, the teacher's 18
-    expected = 100 * intervals.paired_bound(right(WRONG["teacher"]), right(WRONG["prune-0.5.int8"]), 0.95, "high")
+    expected = 100 * intervals.paired(right(WRONG["teacher"]), right(WRONG["prune-0.5.int8"]), 0.9)[2]
     assert drop.high == pytest.approx(expected)
     assert str(gated).splitlines()[0] == "edgekd gate  PASS  2 checks: all passed"
 

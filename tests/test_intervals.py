@@ -20,6 +20,14 @@ def test_wilson_gives_newcombes_published_limits(k, n, low, high):
     assert intervals.wilson(k, n) == pytest.approx((low, high), abs=5e-5)
 
 
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.9999])
+def test_wilson_is_scipys(level):
+    for n in (1, 2, 7, 60, 899, 10_000):
+        for k in {0, 1, n // 3, n // 2, n - 1, n}:
+            theirs = scipy.stats.binomtest(k, n).proportion_ci(level, "wilson")
+            assert intervals.wilson(k, n, level) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
 def test_wilson_at_the_ends():
     assert intervals.wilson(0, 0) == (0.0, 1.0)
     assert intervals.wilson(0, 10)[0] == 0.0 and intervals.wilson(10, 10)[1] == 1.0
@@ -48,22 +56,16 @@ def test_median_of_six_is_the_whole_range_and_of_five_is_refused():
         intervals.median([1, 2, 3, 4, 5, math.nan])
 
 
-@pytest.mark.parametrize("n, q", [(9, 0.5), (25, 0.5), (60, 0.9), (400, 0.99)])
-def test_quantile_ranks_are_the_tightest_that_hold(n, q):
+@pytest.mark.parametrize("n", [6, 9, 25, 60, 400, 5000])
+def test_ranks_of_the_median_are_the_tightest_that_hold(n):
     """The ranks by scipy's binomial: each tail at most 2.5 %, and one rank further in would be more."""
-    _, low, high = intervals.quantile(np.arange(1, n + 1), q)
-    below = scipy.stats.binom(n, q)
+    _, low, high = intervals.median(np.arange(1, n + 1))
+    below = scipy.stats.binom(n, 0.5)
     assert below.cdf(low - 1) <= 0.025 < below.cdf(low)
     assert below.sf(high - 1) <= 0.025 < below.sf(high - 2)
 
 
-def test_p99_takes_368_values():
-    intervals.quantile(range(368), 0.99)
-    with pytest.raises(ValueError, match="367 values are too few"):
-        intervals.quantile(range(367), 0.99)
-
-
-def test_quantile_covers_a_skewed_distribution():
+def test_the_median_covers_a_skewed_distribution():
     generator, hits = np.random.default_rng(1), 0
     for _ in range(600):
         _, low, high = intervals.median(generator.exponential(size=15))
@@ -71,17 +73,22 @@ def test_quantile_covers_a_skewed_distribution():
     assert hits / 600 > 0.94  # exact coverage 96.5 %
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 5, 30, 99, 100, 101, 5000, 10**6])
-@pytest.mark.parametrize("p", [0.01, 0.6, 0.975, 0.995, 0.9999])
-def test_t_quantile_is_scipys(freedom, p):
-    assert intervals.t_quantile(p, freedom) == pytest.approx(scipy.stats.t.ppf(p, freedom), rel=1e-6)
-
-
 def test_mean_by_hand():
     # mean 3, s = sqrt(2.5), t(0.975, 4) = 2.7764: half width 2.7764 * sqrt(2.5 / 5) = 1.9632
     assert intervals.mean([1, 2, 3, 4, 5]) == pytest.approx((3.0, 1.0368, 4.9632), abs=1e-4)
     with pytest.raises(ValueError, match="1 values are too few"):
         intervals.mean([1])
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median, np.std])
+def test_bca_is_scipys_of_the_same_resamples(statistic):
+    """Up to 200 rows, where both jackknife them one by one."""
+    for seed, n in enumerate((5, 30, 199)):
+        x = np.random.default_rng(seed).gamma(2, size=n)
+        given = {"n_resamples": 500, "vectorized": True, "method": "BCa", "rng": np.random.default_rng(seed)}
+        theirs = scipy.stats.bootstrap((x,), statistic, **given).confidence_interval
+        ours = intervals.bootstrap(x, lambda rows: float(statistic(rows)), seed=seed, resamples=500)
+        assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 def test_bootstrap_is_scipys_bca_and_repeats():
@@ -195,14 +202,6 @@ def test_a_mean_is_known_by_what_it_makes_of_parts_of_the_records():
     for curved in (lambda r: float(np.sqrt(r.mean())), lambda r: float(np.median(r)), lambda r: float(r.mean()) + 1):
         metric = Metric("curved", "", "lower", lambda o, y: o, curved)
         assert intervals.interval_of(metric, x)[1:] == pytest.approx(intervals.bootstrap(x, curved))
-
-
-def test_paired_bound_is_one_sided():
-    a, b = pairs(50, 8, 3, 9)
-    assert intervals.paired_bound(a, b) == intervals.paired(a, b, 0.9)[1]
-    assert intervals.paired_bound(a, b, side="high") == intervals.paired(a, b, 0.9)[2]
-    with pytest.raises(ValueError, match="low or high"):
-        intervals.paired_bound(a, b, side="upper")
 
 
 def test_paired_of_a_metric():
