@@ -102,9 +102,7 @@ def figure(statistic: Statistic, rows: np.ndarray) -> float:
         return math.nan
 
 
-def bootstrap(
-    records: Any, statistic: Statistic, level: float = 0.95, seed: int = 0, resamples: int = 2000
-) -> tuple[float, float]:
+def bootstrap(records: Any, statistic: Statistic, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
     """(low, high) of `statistic(records)` with records [n, ...] resampled by row: bias-corrected and accelerated (BCa).
 
     Efron, JASA 82 (1987) 171. The acceleration comes from a jackknife over at most 200 groups of rows. Needs some tens
@@ -114,7 +112,7 @@ def bootstrap(
     n, value = len(rows), figure(statistic, rows)
     if n < 2 or not math.isfinite(value):
         return value, value
-    generator, found = np.random.default_rng(seed), []
+    generator, found = np.random.default_rng(0), []
     for _ in range(2 * resamples):
         found.append(figure(statistic, rows[generator.integers(0, n, n)]))
         if not math.isfinite(found[-1]):
@@ -195,12 +193,12 @@ def side_by_side(*figures: Measurement) -> bool:
     return alike and all(math.isfinite(x) and x > 0 for m in figures for x in m.each)
 
 
-def ratio_of(a: Measurement, b: Measurement, level: float = 0.95) -> tuple[float, float, float]:
+def ratio_of(a: Measurement, b: Measurement) -> tuple[float, float, float]:
     """(a / b, low, high) of two positive figures: from pairs where they were taken side by side, else all that both
     intervals allow; without limits (NaN) for two predicted times that are clearly apart: what they are off by, they
     share."""
     if side_by_side(a, b):
-        return ratio(a.each, b.each, level)
+        return ratio(a.each, b.each)
     if not min(a.low, b.low) > 0:
         raise ValueError("a ratio takes positive figures")
     if a.origin == b.origin == "predicted" and max(a.value / b.value, b.value / a.value) > clear(a, b):
@@ -208,17 +206,15 @@ def ratio_of(a: Measurement, b: Measurement, level: float = 0.95) -> tuple[float
     return a.value / b.value, a.low / b.high, a.high / b.low
 
 
-def interval_of(metric: Metric, records: Any, level: float = 0.95) -> tuple[float, float, float]:
+def interval_of(metric: Metric, records: Any) -> tuple[float, float, float]:
     """(value, low, high) of a task's metric: where it is a multiple of the mean of its records, Wilson if they are 0/1
     and else `skewed_mean`; bootstrap of any other. NaN where it is not defined for the records."""
     rows = np.asarray(records)
     value, times = figure(metric.value, rows), multiple_of_mean(metric, rows)
     if times is None:
-        low, high = bootstrap(rows, metric.value, level)
+        low, high = bootstrap(rows, metric.value)
     else:
-        bounds = (
-            wilson(int(rows.sum()), len(rows), level) if _binary(rows) else skewed_mean(_of_samples(rows), level)[1:]
-        )
+        bounds = wilson(int(rows.sum()), len(rows)) if _binary(rows) else skewed_mean(_of_samples(rows))[1:]
         low, high = sorted(times * bound for bound in bounds)
     return value, min(low, value), max(high, value)
 

@@ -1,4 +1,4 @@
-"""Faults planted into int8 files, for the tests of `diagnose`: healthy networks, what spoils them, and the table of all
+"""Faults planted into int8 files, for the tests of `look`: healthy networks, what spoils them, and the table of all
 cases."""
 
 import copy
@@ -15,7 +15,7 @@ from torch import nn
 
 from edgekd.formats import onnx as format
 from edgekd.models.networks import ds_cnn, residual
-from edgekd.quantization.diagnosis.layers import diagnose
+from edgekd.quantization.diagnosis.layers import look
 from edgekd.quantization.qdq.partial import pair
 from edgekd.quantization.torch_graph import fake
 from edgekd.quantization.torch_graph.calibrate import calibrate
@@ -557,7 +557,7 @@ def run(case: Case, folder: Path) -> Row:
     feed = {"input": k.x.numpy()}
     with torch.no_grad():
         labels = k.model(k.x).argmax(1).numpy()
-    found = diagnose(plain, int8, feed, labels, saturates=k.saturates)
+    found = look(plain, int8, feed, labels, saturates=k.saturates).findings
     p = pair(onnx.load(plain), onnx.load(int8))
     healthy = pair(*(onnx.load_from_string(f) for f in _healthy(case.network, case.seed))) if k.culprit else None
     culprit = k.culprit(k, p, healthy) if k.culprit else layer_at(p, case.at).name

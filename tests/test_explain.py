@@ -122,7 +122,7 @@ def test_the_worst_comes_first(healthy, tmp_path):
     for layer, by in ((layers[0], 16), (layers[2], 24)):
         faults.set_lattice(file, layer, layer.lattice.scale[0] * by, layer.lattice.zero[0])
     onnx.save(file, tmp_path / "two.onnx")
-    found = diagnose.diagnose(plain, tmp_path / "two.onnx", {"input": k.x.numpy()})
+    found = diagnose.look(plain, tmp_path / "two.onnx", {"input": k.x.numpy()}).findings
     assert {f.layer for f in found} >= {layers[0].name, layers[2].name}
     assert [f.lost.snr for f in found] == sorted((f.lost.snr for f in found), reverse=True) and found[
         0
@@ -133,7 +133,7 @@ def test_a_healthy_file_has_no_finding(healthy):
     k, paths, _ = healthy
     with torch.no_grad():
         labels = k.model(k.x).argmax(1).numpy()
-    assert diagnose.diagnose(*paths, {"input": k.x.numpy()}, labels) == ()
+    assert diagnose.look(*paths, {"input": k.x.numpy()}, labels).findings == ()
     looked = diagnose.look(*paths, {"input": k.x.numpy()}, labels)
     (found,) = looked.agreements
     assert found.snr_db > 20 and found.answers > 0.9 and not looked.trained
@@ -153,12 +153,12 @@ def test_trained_weights_are_their_own_reference(healthy, tmp_path):
     other = tmp_path / "other.onnx"
     onnx.save(file, other)
     assert diagnose.trained(pair(onnx.load(other), onnx.load(int8)))
-    assert diagnose.diagnose(other, int8, {"input": k.x.numpy()}) == ()
+    assert diagnose.look(other, int8, {"input": k.x.numpy()}).findings == ()
     spoiled = onnx.load(int8)
     layer = weighted(p)[1]
     faults.set_lattice(spoiled, layer, layer.lattice.scale[0] * 12, layer.lattice.zero[0])
     onnx.save(spoiled, tmp_path / "spoiled.onnx")
-    found = diagnose.diagnose(other, tmp_path / "spoiled.onnx", {"input": k.x.numpy()})
+    found = diagnose.look(other, tmp_path / "spoiled.onnx", {"input": k.x.numpy()}).findings
     assert (found[0].layer, found[0].cause, found[0].lost.points) == (layer.name, "dead lattice", None)
 
 
@@ -203,7 +203,7 @@ def test_files_of_two_networks_are_refused(healthy, tmp_path):
     k, (_, int8), _ = healthy
     other = kit("ds_cnn" if k.name == "residual" else "residual", 0).build(tmp_path)[0]
     with pytest.raises(UsageError, match="not the same network: operator"):
-        diagnose.diagnose(other, int8, {"input": k.x.numpy()})
+        diagnose.look(other, int8, {"input": k.x.numpy()})
 
 
 def test_saturation_is_asked_for(healthy):
@@ -212,12 +212,12 @@ def test_saturation_is_asked_for(healthy):
 
     k, paths, p = healthy
     feed = {"input": np.abs(k.x.numpy()[:32]) * 10}
-    asked = [f for f in diagnose.diagnose(*paths, feed, saturates=True) if f.cause == "saturation"]
+    asked = [f for f in diagnose.look(*paths, feed, saturates=True).findings if f.cause == "saturation"]
     expected = {f"{layer.kind}({layer.name})" for layer in audit(p.quantized, feed) if layer.changed}
     assert {f.layer for f in asked} == expected and all(
         f.lost.snr is not None and f.fix == "weight_bits = 7" for f in asked
     )
-    assert not [f for f in diagnose.diagnose(*paths, feed) if f.cause == "saturation"]
+    assert not [f for f in diagnose.look(*paths, feed).findings if f.cause == "saturation"]
 
 
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="there is no qemu-x86_64")
@@ -542,4 +542,4 @@ def test_a_gelu_network_is_read(tmp_path):
     p = pair(onnx.load(tmp_path / "a.onnx"), onnx.load(tmp_path / "b.onnx"))
     feed = {"input": x.numpy()}
     np.testing.assert_allclose(diagnose.outputs(render(p, ()), feed)[0], diagnose.outputs(p.plain, feed)[0], atol=1e-5)
-    assert diagnose.diagnose(tmp_path / "a.onnx", tmp_path / "b.onnx", feed) == ()
+    assert diagnose.look(tmp_path / "a.onnx", tmp_path / "b.onnx", feed).findings == ()

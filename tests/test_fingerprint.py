@@ -71,6 +71,14 @@ Narrow, Wide = made_class(8), made_class(16)
 }
 
 
+def code(*objects):
+    return fingerprint.code_and_libraries(*objects)[0]
+
+
+def libraries(*objects):
+    return fingerprint.code_and_libraries(*objects)[1]
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """`project(changes, folder)(\"task:student\")` is the digest of an object in a project of its own."""
@@ -84,7 +92,7 @@ def project(tmp_path, monkeypatch):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).write_text(text)
 
-        def digest(*paths, what=fingerprint.code):
+        def digest(*paths, what=code):
             for name in [n for n in sys.modules if n.split(".")[0] == "mine"]:
                 del sys.modules[name]
             importlib.invalidate_caches()
@@ -184,40 +192,40 @@ def test_arrays_and_tensors_that_are_carried_count():
     def holding(value):
         return lambda: value
 
-    def code(value):
-        return fingerprint.code(holding(value))
+    def held(value):
+        return code(holding(value))
 
     for make in (np.array, torch.tensor):
-        assert code(make([1.0, 2.0])) == code(make([1.0, 2.0])) != code(make([1.0, 3.0]))
+        assert held(make([1.0, 2.0])) == held(make([1.0, 2.0])) != held(make([1.0, 3.0]))
     for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):  # far too many values for their text to show
         one, other = torch.ones(20000), torch.ones(20000)
         other[10000] = 2.0
-        assert code(one.to(dtype)) == code(one.to(dtype)) != code(other.to(dtype))
-    assert code(torch.ones(3)) != code(torch.ones(3).bfloat16())
+        assert held(one.to(dtype)) == held(one.to(dtype)) != held(other.to(dtype))
+    assert held(torch.ones(3)) != held(torch.ones(3).bfloat16())
     torch.manual_seed(0)
     one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    assert code(one) == code(one) != code(two)
-    assert code({0, 8}) == code({8, 0}) and code(1) != code(True) != code("1")
-    assert code(Path("/a/b.txt")) == code(Path("/c/b.txt")) != code(Path("/a/c.txt"))
-    assert code(torch.float32) == code(torch.float32) != code(torch.float16) and code(re.compile("a")) != code(
+    assert held(one) == held(one) != held(two)
+    assert held({0, 8}) == held({8, 0}) and held(1) != held(True) != held("1")
+    assert held(Path("/a/b.txt")) == held(Path("/c/b.txt")) != held(Path("/a/c.txt"))
+    assert held(torch.float32) == held(torch.float32) != held(torch.float16) and held(re.compile("a")) != held(
         re.compile("b")
     )
-    assert code(threading.Lock()) == code(threading.Lock()) and code(torch.eye(2).to_sparse()) != code(
+    assert held(threading.Lock()) == held(threading.Lock()) and held(torch.eye(2).to_sparse()) != held(
         torch.eye(3).to_sparse()
     )
     one, same = [1, 2], [1, 2]
-    assert code([one, one]) == code([one, same])  # whether constants are shared differs with a .pyc
+    assert held([one, one]) == held([one, same])  # whether constants are shared differs with a .pyc
     loop = [1]
     loop.append(loop)
-    assert code(loop) == code(loop)
+    assert held(loop) == held(loop)
 
 
 def test_wrapped_functions_are_followed():
     def plain(scale):
         return lambda x: x * scale
 
-    assert fingerprint.code(functools.cache(plain(1))) == fingerprint.code(functools.cache(plain(1)))
-    assert fingerprint.code(functools.cache(plain(1))) != fingerprint.code(functools.cache(plain(2)))
+    assert code(functools.cache(plain(1))) == code(functools.cache(plain(1)))
+    assert code(functools.cache(plain(1))) != code(functools.cache(plain(2)))
 
 
 class Slots:
@@ -247,7 +255,7 @@ def test_what_an_instance_carries_in_slots_counts():
         (More, (1, 2), [(2, 2), (1, 3)]),
         (Both, (1, 2), [(2, 2), (1, 3)]),
     ):
-        digests = [fingerprint.code(make(*values)) for values in (one, one, *others)]
+        digests = [code(make(*values)) for values in (one, one, *others)]
         assert digests[0] == digests[1] and len(set(digests)) == 1 + len(others), make
 
 
@@ -259,7 +267,7 @@ def test_each_part_of_what_holds_others_counts():
         def two(self):
             return 2
 
-    of, partial = fingerprint.code, functools.partial
+    of, partial = code, functools.partial
     pairs = [
         (Own().one, Own().two),
         (partial(int, base=2), partial(int, base=3)),
@@ -287,8 +295,8 @@ def test_classes_count_by_name_and_those_made_in_functions_by_their_bases():
 
         return Net
 
-    assert fingerprint.code(Slots) == fingerprint.code(Slots) != fingerprint.code(More)
-    assert fingerprint.code(made(Slots)) == fingerprint.code(made(Slots)) != fingerprint.code(made(Both))
+    assert code(Slots) == code(Slots) != code(More)
+    assert code(made(Slots)) == code(made(Slots)) != code(made(Both))
 
 
 def run(text, *arguments, cwd=None, name=None):
@@ -300,7 +308,8 @@ def run(text, *arguments, cwd=None, name=None):
 def test_a_prompt_or_notebook_counts_by_what_its_functions_use():
     """No source file: names that functions use, values that these have, classes and their bases."""
     text = """
-from edgekd.store.fingerprint import code
+from edgekd.store.fingerprint import code_and_libraries
+code = lambda *objects: code_and_libraries(*objects)[0]
 def world(factor=2, body="return x * width", base="pass", doc="Makes it.", word="a"):
     import sys
     space = {"__name__": "__main__"}
@@ -330,10 +339,9 @@ print(code(world()), code(world()), code(world(factor=3)), code(world(body="retu
 
 
 def test_a_script_is_the_same_run_or_imported(tmp_path):
-    script = (
-        "from helper import f\nfrom edgekd.store.fingerprint import code\nclass A:\n    pass\ndef g(): return f()\n"
-    )
-    script += "if __name__ == '__main__':\n    print(code(g, A))\n"
+    script = "from helper import f\nfrom edgekd.store.fingerprint import code_and_libraries as code\n"
+    script += "class A:\n    pass\ndef g(): return f()\n"
+    script += "if __name__ == '__main__':\n    print(code(g, A)[0])\n"
     digests = []
     for folder, number in (("one", 1), ("two", 1), ("three", 2)):
         (tmp_path / folder).mkdir()
@@ -341,7 +349,7 @@ def test_a_script_is_the_same_run_or_imported(tmp_path):
         (tmp_path / folder / "helper.py").write_text(f"def f():\n    return {number}\n")
         digests += run("", cwd=tmp_path / folder, name="script.py")
     digests += run(
-        "import sys; sys.path.insert(0, '.'); import script; print(script.code(script.g, script.A))",
+        "import sys; sys.path.insert(0, '.'); import script; print(script.code(script.g, script.A)[0])",
         cwd=tmp_path / "one",
     )
     assert digests[0] == digests[1] == digests[3] != digests[2]
@@ -356,7 +364,7 @@ import edgekd, pathlib
 assert pathlib.Path(edgekd.__file__).is_relative_to(sys.argv[1])
 from edgekd.store import fingerprint
 from edgekd.stages.distill import Distill
-print(fingerprint.code(Distill), *fingerprint.Walk().all([Distill])["modules"])
+print(fingerprint.code_and_libraries(Distill)[0], *fingerprint.Walk().all([Distill])["modules"])
 """
 
 
@@ -416,15 +424,15 @@ def test_edgekd_counts_by_syntax_wherever_it_lies_but_for_ground_and_tools(clone
 def test_libraries_are_those_that_the_code_imports(project):
     from importlib.metadata import version
 
-    found = project()("task:student", what=fingerprint.libraries)
+    found = project()("task:student", what=libraries)
     assert found == {"numpy": version("numpy"), "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     changes = {"mine/blocks/conv.py": "def block(width):\n    import sklearn.datasets, no_such_module\n"}
-    more = project(changes)("task:student", what=fingerprint.libraries)
+    more = project(changes)("task:student", what=libraries)
     assert more == found | {"scikit-learn": version("scikit-learn")}
-    assert project()("unrelated", what=fingerprint.libraries) == {"python": found["python"]}
+    assert project()("unrelated", what=libraries) == {"python": found["python"]}
     import torch
 
-    assert fingerprint.libraries(torch.nn.Linear)["torch"] == version("torch")
+    assert libraries(torch.nn.Linear)["torch"] == version("torch")
 
 
 # ---------------------------------------------------------------- keys

@@ -83,11 +83,11 @@ def test_mean_by_hand():
 @pytest.mark.parametrize("statistic", [np.mean, np.median, np.std])
 def test_bca_is_scipys_of_the_same_resamples(statistic):
     """Up to 200 rows, where both jackknife them one by one."""
-    for seed, n in enumerate((5, 30, 199)):
-        x = np.random.default_rng(seed).gamma(2, size=n)
-        given = {"n_resamples": 500, "vectorized": True, "method": "BCa", "rng": np.random.default_rng(seed)}
+    for n in (5, 30, 199):
+        x = np.random.default_rng(n).gamma(2, size=n)
+        given = {"n_resamples": 500, "vectorized": True, "method": "BCa", "rng": np.random.default_rng(0)}
         theirs = scipy.stats.bootstrap((x,), statistic, **given).confidence_interval
-        ours = intervals.bootstrap(x, lambda rows: float(statistic(rows)), seed=seed, resamples=500)
+        ours = intervals.bootstrap(x, lambda rows: float(statistic(rows)), resamples=500)
         assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
@@ -99,7 +99,6 @@ def test_bootstrap_is_scipys_bca_and_repeats():
         assert mine == pytest.approx(tuple(theirs), rel=0.02)
     mine = intervals.bootstrap(x, np.mean, resamples=4000)
     assert mine == intervals.bootstrap(x, np.mean, resamples=4000)
-    assert mine != intervals.bootstrap(x, np.mean, resamples=4000, seed=1)
 
 
 def test_bootstrap_without_chance_is_a_point():
@@ -109,8 +108,8 @@ def test_bootstrap_without_chance_is_a_point():
 
 def test_bootstrap_covers():
     generator, hits = np.random.default_rng(2), 0
-    for seed in range(400):
-        low, high = intervals.bootstrap(generator.gamma(4, size=60), np.mean, seed=seed, resamples=500)
+    for _ in range(400):
+        low, high = intervals.bootstrap(generator.gamma(4, size=60), np.mean, resamples=500)
         hits += low <= 4 <= high
     assert 0.92 <= hits / 400 <= 0.98
 

@@ -23,7 +23,7 @@ from edgekd.measure.operators import Operator, Operators
 from edgekd.quantization import calibrated
 from edgekd.quantization import grid as grids
 from edgekd.quantization.diagnosis.mixed_precision import choose, layer_of, named, saved
-from edgekd.quantization.diagnosis.sensitivity import SAMPLES, fisher, rank_correlation, second_opinion, sensitivity
+from edgekd.quantization.diagnosis.sensitivity import SAMPLES, fisher, sensitivity
 from edgekd.quantization.qdq import simulate
 from edgekd.quantization.torch_graph import check, exact, fake
 from edgekd.quantization.torch_graph.capture import capture
@@ -298,38 +298,10 @@ class TestFisher:
             and abs(g.mean(0).square().mean().item() - found) > 0.1 * found
         )
 
-    def test_times_the_rounding(self):
-        """Weights 1 and 0.4 in two bits (-1, 0, 1): 0.4 goes to 0."""
-        model = nn.Linear(2, 2, bias=False)
-        model.weight.data = torch.tensor([[1.0, 0.4], [0.0, 1.0]])
-        x = data((2,), 20)
-        graph, module = capture(model, x[:2]), calibrated(model, [x], scheme=Scheme(weight_bits=2))
-        assert second_opinion(module, graph, [x])["linear"] == pytest.approx(
-            0.16 * fisher(graph, [x])["linear"], rel=1e-5
-        )
-
     def test_what_has_no_answers(self):
         graph = capture(nn.Sequential(nn.Linear(2, 1)), torch.zeros(2, 2))
         with pytest.raises(ValueError, match="logits"):
             fisher(graph, [torch.zeros(2, 2)])
-
-
-class TestRanks:
-    def test_by_hand(self):
-        assert rank_correlation({"a": 1, "b": 2, "c": 30}, {"a": 9, "b": 4, "c": 1, "d": 0}) == -1
-        assert rank_correlation({"a": 1, "b": 2}, {"a": -7, "b": 0.1}) == 1
-        assert np.isnan(rank_correlation({"a": 1}, {"a": 1})) and np.isnan(
-            rank_correlation({"a": 1, "b": 1}, {"a": 1, "b": 2})
-        )
-
-    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=9))
-    @settings(max_examples=50, deadline=None)
-    def test_against_scipy(self, pairs):
-        from scipy.stats import spearmanr
-
-        a, b = ({str(i): p[k] for i, p in enumerate(pairs)} for k in (0, 1))
-        if len({p[0] for p in pairs}) > 1 and len({p[1] for p in pairs}) > 1:
-            assert rank_correlation(a, b) == pytest.approx(spearmanr(*zip(*pairs, strict=True)).statistic, abs=1e-9)
 
 
 # ---------------------------------------------------------------- what it buys

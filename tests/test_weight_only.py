@@ -334,5 +334,5 @@ def test_an_embedding_is_not_stored_twice():
 
 
 def test_the_library_counts_where_it_is_used():
-    assert any("neural" in name for name in fingerprint.libraries(WeightOnly))
-    assert not any("neural" in name for name in fingerprint.libraries(Export))
+    assert any("neural" in name for name in fingerprint.code_and_libraries(WeightOnly)[1])
+    assert not any("neural" in name for name in fingerprint.code_and_libraries(Export)[1])

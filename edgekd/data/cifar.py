@@ -15,7 +15,6 @@ import numpy as np
 
 from edgekd.errors import Problem, UsageError
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORD = 1 + 3 * 32 * 32  # bytes: a label, then red, green and blue planes
 PARTS = {"train": tuple(range(1, 6)), "test": (0,)}
 HINT = "give the folder or the .tar.gz of the binary version (cifar-10-binary.tar.gz)"

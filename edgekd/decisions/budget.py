@@ -238,9 +238,7 @@ def _paired(rule: Rule, ours: Measurement, a: np.ndarray, b: np.ndarray, metric:
     return Figure(worse, low, high, unit, ours.origin)
 
 
-def as_mean(
-    measurement: Measurement, records: np.ndarray, better: Literal["higher", "lower"] | None = None
-) -> Metric | None:
+def as_mean(measurement: Measurement, records: np.ndarray) -> Metric | None:
     """A metric that is the mean of its records (in percent where its unit says so), if the figure and the records agree
     that it is one."""
     times = 100.0 if measurement.unit == "%" else 1.0
@@ -248,7 +246,7 @@ def as_mean(
         times * float(np.mean(records)), measurement.value, rel_tol=1e-6, abs_tol=1e-9
     ):
         return None
-    direction = better or ("lower" if quantities.lower(measurement.name) else "higher")
+    direction: Literal["higher", "lower"] = "lower" if quantities.lower(measurement.name) else "higher"
     return Metric(
         measurement.name,
         measurement.unit,

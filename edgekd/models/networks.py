@@ -85,13 +85,13 @@ def plain(widths: Sequence[int], *, channels: int, classes: int, stem: int, mirr
     return Mirrored(*layers) if mirrored else nn.Sequential(*layers)
 
 
-def ds_cnn(widths: Sequence[int], *, classes: int, halved: Sequence[int] = (0,)) -> nn.Module:
+def ds_cnn(widths: Sequence[int], *, classes: int) -> nn.Module:
     """A network of depthwise-separable convolutions on spectrograms [B, 1, frames, bands] -> logits [B, classes].
 
     DS-CNN (Zhang, Suda, Lai, Chandra 2017, "Hello Edge: Keyword Spotting on Microcontrollers", section 3.6): a 10x4
     stem of `widths[0]` that halves frames and bands; for each other width a 3x3 depthwise and a 1x1 convolution, each
-    with batch norm and ReLU; global average pool, one linear layer. The blocks `halved` halve once more, as the first
-    one of the paper's two larger networks does. Departs from the paper: the stem is padded alike on both sides, by 5
+    with batch norm and ReLU; global average pool, one linear layer. The first block halves once more, as in the paper's
+    two larger networks. Departs from the paper: the stem is padded alike on both sides, by 5
     frames and 1 band."""
     from torch import nn
 
@@ -101,5 +101,5 @@ def ds_cnn(widths: Sequence[int], *, classes: int, halved: Sequence[int] = (0,))
     stem = nn.Conv2d(1, widths[0], (10, 4), 2, (5, 1), bias=False)
     layers: list[nn.Module] = [stem, nn.BatchNorm2d(widths[0]), nn.ReLU()]
     for block, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        layers += normed(before, before, 3, 2 if block in halved else 1, 1, groups=before) + normed(before, after, 1)
+        layers += normed(before, before, 3, 1 if block else 2, 1, groups=before) + normed(before, after, 1)
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))

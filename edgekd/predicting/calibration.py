@@ -147,13 +147,10 @@ def predict(
     work: Sequence[Operator],
     calibration: Calibration,
     *,
-    threads: int | None = None,
     precision: Precision | None = "float",
 ) -> Prediction:
     """Milliseconds of a network on a device; `precision` None: of each operator as its file has it. ValueError where
-    the calibration is for another number of threads, or the network does nothing."""
-    if threads is not None and threads != calibration.device.threads:
-        raise ValueError(f"the calibration is for {calibration.device.threads} threads, not {threads}")
+    the network does nothing."""
     if precision is None:
         return of(
             halves({p: costs.costs([o for o in work if o.int8 == (p == "int8")]) for p in costs.PRECISIONS}),
@@ -172,15 +169,6 @@ def of(amounts: np.ndarray, calibration: Calibration, precision: Precision | Non
     return Prediction(math.exp(value), math.exp(value - half), math.exp(value + half), calibration.kind, note)
 
 
-def ratio(work: Sequence[Operator], calibration: Calibration) -> Prediction:
-    """Time in int8 over time in float, with its interval: where it holds 1, which of both is faster is not known."""
-    value, spread = ratio_of(costs.costs(work), calibration)
-    half = calibration.reach * spread
-    return Prediction(
-        math.exp(value), math.exp(value - half), math.exp(value + half), calibration.kind, calibration.note
-    )
-
-
 def ratio_of(amounts: np.ndarray, calibration: Calibration) -> tuple[float, float]:
     """(logarithm of time in int8 over time in float, its standard deviation) for `costs.costs` of a network: what both
     share of a device's errors cancels through the joint covariance, what the costs can't say of a network
@@ -195,9 +183,3 @@ def measurement(prediction: Prediction, *, target: str, threads: int) -> Measure
     note = prediction.note if prediction.note.startswith(prediction.kind) else f"{prediction.kind}: {prediction.note}"
     limits = (prediction.value, prediction.low, prediction.high)
     return figure(P50, *limits, target=target, origin="predicted", threads=threads, note=note)
-
-
-def costs_of(calibration: Calibration, precision: Precision) -> dict[str, float]:
-    """{kind of work: milliseconds per million}: what a person can read in a calibration."""
-    start = COUNT * costs.PRECISIONS.index(precision)
-    return {name: math.exp(calibration.mean[start + i]) for i, name in enumerate(costs.NAMES)}

@@ -33,7 +33,6 @@ NAMES = (
     "uneven",
     "transforms",
 )
-UNITS = "millions, and `operators` too"
 NARROW = 16  # channels below which a 3x3 convolution isn't worth a transform, and a group is too small for a GEMM
 LANES = 4  # channels that kernels take together (ncnn's elempack on 128-bit registers); others are `uneven`
 

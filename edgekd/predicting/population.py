@@ -62,6 +62,7 @@ FREEDOM = 6.0  # of the rows' errors
 DEVICES = 12.0  # how many boards the stated covariance counts for
 SPREAD = 0.35  # standard deviation of one cost in it, and of what all costs of a device share
 LEVEL = 0.5  # and of what those of one precision share: kernels for int8 come and go with versions of a runtime
+ROUNDS = 25  # of posteriors of all devices, and of what they have in common after these
 STEADY = 5.0  # how many rows the common noise counts for in a device's own
 
 
@@ -230,7 +231,7 @@ def _linear(
     return left, parts / total[..., None], (FREEDOM + 1) / (FREEDOM + left**2 / noise) / noise * there
 
 
-def learn(tables: Sequence[Table], runtime: str, *, rounds: int = 25) -> Population:
+def learn(tables: Sequence[Table], runtime: str) -> Population:
     """The population that the tables' boards are drawn from: each counts once. Tables without rows count for
     nothing."""
     tables = [t for t in tables if t.rows]
@@ -242,7 +243,7 @@ def learn(tables: Sequence[Table], runtime: str, *, rounds: int = 25) -> Populat
     ridge = np.diag([1e-3] + [1.0] * (len(TRAITS) - 1))
     weights, spread, noise = np.zeros((len(TRAITS), 2 * COUNT)), np.eye(2 * COUNT), 0.03
     weights[0], theta = start, None
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         steps = 25 if theta is None else 4  # further rounds go on from where the last one stood
         theta, covariance, _, residuals = _posteriors(*stacked, traits @ weights, spread, noise, theta, steps)
         weights = np.linalg.solve(

@@ -21,6 +21,7 @@ from edgekd.records import Measurement, Quantity
 MEASURES = (Quantity("ece", "%", "expected calibration error", better="lower", split=True, column=120),)
 BINS = 15
 DRAWS = 1000  # samples drawn per hypothesis
+TAIL = 0.025  # outside of the limits, on each side
 PRIOR = 4  # samples' worth of trust that a bin is calibrated: few samples of a bin can't say much else
 
 
@@ -42,9 +43,7 @@ def plain(confidence: np.ndarray, right: np.ndarray) -> float:
     return float(np.abs(hits - size * mean).sum()) / len(confidence)
 
 
-def interval(
-    confidence: np.ndarray, right: np.ndarray, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
+def interval(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
     """(estimate, low, high) as shares, of confidences [n] and right or wrong 0/1 [n]: the true errors that the plain
     sum is likely under.
 
@@ -58,7 +57,7 @@ def interval(
     observed_rate = (hits + PRIOR * mean) / (size + PRIOR)
     variance = np.maximum(mean * (1 - mean), 1e-12)
     sure = np.abs(observed_rate - mean) / variance
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
 
     def shrunk(x: float) -> np.ndarray:
         """From calibrated, x = 0, to the observed rates, x = 1: the likeliest of each error (a soft threshold, by the
@@ -93,11 +92,11 @@ def interval(
             low, high = (middle, high) if below(family(middle)) > share else (low, middle)
         return error(family((low + high) / 2))
 
-    tail, calibrated = (1 - level) / 2, below(mean)
+    calibrated = below(mean)
     value = solve(shrunk, 0.5) if calibrated > 0.5 else 0.0
-    low = min(value, solve(shrunk, 1 - tail)) if calibrated > 1 - tail else 0.0
+    low = min(value, solve(shrunk, 1 - TAIL)) if calibrated > 1 - TAIL else 0.0
     # where even calibrated ones mostly show more than this sample, nothing is concluded from that
-    least = tail * min(1.0, 2 * calibrated)
+    least = TAIL * min(1.0, 2 * calibrated)
     return value, low, max(value, solve(spread, least), solve(scaled, least))
 
 

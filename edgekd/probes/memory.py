@@ -109,39 +109,39 @@ def buffers(model: onnx.ModelProto) -> list[Buffer]:
     return [b for b in found if b.size]
 
 
-def plan(found: Sequence[Buffer], align: int = ALIGN) -> dict[str, int]:
+def plan(found: Sequence[Buffer]) -> dict[str, int]:
     """{buffer: offset}: the largest first, each into the smallest gap that holds it between those that live at the same
     time."""
     ordered, offsets = sorted(found, key=lambda b: (-b.size, b.first, b.name)), {}
     first, last = (np.array([getattr(b, name) for b in ordered]) for name in ("first", "last"))
     for count, buffer in enumerate(ordered):
-        size, end, best = _up(buffer.size, align), 0, None
+        size, end, best = _up(buffer.size), 0, None
         together = np.flatnonzero((first[:count] <= buffer.last) & (buffer.first <= last[:count]))
         for offset, taken in sorted((offsets[ordered[i].name], ordered[i].size) for i in together):
             gap = offset - end
             if gap >= size and (best is None or gap < best[0]):
                 best = gap, end
-            end = max(end, offset + _up(taken, align))
+            end = max(end, offset + _up(taken))
         offsets[buffer.name] = best[1] if best else end
     return offsets
 
 
-def arena(found: Sequence[Buffer], offsets: Mapping[str, int], align: int = ALIGN) -> int:
+def arena(found: Sequence[Buffer], offsets: Mapping[str, int]) -> int:
     """Bytes from the start of the arena to the end of the last buffer."""
-    return max((offsets[b.name] + _up(b.size, align) for b in found), default=0)
+    return max((offsets[b.name] + _up(b.size) for b in found), default=0)
 
 
-def live(found: Sequence[Buffer], align: int = ALIGN) -> int:
+def live(found: Sequence[Buffer]) -> int:
     """The most bytes in use at one operator: no plan needs less."""
     changes: Counter[int] = Counter()
     for b in found:
-        changes[b.first] += _up(b.size, align)
-        changes[b.last + 1] -= _up(b.size, align)
+        changes[b.first] += _up(b.size)
+        changes[b.last + 1] -= _up(b.size)
     return max(itertools.accumulate(changes[step] for step in sorted(changes)), default=0)
 
 
-def _up(size: int, align: int) -> int:
-    return -(-size // align) * align
+def _up(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:

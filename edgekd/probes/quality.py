@@ -68,16 +68,14 @@ def kl(teacher: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     return np.maximum((np.exp(p) * (p - q)).sum(1), 0.0)  # rounding may leave a tiny negative number
 
 
-def worst_class_drop(
-    ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, level: float = 0.95
-) -> tuple[float, float, float]:
+def worst_class_drop(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
     """(drop, low, high) in percentage points: how much lower the accuracy of the class that lost most is than the
     teacher's.
 
     Right or wrong per sample (0/1), paired. The limits are simultaneous over the classes (Bonferroni), so the greatest
     lies between the greatest of each side: picking the worst class after looking doesn't make them too short."""
     classes = np.unique(labels)
-    each = [intervals.paired(theirs[labels == c], ours[labels == c], 1 - (1 - level) / len(classes)) for c in classes]
+    each = [intervals.paired(theirs[labels == c], ours[labels == c], 1 - 0.05 / len(classes)) for c in classes]
     value, low, high = (100 * max(column) for column in zip(*each, strict=True))
     return value, low, high
 

@@ -7,7 +7,6 @@ itself is refused.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -294,8 +293,3 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
         if field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
                 yield from _tensors(part) if hasattr(part, "ListFields") else ()
-
-
-def operators(model: onnx.ModelProto) -> dict[str, int]:
-    """{operator: how often}."""
-    return dict(Counter(node.op_type for node in model.graph.node))

@@ -29,20 +29,11 @@ from edgekd.store import syntax
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
-def code(*objects: Any) -> str:
-    """sha256 of the code behind functions, classes, instances or modules, and of the values they carry along (arguments
-    of a partial, cells of a closure, attributes of an instance). The same from a clone in another folder, whatever its
-    comments and formatting."""
-    return code_and_libraries(*objects)[0]
-
-
-def libraries(*objects: Any) -> dict[str, str]:
-    """{distribution: version} of the third-party libraries that this code imports, and Python's minor version."""
-    return code_and_libraries(*objects)[1]
-
-
 def code_and_libraries(*objects: Any) -> tuple[str, dict[str, str]]:
-    """Both by one walk."""
+    """(digest, versions). The digest is the sha256 of the code behind functions, classes, instances or modules, and of
+    the values they carry along (arguments of a partial, cells of a closure, attributes of an instance): the same from
+    a clone in another folder, whatever its comments and formatting. Versions are {distribution: version} of the
+    third-party libraries that this code imports, and Python's minor version."""
     walk = Walk()
     digest = _sha256(_canonical(walk.all(objects), "code"))
     versions = {name: syntax.version(name) for name in sorted(walk.distributions)}

@@ -78,18 +78,6 @@ class Looked:
     trained: bool
 
 
-def diagnose(
-    float_path: Path | str,
-    int8_path: Path | str,
-    feed: Mapping[str, np.ndarray],
-    labels: np.ndarray | None = None,
-    *,
-    saturates: bool = False,
-) -> tuple[Finding, ...]:
-    """The layers that lose, the worst first; () where none stands out. See `look`."""
-    return look(float_path, int8_path, feed, labels, saturates=saturates).findings
-
-
 def look(
     float_path: Path | str,
     int8_path: Path | str,

@@ -6,8 +6,7 @@ Deep Convolutional Networks", section 3), so that each layer can be looked at al
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -99,44 +98,6 @@ def fisher(graph: fx.GraphModule, batches: Iterable[Any]) -> dict[str, float]:
                 sums[target] += gradient.double().square().mean().item()
             count += 1
     return {name: sums[target] / count for name, target in names.items()}
-
-
-def second_opinion(module: fx.GraphModule, graph: fx.GraphModule, batches: Iterable[Any]) -> dict[str, float]:
-    """{layer: Fisher trace / weights * squared error of the quantized weight} (Dong et al. 2020, "HAWQ-V2", equation 7,
-    with the Fisher information for the Hessian): about twice the divergence in nats that the weight's rounding alone
-    makes."""
-    import torch
-
-    from edgekd.quantization.torch_graph.sites import layers
-
-    found, information = {}, fisher(graph, batches)
-    with torch.no_grad():
-        for name, target in layers(graph).items():
-            if target in module.meta["placement"].weights:
-                part = module.get_submodule(f"weight_{target}")
-                error = part(getattr(module, target)) - getattr(graph, target)
-                found[name] = information[name] * error.double().square().sum().item()
-    return found
-
-
-def rank_correlation(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    """Spearman's: the correlation of the ranks of the names that both have, ties at their mean rank; nan below two
-    names or without any order."""
-    import numpy as np
-
-    names = [n for n in a if n in b]
-    if len(names) < 2:
-        return math.nan
-    x, y = (_ranks([m[n] for n in names]) for m in (a, b))
-    spread = np.sqrt(((x - x.mean()) ** 2).sum() * ((y - y.mean()) ** 2).sum())
-    return float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread else math.nan
-
-
-def _ranks(values: list[float]) -> Any:
-    import numpy as np
-
-    array = np.asarray(values, float)
-    return np.array([(array < v).sum() + ((array == v).sum() + 1) / 2 for v in array])
 
 
 # ---------------------------------------------------------------- parts of a fake-quantized graph

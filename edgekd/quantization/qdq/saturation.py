@@ -83,12 +83,6 @@ def audit(model: onnx.ModelProto, feed: Mapping[str, np.ndarray] | None = None) 
     return tuple(_seen(layer, o, values[o.x.q]) if o.plain else layer for layer, o in zip(layers, found, strict=True))
 
 
-def safe_bits(model: onnx.ModelProto) -> dict[str, int]:
-    """{layer: 7 if a pair of its products can leave 16 bits, else 8}: bits of its weights with which it is exact on
-    every x86."""
-    return {layer.name: 7 if layer.can_saturate else 8 for layer in audit(model)}
-
-
 def reach(rows: np.ndarray, low: int, high: int) -> tuple[int, int]:
     """(lowest, highest) sum of two neighbouring products over all raw activations in [low, high]; `rows` int [outputs,
     sum]."""
