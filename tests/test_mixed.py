@@ -23,7 +23,7 @@ from edgekd.measure.operators import Operator, Operators
 from edgekd.quantization import calibrated
 from edgekd.quantization import grid as grids
 from edgekd.quantization.diagnosis.mixed_precision import choose, layer_of, named, saved
-from edgekd.quantization.diagnosis.sensitivity import SAMPLES, fisher, sensitivity
+from edgekd.quantization.diagnosis.sensitivity import SAMPLES, sensitivity
 from edgekd.quantization.qdq import simulate
 from edgekd.quantization.torch_graph import check, exact, fake
 from edgekd.quantization.torch_graph.capture import capture
@@ -275,33 +275,6 @@ class TestSensitivity:
             b for b in (x[:100], torch.cat([x[100:], torch.full((50, 10), 9.0)]), torch.full((4, 10), float("nan")))
         )
         assert sensitivity(module, graph, endless) == sensitivity(module, graph, [x[:100], x[100:]])
-
-
-class TestFisher:
-    def test_by_hand(self):
-        """Two classes at even odds, an input of 2: the gradients are 0.5 * 2 and -0.5 * 2. An input of 4 beside it: (1
-        + 4) / 2."""
-        graph = capture(nn.Linear(1, 2), torch.zeros(2, 1))
-        for p in graph.parameters():
-            p.data.zero_()
-        assert fisher(graph, [torch.tensor([[2.0]])]) == {"linear": 1.0}
-        assert fisher(graph, [torch.tensor([[2.0], [4.0]])]) == {"linear": 2.5}
-
-    def test_against_softmax_regression(self):
-        """(1[k = answer] - p_k) x_i, Bishop 2006, equation 4.109."""
-        model, x = stirred(nn.Linear(5, 4)), data((5,), 40)
-        p = torch.softmax(model(x), 1).detach()
-        g = (torch.eye(4)[p.argmax(1)] - p)[:, :, None] * x[:, None]
-        found = fisher(capture(model, x[:2]), [x[:30], x[30:]])["linear"]
-        assert (
-            found == pytest.approx(g.square().mean().item(), rel=1e-5)
-            and abs(g.mean(0).square().mean().item() - found) > 0.1 * found
-        )
-
-    def test_what_has_no_answers(self):
-        graph = capture(nn.Sequential(nn.Linear(2, 1)), torch.zeros(2, 2))
-        with pytest.raises(ValueError, match="logits"):
-            fisher(graph, [torch.zeros(2, 2)])
 
 
 # ---------------------------------------------------------------- what it buys

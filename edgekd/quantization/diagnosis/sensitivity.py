@@ -1,5 +1,4 @@
-"""Which layers lose most by their lattices: the noise that each brings to the output, and the Fisher information of its
-weight as second opinion.
+"""Which layers lose most by their lattices: the noise that each brings to the output.
 
 Noise of several layers adds up as long as it is small (Lin, Talathi, Annapureddy 2016, "Fixed Point Quantization of
 Deep Convolutional Networks", section 3), so that each layer can be looked at alone."""
@@ -65,39 +64,6 @@ def sensitivity(module: fx.GraphModule, graph: fx.GraphModule, batches: Iterable
         kl = (None, None) if alone[1] is None else (alone[1], every[1] - rest[1])
         found[name] = Sensitivity(alone[0], every[0] - rest[0], *kl)
     return found
-
-
-def fisher(graph: fx.GraphModule, batches: Iterable[Any]) -> dict[str, float]:
-    """{layer: mean over its weight of the mean squared gradient}, of the log-likelihood of the float model's own
-    answer: the trace of the empirical Fisher information by the number of weights, in nats per unit squared of the
-    weight.
-
-    One backward pass per sample (a batch's gradient is a sum whose square is something else), at most SAMPLES. The
-    graph's output must be logits [B, 2 or more]; raises ValueError otherwise. Kunstner, Balles, Hennig 2019,
-    "Limitations of the Empirical Fisher": where the model is sure of its answers these gradients are nearly nothing,
-    and few samples make the figure."""
-    import torch
-
-    from edgekd.quantization.torch_graph.sites import layers
-
-    names = layers(graph)
-    weights = {
-        target: getattr(graph, target).detach().clone().requires_grad_() for target in dict.fromkeys(names.values())
-    }
-    sums, count = dict.fromkeys(weights, 0.0), 0
-    for batch in _rows(batches):
-        for row in range(length(batch)):
-            inputs = tuple(tensor[row : row + 1] for tensor in positional(batch))
-            with torch.enable_grad():
-                logits = torch.func.functional_call(graph, weights, inputs)
-                if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-                    raise ValueError("the Fisher information needs logits [B, 2 or more] as the graph's only output")
-                likelihood = torch.log_softmax(logits, 1)[0, int(logits.argmax())]
-                gradients = torch.autograd.grad(likelihood, list(weights.values()))
-            for target, gradient in zip(weights, gradients, strict=True):
-                sums[target] += gradient.double().square().mean().item()
-            count += 1
-    return {name: sums[target] / count for name, target in names.items()}
 
 
 # ---------------------------------------------------------------- parts of a fake-quantized graph
