@@ -20,12 +20,30 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-COUNT = {"better": "lower", "origin": "counted"}
 FILE_BYTES = Quantity(
-    "file_bytes", "B", "size of the file", **COUNT, heading="bytes", column=20, keep=90, words=("smaller", "larger")
+    "file_bytes",
+    "B",
+    "size of the file",
+    better="lower",
+    origin="counted",
+    heading="bytes",
+    column=20,
+    keep=90,
+    words=("smaller", "larger"),
 )
-MACS = Quantity("macs", "", "multiply-accumulates at batch 1", **COUNT, heading="MACs", column=30, keep=40)
-PARAMETERS = Quantity("parameters", "", "weights and biases", **COUNT, heading="params", column=40, keep=10)
+MACS = Quantity(
+    "macs",
+    "",
+    "multiply-accumulates at batch 1",
+    better="lower",
+    origin="counted",
+    heading="MACs",
+    column=30,
+    keep=40,
+)
+PARAMETERS = Quantity(
+    "parameters", "", "weights and biases", better="lower", origin="counted", heading="params", column=40, keep=10
+)
 MEASURES = (FILE_BYTES, MACS, PARAMETERS)
 LIMIT = 2**31 - 1  # what a protobuf can hold
 MOST = 2**62  # elements of a value: more is a mistake or an attack

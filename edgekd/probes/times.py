@@ -10,26 +10,30 @@ from edgekd import intervals
 from edgekd.probes import Subject, Times, figure
 from edgekd.records import Measurement, Quantity
 
-MS = {"unit": "ms", "better": "lower"}
 P50 = Quantity(
     "latency_p50_ms",
-    title="median latency of an inference",
-    **MS,
+    "ms",
+    "median latency of an inference",
+    better="lower",
     heading="p50 ms",
     column=50,
     keep=90,
     words=("faster", "slower"),
 )
-P90 = Quantity("latency_p90_ms", title="90 % of inferences take less", **MS, heading="p90 ms", column=60, keep=30)
-AT_LEAST = Quantity("latency_at_least_ms", title="bound that the latency is not below", **MS, column=210)
-LOAD = Quantity("load_ms", title="loading the file", **MS, column=230)
-FIRST = Quantity("first_ms", title="first inference", **MS, column=240)
-RSS = {"unit": "B", "better": "lower", "shown": ("MB", 1e6)}
-PEAK = Quantity("peak_rss_bytes", title="peak memory of the process", **RSS, column=None)
+P90 = Quantity(
+    "latency_p90_ms", "ms", "90 % of inferences take less", better="lower", heading="p90 ms", column=60, keep=30
+)
+AT_LEAST = Quantity("latency_at_least_ms", "ms", "bound that the latency is not below", better="lower", column=210)
+LOAD = Quantity("load_ms", "ms", "loading the file", better="lower", column=230)
+FIRST = Quantity("first_ms", "ms", "first inference", better="lower", column=240)
+MEGABYTES = ("MB", 1e6)
+PEAK = Quantity("peak_rss_bytes", "B", "peak memory of the process", better="lower", shown=MEGABYTES, column=None)
 PEAK_OVER = Quantity(
     "peak_rss_over_runtime_bytes",
-    title="peak memory over the runtime's own",
-    **RSS,
+    "B",
+    "peak memory over the runtime's own",
+    better="lower",
+    shown=MEGABYTES,
     heading="peak MB",
     column=70,
     keep=20,
