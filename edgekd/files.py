@@ -4,6 +4,7 @@ content."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -56,6 +57,14 @@ def write_json(path: Path | str, value: Any) -> None:
     """Writes a file that the user asked for. Raises UsageError where it can't be."""
     with writing(path):
         write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_found(path: Path | str | None, schema: str, found: Any, *without: str, **more: Any) -> None:
+    """Writes the dataclass that a verb found as JSON, `without` some fields, where a file was asked for. Raises
+    UsageError where it can't be written."""
+    if path is not None:
+        fields = {name: value for name, value in dataclasses.asdict(found).items() if name not in without}
+        write_json(path, {"schema": schema, **fields, **more})
 
 
 def write_atomic(path: Path | str, data: bytes) -> None:

@@ -4,14 +4,13 @@ flash and RAM."""
 from __future__ import annotations
 
 import dataclasses
-import json as jsonlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd import targets
 from edgekd.decisions import budget, capacity
-from edgekd.errors import FAILED, PASSED, Problem, UsageError, plain
-from edgekd.files import sha256, write_atomic
+from edgekd.errors import FAILED, PASSED, plain
+from edgekd.files import sha256, write_found
 from edgekd.probes import Subject, measure
 from edgekd.records import Candidate, Check, Measurement, Target
 from edgekd.report import rows as shown
@@ -62,13 +61,5 @@ def sizes(model: Path | str, target: Target, *, json: Path | str | None = None) 
     checks = tuple(budget.judge(rules, subject, target=target.name))
     code = FAILED if any(c.verdict == "fail" for c in checks) else PASSED
     found = Sized(path.name, digest, target.name, counted, checks, exit_code=code)
-    if json is not None:
-        record = {
-            "schema": "edgekd.profile/1",
-            **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"},
-        }
-        try:
-            write_atomic(json, (jsonlib.dumps(record, indent=1) + "\n").encode())
-        except OSError as error:
-            raise UsageError(Problem(str(json), f"can't be written: {error.strerror}")) from None
+    write_found(json, "edgekd.profile/1", found, "exit_code")
     return found

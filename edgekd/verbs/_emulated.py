@@ -3,7 +3,6 @@ there, what is counted on the file, and how long it will take as far as that is 
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from edgekd import environment
 from edgekd import targets as devices
 from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError, plain
-from edgekd.files import sha256, write_json
+from edgekd.files import sha256, write_found
 from edgekd.inputs import length
 from edgekd.measure import instructions, jobs, samples
 from edgekd.measure.machine import noted, user_error
@@ -152,9 +151,7 @@ def untimed(
 
 
 def _written(found: Emulated, json: Path | str | None) -> Emulated:
-    if json is not None:
-        record = {k: v for k, v in dataclasses.asdict(found).items() if k not in ("problems", "exit_code")}
-        write_json(json, {"schema": "edgekd.profile/1", **record})
+    write_found(json, "edgekd.profile/1", found, "problems", "exit_code")
     return found
 
 

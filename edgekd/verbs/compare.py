@@ -79,7 +79,7 @@ def compare(
     `profile`. Where the A/A control excludes 1, the exit code is 3: inconclusive."""
     import tempfile
 
-    from edgekd.files import write_json
+    from edgekd.files import write_found
     from edgekd.measure import jobs, samples
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
     from edgekd.progress import reporter
@@ -110,9 +110,7 @@ def compare(
             found = Compared(*(p.name for p in paths), dataclasses.replace(compared, **told), host.facts, code)
     finally:
         progress.close()
-    if json is not None:
-        record = {k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}
-        write_json(json, {"schema": "edgekd.comparison/1", **record, "verdict": compared.verdict})
+    write_found(json, "edgekd.comparison/1", found, "exit_code", verdict=compared.verdict)
     return found
 
 

@@ -3,7 +3,6 @@ why; or the layers of an int8 file of any making. With `fix`, what mends it (`ex
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +75,7 @@ def explain(
     import tempfile
 
     from edgekd.explain import inputs
-    from edgekd.files import write_json
+    from edgekd.files import write_found
     from edgekd.progress import reporter
     from edgekd.store.store import Store
 
@@ -104,9 +103,7 @@ def explain(
         progress.close()
         if store is not None:
             store.close()
-    if json is not None:
-        shown = {k: v for k, v in dataclasses.asdict(found).items() if k not in ("text", "exit_code")}
-        write_json(json, {"schema": "edgekd.explain/1", **shown})
+    write_found(json, "edgekd.explain/1", found, "text", "exit_code")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -121,28 +120,16 @@ def gate(
 
 def _machines(gated: Gated, junit: Any, markdown: Any, sarif: Any, json: Any) -> None:
     """Writes what was asked for. Raises UsageError where a file can't be written."""
-    from edgekd.files import write_atomic, write_json
+    from edgekd.files import write_atomic, write_found, writing
     from edgekd.report import machine
     from edgekd.report import rows as shown
 
-    if json is not None:
-        record = {k: v for k, v in dataclasses.asdict(gated).items() if k != "text"}
-        write_json(json, {"schema": "edgekd.gate/1", **record})
+    write_found(json, "edgekd.gate/1", gated, "text")
     for path, text in ((junit, machine.junit), (sarif, machine.sarif)):
         if path is not None:
-            _writing(path, lambda path=path, text=text: write_atomic(path, text(gated.checks).encode()))
+            with writing(path):
+                write_atomic(path, text(gated.checks).encode())
     if markdown is not None:
         heading = f"### edgekd gate: {shown.VERDICTS[gated.verdict]}\n\n"
-
-        def append() -> None:
-            with open(markdown, "a", encoding="utf-8") as file:
-                file.write(heading + machine.summary(gated.checks))
-
-        _writing(markdown, append)
-
-
-def _writing(path: Any, write: Any) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise UsageError(Problem(str(path), f"can't be written: {error.strerror}")) from None
+        with writing(markdown), open(markdown, "a", encoding="utf-8") as file:
+            file.write(heading + machine.summary(gated.checks))

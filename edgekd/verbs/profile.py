@@ -123,7 +123,7 @@ def profile(
     the target has."""
     import tempfile
 
-    from edgekd.files import sha256, write_json
+    from edgekd.files import sha256, write_found, write_json
     from edgekd.measure import jobs, operators, samples
     from edgekd.measure import trace as tracing
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
@@ -181,11 +181,7 @@ def profile(
     )
     figures = noted((*scored, *timed[path.name]), wanted, host.facts)
     found = Profile(path.name, sha256(path), (*figures, *counted), by_operator, host.facts, note)
-    if json is not None:
-        write_json(
-            json,
-            {"schema": "edgekd.profile/1", **{k: v for k, v in dataclasses.asdict(found).items() if k != "exit_code"}},
-        )
+    write_found(json, "edgekd.profile/1", found, "exit_code")
     return found
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekd.errors import Problem, UsageError
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def quantize(
     import tempfile
 
     from edgekd import targets
-    from edgekd.files import write_atomic
+    from edgekd.files import write_atomic, writing
     from edgekd.measure import jobs
     from edgekd.measure.machine import runnable, user_error
     from edgekd.progress import reporter
@@ -118,10 +117,8 @@ def quantize(
             found = signal_to_noise.files(path, place, judged, labels, convert.fixed_rows(parsed))
     finally:
         progress.close()
-    try:
+    with writing(out):
         write_atomic(out, content)
-    except OSError as error:
-        raise UsageError(Problem(str(out), f"can't be written: {error.strerror}")) from None
     if count < FEW:
         few_samples = "1 sample" if count == 1 else f"{count} samples"
         notes.append(

@@ -77,6 +77,7 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
     calibration, in place of an older one. What was timed stays until all is: cut off, the same call goes on. Raises as
     `profile` does."""
     from edgekd import targets as devices
+    from edgekd.files import writing
     from edgekd.measure.machine import host_of, named, stands_for
     from edgekd.predicting import calibration, latency, probes, shipped
     from edgekd.predicting.of_file import folder
@@ -110,14 +111,8 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
                 raise UsageError(Problem(f"target {device.name}", "doesn't say its core and clock", hint))
             place = folder()
             work = place / f".{device.name}-{device.threads}"
-            try:
+            with writing(place, "set EDGEKD_CALIBRATIONS to another folder"):
                 work.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(
-                    Problem(
-                        str(place), f"can't be written: {error.strerror}", "set EDGEKD_CALIBRATIONS to another folder"
-                    )
-                ) from None
             times, noisy = _times(device, host, work, progress)
     finally:
         progress.close()
