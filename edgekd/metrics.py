@@ -52,6 +52,16 @@ def mean_error(*, unit: str = "", output: str | None = None) -> Metric:
     return Metric("mean_error", unit, "lower", records, lambda records: float(np.mean(records)))
 
 
+def are_classes(labels: np.ndarray | None) -> bool:
+    """Whether labels are class numbers, one per sample."""
+    return labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
+
+
+def suiting(labels: np.ndarray) -> Metric:
+    """The metric of data that no task describes: top1 of class numbers, else the mean error."""
+    return top1() if are_classes(labels) else mean_error()
+
+
 def _one(outputs: Any, name: str | None) -> np.ndarray:
     if not isinstance(outputs, Mapping):
         return np.asarray(outputs)

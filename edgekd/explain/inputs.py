@@ -17,7 +17,7 @@ from edgekd.files import sha256
 from edgekd.inputs import length, named
 from edgekd.measure import jobs, samples
 from edgekd.measure.machine import user_error
-from edgekd.metrics import top1
+from edgekd.metrics import are_classes, top1
 from edgekd.probes import static
 from edgekd.records import Candidate, Metric, Result, Target
 from edgekd.run.quantize_file import inputs_of
@@ -120,7 +120,7 @@ def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> 
         looked=looked,
         judged=judged,
         metric=task.metrics[0] if task.metrics and looked.labels is not None and judged.labels is not None else None,
-        classes=labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu",
+        classes=are_classes(labels),
         saturates=any(targets.saturates(d) for d in devices),
         threads=devices[0].threads if devices else 1,
         source=FromRun(folder, c, tuple(names), resolved),
@@ -164,7 +164,7 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
     float_file = workspace / "float.onnx"
     onnx.save(normalize.normalized(model, str(plain)), float_file)
     labels = given[1]
-    classes = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu" and len(model.graph.output) == 1
+    classes = are_classes(labels) and len(model.graph.output) == 1
     classes = classes and len(model.graph.output[0].type.tensor_type.shape.dim) == 2
     return Subject(
         id=int8.stem,

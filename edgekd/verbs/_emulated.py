@@ -18,7 +18,7 @@ from edgekd.files import sha256, write_found
 from edgekd.inputs import length
 from edgekd.measure import instructions, jobs, samples
 from edgekd.measure.machine import noted, user_error
-from edgekd.metrics import mean_error, top1
+from edgekd.metrics import suiting
 from edgekd.predicting import of_file
 from edgekd.probes import Subject, measure, static
 from edgekd.progress import reporter
@@ -103,9 +103,9 @@ def emulate(
             counted_there = cross_cpu.counted(ready, work, progress)
     finally:
         progress.close()
-    metric = None if labels is None else top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
+    metrics = [] if labels is None else [suiting(labels)]
     try:
-        made = cross_cpu.figures(found, labels, [metric] if metric else [])
+        made = cross_cpu.figures(found, labels, metrics)
     except ValueError as error:
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")

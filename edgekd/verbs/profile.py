@@ -220,14 +220,13 @@ def _quality(
     from edgekd.inputs import bare
     from edgekd.measure import jobs
     from edgekd.measure.machine import user_error
-    from edgekd.metrics import mean_error, top1
+    from edgekd.metrics import suiting
     from edgekd.probes import Subject, measure
 
     with user_error():
         answered = jobs.score(path, inputs, threads=device.threads, folder=place / "score", host=host)
-    metric = top1() if labels.dtype.kind in "iu" and labels.ndim == 1 else mean_error()
     try:
-        figures = measure(Subject(outputs=bare(answered), labels=labels, metrics=[metric], split="test"))
+        figures = measure(Subject(outputs=bare(answered), labels=labels, metrics=[suiting(labels)], split="test"))
     except ValueError as error:
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")
