@@ -23,7 +23,7 @@ assert not wrong, wrong
 assert all(callable(getattr(edgekd, name)) for name in edgekd.__all__ if name != "__version__")
 from edgekd.report import rows
 import edgekd.report.rows
-assert rows.clean("x") == "x"
+assert rows.title("x") == "x"
 """
 
 

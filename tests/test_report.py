@@ -11,7 +11,7 @@ import pytest
 
 from edgekd import results
 from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
-from edgekd.report import charts, figures, machine, markdown, page, rows, terminal
+from edgekd.report import charts, figures, machine, markdown, notes, numbers, page, rows, terminal
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m&\"'|`"
 ENVIRONMENT = {
@@ -113,7 +113,7 @@ def run(tmp_path, result):
     ],
 )
 def test_figures_show_the_digits_that_their_interval_deserves(m, value, interval):
-    assert (rows.value(m), rows.interval(m)) == (value, interval)
+    assert (numbers.value(m), numbers.interval(m)) == (value, interval)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_figures_show_the_digits_that_their_interval_deserves(m, value, interval
     ],
 )
 def test_short_numbers(value, text):
-    assert rows.short(value) == text
+    assert numbers.short(value) == text
 
 
 def test_numbers_that_are_none_are_shown_as_such():
-    assert rows.number(math.nan) == "nan" and rows.number(-math.inf) == "-inf" and rows.number(0) == "0"
+    assert numbers.number(math.nan) == "nan" and numbers.number(-math.inf) == "-inf" and numbers.number(0) == "0"
 
 
 # ---------------------------------------------------------------- rows
@@ -597,7 +597,7 @@ def test_an_int8_choice_that_is_slower_than_its_float_parent_is_said():
             candidate("prune", (), ("prune", "float32"), 0.5),
             candidate("quantize", ("prune",), ("prune", "quantize", "int8"), p50),
         )
-        return rows.caution(
+        return notes.caution(
             Result("t", "0" * 64, {"e": {}}, {}, both, {"host": TargetResult(("quantize",), "quantize", "pass")}),
             "host",
         )
@@ -745,8 +745,8 @@ def test_a_prediction_that_is_wider_than_a_factor_of_two_is_a_range_with_advice(
 )
 def test_what_a_range_is_by_hand(value, low, high, told):
     m = Measurement("latency_p50_ms", "ms", value, low, high, 1, None, "pi", "predicted", 1)
-    assert rows.ranged(m) == told and not rows.ranged(dataclasses.replace(m, origin="measured"))
-    assert (" to " in rows.value(m)) == told and (rows.interval(m) == "") == (told or low == high)
+    assert numbers.ranged(m) == told and not numbers.ranged(dataclasses.replace(m, origin="measured"))
+    assert (" to " in numbers.value(m)) == told and (numbers.interval(m) == "") == (told or low == high)
 
 
 def test_the_next_command_is_one_that_works(run):

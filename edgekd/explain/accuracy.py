@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from edgekd.records import Candidate, Measurement, Result
-from edgekd.report.rows import figures, number
+from edgekd.report.numbers import number
+from edgekd.report.rows import figures
 from edgekd.report.tables import aligned
 
 Split = Literal["test", "validation"]

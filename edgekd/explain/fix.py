@@ -30,7 +30,7 @@ from edgekd.quantization.diagnosis.fixes import Remedy, in_float, remedies
 from edgekd.quantization.diagnosis.layers import Finding
 from edgekd.quantization.diagnosis.signal_to_noise import decibel, noise
 from edgekd.records import Measurement
-from edgekd.report.rows import number
+from edgekd.report.numbers import number
 from edgekd.report.tables import aligned
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from edgekd.errors import plain
 from edgekd.records import Check, Verdict
-from edgekd.report import machine
-from edgekd.report import rows as shown
+from edgekd.report import machine, notes
 from edgekd.report.tables import aligned
 
 
@@ -24,13 +24,13 @@ def render(
         mine = [(c, text) for c, text in told if c.target == target]
         if not mine:
             continue
-        lines += ["", f"{shown.clean(target)}: {shown.clean(judged)}"]
+        lines += ["", f"{plain(target)}: {plain(judged)}"]
         rows = aligned([_cells(c) for c, _ in mine], indent="  ").splitlines()
         for (c, text), row in zip(mine, rows, strict=True):
             lines.append(row)
-            lines += [f"      {shown.clean(words)}" for words in (c.reason, text) if words]
+            lines += [f"      {plain(words)}" for words in (c.reason, text) if words]
     if skipped:
-        lines += ["", "not judged (only what is deterministic was): " + "; ".join(shown.clean(s) for s in skipped)]
+        lines += ["", "not judged (only what is deterministic was): " + "; ".join(plain(s) for s in skipped)]
     return "\n".join(lines)
 
 
@@ -42,9 +42,9 @@ def headline(checks: Sequence[Check], verdict: Verdict) -> str:
         "warned": sum(c.verdict != "pass" and c.level == "warn" for c in checks),
     }
     told = ", ".join(f"{n} {what}" for what, n in counts.items() if n) or "all passed"
-    return f"edgekd gate  {shown.VERDICTS[verdict]}  {len(checks)} check{'s' if len(checks) > 1 else ''}: {told}"
+    return f"edgekd gate  {notes.VERDICTS[verdict]}  {len(checks)} check{'s' if len(checks) > 1 else ''}: {told}"
 
 
 def _cells(c: Check) -> tuple[str, ...]:
-    verdict = shown.VERDICTS[c.verdict] + (" (warning)" if c.level == "warn" and c.verdict != "pass" else "")
-    return verdict, shown.clean(c.name), shown.clean(c.rule), shown.clean(machine.figure(c))
+    verdict = notes.VERDICTS[c.verdict] + (" (warning)" if c.level == "warn" and c.verdict != "pass" else "")
+    return verdict, plain(c.name), plain(c.rule), plain(machine.figure(c))

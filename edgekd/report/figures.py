@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from edgekd.errors import plain
 from edgekd.records import Measurement
-from edgekd.report import rows as shown
+from edgekd.report import notes, numbers
 from edgekd.report.tables import aligned
 
 
@@ -19,12 +19,12 @@ def table(measurements: Sequence[Measurement]) -> str:
         bound = m.origin == "predicted" and m.low == m.high
         interval = "exact" if m.origin == "counted" else "a bound" if bound else f"[{figure(m.low)}, {figure(m.high)}]"
         taken = "" if m.origin in ("counted", "predicted") else str(m.n)
-        value = shown.value(m) if shown.ranged(m) else figure(m.value)
+        value = numbers.value(m) if numbers.ranged(m) else figure(m.value)
         rows.append(
-            (m.name, f"{value} {m.unit}".strip(), "a range" if shown.ranged(m) else interval, taken, m.origin, m.note)
+            (m.name, f"{value} {m.unit}".strip(), "a range" if numbers.ranged(m) else interval, taken, m.origin, m.note)
         )
     return "\n".join(
-        [aligned(rows), *plain(tuple(f"{m.name}: {shown.advice(m)}" for m in measurements if shown.ranged(m)))]
+        [aligned(rows), *plain(tuple(f"{m.name}: {notes.advice(m)}" for m in measurements if numbers.ranged(m)))]
     )
 
 

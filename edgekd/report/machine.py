@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from xml.etree import ElementTree as xml
 
+from edgekd.errors import plain
 from edgekd.records import Check
-from edgekd.report import rows as shown
+from edgekd.report import notes, numbers
 
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -29,7 +30,7 @@ def junit(checks: Sequence[Check]) -> str:
                 name=_xml(f"{c.name} {c.rule}"),
                 time="0",
             )
-            text = _xml(shown.check(c))
+            text = _xml(notes.check(c))
             if c.level == "error" and c.verdict != "pass":
                 xml.SubElement(
                     case, "failure" if c.verdict == "fail" else "error", message=text, type=c.verdict
@@ -52,7 +53,7 @@ def sarif(checks: Sequence[Check]) -> str:
             "ruleId": c.name,
             "ruleIndex": names.index(c.name),
             "level": "error" if c.level == "error" and c.verdict == "fail" else "warning",
-            "message": {"text": f"{c.target}: {shown.check(c)}"},
+            "message": {"text": f"{c.target}: {notes.check(c)}"},
             "locations": [_location(c)],
             "properties": {"target": c.target, "candidate": c.candidate, "verdict": c.verdict},
         }
@@ -78,7 +79,7 @@ def summary(checks: Sequence[Check]) -> str:
             c.name,
             c.rule,
             figure(c),
-            shown.VERDICTS[c.verdict] + (f": {c.reason}" if c.reason else ""),
+            notes.VERDICTS[c.verdict] + (f": {c.reason}" if c.reason else ""),
         )
         lines.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -89,18 +90,18 @@ def figure(c: Check) -> str:
     if c.value is None:
         return "-"
     exact = c.low is None or c.high is None or c.low == c.value == c.high
-    limits = "" if exact else f"[{shown.number(c.low)}, {shown.number(c.high)}]"
-    return " ".join(filter(None, [shown.number(c.value), limits, c.unit, c.origin]))
+    limits = "" if exact else f"[{numbers.number(c.low)}, {numbers.number(c.high)}]"
+    return " ".join(filter(None, [numbers.number(c.value), limits, c.unit, c.origin]))
 
 
 def markdown(text: str) -> str:
     """Text that markdown shows as it is, in a cell of a table."""
-    text = shown.clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join("\\" + ch if ch in "\\`*_{}[]|~#" else ch for ch in text)
 
 
 def _location(c: Check) -> dict:
-    place = shown.clean(c.place)
+    place = plain(c.place)
     path = place.partition(":")[0] or "recipe.toml"
     return {
         "physicalLocation": {"artifactLocation": {"uri": _uri(path)}},
@@ -116,4 +117,4 @@ def _uri(path: str) -> str:
 
 def _xml(text: str) -> str:
     """XML 1.0 takes no control characters, whichever way they are written."""
-    return shown.clean(text)
+    return plain(text)

@@ -11,7 +11,7 @@ from typing import Any
 from edgekd import results
 from edgekd.files import write_atomic
 from edgekd.records import Result
-from edgekd.report import rows as shown
+from edgekd.report import notes, numbers, rows
 from edgekd.report.machine import markdown, summary
 from edgekd.report.rows import Row
 
@@ -26,13 +26,13 @@ def write(run_folder: Path | str) -> Path:
 
 def render(result: Result) -> str:
     parts = [f"# edgekd: {markdown(result.task)}"]
-    parts.append("\n".join(f"- {markdown(shown.verdict(name, found))}" for name, found in result.targets.items()))
+    parts.append("\n".join(f"- {markdown(notes.verdict(name, found))}" for name, found in result.targets.items()))
     for target, found in result.targets.items():
-        listed = shown.rows(result, target)
+        listed = rows.rows(result, target)
         parts += [f"## {markdown(target)}", _table(listed), _caption(listed)]
         parts += [
             f"{label.capitalize()}: {markdown(told)}."
-            for label, told in (*shown.notes(result, target), *shown.came_about(result, target))
+            for label, told in (*notes.notes(result, target), *notes.came_about(result, target))
         ]
         if found.checks:
             parts += ["### Budgets", summary(found.checks).rstrip()]
@@ -44,15 +44,15 @@ def render(result: Result) -> str:
 
 
 def _table(listed: Sequence[Row]) -> str:
-    names = shown.columns(listed)
+    names = rows.columns(listed)
     units = {n: next(r.figures[n].unit for r in listed if n in r.figures) for n in names}
-    head = ["candidate", *(shown.title(n, units[n]) for n in names), "size, teacher = 1"]
+    head = ["candidate", *(rows.title(n, units[n]) for n in names), "size, teacher = 1"]
     lines = ["| " + " | ".join(markdown(h) for h in head) + " |", "|---|" + "---:|" * (len(names) + 1)]
     for row in listed:
         mark = (
             " **chosen**" if row.chosen else " (front)" if row.front else f" ({markdown(row.role)})" if row.role else ""
         )
-        times = shown.smaller(row, listed)
+        times = rows.smaller(row, listed)
         cells = [f"{_code(row.candidate.id)}{mark}", *(_cell(row, n) for n in names), _share(times)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -68,7 +68,7 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> str:
     """Time and memory of every step, when it was made; of what was found finished, those of then."""
     lines = ["| step | stage | seconds | peak MB |", "|---|---|---:|---:|"]
     for step in steps:
-        cells = [markdown(str(step.get("step", ""))), markdown(str(step.get("stage", ""))), *shown.cost(step)]
+        cells = [markdown(str(step.get("step", ""))), markdown(str(step.get("stage", ""))), *numbers.cost(step)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -83,12 +83,12 @@ def _cell(row: Row, name: str) -> str:
     return (
         ""
         if m is None
-        else markdown(" ".join(filter(None, [shown.value(m), shown.interval(m), shown.MARKS[m.origin]])))
+        else markdown(" ".join(filter(None, [numbers.value(m), numbers.interval(m), rows.MARKS[m.origin]])))
     )
 
 
 def _caption(listed: Sequence[Row]) -> str:
-    marks = ", ".join(f"{shown.MARKS[o]} {shown.ORIGINS[o]}" for o in shown.origins(listed, shown.columns(listed)))
+    marks = ", ".join(f"{rows.MARKS[o]} {rows.ORIGINS[o]}" for o in rows.origins(listed, rows.columns(listed)))
     return (
         "Quality is that of the test split; front and choice were decided on validation. "
         f"\\[low, high\\] is the 95 % interval. {marks}."

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import results
+from edgekd.errors import plain
 from edgekd.files import write_atomic
 from edgekd.probes.quality import AGREEMENT
 from edgekd.records import Candidate, Check, Measurement, Result, TargetResult
-from edgekd.report import charts
-from edgekd.report import rows as shown
+from edgekd.report import charts, notes, numbers, rows
 from edgekd.report.machine import figure
 from edgekd.report.rows import Row
 
@@ -60,12 +60,12 @@ def render(result: Result, recipe: str = "") -> str:
 def brief(result: Result) -> str:
     """What a run found and its candidates' figures, for a cell of a notebook."""
     return "\n".join(
-        [_summary(result), *(f"<h4>{text(name)}</h4>\n{_figures(shown.rows(result, name))}" for name in result.targets)]
+        [_summary(result), *(f"<h4>{text(name)}</h4>\n{_figures(rows.rows(result, name))}" for name in result.targets)]
     )
 
 
 def text(value: Any) -> str:
-    return html.escape(shown.clean(str(value)))
+    return html.escape(plain(str(value)))
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]], classes: Iterable[str] = (), left: int = 1) -> str:
@@ -87,28 +87,28 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]], classes: Iterable
 def _summary(result: Result) -> str:
     lines = []
     for name, found in result.targets.items():
-        badge = f'<span class="badge {found.verdict}">{shown.VERDICTS[found.verdict]}</span> ' if found.verdict else ""
+        badge = f'<span class="badge {found.verdict}">{notes.VERDICTS[found.verdict]}</span> ' if found.verdict else ""
         lines.append(f"<li>{badge}<b>{text(name)}</b>: {_sentence(result, name, found)}{_caution(result, name)}</li>")
     return f'<ul class="summary">{"".join(lines)}</ul>'
 
 
 def _caution(result: Result, target: str) -> str:
-    return "".join(f". {text(told)}" for _, told in shown.notes(result, target))
+    return "".join(f". {text(told)}" for _, told in notes.notes(result, target))
 
 
 def _sentence(result: Result, target: str, found: TargetResult) -> str:
     """What was found for a target, in a line."""
     if not found.chosen:
         return f"nothing chosen{': ' + text(found.reason) if found.reason else ''}"
-    listed = shown.rows(result, target)
+    listed = rows.rows(result, target)
     row = next(r for r in listed if r.chosen)
-    ratios = [times for q in shown.compared(row.figures) if (times := shown.beside(row, listed, q.name))]
+    ratios = [times for q in rows.compared(row.figures) if (times := rows.beside(row, listed, q.name))]
     facts = [f"{' and '.join(ratios)} than the teacher"] if ratios else []
     teacher = next((r for r in listed if r.role == "teacher"), None)
-    for name in shown.metrics(listed)[:1]:
+    for name in rows.metrics(listed)[:1]:
         if name in row.figures:
-            theirs = f" (teacher {shown.value(teacher.figures[name])})" if teacher and name in teacher.figures else ""
-            facts.append(f"{text(name)} {shown.value(row.figures[name])} {text(row.figures[name].unit)}{theirs}")
+            theirs = f" (teacher {numbers.value(teacher.figures[name])})" if teacher and name in teacher.figures else ""
+            facts.append(f"{text(name)} {numbers.value(row.figures[name])} {text(row.figures[name].unit)}{theirs}")
     return (
         f"<code>{text(found.chosen)}</code>"
         + (f", {', '.join(facts)}" if facts else "")
@@ -117,11 +117,11 @@ def _sentence(result: Result, target: str, found: TargetResult) -> str:
 
 
 def _target(result: Result, target: str, found: TargetResult) -> str:
-    listed = shown.rows(result, target)
+    listed = rows.rows(result, target)
     parts = [f"<h2>{text(target)}</h2>", _charts(listed), _figures(listed)]
     parts += [
         f'<p class="key">{text(label.capitalize())}: {text(told)}.</p>'
-        for label, told in shown.came_about(result, target)
+        for label, told in notes.came_about(result, target)
     ]
     if found.checks:
         parts += ["<h3>Budgets</h3>", _checks(found.checks, found.chosen)]
@@ -130,8 +130,8 @@ def _target(result: Result, target: str, found: TargetResult) -> str:
 
 def _charts(listed: Sequence[Row]) -> str:
     up, costs = (
-        next(iter((*shown.metrics(listed), AGREEMENT.name))),
-        shown.compared(n for r in listed for n in r.figures),
+        next(iter((*rows.metrics(listed), AGREEMENT.name))),
+        rows.compared(n for r in listed for n in r.figures),
     )
     drawn = []
     for quantity in sorted(costs, key=lambda q: q.origin == "counted"):
@@ -140,7 +140,7 @@ def _charts(listed: Sequence[Row]) -> str:
         if len(points) > 1:
             unit = next(r.figures[up].unit for r in listed if up in r.figures)
             across = f"{quantity.title}, {quantity.unit}" if quantity.unit else quantity.title
-            upward = f"{shown.clean(up)}, {shown.clean(unit)}" if unit else shown.clean(up)
+            upward = f"{plain(up)}, {plain(unit)}" if unit else plain(up)
             drawn.append(f"<figure>{charts.tradeoff(points, across, upward)}</figure>")
     if not drawn:
         return (
@@ -160,22 +160,20 @@ def _point(row: Row, cost: str, up: str) -> charts.Point:
     x, y = row.figures[cost], row.figures[up]
     kind: charts.Kind = "chosen" if row.chosen else "front" if row.front else "reference" if row.role else "dominated"
     hint = (
-        f"{row.candidate.id}: {up} {shown.value(y)} {shown.interval(y)} {y.unit}, {cost} {shown.value(x)} "
-        f"{shown.interval(x)} {x.unit}"
+        f"{row.candidate.id}: {up} {numbers.value(y)} {numbers.interval(y)} {y.unit}, {cost} {numbers.value(x)} "
+        f"{numbers.interval(x)} {x.unit}"
     )
-    return charts.Point(
-        shown.clean(row.candidate.id), kind, (x.value, x.low, x.high), (y.value, y.low, y.high), shown.clean(hint)
-    )
+    return charts.Point(plain(row.candidate.id), kind, (x.value, x.low, x.high), (y.value, y.low, y.high), plain(hint))
 
 
 def _figures(listed: Sequence[Row]) -> str:
-    names = shown.columns(listed, page=True)
+    names = rows.columns(listed, page=True)
     units = {n: next(r.figures[n].unit for r in listed if n in r.figures) for n in names}
-    head = ["candidate", *(text(shown.title(n, units[n])) for n in names)]
+    head = ["candidate", *(text(rows.title(n, units[n])) for n in names)]
     lines, classes = [], []
     for row in listed:
         note = "chosen" if row.chosen else "front" if row.front else row.role
-        times = {q.name: shown.beside(row, listed, q.name) for q in shown.compared(row.figures)}
+        times = {q.name: rows.beside(row, listed, q.name) for q in rows.compared(row.figures)}
         cells = [
             f"<code>{text(row.candidate.id)}</code>"
             + (f" <small>{text(note)}</small>" if note and note != row.candidate.id else "")
@@ -185,26 +183,26 @@ def _figures(listed: Sequence[Row]) -> str:
             cells.append(_cell(row.figures.get(n), extra))
         lines.append(cells)
         classes.append("chosen" if row.chosen else "front" if row.front else "reference" if row.role else "dominated")
-    marks = ", ".join(f"<sup>{shown.MARKS[o]}</sup> {text(shown.ORIGINS[o])}" for o in shown.origins(listed, names))
+    marks = ", ".join(f"<sup>{rows.MARKS[o]}</sup> {text(rows.ORIGINS[o])}" for o in rows.origins(listed, names))
     return table(head, lines, classes) + (f'\n<p class="key">{marks}.</p>' if marks else "")
 
 
 def _cell(m: Measurement | None, extra: str = "") -> str:
     if m is None:
         return ""
-    limits = shown.interval(m)
-    exact = (f"{m.low:g} to {m.high:g} {m.unit}" if shown.ranged(m) else f"{m.value:g} {m.unit}, n = {m.n}") + (
+    limits = numbers.interval(m)
+    exact = (f"{m.low:g} to {m.high:g} {m.unit}" if numbers.ranged(m) else f"{m.value:g} {m.unit}, n = {m.n}") + (
         f", {m.note}" if m.note else ""
     )
     below = "".join(filter(None, [f"<small>{limits}</small>" if limits else "", extra]))
-    return f'<span title="{text(exact)}">{shown.value(m)}<sup>{shown.MARKS[m.origin]}</sup></span>{below}'
+    return f'<span title="{text(exact)}">{numbers.value(m)}<sup>{rows.MARKS[m.origin]}</sup></span>{below}'
 
 
 def _checks(checks: Sequence[Check], chosen: str | None) -> str:
     head = ["verdict", "candidate", "measurement", "rule", "value", "why", "where"]
     lines = []
     for c in checks:
-        badge = f'<span class="badge {c.verdict}">{shown.VERDICTS[c.verdict]}</span>' + (
+        badge = f'<span class="badge {c.verdict}">{notes.VERDICTS[c.verdict]}</span>' + (
             " <small>warning only</small>" if c.level == "warn" else ""
         )
         lines.append(
@@ -240,7 +238,7 @@ def _steps(result: Result) -> str:
     if not result.steps:
         return ""
     done = lambda s: "found finished" if s.get("reused") else "done"
-    lines = [[text(s.get("step", "")), text(s.get("stage", "")), done(s), *shown.cost(s)] for s in result.steps]
+    lines = [[text(s.get("step", "")), text(s.get("stage", "")), done(s), *numbers.cost(s)] for s in result.steps]
     listed = table(["step", "stage", "", "seconds", "peak MB"], lines, left=3)
     return f"<section><h2>Steps</h2>\n<details><summary>{len(lines)} steps</summary>{listed}</details></section>"
 
@@ -258,7 +256,7 @@ def _recipe(result: Result, recipe: str) -> str:
 
 
 def _lines(recipe: str) -> str:
-    return "\n".join(shown.clean(line.replace("\t", "    ")) for line in recipe.splitlines())
+    return "\n".join(plain(line.replace("\t", "    ")) for line in recipe.splitlines())
 
 
 def _everything(candidates: Sequence[Candidate]) -> str:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd import environment, targets
+from edgekd.errors import plain
 from edgekd.probes import declared
 from edgekd.probes.static import FILE_BYTES
 from edgekd.probes.times import P50
 from edgekd.records import Result
-from edgekd.report import rows as shown
+from edgekd.report import notes, numbers, rows
 from edgekd.report.rows import Row
 from edgekd.report.tables import styled
 
@@ -34,7 +35,7 @@ def table(
     colour = tty if colour is None else colour
     parts = []
     for target in result.targets:
-        found = shown.rows(result, target)
+        found = rows.rows(result, target)
         parts.append("\n".join([_headline(result, target), _fit(found, width, colour), "", *_legend(found)]))
     parts.append("\n".join(_verdicts(result)))
     parts.append("\n".join(_next(result, folder)))
@@ -42,7 +43,7 @@ def table(
 
 
 def _headline(result: Result, target: str) -> str:
-    return f"{shown.clean(result.task)} on {shown.clean(target)}"
+    return f"{plain(result.task)} on {plain(target)}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Left:
 
 def _leaner(found: Sequence[Row]) -> Iterator[Left]:
     """Nothing left out, then more and more intervals, then columns, the least kept first."""
-    keep = {n: q.keep for n in shown.columns(found) if (q := declared().get(n)) is not None and q.keep < INTERVALS}
+    keep = {n: q.keep for n in rows.columns(found) if (q := declared().get(n)) is not None and q.keep < INTERVALS}
     keep |= dict([SMALLER])
     steps = sorted(set(keep.values()))
     for most in (0, *steps):
@@ -70,34 +71,34 @@ def _fit(found: Sequence[Row], width: int, colour: bool) -> str:
     for without in _leaner(found):
         if max(len(line) for line in _render(found, without, False).splitlines()) <= width:
             break
-    names = shown.columns(found)
-    gone = [shown.title(n) for n in names if n in without.columns]
-    bare = [shown.title(n) for n in names if n in without.intervals - without.columns and _has_interval(found, n)]
+    names = rows.columns(found)
+    gone = [rows.title(n) for n in names if n in without.columns]
+    bare = [rows.title(n) for n in names if n in without.intervals - without.columns and _has_interval(found, n)]
     parts = [", ".join(gone), f"the intervals of {', '.join(bare)}" if bare else ""]
     note = f"\nin the report, not in {width} columns: {' and '.join(filter(None, parts))}" if gone or bare else ""
     return _render(found, without, colour) + note
 
 
 def _has_interval(found: Sequence[Row], name: str) -> bool:
-    return any(shown.interval(row.figures[name]) for row in found if name in row.figures)
+    return any(numbers.interval(row.figures[name]) for row in found if name in row.figures)
 
 
 def _render(found: Sequence[Row], without: Left, colour: bool) -> str:
-    names = [n for n in shown.columns(found) if n not in without.columns]
+    names = [n for n in rows.columns(found) if n not in without.columns]
     ratio = SMALLER[0] not in without.columns and any(r.role == "teacher" for r in found)
     common, heads = {name: _common(found, name) for name in names}, ["", "candidate"]
     for name in names:
         m = next(row.figures[name] for row in found if name in row.figures)
-        heads.append(f"{shown.title(name, m.unit)} {shown.MARKS.get(common[name], '')}".rstrip())
+        heads.append(f"{rows.title(name, m.unit)} {rows.MARKS.get(common[name], '')}".rstrip())
         heads += [SMALLER[0]] if name == FILE_BYTES.name and ratio else []
-    rows = []
+    lines: list[list[str]] = []
     for row in found:
-        rows.append([">" if row.chosen else "*" if row.front else "", shown.clean(row.candidate.id)])
+        lines.append([">" if row.chosen else "*" if row.front else "", plain(row.candidate.id)])
         for name in names:
-            rows[-1].append(_cell(row, name, without, marked=not common[name]))
-            rows[-1] += [shown.smaller(row, found)] if name == FILE_BYTES.name and ratio else []
+            lines[-1].append(_cell(row, name, without, marked=not common[name]))
+            lines[-1] += [rows.smaller(row, found)] if name == FILE_BYTES.name and ratio else []
     styles = ["bold green" if r.chosen else "" if r.front else "cyan" if r.role else "dim" for r in found]
-    return styled(heads, rows, styles, right=2, colour=colour)
+    return styled(heads, lines, styles, right=2, colour=colour)
 
 
 def _common(found: Sequence[Row], name: str) -> str:
@@ -110,18 +111,18 @@ def _cell(row: Row, name: str, without: Left, marked: bool) -> str:
     m = row.figures.get(name)
     if m is None:
         return "-"
-    value = shown.short(m.value) if m.origin == "counted" and not m.unit else shown.value(m)
+    value = numbers.short(m.value) if m.origin == "counted" and not m.unit else numbers.value(m)
     return " ".join(
         filter(
             None,
-            [value, "" if name in without.intervals else shown.interval(m), shown.MARKS[m.origin] if marked else ""],
+            [value, "" if name in without.intervals else numbers.interval(m), rows.MARKS[m.origin] if marked else ""],
         )
     )
 
 
 def _legend(found: Sequence[Row]) -> list[str]:
-    names = shown.columns(found)
-    marks = "; ".join(f"{shown.MARKS[o]} {shown.ORIGINS[o]}" for o in shown.origins(found, names))
+    names = rows.columns(found)
+    marks = "; ".join(f"{rows.MARKS[o]} {rows.ORIGINS[o]}" for o in rows.origins(found, names))
     what = (
         "quality is that of the test split; [low, high] is the 95 % interval; smaller: the file against the teacher's"
     )
@@ -131,12 +132,12 @@ def _legend(found: Sequence[Row]) -> list[str]:
 def _verdicts(result: Result) -> list[str]:
     lines = []
     for target, found in result.targets.items():
-        lines.append(shown.verdict(target, found))
+        lines.append(notes.verdict(target, found))
         for c in found.checks:
-            whose = "" if c.candidate == found.chosen else f"{shown.clean(c.candidate)}: "
-            lines.append(f"  {whose}{shown.check(c)}")
+            whose = "" if c.candidate == found.chosen else f"{plain(c.candidate)}: "
+            lines.append(f"  {whose}{notes.check(c)}")
         lines += [
-            f"  {label}: {text}" for label, text in (*shown.notes(result, target), *shown.came_about(result, target))
+            f"  {label}: {text}" for label, text in (*notes.notes(result, target), *notes.came_about(result, target))
         ]
     return lines
 
@@ -151,7 +152,7 @@ def _here(target: str) -> bool:
 
 def _next(result: Result, folder: Path | str | None) -> list[str]:
     """The report's path and the commands to try next; a folder that isn't known is written RUN."""
-    home = "RUN" if folder is None else shown.clean(str(folder))
+    home = "RUN" if folder is None else plain(str(folder))
     files = {c.id: c.file for c in result.candidates if c.file}
     verdicts = {t.verdict for t in result.targets.values()}
     commands = [["edgekd", "gate", home, *(["--why"] if verdicts & {"fail", "inconclusive"} else [])]]
@@ -167,4 +168,4 @@ def _next(result: Result, folder: Path | str | None) -> list[str]:
         if teacher and ours and (found.chosen, target) in timed and _here(target):
             commands.append(["edgekd", "compare", f"{home}/{teacher}", f"{home}/{ours}", "--target", target])
             break
-    return [f"report: {home}/report.html", *(f"next: {shown.clean(shlex.join(c))}" for c in commands)]
+    return [f"report: {home}/report.html", *(f"next: {plain(shlex.join(c))}" for c in commands)]

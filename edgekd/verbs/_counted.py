@@ -13,7 +13,7 @@ from edgekd.errors import FAILED, PASSED, plain
 from edgekd.files import sha256, write_found
 from edgekd.probes import Subject, measure
 from edgekd.records import Candidate, Check, Measurement, Target
-from edgekd.report import rows as shown
+from edgekd.report import notes
 from edgekd.report.figures import table
 
 WITHOUT = "neither times nor answers: edgekd has no runtime for this device, and emulates none"
@@ -40,7 +40,7 @@ class Sized:
 
     def __str__(self) -> str:
         self = plain(self)
-        fits = [f"  {shown.check(c)}" for c in self.checks] or [
+        fits = [f"  {notes.check(c)}" for c in self.checks] or [
             "  the target names neither flash nor RAM: nothing to hold it against"
         ]
         return "\n\n".join(

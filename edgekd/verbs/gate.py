@@ -121,8 +121,7 @@ def gate(
 def _machines(gated: Gated, junit: Any, markdown: Any, sarif: Any, json: Any) -> None:
     """Writes what was asked for. Raises UsageError where a file can't be written."""
     from edgekd.files import write_atomic, write_found, writing
-    from edgekd.report import machine
-    from edgekd.report import rows as shown
+    from edgekd.report import machine, notes
 
     write_found(json, "edgekd.gate/1", gated, "text")
     for path, text in ((junit, machine.junit), (sarif, machine.sarif)):
@@ -130,6 +129,6 @@ def _machines(gated: Gated, junit: Any, markdown: Any, sarif: Any, json: Any) ->
             with writing(path):
                 write_atomic(path, text(gated.checks).encode())
     if markdown is not None:
-        heading = f"### edgekd gate: {shown.VERDICTS[gated.verdict]}\n\n"
+        heading = f"### edgekd gate: {notes.VERDICTS[gated.verdict]}\n\n"
         with writing(markdown), open(markdown, "a", encoding="utf-8") as file:
             file.write(heading + machine.summary(gated.checks))
