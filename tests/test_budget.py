@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from edgekd import intervals
 from edgekd.decisions import budget
 from edgekd.decisions.budget import Reference
-from edgekd.decisions.rules import parse, with_default
+from edgekd.decisions.rules import parse
+from edgekd.decisions.tables import with_default
 from edgekd.errors import UsageError
 from edgekd.metrics import mean_error, top1
 from edgekd.records import NOT_COUNTED, Candidate, Check, Measurement, Metric

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgekd import results, targets
-from edgekd.decisions import budget, rules
+from edgekd.decisions import budget
 from edgekd.errors import EnvironmentUnfit, RunFailed
 from edgekd.hosts import counter, local
 from edgekd.measure import instructions as counts
@@ -407,7 +407,9 @@ def judged(line, value, low=None, high=None, baseline=None):
         else None
     )
     candidate = Candidate("c", "c", 0, (), (), "onnx", None, "", (figure,))
-    (check,) = budget.judge(rules.rules({"any": {"instructions": line}}, "pi"), candidate, target="pi", baseline=before)
+    (check,) = budget.judge(
+        budget.rules({"any": {"instructions": line}}, "pi"), candidate, target="pi", baseline=before
+    )
     return check
 
 
@@ -434,7 +436,7 @@ def counted(each, inputs="of seed 1"):
 
 def regressed(each, before, line="regress max 0.5 % vs baseline"):
     candidate = Candidate("c", "c", 0, (), (), "onnx", None, "", (each,))
-    rule = rules.rules({"any": {"instructions": line}}, "pi")
+    rule = budget.rules({"any": {"instructions": line}}, "pi")
     (check,) = budget.judge(rule, candidate, target="pi", baseline=budget.Reference((before,)))
     return check
 
@@ -477,14 +479,14 @@ def test_a_budget_that_does_not_say_so_tells_what_to_write():
     right = Candidate(
         "c", "c", 0, (), (), "onnx", None, "", (Measurement("top1", "%", 90, 89, 91, 900, "test", "pi", "emulated"),)
     )
-    (check,) = budget.judge(rules.rules({"any": {"top1": "min 80 %"}}, "pi"), right, target="pi")
+    (check,) = budget.judge(budget.rules({"any": {"top1": "min 80 %"}}, "pi"), right, target="pi")
     assert (
         check.verdict == "inconclusive"
         and 'top1 = { is = "min 80 %", accept = ["measured", "emulated"] }' in check.reason
     )
     latency = Measurement("latency_p50_ms", "ms", 1, 1, 1, 8, None, "pi", "emulated")
     candidate = Candidate("c", "c", 0, (), (), "onnx", None, "", (latency,))
-    (check,) = budget.judge(rules.rules({"any": {"latency_p50_ms": "max 2 ms"}}, "pi"), candidate, target="pi")
+    (check,) = budget.judge(budget.rules({"any": {"latency_p50_ms": "max 2 ms"}}, "pi"), candidate, target="pi")
     assert check.verdict == "inconclusive" and "to take it" not in check.reason  # a time is never emulated
 
 

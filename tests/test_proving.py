@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgekd import intervals, targets
-from edgekd.decisions import budget, rules
+from edgekd.decisions import budget
 from edgekd.errors import EnvironmentUnfit
 from edgekd.hosts import emulator
 from edgekd.measure import jobs
@@ -146,9 +146,9 @@ def test_a_budget_on_the_spread_takes_emulated_figures_and_no_other_rule_does():
     quality = Measurement("top1", "%", 99.0, 98.0, 99.5, 2000, "test", "t", "emulated")
     candidate = Candidate("c", "c", 0, (), ("int8",), "onnx", None, "", (spread, quality))
     lines = [
-        rules.parse("target_spread", "max 0.1 pt"),
-        rules.parse("target_spread", "max 0.01 pt"),
-        rules.parse("top1", "min 90 %"),
+        budget.parse("target_spread", "max 0.1 pt"),
+        budget.parse("target_spread", "max 0.01 pt"),
+        budget.parse("top1", "min 90 %"),
     ]
     found = budget.judge(lines, candidate, target="t", split="test", records={}, teacher=None, metrics={"top1": top1()})
     assert [c.verdict for c in found] == ["pass", "fail", "inconclusive"]

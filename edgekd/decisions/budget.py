@@ -17,19 +17,8 @@ import numpy as np
 
 from edgekd import intervals
 from edgekd.decisions import quantities
-from edgekd.decisions.rules import (
-    ANY,
-    Budget,
-    Rule,
-    acceptable,
-    accepted,
-    fitted,
-    parse,
-    problems,
-    read,
-    rules,
-    with_default,
-)
+from edgekd.decisions.rules import Rule, acceptable, accepted, fitted, parse
+from edgekd.decisions.tables import ANY, Budget, problems, read, rules, with_default
 from edgekd.errors import FAILED, INCONCLUSIVE, PASSED
 from edgekd.records import NOT_COUNTED, Candidate, Check, Measurement, Metric, Verdict
 from edgekd.targets import REFERENCE

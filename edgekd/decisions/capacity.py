@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from edgekd.decisions.rules import ANY
+from edgekd.decisions.tables import ANY
 from edgekd.records import Target
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekd.components import imported
 from edgekd.decisions import quantities
-from edgekd.decisions.rules import Tables
+from edgekd.decisions.tables import Tables
 from edgekd.errors import Problem, UsageError
 from edgekd.probes import declared
 from edgekd.records import Quantity

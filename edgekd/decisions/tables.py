@@ -1,0 +1,168 @@
+"""Budgets as people write them: `[any]` and `[TARGET]` tables of `name = value`, in a recipe's `[gate.*]` and in a file
+for `--budget`.
+
+    value  a rule (rules.py), a list of rules, or { is = rule or rules, accept = ["measured", ...], level = "error" |
+           "warn" }
+
+A target's table adds to `[any]`, and replaces a name that both have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Required, get_args
+
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
+
+from edgekd.decisions import quantities
+from edgekd.decisions.rules import Level, Rule, acceptable, accepted, example_of, parse
+from edgekd.errors import Problem, UsageError, near
+from edgekd.files import read_toml
+from edgekd.records import Origin
+
+Line = TypedDict("Line", {"is": Required[str | list[str]], "accept": list[Origin], "level": Level}, total=False)
+Tables = dict[str, dict[str, str | list[str] | Line]]
+Budget = Tables | TypedDict("Gate", {"gate": Tables})
+
+ANY = "any"
+KEYS = ("is", "accept", "level")
+QUALITY = "drop max 1.0 pt vs teacher"  # where a recipe has no budget of quality
+
+
+def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems: list[Problem]) -> list[Rule]:
+    """The rules of one key of a table; what is wrong goes to `problems`."""
+    example = f"{name} = {example_of(name, units)!r}".replace("'", '"')
+    texts, accept, level = value, accepted(name), "error"
+    if isinstance(value, Mapping):
+        texts, accept, level = _inline(value, name, place, units, problems)
+    listed = list(texts) if isinstance(texts, (list, tuple)) else [texts]
+    if not listed and not (isinstance(value, Mapping) and "is" not in value):
+        problems.append(Problem(place, "has no rule", f"for example {example}"))
+    found = []
+    for number, text in enumerate(listed):
+        where = f"{place}[{number}]" if len(listed) > 1 else place
+        try:
+            found.append(replace(parse(name, text, where, units), accept=accept, level=level))
+        except UsageError as error:
+            problems += error.problems
+    least = max((r.limit for r in found if r.kind == "min"), default=-math.inf)
+    most = min((r.limit for r in found if r.kind == "max"), default=math.inf)
+    if least > most:
+        problems.append(Problem(place, f"nothing is at least {least:g} and at most {most:g}"))
+    return found
+
+
+def _inline(
+    table: Mapping[str, Any], name: str, place: str, units: Mapping[str, str], problems: list[Problem]
+) -> tuple[Any, tuple[Origin, ...], Level]:
+    """(rules as written, accepted origins, level) of `{ is = ..., accept = ..., level = ... }`."""
+    for key in table:
+        if key not in KEYS:
+            problems.append(Problem(f"{place}.{key}", "unknown key", near(str(key), KEYS, f"keys: {', '.join(KEYS)}")))
+    if "is" not in table:
+        hint = f'for example {{ is = "{example_of(name, units)}", level = "warn" }}'
+        problems.append(Problem(place, "`is` is missing", hint))
+    level, accept = table.get("level", "error"), table.get("accept", accepted(name))
+    if level not in get_args(Level):
+        problems.append(Problem(f"{place}.level", f"must be error or warn, not {level!r}"))
+    if not isinstance(accept, (list, tuple)) or not accept or not all(o in get_args(Origin) for o in accept):
+        told = f"must be a list of {', '.join(get_args(Origin))}, not {accept!r}"
+        problems.append(Problem(f"{place}.accept", told))
+        accept = accepted(name)
+    elif not all(acceptable(name, o, units) for o in accept):
+        hint = 'for example accept = ["measured", "predicted"]'
+        problems.append(Problem(f"{place}.accept", "a time is never emulated", hint))
+    return table.get("is", []), tuple(accept), "warn" if level == "warn" else "error"
+
+
+def problems(
+    gate: Mapping[str, Any],
+    place: str = "gate",
+    targets: Sequence[str] | None = None,
+    metrics: Mapping[str, str] | None = None,
+) -> list[Problem]:
+    """Everything that is wrong with the tables {target or any: {name: value}}. `targets`: those there are (None: any
+    name will do); `metrics`: {name: unit} of the task's, where they are known: then a name that is no measurement is
+    told."""
+    found: list[Problem] = []
+    units = {**quantities.units(), **(metrics or {})}
+    for target, table in gate.items():
+        where = _under(place, target)
+        if targets is not None and target != ANY and target not in targets:
+            hint = near(target, [ANY, *targets], f"targets: {', '.join(targets)}; `any` stands for all")
+            found.append(Problem(where, f"no target is named `{target}`", hint))
+        if not isinstance(table, Mapping):
+            found.append(Problem(where, "must be a table of measurements", f'[{target}] with top1 = "min 88 %"'))
+            continue
+        for name, value in table.items():
+            lines(value, name, f"{where}.{name}", units, found)
+            if metrics is not None and name not in units:
+                text = f"nothing is measured by the name `{name}`"
+                found.append(Problem(f"{where}.{name}", text, near(name, units)))
+    return found
+
+
+def rules(gate: Mapping[str, Mapping[str, Any]], target: str, place: str = "recipe.toml: gate") -> tuple[Rule, ...]:
+    """The rules that hold for one target. Raises UsageError with every problem."""
+    found: list[Rule] = []
+    wrong: list[Problem] = []
+    merged = {name: (ANY, value) for name, value in gate.get(ANY, {}).items()} | {
+        n: (target, v) for n, v in gate.get(target, {}).items()
+    }
+    for name, (table, value) in merged.items():
+        found += lines(value, name, f"{_under(place, table)}.{name}", quantities.units(), wrong)
+    if wrong:
+        raise UsageError(*wrong)
+    return tuple(found)
+
+
+def _under(place: str, table: str) -> str:
+    return f"{place}.{table}" if place.endswith("gate") else f"{place}: {table}"
+
+
+def with_default(
+    gate: Mapping[str, Any], metric: str, unit: str = "%", targets: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The gate with a budget of quality where it has none: never the fastest, however wrong. `metric`: the task's
+    first, in `unit`.
+
+    It goes to `any` where no table has one; with `targets`, also to those that are left without where others have their
+    own."""
+    made = {name: dict(table) if isinstance(table, Mapping) else table for name, table in gate.items()}
+    told = {name for name, table in made.items() if isinstance(table, dict) and not all(map(quantities.cost, table))}
+    if ANY in told or not isinstance(made.get(ANY, {}), dict):
+        return made
+    rule = QUALITY if unit == "%" else "regress max 1 % vs teacher"
+    # emulation answers as the target does; of its times nothing is judged
+    line = {"is": rule, "accept": ["measured", "emulated"]}
+    for name in (t for t in targets or () if t not in told) if told else (ANY,):
+        made[name] = {metric: line, **made.get(name, {})}
+    return made
+
+
+def read(
+    path: Path | str, targets: Iterable[str] | None = None, metrics: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """(tables, their place) of a budget file: `[any]`, `[TARGET]`, or the same inside of `[gate]`, so that a recipe
+    will do. `targets`, `metrics`: see `problems`. Raises UsageError with every problem."""
+    table = read_toml(path)
+    table.pop("schema", None)
+    names, where = None if targets is None else list(targets), f"{path}"
+    if isinstance(table.get("gate"), dict):
+        beside = [name for name in table if name == ANY or name in (names or ())]
+        if beside:
+            raise UsageError(
+                Problem(where, f"has [gate.*] and also [{beside[0]}]", "put all tables inside of [gate], or none")
+            )
+        table, where = table["gate"], f"{path}: gate"
+    elif "stage" in table:  # a recipe without a gate
+        table = {}
+    found = problems(table, where, names, metrics)
+    if not any(isinstance(t, dict) and t for t in table.values()):
+        found.append(Problem(str(path), "has no budget", '[any] with top1 = "min 88 %"'))
+    if found:
+        raise UsageError(*found)
+    return table, where
