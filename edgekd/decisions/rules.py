@@ -62,11 +62,8 @@ def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] | None
     edgekd measures. Raises UsageError."""
     units = quantities.units() if units is None else units
     if not isinstance(text, str):
-        raise UsageError(
-            Problem(
-                place, f"must be a rule in words, not {text!r}", f'for example {name} = "{example_of(name, units)}"'
-            )
-        )
+        hint = f'for example {name} = "{example_of(name, units)}"'
+        raise UsageError(Problem(place, f"must be a rule in words, not {text!r}", hint))
     match = _RULE.fullmatch(text.strip())
     if match is None:
         raise UsageError(Problem(place, f"`{text[:80]}` is no rule", _near(name, text, units)))

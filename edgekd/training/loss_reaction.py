@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import THEIRS
+from edgekd.inputs import positional
 from edgekd.records import Signals
 from edgekd.training.terms import Bound, Term
 
@@ -102,5 +103,5 @@ def _drawn(like: Signals | None, kind: tuple[str, float], seed: int, learns: boo
 def _tensors(signals: Signals) -> list[torch.Tensor]:
     import torch
 
-    outputs = list(signals.output.values()) if isinstance(signals.output, Mapping) else [signals.output]
+    outputs = list(positional(signals.output))
     return [x for x in (*outputs, *signals.taps.values()) if isinstance(x, torch.Tensor)]
