@@ -553,7 +553,7 @@ def target(**facts):
 def test_the_best_that_is_known_of_a_target(tmp_path):
     work = benchmark("networks").NETWORKS["mobilenet_v2_1.0"]().work
     assert latency.device_of(target()) == Device("cortex-a72", 1.5, 4)
-    assert latency.device_of(target(architecture="x86-64", features=("avx2", "avx512f")), 1) == Device("avx512", 1.5, 1)
+    assert latency.device_of(target(architecture="x86-64", features=("avx2", "avx512f"))) == Device("avx512", 1.5, 4)
     assert latency.predict(work, target(clock_mhz=None)) is None and latency.predict(work, target(core=None)) is None
     assert latency.predict(work, target()).kind == "transferred"
     assert latency.predict(work, target(core="cortex-m7")).kind == "bound"

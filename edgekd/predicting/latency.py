@@ -1,7 +1,7 @@
 """The latency of a network on a target, by the best that is known: its own rows, its core's, or a bound.
 
 work = work_of(static.read("model.onnx"))
-found = predict(work, targets.load("raspberry-pi-4"), rows=rows_of("raspberry-pi-4.json", threads=4), threads=4)
+found = predict(work, targets.load("raspberry-pi-4"), rows=rows_of("raspberry-pi-4.json", threads=4))
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgekd.predicting.work import Operator
 from edgekd.records import Target
 
 
-def device_of(target: Target, threads: int | None = None) -> Device | None:
+def device_of(target: Target) -> Device | None:
     """A target's traits: its core, of x86 by features. None where the core or its clock isn't known; a stand-in of an
     emulator says nothing of time.
 
@@ -33,7 +33,7 @@ def device_of(target: Target, threads: int | None = None) -> Device | None:
         core = target.core
     else:
         return None
-    return Device(core, target.clock_mhz / 1000, threads or target.threads)
+    return Device(core, target.clock_mhz / 1000, target.threads)
 
 
 def rows_of(path: Path, *, runtime: str, threads: int, core: str | None = None) -> tuple[Row, ...]:
@@ -57,13 +57,12 @@ def predict(
     target: Target,
     *,
     precision: Precision | None = None,
-    threads: int | None = None,
     rows: Sequence[Row] = (),
 ) -> Prediction | None:
     """The latency of a network on a target, of each operator as its file has it unless all are to be of one
     `precision`; None where not even a bound can be said, because the target doesn't say its core and clock, or the
     network does nothing that costs time."""
-    device = device_of(target, threads)
+    device = device_of(target)
     if device is None or not costs.costs(work).any():
         return None
     fitted = shipped.calibrate(device, runtime=target.runtime.name, rows=rows, name=target.name)

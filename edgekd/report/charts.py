@@ -18,6 +18,7 @@ GLYPH = 6.3  # width of a letter of a label, roughly
 LINE = 13  # height of a label
 FAR = 24  # pixels from a point to its label, from which a line joins them
 CROWD = 12  # points, beyond which those that are not on the front have no label
+TICKS = 6  # at most, of an axis
 DECADE = 8.0  # costs that span more than this factor are drawn on a logarithmic scale
 
 Kind = Literal["chosen", "front", "reference", "dominated"]
@@ -70,14 +71,14 @@ def tradeoff(points: Sequence[Point], across: str, up: str) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def ticks(low: float, high: float, log: bool = False, count: int = 6) -> list[float]:
+def ticks(low: float, high: float, log: bool = False) -> list[float]:
     """Round values in [low, high]: 1, 2, 5 times a power of ten; of each decade where the scale is logarithmic."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         found = [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]
-        return found if len(found) <= count + 2 else [v for v in found if f"{v:e}"[0] == "1"] or found[::3]
-    step = 10.0 ** math.floor(math.log10((high - low) / count))
-    step = next(step * m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= count)
+        return found if len(found) <= TICKS + 2 else [v for v in found if f"{v:e}"[0] == "1"] or found[::3]
+    step = 10.0 ** math.floor(math.log10((high - low) / TICKS))
+    step = next(step * m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= TICKS)
     return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 

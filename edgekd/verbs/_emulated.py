@@ -58,12 +58,11 @@ def emulate(
     *,
     targets: Sequence[str] = (),
     data: Path | str | None = None,
-    seconds: float = cross_cpu.SECONDS,
     json: Path | str | None = None,
     quiet: bool = True,
 ) -> Emulated:
     """Runs an exported file under the instruction set of each target (default: all that can be emulated here), on as
-    many samples as take `seconds` each, and holds the answers against this machine's. Raises as `profile` does,
+    many samples as take cross_cpu.SECONDS each, and holds the answers against this machine's. Raises as `profile` does,
     EnvironmentUnfit without an emulator."""
     facts, path = environment.describe(), Path(model)
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
@@ -92,9 +91,8 @@ def emulate(
             here = _joined(jobs.score(path, mixed, folder=Path(folder) / "here"), path, labels)
 
             def answer(t: Target, launch: Mapping[str, Any]) -> np.ndarray:
-                return _joined(
-                    jobs.score(path, mixed, folder=Path(folder) / t.name, launch=launch, cap_s=seconds), path, labels
-                )
+                given = {"folder": Path(folder) / t.name, "launch": launch, "cap_s": cross_cpu.SECONDS}
+                return _joined(jobs.score(path, mixed, **given), path, labels)
 
             found = cross_cpu.executed(ready, order, here, answer, advance)
             work = lambda t, launch: (
