@@ -7,11 +7,14 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, near
@@ -46,9 +49,9 @@ def find(folder: str, use: str, among: list[str] | None = None) -> Any:
     """The part `use`: a built-in name (of `among`, by default the whole folder), or `package.module:name` of one's own.
     Raises UsageError with a hint."""
     kind = KINDS[folder]
-    if ":" in use or (kind.module and "." in use):
-        return imported(use)
     known = names(folder) if among is None else among
+    if ":" in use or (kind.module and use not in known and ("." in use or located(use))):
+        return imported(use)
     if use not in known:
         hint = near(use, known, f"one of {', '.join(known)}, or {kind.own}")
         raise UsageError(Problem("", f"no {kind.one} is named `{use}`", hint))
@@ -59,6 +62,20 @@ def find(folder: str, use: str, among: list[str] | None = None) -> Any:
         if hasattr(module, name):
             return getattr(module, name)
     raise AttributeError(f"edgekd.{folder}.{use} defines neither `{use}`, nor its class, nor `{kind.one}`")
+
+
+def look_beside(folder: Path) -> None:
+    """Modules that a recipe or a target names are looked for beside it and in the current folder: what names code runs
+    it, on purpose."""
+    for path in (str(Path.cwd()), str(folder)):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+
+
+def located(name: str) -> bool:
+    """Whether Python finds a module of this name, which has no dot; it isn't imported."""
+    importlib.invalidate_caches()
+    return name.isidentifier() and importlib.util.find_spec(name) is not None
 
 
 def imported(path: str) -> Any:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekd import runtimes
+from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.runtimes import facts as reading
 
 VOLATILE = ("mhz", "celsius", "throttled", "cores")  # cores: those that this process may use
@@ -22,8 +25,14 @@ def describe() -> dict[str, Any]:
     """Facts of this machine as JSON values, as a board tells its own (runtimes/facts.py): cpu, architecture, features,
     cores, clocks (MHz), caches and RAM (bytes), governor, temperature, versions. VOLATILE ones may change from call to
     call; everything else is the machine's."""
-    facts: dict[str, Any] = reading.describe(_SYSTEM)
+    facts: dict[str, Any] = reading.describe(_SYSTEM, libraries())
     return facts
+
+
+def libraries() -> tuple[str, ...]:
+    """Those whose versions are facts of a machine, with what the built-in runtimes need."""
+    needed = (need for name in runtimes.names() for need in runtimes.needs(name))
+    return tuple(dict.fromkeys((*reading.LIBRARIES, *needed)))
 
 
 def environment_id(facts: Mapping[str, Any]) -> str:
@@ -54,6 +63,31 @@ def threads(count: int = THREADS) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def needs(runtime: str) -> tuple[str, ...]:
+    """What must be installed where files are run in a runtime: what it says, and numpy."""
+    return tuple(dict.fromkeys((*runtimes.needs(runtime), "numpy")))
+
+
+def lacking(runtime: str) -> list[Problem]:
+    """What is not installed on this machine of what a runtime needs, and how it is installed."""
+    missing = [name for name in needs(runtime) if reading.version(name) is None]
+    text, hint = f"has no {' and no '.join(missing)} on this machine", f"{sys.executable} -m pip install"
+    return [Problem(f"runtime {runtime}", text, " ".join([hint, *missing]))] if missing else []
+
+
+def opened(runtime: str, path: Path, threads: int = 1) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """A file, opened by a runtime in this process: {input: array} -> {output: array}. Raises EnvironmentUnfit where the
+    runtime is not installed."""
+    missing = lacking(runtime)
+    if missing:
+        raise EnvironmentUnfit(*missing)
+    try:
+        return runtimes.loaded(runtime).load(str(path), threads)
+    except ImportError as error:
+        hint = "its file declares what it needs as NEEDS"
+        raise EnvironmentUnfit(Problem(f"runtime {runtime}", f"can't be loaded here: {error}", hint)) from None
 
 
 def forget_peak() -> None:

@@ -246,10 +246,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs the file on a device."""
+    """What runs the files on a device: `name` of one of edgekd/runtimes, `package.module` of one's own, or `none`
+    where none of edgekd's runs; `format`: of its files, "" for the one that it reads first."""
 
     name: Annotated[str, MinLen(1)] = "onnxruntime"
     version: str = ""
+    format: str = ""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """How a model goes to a device: the format of its file, and the runtime that opens it."""
+
+    format: str = "onnx"
+    runtime: str = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -261,7 +271,8 @@ class Target:
     the same time per cycle; `cores`: how many of them; `clock_mhz`: highest sustained; `caches`: {l1d, l1i, l2, l3:
     bytes}; `channel_multiple`: the widths that its kernels run well at; `int8`: the lattice that its kernels compute
     exactly on; `emulated_as`: the name of its CPU, or of a stand-in with the same kernels, to an emulator (qemu's
-    -cpu); `runtime`: named `none` where none of edgekd's runs; `sources`: {fact: where it is from}."""
+    -cpu); `runtime`, and `others` where its file has several `[[runtime]]`: a candidate is made for each of them;
+    `sources`: {fact: where it is from}."""
 
     name: Annotated[str, MinLen(1)]
     title: Annotated[str, MinLen(1)]
@@ -274,6 +285,7 @@ class Target:
     ram_bytes: Annotated[int, Gt(0)] | None = None
     flash_bytes: Annotated[int, Gt(0)] | None = None
     runtime: Runtime = Runtime()
+    others: tuple[Runtime, ...] = ()
     threads: Annotated[int, Ge(1), Le(1024)] = 1
     int8: Int8 = Int8()
     channel_multiple: Annotated[int, Ge(1), Le(1024)] = 8
@@ -286,13 +298,15 @@ class Host:
     """A way to a device. `run(job_folder, timeout, progress) -> out folder` brings a job there, runs it and fetches
     what it wrote (`timeout` in seconds, `progress(done, total)` over its schedule); `facts`: what
     environment.describe() tells, of the machine there; `launch`: how an emulator starts a job's processes
-    (hosts/emulator.py), whose times are never shown; `cores`: the numbers of those that they are held to."""
+    (hosts/emulator.py), whose times are never shown; `cores`: the numbers of those that they are held to;
+    `lacks(runtime)`: problems with what is not installed there of what a runtime needs."""
 
     name: str
     run: Callable[[Path, float, Callable[[int, int], None]], Path]
     facts: Mapping[str, Any]
     launch: Mapping[str, Any] | None = None
     cores: tuple[int, ...] = ()
+    lacks: Callable[[str], list[Any]] = lambda runtime: []
 
 
 # ---------------------------------------------------------------- observations
@@ -358,8 +372,8 @@ class Measurement:
 @dataclass(frozen=True)
 class Candidate:
     """An artifact that competes for a target, or a reference. `id` is unique in a run and readable (`prune-0.5.int8`);
-    candidates that differ by seed alone share a `point`. `file` is relative to the run folder; None where the file was
-    not kept."""
+    candidates that differ by seed alone share a `point`. `form`: the format of its file; `file` is relative to the run
+    folder, None where it was not kept; `runtime`: that made its figures, None where nobody says."""
 
     id: str
     point: str
@@ -370,6 +384,7 @@ class Candidate:
     file: str | None
     sha256: str
     measurements: tuple[Measurement, ...] = ()
+    runtime: str | None = None
 
 
 @dataclass(frozen=True)

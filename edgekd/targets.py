@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from edgekd import environment, runtimes
+from edgekd import components, environment, runtimes
 from edgekd.errors import Problem, UsageError, closest, meant, near
 from edgekd.files import read_toml
-from edgekd.records import Architecture, Cache, Feature, Int8, Runtime, Target
+from edgekd.records import Architecture, Cache, Deployment, Feature, Int8, Runtime, Target
 
 # features that runtimes choose int8 and float kernels by
 KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")
 HOST = "host"
 NO_RUNTIME = "none"  # the name of a runtime that edgekd has not
+MOST = 8  # runtimes of one target
 # how the note of a figure begins that another runtime made for a target that nothing runs
 REFERENCE = "reference runtime"
 FEATURES: Mapping[str, tuple[str, ...]] = {
@@ -68,7 +69,7 @@ def host(facts: Mapping[str, Any]) -> Target:
         "clock_mhz": facts["max_mhz"] or facts["mhz"],
         "caches": dict(facts["caches"]),
         "ram_bytes": facts["ram_bytes"],
-        "runtime": Runtime("onnxruntime", facts["versions"].get("onnxruntime", "")),
+        "runtime": _filled(Runtime(version=facts["versions"].get(Runtime().name, ""))),
     }
     return Target(
         name=HOST,
@@ -93,6 +94,29 @@ def runs(target: Target) -> bool:
     """Whether edgekd has a runtime for the target: without one, there are figures that are counted on the file, and
     budgets on them."""
     return target.runtime.name != NO_RUNTIME
+
+
+def each(target: Target) -> tuple[Target, ...]:
+    """The target with one runtime alone, for each of its runtimes."""
+    every = (target.runtime, *target.others)
+    return tuple(dataclasses.replace(target, runtime=_filled(r), others=()) for r in every)
+
+
+def deployment(target: Target) -> Deployment:
+    """How a model goes to a target of one runtime; the files of one that nothing here runs are opened by the reference
+    runtime of their format."""
+    wanted = _filled(target.runtime)
+    return Deployment(wanted.format, wanted.name if runs(target) else reference(wanted.format))
+
+
+def deployed(target: Target, how: Deployment) -> Target | None:
+    """The target with the runtime that takes files that are made so; None where none does."""
+    return next((t for t in each(target) if deployment(t) == how), None)
+
+
+def reference(form: str) -> str:
+    """The runtime that tells what files of a format compute; "" for a format that names none."""
+    return getattr(components.find("formats", form), "REFERENCE", "")
 
 
 def kernels(target: Target) -> str:
@@ -141,20 +165,25 @@ def times(target: Target, facts: Mapping[str, Any]) -> bool:
 
 
 def differing(target: Target, facts: Mapping[str, Any]) -> str:
-    """What is to be said of figures of the target that a machine's runtime makes: that it is of another version than
-    the target's. "" if it isn't."""
-    wanted, here = target.runtime, facts.get("versions", {}).get(target.runtime.name)
-    return (
-        f"with {wanted.name} {here}, the target has {wanted.version}"
-        if here and wanted.version and wanted.version != here
-        else ""
-    )
+    """What is to be said of figures of the target that a machine's runtime makes: that its library is of another
+    version than the target's. "" if it isn't."""
+    library = next(iter(runtimes.needs(target.runtime.name)), "")
+    wanted, here = target.runtime.version, facts.get("versions", {}).get(library)
+    return f"with {library} {here}, the target has {wanted}" if here and wanted and wanted != here else ""
 
 
 def surplus(target: Target, facts: Mapping[str, Any]) -> list[str]:
     """Features of a machine that the target has not and that choose other kernels: a time taken there is not the
     target's."""
     return [] if target.name == HOST else [f for f in facts["features"] if f in KERNELS and f not in target.features]
+
+
+def _filled(runtime: Runtime) -> Runtime:
+    """A runtime with the format of its files."""
+    if runtime.format:
+        return runtime
+    read = runtimes.formats(Runtime().name if runtime.name == NO_RUNTIME else runtime.name)
+    return dataclasses.replace(runtime, format=next(iter(read), ""))
 
 
 def _folder() -> Path | None:
@@ -170,7 +199,14 @@ def _parse(path: Path) -> Target:
     raw = read_toml(path, "`edgekd list targets` shows the known ones")
     from pydantic import TypeAdapter, ValidationError
 
+    several = raw.get("runtime") if isinstance(raw.get("runtime"), list) else None
     problems, target = _unknown(path.name, raw), None
+    if several is not None:
+        if not 0 < len(several) <= MOST:
+            problems.append(Problem(f"{path.name}: runtime", f"has {len(several)} tables", f"write 1 to {MOST}"))
+        raw = {**raw, "others": several[1:]} | ({"runtime": several[0]} if several else {})
+    if path.parent != _folder():
+        components.look_beside(path.resolve().parent)  # a runtime or a format of one's own
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", path.stem):
         problems.append(
             Problem(path.name, "a target's name is made of letters, digits, `.`, `_` and `-`", "rename the file")
@@ -184,7 +220,8 @@ def _parse(path: Path) -> Target:
     problems += [] if target is None else _contradictions(path.name, target)
     if problems or target is None:
         raise UsageError(*problems)
-    return target
+    first, *others = (t.runtime for t in each(target))
+    return dataclasses.replace(target, runtime=first, others=tuple(others))
 
 
 def _contradictions(file: str, target: Target) -> list[Problem]:
@@ -193,7 +230,7 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
         Problem(f"{file}: {place}", "holds control characters", "one line of text")
         for place, text in (
             ("title", target.title),
-            ("runtime", f"{target.runtime}"),
+            ("runtime", f"{target.runtime}{target.others}"),
             ("emulated_as", target.emulated_as or ""),
         )
         if not text.isprintable()
@@ -209,13 +246,7 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
     ]
     if target.core and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", target.core):
         found.append(Problem(f"{file}: core", f"{target.core!r} is no name of a core", "lower case, as in cortex-a72"))
-    known = [*runtimes.names(), NO_RUNTIME]
-    if target.runtime.name not in known:
-        hint = (
-            near(target.runtime.name, sorted(known))
-            + f'; name = "{NO_RUNTIME}": what is counted on files, and budgets of it'
-        )
-        found.append(Problem(f"{file}: runtime.name", f"edgekd has no runtime `{target.runtime.name}`", hint))
+    found += _runtimes(file, (target.runtime, *target.others))
     if target.int8.activation_bits != 8:
         text = (
             f"is {target.int8.activation_bits}, and values between layers have 8 bits in the files that edgekd writes"
@@ -249,10 +280,57 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
     ]
 
 
+def _runtimes(file: str, given: Sequence[Runtime]) -> list[Problem]:
+    """Runtimes that are not there, formats that they don't read, and one named twice."""
+    found, seen = [], []
+    for number, runtime in enumerate(given):
+        place = f"{file}: runtime" if len(given) == 1 else f"{file}: runtime.{number}"
+        wrong = _runtime(place, runtime)
+        if len(given) > 1 and runtime.name == NO_RUNTIME:
+            wrong = [Problem(f"{place}.name", "stands beside other runtimes", "leave it out")]
+        if not wrong and (twice := _filled(dataclasses.replace(runtime, version=""))) in seen:
+            wrong = [Problem(place, f"{runtime.name} with {twice.format} files stands twice", "name it once")]
+        seen += [] if wrong else [_filled(dataclasses.replace(runtime, version=""))]
+        found += wrong
+    return found
+
+
+def _runtime(place: str, runtime: Runtime) -> list[Problem]:
+    known = [*runtimes.names(), NO_RUNTIME]
+    read = runtimes.formats(runtime.name)
+    if runtime.name not in known and not read:
+        own = runtimes.source(runtime.name)
+        hint = (
+            near(runtime.name, sorted(known)) + f'; name = "{NO_RUNTIME}": what is counted on files, and budgets of it'
+        )
+        text = f"edgekd has no runtime `{runtime.name}`"
+        if own is not None:
+            text += f", and {own.name} declares no FORMAT that it reads"
+        return [Problem(f"{place}.name", text, hint)]
+    wanted = _filled(runtime).format
+    if runtime.name != NO_RUNTIME and wanted not in read:
+        text = f"{runtime.name} reads {' and '.join(read)}, not {wanted}"
+        return [Problem(f"{place}.format", text, "leave it out, or name another runtime")]
+    try:
+        form = components.find("formats", wanted)
+    except UsageError as error:
+        return [Problem(f"{place}.format", p.message, p.hint) for p in error.problems]
+    ending = str(getattr(form, "SUFFIX", ""))
+    if not ending or Path(f"model{ending}").suffix != ending or not callable(getattr(form, "export", None)):
+        hint = 'SUFFIX = ".name", and a function `export`'
+        return [Problem(f"{place}.format", f"`{wanted}` is no format: it says no SUFFIX, or has no `export`", hint)]
+    if runtime.name == NO_RUNTIME and not hasattr(form, "REFERENCE"):
+        text = f"nothing tells what {wanted} files compute: the format names no reference runtime"
+        return [Problem(f"{place}.format", text, "name a runtime that reads it")]
+    return []
+
+
 def _unknown(file: str, raw: Mapping[str, Any]) -> list[Problem]:
     """Keys that no record has: a misspelt fact must not pass for an absent one."""
-    facts = {f.name for f in dataclasses.fields(Target)} - {"name"}
-    tables = [("", raw, facts), ("runtime.", raw.get("runtime"), {f.name for f in dataclasses.fields(Runtime)})]
+    facts, given = {f.name for f in dataclasses.fields(Target)} - {"name", "others"}, raw.get("runtime")
+    known = {f.name for f in dataclasses.fields(Runtime)}
+    each = [(f"runtime.{i}.", table) for i, table in enumerate(given)] if isinstance(given, list) else []
+    tables = [("", raw, facts)] + [(prefix, table, known) for prefix, table in each or [("runtime.", given)]]
     tables += [
         ("int8.", raw.get("int8"), {f.name for f in dataclasses.fields(Int8)}),
         ("sources.", raw.get("sources"), facts),
@@ -271,7 +349,10 @@ def _unknown(file: str, raw: Mapping[str, Any]) -> list[Problem]:
 
 
 def _problem(file: str, error: Mapping[str, Any]) -> Problem:
-    place, last, given = ".".join(str(part) for part in error["loc"]), str(error["loc"][-1]), error.get("input")
+    loc, last, given = error["loc"], str(error["loc"][-1]), error.get("input")
+    if loc[0] == "others":  # the second and later ones of several
+        loc = ("runtime", *(part + 1 if isinstance(part, int) else part for part in loc[1:]))
+    place = ".".join(str(part) for part in loc)
     if error["type"] == "missing":
         return Problem(f"{file}: {place}", "is missing", f"write {last} = ...")
     if error["type"] == "literal_error":

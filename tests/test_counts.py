@@ -16,8 +16,8 @@ from edgekd import results, targets
 from edgekd.decisions import budget
 from edgekd.errors import EnvironmentUnfit, RunFailed
 from edgekd.hosts import counter, local
+from edgekd.measure import folders
 from edgekd.measure import instructions as counts
-from edgekd.measure import jobs
 from edgekd.probes import Subject, static
 from edgekd.records import Candidate, Measurement
 
@@ -388,7 +388,7 @@ def test_without_a_counter_the_marks_are_nothing(tmp_path):
     student = ROOT / "benchmarks" / "cifar10" / "student.onnx"
     x = np.zeros((2, 3, 32, 32), np.float32)
     entry = {"id": "c", "subject": "s0", "pass": "count", "warmup_runs": 1, "empty": 1, "runs": 3}
-    jobs.build(tmp_path / "job", {"s0": student}, x, [entry], {}, 1)
+    folders.build(tmp_path / "job", folders.Job({"s0": student}, x, [entry], "onnxruntime"))
     out = local.run(tmp_path / "job", 60)
     line = json.loads((out / "results.jsonl").read_text())
     assert (line["n"], line["empty"]) == (3, 1) and json.loads((out / "done.json").read_text())["failed"] == {}

@@ -19,6 +19,7 @@ from edgekd import Task, arrays, quantization
 from edgekd.data.columns import load, take
 from edgekd.errors import RunFailed, UsageError
 from edgekd.formats import onnx as format
+from edgekd.formats._qdq import pool
 from edgekd.models import saved
 from edgekd.quantization import grid as grids
 from edgekd.quantization.torch_graph import exact, fake
@@ -272,10 +273,11 @@ def test_same_bytes_from_another_process_in_another_folder(tmp_path):
     assert found[0] == found[1]
 
 
-def test_nothing_of_the_machine_or_the_source_is_in_a_file(trained, tmp_path):
+def test_nothing_of_the_machine_or_the_source_is_in_a_file(trained, tmp_path, monkeypatch):
     task, source = trained
     run = run_in(tmp_path, task)
-    Export(opset=18)(source, run)
+    monkeypatch.setattr(format.export, "__kwdefaults__", {**format.export.__kwdefaults__, "opset": 18})
+    Export()(source, run)
     model = onnx.load(run.folder / "model.onnx")
     words = onnx.ModelProto()
     words.CopyFrom(model)
@@ -320,7 +322,7 @@ def test_a_mean_that_drops_its_dimensions_is_no_pooling():
         node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=keep)
         constants = [numpy_helper.from_array(np.array(axes, np.int64), "axes")]
         graph = helper.make_graph([node], "g", [value("x", ["n", 4, 5, 6])], [value("y", None)], constants)
-        format._pool(graph)
+        pool(graph)
         kept[tuple(axes), keep] = graph.node[0].op_type
     assert [k for k, kind in kept.items() if kind == "GlobalAveragePool"] == [((2, 3), 1), ((-1, -2), 1)]
 

@@ -14,7 +14,7 @@ from test_measure import X, network
 from edgekd import environment, targets
 from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.hosts import address, fetched, local, ssh
-from edgekd.measure import jobs, machine
+from edgekd.measure import jobs, machine, noise
 from edgekd.records import Host
 from edgekd.runtimes import facts as reading
 from edgekd.runtimes import worker
@@ -337,7 +337,7 @@ def test_powersave_is_the_lowest_clock_but_with_drivers_of_x86(tmp_path):
     ],
 )
 def test_what_keeps_a_board_from_its_clock(first, conditions, wanted):
-    assert jobs._held_back(conditions, {"throttled": first}) == wanted
+    assert noise.held_back(conditions, {"throttled": first}) == wanted
 
 
 def test_a_board_with_another_core_stands_for_no_target(tmp_path, monkeypatch):

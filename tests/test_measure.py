@@ -16,7 +16,7 @@ from onnx import numpy_helper as nh
 from edgekd import cli, environment, results, targets
 from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import local
-from edgekd.measure import jobs, samples
+from edgekd.measure import jobs, noise, samples, schedule
 from edgekd.probes import times
 from edgekd.records import Target
 from edgekd.report.figures import figure
@@ -25,7 +25,9 @@ from edgekd.runtimes import worker
 from edgekd.verbs import compare, profile
 
 X = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float32)
-TINY = jobs.Effort(processes=6, most=6, warmup_s=0.0, runs=10, steady_s=0.01, memory=2, warmup_cap_s=0.05, cap_s=0.5)
+TINY = schedule.Effort(
+    processes=6, most=6, warmup_s=0.0, runs=10, steady_s=0.01, memory=2, warmup_cap_s=0.05, cap_s=0.5
+)
 
 
 def network(path, width=16, batch="batch", kind=T.FLOAT, outside=False):
@@ -82,7 +84,7 @@ def profiled(tmp_path_factory):
             models,
             X,
             folder=folder / "p",
-            target="host",
+            target=targets.load("host"),
             progress=lambda done, total, text: seen.append((done, total, text)),
         )
     return folder / "p", models, found, seen
@@ -206,7 +208,7 @@ def test_profile_is_read_again_without_measuring(profiled):
     def run(*_):
         raise AssertionError("measured again")
 
-    assert jobs.profile(models, X, folder=folder, target="host", host=on(run)) == found
+    assert jobs.profile(models, X, folder=folder, target=targets.load("host"), host=on(run)) == found
 
 
 def test_profile_goes_on_where_it_was_cut_off(profiled, tmp_path):
@@ -216,7 +218,7 @@ def test_profile_goes_on_where_it_was_cut_off(profiled, tmp_path):
     (out / "done.json").unlink()
     lines = (out / "results.jsonl").read_bytes().splitlines(keepends=True)
     (out / "results.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:40])
-    again = jobs.profile(models, X, folder=tmp_path / "p", target="host")
+    again = jobs.profile(models, X, folder=tmp_path / "p", target=targets.load("host"))
     assert (out / "results.jsonl").read_bytes().splitlines(keepends=True)[:-2] == lines[:-2]
     for name in models:
         assert again[name][4:] == found[name][4:]  # memory was finished before
@@ -229,7 +231,7 @@ def test_progress_names_the_file_at_work(profiled):
 
 
 def test_the_schedule_goes_forth_and_back_with_a_control():
-    entries = jobs._schedule(["s0", "s1", "control"], 4, TINY)
+    entries = schedule.schedule(["s0", "s1", "control"], 4, TINY)
     timed = [e["subject"] for e in entries if e["pass"] == "time"]
     forth = ["s0", "s1", "control"]
     assert timed == [*forth, *forth[::-1], *forth, *forth[::-1]]
@@ -246,9 +248,9 @@ def test_a_job_holds_no_name_of_the_users(profiled):
 
 
 def test_timing_goes_through_samples_of_the_whole_set():
-    few = jobs._some(np.arange(1000))
+    few = jobs.some(np.arange(1000))
     assert len(few) == 64 and few[0] == 0 and few[-1] == 999 and len(set(few)) == 64
-    assert jobs._some(np.arange(5)).tolist() == [0, 1, 2, 3, 4]
+    assert jobs.some(np.arange(5)).tolist() == [0, 1, 2, 3, 4]
 
 
 def process(p50=1.0, cpu=1.0, mhz=2000.0, stable=True):
@@ -272,12 +274,12 @@ QUIET, STILL = (1.0, 0.99, 1.01), [process(1 + i / 1000) for i in range(6)]
     ],
 )
 def test_noise_is_flagged(processes, control, said):
-    note = jobs._noise(processes, control, threads=1)
+    note = noise.noise(processes, control, threads=1)
     assert note == (f"noisy: {said}" if said else "")
 
 
 def test_waiting_for_a_core_says_nothing_where_several_threads_share_the_work():
-    assert jobs._noise([process(cpu=0.8)] * 6, QUIET, threads=2) == ""
+    assert noise.noise([process(cpu=0.8)] * 6, QUIET, threads=2) == ""
 
 
 def test_memory_over_the_runtime_by_hand():

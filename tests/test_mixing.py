@@ -12,6 +12,7 @@ from edgekd.errors import UsageError
 from edgekd.progress import reporter
 from edgekd.quantization.diagnosis import mixed_precision as diagnosis_mixed
 from edgekd.run import mixed_precision, resolve
+from edgekd.run.graph import Point
 
 MIXED = """
 [mixed]
@@ -75,7 +76,7 @@ def test_shares_are_of_what_int8_saves_and_no_set_is_made_twice(monkeypatch):
         "extended",
         lambda resolved, plan, point, change, suffix: made.append((change, suffix)) or plan,
     )
-    point = lambda id, parents, stage: SimpleNamespace(id=id, parents=parents, stages=(stage,), step=id, reference=None)
+    point = lambda id, parents, stage: Point(id, id, 0, parents, (stage,), id, f"{id}'", ("host",))
     seen = [
         SimpleNamespace(point=point("distill", (), "distill")),
         SimpleNamespace(point=point("q", ("distill",), "quantize")),

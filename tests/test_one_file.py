@@ -11,8 +11,9 @@ from edgekd.decisions.shared_file import one_file
 from edgekd.hosts import local
 from edgekd.measure import jobs
 from edgekd.progress import Silent
-from edgekd.records import Candidate, Measurement, TargetResult
+from edgekd.records import Candidate, Deployment, Measurement, TargetResult
 from edgekd.run import evaluate
+from edgekd.run.plan import Point
 from edgekd.store.store import Store
 
 
@@ -123,10 +124,15 @@ def test_a_pair_that_noise_hid_is_timed_again_and_one_that_was_told_is_kept(tmp_
         return SimpleNamespace(verdict=verdict, ratio=ratio)
 
     monkeypatch.setattr(jobs, "compare", compare)
-    a, b = (SimpleNamespace(artifact=SimpleNamespace(key=k * 64), file=k, point=SimpleNamespace(id=k)) for k in "ab")
+    point = lambda id: Point(id, id, 0, (), (), "step", "export", ("host",))
+    a, b = (SimpleNamespace(artifact=SimpleNamespace(key=k * 64), file=k, point=point(k)) for k in "ab")
     resolved = SimpleNamespace(data=lambda split: SimpleNamespace(inputs={"x": np.zeros((2, 3))}))
     host = local.host()
     given = (a, b, targets.host(host.facts), resolved, Store(tmp_path / "store"), host, tmp_path, Silent())
     assert (
         math.isnan(evaluate.ratio(*given)) and [evaluate.ratio(*given) for _ in range(2)] == [1.1, 1.1] and told == []
     )
+    other = SimpleNamespace(
+        artifact=a.artifact, file="c", point=replace(a.point, deployment=Deployment("onnx", "other"))
+    )
+    assert math.isnan(evaluate.ratio(other, *given[1:])) and math.isnan(evaluate.ratio(a, other, *given[2:]))

@@ -16,7 +16,7 @@ from edgekd.hosts import emulator
 from edgekd.measure import jobs
 from edgekd.metrics import top1
 from edgekd.progress import Silent
-from edgekd.records import Candidate, Measurement
+from edgekd.records import Candidate, Deployment, Measurement
 from edgekd.run import cross_cpu
 
 AVX2, SSE = targets.load("x86-64-avx2"), targets.load("x86-64-sse42")
@@ -80,11 +80,15 @@ def test_counts_of_another_counter_are_not_taken_for_this_ones(tmp_path, monkeyp
         observed=lambda key, name: kept.get(name), observe=lambda key, name, value: kept.update({name: value})
     )
     o = SimpleNamespace(
-        point=SimpleNamespace(targets=(pi.name,)), artifact=SimpleNamespace(key="k" * 64), file=tmp_path / "m.onnx"
+        point=SimpleNamespace(targets=(pi.name,), deployment=Deployment()),
+        artifact=SimpleNamespace(key="k" * 64),
+        file=tmp_path / "m.onnx",
     )
     one = Measurement("instructions", "", 5, 5, 5, 8, None, None, "emulated")
     monkeypatch.setattr(cross_cpu, "launches", lambda wanted: ({t.name: (t, {}) for t in wanted}, []))
-    monkeypatch.setattr(cross_cpu.counts, "count", lambda *_: made.append(1) or SimpleNamespace(measurements=(one,)))
+    monkeypatch.setattr(
+        cross_cpu.counts, "count", lambda *_, **__: made.append(1) or SimpleNamespace(measurements=(one,))
+    )
     for _ in range(2):
         cross_cpu.instructions(o, [pi], resolved, store, tmp_path, Silent())
     assert len(made) == 1

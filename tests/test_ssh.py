@@ -23,6 +23,7 @@ from edgekd import cli, environment
 from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.hosts import connection, ssh
 from edgekd.measure import jobs as measure
+from edgekd.measure import machine
 from edgekd.records import Measurement
 from edgekd.runtimes import worker
 from edgekd.verbs import profile
@@ -314,8 +315,11 @@ def test_an_interpreter_that_does_not_fit(there, tmp_path):
     address = there.address.partition("?")[0]
     assert "there is no /nowhere/python there" in refusal(f"{address}?python=/nowhere/python")
     bare = wrapper(tmp_path, "bare", f'exec {sys.executable} -S "$@"')
-    said = refusal(f"{address}?python={bare}")
-    assert "has no onnxruntime and no numpy" in said and f"{bare} -m pip install onnxruntime numpy" in said
+    with ssh.connect(f"{address}?python={bare}") as host:
+        (problem,) = host.lacks("onnxruntime")
+        with pytest.raises(EnvironmentUnfit, match="has no onnxruntime and no numpy"):
+            machine.stands_for(host, None)
+    assert f"{bare} -m pip install onnxruntime numpy" in problem.hint
     old = wrapper(
         tmp_path,
         "old",

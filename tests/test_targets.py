@@ -19,7 +19,7 @@ from edgekd.errors import UsageError
 from edgekd.measure import machine
 from edgekd.metrics import top1
 from edgekd.probes import memory, static
-from edgekd.records import Measurement, Runtime, Target
+from edgekd.records import Deployment, Measurement, Runtime, Target
 from edgekd.run import evaluate
 from edgekd.verbs import compare, profile, quantize
 from edgekd.verbs import list as listing
@@ -332,7 +332,9 @@ def test_answers_take_one_core_however_many_threads_the_target_has(monkeypatch):
     )
     artifact = SimpleNamespace(folder=Path("."), facts={})
     o = evaluate.Observed(
-        SimpleNamespace(targets=("wide",)), artifact, dict.fromkeys(evaluate.SPLITS, np.eye(3)[labels])
+        SimpleNamespace(targets=("wide",), deployment=Deployment()),
+        artifact,
+        dict.fromkeys(evaluate.SPLITS, np.eye(3)[labels]),
     )
     *figures, latency = evaluate.described(o, None, {}, resolved, {"wide": SimpleNamespace(facts=ZEN5)})
     assert latency == "predicted" and {(m.split, m.origin, m.target) for m in figures if m.name == "top1"} == {

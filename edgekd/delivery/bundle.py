@@ -56,7 +56,8 @@ class Manifest:
     """`manifest.json`. `model` names one of `files`; `measurements` are the candidate's that hold for the target;
     `gate`: the recipe's budget lines for any target and for this one; `verdict` and `checks`: what they came to when
     the bundle was made; `environment`: the machines that measured, `versions` those of the libraries that did;
-    `golden`: whether its inputs are samples of the task or synthetic; `means`: as in result.json (None: not said)."""
+    `golden`: whether its inputs are samples of the task or synthetic; `means`: as in result.json (None: not said);
+    `form`: the model's format; `runtime`: that the figures were made in."""
 
     task: str
     target: str
@@ -77,6 +78,7 @@ class Manifest:
     environment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     golden: Literal["samples", "synthetic"] | None = None
     means: Mapping[str, float] | None = None
+    runtime: str | None = None
     schema: str = f"edgekd.manifest/{results.VERSIONS['manifest']}"
 
 
@@ -144,6 +146,7 @@ def claimed(result: Result, candidate: Candidate, target: str) -> dict[str, Any]
         "target": target,
         "candidate": candidate.id,
         "form": candidate.form,
+        "runtime": candidate.runtime,
         "stages": candidate.stages,
         "measurements": measurements,
         "recipe_sha256": result.recipe_sha256,

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import files
-from edgekd.environment import FEATURES
+from edgekd.environment import FEATURES, needs
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.files import sealed, unsealed
 from edgekd.records import Target
@@ -37,6 +37,7 @@ from edgekd.records import Target
 PROGRAMS = ("qemu-aarch64", "qemu-aarch64-static")
 SETUP, CORE = "edgekd.emulator/1", "edgekd.core/1"
 HINT = "edgekd doctor --setup arm-emulator"
+HAS = ("onnxruntime", "numpy")  # libraries for files, in every set-up
 NO_DEVICE = ("max",)  # every feature that the emulator knows: no core that anybody has
 
 # the kernel's names of the bits of AT_HWCAP and AT_HWCAP2, from bit 0 (Linux, arch/arm64/include/uapi/asm/hwcap.h and
@@ -196,6 +197,10 @@ def launch(target: Target) -> dict[str, Any]:
     if setup is None or qemu is None:
         lacking = "there is no arm64 runtime" if setup is None else "there is no qemu-aarch64"
         raise EnvironmentUnfit(Problem(where, f"{lacking} to emulate it with", HINT))
+    missing = [need for need in needs(target.runtime.name) if need not in HAS]
+    if missing:
+        said = f"the arm64 set-up has no {' and no '.join(missing)}, which {target.runtime.name} needs"
+        raise EnvironmentUnfit(Problem(where, said, "run it on the device: --on ssh://user@host"))
     try:
         found = core(setup, qemu, target.emulated_as)
     except EnvironmentUnfit as error:

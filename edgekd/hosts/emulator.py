@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
+from edgekd import environment
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.hosts import arm
 from edgekd.records import Target
@@ -42,6 +43,9 @@ def launch(target: Target) -> dict[str, Any]:
                 "apt install qemu-user, or your system's package",
             )
         )
+    missing = environment.lacking(target.runtime.name)
+    if missing:
+        raise EnvironmentUnfit(*missing)
     # OpenBLAS, which comes with numpy, guesses the core by family and model, and takes AVX for granted on some: it is
     # told
     command, variables = (

@@ -121,11 +121,15 @@ def _line(line: dict[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
             and all(isinstance(n, str) for n in names)
         )
     elif kind == "operators":
-        good = good and line.get("trace") == f"{entry['id']}.json" and _count(line.get("warmup"))
+        traced = line.get("trace") == f"{entry['id']}.json" and _count(line.get("warmup"))
+        good = good and (traced or line.get("trace", 0) is None)
+    elif kind == "signature":
+        good = good and _signature(line.get("signature"))
     if not good:
         raise Damaged(f"the result of {entry['id']}")
-    names = line.get("outputs")  # a model's own names: the file's, whatever they are made of
-    return {**_cleaned(line), **({"outputs": names} if names else {})}
+    # a model's own names: the file's, whatever they are made of
+    kept = {name: line[name] for name in ("outputs", "signature") if line.get(name)}
+    return {**_cleaned(line), **kept}
 
 
 def files(line: Mapping[str, Any]) -> list[str]:
@@ -171,6 +175,16 @@ def full(message: str) -> bool:
     """Whether a full disk, a quota or a limit of file sizes is behind a message. numpy says "8 requested and 0 written"
     and no more."""
     return re.search(r"No space left|quota exceeded|File too large|requested and \d+ written", message) is not None
+
+
+def _signature(value: Any) -> bool:
+    """Whether it is {input: [type or None, [dimension or None]]}."""
+    if not isinstance(value, dict):
+        return False
+    pairs = [v for v in value.values() if isinstance(v, list) and len(v) == 2 and isinstance(v[1], list)]
+    return len(pairs) == len(value) and all(
+        isinstance(kind, str | None) and all(d is None or _count(d) for d in shape) for kind, shape in pairs
+    )
 
 
 def _condition(value: Any) -> bool:

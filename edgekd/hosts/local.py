@@ -19,7 +19,7 @@ from edgekd.records import Host
 
 
 def host() -> Host:
-    return Host("this machine", run, environment.describe())
+    return Host("this machine", run, environment.describe(), lacks=environment.lacking)
 
 
 def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:

@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekd import environment
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.files import canonical, sha256
 from edgekd.hosts import fetched
@@ -34,12 +35,12 @@ def connect(
 ) -> Iterator[Host]:
     """The board at `ssh://[user@]host[:port][?python=...]`, by the system's ssh and the user's configuration of it.
     `task(label)`: a bar for what takes long (report/progress.py). Raises UsageError for an address that is wrong,
-    EnvironmentUnfit where the board can't be reached or lacks Python 3.8, onnxruntime or numpy."""
+    EnvironmentUnfit where the board can't be reached or lacks Python 3.8."""
     board = _Board(parse(address), task)
     try:
         with task(f"connect to {board.address}"):
-            facts = board.facts()
-        yield Host(str(board.address), board.run, facts)
+            facts = board.facts(environment.libraries())
+        yield Host(str(board.address), board.run, facts, lacks=lambda runtime: board.lacks(runtime, facts))
     finally:
         board.close()
 
@@ -60,24 +61,30 @@ class _Board:
             line, self.open = self.open, None
             line.close()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, libraries: Sequence[str]) -> dict[str, Any]:
+        """What the board is, with the versions of those `libraries` that are installed there."""
+        asked = {"do": "facts", "libraries": list(libraries)}
         try:
-            found = fetched.facts(self.line().ask({"do": "facts"}, Path(reading.__file__).read_bytes())["facts"])
+            return fetched.facts(self.line().ask(asked, Path(reading.__file__).read_bytes())["facts"])
         except (Lost, TimeoutError, KeyError, fetched.Damaged) as error:
             why = fetched.text(error) or "the connection ended"
             raise EnvironmentUnfit(Problem(str(self.address), f"does not tell what it is: {why}")) from None
-        lacking = [name for name in ("onnxruntime", "numpy") if name not in found["versions"]]
-        if lacking:
-            hint = (
-                f"there: {self.address.python} -m pip install onnxruntime numpy; in a venv, where the system's Python "
-                "takes none: python3 -m venv ~/edgekd, and then ?python=~/edgekd/bin/python in the address"
-            )
-            if found["architecture"] in ("armv7l", "armv6l", "i686"):
-                hint = "its Python is a 32-bit one, for which there is no onnxruntime: a 64-bit system is needed"
-            raise EnvironmentUnfit(
-                Problem(str(self.address), f"{self.address.python} there has no {' and no '.join(lacking)}", hint)
-            )
-        return found
+
+    def lacks(self, runtime: str, facts: Mapping[str, Any]) -> list[Problem]:
+        """What is not installed there of what a runtime needs."""
+        needed, known = environment.needs(runtime), environment.libraries()
+        there = facts["versions"] if set(needed) <= set(known) else self.facts(needed)["versions"]
+        lacking = [name for name in needed if name not in there]
+        if not lacking:
+            return []
+        hint = (
+            f"there: {self.address.python} -m pip install {' '.join(lacking)}; in a venv, where the system's Python "
+            "takes none: python3 -m venv ~/edgekd, and then ?python=~/edgekd/bin/python in the address"
+        )
+        if facts["architecture"] in ("armv7l", "armv6l", "i686"):
+            hint = f"its Python is a 32-bit one, for which there may be no {lacking[0]}: take a 64-bit system"
+        text = f"{self.address.python} there has no {' and no '.join(lacking)}"
+        return [Problem(str(self.address), text, hint)]
 
     def run(
         self, job_folder: Path, timeout: float, progress: Callable[[int, int], None] = lambda done, total: None

@@ -14,7 +14,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from edgekd import intervals
 from edgekd.errors import Problem, RunFailed
 from edgekd.hosts import counter, local
 from edgekd.inputs import named
-from edgekd.measure import jobs
+from edgekd.measure import folders
+from edgekd.measure.folders import Inputs
+from edgekd.measure.jobs import ONNX, made_by
 from edgekd.probes import figure
 from edgekd.probes.instructions import INSTRUCTIONS
 from edgekd.records import Measurement
@@ -64,10 +66,11 @@ class Counts:
 
 def count(
     model: Path,
-    inputs: jobs.Inputs,
+    inputs: Inputs,
     launch: Mapping[str, Any],
     folder: Path,
     *,
+    runtime: str = ONNX,
     inferences: int = INFERENCES,
     target: str | None = None,
     timeout: float = 1800,
@@ -84,11 +87,9 @@ def count(
     folder.mkdir(parents=True, exist_ok=True)
     out, place = folder / "regions.jsonl", folder / "job"
     few = {name: np.asarray(array)[:inferences] for name, array in named(inputs).items()}
-    schedule = [
-        {"id": ENTRY, "subject": "s0", "pass": "count", "warmup_runs": WARMUP, "empty": EMPTY, "runs": inferences}
-    ]
+    entry = {"id": ENTRY, "subject": "s0", "pass": "count", "warmup_runs": WARMUP, "empty": EMPTY, "runs": inferences}
     settings = {"launch": counter.counting(launch, out)}
-    jobs.build(place, {"s0": Path(model)}, few, schedule, settings, 1, timeout)
+    folders.build(place, folders.Job({"s0": Path(model)}, few, [entry], runtime, settings, 1, timeout))
     if not _finished(place) or not out.is_file():
         (place / "out" / "results.jsonl").unlink(missing_ok=True)
         with _told(out, EMPTY + inferences, progress):
@@ -97,8 +98,11 @@ def count(
         reason = json.loads((place / "out" / "done.json").read_text(encoding="utf-8"))["failed"].get(
             ENTRY, "was not run"
         )
-        raise RunFailed(Problem(Path(model).name, f"does not run in onnxruntime under emulation: {reason}"))
-    return counts(counter.read(out), empty=EMPTY, inferences=inferences, target=target, inputs=_digest(few))
+        raise RunFailed(Problem(Path(model).name, f"does not run in {runtime} under emulation: {reason}"))
+    found = counts(counter.read(out), empty=EMPTY, inferences=inferences, target=target, inputs=_digest(few))
+    told = made_by(runtime, folders.finished(place).values())
+    figures = tuple(replace(m, note="; ".join(filter(None, (m.note, told)))) for m in found.measurements)
+    return replace(found, measurements=figures)
 
 
 def counts(

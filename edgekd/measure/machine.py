@@ -54,6 +54,9 @@ def stands_for(host: Host, target: Target | None) -> tuple[Target, Host]:
                 hint + ("; --on emulator runs as the target's" if device.emulated_as else ""),
             )
         )
+    missing = [p for t in devices.each(device) for p in host.lacks(t.runtime.name)]
+    if missing:
+        raise EnvironmentUnfit(*dict.fromkeys(missing))
     return device, dataclasses.replace(host, cores=_cores(host, device))
 
 

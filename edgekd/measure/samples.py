@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,38 +46,38 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
 
 
 def random(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Seeded inputs by type and shape: normal numbers, all values of a byte, 0 and 1 for wider integers (which often
-    are indices)."""
-    generator, found, problems = np.random.default_rng(0), {}, []
-    inner = {tensor.name for tensor in model.graph.initializer}
+    """Seeded inputs by type and shape, for an ONNX file."""
+    inner, signature = {tensor.name for tensor in model.graph.initializer}, {}
     for value in model.graph.input:
-        if value.name in inner:
-            continue
-        kind, dims = value.type.tensor_type, list(value.type.tensor_type.shape.dim)
-        open_dims = [d.dim_param or "?" for d in dims[1:] if not d.HasField("dim_value")]
-        shape = (COUNT, *(d.dim_value for d in dims[1:] if d.HasField("dim_value")))
-        dtype = static.dtype(kind.elem_type) if value.type.HasField("tensor_type") else None
-        if dtype is None or dtype.kind not in "fiub":
-            problems.append(Problem(f"input {value.name}", "is no tensor of numbers"))
+        if value.name not in inner:
+            kind, dims = value.type.tensor_type, value.type.tensor_type.shape.dim
+            dtype = static.dtype(kind.elem_type) if value.type.HasField("tensor_type") else None
+            shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims]
+            signature[value.name] = None if dtype is None else dtype.name, shape
+    return drawn(signature)
+
+
+def drawn(signature: Mapping[str, tuple[str | None, Sequence[int | str | None]]]) -> dict[str, np.ndarray]:
+    """Seeded inputs {name: (type, shape)}: normal numbers, all values of a byte, 0 and 1 for wider integers (which
+    often are indices). What of a shape is no number is open."""
+    generator, found, problems = np.random.default_rng(0), {}, []
+    for name, (kind, dims) in signature.items():
+        dtype, where, hint = np.dtype(kind or "O"), f"input {name}", "give samples with --data FILE.npz"
+        open_dims = [str(d or "?") for d in dims[1:] if not isinstance(d, int)]
+        shape = (COUNT, *(d for d in dims[1:] if isinstance(d, int)))
+        if dtype.kind not in "fiub":
+            problems.append(Problem(where, "is no tensor of numbers"))
         elif not dims or open_dims:
             what = "has no axis of samples" if not dims else f"leaves {', '.join(open_dims)} open"
-            problems.append(Problem(f"input {value.name}", what, "give samples with --data FILE.npz"))
+            problems.append(Problem(where, what, hint))
         elif min(shape) < 1 or math.prod(shape) > 2**28:
-            problems.append(
-                Problem(
-                    f"input {value.name}",
-                    f"has samples of shape {list(shape[1:])}",
-                    "give samples with --data FILE.npz",
-                )
-            )
+            problems.append(Problem(where, f"has samples of shape {list(shape[1:])}", hint))
+        elif dtype.kind in "iu":
+            low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.itemsize == 1 else (0, 2)
+            found[name] = generator.integers(low, high, shape).astype(dtype)
         else:
-            if dtype.kind in "iu":
-                low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.itemsize == 1 else (0, 2)
-                found[value.name] = generator.integers(low, high, shape).astype(dtype)
-            else:
-                found[value.name] = (
-                    generator.integers(0, 2, shape) if dtype.kind == "b" else generator.normal(size=shape)
-                ).astype(dtype)
+            values = generator.integers(0, 2, shape) if dtype.kind == "b" else generator.normal(size=shape)
+            found[name] = values.astype(dtype)
     if problems:
         raise UsageError(*problems)
     return found

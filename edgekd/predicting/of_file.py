@@ -13,7 +13,7 @@ from edgekd.predicting import calibration, latency, shipped
 from edgekd.predicting.work import work_of
 from edgekd.probes import static
 from edgekd.probes.times import AT_LEAST
-from edgekd.records import Measurement, Target
+from edgekd.records import Deployment, Measurement, Target
 
 
 def folder() -> Path:
@@ -45,8 +45,9 @@ def known_as(target: Target) -> tuple[str, str]:
 def predicted(path: Path, target: Target) -> tuple[Measurement, ...]:
     """The latency of a file on a target that nothing here times: `latency_p50_ms`, origin predicted, its note beginning
     with calibrated or transferred; of a core that nothing was timed on `latency_at_least_ms`, a bound. () where the
-    target tells no core and clock, or the file does nothing that takes time, or a shape stays open."""
-    if not devices.runs(target):
+    target tells no core and clock, or takes no ONNX files, or the file does nothing that takes time, or a shape stays
+    open."""
+    if not devices.runs(target) or devices.deployment(target).format != Deployment().format:
         return ()
     try:
         work = work_of(static.read(path))

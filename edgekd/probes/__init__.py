@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import components
-from edgekd.records import Measurement, Metric, Quantity, Split
+from edgekd.records import Deployment, Measurement, Metric, Quantity, Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ class Times:
 class Subject:
     """What there is of one file to measure; None: there is none.
 
-    file      the exported file; `model`: the same, parsed
+    file      the exported file; `format`: of it; `model`: the same, parsed, where it is an ONNX file
     facts     what its export found out (`Artifact.facts`)
     outputs   its answers to the samples of `split`: array [n, ...] or {name: array [n, ...]}
     labels    [n, ...]; metrics: the task's
@@ -60,6 +60,7 @@ class Subject:
     """
 
     file: Path | None = None
+    format: str = Deployment().format
     facts: Mapping[str, Any] = field(default_factory=dict)
     outputs: Any = None
     labels: np.ndarray | None = None
@@ -69,10 +70,10 @@ class Subject:
     times: Times | None = None
 
     @cached_property
-    def model(self) -> onnx.ModelProto:
+    def model(self) -> onnx.ModelProto | None:
         from edgekd.probes import static
 
-        return static.read(self.file)
+        return static.read(self.file) if self.format == Deployment().format else None
 
 
 def declared() -> Mapping[str, Quantity]:

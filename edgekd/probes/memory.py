@@ -59,7 +59,7 @@ class Buffer:
 def measure(subject: Subject) -> Iterator[Measurement]:
     """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats.
     Nothing where a shape stays open."""
-    if subject.file is None:
+    if subject.file is None or subject.model is None:
         return
     try:
         found = buffers(subject.model)

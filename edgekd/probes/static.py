@@ -148,6 +148,8 @@ def measure(subject: Subject) -> Iterator[Measurement]:
         return
     model, unknown = subject.model, ""
     yield figure(FILE_BYTES, Path(subject.file).stat().st_size)
+    if model is None:
+        return
     try:
         count, left_out = macs(model)
         yield figure(MACS, count, note=f"{NOT_COUNTED}{', '.join(left_out)}" if left_out else "")

@@ -215,8 +215,9 @@ def _candidate(o: Observed, plan: Plan, made: Mapping[str, Artifact]) -> Candida
         o.point.seed,
         o.point.parents,
         stages,
-        "onnx",
+        o.point.deployment.format,
         None,
-        o.artifact.files["model.onnx"],
+        o.artifact.files[o.file.name],
         o.measurements,
+        o.point.deployment.runtime,
     )

@@ -18,6 +18,7 @@ from edgekd.hosts import counter, emulator
 from edgekd.inputs import named
 from edgekd.measure import instructions as counts
 from edgekd.measure import jobs
+from edgekd.measure.folders import identity
 from edgekd.measure.machine import noted
 from edgekd.probes import other_cpus, quality
 from edgekd.records import Made, Measurement, Metric, Target
@@ -118,7 +119,7 @@ def prove(
     columns = resolved.data("test")
     here = o.outputs["test"]
     facts = environment.describe()
-    wanted = [t for t in devices(absent) if int8 or targets.matches(t, facts)]
+    wanted = [t for t in devices(_taking(absent, o)) if int8 or targets.matches(t, facts)]
     if isinstance(here, Mapping) or not wanted:
         return Proven()
     inputs = named(columns.inputs, resolved.task.inputs[0])
@@ -137,13 +138,22 @@ def prove(
     spread = made.get("", ())
     if not made:
         return Proven()
-    mine = {t.name: t for t in resolved.targets if t.name in o.point.targets}
+    mine = {t.name: t for t in _taking(resolved.targets, o) if t.name in o.point.targets}
     alone = {
         a.target: a for a in found if a.target in mine and (targets.matches(mine[a.target], facts) or not _same(a))
     }
     return Proven(
-        {n: tuple(noted((replace(m, target=n) for m in made.get(n, spread)), t, facts)) for n, t in mine.items()}, alone
+        {
+            n: tuple(noted((replace(m, target=n) for m in made.get(n, spread)), t, facts, jobs.made_by(t.runtime.name)))
+            for n, t in mine.items()
+        },
+        alone,
     )
+
+
+def _taking(wanted: Sequence[Target], o: Observed) -> list[Target]:
+    """Those of the targets that take such a file, with the runtime that opens it."""
+    return [d for t in wanted if (d := targets.deployed(t, o.point.deployment)) is not None]
 
 
 def _same(a: Answers) -> bool:
@@ -182,26 +192,28 @@ def instructions(
 ) -> tuple[Measurement, ...]:
     """Instructions of an inference of the file on each of its ARM targets, counted once per core and kept in the store.
     Why nothing can be run as a target is said by `prove`."""
+    absent = _taking(absent, o)
     wanted = [t for t in devices(absent) if t.name in o.point.targets and t.architecture == "aarch64"]
     ready, columns = launches(wanted)[0], resolved.data("test")
     inputs = named(columns.inputs, resolved.task.inputs[0])
 
     def work(target: Target, launch: Mapping[str, Any]) -> Sequence[Measurement]:
-        identity = (
+        counted_as = (
             "count",
             counts.INFERENCES,
             columns.digest,
             target.emulated_as,
             launch.get("identity", ""),
             sha256(counter.SOURCE),
+            identity(o.point.deployment.runtime),
         )
-        name = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+        name = hashlib.sha256(repr(counted_as).encode()).hexdigest()[:32]
         kept = store.observed(o.artifact.key, f"count-{name}")
         if kept is not None:
             return results.measurements(kept["measurements"])
         few = {n: a[: jobs.ROWS] for n, a in inputs.items()}
         place = folder / "profile" / f"count-{o.artifact.key[:12]}-{target.emulated_as}"
-        found = counts.count(o.file, few, launch, place).measurements
+        found = counts.count(o.file, few, launch, place, runtime=o.point.deployment.runtime).measurements
         store.observe(o.artifact.key, f"count-{name}", {"measurements": [asdict(m) for m in found]})
         return found
 
@@ -219,16 +231,18 @@ def _kept(
     o: Observed, device: Target, launch: Mapping[str, Any], inputs: Mapping[str, np.ndarray], digest: str, store: Store
 ) -> np.ndarray:
     """The file's answers as `device`, taken once and kept in the store."""
-    machine = environment.environment_id(environment.describe())
-    identity = repr(
-        ("emulated", o.artifact.key, digest, device.emulated_as, launch.get("identity", ""), machine, SECONDS)
+    machine, ran = environment.environment_id(environment.describe()), identity(o.point.deployment.runtime)
+    taken = repr(
+        ("emulated", o.artifact.key, digest, device.emulated_as, launch.get("identity", ""), machine, SECONDS, ran)
     )
-    key, parents = hashlib.sha256(identity.encode()).hexdigest(), {o.artifact.key: store.digest(o.artifact)}
+    key, parents = hashlib.sha256(taken.encode()).hexdigest(), {o.artifact.key: store.digest(o.artifact)}
     kept = store.find(key, parents)
     if kept is None:
 
         def build(place: Path, scratch: Path) -> Made:
-            (answered,) = jobs.score(o.file, inputs, folder=scratch, launch=launch, cap_s=SECONDS).values()
+            runtime = o.point.deployment.runtime
+            asked = {"runtime": runtime, "folder": scratch, "launch": launch, "cap_s": SECONDS}
+            (answered,) = jobs.score(o.file, inputs, **asked).values()
             np.save(place / "outputs.npy", answered, allow_pickle=False)
             return Made("outputs", {"samples": len(answered)})
 

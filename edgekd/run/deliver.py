@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd import intervals, results
+from edgekd import environment, intervals, results
 from edgekd.delivery import bundle
 from edgekd.files import write_atomic
 from edgekd.inputs import named
@@ -46,7 +46,7 @@ def write(run: Result, answered: Answered, observed: Sequence[Observed], folder:
 def _kept(candidate: Candidate, o: Observed, answered: Answered, folder: Path) -> Candidate:
     """Writes a candidate's file, and what it answered to the test split here and elsewhere."""
     test, metrics = answered.resolved.data("test"), answered.resolved.task.metrics
-    file = f"models/{candidate.id}.onnx"
+    file = f"models/{candidate.id}{o.file.suffix}"
     write_atomic(folder / file, o.file.read_bytes())
     records = answered.here["test"]
     path = folder / "predictions" / f"{candidate.id}.npz"
@@ -87,14 +87,12 @@ def _means(resolved: Resolved, records: Sequence[Records]) -> dict[str, float]:
 def golden(o: Observed, resolved: Resolved) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Inputs and what the file answers to them: real samples if the task says that they may be shared, else noise of
     their shape."""
-    from edgekd.runtimes.onnxruntime import load
-
     columns = resolved.data("test")
     arrays = named(columns.inputs, resolved.task.inputs[0])
     rows = {name: a[:GOLDEN] for name, a in arrays.items()}
     if not resolved.task.shareable:
         rows = {name: _noise(a, i) for i, (name, a) in enumerate(rows.items())}
-    return rows, load(str(o.file), 1)(rows)
+    return rows, dict(environment.opened(o.point.deployment.runtime, o.file)(rows))
 
 
 def _noise(like: np.ndarray, seed: int) -> np.ndarray:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import environment, results, targets
+from edgekd import components, environment, results, targets
 from edgekd.hosts import local
 from edgekd.inputs import bare, named
 from edgekd.measure import jobs
+from edgekd.measure.folders import identity
 from edgekd.measure.machine import noted
 from edgekd.predicting import of_file
 from edgekd.probes import Subject, measure
-from edgekd.records import Artifact, Host, Made, Measurement, Split, Target
+from edgekd.records import Artifact, Deployment, Host, Made, Measurement, Split, Target
 from edgekd.run.plan import Plan, Point
 from edgekd.run.resolve import Resolved
 from edgekd.store.store import Store
@@ -36,17 +37,28 @@ PRESET = "quick"
 @dataclass(frozen=True)
 class Observed:
     """A point whose file was exported: the file, what it answers per split (array or {name: array}), all that is known
-    about it; `there` {target: what it answers per split} of targets whose board was at hand."""
+    about it; `there` {target: what it answers per split} of targets whose board was at hand. `ran` {target: what is to
+    be said of the runtime there}, under "" of that of this machine."""
 
     point: Point
     artifact: Artifact
     outputs: Mapping[str, Any]
     measurements: tuple[Measurement, ...] = ()
     there: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ran: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def file(self) -> Path:
-        return self.artifact.folder / "model.onnx"
+        return self.artifact.folder / f"model{suffix(self.point)}"
+
+    def told(self, target: str) -> str:
+        """What is to be said of the runtime that its answers for a target are of."""
+        return self.ran.get(target, self.ran.get("", ""))
+
+
+def suffix(point: Point) -> str:
+    """Of the name of a point's file."""
+    return components.find("formats", point.deployment.format).SUFFIX
 
 
 def observe(
@@ -64,16 +76,18 @@ def observe(
     with progress.task("score the files") as advance:
         found = []
         for number, point in enumerate(points, 1):
-            artifact = made[point.export]
-            there = {t: answers(artifact, resolved, store, host) for t, host in boards.items() if t in point.targets}
-            found.append(Observed(point, artifact, answers(artifact, resolved, store, here), there=there))
+            artifact, hosts = made[point.export], {"": here} | {t: h for t, h in boards.items() if t in point.targets}
+            answered = {t: answers(artifact, point.deployment, resolved, store, host) for t, host in hosts.items()}
+            outputs, ran = ({t: pair[i] for t, pair in answered.items()} for i in (0, 1))
+            found.append(Observed(point, artifact, outputs.pop(""), there=outputs, ran=ran))
             advance(number, len(points), point.id)
     of_targets = {t.name: boards.get(t.name, here) for t in resolved.targets if targets.runs(t)}
-    timings = {}
-    for target in resolved.targets:
-        host = of_targets.get(target.name)
-        if host is not None and targets.times(target, host.facts):
-            timings[target.name] = times(found, target, resolved, store, host, folder, progress)
+    timings: dict[str, dict[str, tuple[Measurement, ...]]] = {}
+    for device in (d for t in resolved.targets for d in targets.each(t)):
+        host = of_targets.get(device.name)
+        if host is not None and targets.times(device, host.facts):
+            taken = times(found, device, resolved, store, host, folder, progress)
+            timings[device.name] = timings.get(device.name, {}) | taken
     teacher = next((o for o in found if o.point.reference == "teacher"), None)
     timed = {o.point.id: {t: taken.get(o.point.id, ()) for t, taken in timings.items()} for o in found}
     return [
@@ -82,22 +96,25 @@ def observe(
     ]
 
 
-def answers(artifact: Artifact, resolved: Resolved, store: Store, host: Host) -> dict[str, Any]:
-    """What the exported file answers to validation and test, in its runtime on `host`."""
+def answers(
+    artifact: Artifact, how: Deployment, resolved: Resolved, store: Store, host: Host
+) -> tuple[dict[str, Any], str]:
+    """(what the exported file answers to validation and test, in its runtime on `host`; what is to be said of that)."""
     columns, machine = {split: resolved.data(split) for split in SPLITS}, _machine(host)
-    identity = ("outputs", artifact.key, {split: c.digest for split, c in columns.items()}, machine)
-    key, parents = hashlib.sha256(repr(identity).encode()).hexdigest(), {artifact.key: store.digest(artifact)}
+    taken = ("outputs", artifact.key, {split: c.digest for split, c in columns.items()}, machine, identity(how.runtime))
+    key, parents = hashlib.sha256(repr(taken).encode()).hexdigest(), {artifact.key: store.digest(artifact)}
     kept = store.find(key, parents)
     if kept is None:
 
         def build(place: Path, scratch: Path) -> Made:
             parts = [named(c.inputs, resolved.task.inputs[0]) for c in columns.values()]
             joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            answered = jobs.score(artifact.folder / "model.onnx", joined, threads=1, folder=scratch, host=host)
+            file = artifact.folder / next(iter(artifact.files))
+            answered = jobs.score(file, joined, runtime=how.runtime, folder=scratch, host=host)
             first = len(columns[SPLITS[0]])
             for split, rows in zip(SPLITS, (slice(0, first), slice(first, None)), strict=True):
                 np.savez(place / f"{split}.npz", **{name: array[rows] for name, array in answered.items()})
-            return Made("outputs", {})
+            return Made("outputs", {"ran": jobs.ran(scratch, how.runtime)})
 
         kept = store.make(
             key,
@@ -113,7 +130,7 @@ def answers(artifact: Artifact, resolved: Resolved, store: Store, host: Host) ->
         with np.load(kept.folder / f"{split}.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         outputs[split] = bare(arrays)
-    return outputs
+    return outputs, kept.facts.get("ran", "")
 
 
 def _machine(host: Host) -> str:
@@ -130,11 +147,12 @@ def times(
     folder: Path,
     progress: Silent,
 ) -> dict[str, tuple[Measurement, ...]]:
-    """{id: latency and memory} on `host` with the target's threads: one interleaved job for all files that were not
-    timed so yet."""
-    inputs, taken, machine = _inputs(resolved), {}, _machine(host)
+    """{id: latency and memory} on `host` with the target's threads, in its runtime: one interleaved job for all files
+    that were not timed so yet."""
+    how = targets.deployment(target)
+    inputs, taken, machine = _inputs(resolved), {}, f"{_machine(host)}{identity(how.runtime)}"
     name, missing = f"profile-{PRESET}-{target.threads}-{machine}", {}
-    for o in [o for o in found if target.name in o.point.targets]:
+    for o in [o for o in found if target.name in o.point.targets and o.point.deployment == how]:
         kept = store.observed(o.artifact.key, name)
         if kept is None:
             missing[o.point.id] = o
@@ -142,17 +160,21 @@ def times(
             taken[o.point.id] = results.measurements(kept["measurements"])
     if not missing:
         return taken
-    place = (
-        folder
-        / "profile"
-        / f"{PRESET}-{target.threads}{f'-{machine}' if host.cores or target.name != targets.HOST else ''}"
-    )
+    plain = target.name == targets.HOST and not host.cores and how == Deployment()
+    place = folder / "profile" / f"{PRESET}-{target.threads}{'' if plain else f'-{machine}'}"
     with progress.task(
         f"time {len(missing)} files{'' if host.name == local.host().name else f' on {host.name}'}"
     ) as advance:
         models = {id: o.file for id, o in missing.items()}
         timed = jobs.profile(
-            models, inputs, preset=PRESET, threads=target.threads, folder=place, progress=advance, host=host
+            models,
+            inputs,
+            preset=PRESET,
+            threads=target.threads,
+            folder=place,
+            progress=advance,
+            target=target,
+            host=host,
         )
     for id, o in missing.items():
         store.observe(o.artifact.key, name, {"measurements": [dataclasses.asdict(m) for m in timed[id]]})
@@ -171,15 +193,19 @@ def ratio(
     progress: Silent,
 ) -> float:
     """The time of `a` over that of `b` on `host` with the target's threads, of the two interleaved; NaN where the A/A
-    control excludes 1. A ratio is kept, as all times are; where noise hid it, nothing was decided, and the next run
-    times the pair again."""
-    name = f"pair-{PRESET}-{target.threads}-{_machine(host)}-{b.artifact.key}"
+    control excludes 1, or they are of two runtimes. A ratio is kept, as all times are; where noise hid it, nothing was
+    decided, and the next run times the pair again."""
+    device = targets.deployed(target, a.point.deployment)
+    if device is None or a.point.deployment.runtime != b.point.deployment.runtime:
+        return math.nan
+    machine = f"{_machine(host)}{identity(a.point.deployment.runtime)}"
+    name = f"pair-{PRESET}-{target.threads}-{machine}-{b.artifact.key}"
     kept = store.observed(a.artifact.key, name)
     if kept is None or kept["ratio"] is None:
         place = folder / "profile" / f"pair-{target.name}-{a.artifact.key[:12]}-{b.artifact.key[:12]}"
         with progress.task(f"time {a.point.id} against {b.point.id}") as advance:
             given = {"preset": PRESET, "threads": target.threads, "folder": place, "progress": advance, "host": host}
-            compared = jobs.compare(b.file, a.file, _inputs(resolved), **given)
+            compared = jobs.compare(b.file, a.file, _inputs(resolved), target=device, **given)
         if compared.verdict == "inconclusive":
             shutil.rmtree(place, ignore_errors=True)  # its finished processes would be taken for those of the next time
             return math.nan
@@ -202,18 +228,16 @@ def _quality(
     return measure(Subject(outputs=outputs[split], labels=labels, metrics=metrics, teacher=beside, split=split))
 
 
-def _noted(m: Measurement, more: str) -> str:
-    return "; ".join(filter(None, (m.note, more)))
+def _joined(*texts: str) -> str:
+    return "; ".join(filter(None, texts))
 
 
 def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, machine: str) -> list[Measurement]:
     """Quality on validation by this machine's answers, as no target's: what a choice goes by for targets that this
     machine is none of. What the chosen file answers there is emulated, and judged on test."""
     figures = _quality(o.outputs, o, teacher, "validation", resolved)
-    return [
-        dataclasses.replace(m, environment=machine, threads=1, note=_noted(m, "this machine's answers"))
-        for m in figures
-    ]
+    told = _joined("this machine's answers", o.told(""))
+    return [dataclasses.replace(m, environment=machine, threads=1, note=_joined(m.note, told)) for m in figures]
 
 
 def _by_reference(o: Observed, teacher: Observed | None, target: Target, resolved: Resolved) -> list[Measurement]:
@@ -221,10 +245,12 @@ def _by_reference(o: Observed, teacher: Observed | None, target: Target, resolve
     machine."""
     facts, found = environment.describe(), []
     own = {"target": target.name, "origin": "emulated", "threads": 1, "environment": environment.environment_id(facts)}
-    note = f"{targets.REFERENCE}: onnxruntime {facts['versions'].get('onnxruntime', '')}".rstrip() + " on this machine"
+    name = o.point.deployment.runtime
+    opened = o.told("").removeprefix("in ") or f"{name} {facts['versions'].get(name, '')}".rstrip()
+    note = f"{targets.REFERENCE}: {opened} on this machine"
     for split in SPLITS:
         figures = _quality(o.outputs, o, teacher, split, resolved)
-        found += [dataclasses.replace(m, **own, note="; ".join(filter(None, (note, m.note)))) for m in figures]
+        found += [dataclasses.replace(m, **own, note=_joined(note, m.note)) for m in figures]
     return found
 
 
@@ -232,8 +258,9 @@ def described(
     o: Observed, teacher: Observed | None, timed: Mapping[str, tuple], resolved: Resolved, hosts: Mapping[str, Host]
 ) -> tuple[Measurement, ...]:
     """All that is known of a file. Counted figures once; measured ones for each target whose features its host has."""
-    wanted = [t for t in resolved.targets if t.name in o.point.targets]
-    found = [*measure(Subject(file=o.file, facts=o.artifact.facts))]
+    how = o.point.deployment
+    wanted = [d for t in resolved.targets if t.name in o.point.targets and (d := targets.deployed(t, how))]
+    found = [*measure(Subject(file=o.file, format=how.format, facts=o.artifact.facts))]
     absent = [t for t in wanted if t.name not in hosts or targets.matches(t, hosts[t.name].facts)]
     if any(map(targets.runs, absent)):
         found += _of_the_file(o, teacher, resolved, environment.environment_id(environment.describe()))
@@ -251,7 +278,7 @@ def described(
         for split in SPLITS:
             figures = _quality(outputs, o, teacher, split, resolved)
             own = {"target": target.name, "environment": environment.environment_id(facts), "threads": 1}
-            found += noted((dataclasses.replace(m, **own) for m in figures), target, facts, also)
+            found += noted((dataclasses.replace(m, **own) for m in figures), target, facts, also, o.told(target.name))
         if targets.times(target, facts):
             found += noted((dataclasses.replace(m, target=target.name) for m in timed[target.name]), target, facts)
         else:

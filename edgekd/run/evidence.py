@@ -76,7 +76,7 @@ def of_bundle(folder: Path, manifest: bundle.Manifest) -> Subject:
     """What a bundle holds; its files have their digests already (bundle.read)."""
     m, path = manifest, folder / "predictions.npz"
     made = Candidate(
-        m.candidate, m.candidate, 0, (), m.stages, m.form, m.model, m.files[m.model].sha256, m.measurements
+        m.candidate, m.candidate, 0, (), m.stages, m.form, m.model, m.files[m.model].sha256, m.measurements, m.runtime
     )
     wrong = _model(folder / m.model, None, m.measurements)
     if path.name not in m.files:
@@ -165,7 +165,7 @@ def _chosen(folder: Path, result: Result, target: str) -> Subject:
 
     def model(of: Candidate, what: str) -> None:
         if of.file is None or not (folder / of.file).is_file():
-            missing[what] = str(folder / (of.file or f"models/{of.id}.onnx"))
+            missing[what] = str(folder / (of.file or f"models/{of.id}"))
 
     def apart(id: str) -> str:
         """The file of what it answers as the target, "" where this is what it answers on the machine of the run."""

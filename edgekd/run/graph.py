@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekd.records import Deployment
+
 
 @dataclass(frozen=True)
 class Step:
@@ -30,7 +32,8 @@ class Point:
     """A candidate to be: which step makes its model, which step exports it, and the targets that it competes for.
     `reference` is `teacher` or `alone` for those; `beside`: the point that shows what the last stage brought, the
     student that learned from labels alone where there is one of the same widths, else the one that a further
-    distillation began from."""
+    distillation began from. `deployment`: its file's format and what opens it; `way`: what its names say of that, ""
+    where all targets have one."""
 
     id: str
     point: str
@@ -42,6 +45,8 @@ class Point:
     targets: tuple[str, ...]
     reference: str | None = None
     beside: str | None = None
+    deployment: Deployment = Deployment()
+    way: str = ""
 
 
 @dataclass

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgekd import components, signatures
+from edgekd import components, environment, runtimes, signatures
 from edgekd.run.resolve import Resolved
+from edgekd.runtimes.facts import version
 from edgekd.store import fingerprint
 
 
@@ -20,6 +21,8 @@ def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[
     read |= {"version": task.version, "draws": str(task.draws)}
     if use == "export":
         read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(task.outputs)}
+        read |= {"runtime": _runtime(stage.runtime)}
+        objects.append(components.find("formats", stage.format))
     if task.assets:
         read["assets"] = fingerprint.files(task.assets)
     code, libraries = fingerprint.code_and_libraries(*objects)
@@ -35,3 +38,9 @@ def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[
         dtype="float32",
         libraries=libraries,
     )
+
+
+def _runtime(name: str) -> dict[str, Any]:
+    """What of a runtime decides whether a file passes: its own file, and the versions of what it needs."""
+    versions = {need: version(need) or "" for need in environment.needs(name)}
+    return {"code": fingerprint.files([runtimes.source(name)]), "versions": versions}

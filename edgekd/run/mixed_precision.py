@@ -16,6 +16,7 @@ from edgekd.measure import jobs, operators
 from edgekd.probes import static
 from edgekd.quantization.diagnosis import mixed_precision
 from edgekd.quantization.diagnosis.sensitivity import SAMPLES, sensitivity
+from edgekd.records import Deployment
 from edgekd.run import plan as planning
 from edgekd.run.plan import Plan
 from edgekd.stages.quantize import calibration
@@ -55,6 +56,9 @@ def extend(
     with progress.task("which layers int8 costs most") as advance:
         for number, (o, shares) in enumerate(wanted, 1):
             parent = next((by_id[p] for p in o.point.parents if p in by_id and not by_id[p].point.reference), None)
+            if o.point.deployment.format != Deployment().format:
+                progress.say(f"{o.point.id}: layers of {o.point.deployment.format} files are not timed one by one")
+                continue
             if parent is None or plan.steps[o.point.step].part.float_layers:
                 continue
             noise, saved, sharing, unit = _known(o, parent, resolved, made[o.point.step], store, folder).values()
@@ -91,7 +95,8 @@ def _known(
     from edgekd.quantization.torch_graph.sites import layers
 
     facts = environment.describe()
-    here = [t for t in resolved.targets if t.name in o.point.targets and targets.times(t, facts)]
+    timed = [t for t in resolved.targets if t.name in o.point.targets and targets.times(t, facts)]
+    here = timed if o.point.deployment == Deployment() else []  # the clock of operators is onnxruntime's
     name = (
         f"layers-{environment.environment_id(facts)}-{here[0].threads}-{parent.artifact.key[:16]}"
         if here

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgekd import components, signatures
+from edgekd import targets as devices
 from edgekd.errors import UsageError, exits
-from edgekd.records import Task
+from edgekd.records import Deployment, Task
 from edgekd.run import checks
 from edgekd.run.graph import Plan, Point, Step
 from edgekd.run.interpret import FORMS, Asked, Variant
@@ -32,10 +33,12 @@ def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str,
     """`plan` and one point more: `point`'s last stage with other settings, for the same targets."""
     planner = _Planner(resolved)
     planner.plan = Plan(dict(plan.steps), list(plan.points), plan.losses, plan.notes)
-    base = f"{point.point}{suffix}"
+    without = lambda name: name.removesuffix(f".{point.way}")
+    base = f"{without(point.point)}{suffix}"
     label = _named(base, point.seed, resolved.recipe.sweep.seeds)
     key = planner.changed(plan.steps[point.step], changes, label)
-    planner.point(label, base, point.seed, point.parents, point.stages, key, point.targets)
+    parents = tuple(map(without, point.parents))
+    planner.point(label, base, point.seed, parents, point.stages, key, point.targets, only=point.deployment)
     return planner.plan
 
 
@@ -44,7 +47,7 @@ def again(plan: Plan, resolved: Resolved, point: Point, settings: Mapping[str, A
     settings would plan."""
     old, planner = plan.steps[point.step], _Planner(resolved)
     key = planner.changed(old, settings, old.label)
-    export = planner.export(key, point.id)
+    export = planner.export(point.deployment, point.id, key)
     return planner.plan.steps[key], planner.plan.steps[export]
 
 
@@ -56,6 +59,8 @@ class _Planner:
         self.recipe: Recipe = resolved.recipe
         self.task: Task = resolved.task
         self.made: dict[str, str] = {}  # name of a model table -> key
+        self.devices = tuple(d for t in resolved.targets for d in devices.each(t))
+        self.ways = ways(map(devices.deployment, self.devices))
 
     def run(self) -> None:
         recipe, every = self.recipe, tuple(t.name for t in self.resolved.targets)
@@ -153,10 +158,12 @@ class _Planner:
         stage = signatures.changed(step.part, settings)
         return self.step(step.stage, stage, label, step.seed, source=step.source, teacher=step.teacher)
 
-    def export(self, step: str, id: str) -> str:
-        """The export of what a step makes."""
-        stage = components.find("stages", "export")()
-        return self.step("export", stage, f"export {id}", self.recipe.seed, source=step)
+    def export(self, how: Deployment, id: str, source: str) -> str:
+        """The step that writes a point's file: one for all runtimes that read its format."""
+        first = next(h.runtime for h in self.ways if h.format == how.format)
+        opened = devices.reference(how.format) or first
+        stage = components.find("stages", "export")(format=how.format, runtime=opened)
+        return self.step("export", stage, f"export {id}", self.recipe.seed, source=source)
 
     def step(
         self, use: str, stage: Any, label: str, seed: int, *, source: str | None = None, teacher: tuple[str, ...] = ()
@@ -183,21 +190,42 @@ class _Planner:
         targets: tuple[str, ...],
         reference: str | None = None,
         beside: str | None = None,
+        only: Deployment | None = None,
     ) -> None:
-        """Adds a candidate and its export; one that is there already (another target's line shares it) gains the
-        targets."""
-        for i, other in enumerate(self.plan.points):
-            if other.step == step:
-                self.plan.points[i] = dataclasses.replace(
-                    other, targets=tuple(dict.fromkeys((*other.targets, *targets)))
-                )
-                return
-        export = self.export(step, id)
-        self.plan.points.append(Point(id, point, seed, parents, stages, step, export, targets, reference, beside))
+        """Adds a candidate and its export, for each way in which the targets take files (or the `only` one); one that
+        is there already (another target's line shares it) gains the targets."""
+        for how, way in self.ways.items():
+            taking = {d.name for d in self.devices if devices.deployment(d) == how}
+            served = tuple(t for t in targets if t in taking)
+            if not served or only not in (None, how):
+                continue
+            at = next((i for i, p in enumerate(self.plan.points) if (p.step, p.deployment) == (step, how)), None)
+            if at is not None:
+                known = self.plan.points[at]
+                every = tuple(dict.fromkeys((*known.targets, *served)))
+                self.plan.points[at] = dataclasses.replace(known, targets=every)
+                continue
+            named = lambda name, way=way: f"{name}.{way}" if way else name
+            # a teacher's point stays one, however its files are made
+            kind = point if reference == "teacher" else named(point)
+            made = Point(named(id), kind, seed, tuple(map(named, parents)), stages, step, "", served, reference)
+            made = dataclasses.replace(made, beside=beside and named(beside), deployment=how, way=way)
+            self.plan.points.append(dataclasses.replace(made, export=self.export(how, made.id, step)))
 
     def named(self, base: str, seed: int) -> str:
         """The name of a point at one of the recipe's seeds."""
         return _named(base, seed, self.recipe.sweep.seeds)
+
+
+def ways(wanted: Iterable[Deployment]) -> dict[Deployment, str]:
+    """{deployment: what tells its candidates' names from those of the others, as short as can be}; "" for one that is
+    alone."""
+    every = tuple(dict.fromkeys(wanted))
+    short = lambda name: name.rpartition(".")[2]
+    kinds = [lambda h: "", lambda h: short(h.runtime), lambda h: f"{short(h.runtime)}-{short(h.format)}"]
+    kinds += [lambda h: f"{h.runtime}-{h.format}"]
+    named = next(names for kind in kinds if len(set(names := [kind(h) for h in every])) == len(every))
+    return dict(zip(every, named, strict=True))
 
 
 def _named(base: str, seed: int, seeds: Sequence[int]) -> str:

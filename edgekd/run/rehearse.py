@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgekd import __version__, results, targets
-from edgekd.errors import THEIRS, EdgekdError, Problem, RunFailed, UsageError
+from edgekd.errors import THEIRS, EdgekdError, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import write_atomic
 from edgekd.hosts import local
 from edgekd.inputs import each
@@ -140,7 +140,8 @@ def _exported(
     problems, notes, done = [], [], {}
     for point in plan.points:
         model, stage, part = form = forms[point.step]
-        if repr(form) not in done:
+        export = plan.steps[point.export].part
+        if repr((form, export)) not in done:
             where = (
                 f"task {few.task.name}: models[{model!r}]"
                 if part is None
@@ -148,10 +149,8 @@ def _exported(
             )
             start = Step(f"fresh-{_short(model)}", "fresh", "", Fresh(model), 0, None, ())
             line = [start] if part is None else [start, Step(f"form-{_short(form)}", stage, "", part, 0, start.key, ())]
-            line.append(
-                Step(f"export-{_short(form)}", "export", "", plan.steps[point.export].part, 0, line[-1].key, ())
-            )
-            done[repr(form)] = [s.key for s in line[-2:]]
+            line.append(Step(f"export-{_short((form, export))}", "export", "", export, 0, line[-1].key, ()))
+            done[repr((form, export))] = [s.key for s in line[-2:]]
             try:
                 found = _tried(where, _run, line, made, few, store)
                 problems += [dataclasses.replace(p, message=f"can't be exported: {p.message}") for p in found]
@@ -162,10 +161,11 @@ def _exported(
                     problems += [dataclasses.replace(p, place=where) for p in error.problems]
                 else:
                     notes.append(f"{where}: of untrained weights {error.problems[0].message}")
-                    done[repr(form)] = done.get(repr((model, "", None)), done[repr(form)])
-        step, export = done[repr(form)]
-        if export in made:
-            made |= {point.step: made[step], point.export: made[export]}
+                    plain = done.get(repr(((model, "", None), export)), done[repr((form, export))])
+                    done[repr((form, export))] = plain
+        step, file = done[repr((form, export))]
+        if file in made:
+            made |= {point.step: made[step], point.export: made[file]}
     return made, problems, notes
 
 
@@ -181,13 +181,12 @@ def _metrics(
 ) -> list[Problem]:
     """Metrics on what a file answers, repeated for many samples of validation: a record for each; and a finite figure
     for these or for random outputs (those may be none that a model gives: what a metric raises there is left out)."""
-    file = next(made[p.export] for p in plan.points)
-    problems: list[Problem] = _tried(
-        f"task {resolved.task.name}: models", evaluate.answers, file, few, store, local.host()
-    )
+    point = plan.points[0]
+    given = made[point.export], point.deployment, few, store, local.host()
+    problems: list[Problem] = _tried(f"task {resolved.task.name}: models", evaluate.answers, *given)
     if problems:
         return problems
-    like = evaluate.answers(file, few, store, local.host())["validation"]
+    like = evaluate.answers(*given)[0]["validation"]
     columns = _some(resolved.data("validation"), MOST)
     for metric in resolved.task.metrics if columns.labels is not None else ():
         where, values = f"task {resolved.task.name}: metrics[{metric.name!r}]", []
@@ -224,7 +223,10 @@ def _concluded(few: Resolved, plan: Plan, made: Mapping[str, Artifact], store: S
     """The run's own end on the fresh models' files: scored, counted, chosen, written, bundled, reported."""
     host = local.host()
     points = [p for p in plan.points if p.export in made][:POINTS]
-    found = [Observed(p, made[p.export], evaluate.answers(made[p.export], few, store, host)) for p in points]
+    answered = [evaluate.answers(made[p.export], p.deployment, few, store, host) for p in points]
+    found = [
+        Observed(p, made[p.export], outputs, ran={"": ran}) for p, (outputs, ran) in zip(points, answered, strict=True)
+    ]
     teacher = next((o for o in found if o.point.reference == "teacher"), None)
     hosts = {t.name: host for t in few.targets if targets.runs(t)}
     described = cache(lambda i: evaluate.described(found[i], teacher, dict.fromkeys(hosts, ()), few, hosts))
@@ -240,14 +242,14 @@ def _concluded(few: Resolved, plan: Plan, made: Mapping[str, Artifact], store: S
 def _names(resolved: Resolved, plan: Plan, folder: Path) -> list[Problem]:
     """Files named as the run will name them, empty."""
     names = {p.id: f"the candidate {p.id[:40]}" for p in plan.points}
-    files = {f"{id}.onnx": told for id, told in names.items()}
+    files = {f"{p.id}{evaluate.suffix(p)}": names[p.id] for p in plan.points}
     files |= {results.executed(p.id, t): f"{names[p.id]} on {t[:40]}" for p in plan.points for t in p.targets}
     files |= {f".{t.name}.{'0' * 12}.part": f"the target {t.name[:40]}" for t in resolved.targets}
-    long = {id for id in names if len(id.encode()) > results.LONGEST}
+    long = {f"{p.id}{evaluate.suffix(p)}" for p in plan.points if len(p.id.encode()) > results.LONGEST}
     folder.mkdir()
     for name, told in files.items():
         try:
-            if name.removesuffix(".onnx") in long:
+            if name in long:
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
             (folder / Path(name).name).touch()
         except OSError as error:
@@ -320,10 +322,10 @@ def _room(resolved: Resolved, plan: Plan, store: Store, folder: Path) -> None:
 
 
 def _tried(where: str, work: Callable[..., Any], *given: Any) -> list[Problem]:
-    """What `work` raised, as problems; a RunFailed goes on up."""
+    """What `work` raised, as problems; a RunFailed, or a machine that lacks something, goes on up."""
     try:
         work(*given)
-    except RunFailed:
+    except (RunFailed, EnvironmentUnfit):
         raise
     except EdgekdError as error:
         return [dataclasses.replace(p, place=": ".join(x for x in (where, p.place) if x)) for p in error.problems]

@@ -7,7 +7,7 @@ next connection goes on; what was fetched goes at once.
 
 Both sides send a line of JSON, and `bytes` bytes after it where it says so. Asked {"do": ...}, it answers one line:
 
-facts   payload: facts.py            {facts}
+facts   libraries, payload: facts.py {facts}
 open    job, files {name: sha256}, need (bytes), wait (s)     {have: [names that are there already]}
 put     name, sha256; payload        {}
 run                                  {line} per line of the worker; then {ended: exit code, error: its last line of
@@ -282,7 +282,7 @@ def answer(line, jobs, what):
     elif do == "facts":
         code = {"__name__": "facts"}
         exec(compile(b"".join(line.pieces(what["bytes"])), "facts.py", "exec"), code)
-        line.say({"facts": code["describe"]()})
+        line.say({"facts": code["describe"](libraries=what["libraries"])})
     elif do == "open":
         line.say(jobs.open(what))
     elif do == "put":

@@ -42,10 +42,10 @@ CORES = {
 }  # fmt: skip
 
 
-def describe(system="/"):
+def describe(system="/", libraries=LIBRARIES):
     """Facts as JSON values: cpu, architecture, features, cores, clocks (MHz), caches and RAM (bytes), governor,
-    temperature (degrees C), throttling, versions; on ARM clusters {core: [numbers of the CPUs]}. `system`: the root
-    that the kernel's files are read below."""
+    temperature (degrees C), throttling, versions of those `libraries` that are installed; on ARM clusters {core:
+    [numbers of the CPUs]}. `system`: the root that the kernel's files are read below."""
     system = Path(system)
     text = read(system / "proc/cpuinfo")
     flags = set((field(text, "flags") or field(text, "Features") or "").split())
@@ -67,7 +67,7 @@ def describe(system="/"):
         "system": platform.system(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "versions": {name: version for name, version in ((name, _version(name)) for name in LIBRARIES) if version},
+        "versions": {name: found for name, found in ((name, version(name)) for name in libraries) if found},
     }
 
 
@@ -177,7 +177,7 @@ def _ram(system):
     )
 
 
-def _version(name):
+def version(name):
     """Of an installed library; None without it. A runtime may come under another name (`onnxruntime-gpu` on a Jetson):
     the module counts."""
     from importlib import metadata
@@ -185,7 +185,9 @@ def _version(name):
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        if name != "onnxruntime" or importlib.util.find_spec(name) is None:
+        module = name.replace("-", "_")
+        found = importlib.util.find_spec(module) if module.isidentifier() else None
+        if found is None or found.origin is None:  # (a folder of that name is no library)
             return None
     others = (d for d in metadata.distributions() if str(d.metadata["Name"]).lower().startswith(name))
     return next((d.version for d in others), "unknown")

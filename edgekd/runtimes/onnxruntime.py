@@ -15,7 +15,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort  # noqa: E402
 
 FORMAT = "onnx"
-NAME, VERSION = "onnxruntime", ort.__version__
+NEEDS = ("onnxruntime", "numpy")
+VERSION = ort.__version__
 
 _TYPES = {"float": "float32", "double": "float64"}
 _TYPES.update(

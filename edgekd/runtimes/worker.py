@@ -20,6 +20,7 @@ bare       the same process without a model: runtime and inputs alone
 outputs    every row of the inputs through the file in batches of `batch` (or of the size that the file fixes), as many
            as fit into `cap_s`
 operators  the runtime's own clock per operator (a separate run, for it perturbs)
+signature  what the file takes: {input: [type, shape]}, null for what is open
 count      `warmup_runs` inferences, then `empty` regions without one and `runs` with one each, marked for an emulator's
            instruction counter
 
@@ -196,11 +197,12 @@ def entry(job_file, number):
         "outputs": _outputs,
         "operators": _operators,
         "count": _count,
+        "signature": _signature,
     }
     record.update(passes[what["pass"]](runtime, model, arrays, job, what, out))
     record["after"] = condition()
     record["runtime"] = {
-        "name": getattr(runtime, "NAME", ""),
+        "name": Path(job["runtime"]).stem,
         "version": getattr(runtime, "VERSION", ""),
         "python": platform.python_version(),
     }
@@ -343,6 +345,11 @@ def _count(runtime, model, arrays, job, what, out):
         work(feed)
         mark(MARK, 0, i)
     return {"empty": what["empty"], "n": what["runs"]}
+
+
+def _signature(runtime, model, arrays, job, what, out):
+    infer = runtime.load(model, job["threads"])
+    return {"signature": {name: [dtype, list(shape)] for name, (dtype, shape) in infer.inputs.items()}}
 
 
 def _feed(infer, arrays, start, stop):

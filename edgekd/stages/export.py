@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from annotated_types import Ge, Le
 
-from edgekd import environment
+from edgekd import components, environment
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.inputs import length, named
 from edgekd.models import saved
-from edgekd.records import Artifact, Made, Run
+from edgekd.records import Artifact, Deployment, Made, Run
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import fx, nn
 
+    from edgekd.quantization.weight_blocks.blocks import Blocks
     from edgekd.records import Grid
 
 TOLERANCE = 1e-4  # of a float file, relative to the largest output
@@ -26,99 +27,153 @@ ROWS = 32  # samples that a difference is looked for with
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """model.onnx of a `torch` (float), `quantized` (int8) or `weight_only` (int4, int8 weights) artifact, compared with
-    it over the test split. The product's facts say how equal."""
+    """A `torch` (float), `quantized` (int8) or `weight_only` (int4, int8 weights) artifact as a file of a format,
+    compared with it over the test split in the runtime. The product's facts say how equal."""
 
-    format: Literal["onnx"] = "onnx"
-    opset: Annotated[int, Ge(18), Le(24)] = 20
+    format: str = Deployment().format
+    runtime: str = Deployment().runtime
     reads: ClassVar = ("test",)
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
-        import onnx as library
-
-        from edgekd import quantization
-        from edgekd.data.columns import batches
-        from edgekd.formats import _nbits, onnx
-        from edgekd.quantization.qdq import saturation
-        from edgekd.quantization.torch_graph import check
-        from edgekd.quantization.torch_graph.capture import capture
-        from edgekd.quantization.torch_graph.exact import Settled
-        from edgekd.quantization.weight_blocks import blocks
-        from edgekd.quantization.weight_blocks import check as check_blocks
-
-        task, columns, path = run.task, run.data("test"), run.folder / "model.onnx"
-        example = quantization.example_of(columns)
-        names = tuple(example) if isinstance(example, Mapping) else task.inputs
-        if source.form == "quantized":
-            (graph, module, grid), table = quantization.load(source, task, example), {}
-        elif source.form == "weight_only":
-            (graph, table), grid = blocks.load(source, task, example), None
-            module = blocks.apply(graph, table)
-        else:
-            module, table = saved.load(source, task), {}
-            graph, grid = capture(module, example, task.forward), None
-        if len(_outputs(graph, grid)) != len(task.outputs):
-            message = (
-                f"the model has {len(_outputs(graph, grid))} outputs, the task names {len(task.outputs)}: "
-                f"{', '.join(task.outputs)}"
-            )
-            raise UsageError(Problem(f"task {task.name}: outputs", message, "name each output of the model"))
+        form, model = components.find("formats", self.format), _model(source, run)
+        path = run.folder / f"model{form.SUFFIX}"
         run.progress(1, 3, "translate")
-        metadata = {
-            "edgekd.task": task.name,
-            "edgekd.form": "int8" if grid else "weight_only" if table else "float32",
-            "edgekd.weights": source.files["weights.safetensors"],
-        }
-        sites = onnx.export(
-            _nbits.render(graph, table) if table else graph,
-            grid,
-            example,
-            path,
-            metadata=metadata,
-            opset=self.opset,
-            inputs=names,
-            outputs=task.outputs,
-        )
+        names = _written(form, self.format, model, path, source, run)
         run.progress(2, 3, "compare")
-        rows = [b.inputs for b in batches(columns, 256)]
-        with environment.threads(run.threads):
-            ours = _joined(
-                [
-                    _answer(Settled(module), b) if grid else _answer(module, b, None if table else task.call)
-                    for b in rows
-                ]
-            )
-            fake = _joined([_answer(module, b) for b in rows]) if grid else []
-        theirs = _file(path, columns.inputs, names, task.outputs)
-        facts: dict[str, Any] = {"opset": self.opset, "bytes": path.stat().st_size}
-        if grid is None:
-            few = quantization.example_of(columns, ROWS)
-            where = lambda: (
-                check_blocks.first_difference(module, table, path, few, _some(columns, names)) if table else ""
-            )
-            return Made("onnx", {**facts, "float": _near(ours, theirs, where)})
-        few, feed = quantization.example_of(columns, ROWS), _some(columns, names)
-        found, plain = [], []
-        for a, b, floats, site in zip(ours, theirs, fake, _outputs(graph, grid), strict=True):
-            step = grid.sites[site].scale[0]
-            found.append(check.compare(a, b, step, floats=bool(grid.scheme.float_layers)))
-            plain.append(check.compare(floats, b, step))  # the model in plain floats, as it was trained
-            if found[-1].reasons:
-                check.refuse(found[-1], check.first_difference(module, grid, path, sites, few, feed))
-        facts["equality"] = asdict(min(found, key=lambda e: e.equal))
-        facts["fake_quantized"] = asdict(min(plain, key=lambda e: e.equal))
-        layers = saturation.audit(library.load(path), feed)
-        facts["saturation"] = [asdict(layer) for layer in layers if layer.can_saturate]
-        if grid.scheme.pairs16 and facts["saturation"]:
-            names = ", ".join(layer["name"] for layer in facts["saturation"])
-            raise RunFailed(
-                Problem(
-                    "",
-                    f"products of neighbours leave 16 bits in {names}",
-                    "please report this: the lattice was to prevent it",
-                )
-            )
-        return Made("onnx", {**facts, "float_kernels": onnx.float_kernels(path)})
+        file = _File(path, form, names, environment.opened(self.runtime, path), run.task.outputs)
+        facts = {"bytes": path.stat().st_size, **_compared(model, file, run)}
+        return Made(self.format, facts)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is exported: the captured `graph`; `module`, which computes what the file shall; the grid of an int8 model,
+    or the blocks of one with weights in blocks. `inputs`: {name: samples of the test split}."""
+
+    graph: fx.GraphModule
+    module: nn.Module
+    grid: Grid | None
+    blocks: Mapping[str, Blocks]
+    inputs: Mapping[str, np.ndarray]
+    columns: Any
+
+    @property
+    def form(self) -> str:
+        return "int8" if self.grid else "weight_only" if self.blocks else "float32"
+
+    def few(self, rows: int = ROWS) -> tuple[Any, dict[str, np.ndarray]]:
+        """The first samples as tensors and as arrays."""
+        from edgekd import quantization
+
+        index = np.arange(rows) % len(self.columns)
+        return quantization.example_of(self.columns, rows), {n: a[index] for n, a in self.inputs.items()}
+
+
+@dataclass(frozen=True)
+class _File:
+    """An exported file: `names` {site: its value in it}, `infer` of its runtime, names of its `outputs`."""
+
+    path: Path
+    form: Any
+    names: Mapping[str, str]
+    infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = field(repr=False)
+    outputs: tuple[str, ...]
+
+    def answers(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """What it answers, 256 samples at a time."""
+        starts = range(0, length(inputs), 256)
+        answered = [self.infer({n: a[i : i + 256] for n, a in inputs.items()}) for i in starts]
+        return [np.concatenate([a[name] for a in answered]) for name in self.outputs]
+
+    def where(self, model: _Model) -> str:
+        """Where it and the model part, as far as its format can tell."""
+        if not hasattr(self.form, "difference"):
+            return ""
+        return self.form.difference(self.path, model.module, model.grid, model.blocks, self.names, *model.few())
+
+
+def _model(source: Artifact, run: Run) -> _Model:
+    from edgekd import quantization
+    from edgekd.quantization.torch_graph.capture import capture
+    from edgekd.quantization.weight_blocks import blocks
+
+    task, columns = run.task, run.data("test")
+    example, grid, table = quantization.example_of(columns), None, {}
+    if source.form == "quantized":
+        graph, module, grid = quantization.load(source, task, example)
+    elif source.form == "weight_only":
+        graph, table = blocks.load(source, task, example)
+        module = blocks.apply(graph, table)
+    else:
+        module = saved.load(source, task)
+        graph = capture(module, example, task.forward)
+    found = _Model(graph, module, grid, table, named(columns.inputs, task.inputs[0]), columns)
+    count = len(_outputs(found))
+    if count != len(task.outputs):
+        message = f"the model has {count} outputs, the task names {len(task.outputs)}: {', '.join(task.outputs)}"
+        raise UsageError(Problem(f"task {task.name}: outputs", message, "name each output of the model"))
+    return found
+
+
+def _written(form: Any, name: str, model: _Model, path: Path, source: Artifact, run: Run) -> dict[str, str]:
+    """Writes the file; {site: its value in the file}."""
+    import inspect
+
+    from edgekd import quantization
+
+    metadata = {
+        "edgekd.task": run.task.name,
+        "edgekd.form": model.form,
+        "edgekd.weights": source.files["weights.safetensors"],
+    }
+    given = {"metadata": metadata, "inputs": tuple(model.inputs), "outputs": run.task.outputs}
+    if model.blocks:
+        if "blocks" not in inspect.signature(form.export).parameters:
+            raise RunFailed(Problem("", f"the format {name} has no weights in blocks", "quantize for this target"))
+        given["blocks"] = model.blocks
+    return form.export(model.graph, model.grid, quantization.example_of(model.columns), path, **given)
+
+
+def _compared(model: _Model, file: _File, run: Run) -> dict[str, Any]:
+    """What is told of how equal file and model are. Raises RunFailed where they are not."""
+    from edgekd.data.columns import batches
+    from edgekd.quantization.torch_graph.exact import Settled
+
+    rows = [b.inputs for b in batches(model.columns, 256)]
+    forward = None if model.blocks else run.task.call
+    with environment.threads(run.threads):
+        if model.grid is None:
+            ours = _joined([_answer(model.module, b, forward) for b in rows])
+        else:
+            ours = _joined([_answer(Settled(model.module), b) for b in rows])
+            fake = _joined([_answer(model.module, b) for b in rows])
+    theirs = file.answers(model.inputs)
+    if model.grid is None:
+        return {"float": _near(ours, theirs, lambda: file.where(model))}
+    return _equal(model, model.grid, file, ours, theirs, fake)
+
+
+def _equal(
+    model: _Model, grid: Grid, file: _File, ours: list[np.ndarray], theirs: list[np.ndarray], fake: list[np.ndarray]
+) -> dict[str, Any]:
+    """Of an int8 file: equal to the settled model, and how near to the model in plain floats, as it was trained."""
+    from edgekd.quantization.torch_graph import check
+
+    found, plain = [], []
+    for a, b, floats, site in zip(ours, theirs, fake, _outputs(model), strict=True):
+        step = grid.sites[site].scale[0]
+        found.append(check.compare(a, b, step, floats=bool(grid.scheme.float_layers)))
+        plain.append(check.compare(floats, b, step))
+        if found[-1].reasons:
+            check.refuse(found[-1], file.where(model))
+    facts = {
+        name: asdict(min(e, key=lambda e: e.equal)) for name, e in (("equality", found), ("fake_quantized", plain))
+    }
+    more = file.form.audit(file.path, model.few()[1]) if hasattr(file.form, "audit") else {}
+    if grid.scheme.pairs16 and more.get("saturation"):
+        text = f"products of neighbours leave 16 bits in {', '.join(layer['name'] for layer in more['saturation'])}"
+        raise RunFailed(Problem("", text, "please report this: the lattice was to prevent it"))
+    return {**facts, **more}
 
 
 def _answer(module: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> list[np.ndarray]:
@@ -136,26 +191,13 @@ def _joined(batches: list[list[np.ndarray]]) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def _file(path: Any, inputs: Any, names: tuple[str, ...], outputs: tuple[str, ...]) -> list[np.ndarray]:
-    """What the file answers, in its runtime, 256 samples at a time."""
-    from edgekd.runtimes.onnxruntime import load
-
-    infer, arrays = load(str(path), 1), named(inputs, names[0])
-    answered = [infer({n: a[i : i + 256] for n, a in arrays.items()}) for i in range(0, length(inputs), 256)]
-    return [np.concatenate([a[name] for a in answered]) for name in outputs]
-
-
-def _some(columns: Any, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    index = np.arange(ROWS) % len(columns)
-    return {n: a[index] for n, a in named(columns.inputs, names[0]).items()}
-
-
-def _outputs(graph: Any, grid: Grid | None) -> list[str]:
+def _outputs(model: _Model) -> list[str]:
     """The sites of the graph's outputs (a moved value lies on its source's)."""
     from edgekd.quantization.torch_graph.sites import place
 
-    tied = place(graph, grid.scheme.float_layers if grid is not None else ()).tied
-    return [tied.get(n.name, n.name) for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
+    tied = place(model.graph, model.grid.scheme.float_layers if model.grid is not None else ()).tied
+    ends = [node for node in model.graph.graph.nodes if node.op == "output"]
+    return [tied.get(n.name, n.name) for node in ends for n in node.all_input_nodes]
 
 
 def _near(ours: list[np.ndarray], theirs: list[np.ndarray], where: Callable[[], str]) -> dict[str, float]:
@@ -165,7 +207,7 @@ def _near(ours: list[np.ndarray], theirs: list[np.ndarray], where: Callable[[], 
     )
     if not worst <= TOLERANCE:
         raise RunFailed(
-            f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most "
-            f"{TOLERANCE:g}){where()}"
+            f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most {TOLERANCE:g})"
+            f"{where()}"
         )
     return {"relative_difference": worst}

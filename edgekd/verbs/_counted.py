@@ -54,9 +54,10 @@ def sizes(model: Path | str, target: Target, *, json: Path | str | None = None) 
 
     Raises UsageError for a file that is no ONNX or leaves a shape open, and where `json` can't be written."""
     path = Path(model)
-    counted = tuple(dataclasses.replace(m, target=target.name) for m in measure(Subject(file=path)))
+    form = targets.deployment(target).format
+    counted = tuple(dataclasses.replace(m, target=target.name) for m in measure(Subject(file=path, format=form)))
     digest = sha256(path)
-    subject = Candidate(path.name, path.name, 0, (), (), "onnx", path.name, digest, counted)
+    subject = Candidate(path.name, path.name, 0, (), (), form, path.name, digest, counted)
     rules = budget.rules({target.name: capacity.budgets(target)}, target.name, "target")
     checks = tuple(budget.judge(rules, subject, target=target.name))
     code = FAILED if any(c.verdict == "fail" for c in checks) else PASSED

@@ -15,12 +15,13 @@ from edgekd import environment
 from edgekd import targets as devices
 from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError, plain
 from edgekd.files import sha256, write_found
+from edgekd.hosts import local
 from edgekd.inputs import length
-from edgekd.measure import instructions, jobs, samples
+from edgekd.measure import instructions, jobs, opening, samples
 from edgekd.measure.machine import noted, user_error
 from edgekd.metrics import suiting
 from edgekd.predicting import of_file
-from edgekd.probes import Subject, measure, static
+from edgekd.probes import Subject, measure
 from edgekd.progress import reporter
 from edgekd.records import Measurement, Target
 from edgekd.report.figures import table
@@ -66,11 +67,16 @@ def emulate(
     EnvironmentUnfit without an emulator."""
     facts, path = environment.describe(), Path(model)
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
+    wanted = [opening.taking(t, path) or t for t in wanted]
+    one = _alike(wanted)
     ready, problems = cross_cpu.launches(wanted)
     if problems and (targets or not ready):
         raise EnvironmentUnfit(*problems)
-    parsed = static.read(path)
-    inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
+    opening.check([path], one)
+    inputs, labels = ({}, None) if data is None else samples.read_arrays(Path(data))
+    if data is None:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
+            inputs = opening.random(path, one, Path(folder), local.host())
     count = length(inputs)
     order = np.random.default_rng(0).permutation(count)
     mixed = {name: a[order] for name, a in inputs.items()}
@@ -87,17 +93,18 @@ def emulate(
             progress.task("run as other CPUs") as advance,
             user_error(),
         ):
-            jobs.tried({path.name: path}, mixed, folder=Path(folder) / "tried")
-            here = _joined(jobs.score(path, mixed, folder=Path(folder) / "here"), path, labels)
+            runtime = one.runtime.name
+            jobs.tried({path.name: path}, mixed, runtime=runtime, folder=Path(folder) / "tried")
+            here = _joined(jobs.score(path, mixed, runtime=runtime, folder=Path(folder) / "here"), path, labels)
 
             def answer(t: Target, launch: Mapping[str, Any]) -> np.ndarray:
-                given = {"folder": Path(folder) / t.name, "launch": launch, "cap_s": cross_cpu.SECONDS}
+                place = Path(folder) / t.name
+                given = {"runtime": runtime, "folder": place, "launch": launch, "cap_s": cross_cpu.SECONDS}
                 return _joined(jobs.score(path, mixed, **given), path, labels)
 
             found = cross_cpu.executed(ready, order, here, answer, advance)
-            work = lambda t, launch: (
-                instructions.count(path, mixed, launch, Path(folder) / f"{t.name}-count").measurements
-            )
+            place = lambda t: Path(folder) / f"{t.name}-count"
+            work = lambda t, launch: instructions.count(path, mixed, launch, place(t), runtime=runtime).measurements
             counted_there = cross_cpu.counted(ready, work, progress)
     finally:
         progress.close()
@@ -108,12 +115,22 @@ def emulate(
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")
         ) from None
-    counted = measure(Subject(file=path))
-    ran = {name: noted((*made[name], *counted_there.get(name, ())), t, facts) for name, (t, _) in ready.items()}
+    counted, told = measure(Subject(file=path, format=opening.form(one))), jobs.made_by(runtime)
+    ran = {n: noted(made[n], t, facts, told) + noted(counted_there.get(n, ()), t, facts) for n, (t, _) in ready.items()}
     there = {name: (*ran[name], *of_file.predicted(path, t)) for name, (t, _) in ready.items()}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), data is None)
     return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
+
+
+def _alike(wanted: Sequence[Target]) -> Target:
+    """One of the targets, where all have the same runtime. Raises UsageError where they don't: what a file answers in
+    one runtime is not held against what it answers in another."""
+    names = sorted({t.runtime.name for t in wanted})
+    if len(names) > 1:
+        text = f"are of several runtimes: {', '.join(names)}"
+        raise UsageError(Problem("--target", text, "run the file for those of one runtime at a time"))
+    return wanted[0]
 
 
 def untimed(
@@ -128,10 +145,11 @@ def untimed(
     latency that is predicted. The exit code is 4 where an emulator is missing, or answers were `asked` for, else 0.
     Raises EnvironmentUnfit where no latency is known."""
     path = Path(model)
+    target = opening.taking(target, path) or target
     guessed = of_file.predicted(path, target)
     if not guessed:
         raise EnvironmentUnfit(*problems)
-    counted = measure(Subject(file=path))
+    counted = measure(Subject(file=path, format=opening.form(target)))
     why = "\n".join(f"not run: {p.message}" for p in problems)
     code = UNFIT if asked or target.emulated_as else PASSED
     return _written(

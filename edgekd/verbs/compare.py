@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekd.errors import INCONCLUSIVE, PASSED, UsageError, plain
+from edgekd.errors import INCONCLUSIVE, PASSED, plain
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
-    import onnx
-
     from edgekd.measure import jobs
 
 
@@ -80,27 +78,28 @@ def compare(
     import tempfile
 
     from edgekd.files import write_found
-    from edgekd.measure import jobs, samples
+    from edgekd.measure import jobs, opening, samples
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
     from edgekd.progress import reporter
 
-    wanted, paths = named(target), [Path(a), Path(b)]
-    first = _read_all(paths)[0]
-    inputs = samples.random(first) if data is None else samples.read_arrays(Path(data))[0]
+    paths = [Path(a), Path(b)]
+    wanted = opening.taking(named(target), paths[0])
+    opening.check(paths, wanted)
+    inputs = {} if data is None else samples.read_arrays(Path(data))[0]
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
             device, host = stands_for(host, wanted)
-            if (
-                on is None
-            ):  # a file that comes to no end, or breaks its runtime, is told before it is run hundreds of times
-                with user_error():
-                    jobs.tried({str(p): p for p in paths}, inputs, folder=Path(folder) / "tried")
+            place, runtime = Path(folder), device.runtime.name
+            with user_error():
+                inputs = inputs or opening.random(paths[0], wanted, place / "signature", host)
+                if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
+                    jobs.tried({str(p): p for p in paths}, inputs, runtime=runtime, folder=place / "tried")
             settings = {
                 "preset": preset,
                 "threads": device.threads,
-                "folder": Path(folder),
-                "target": device.name,
+                "folder": place,
+                "target": device,
                 "host": host,
             }
             with progress.task("time both files") as advance, user_error():
@@ -111,19 +110,4 @@ def compare(
     finally:
         progress.close()
     write_found(json, "edgekd.comparison/1", found, "exit_code", verdict=compared.verdict)
-    return found
-
-
-def _read_all(paths: Sequence[Path]) -> list[onnx.ModelProto]:
-    """The files, or the problems of all of them."""
-    from edgekd.probes import static
-
-    found, problems = [], []
-    for path in paths:
-        try:
-            found.append(static.read(path))
-        except UsageError as error:
-            problems += error.problems
-    if problems:
-        raise UsageError(*problems)
     return found

@@ -115,7 +115,9 @@ def _fact(value: Any) -> str:
         value = {k: v for k, v in dataclasses.asdict(value).items() if v not in ("", (), [], {})}
     if isinstance(value, dict) or hasattr(value, "items"):
         return ", ".join(f"{k} {v}" for k, v in value.items())
-    return ", ".join(value) if isinstance(value, tuple) else f"{value:.10g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):
+        return "; ".join(map(_fact, value)) if dataclasses.is_dataclass(value[0]) else ", ".join(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _parts(kind: str) -> str:
@@ -130,6 +132,9 @@ def _parts(kind: str) -> str:
         else components.names(kind)
     ):
         if kind == "stages" and name in stages.PLANNED:
+            continue
+        if kind == "runtimes":  # whose libraries may not be installed
+            rows.append((name, runtimes.about(name).replace("\n", " "), ""))
             continue
         module = importlib.import_module("edgekd.metrics" if kind == "metrics" else f"edgekd.{kind}.{name}")
         part = getattr(module, name, None) or getattr(module, "".join(w.capitalize() for w in name.split("_")), None)

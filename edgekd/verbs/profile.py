@@ -124,15 +124,16 @@ def profile(
     import tempfile
 
     from edgekd.files import sha256, write_found, write_json
-    from edgekd.measure import jobs, operators, samples
+    from edgekd.measure import jobs, opening, operators, samples
     from edgekd.measure import trace as tracing
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
-    from edgekd.probes import Subject, measure, static
+    from edgekd.probes import Subject, measure
     from edgekd.progress import reporter
     from edgekd.run import cross_cpu
     from edgekd.verbs._emulated import emulate, untimed
 
-    wanted, path = named(target), Path(model)
+    path = Path(model)
+    wanted = opening.taking(named(target), path)
     if on is None and wanted and _elsewhere(wanted):
         problems = cross_cpu.launches([wanted])[1]
         if trace is not None:
@@ -142,36 +143,41 @@ def profile(
         if not problems:
             return emulate(model, targets=[target], data=data, json=json, quiet=quiet)
         return untimed(model, wanted, problems, asked=data is not None, json=json)
-    parsed = static.read(path)
-    inputs, labels = (samples.random(parsed), None) if data is None else samples.read_arrays(Path(data))
+    opening.check([path], wanted)
+    inputs, labels = ({}, None) if data is None else samples.read_arrays(Path(data))
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
             place = Path(folder)
             device, host = stands_for(host, wanted)
-            counted = [dataclasses.replace(m, target=device.name) for m in measure(Subject(file=path))]
-            if (
-                on is None
-            ):  # a file that comes to no end, or breaks its runtime, is told before it is run hundreds of times
-                with user_error():
-                    jobs.tried({path.name: path}, inputs, folder=place / "tried")
+            subject, runtime = Subject(file=path, format=opening.form(wanted)), device.runtime.name
+            counted = [dataclasses.replace(m, target=device.name) for m in measure(subject)]
+            with user_error():
+                inputs = inputs or opening.random(path, wanted, place / "signature", host)
+                if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
+                    jobs.tried({path.name: path}, inputs, runtime=runtime, folder=place / "tried")
             # wrong labels are told before the long part
             scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)
             settings = {
                 "preset": preset,
                 "threads": device.threads,
                 "folder": place,
-                "target": device.name,
+                "target": device,
                 "host": host,
             }
             with progress.task("time the file") as advance, user_error():
                 timed = jobs.profile({path.name: path}, inputs, progress=advance, **settings)
             recorded = jobs.raw(place, path.name)
-            kept = place / "job" / "out" / recorded["operators"]["trace"]
             p50 = next(m.value for m in timed[path.name] if m.name == "latency_p50_ms")
-            by_operator = operators.measure(kept, warmup=recorded["operators"]["warmup"], p50_ms=p50)
+            by_operator, kept = (
+                None,
+                recorded["operators"]["trace"] and recorded["out"] / recorded["operators"]["trace"],
+            )
+            if kept:
+                by_operator = operators.measure(kept, warmup=recorded["operators"]["warmup"], p50_ms=p50)
             if trace is not None:
-                write_json(trace, tracing.chrome(path.name, operators.events(kept), recorded["time"]))
+                events = operators.events(kept) if kept else []
+                write_json(trace, tracing.chrome(path.name, events, recorded["time"]))
     finally:
         progress.close()
     note = (
@@ -219,12 +225,13 @@ def _quality(
     from edgekd import environment
     from edgekd.inputs import bare
     from edgekd.measure import jobs
-    from edgekd.measure.machine import user_error
+    from edgekd.measure.machine import noted, user_error
     from edgekd.metrics import suiting
     from edgekd.probes import Subject, measure
 
     with user_error():
-        answered = jobs.score(path, inputs, threads=device.threads, folder=place / "score", host=host)
+        asked = {"runtime": device.runtime.name, "threads": device.threads, "folder": place / "score", "host": host}
+        answered = jobs.score(path, inputs, **asked)
     try:
         figures = measure(Subject(outputs=bare(answered), labels=labels, metrics=[suiting(labels)], split="test"))
     except ValueError as error:
@@ -236,4 +243,5 @@ def _quality(
         "threads": device.threads,
         "environment": environment.environment_id(host.facts),
     }
-    return [dataclasses.replace(m, **own) for m in figures]
+    told = jobs.ran(place / "score", device.runtime.name)
+    return noted((dataclasses.replace(m, **own) for m in figures), None, host.facts, told)

@@ -3,13 +3,12 @@ is found by `resolve`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd import environment
+from edgekd import components, environment
 from edgekd.errors import Problem, UsageError
 from edgekd.run.recipe import file, models, references, stages, sweep
 from edgekd.run.recipe.form import Form, Select
@@ -57,7 +56,7 @@ def parsed(
     if "\0" in form.modules:
         problems.append(Problem(f"{place}: modules", "is no path"))
     else:
-        look_beside(folder / form.modules)
+        components.look_beside(folder / form.modules)
     told = [str(table.get("name", table.get("use"))) for table in form.stage]
     lines = stages.read(form.stage, list(form.model), place, problems)
     made = models.read(form.model, place, problems)
@@ -79,11 +78,3 @@ def _form(raw: Mapping[str, Any], place: str, problems: list[Problem]) -> Form:
     if form is None:
         raise UsageError(*problems)
     return form
-
-
-def look_beside(folder: Path) -> None:
-    """Modules that a recipe names are looked for beside it and in the current folder: a recipe runs code, on
-    purpose."""
-    for path in (str(Path.cwd()), str(folder)):
-        if path not in sys.path:
-            sys.path.insert(0, path)

@@ -76,6 +76,7 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
     """Times the probe networks as target `name` on the board at `on` (default: this machine), and keeps them as its
     calibration, in place of an older one. What was timed stays until all is: cut off, the same call goes on. Raises as
     `profile` does."""
+    from edgekd import runtimes
     from edgekd import targets as devices
     from edgekd.files import writing
     from edgekd.measure.machine import host_of, named, stands_for
@@ -83,6 +84,7 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
     from edgekd.predicting.of_file import folder
     from edgekd.predicting.population import Table
     from edgekd.progress import reporter
+    from edgekd.records import Deployment
 
     wanted = named(name)
     if wanted is not None and not devices.runs(wanted):
@@ -93,6 +95,11 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
                 "its files are counted: edgekd profile --target",
             )
         )
+    if wanted is not None:
+        wanted = next((d for d in devices.each(wanted) if devices.deployment(d).format == Deployment().format), None)
+        if wanted is None:
+            text = "can't be timed: none of its runtimes takes ONNX files, as the probes are"
+            raise UsageError(Problem(f"target {name}", text, "its files are timed: edgekd profile --target"))
     progress = reporter(quiet)
     try:
         with host_of(on, progress) as host:
@@ -116,7 +123,9 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
             times, noisy = _times(device, host, work, progress)
     finally:
         progress.close()
-    source = f"timed on {host.facts['cpu']} with onnxruntime {host.facts['versions'].get('onnxruntime', '')}"
+    library = next(iter(runtimes.needs(device.runtime.name)), "")
+    version = host.facts["versions"].get(library, "")
+    source = f"timed on {host.facts['cpu']} with {device.runtime.name} {version}".rstrip()
     rows = probes.rows(times, source)
     board = shipped.Board(device.name, device.title, device.runtime.name, (Table(device.name, made, rows),))
     path = place / f"{device.name}.json"
@@ -165,7 +174,7 @@ def _times(
                 preset="probe",
                 threads=device.threads,
                 folder=work / str(number),
-                target=device.name,
+                target=device,
                 host=host,
             )
             for precision, figures in timed.items():

@@ -1,0 +1,148 @@
+"""Job folders: written, run on a host, and read. What is finished stays in the folder: the same job goes on from there,
+and what is complete is read without measuring again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd import components, environment, runtimes
+from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
+from edgekd.files import sha256
+from edgekd.inputs import named
+from edgekd.records import Host, Runtime
+from edgekd.runtimes import worker
+
+Inputs = np.ndarray | Mapping[str, np.ndarray]
+LONGEST = 600  # s that one process may take
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job folder is made of. `models` {subject: file}, subjects with one file share it; the `runtime` that opens
+    them; `seconds` that one process may take; `machine`: id of the environment (None: of this one)."""
+
+    models: Mapping[str, Path]
+    inputs: Inputs
+    schedule: Sequence[Mapping[str, Any]]
+    runtime: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+    seconds: float = LONGEST
+    machine: str | None = None
+
+
+def run(
+    folder: Path,
+    job: Job,
+    host: Host,
+    names: Mapping[str, str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """{entry: line} of a job that is built or gone on with. `names` {subject: what people call it}. Raises RunFailed
+    with what each file did wrong, EnvironmentUnfit where the runtime is not installed there."""
+    problems = [] if "launch" in job.settings else host.lacks(job.runtime)
+    if problems:
+        raise EnvironmentUnfit(*problems)
+    settings = {**job.settings, "cores": list(host.cores)} if host.cores else job.settings
+    build(folder, replace(job, settings=settings, machine=environment.environment_id(host.facts)))
+    done, wanted = folder / "out" / "done.json", [entry["id"] for entry in job.schedule]
+    found = finished(folder)
+    if not done.is_file() or any(id not in found for id in wanted):
+        host.run(folder, 60 + job.seconds * len(job.schedule), progress)
+        found = finished(folder)
+    missing = [entry for entry in job.schedule if entry["id"] not in found]
+    if missing:
+        failed = json.loads(done.read_text(encoding="utf-8"))["failed"]
+        reasons = {(names[e["subject"]], failed.get(e["id"], "was not run")) for e in missing}
+        text = f"does not run in {job.runtime}"
+        raise RunFailed(*(Problem(name, f"{text}: {reason}") for name, reason in sorted(reasons)))
+    return {id: found[id] for id in wanted}
+
+
+def build(folder: Path, job: Job) -> dict[str, Any]:
+    """Writes a job folder (`job.json` last) and returns what is in that file. The same job on the same kind of machine
+    keeps what was measured already; a folder with another job is made anew. Raises RunFailed where an input is no plain
+    array."""
+    arrays = {name: np.asarray(array) for name, array in named(job.inputs).items()}
+    if any(array.dtype.hasobject or array.ndim == 0 for array in arrays.values()):
+        raise RunFailed(Problem("inputs", "are not plain arrays with a row per sample"))
+    models, sources = _models(job), _sources(job.runtime)
+    inputs = {name: f"inputs/{i}.npy" for i, name in enumerate(arrays)}
+    files = {**{file: path for path, file in models.items()}, **sources}
+    written = {
+        "schema": "edgekd.job/1",
+        "runtime": next(name for name in sources if name.startswith("runtimes/")),
+        "threads": job.threads,
+        "seconds": job.seconds,
+        "environment": job.machine or environment.environment_id(environment.describe()),
+        "settings": dict(job.settings),
+        "files": {k: sha256(p) for k, p in files.items()} | {f: _digest(arrays[n]) for n, f in inputs.items()},
+        "subjects": {subject: {"model": models[path], "inputs": inputs} for subject, path in job.models.items()},
+        "schedule": list(job.schedule),
+    }
+    # a folder that is being cleared up, cut off in the middle
+    whole = all((folder / name).is_file() for name in written["files"])
+    if not whole or _without_schedule(_stored(folder / "job.json")) != _without_schedule(written):
+        shutil.rmtree(folder, ignore_errors=True)
+        for part in ("models", "inputs", "runtimes"):
+            (folder / part).mkdir(parents=True)
+        for name, path in files.items():
+            shutil.copyfile(path, folder / name)
+        for name, file in inputs.items():
+            np.save(folder / file, arrays[name], allow_pickle=False)
+    worker.write(folder / "job.json", json.dumps(written, indent=1).encode())
+    return written
+
+
+def identity(runtime: str) -> str:
+    """What tells what was measured in a runtime from what was in another: its name and its file's digest; "" for
+    onnxruntime, whose version is among the machine's facts."""
+    return "" if runtime == Runtime().name else f"-{runtime}-{sha256(runtimes.source(runtime))[:12]}"
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """{entry: line} of what a job has done."""
+    return worker.finished_lines(folder / "out" / "results.jsonl")
+
+
+def lines(found: Mapping[str, Any], subject: str, kind: str) -> list[dict[str, Any]]:
+    """The lines of one subject's processes of a kind, in their order."""
+    return [line for _, line in sorted(found.items()) if line["subject"] == subject and line["pass"] == kind]
+
+
+def _models(job: Job) -> dict[Path, str]:
+    """{file: its name in the job's folder}, by the subject that has it first and a format of the runtime: names of
+    the user's are never in a job."""
+    suffixes = [components.find("formats", name).SUFFIX for name in runtimes.formats(job.runtime)]
+    first = {path: next(s for s, other in job.models.items() if other == path) for path in job.models.values()}
+    ending = {path: path.suffix if path.suffix in suffixes else suffixes[0] for path in first}
+    return {path: f"models/{subject}{ending[path]}" for path, subject in first.items()}
+
+
+def _sources(runtime: str) -> dict[str, Path]:
+    """What runs on the device: the worker, and the one runtime."""
+    carried, own = Path(worker.__file__).parent, runtimes.source(runtime)
+    return {"worker.py": carried / "worker.py", "facts.py": carried / "facts.py", f"runtimes/{own.name}": own}
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _without_schedule(job: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in job.items() if name != "schedule"}
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).data).hexdigest()

@@ -1,0 +1,62 @@
+"""What a timing session does: how much of it, and in which order. Every entry is a fresh process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Preset = Literal["probe", "quick", "standard", "certify"]
+CONTROL = "control"  # the first file a second time: what a session tells of a file against itself
+STEADY = ("warmup_runs", "warmup_s", "warmup_cap_s", "runs", "steady_s", "cap_s")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a preset measures. `processes` fresh ones per file (at most `most`, while the p50 is known worse than
+    +-1 %), each with its warm-up and then at least `runs` inferences and `steady_s` seconds; `memory` processes for the
+    peak."""
+
+    processes: int
+    most: int
+    warmup_s: float
+    runs: int
+    steady_s: float
+    memory: int
+    warmup_runs: int = 10
+    warmup_cap_s: float = 5.0
+    cap_s: float = 30.0
+
+    @property
+    def steady(self) -> dict[str, Any]:
+        """The settings of a process that takes times."""
+        return {name: value for name, value in asdict(self).items() if name in STEADY}
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "probe": Effort(
+        processes=6, most=6, warmup_s=0.1, runs=11, steady_s=0.3, memory=2, warmup_cap_s=0.5, cap_s=5.0
+    ),  # of a calibration
+    "quick": Effort(processes=6, most=6, warmup_s=0.15, runs=11, steady_s=0.6, memory=3, warmup_cap_s=1.0, cap_s=10.0),
+    "standard": Effort(processes=10, most=20, warmup_s=0.5, runs=20, steady_s=1.0, memory=4),
+    "certify": Effort(
+        processes=20, most=40, warmup_s=0.5, runs=52, steady_s=3.0, memory=6, warmup_cap_s=30.0, cap_s=60.0
+    ),
+}
+
+
+def schedule(subjects: Sequence[str], rounds: int, effort: Effort) -> list[dict[str, Any]]:
+    """The entries of a session. Rounds go forth and back (A B B A), so that a drift hits all alike."""
+    real = [s for s in subjects if s != CONTROL]
+    entries = [entry(s, "memory", i, runs=5) for i in range(effort.memory) for s in real]
+    entries += [entry(real[0], "bare", i, runs=5) for i in range(effort.memory)]
+    entries += [entry(s, "operators", 0, warmup_runs=3, runs=100, seconds=0.3) for s in real]
+    return entries + [
+        entry(s, "time", i, **effort.steady)
+        for i in range(rounds)
+        for s in (subjects if i % 2 == 0 else subjects[::-1])
+    ]
+
+
+def entry(subject: str, kind: str, number: int, **settings: Any) -> dict[str, Any]:
+    return {"id": f"{subject}-{kind}-{number:03d}", "subject": subject, "pass": kind, **settings}
