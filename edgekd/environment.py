@@ -84,7 +84,8 @@ def opened(runtime: str, path: Path, threads: int = 1) -> Callable[[Mapping[str,
     if missing:
         raise EnvironmentUnfit(*missing)
     try:
-        return runtimes.loaded(runtime).load(str(path), threads)
+        infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] = runtimes.loaded(runtime).load(str(path), threads)
+        return infer
     except ImportError as error:
         hint = "its file declares what it needs as NEEDS"
         raise EnvironmentUnfit(Problem(f"runtime {runtime}", f"can't be loaded here: {error}", hint)) from None

@@ -15,8 +15,9 @@ from torch import nn
 
 from edgekd.formats import onnx as format
 from edgekd.models.networks import ds_cnn, residual
+from edgekd.quantization import parameters
 from edgekd.quantization.diagnosis.layers import look
-from edgekd.quantization.qdq.partial import pair
+from edgekd.quantization.qdq.pairing import pair
 from edgekd.quantization.torch_graph import fake
 from edgekd.quantization.torch_graph.calibrate import calibrate
 from edgekd.quantization.torch_graph.capture import capture
@@ -189,18 +190,18 @@ def put(file, name, array):
 
 
 def _quantizer(file, layer):
-    return next(n for n in file.graph.node if n.op_type == "QuantizeLinear" and n.output[0] == layer.lattice.q)
+    return next(n for n in file.graph.node if n.op_type == "QuantizeLinear" and n.output[0] == layer.parameters.q)
 
 
-def set_lattice(file, layer, scale, zero):
+def set_parameters(file, layer, scale, zero):
     node = _quantizer(file, layer)
     put(file, node.input[1], np.float32(scale))
-    put(file, node.input[2], np.array(zero, layer.lattice.zero.dtype))
+    put(file, node.input[2], np.array(zero, layer.parameters.zero_point.dtype))
 
 
 def set_range(file, layer, low, high):
-    scale, zero = fake.lattice(float(low), float(high), 255)
-    set_lattice(file, layer, scale, zero)
+    scale, zero = parameters.scale_and_zero_point(float(low), float(high), 255)
+    set_parameters(file, layer, scale, zero)
 
 
 def saturating(k, at, share=1.0):
@@ -255,7 +256,7 @@ def scaled(k, at, by):
 
     def edit(file, p):
         layer = layer_at(p, at)
-        set_lattice(file, layer, layer.lattice.scale[0] * by, layer.lattice.zero[0])
+        set_parameters(file, layer, layer.parameters.scale[0] * by, layer.parameters.zero_point[0])
 
     k.file_edit = edit
 
@@ -263,7 +264,9 @@ def scaled(k, at, by):
 def shifted(k, at, by):
     def edit(file, p):
         layer = layer_at(p, at)
-        set_lattice(file, layer, layer.lattice.scale[0], int(np.clip(int(layer.lattice.zero[0]) + by, 0, 255)))
+        set_parameters(
+            file, layer, layer.parameters.scale[0], int(np.clip(int(layer.parameters.zero_point[0]) + by, 0, 255))
+        )
 
     k.file_edit = edit
 
@@ -303,11 +306,11 @@ def oracle(k, p, healthy):
     from edgekd.quantization.diagnosis.layers import outputs
 
     feed, sound = {"input": k.x.numpy()}, {a.name: b for a, b in zip(p.layers, healthy.layers, strict=True)}
-    plain = outputs(p.plain, feed)[0]
+    plain = outputs(p.plain.model, feed)[0]
     left = {}
     for layer in p.layers:
-        file = copy.deepcopy(p.quantized)
-        set_lattice(file, layer, sound[layer.name].lattice.scale[0], sound[layer.name].lattice.zero[0])
+        file = copy.deepcopy(p.quantized.model)
+        set_parameters(file, layer, sound[layer.name].parameters.scale[0], sound[layer.name].parameters.zero_point[0])
         left[layer.name] = float(np.square(outputs(file, feed)[0] - plain).mean())
     return min(left, key=left.get)
 

@@ -18,7 +18,7 @@ from edgekd.errors import UsageError
 from edgekd.models import saved
 from edgekd.models.networks import ds_cnn, residual
 from edgekd.quantization import grid as grids
-from edgekd.quantization.torch_graph import exact, fake
+from edgekd.quantization.torch_graph import exact, fake, modules
 from edgekd.quantization.torch_graph.adaround import adaround, beta, learn, logit, rectified, regular
 from edgekd.quantization.torch_graph.calibrate import calibrate
 from edgekd.quantization.torch_graph.capture import capture
@@ -237,7 +237,9 @@ class TestCorrection:
         assert off["after"] < 0.1 * step < 0.5 * off["before"]
         assert all(
             p.scale.equal(q.scale)
-            for p, q in zip(fake.parts(settled(graph, data), fake.Weight), fake.parts(module, fake.Weight), strict=True)
+            for p, q in zip(
+                fake.parts(settled(graph, data), modules.Weight), fake.parts(module, modules.Weight), strict=True
+            )
         )
 
     def test_layers_without_a_bias_of_their_own_are_left(self):

@@ -22,11 +22,13 @@ from edgekd.explain import accuracy, layers
 from edgekd.files import sha256
 from edgekd.formats import onnx as format
 from edgekd.quantization import calibrated
+from edgekd.quantization import parameters as quantization_parameters
 from edgekd.quantization.diagnosis import layers as diagnose
 from edgekd.quantization.diagnosis.causes import Seen, beyond, calibrated_on_few, of_values, of_weights
-from edgekd.quantization.qdq.operands import Lattice
-from edgekd.quantization.qdq.partial import PARTS, Layer, Weights, pair, render
-from edgekd.quantization.torch_graph import fake
+from edgekd.quantization.qdq.graph import Parameters
+from edgekd.quantization.qdq.pairing import PARTS, Layer, Weights, pair
+from edgekd.quantization.qdq.partial import render
+from edgekd.quantization.torch_graph import fake, modules
 from edgekd.quantization.torch_graph.capture import capture
 from edgekd.records import Candidate, Measurement, Result, TargetResult
 from edgekd.verbs import explain
@@ -58,7 +60,7 @@ def healthy(request, tmp_path_factory):
 def test_nothing_quantized_is_the_float_file_and_everything_the_int8_file(healthy):
     k, _, p = healthy
     feed, everything = {"input": k.x.numpy()[:32]}, [(layer.name, part) for layer in p.layers for part in PARTS]
-    for quantized, file in (((), p.plain), (everything, p.quantized)):
+    for quantized, file in (((), p.plain.model), (everything, p.quantized.model)):
         (ours,), (theirs,) = diagnose.outputs(render(p, quantized), feed), diagnose.outputs(file, feed)
         np.testing.assert_array_equal(ours, theirs)
 
@@ -74,15 +76,18 @@ def test_layers_are_those_of_the_model(healthy):
         w = layer.weights
         step = w.scale.reshape(-1, *[1] * (w.plain.ndim - 1))
         assert (np.abs(w.plain - w.dequantized) <= step * 0.5001).all()
-    assert p.layers[0].name == "input" and all(layer.lattice is not None for layer in p.layers)
+    assert p.layers[0].name == "input" and all(layer.parameters is not None for layer in p.layers)
 
 
 def test_one_layer_is_rounded_alone(healthy):
     """With the last layer's value alone in int8, outputs are the float ones on that lattice."""
     k, _, p = healthy
     feed, last = {"input": k.x.numpy()[:32]}, p.layers[-1]
-    (plain,), (ours,) = diagnose.outputs(p.plain, feed), diagnose.outputs(render(p, [(last.name, "values")]), feed)
-    scale, zero = last.lattice.scale[0], int(last.lattice.zero[0])
+    (plain,), (ours,) = (
+        diagnose.outputs(p.plain.model, feed),
+        diagnose.outputs(render(p, [(last.name, "values")]), feed),
+    )
+    scale, zero = last.parameters.scale[0], int(last.parameters.zero_point[0])
     expected = (np.clip(np.rint(plain / scale) + zero, 0, 255) - zero) * scale
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
@@ -102,11 +107,11 @@ def test_what_a_layer_gives_back_is_that_of_the_fake_quantized_model(healthy, tm
             return float((np.square(module(x).numpy() - plain).mean(1) / diagnose.signal(plain)).mean())
 
         assert diagnose.decibel(total / noise()) == pytest.approx(0, abs=0.3)
-        parts = {part.name: part for part in fake.parts(module, (fake.Value, fake.Weight))}
-        sites = [site for site, part in parts.items() if isinstance(part, fake.Weight)]
+        parts = {part.name: part for part in fake.parts(module, (modules.Value, modules.Weight))}
+        sites = [site for site, part in parts.items() if isinstance(part, modules.Weight)]
         for number, layer in enumerate(weighted(p)):
             mine = [parts[sites[number]], *(parts[site] for site, after in names.items() if after == layer.after)]
-            mine += [b for b in fake.parts(module, fake.Bias) if b.operands[1] is mine[0]]
+            mine += [b for b in fake.parts(module, modules.Bias) if b.operands[1] is mine[0]]
             assert len(mine) == 3
             for part in mine:
                 part.mode = "observe"
@@ -120,7 +125,7 @@ def test_the_worst_comes_first(healthy, tmp_path):
     k, (plain, _), p = healthy
     file, layers = onnx.load(plain.parent / "int8.onnx"), weighted(p)
     for layer, by in ((layers[0], 16), (layers[2], 24)):
-        faults.set_lattice(file, layer, layer.lattice.scale[0] * by, layer.lattice.zero[0])
+        faults.set_parameters(file, layer, layer.parameters.scale[0] * by, layer.parameters.zero_point[0])
     onnx.save(file, tmp_path / "two.onnx")
     found = diagnose.look(plain, tmp_path / "two.onnx", {"input": k.x.numpy()}).findings
     assert {f.layer for f in found} >= {layers[0].name, layers[2].name}
@@ -156,7 +161,7 @@ def test_trained_weights_are_their_own_reference(healthy, tmp_path):
     assert diagnose.look(other, int8, {"input": k.x.numpy()}).findings == ()
     spoiled = onnx.load(int8)
     layer = weighted(p)[1]
-    faults.set_lattice(spoiled, layer, layer.lattice.scale[0] * 12, layer.lattice.zero[0])
+    faults.set_parameters(spoiled, layer, layer.parameters.scale[0] * 12, layer.parameters.zero_point[0])
     onnx.save(spoiled, tmp_path / "spoiled.onnx")
     found = diagnose.look(other, tmp_path / "spoiled.onnx", {"input": k.x.numpy()}).findings
     assert (found[0].layer, found[0].cause, found[0].lost.points) == (layer.name, "dead lattice", None)
@@ -213,7 +218,7 @@ def test_saturation_is_asked_for(healthy):
     k, paths, p = healthy
     feed = {"input": np.abs(k.x.numpy()[:32]) * 10}
     asked = [f for f in diagnose.look(*paths, feed, saturates=True).findings if f.cause == "saturation"]
-    expected = {f"{layer.kind}({layer.name})" for layer in audit(p.quantized, feed) if layer.changed}
+    expected = {f"{layer.kind}({layer.name})" for layer in audit(p.quantized.model, feed) if layer.changed}
     assert {f.layer for f in asked} == expected and all(
         f.lost.snr is not None and f.fix == "weight_bits = 7" for f in asked
     )
@@ -260,15 +265,17 @@ def values(seed=0):
 
 def fit(v, low=None, high=None, **more):
     """A layer whose lattice covers the values, or what is given."""
-    scale, zero = fake.lattice(v.min() if low is None else low, v.max() if high is None else high, 255)
-    lattice = Lattice("q", np.array([scale], np.float32), np.array([zero], np.uint8), None)
+    scale, zero = quantization_parameters.scale_and_zero_point(
+        v.min() if low is None else low, v.max() if high is None else high, 255
+    )
+    parameters = Parameters("q", np.array([scale], np.float32), np.array([zero], np.uint8), None)
     return Layer(
         **{
             "name": "Conv(v1)",
             "kind": "Conv",
             "before": "a",
             "after": "b",
-            "lattice": lattice,
+            "parameters": parameters,
             "weights": None,
             "bias": None,
             **more,
@@ -389,8 +396,10 @@ def put(folder, kept=("teacher", "distill", "distill.int8"), by=1.0):
         (folder / f"models/{name}.onnx").write_bytes(data)
     p = pair(*(onnx.load(folder / f"models/{name}.onnx") for name in ("distill", "distill.int8")))
     culprit = weighted(p)[1]
-    faults.set_lattice(p.quantized, culprit, culprit.lattice.scale[0] * by, culprit.lattice.zero[0])
-    onnx.save(p.quantized, folder / "models/distill.int8.onnx")
+    faults.set_parameters(
+        p.quantized.model, culprit, culprit.parameters.scale[0] * by, culprit.parameters.zero_point[0]
+    )
+    onnx.save(p.quantized.model, folder / "models/distill.int8.onnx")
     (folder / "models/teacher.onnx").write_bytes(b"teacher")
     (folder / "recipe.toml").write_text(RECIPE)
 
@@ -541,5 +550,7 @@ def test_a_gelu_network_is_read(tmp_path):
     format.export(graph, grid, x[:2], tmp_path / "b.onnx")
     p = pair(onnx.load(tmp_path / "a.onnx"), onnx.load(tmp_path / "b.onnx"))
     feed = {"input": x.numpy()}
-    np.testing.assert_allclose(diagnose.outputs(render(p, ()), feed)[0], diagnose.outputs(p.plain, feed)[0], atol=1e-5)
+    np.testing.assert_allclose(
+        diagnose.outputs(render(p, ()), feed)[0], diagnose.outputs(p.plain.model, feed)[0], atol=1e-5
+    )
     assert diagnose.look(tmp_path / "a.onnx", tmp_path / "b.onnx", feed).findings == ()

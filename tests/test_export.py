@@ -22,7 +22,7 @@ from edgekd.formats import onnx as format
 from edgekd.formats._qdq import pool
 from edgekd.models import saved
 from edgekd.quantization import grid as grids
-from edgekd.quantization.torch_graph import exact, fake
+from edgekd.quantization.torch_graph import exact, fake, modules
 from edgekd.quantization.torch_graph.capture import capture
 from edgekd.records import Artifact, Run
 from edgekd.runtimes.onnxruntime import load as open_file
@@ -344,7 +344,7 @@ def test_calibration_reads_no_more_than_it_was_told(trained, tmp_path):
     columns = load(task, "train")
     seen = []
     module = fake.insert(capture(saved.load(source, task), take(columns, np.arange(2)).inputs))
-    part = next(v for v in fake.parts(module, fake.Value) if v.name == "x")
+    part = next(v for v in fake.parts(module, modules.Value) if v.name == "x")
     part.register_forward_pre_hook(lambda part, x: seen.append(len(x[0])))
     from edgekd.quantization.torch_graph.calibrate import calibrate
     from edgekd.stages.quantize import calibration

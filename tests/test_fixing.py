@@ -23,7 +23,7 @@ from edgekd.measure import jobs
 from edgekd.quantization.diagnosis.fixes import Now, in_float, remedies, shown
 from edgekd.quantization.diagnosis.layers import Finding, Lost
 from edgekd.quantization.parameters import exactly
-from edgekd.quantization.qdq.partial import pair
+from edgekd.quantization.qdq.pairing import pair
 from edgekd.verbs import explain
 
 ALL = frozenset(
@@ -276,8 +276,8 @@ def given(tmp_path_factory):
     quantize(folder / "float.onnx", data=folder / "data.npz", out=folder / "sound.onnx")
     p = pair(onnx.load(folder / "float.onnx"), onnx.load(folder / "sound.onnx"))
     layer = weighted(p)[2]
-    faults.set_lattice(p.quantized, layer, layer.lattice.scale[0] * 12, layer.lattice.zero[0])
-    onnx.save(p.quantized, folder / "bad.onnx")
+    faults.set_parameters(p.quantized.model, layer, layer.parameters.scale[0] * 12, layer.parameters.zero_point[0])
+    onnx.save(p.quantized.model, folder / "bad.onnx")
     return folder, layer.name
 
 

@@ -20,11 +20,11 @@ from edgekd.cli import run as command
 from edgekd.errors import RunFailed
 from edgekd.formats.onnx import float_kernels
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.onnx_graph import convert, normalize, render
+from edgekd.quantization.onnx_graph import convert, normalize, render, samples
 from edgekd.quantization.onnx_graph.placement import Layer
-from edgekd.quantization.parameters import lattice
+from edgekd.quantization.parameters import scale_and_zero_point
 from edgekd.quantization.qdq import simulate
-from edgekd.quantization.torch_graph import fake
+from edgekd.quantization.torch_graph import modules
 from edgekd.records import Scheme
 from edgekd.verbs import quantize
 
@@ -276,7 +276,7 @@ def given(folder, model, arrays):
 def answers(path, arrays):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     size = session.get_inputs()[0].shape[0]
-    parts = [session.run(None, feed) for feed in convert.batches(arrays, size if isinstance(size, int) else ROWS)]
+    parts = [session.run(None, feed) for feed in samples.batches(arrays, size if isinstance(size, int) else ROWS)]
     return [np.concatenate(p) for p in zip(*parts, strict=True)]
 
 
@@ -391,7 +391,7 @@ def test_pairs_by_hand():
     kernel = np.array([[[[1, 2]], [[4, 8]]]], np.float32)
     assert render.within_pairs(kernel, replace(gemm, kind="Conv")).tolist() == pytest.approx([10 / 126])
     w = numbers(7, 9)
-    assert np.allclose(render.within_pairs(w, gemm), fake.pairs(torch.tensor(w)).amax(1).numpy() / 126)
+    assert np.allclose(render.within_pairs(w, gemm), modules.pairs(torch.tensor(w)).amax(1).numpy() / 126)
 
 
 def placed(model, arrays):
@@ -488,7 +488,9 @@ def test_ranges_by_name(name):
     whole = Histogram()
     whole.add(x)
     site = convert.quantize(model, {"x": x}, ranges=name).grid.sites["x"]
-    assert site.scale[0] == pytest.approx(lattice(*components.find("ranges", name)(whole), 255)[0], rel=0.02)
+    assert site.scale[0] == pytest.approx(
+        scale_and_zero_point(*components.find("ranges", name)(whole), 255)[0], rel=0.02
+    )
     assert (site.scale[0] < 1) == (name in ("percentile", "entropy"))
 
 
@@ -508,7 +510,22 @@ def test_a_subgraph_keeps_what_it_reads(tmp_path):
     made = quantize.quantize(
         **given(tmp_path, file(nodes, {"x": ["n", 8]}, {"y": ["n", 8]}, stored), {"x": numbers(ROWS, 8)}), weight_bits=7
     )
-    assert made.agreements[0].snr_db > 30 and made.differ is None and "not held against the simulation" in str(made)
+    assert made.agreements[0].snr_db > 30 and made.differ is None and "not compared with the simulation" in str(made)
+
+
+def test_a_gemm_with_a_bias_per_row_stays_float_with_its_factor():
+    """alpha goes into the weights only where the layer can be quantized: else it would count twice."""
+    stored = {"w": numbers(6, 4), "b": numbers(ROWS, 1), "v": numbers(4, 3)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["a"], alpha=0.5),
+        helper.make_node("Gemm", ["a", "v"], ["y"]),
+    ]
+    model = file(nodes, {"x": [ROWS, 6]}, {"y": [ROWS, 3]}, stored)
+    made = convert.quantize(model, {"x": numbers(ROWS, 6)})
+    assert [(k.label, k.reason) for k in made.placement.layers] == [
+        ("a", "its input is transposed or scaled"),
+        ("y", ""),
+    ]
 
 
 # ---------------------------------------------------------------- as a command
@@ -588,11 +605,11 @@ def test_all_problems_at_once(tmp_path, capsys):
     assert code == 2 and not out and "6 problems" in err and err.count("hint:") == 6
     for part in (
         "in 1 of 48 samples",
-        "z is no input",
+        "z is not an input",
         "host2",
         "did you mean `minmax`",
         "there is no folder",
-        "0 are none",
+        "0 is not a number of samples",
     ):
         assert part in err
 
@@ -753,6 +770,32 @@ def test_no_torch_is_needed(tmp_path):
     call = "quantize(sys.argv[1], data=sys.argv[2], out=sys.argv[3])"
     script = f"import sys; from edgekd.verbs.quantize import quantize; {call}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script, *map(str, paths.values())], check=True)
+
+
+def test_a_table_that_a_subgraph_reads_stays_as_it_is(tmp_path):
+    value = lambda n: helper.make_tensor_value_info(n, TensorProto.FLOAT, None)
+    branches = [
+        helper.make_graph([helper.make_node("Gather", ["table", "ids"], [name])], name, [], [value(name)])
+        for name in ("yes", "no")
+    ]
+    stored = {"table": numbers(600, 8), "w": numbers(8, 3, seed=3)}
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["y"]),
+        helper.make_node("ReduceMax", ["y"], ["m"], keepdims=0),
+        helper.make_node("Greater", ["m", "m"], ["g"]),
+        helper.make_node("If", ["g"], ["z"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5, 3]), value("z")],
+        [numpy_helper.from_array(a, n) for n, a in stored.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = convert.quantize(model, {"ids": np.random.default_rng(0).integers(0, 600, (64, 5))})
+    assert made.tables == () and "table" in {i.name for i in made.model.graph.initializer}
 
 
 def test_a_table_that_is_looked_up_is_stored_as_integers(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.probes import memory, static
-from edgekd.quantization.qdq import simulate
+from edgekd.quantization.onnx_graph import normalize
+from edgekd.quantization.qdq import graph, operands, simulate
+from edgekd.quantization.qdq.pairing import pair
 
 info = helper.make_tensor_value_info
 
@@ -37,6 +39,42 @@ def chain(layers):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def moved(layers):
+    """Views of quantized values, one behind the other."""
+    tensors = [numpy_helper.from_array(v, n) for n, v in (("s", np.float32(0.1)), ("z", np.uint8(0)))]
+    tensors.append(numpy_helper.from_array(np.array([-1, 4]), "shape"))
+    nodes, last = [], "x"
+    for i in range(layers):
+        nodes += [
+            helper.make_node("QuantizeLinear", [last, "s", "z"], [f"q{i}"]),
+            helper.make_node("DequantizeLinear", [f"q{i}", "s", "z"], [f"d{i}"]),
+            helper.make_node("Reshape", [f"d{i}", "shape"], [f"r{i}"]),
+        ]
+        last = f"r{i}"
+    ends = [info("x", TensorProto.FLOAT, ["n", 4])], [info(last, TensorProto.FLOAT, ["n", 4])]
+    made = helper.make_graph(nodes, "g", *ends, tensors)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def linear(layers):
+    """Float layers over sequences, each a product, a bias and an activation."""
+    rng, tensors, nodes, last = np.random.default_rng(0), [], [], "x"
+    for i in range(layers):
+        tensors += [
+            numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), f"{name}{i}")
+            for name, shape in (("w", (4, 4)), ("b", 4))
+        ]
+        nodes += [
+            helper.make_node("MatMul", [last, f"w{i}"], [f"a{i}"]),
+            helper.make_node("Add", [f"a{i}", f"b{i}"], [f"c{i}"]),
+            helper.make_node("Tanh", [f"c{i}"], [f"t{i}"]),
+        ]
+        last = f"t{i}"
+    ends = [info("x", TensorProto.FLOAT, ["n", 3, 4])], [info(last, TensorProto.FLOAT, ["n", 3, 4])]
+    made = helper.make_graph(nodes, "g", *ends, tensors)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 def buffers(count):
     """Values of many sizes, each alive for three operators."""
     return [memory.Buffer(f"b{i}", 64 * (1 + i % 7), i, i + 2) for i in range(count)]
@@ -48,6 +86,10 @@ WORK = {
     "placed": (buffers, memory.plan, 2000),
     "simulated": (chain, simulate.read, 500),
     "live": (buffers, memory.live, 4000),
+    "read": (chain, operands.read, 500),
+    "traced": (moved, lambda model: graph.of(model).origin("r0"), 1000),
+    "paired": (moved, lambda model: pair(model, model), 1000),
+    "normalized": (linear, normalize.normalized, 150),
 }
 
 

@@ -24,7 +24,7 @@ from edgekd.quantization import calibrated
 from edgekd.quantization import grid as grids
 from edgekd.quantization.diagnosis.mixed_precision import choose, layer_of, named, saved
 from edgekd.quantization.diagnosis.sensitivity import SAMPLES, sensitivity
-from edgekd.quantization.qdq import simulate
+from edgekd.quantization.qdq import compare
 from edgekd.quantization.torch_graph import check, exact, fake
 from edgekd.quantization.torch_graph.capture import capture
 from edgekd.quantization.torch_graph.sites import layers, place
@@ -85,7 +85,7 @@ class TestFloatLayers:
         )
         equality = check.compare(ours, theirs, grid.sites[output].scale[0])
         assert equality.reasons == () and equality.equal > 0.995, equality
-        rows = simulate.compare(path, {"input": x[:50].numpy()})
+        rows = compare.compare(path, {"input": x[:50].numpy()})
         assert sum(r.differ for r in rows if r.integer) == 0
         deep = {"depthwise": 1}.get(family, 0)  # onnxruntime has no transposed convolution in integers
         extra = 0 if any("transpose" in n for n in names) else deep

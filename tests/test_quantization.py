@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from edgekd.errors import RunFailed, UsageError
 from edgekd.formats import onnx as format
 from edgekd.models.networks import perceptron, residual
-from edgekd.quantization import calibrated, fake_quantized
+from edgekd.quantization import calibrated, fake_quantized, parameters
 from edgekd.quantization import grid as grids
-from edgekd.quantization.torch_graph import check, exact, fake, ties
+from edgekd.quantization.parameters import Limits
+from edgekd.quantization.torch_graph import check, exact, fake, modules, ties
 from edgekd.quantization.torch_graph.capture import capture, graph_digest
-from edgekd.quantization.torch_graph.sites import Limits, place
+from edgekd.quantization.torch_graph.sites import place
 from edgekd.records import Scheme
 from edgekd.runtimes.onnxruntime import load
 
@@ -190,29 +191,31 @@ def test_grid_round_trip(tmp_path):
 
 
 def test_lattice_by_hand():
-    assert fake.lattice(-1.0, 1.55, 255) == (pytest.approx(0.01, rel=1e-6), 100)
-    assert fake.lattice(0.5, 2.55, 255) == (pytest.approx(0.01, rel=1e-6), 0)  # zero is always held
-    assert fake.lattice(-2.0, -1.0, 255)[1] == 255
-    assert fake.lattice(0.0, 0.0, 255) == (1.0, 0)
+    assert parameters.scale_and_zero_point(-1.0, 1.55, 255) == (pytest.approx(0.01, rel=1e-6), 100)
+    assert parameters.scale_and_zero_point(0.5, 2.55, 255) == (pytest.approx(0.01, rel=1e-6), 0)  # zero is always held
+    assert parameters.scale_and_zero_point(-2.0, -1.0, 255)[1] == 255
+    assert parameters.scale_and_zero_point(0.0, 0.0, 255) == (1.0, 0)
 
 
 def test_what_a_lattice_absorbs_by_hand():
     six = Limits(0.0, 6.0)
-    assert fake.absorbs(six, 6 / 255, 0, 255) and fake.absorbs(six, 0.01, 0, 255)
+    assert parameters.clips_itself(six, 6 / 255, 0, 255) and parameters.clips_itself(six, 0.01, 0, 255)
     # 7.65 and -0.05 stay on the lattice
-    assert not fake.absorbs(six, 0.03, 0, 255) and not fake.absorbs(six, 0.01, 5, 255)
-    assert fake.lattice(-1.0, 1.0, 255, Limits(-1.0, 1.0)) == (pytest.approx(2 / 255, rel=2e-6), 128)
-    assert fake.absorbs(Limits(-1.0, 1.0), *fake.lattice(-1.0, 1.0, 255, Limits(-1.0, 1.0)), 255)
-    assert fake.lattice(0.1, 0.7, 255, Limits(share=True)) == (1 / 256, 0)
+    assert not parameters.clips_itself(six, 0.03, 0, 255) and not parameters.clips_itself(six, 0.01, 5, 255)
+    assert parameters.scale_and_zero_point(-1.0, 1.0, 255, Limits(-1.0, 1.0)) == (pytest.approx(2 / 255, rel=2e-6), 128)
+    assert parameters.clips_itself(
+        Limits(-1.0, 1.0), *parameters.scale_and_zero_point(-1.0, 1.0, 255, Limits(-1.0, 1.0)), 255
+    )
+    assert parameters.scale_and_zero_point(0.1, 0.7, 255, Limits(share=True)) == (1 / 256, 0)
 
 
 def test_exact_arithmetic_by_hand():
-    value = fake.Value("v", 8)
+    value = modules.Value("v", 8)
     value.set_range(-1.0, 1.55)
     value.mode = "exact"
     x = torch.tensor([-2.0, -1.0, 0.0, 0.004, 0.006, 1.55, 9.0])
     assert torch.allclose(value(x), torch.tensor([-1.0, -1.0, 0.0, 0.0, 0.01, 1.55, 1.55]), atol=1e-6)
-    half = fake.Value("h", 8)
+    half = modules.Value("h", 8)
     half.set_range(0.0, 255.0)
     half.mode = "exact"
     assert half(torch.tensor([0.5, 1.5, 2.5])).tolist() == [0.0, 2.0, 2.0]  # half to even
@@ -236,16 +239,16 @@ def test_weights_of_pairs_leave_a_step_for_each_to_be_rounded_up():
     """By hand: 0.76 and 0.5 add up to 126 steps of 0.01, so that rounded up by a whole step each they are 128 at
     most."""
     weight = torch.tensor([[0.76, 0.5, -0.3, 0.1], [0.1, -0.2, 0.06, 2.46]])
-    assert fake.Weight("w", 0, 8, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.01, 0.02])
-    assert fake.Weight("w", -1, 8, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.02])
+    assert modules.Weight("w", 0, 8, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.01, 0.02])
+    assert modules.Weight("w", -1, 8, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.02])
     # 7 bits can't reach it
-    assert fake.Weight("w", 0, 7, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.76 / 63, 2.46 / 63])
+    assert modules.Weight("w", 0, 7, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.76 / 63, 2.46 / 63])
 
 
 def test_a_relu_that_waits_cuts_at_the_lattices_zero():
     """By hand: sums and additions of whole numbers -3 to 3 onto a lattice with zero point 10, cut at zero where there
     is a ReLU."""
-    value, q = fake.Value("v", 8), torch.tensor([[-3.0, -1.0, 0.0, 2.0, 3.0]]).double()
+    value, q = modules.Value("v", 8), torch.tensor([[-3.0, -1.0, 0.0, 2.0, 3.0]]).double()
     value.zero_point.fill_(10)
     one, none = exact.Lattice(q, np.float32(1), 0), exact.Lattice(torch.zeros_like(q), np.float32(1), 0)
     for relu, wanted in ((False, [-3, -1, 0, 2, 3]), (True, [0, 0, 0, 2, 3])):
@@ -254,9 +257,9 @@ def test_a_relu_that_waits_cuts_at_the_lattices_zero():
 
 
 def test_biases_round_at_the_product_of_scales_and_pass_the_gradient():
-    value, weight = fake.Value("v", 8), fake.Weight("w", 0, 8, False, torch.tensor([[1.27], [2.54]]))
+    value, weight = modules.Value("v", 8), modules.Weight("w", 0, 8, False, torch.tensor([[1.27], [2.54]]))
     value.set_range(0.0, 2.55)
-    bias = fake.Bias(value, weight)
+    bias = modules.Bias(value, weight)
     b = torch.tensor([0.00014, 0.00014], requires_grad=True)
     for mode in ("train", "exact"):
         bias.mode = mode
@@ -269,7 +272,7 @@ def test_biases_round_at_the_product_of_scales_and_pass_the_gradient():
 def test_learned_ranges_have_the_gradients_of_torch():
     """Against torch's learnable operators (LSQ)."""
     x, g = data((5, 7), 8) * 2, data((5, 7), 8, seed=2)
-    value = fake.Value("v", 8, True)
+    value = modules.Value("v", 8, True)
     value.set_range(-3.0, 4.0)
     value.mode = "train"
     ours, theirs, scale = x.clone().requires_grad_(), x.clone().requires_grad_(), value.scale.clone().requires_grad_()
@@ -279,7 +282,7 @@ def test_learned_ranges_have_the_gradients_of_torch():
     ).backward(g)
     assert torch.equal(ours.grad, theirs.grad) and torch.allclose(value.gain.grad, scale.grad * value.scale)
     assert (ours.grad == 0).any()  # some values are outside
-    weight = fake.Weight("w", 0, 8, True, 0.7 * x)
+    weight = modules.Weight("w", 0, 8, True, 0.7 * x)
     weight.mode = "train"
     ours, theirs, scale = x.clone().requires_grad_(), x.clone().requires_grad_(), weight.scale.clone().requires_grad_()
     weight(ours).backward(g)
@@ -600,10 +603,10 @@ class TestTies:
         """Sums over channels, and what is computed from two values."""
         for function in (lambda x, s: F.layer_norm(x, (6,)), lambda x, s: torch.sigmoid(x) - x.flip(1)):
             module = calibrated(stirred(self.Activated(function)), [data((3, 6, 6), 50)])
-            before = {v.name: v.scale.item() for v in fake.parts(module, fake.Value)}
-            assert [v.name for v in fake.parts(module, fake.Value) if ties.table(module, v.name) is not None] == []
+            before = {v.name: v.scale.item() for v in fake.parts(module, modules.Value)}
+            assert [v.name for v in fake.parts(module, modules.Value) if ties.table(module, v.name) is not None] == []
             fake.settle(module)
-            assert {v.name: v.scale.item() for v in fake.parts(module, fake.Value)} == before
+            assert {v.name: v.scale.item() for v in fake.parts(module, modules.Value)} == before
 
 
 @st.composite

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgekd.components import find, names
-from edgekd.quantization import calibrated
+from edgekd.quantization import calibrated, parameters
 from edgekd.quantization.histogram import BINS, Histogram
-from edgekd.quantization.torch_graph import fake
+from edgekd.quantization.torch_graph import fake, modules
 from edgekd.ranges.entropy import entropy
 from edgekd.ranges.minmax import minmax
 from edgekd.ranges.mse import mse
@@ -130,7 +130,7 @@ class TestRanges:
             for bits in (4, 8):
 
                 def error(low, high, values=values, bits=bits):
-                    scale, zero = fake.lattice(low, high, 2**bits - 1)
+                    scale, zero = parameters.scale_and_zero_point(low, high, 2**bits - 1)
                     return (
                         ((np.clip(np.round(values / scale) + zero, 0, 2**bits - 1) - zero) * scale - values)
                         .__pow__(2)
@@ -204,7 +204,7 @@ class TestRanges:
         for kind, values in drawn.items():
             decibels = []
             for part in (ALL[name], minmax):
-                scale, zero = fake.lattice(*part(histogram(*np.split(values, 10))), 255)
+                scale, zero = parameters.scale_and_zero_point(*part(histogram(*np.split(values, 10))), 255)
                 rounded = (np.clip(np.round(values / scale) + zero, 0, 255) - zero) * scale
                 decibels.append(
                     10 * np.log10(np.square(values, dtype=float).sum() / np.square(rounded - values, dtype=float).sum())
@@ -221,10 +221,12 @@ class TestCalibration:
     def test_sites_take_the_range_of_all_batches(self, name):
         x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
         module = calibrated(self.net(), x.split(50), ranges=name)
-        (value,) = [v for v in fake.parts(module, fake.Value) if v.limits.output]
+        (value,) = [v for v in fake.parts(module, modules.Value) if v.limits.output]
         outputs = self.net()(x).detach().numpy()
         low, high = ALL[name](histogram(*np.split(outputs, 6)), **({"bits": 8} if name in ("mse", "entropy") else {}))
-        assert (value.scale.item(), value.zero_point.item()) == pytest.approx(fake.lattice(low, high, 255), rel=1e-5)
+        assert (value.scale.item(), value.zero_point.item()) == pytest.approx(
+            parameters.scale_and_zero_point(low, high, 255), rel=1e-5
+        )
 
     def test_memory_does_not_grow_with_the_samples(self):
         """What calibration holds at its peak with 40 times the batches."""

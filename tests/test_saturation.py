@@ -19,7 +19,7 @@ from test_quantization import data, exported, stirred
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd.quantization.qdq import operands, saturation
+from edgekd.quantization.qdq import graph, operands, saturation
 from edgekd.records import Scheme
 
 QEMU = shutil.which("qemu-x86_64")
@@ -302,8 +302,8 @@ class TestAudit:
     def test_sums_are_the_convolution(self, name):
         model, raw, zero = LAYERS[name]
         (o,) = operands.read(model)
-        how = {k: operands.attribute(o.node, k, 1) for k in ("strides", "dilations")}
-        pads = operands.attribute(o.node, "pads", [0] * 4)
+        how = {k: graph.attribute(o.node, k, 1) for k in ("strides", "dilations")}
+        pads = graph.attribute(o.node, "pads", [0] * 4)
         x = F.pad(torch.from_numpy(raw.astype(np.float64)) - zero, (pads[1], pads[3], pads[0], pads[2]))
         bias = None if o.bias is None else torch.from_numpy(o.bias).double()
         sums = F.conv2d(
@@ -358,8 +358,10 @@ class TestEmulated:
         found = {}
         for name, (model, raw, zero) in LAYERS.items():
             (o,) = operands.read(model)
-            y = getattr(saturation.simulate(o, (raw - zero + o.x.zero[0]).astype(o.x.zero.dtype)), which)
-            found[name] = y if o.output is None else (y - int(o.output.zero[0])).astype(np.float32) * o.output.scale[0]
+            y = getattr(saturation.simulate(o, (raw - zero + o.x.zero_point[0]).astype(o.x.zero_point.dtype)), which)
+            found[name] = (
+                y if o.output is None else (y - int(o.output.zero_point[0])).astype(np.float32) * o.output.scale[0]
+            )
         return found
 
     def test_simulation_is_the_kernel(self, single, tmp_path):
@@ -412,7 +414,8 @@ class TestEmulated:
 
 
 def test_pairs_of_a_weight_by_hand():
-    from edgekd.quantization.torch_graph.fake import PAIR, pairs
+    from edgekd.quantization.parameters import PAIR
+    from edgekd.quantization.torch_graph.modules import pairs
 
     rows = torch.tensor([[3.0, 4.0, -1.0, 2.0, -5.0], [-1.0, -2.0, 0.0, 0.0, 0.5]])
     assert pairs(rows).tolist() == [[7.0, 2.0, 5.0], [3.0, 0.0, 0.5]]

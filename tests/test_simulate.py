@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from edgekd.errors import RunFailed
 from edgekd.models.networks import ds_cnn
-from edgekd.quantization.qdq import kernels, simulate
-from edgekd.quantization.qdq.kernels import Lattice, Target
+from edgekd.quantization.qdq import compare, kernels, simulate
+from edgekd.quantization.qdq.kernels import Quantized, Target
 from edgekd.quantization.torch_graph import check
 
 
-def lattice(q, scale=1.0, zero=0, dtype=np.uint8):
-    return Lattice(np.array(q, dtype), np.array(scale, np.float32), np.array(zero, dtype))
+def quantized(q, scale=1.0, zero=0, dtype=np.uint8):
+    return Quantized(np.array(q, dtype), np.array(scale, np.float32), np.array(zero, dtype))
 
 
 def target(scale=1.0, zero=0, dtype=np.uint8):
@@ -34,14 +34,16 @@ class TestByHand:
         assert target().quantize(x).tolist() == [0, 0, 2, 2, 255]  # halves to even, saturated
         assert target(1, 1).quantize(x).tolist() == [0, 1, 3, 3, 255]  # the zero point is added to a whole number
         assert target(0.5, 0, np.int8).quantize(x).tolist() == [-2, 1, 3, 5, 127]
-        assert lattice([0, 3, 255], 0.5, 3).real().tolist() == [-1.5, 0.0, 126.0]
-        rows = Lattice(np.array([[1, 2], [3, 4]], np.int8), np.array([1.0, 10.0], np.float32), np.zeros(2, np.int8), 0)
+        assert quantized([0, 3, 255], 0.5, 3).real().tolist() == [-1.5, 0.0, 126.0]
+        rows = Quantized(
+            np.array([[1, 2], [3, 4]], np.int8), np.array([1.0, 10.0], np.float32), np.zeros(2, np.int8), 0
+        )
         assert rows.real().tolist() == [[1, 2], [30, 40]]
 
     def test_convolution(self):
         # x - z = [[1, 2], [3, 4]]; a sum over the four, bias 7, at 0.5 * 0.25 onto a step of 1: 17 / 8 = 2.125
-        x, w = lattice([[[[11, 12], [13, 14]]]], 0.5, 10), lattice([[[[1, 1], [1, 1]]]], 0.25, 0, np.int8)
-        bias = lattice([7], 0.125, 0, np.int32)
+        x, w = quantized([[[[11, 12], [13, 14]]]], 0.5, 10), quantized([[[[1, 1], [1, 1]]]], 0.25, 0, np.int8)
+        bias = quantized([7], 0.125, 0, np.int32)
         assert kernels.conv({}, [x, w, bias], target(1, 5)).tolist() == [[[[7]]]]
         # padded by a zero: corners see one value each
         assert kernels.conv({"pads": [1, 1, 1, 1], "strides": [2, 2]}, [x, w], target(0.125)).ravel().tolist() == [
@@ -51,18 +53,18 @@ class TestByHand:
             4,
         ]
         # two channels in two groups, dilated by 2
-        x = lattice([[[[1, 9, 2]], [[3, 9, 4]]]])
-        w = lattice([[[[1, 10]]], [[[100, -1]]]], 1.0, 0, np.int8)
+        x = quantized([[[[1, 9, 2]], [[3, 9, 4]]]])
+        w = quantized([[[[1, 10]]], [[[100, -1]]]], 1.0, 0, np.int8)
         assert kernels.conv({"group": 2, "dilations": [1, 2]}, [x, w], target(1, 0, np.uint8)).ravel().tolist() == [
             21,
             255,
         ]
 
     def test_products(self):
-        a, b = lattice([[1, 2]], 1.0, 0), lattice([[3], [4]], 1.0, 0, np.int8)
+        a, b = quantized([[1, 2]], 1.0, 0), quantized([[3], [4]], 1.0, 0, np.int8)
         assert kernels.matmul({}, [a, b], target()).tolist() == [[11]]
-        b = lattice([[3, 4]], 1.0, 0, np.int8)
-        assert kernels.matmul({"transB": 1}, [a, b, lattice([1], 1.0, 0, np.int32)], target(2)).tolist() == [[6]]
+        b = quantized([[3, 4]], 1.0, 0, np.int8)
+        assert kernels.matmul({"transB": 1}, [a, b, quantized([1], 1.0, 0, np.int32)], target(2)).tolist() == [[6]]
 
     def test_accumulators_wrap_around(self):
         assert kernels.wrapped(np.array([2.0**31 - 1, 2.0**31, -(2.0**31) - 1])).tolist() == [
@@ -72,16 +74,16 @@ class TestByHand:
         ]
 
     def test_sums_and_products_of_values(self):
-        a, b = lattice([10, 20], 0.5, 10), lattice([1, 3], 1.0, 1)
+        a, b = quantized([10, 20], 0.5, 10), quantized([1, 3], 1.0, 1)
         assert kernels.add({}, [a, b], target(1, 100)).tolist() == [100, 107]
         assert kernels.multiply({}, [a, b], target(1, 100)).tolist() == [100, 110]
         # 1.5 and 2.5: to even q
-        assert kernels.multiply({}, [lattice([1, 3]), lattice([1, 1], 0.5)], target(1, 1)).tolist() == [2, 2]
+        assert kernels.multiply({}, [quantized([1, 3]), quantized([1, 1], 0.5)], target(1, 1)).tolist() == [2, 2]
         # beyond an int32
-        assert kernels.multiply({}, [lattice([255], 1e5), lattice([255], 1e5)], target(1)).tolist() == [0]
+        assert kernels.multiply({}, [quantized([255], 1e5), quantized([255], 1e5)], target(1)).tolist() == [0]
 
     def test_pools(self):
-        x = lattice([[[[1, 2], [3, 4]]]], 1.0, 1)
+        x = quantized([[[[1, 2], [3, 4]]]], 1.0, 1)
         # 1.5 is rounded to 2, then 1 is added
         assert kernels.global_average({}, [x], target(1, 1)).ravel().tolist() == [3]
         assert kernels.average({"kernel_shape": [2, 2]}, [x], target(1, 1)).ravel().tolist() == [2]  # 2.5 is rounded
@@ -107,15 +109,15 @@ class TestByHand:
         ]
 
     def test_moves_tables_and_softmax(self):
-        a, b = lattice([[4]], 0.5, 2), lattice([[9]], 1.0, 0)
+        a, b = quantized([[4]], 0.5, 2), quantized([[9]], 1.0, 0)
         assert kernels.concat({"axis": 1}, [a, b], target(1, 3)).tolist() == [[4, 12]]
         # 256 / (1 + e^2) = 30.5
-        assert kernels.sigmoid({}, [lattice([0, 2, 255], 1.0, 2)], target(1 / 256)).tolist() == [31, 128, 255]
-        assert kernels.softmax({}, [lattice([[7, 7, 7, 0]], 10.0)], target(1 / 256)).tolist() == [[85, 85, 85, 0]]
+        assert kernels.sigmoid({}, [quantized([0, 2, 255], 1.0, 2)], target(1 / 256)).tolist() == [31, 128, 255]
+        assert kernels.softmax({}, [quantized([[7, 7, 7, 0]], 10.0)], target(1 / 256)).tolist() == [[85, 85, 85, 0]]
 
     def test_padding_that_depends_on_the_input_is_refused(self):
         with pytest.raises(RunFailed, match="not simulated"):
-            kernels.maximum({"kernel_shape": [2, 2], "ceil_mode": 1}, [lattice([[[[1]]]])], target())
+            kernels.maximum({"kernel_shape": [2, 2], "ceil_mode": 1}, [quantized([[[[1]]]])], target())
 
 
 def onnxruntimes(kernel, arrays, scales, zeros, **attributes):
@@ -147,7 +149,7 @@ class TestKernels:
         return rng, kinds[request.param % 3].astype(np.float32), rng.integers(0, 256, 3)
 
     def check(self, kernel, arrays, scales, zeros, operator, **attributes):
-        operands = [lattice(a, s, z) for a, s, z in zip(arrays, scales, zeros, strict=False)]
+        operands = [quantized(a, s, z) for a, s, z in zip(arrays, scales, zeros, strict=False)]
         ours = kernels.KERNELS[operator](attributes, operands, target(scales[-1], int(zeros[-1])))
         more = {"channels_last": 0} if "Pool" in kernel else {"opset": 20} if operator == "Softmax" else {}
         theirs = onnxruntimes(kernel, arrays, scales, zeros, **attributes, **more)
@@ -187,7 +189,7 @@ def agrees(model, x, folder):
     """Rows of the comparison for a model calibrated on x; the property that integer kernels have none that differ."""
     ours, theirs, grid, path, names = exported(model, x, folder)
     feed = {"input": x.numpy()}
-    rows = simulate.compare(path, feed)
+    rows = compare.compare(path, feed)
     assert [r for r in rows if r.integer and r.differ] == []
     assert all(r.steps <= 1 for r in rows)
     step = grid.sites[list(names)[-1]].scale[0]
@@ -224,7 +226,7 @@ def test_a_planted_rounding_is_found(tmp_path, monkeypatch):
     monkeypatch.setitem(
         kernels.KERNELS, "Add", lambda a, o, t: t.quantize(np.floor((o[0].real() + o[1].real()) / t.scale) * t.scale)
     )
-    rows = simulate.compare(path, {"input": data(shape, 8).numpy()})
+    rows = compare.compare(path, {"input": data(shape, 8).numpy()})
     assert {r.operator for r in rows if r.differ} == {"Add"} and all(r.steps == 1 for r in rows if r.differ)
 
 
@@ -245,7 +247,7 @@ def test_ties_of_average_pooling(low, high, tmp_path):
     x[:2], x[2:4] = low, high
     ours, theirs, grid, path, _ = exported(Made(lambda t: F.avg_pool2d(t, 2)), x, tmp_path)
     assert len({(s.scale, s.zero_point) for s in grid.sites.values()}) == 1
-    assert np.array_equal(ours, theirs) and [r for r in simulate.compare(path, {"input": x.numpy()}) if r.differ] == []
+    assert np.array_equal(ours, theirs) and [r for r in compare.compare(path, {"input": x.numpy()}) if r.differ] == []
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from edgekd.measure import jobs, samples
 from edgekd.measure.machine import user_error
 from edgekd.metrics import are_classes, top1
 from edgekd.probes import static
+from edgekd.quantization.onnx_graph.samples import inputs_of
 from edgekd.records import Candidate, Deployment, Metric, Result, Target
-from edgekd.run.quantize_file import inputs_of
 
 if TYPE_CHECKING:
     from edgekd.run.resolve import Resolved

@@ -154,34 +154,26 @@ def _file(
     import onnx
 
     from edgekd.probes import static
-    from edgekd.quantization.onnx_graph import convert
-    from edgekd.run import quantize_file
+    from edgekd.quantization.onnx_graph import checks, convert, samples
 
     parsed = static.read(model)
     count = length(arrays)
 
     def build(settings: Mapping[str, Any], path: Path) -> str:
-        rows = quantize_file.divided(count, settings.get("samples", CALIBRATION), parsed)[0]
+        rows = samples.divided(count, settings.get("samples", CALIBRATION), parsed)[0]
         given = {k: settings[k] for k in ("weight_bits", "float_layers") if k in settings}
         scheme = target_settings.scheme(targets, **given)
         taken = {n: np.ascontiguousarray(a[rows]) for n, a in arrays.items()}
         made = convert.quantize(
             parsed, taken, scheme=scheme, ranges=settings.get("ranges", "minmax"), place_name=str(model)
         )
-        write_atomic(path, quantize_file.finished(made.model))
-        few = {
-            n: a[: quantize_file.affordable(made.float_model, convert.fixed_rows(parsed), len(rows))]
-            for n, a in taken.items()
-        }
-        notes: list[str] = []
-        differ = quantize_file.simulated(path, few, notes)
-        return (
-            notes[0]
-            if differ is None
-            else "every integer operator computes what the file says: 0 values differ from the simulation"
-        )
+        write_atomic(path, checks.finished(made.model))
+        differ, reason = checks.simulated(path, checks.affordable(made.float_model, taken))
+        said = "every integer operator computes what the file says: 0 values differ from the simulation"
+        return reason if differ is None else said
 
-    layers = _labels(parsed, {n: a[: convert.fixed_rows(parsed) or 1] for n, a in arrays.items()}, onnx.load(int8_file))
+    first = {n: a[: samples.fixed_rows(parsed) or 1] for n, a in arrays.items()}
+    layers = _labels(parsed, first, onnx.load(int8_file))
     return Now({}, count, FILE, 8, layers, same=False), build
 
 
@@ -191,17 +183,16 @@ def _labels(
     """{layer of a finding: (its label in the table of `quantize`,)}, matched by their order."""
     from edgekd.quantization.onnx_graph import convert, normalize
     from edgekd.quantization.onnx_graph.placement import layer
+    from edgekd.quantization.qdq import graph as graphs
 
     plain = normalize.normalized(model)
-    graph = convert.graph_of(plain, convert.everything(plain, feed, ""))
-    found = [layer(n, graph) for n in plain.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    graph, floats = graphs.of(plain), frozenset(convert.everything(plain, feed, ""))
+    found = [layer(n, graph, floats) for n in graph.nodes if n.op_type in graphs.LAYERS]
     named = convert.labelled(found, {n.name for n in model.graph.node})
-    nodes = [n for n in int8.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    nodes = [n for n in int8.graph.node if n.op_type in graphs.LAYERS]
     if len(nodes) != len(named):
         return {}
-    return {
-        f"{n.op_type}({n.output[0]})": (k.label,) for n, k in zip(nodes, named, strict=True) if k.weight is not None
-    }
+    return {graphs.title(n): (k.label,) for n, k in zip(nodes, named, strict=True) if k.weight is not None}
 
 
 def _captured(source: FromRun, int8_file: Path) -> dict[str, tuple[str, ...]]:
@@ -221,12 +212,13 @@ def _named(int8_file: Path, graph: Any, known: Mapping[str, str]) -> dict[str, t
     import onnx
 
     from edgekd.quantization.diagnosis.mixed_precision import named
+    from edgekd.quantization.qdq.graph import title
 
     try:
         nodes = [n for n in named(onnx.load(int8_file), graph).graph.node if n.name in known]
     except ValueError:
         return {}
-    return {f"{n.op_type}({n.output[0]})": tuple(o for o in known if known[o] == known[n.name]) for n in nodes}
+    return {title(n): tuple(o for o in known if known[o] == known[n.name]) for n in nodes}
 
 
 def _bits(source: FromRun) -> int:

@@ -23,6 +23,7 @@ from edgekd.files import write_atomic
 from edgekd.formats._canonical import clean
 from edgekd.formats._qdq import DOMAIN, MARK, pool, render
 from edgekd.inputs import positional
+from edgekd.quantization.parameters import clips_itself
 from edgekd.records import Grid, Site
 
 if TYPE_CHECKING:
@@ -109,7 +110,6 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
     from torch import nn
 
     from edgekd.quantization.torch_graph.capture import readable
-    from edgekd.quantization.torch_graph.fake import absorbs
     from edgekd.quantization.torch_graph.sites import clip, place
 
     class Mark(nn.Module):
@@ -138,7 +138,7 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
         if (
             clip(node)
             and node.args[0] in plain
-            and absorbs(placement.values[site], grid.sites[site].scale[0], *_ends(grid.sites[site]))
+            and clips_itself(placement.values[site], grid.sites[site].scale[0], *_ends(grid.sites[site]))
         ):
             node.target, node.args, node.kwargs = torch.ops.aten.alias.default, node.args[:1], {}
         module.add_submodule(f"mark_{node.name}", Mark(site))

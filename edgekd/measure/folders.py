@@ -89,7 +89,7 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
         "schedule": list(job.schedule),
     }
     # a folder that is being cleared up, cut off in the middle
-    whole = all((folder / name).is_file() for name in written["files"])
+    whole = all((folder / name).is_file() for name in dict(written["files"]))
     if not whole or _without_schedule(_stored(folder / "job.json")) != _without_schedule(written):
         shutil.rmtree(folder, ignore_errors=True)
         for part in ("models", "inputs", "runtimes"):

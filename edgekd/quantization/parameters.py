@@ -1,12 +1,11 @@
-"""The lattice over a range: its scale and zero point, and which clips it makes superfluous."""
+"""Quantization parameters of a range: its scale and zero point, and which clips they make superfluous."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
-
-from edgekd.quantization.torch_graph.sites import Limits
 
 PAIR = 128  # steps: 255 * 128 < 2**15
 SMALLEST = 2.0**-100  # of a scale: far from float32's subnormals, so that products of two are normal too
@@ -14,9 +13,20 @@ BIAS_BITS = 30  # a bias stays below 2**30 steps: the accumulator has room for t
 BIAS_HIGH = 2**31 - 128  # the largest float32 that an int32 holds
 
 
-def lattice(low: float, high: float, steps: int, limits: Limits = Limits()) -> tuple[float, int]:  # noqa: B008  (frozen)
-    """(scale, zero point) of the unsigned lattice with `steps` steps over [low, high] widened to hold 0; the scale is a
-    float32."""
+@dataclass(frozen=True)
+class Limits:
+    """What is known of a value before any data. `low`, `high`: a clip makes it and lets nothing else through; `share`:
+    a softmax makes it, and onnxruntime's integer kernel is right for a scale of 1/256 and the zero point 0 only (with
+    others it wraps around or rounds down); `output`: it is the graph's, whose scale training must not widen."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    share: bool = False
+    output: bool = False
+
+
+def scale_and_zero_point(low: float, high: float, steps: int, limits: Limits = Limits()) -> tuple[float, int]:  # noqa: B008  (frozen)
+    """Those of unsigned integers 0 to `steps` over [low, high] widened to hold 0; the scale is a float32."""
     if limits.share:
         return 1 / (steps + 1), 0
     low, high = min(float(low), 0.0), max(float(high), 0.0)
@@ -26,7 +36,7 @@ def lattice(low: float, high: float, steps: int, limits: Limits = Limits()) -> t
     # a symmetric range has its zero half between two steps: one end would stick out
     for found in (scale, float(np.float32(scale * (1 - 2**-20)))):
         zero_point = int(min(max(round(-low / found), 0), steps))
-        if absorbs(limits, found, zero_point, steps):
+        if clips_itself(limits, found, zero_point, steps):
             return found, zero_point
     return scale, int(min(max(round(-low / scale), 0), steps))
 
@@ -37,8 +47,9 @@ def exactly(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ldexp(numbers.astype(np.float64), -exponents).astype(np.int32), np.ldexp(np.float32(1), exponents)
 
 
-def absorbs(limits: Limits, scale: float, zero_point: int, steps: int) -> bool:
-    """Whether rounding to the lattice clips by itself as the activation before it does, which is then not computed."""
+def clips_itself(limits: Limits, scale: float, zero_point: int, steps: int) -> bool:
+    """Whether rounding to 0 ... `steps` clips by itself as the clip before it does, which is then not computed: its
+    limits are the ends of the integer range, rounded, or lie beyond them."""
     if limits.low == -math.inf and limits.high == math.inf:
         return True
     ends = np.round(np.array([limits.low, limits.high], np.float32) / np.float32(scale)) + zero_point

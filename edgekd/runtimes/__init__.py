@@ -1,5 +1,5 @@
-"""What is copied to a device: `worker.py`, `facts.py`, and one file per runtime. They import nothing of edgekd, and read
-as Python 3.8.
+"""What is copied to a device: `worker.py`, `facts.py`, and one file per runtime. They import nothing of edgekd, and
+are read as Python 3.8.
 
 A runtime is a file of this folder, or a module of one's own that a target names as `package.module`. It says
 

@@ -172,7 +172,7 @@ def _equal(
     more = file.form.audit(file.path, model.few()[1]) if hasattr(file.form, "audit") else {}
     if grid.scheme.pairs16 and more.get("saturation"):
         text = f"products of neighbours leave 16 bits in {', '.join(layer['name'] for layer in more['saturation'])}"
-        raise RunFailed(Problem("", text, "please report this: the lattice was to prevent it"))
+        raise RunFailed(Problem("", text, "please report this: the scales of the weights were to prevent it"))
     return {**facts, **more}
 
 

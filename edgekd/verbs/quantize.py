@@ -3,7 +3,6 @@ checked."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,77 +72,48 @@ def quantize(
 
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes the file otherwise than
     it says."""
-    import tempfile
-
-    from edgekd import targets
     from edgekd.files import write_atomic, writing
-    from edgekd.measure import jobs
-    from edgekd.measure.machine import runnable, user_error
     from edgekd.progress import reporter
-    from edgekd.quantization.diagnosis import signal_to_noise
-    from edgekd.quantization.onnx_graph import convert
     from edgekd.report.int8 import Quantized
-    from edgekd.run.quantize_file import FEW, affordable, checked, finished, simulated, table
+    from edgekd.run import quantize_file
+    from edgekd.run.quantize_inputs import checked
 
-    path, parsed, given, labels, scheme, counts = checked(
-        model, data, out, target, ranges, weight_bits, full_range, samples
+    given = checked(
+        model,
+        data,
+        out,
+        target,
+        ranges=ranges,
+        weight_bits=weight_bits,
+        full_range=full_range,
+        samples=samples,
+        float_layers=float_layers,
     )
-    scheme = dataclasses.replace(scheme, float_layers=tuple(float_layers))
-    progress, notes = reporter(quiet), []
-    count, unused = counts[0], counts[1] > 0
-    arrays = {name: a[:count] for name, a in given.items()}
-    judged = {name: a[count:] for name, a in given.items()} if unused else arrays
+    progress = reporter(quiet)
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
-            jobs.tried({str(path): path}, arrays, folder=Path(folder))
-        with progress.task("calibrate") as advance, runnable(str(path)):
-            made = convert.quantize(
-                parsed,
-                arrays,
-                scheme=scheme,
-                ranges=ranges,
-                place_name=str(path),
-                progress=lambda done, of: advance(done, of, ""),
-            )
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, progress.task("check the file"):
-            place = Path(folder) / "int8.onnx"
-            content = finished(made.model)
-            place.write_bytes(content)
-            few = {
-                name: a[: affordable(made.float_model, convert.fixed_rows(parsed), count)] for name, a in arrays.items()
-            }
-            differ = simulated(place, few, notes)
-            layers, audited = table(made, place, few, notes)
-            found = signal_to_noise.files(path, place, judged, labels, convert.fixed_rows(parsed))
+        made = quantize_file.make(given, ranges, progress)
+        with progress.task("check the file"):
+            found = quantize_file.look(given, made)
     finally:
         progress.close()
     with writing(out):
-        write_atomic(out, content)
-    if count < FEW:
-        few_samples = "1 sample" if count == 1 else f"{count} samples"
-        notes.append(
-            f"calibrated on {few_samples} only: values outside the ranges seen will be clipped; give {FEW} or more"
-        )
-    notes += [f"output {text}: it is not compared" for text in found.left]
-    if any(a.snr_db is not None and a.snr_db < 20 for a in found.agreements):
-        notes.append("less than 20 dB: try --ranges percentile or mse, or keep this model in float")
-    sizes = path.stat().st_size, len(content)
+        write_atomic(out, found.content)
+    wide = ["--full-range"] * full_range + [f"pairs16 = false in {target}"] * (not given.target.int8.pairs16)
     return Quantized(
-        path.name,
+        given.path.name,
         str(out),
-        *sizes,
+        given.path.stat().st_size,
+        len(found.content),
         target,
-        scheme.weight_bits,
-        count,
-        layers,
-        found.agreements,
-        differ,
-        compared=found.samples,
-        unused=unused,
-        audited=audited,
-        full_range=" and ".join(
-            ["--full-range"] * full_range + [f"pairs16 = false in {target}"] * (not targets.load(target).int8.pairs16)
-        ),
-        top1=found.right,
-        notes=tuple(notes),
+        given.scheme.weight_bits,
+        given.samples,
+        found.layers,
+        found.beside.agreements,
+        found.differ,
+        compared=found.beside.samples,
+        unused=given.unused,
+        audited=found.audited,
+        full_range=" and ".join(wide),
+        top1=found.beside.right,
+        notes=found.notes,
     )

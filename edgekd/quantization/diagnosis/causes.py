@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgekd.quantization.qdq.partial import Layer, Weights
+from edgekd.quantization.qdq.pairing import Layer, Weights
 
 UNEVEN = 8.0  # times that a channel's range is above the others' before it counts as an outlier
 FAR = 4.0  # times that the range is above the bulk of the values
@@ -51,11 +51,11 @@ class Seen:
 def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
     """The cause in the lattice of a layer's value; None if the lattice fits. `few`: what is outside is so for want of
     calibration."""
-    scale, zero = float(layer.lattice.scale[0]), float(layer.lattice.zero[0])
-    low, high = ((end - zero) * scale for end in layer.lattice.limits)
+    scale, zero = float(layer.parameters.scale[0]), float(layer.parameters.zero_point[0])
+    low, high = ((end - zero) * scale for end in layer.parameters.limits)
     values = seen.after
     least, most = float(values.min()), float(values.max())
-    codes = np.clip(np.rint(seen.before / scale) + zero, *layer.lattice.limits)
+    codes = np.clip(np.rint(seen.before / scale) + zero, *layer.parameters.limits)
     error = np.square((codes - zero) * scale - values, dtype=np.float64)
     outside = (values > high + scale / 2) | (values < low - scale / 2)
     leaked = (seen.before != values) & (np.abs((codes - zero) * scale - values) > 0.51 * scale)
@@ -121,8 +121,8 @@ def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
 
 def beyond(layer: Layer, seen: Seen) -> float:
     """Share of values more than half a step outside a layer's lattice."""
-    scale, zero = float(layer.lattice.scale[0]), float(layer.lattice.zero[0])
-    low, high = ((end - zero) * scale for end in layer.lattice.limits)
+    scale, zero = float(layer.parameters.scale[0]), float(layer.parameters.zero_point[0])
+    low, high = ((end - zero) * scale for end in layer.parameters.limits)
     return float(((seen.after > high + scale / 2) | (seen.after < low - scale / 2)).mean())
 
 

@@ -5,11 +5,10 @@ for the causes that are known.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +16,9 @@ from edgekd.errors import Problem, UsageError
 from edgekd.inputs import length
 from edgekd.quantization.diagnosis.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights, rows_of
 from edgekd.quantization.diagnosis.signal_to_noise import Agreement, compare, decibel, power, signal
-from edgekd.quantization.qdq.partial import PARTS, Layer, Pair, Weights, pair, render
+from edgekd.quantization.qdq.pairing import PARTS, Layer, Pair, Weights, pair
+from edgekd.quantization.qdq.partial import render
+from edgekd.quantization.qdq.values import session, shown
 
 if TYPE_CHECKING:
     import onnx
@@ -99,7 +100,7 @@ def look(
     plain = outputs(render(p, (), own=own), feed)
     total, shares = attribute(p, feed, labels, own=own, progress=progress)
     values = float_values(p, feed, own=own)
-    seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.lattice is not None}
+    seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.parameters is not None}
     few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
     noisy, whole = total > LOUD, max(sum(sum(s.alone) for s in shares), 1e-30)
     found = []
@@ -116,7 +117,7 @@ def look(
                 Finding(share.layer.name, "rounding", text, "keep this layer in float", Lost(gain, share.points))
             )
     if saturates:
-        found = sorted(found + _saturating(p.quantized, feed, plain), key=lambda f: -(f.lost.snr or 0))
+        found = sorted(found + _saturating(p.quantized.model, feed, plain), key=lambda f: -(f.lost.snr or 0))
     return Looked(tuple(found), tuple(s.layer.name for s in shares), overall(float_path, int8_path, feed), own)
 
 
@@ -206,13 +207,13 @@ def attribute(
     def right(found: list[np.ndarray]) -> np.ndarray | None:
         return None if labels is None else (found[0].argmax(-1) == labels).astype(int)
 
-    whole = outputs(p.quantized, feed)
+    whole = outputs(p.quantized.model, feed)
     answered = right(whole)
     total, shares = noise(whole), []
     for layer in p.layers:
         mine = {(layer.name, part) for part in PARTS}
         without = outputs(render(p, everything - mine, own=own), feed)
-        has = {"weights": layer.weights is not None and not own, "values": layer.lattice is not None}
+        has = {"weights": layer.weights is not None and not own, "values": layer.parameters is not None}
         alone = tuple(
             noise(outputs(render(p, [(layer.name, part)], own=own), feed)) if has[part] else 0.0 for part in PARTS
         )
@@ -226,26 +227,17 @@ def attribute(
 
 def float_values(p: Pair, feed: Mapping[str, np.ndarray], *, own: bool = False) -> dict[str, np.ndarray]:
     """{name in the int8 file: array} of what lattices round and of what comes out, with nothing quantized."""
-    import onnx
-
     model = render(p, (), own=own)
-    known = {o.name for o in model.graph.output} | {i.name for i in model.graph.input}
-    wanted = {n for layer in p.layers if layer.lattice is not None for n in (layer.before, layer.after)}
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in sorted(wanted - known))
+    wanted = {n for layer in p.layers if layer.parameters is not None for n in (layer.before, layer.after)}
+    model = shown(model, sorted(wanted - {i.name for i in model.graph.input}))
     return {**feed, **dict(zip([o.name for o in model.graph.output], outputs(model, feed), strict=True))}
 
 
 def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """A file's outputs in onnxruntime."""
-    import onnx
+    from edgekd.quantization.onnx_graph.samples import fixed_rows
 
-    from edgekd.quantization.onnx_graph.convert import fixed_rows
-    from edgekd.runtimes.onnxruntime import load
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(model, path)
-        infer = load(str(path), 1)
+    infer: Any = session(model)  # with `outputs`, their names in order
     count, rows = length(feed), fixed_rows(model) or ROWS
     parts = [infer({n: a[i : i + rows] for n, a in feed.items()}) for i in range(0, count, rows)]
     odd = [

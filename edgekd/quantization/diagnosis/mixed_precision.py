@@ -56,16 +56,12 @@ def named(model: onnx.ModelProto, graph: fx.GraphModule) -> onnx.ModelProto:
     Layers are matched by their order, which both share. Raises ValueError where the file has more or fewer."""
     import copy
 
+    from edgekd.quantization.qdq import graph as graphs
     from edgekd.quantization.torch_graph.sites import layers
 
     made, known = copy.deepcopy(model), list(layers(graph))
-    stored = {i.name for i in made.graph.initializer}
-    for node in made.graph.node:
-        if node.op_type in ("DequantizeLinear", "Transpose", "Identity", "Reshape") and node.input[0] in stored:
-            stored |= set(node.output)
-    found = [
-        n for n in made.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and n.input[1] in stored
-    ]
+    stored, kinds = graphs.of(made).stored, (*graphs.LAYERS, "ConvTranspose")
+    found = [n for n in made.graph.node if n.op_type in kinds and n.input[1] in stored]
     if len(found) != len(known):
         raise ValueError(f"the file has {len(found)} layers, the graph {len(known)}")
     for node, name in zip(found, known, strict=True):

@@ -71,7 +71,7 @@ def sensitivity(module: fx.GraphModule, graph: fx.GraphModule, batches: Iterable
 
 def _sites(module: fx.GraphModule) -> set[str]:
     """Names of all fake-quantizing modules."""
-    from edgekd.quantization.torch_graph.fake import Bias, Value, Weight
+    from edgekd.quantization.torch_graph.modules import Bias, Value, Weight
 
     return {name for name, part in module.named_modules() if isinstance(part, Value | Weight | Bias)}
 

@@ -150,7 +150,7 @@ def files(
 ) -> Compared:
     """The outputs of two files over samples [n, ...], a batch at a time (`fixed`: the size that they take), as far as
     LIMIT allows."""
-    from edgekd.quantization.onnx_graph.convert import batches
+    from edgekd.quantization.onnx_graph.samples import batches
     from edgekd.runtimes.onnxruntime import load
 
     theirs, ours = load(str(plain), 1), load(str(int8), 1)

@@ -8,20 +8,21 @@ writes them.
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekd import components
 from edgekd.errors import Problem, UsageError, near
-from edgekd.inputs import length
 from edgekd.quantization.histogram import Histogram
 from edgekd.quantization.onnx_graph import embeddings, normalize, render
-from edgekd.quantization.onnx_graph.placement import Graph, Layer, Placement, graph_of, place
+from edgekd.quantization.onnx_graph.placement import Layer, Placement, place
+from edgekd.quantization.onnx_graph.samples import batches, fixed_rows
+from edgekd.quantization.qdq import graph as graphs
+from edgekd.quantization.qdq.graph import Graph
+from edgekd.quantization.qdq.values import session
 from edgekd.records import Grid, Scheme
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ def quantize(
     first = {name: a[:size] for name, a in arrays.items()}
     shown = everything(float_model, first, place_name)
     _same(model, float_model, first, place_name)
-    graph = graph_of(float_model, shown)
-    placement = _labelled(place(graph), {n.name for n in model.graph.node})
+    graph, floats = graphs.of(float_model), frozenset(shown)
+    placement = _labelled(place(graph, floats), {n.name for n in model.graph.node})
     if scheme.float_layers:
         wanted = _asked(placement, scheme.float_layers, place_name)
-        placement = _labelled(place(graph, wanted), {n.name for n in model.graph.node})
+        placement = _labelled(place(graph, floats, wanted), {n.name for n in model.graph.node})
     _possible(graph, placement, place_name)
     rows = (
         min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values) // size)))
@@ -81,33 +82,15 @@ def quantize(
     return Made(float_model, made, placement, Grid(_digest(float_model), scheme, sites), embeddings.shrink(made))
 
 
-def fixed_rows(model: onnx.ModelProto) -> int | None:
-    """The number of samples that a file takes at once; None where it is open."""
-    stored = {i.name for i in model.graph.initializer}
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in stored and dims and dims[0].HasField("dim_value"):
-            return max(1, dims[0].dim_value)
-    return None
-
-
-def batches(arrays: Mapping[str, np.ndarray], rows: int) -> Iterable[dict[str, np.ndarray]]:
-    """Samples in order, `rows` at a time. A file of fixed size can't take the rest; where the size is open it may be
-    smaller."""
-    count = length(arrays)
-    for start in range(0, count, rows):
-        yield {name: a[start : start + rows] for name, a in arrays.items()}
-
-
 def observe(
     model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, Histogram]:
     """{value: histogram over all feeds}. Raises UsageError with every value that is not finite, by name."""
     found, broken = {name: Histogram() for name in names}, {}
     inputs = {i.name for i in model.graph.input}
-    infer = _shown(model, [n for n in names if n not in inputs])
+    infer = session(model, [n for n in names if n not in inputs])
     for feed in feeds:
-        values = {**feed, **infer(feed)}
+        values = {**feed, **infer(dict(feed))}
         for name in names:
             if np.isfinite(values[name]).all():
                 found[name].add(values[name])
@@ -124,30 +107,11 @@ def observe(
     return found
 
 
-def _shown(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """onnxruntime on a copy of a file that shows `names` as outputs too."""
-    import onnx
-
-    from edgekd.runtimes.onnxruntime import load
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    known = {o.name for o in copy.graph.output}
-    copy.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(n) for n in dict.fromkeys(names) if n not in known
-    )
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(copy, path)
-        infer = load(str(path), 1)
-    return lambda feed: infer(dict(feed))
-
-
 def everything(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str) -> dict[str, int]:
     """{value: bytes} of all float32 tensors that the file computes or takes."""
     names = [o for node in model.graph.node for o in node.output if o]
     try:
-        values = {**_shown(model, names)(feed), **feed}
+        values = {**session(model, names)(dict(feed)), **feed}
     except Exception as error:  # onnxruntime's classes have no common base
         raise UsageError(
             Problem(place_name, f"onnxruntime can't run it on the samples: {str(error).strip().splitlines()[0][:300]}")
@@ -159,7 +123,7 @@ def _same(
     model: onnx.ModelProto, float_model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str
 ) -> None:
     """Raises UsageError where the normal form computes something else than the file."""
-    before, after = _shown(model, [])(feed), _shown(float_model, [])(feed)
+    before, after = (session(m)(dict(feed)) for m in (model, float_model))
     for name, value in before.items():
         if value.dtype.kind != "f" or not np.isfinite(value).all():
             continue
@@ -179,7 +143,7 @@ def _possible(graph: Graph, placement: Placement, place_name: str) -> None:
     """Raises UsageError with every weight that is not finite, or where no layer can be quantized."""
     integer = [known for known in placement.layers if not known.reason]
     stored = dict.fromkeys(n for known in integer for n in (known.weight, known.bias) if n is not None)
-    broken = [n for n in stored if not np.isfinite(graph.stored[n]).all()]
+    broken = [n for n in stored if not np.isfinite(graph.constants[n]).all()]
     if broken:
         raise UsageError(
             *(
@@ -231,3 +195,20 @@ def _digest(model: onnx.ModelProto) -> str:
     import hashlib
 
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def stored_bytes(made: Made) -> dict[str, tuple[int, int]]:
+    """{layer: (float, int8) bytes of its own tensors}: weights, their scales, bias."""
+    sizes = {i.name: int(np.prod(i.dims)) for i in made.float_model.graph.initializer}
+    reads = {node.output[0]: node.input for node in made.float_model.graph.node}
+    found = {}
+    for layer in made.placement.layers:
+        if layer.weight is None:
+            total = 4 * sum(sizes[n] for n in reads.get(layer.name, ()) if n in sizes)
+            found[layer.name] = total, total
+            continue
+        elements, bias = sizes[layer.weight], sizes[layer.bias] if layer.bias else 0
+        site = made.grid.sites.get(layer.weight)
+        after = 4 * (elements + bias) if site is None else elements + 4 * len(site.scale) + 8 * bias
+        found[layer.name] = 4 * (elements + bias), after
+    return found

@@ -3,13 +3,16 @@ float after the look-up."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.quantization.onnx_graph.draft import Draft
 from edgekd.quantization.onnx_graph.render import widest
-from edgekd.quantization.qdq.operands import attribute
+from edgekd.quantization.qdq import graph as graphs
+from edgekd.quantization.qdq.graph import Graph, attribute
 
 if TYPE_CHECKING:
     import onnx
@@ -31,58 +34,51 @@ def shrink(model: onnx.ModelProto) -> tuple[Table, ...]:
     (Gather along axis 0).
 
     What is looked up is scale * q, float32: within half a step of the column, which is its largest value over 127."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    graph = model.graph
-    readers: dict[str, list] = {}
-    for node in graph.node:
-        for place, name in enumerate(node.input):
-            readers.setdefault(name, []).append((node, place))
-    taken = {n for node in graph.node for n in (*node.input, *node.output)} | {i.name for i in graph.initializer}
-    shown = {v.name for v in (*graph.input, *graph.output)}
-    found = {}
-    for tensor in graph.initializer:
-        looked_up = all(
-            n.op_type == "Gather" and place == 0 and not attribute(n, "axis", 0)
-            for n, place in readers.get(tensor.name, ())
-        )
-        large = len(tensor.dims) == 2 and int(np.prod(tensor.dims)) >= LEAST and tensor.data_type == TensorProto.FLOAT
-        if large and looked_up and readers.get(tensor.name) and tensor.name not in shown:
-            found[tensor.name] = numpy_helper.to_array(tensor)
-    if not found:
-        return ()
-
-    def fresh(wanted: str) -> str:
-        while wanted in taken:
-            wanted += "_"
-        taken.add(wanted)
-        return wanted
-
-    kept = [i for i in graph.initializer if i.name not in found]
-    stored = {}
-    for name, array in found.items():
-        scale = widest(array, 1, HIGH)
-        q = np.clip(np.round(array / scale), -HIGH, HIGH).astype(np.int8)
-        parts = {fresh(f"{name}.q"): q, fresh(f"{name}.s"): scale, fresh(f"{name}.z"): np.zeros(len(scale), np.int8)}
-        stored[name] = list(parts)
-        kept += [numpy_helper.from_array(a, n) for n, a in parts.items()]
-    nodes = []
-    for node in graph.node:
-        if node.op_type != "Gather" or node.input[0] not in stored:
-            nodes.append(node)
-            continue
-        table, scale, zero = stored[node.input[0]]
-        rows = fresh(f"{node.output[0]}.rows")
-        nodes.append(helper.make_node("Gather", [table, node.input[1]], [rows], axis=0, name=node.name))
-        nodes.append(helper.make_node("DequantizeLinear", [rows, scale, zero], list(node.output), axis=-1))
-    nodes, kept = [*map(_copy, nodes)], [*map(_copy, kept)]  # out of the lists that are emptied
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
+    found, draft = _tables(graphs.of(model)), Draft(model.graph)
+    stored = {name: _integers(name, array, draft) for name, array in found.items()}
+    for node in model.graph.node:
+        if node.op_type == "Gather" and node.input[0] in stored:
+            draft.replace([node], _looked_up(node, stored[node.input[0]], draft))
+    if found:
+        draft.write(without=found)
     return tuple(Table(name, array.size, array.shape[1]) for name, array in found.items())
 
 
-def _copy(message):
-    made = type(message)()
-    made.CopyFrom(message)
-    return made
+def _tables(graph: Graph) -> dict[str, np.ndarray]:
+    """{initializer: array} of what is large enough and only looked up in."""
+    inputs = {v.name for v in graph.model.graph.input}
+    return {
+        name: array
+        for name, array in graph.constants.items()
+        if array.ndim == 2 and array.size >= LEAST and array.dtype == np.float32
+        if name not in inputs and graph.readers.get(name) and all(_looks_up(n, name) for n in graph.readers[name])
+    }
+
+
+def _looks_up(node: onnx.NodeProto | None, name: str) -> bool:
+    return (
+        node is not None
+        and node.op_type == "Gather"
+        and node.input[0] == name
+        and node.input[1] != name
+        and not attribute(node, "axis", 0)
+    )
+
+
+def _integers(name: str, table: np.ndarray, draft: Draft) -> list[str]:
+    """The initializers of a table's integers, scales and zero points."""
+    scale = widest(table, 1, HIGH)
+    q = np.clip(np.round(table / scale), -HIGH, HIGH).astype(np.int8)
+    parts = {"q": q, "s": scale, "z": np.zeros(len(scale), np.int8)}
+    return [draft.store(f"{name}.{part}", array) for part, array in parts.items()]
+
+
+def _looked_up(node: onnx.NodeProto, table: Sequence[str], draft: Draft) -> list[onnx.NodeProto]:
+    """Rows are looked up in integers, and then dequantized."""
+    from onnx import helper
+
+    rows = draft.fresh(f"{node.output[0]}.rows")
+    return [
+        helper.make_node("Gather", [table[0], node.input[1]], [rows], axis=0, name=node.name),
+        helper.make_node("DequantizeLinear", [rows, *table[1:]], list(node.output), axis=-1),
+    ]

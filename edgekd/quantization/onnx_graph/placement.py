@@ -10,24 +10,22 @@ norms and residual streams between layer norms stay in float.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.quantization.onnx_graph.normalize import constants
-from edgekd.quantization.qdq.operands import attribute
-from edgekd.quantization.torch_graph.sites import Limits
+from edgekd.quantization.parameters import Limits
+from edgekd.quantization.qdq.graph import LAYERS, Graph, attribute, depthwise, moves
 
 if TYPE_CHECKING:
     import onnx
 
 ASKED = "it was asked to"
-LAYERS = (
-    "Conv",
-    "Gemm",
-    "MatMul",
+PRODUCTS = (
+    *LAYERS,
     "ConvTranspose",
     "LSTM",
     "GRU",
@@ -40,22 +38,6 @@ LAYERS = (
 )
 # operators that read and write integers where all that they read lies on lattices
 INTEGER = ("Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
-# operators that move values without changing them
-MOVES = (
-    "Flatten",
-    "Reshape",
-    "Transpose",
-    "Unsqueeze",
-    "Squeeze",
-    "Slice",
-    "Gather",
-    "Expand",
-    "Tile",
-    "Split",
-    "MaxPool",
-    "Identity",
-    "Resize",
-)
 
 
 @dataclass(frozen=True)
@@ -86,56 +68,23 @@ class Placement:
     layers: tuple[Layer, ...]
 
 
-@dataclass(frozen=True)
-class Graph:
-    """A file's graph to look things up in. `readers` {value: nodes; None where it is an output of the file or read
-    inside a subgraph}."""
-
-    nodes: list[onnx.NodeProto]
-    stored: dict[str, np.ndarray]
-    makers: dict[str, onnx.NodeProto]
-    readers: dict[str, list[Any]]
-    floats: set[str]
-
-
-def graph_of(model: onnx.ModelProto, floats: Iterable[str]) -> Graph:
-    """`floats`: the values that are float32 tensors."""
-    nodes, readers = list(model.graph.node), {o.name: [None] for o in model.graph.output}
-    for node in nodes:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-        for name in _inside(node):
-            readers.setdefault(name, []).append(None)
-    return Graph(nodes, constants(model.graph), {o: n for n in nodes for o in n.output if o}, readers, set(floats))
-
-
-def _inside(node: onnx.NodeProto) -> Iterable[str]:
-    """What the subgraphs of an If or Loop read."""
-    for a in node.attribute:
-        for graph in [a.g] if a.HasField("g") else a.graphs:
-            for inner in graph.node:
-                yield from inner.input
-                yield from _inside(inner)
-            yield from (o.name for o in graph.output)
-
-
-def place(graph: Graph, float_layers: Collection[str] = ()) -> Placement:
+def place(graph: Graph, floats: AbstractSet[str], float_layers: Collection[str] = ()) -> Placement:
     """The lattices of a file. What a layer reads has one, and what a convolution writes (after a clip that alone reads
-    it); from there they spread through operators of integers. `float_layers`: outputs of layers that stay float because
-    somebody wants it."""
-    layers = tuple(layer(n, graph) for n in graph.nodes if n.op_type in LAYERS)
+    it); from there they spread through operators of integers. `floats`: the values that are float32 tensors;
+    `float_layers`: outputs of layers that stay float because somebody wants it."""
+    layers = tuple(layer(n, graph, floats) for n in graph.nodes if n.op_type in PRODUCTS)
     layers = tuple(
         replace(known, reason=known.reason or ASKED) if known.name in float_layers else known for known in layers
     )
     integer = {known.name for known in layers if not known.reason}
-    source = _sources(graph)
+    source = _sources(graph, floats)
     wanted, possible, rest = set(), set(), []
     for node in graph.nodes:
         if node.output and node.output[0] in integer:
-            wanted |= {source.get(n, n) for n in node.input[:2] if n not in graph.stored}
+            wanted |= {source.get(n, n) for n in node.input[:2] if n not in graph.constants}
             (wanted if node.op_type == "Conv" else possible).add(clipped(node.output[0], graph))
         elif node.op_type in (*INTEGER, "Sigmoid") and not any(
-            n in graph.stored or n not in graph.floats for n in node.input
+            n in graph.constants or n not in floats for n in node.input
         ):
             rest.append(node)
     before = -1
@@ -149,26 +98,25 @@ def place(graph: Graph, float_layers: Collection[str] = ()) -> Placement:
                 possible.add(out)
             elif operands & wanted:
                 wanted |= operands | {out}
-    wanted &= graph.floats
+    wanted &= floats
     made = [*(i for i in graph.readers if i not in graph.makers), *(o for n in graph.nodes for o in n.output)]
     for name in made:  # the positive part of a value that lies on a lattice lies on it too
         node = graph.makers.get(name)
         if (
-            node is not None
-            and name in wanted
-            and clip(node, graph.stored) == (0.0, math.inf)
+            name in wanted
+            and clip(node, graph) == (0.0, math.inf)
             and source.get(node.input[0], node.input[0]) in wanted
         ):
             wanted.discard(name)
             source[name] = source.get(node.input[0], node.input[0])
         elif name in source:
             source[name] = source.get(source[name], source[name])
-    tied = {n: s for n, s in source.items() if s in wanted and n in graph.floats}
+    tied = {n: s for n, s in source.items() if s in wanted and n in floats}
     values = {}
     for name in made:
         if name in wanted and name not in values:
             node = graph.makers.get(name)
-            ends = clip(node, graph.stored) if node is not None else None
+            ends = clip(node, graph)
             values[name] = Limits(*(ends or (-math.inf, math.inf)), node is not None and node.op_type == "Softmax")
     return Placement(values, tied, tuple(_sited(known, graph, source) for known in layers))
 
@@ -178,22 +126,22 @@ def _sited(known: Layer, graph: Graph, source: Mapping[str, str]) -> Layer:
     return known if known.reason else replace(known, x=source.get(x, x))
 
 
-def layer(node: onnx.NodeProto, graph: Graph) -> Layer:
+def layer(node: onnx.NodeProto, graph: Graph, floats: AbstractSet[str]) -> Layer:
     """What `place` knows of a layer by itself."""
     label, kind = node.name or node.output[0], node.op_type
     found = {"name": node.output[0], "label": label, "kind": kind}
     first, second = (*node.input, "", "")[:2]
-    if kind not in ("Conv", "Gemm", "MatMul"):
+    if kind not in LAYERS:
         return Layer(**found, reason=f"onnxruntime has no integer kernel for {kind}")
-    if first in graph.stored:
+    if first in graph.constants:
         return Layer(**found, reason="a stored matrix comes first in the product")
-    if first not in graph.floats:
+    if first not in floats:
         return Layer(**found, reason="its input is no float32 tensor")
-    w, bias = graph.stored.get(second), node.input[2] if len(node.input) > 2 and node.input[2] else None
+    w, bias = graph.constants.get(second), node.input[2] if len(node.input) > 2 and node.input[2] else None
     if w is None and kind != "MatMul":
         return Layer(**found, reason="its weights are computed, not stored")
     if w is None:
-        return Layer(**found) if second in graph.floats else Layer(**found, reason="its input is no float32 tensor")
+        return Layer(**found) if second in floats else Layer(**found, reason="its input is no float32 tensor")
     if w.dtype != np.float32 or w.ndim < 2 or not w.size:
         return Layer(**found, reason=f"its weights are {w.dtype} of shape {list(w.shape)}")
     if kind == "Gemm" and (
@@ -201,43 +149,28 @@ def layer(node: onnx.NodeProto, graph: Graph) -> Layer:
     ):
         return Layer(**found, reason="its input is transposed or scaled")
     axis = 0 if kind == "Conv" or attribute(node, "transB", 0) else 1 if w.ndim == 2 else None
-    if bias is not None and (bias not in graph.stored or graph.stored[bias].shape != (w.shape[axis or 0],)):
+    if bias is not None and (bias not in graph.constants or graph.constants[bias].shape != (w.shape[axis or 0],)):
         return Layer(**found, reason="its bias is no stored number per output")
-    # a kernel of its own, exact
-    depthwise = kind == "Conv" and w.shape[1] == 1 and w.shape[0] == attribute(node, "group", 1)
-    return Layer(**found, weight=second, axis=axis, bias=bias, pairs=not depthwise)
+    return Layer(**found, weight=second, axis=axis, bias=bias, pairs=not depthwise(node, w))
 
 
-def clip(node: onnx.NodeProto, stored: Mapping[str, np.ndarray]) -> tuple[float, float] | None:
+def clip(node: onnx.NodeProto | None, graph: Graph) -> tuple[float, float] | None:
     """The interval around zero that a node which only clips lets through; None for other nodes."""
-    if node.op_type == "Relu":
-        return 0.0, math.inf
-    if node.op_type != "Clip" or any(n and n not in stored for n in node.input[1:]):
-        return None
-    low, high = (*(stored[n].item() if n else None for n in node.input[1:]), None, None)[:2]
-    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    return (low, high) if low <= 0 <= high and low < high else None
+    found = graph.clip(node)
+    return found if found is not None and found[0] <= 0 <= found[1] and found[0] < found[1] else None
 
 
 def clipped(name: str, graph: Graph) -> str:
     """What a clip that alone reads a value makes of it, else the value."""
-    readers = graph.readers.get(name, [])
-    alone = (
-        len(readers) == 1 and readers[0] is not None and readers[0].input[0] == name and clip(readers[0], graph.stored)
-    )
-    return readers[0].output[0] if alone else name
+    reader = graph.reader(name)
+    return reader.output[0] if clip(reader, graph) is not None else name
 
 
-def _sources(graph: Graph) -> dict[str, str]:
+def _sources(graph: Graph, floats: AbstractSet[str]) -> dict[str, str]:
     """{moved value: the value that it was}"""
     source: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op_type not in MOVES or node.input[0] in graph.stored or node.input[0] not in graph.floats:
-            continue
-        if node.op_type == "Resize" and attribute(node, "mode", b"nearest") != b"nearest":
-            continue
-        if node.op_type == "MaxPool" and len(node.output) > 1:
-            continue
-        for name in node.output:
-            source[name] = source.get(node.input[0], node.input[0])
+        if moves(node) and node.input[0] not in graph.constants and node.input[0] in floats:
+            for name in node.output:
+                source[name] = source.get(node.input[0], node.input[0])
     return source

@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.quantization.onnx_graph.placement import ASKED, Graph, Layer, Placement, clip
-from edgekd.quantization.parameters import BIAS_BITS, BIAS_HIGH, PAIR, SMALLEST, absorbs, exactly, lattice
-from edgekd.quantization.qdq.operands import attribute
+from edgekd.quantization.onnx_graph.placement import ASKED, Layer, Placement, clip
+from edgekd.quantization.parameters import (
+    BIAS_BITS,
+    BIAS_HIGH,
+    PAIR,
+    SMALLEST,
+    clips_itself,
+    exactly,
+    scale_and_zero_point,
+)
+from edgekd.quantization.qdq.graph import Graph, attribute
 from edgekd.records import Scheme, Site
 
 if TYPE_CHECKING:
@@ -26,19 +34,19 @@ def sites(
     found: dict[str, Site] = {}
     steps = 2**scheme.activation_bits - 1
     for name, limits in placement.values.items():
-        one, zero_point = lattice(*ranges[name], steps, limits)
+        one, zero_point = scale_and_zero_point(*ranges[name], steps, limits)
         found[name] = Site((one,), zero_point, 0, steps)
     for name, readers in _by_weight(placement).items():
         axes = {known.axis for known in readers}
         axis = axes.pop() if scheme.per_channel and len(axes) == 1 else None  # read along two axes: one scale in all
         high = 2 ** (scheme.weight_bits - 1) - 1
-        scale = widest(graph.stored[name], axis, high)
+        scale = widest(graph.constants[name], axis, high)
         for known in (k for k in readers if scheme.pairs16 and k.pairs and 2 * high > PAIR):
-            needed = within_pairs(graph.stored[name], known)
+            needed = within_pairs(graph.constants[name], known)
             scale = np.maximum(scale, needed if axis is not None else needed.max())
         # a channel whose bias would not fit takes a wider scale
         for known in (k for k in readers if k.bias is not None):
-            needed = np.abs(graph.stored[known.bias]) / (
+            needed = np.abs(graph.constants[known.bias]) / (
                 np.float32(found[known.x].scale[0]) * np.float32(2.0**BIAS_BITS)
             )
             scale = np.maximum(scale, needed if axis is not None else needed.max())
@@ -111,7 +119,7 @@ def render(model: onnx.ModelProto, graph: Graph, placement: Placement, grid: Map
         ]
 
     def stored(known: Layer) -> str:
-        name, site, weight = name_of(f"{known.weight}.dq"), grid[known.weight], graph.stored[known.weight]
+        name, site, weight = name_of(f"{known.weight}.dq"), grid[known.weight], graph.constants[known.weight]
         if name not in weights:
             scale = np.array(site.scale, np.float32)
             shaped = (
@@ -131,7 +139,7 @@ def render(model: onnx.ModelProto, graph: Graph, placement: Placement, grid: Map
         return name
 
     def offset(known: Layer) -> str:
-        bias = graph.stored[known.bias]
+        bias = graph.constants[known.bias]
         scale = np.float32(grid[known.x].scale[0]) * np.array(grid[known.weight].scale, np.float32)
         scale = np.broadcast_to(scale, bias.shape)
         q = np.clip(np.round(bias / scale), -(2.0**31), BIAS_HIGH).astype(np.int32)
@@ -146,7 +154,7 @@ def render(model: onnx.ModelProto, graph: Graph, placement: Placement, grid: Map
     def told(node: onnx.NodeProto) -> str:
         """The bias of a layer that stays float, as int32 times powers of two: else onnxruntime rounds the layer's
         weight to int8 with one scale (core/optimizer/qdq_transformer/weight_bias_quantization.cc)."""
-        stored, shape = graph.stored.get((*node.input, "")[2]), graph.stored[node.input[1]].shape
+        stored, shape = graph.constants.get((*node.input, "")[2]), graph.constants[node.input[1]].shape
         outputs = shape[0] if node.op_type == "Conv" or attribute(node, "transB", 0) else shape[1]
         q, scale = exactly(np.zeros(outputs, np.float32) if stored is None else stored.ravel())
         name = name_of(f"{node.output[0]}.bias")
@@ -174,7 +182,7 @@ def render(model: onnx.ModelProto, graph: Graph, placement: Placement, grid: Map
             copy.input[1] = stored(known)
             if known.bias is not None:
                 copy.input[2] = offset(known)
-        if node.output[0] in float_layers and (len(node.input) < 3 or node.input[2] in ("", *graph.stored)):
+        if node.output[0] in float_layers and (len(node.input) < 3 or node.input[2] in ("", *graph.constants)):
             copy.input[:] = [*copy.input[:2], told(node)]
         copy.output[:] = [name_of(f"{n}.raw") if n in on else n for n in node.output]
         nodes.append(copy)
@@ -193,9 +201,9 @@ def superfluous(node: onnx.NodeProto, graph: Graph, placement: Placement, grid: 
     """Whether a clip's lattice cuts by itself where the clip does. It is left out then: onnxruntime recognizes few, and
     keeps the layer before the others in float."""
     name, before = node.output[0], node.input[0]
-    if name not in placement.values or clip(node, graph.stored) is None or before not in graph.makers:
+    if name not in placement.values or clip(node, graph) is None or before not in graph.makers:
         return False
     if before in placement.values or before in placement.tied or len(graph.readers.get(before, [])) != 1:
         return False
     site = grid[name]
-    return absorbs(placement.values[name], site.scale[0], site.zero_point, site.high)
+    return clips_itself(placement.values[name], site.scale[0], site.zero_point, site.high)

@@ -21,7 +21,7 @@ F = np.float32
 
 
 @dataclass(frozen=True)
-class Lattice:
+class Quantized:
     """A value behind DequantizeLinear: stored integers `q`, float32 `scale` (one, or one per slice along `axis`), zero
     point of the same form."""
 
@@ -48,7 +48,7 @@ class Lattice:
 
 @dataclass(frozen=True)
 class Target:
-    """The lattice of a group's result: one float32 scale, one zero point, uint8 or int8."""
+    """Quantization parameters of a group's result: one float32 scale, one zero point, uint8 or int8."""
 
     scale: np.float32
     zero: int
@@ -91,7 +91,7 @@ def converted(steps: np.ndarray) -> np.ndarray:
     return np.where(np.abs(steps) < 2.0**31, np.rint(steps), -(2.0**31))
 
 
-def conv(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def conv(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """x [n, c, *s], w [o, c / groups, *k], bias [o] int32 at x_scale * w_scale -> [n, o, *s']. Padding is the zero
     point: 0 once that is taken."""
     x, w = operands[:2]
@@ -109,7 +109,7 @@ def conv(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np
     return requantized(sums, x.scale * w.scale, 1, target)
 
 
-def products(attributes: Mapping, operands: Sequence[Lattice]) -> tuple[np.ndarray, np.ndarray]:
+def products(attributes: Mapping, operands: Sequence[Quantized]) -> tuple[np.ndarray, np.ndarray]:
     """(sums [..., n], their float32 scale) of MatMul or Gemm: a [..., k], b [..., k, n], bias int32 at a_scale *
     b_scale."""
     a, b = (o.whole().astype(np.float64) for o in operands[:2])
@@ -118,12 +118,12 @@ def products(attributes: Mapping, operands: Sequence[Lattice]) -> tuple[np.ndarr
     return sums, F(attributes.get("alpha", 1)) * operands[0].scale * operands[1].scale
 
 
-def matmul(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def matmul(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     sums, scale = products(attributes, operands)
     return requantized(sums, scale, -1, target)
 
 
-def add(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def add(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qladd_avx2.cpp: fma(a, r_a, fma(b, r_b, z - fma(r_a, z_a, r_b z_b))), r = scale / y_scale, on stored integers.
     The operands change places if the first is one number beside a row of the other (qlinear_binary_op.cc; a row as the
     file lays it out, whatever the kernels' layout). A fused multiply-add rounds once: float64 holds the product of 8
@@ -137,7 +137,7 @@ def add(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.
     return target.saturate(converted((a.q.astype(np.float64) * ra + inner).astype(F)))
 
 
-def multiply(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def multiply(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qlmul.cpp: round(float32(a b) * (a_scale * b_scale / y_scale) + z): the zero point comes before the rounding, so
     halves go to even q."""
     a, b = operands
@@ -146,7 +146,7 @@ def multiply(attributes: Mapping, operands: Sequence[Lattice], target: Target) -
     )
 
 
-def global_average(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def global_average(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qlgavgpool.cpp: round(float32(sum) * (x_scale / (y_scale * count)))."""
     (x,) = operands
     space = tuple(range(2, x.q.ndim))
@@ -154,7 +154,7 @@ def global_average(attributes: Mapping, operands: Sequence[Lattice], target: Tar
     return target.rounded(x.whole().sum(space, keepdims=True).astype(F) * (x.scale / (target.scale * F(count))))
 
 
-def average(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def average(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qlinear_pool.cc: real values are summed in float32 row by row, divided by their count; round(mean / y_scale + z),
     halves to even q."""
     (x,) = operands
@@ -170,31 +170,31 @@ def average(attributes: Mapping, operands: Sequence[Lattice], target: Target) ->
     return target.saturate(converted(total / count / target.scale + F(target.zero)))
 
 
-def maximum(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def maximum(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """MaxPool on stored integers: onnxruntime drops the lattices around it where they are one, and rounds between them
     where not."""
     (x,) = operands
     seen = windows(x.q, attributes["kernel_shape"], attributes, np.iinfo(x.q.dtype).min)
-    return onto(Lattice(seen.max(tuple(range(x.q.ndim, seen.ndim))), x.scale, x.zero, x.axis), target)
+    return onto(Quantized(seen.max(tuple(range(x.q.ndim, seen.ndim))), x.scale, x.zero, x.axis), target)
 
 
-def concat(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def concat(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qlinear_concat.cc: each operand through a table of 256 numbers, quantize(dequantize(q)), and as it is where the
     lattices are one."""
     return np.concatenate([onto(o, target) for o in operands], attributes["axis"])
 
 
-def onto(x: Lattice, target: Target) -> np.ndarray:
+def onto(x: Quantized, target: Target) -> np.ndarray:
     same = x.scale == target.scale and x.zero == target.zero and x.q.dtype == target.dtype
     return x.q if same else target.quantize(x.real())
 
 
-def sigmoid(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def sigmoid(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qlinear_lookup_table.cc: quantize(sigmoid(dequantize(q)))."""
     return target.quantize(0.5 + 0.5 * np.tanh(operands[0].real().astype(np.float64) / 2))
 
 
-def softmax(attributes: Mapping, operands: Sequence[Lattice], target: Target) -> np.ndarray:
+def softmax(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qlinear_softmax.cc: e^x from a table of float32, its greatest entry e^(ln(max / n) - 5) so that n of them can be
     summed; the row's greatest q is shifted onto it; round(e * floor(1 / y_scale) / sum) + z, never below 0."""
     (x,) = operands
@@ -212,7 +212,9 @@ def softmax(attributes: Mapping, operands: Sequence[Lattice], target: Target) ->
 def windows(x: np.ndarray, kernel: Sequence[int], attributes: Mapping, fill: Any) -> np.ndarray:
     """x [n, c, *s] -> what each place of the output sees [n, c, *s', *k], by the attributes strides, dilations and pads
     (begins, then ends)."""
-    if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET") or attributes.get("ceil_mode", 0):
+    if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID", "NOTSET", "VALID") or attributes.get(
+        "ceil_mode", 0
+    ):
         raise RunFailed("padding that depends on the input (auto_pad, ceil_mode) is not simulated")
     rank = len(kernel)
     pads = attributes.get("pads", [0] * (2 * rank))

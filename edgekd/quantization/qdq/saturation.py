@@ -18,15 +18,14 @@ Windows use pmaddubsw (mlas/lib/qgemm_kernel_sse41.cpp) and the same pairs.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.quantization.qdq.operands import Operands, columns, positions, read
+from edgekd.quantization.qdq.values import session
 
 if TYPE_CHECKING:
     import onnx
@@ -161,7 +160,7 @@ def _sums(o: Operands, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]
     how many pairs left 16 bits."""
     shift = 128 if x.dtype == np.int8 else 0
     a = columns(o, x).astype(np.int64) + shift
-    x_zero, w_zero = int(o.x.zero[0]) + shift, o.weight.zero.astype(np.int64)
+    x_zero, w_zero = int(o.x.zero_point[0]) + shift, o.weight.zero_point.astype(np.int64)
     split = list(zip(np.split(a, o.groups, 1), np.split(o.rows.astype(np.int64), o.groups), strict=True))
     if _adds_pairs(o):
         made = [products(part, rows) for part, rows in split]
@@ -184,7 +183,9 @@ def _step(o: Operands, x: np.ndarray) -> int:
 
 def _requantized(o: Operands, sums: np.ndarray) -> np.ndarray:
     factor = (o.x.scale[0] * o.weight.scale / o.output.scale[0]).astype(np.float32)
-    return np.clip(np.rint(sums.astype(np.float32) * factor) + int(o.output.zero[0]), *o.output.limits).astype(np.int64)
+    return np.clip(np.rint(sums.astype(np.float32) * factor) + int(o.output.zero_point[0]), *o.output.limits).astype(
+        np.int64
+    )
 
 
 def _adds_pairs(o: Operands) -> bool:
@@ -198,7 +199,7 @@ def _pairs(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bounded(o: Operands) -> Layer:
-    shift = 128 if o.x.zero.dtype == np.int8 else 0
+    shift = 128 if o.x.zero_point.dtype == np.int8 else 0
     low, high = reach(o.rows, o.low + shift, o.high + shift) if _adds_pairs(o) else (0, 0)
     return Layer(o.node.output[0], o.node.op_type, o.weight.constant.shape, max(-low, high), low < LOW or high > HIGH)
 
@@ -225,11 +226,4 @@ def _seen(layer: Layer, o: Operands, x: np.ndarray) -> Layer:
 
 def _values(model: onnx.ModelProto, names: list[str], feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Integers inside the file, as onnxruntime computes them."""
-    import onnx
-
-    from edgekd.quantization.torch_graph.check import file_values
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(model, path)
-        return {**feed, **file_values(path, [n for n in names if n not in feed], feed)}
+    return {**feed, **session(model, [n for n in names if n not in feed])(dict(feed))}

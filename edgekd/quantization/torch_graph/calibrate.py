@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edgekd import components
 from edgekd.errors import RunFailed
 from edgekd.inputs import positional
-from edgekd.quantization.torch_graph.fake import Value, parts, set_mode
+from edgekd.quantization.torch_graph.fake import parts, set_mode
+from edgekd.quantization.torch_graph.modules import Value
 
 if TYPE_CHECKING:
     from torch import fx, nn

@@ -3,7 +3,6 @@ layer that differs."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import Problem, RunFailed
+from edgekd.quantization.qdq.values import file_values
 from edgekd.records import Grid
 
 if TYPE_CHECKING:
@@ -122,23 +122,6 @@ def _cause(a: np.ndarray, b: np.ndarray, site: Any) -> str:
         if 0 < bad.sum() < len(bad):
             return f"the weights of {int(bad.sum())} of {len(bad)} channels"
     return "its scale or weights" if difference.std() > 2 * scale else "the rounding of its kernel"
-
-
-def file_values(path: Path, names: list[str], feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Values inside a file, from a copy that shows them as outputs."""
-    import onnx
-
-    from edgekd.runtimes.onnxruntime import load
-
-    model = onnx.load(path)
-    known = {o.name for o in model.graph.output}
-    model.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(n) for n in dict.fromkeys(names) if n not in known
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "model.onnx"
-        onnx.save(model, copy)
-        return load(str(copy), 1)(dict(feed))
 
 
 def refuse(equality: Equality, where: str) -> None:

@@ -18,7 +18,8 @@ import torch
 from torch import fx, nn
 
 from edgekd.inputs import positional
-from edgekd.quantization.torch_graph.fake import Bias, Value, Weight, absorbs
+from edgekd.quantization.parameters import clips_itself
+from edgekd.quantization.torch_graph.modules import Bias, Value, Weight
 from edgekd.quantization.torch_graph.sites import MOVES, WEIGHTED, clip, operator
 
 AVERAGES = ("avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d")  # onnxruntime's QLinearAveragePool
@@ -200,7 +201,7 @@ class _Exact(fx.Interpreter):
         """Whether the lattice that a clipped value is rounded to clips by itself."""
         (site,) = node.users
         part = self.fetch_attr(site.target) if site.op == "call_module" else None
-        return isinstance(part, Value) and absorbs(
+        return isinstance(part, Value) and clips_itself(
             part.limits, part.scale.item(), int(part.zero_point.item()), part.high
         )
 

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.quantization.parameters import Limits
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -64,18 +66,6 @@ class Bias:
     target: str
     value: str
     weight: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is known of a value before any data. `low`, `high`: a clipping activation makes it and lets nothing else
-    through; `share`: a softmax makes it, and onnxruntime's integer kernel is right for the lattice 0, 1/256, ...
-    255/256 only (others wrap around or round down); `output`: it is the graph's, whose step training must not widen."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    share: bool = False
-    output: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,14 @@ CPU. A scale that is wider by less than half a per cent leaves none of them ther
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
-from edgekd.quantization.parameters import absorbs
+from edgekd.quantization.parameters import clips_itself
+from edgekd.quantization.torch_graph.modules import Value
 from edgekd.quantization.torch_graph.sites import operator
-
-if TYPE_CHECKING:
-    from edgekd.quantization.torch_graph.fake import Value
 
 # steps between a value and a tie: libraries differ by some 1e-7 of a value, so 1e-4 steps at the end of a lattice
 MARGIN = 2.0**-11
@@ -34,11 +32,11 @@ def clear(module: fx.GraphModule, value: Value) -> None:
     found = None if value.limits.share else table(module, value.name)
     if found is None:
         return
-    scale, zero, fits = value.scale.item(), int(value.zero_point.item()), absorbs(value.limits, *_of(value))
+    scale, zero, fits = value.scale.item(), int(value.zero_point.item()), clips_itself(value.limits, *_of(value))
     tried = torch.tensor([scale * wider for wider in WIDER], dtype=torch.float32)
     best, most = scale, -1.0
     for candidate in tried.tolist():
-        if absorbs(value.limits, candidate, zero, value.high) != fits:
+        if clips_itself(value.limits, candidate, zero, value.high) != fits:
             break
         apart = margin(found, candidate, zero, value.high)
         if apart > most:

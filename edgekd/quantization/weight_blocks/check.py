@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.quantization.torch_graph.check import file_values
+from edgekd.quantization.qdq.values import file_values
 from edgekd.quantization.watch import watch
 from edgekd.quantization.weight_blocks.blocks import Blocks, packed
 

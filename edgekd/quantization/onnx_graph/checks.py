@@ -1,0 +1,63 @@
+"""An int8 file before it is delivered: its bytes, and whether onnxruntime computes what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.probes import static
+from edgekd.quantization.onnx_graph.samples import fixed_rows
+from edgekd.quantization.qdq.compare import compare
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+WORK = 2 * 10**9  # multiply-accumulates that the checks in numpy may take
+SAMPLES = 16  # that they take at most
+
+
+def finished(model: onnx.ModelProto) -> bytes:
+    """The file's content, without what its exporter left in it."""
+    import onnx
+
+    from edgekd import __version__
+
+    model.producer_name, model.producer_version = "edgekd", __version__
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        part.doc_string = ""  # stack traces of whoever exported it
+        del part.metadata_props[:]
+    kept = {p.key: p.value for p in model.metadata_props} | {"edgekd.schema": "edgekd.onnx/1"}
+    onnx.helper.set_model_props(model, kept)
+    return model.SerializeToString(deterministic=True)
+
+
+def affordable(float_model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{input: the first samples}, as many as the checks in numpy can take."""
+    try:
+        macs = static.macs(float_model)[0]
+    except UsageError:  # shapes that stay open
+        macs = WORK // 4
+    count = fixed_rows(float_model) or min(SAMPLES, max(1, WORK // max(1, macs)))
+    return {name: a[:count] for name, a in arrays.items()}
+
+
+def simulated(path: Path, feed: Mapping[str, np.ndarray]) -> tuple[int | None, str]:
+    """(values of integer operators that differ from the simulation: 0; None and the reason where there is none). Raises
+    RunFailed where some differ."""
+    try:
+        rows = compare(path, feed)
+    except Exception as error:  # operators that the reference doesn't have
+        return None, f"not compared with the simulation: {str(error).strip().splitlines()[0][:200]}"
+    wrong = [r for r in rows if r.integer and r.differ]
+    if wrong:
+        shown = "; ".join(
+            f"{r.operator} {r.name.removesuffix('.q')}: {r.differ} of {r.values} values by up to {r.steps:.0f} steps"
+            for r in wrong[:5]
+        )
+        what = f"onnxruntime computes integer operators otherwise than the file says: {shown}"
+        hint = "a CPU with AVX2 and without VNNI saturates products of weights of the full range; else report the file"
+        raise RunFailed(Problem("", what, hint))
+    return 0, ""
