@@ -8,7 +8,7 @@ import tiny  # noqa: F401  (the recipe's task)
 
 import edgekd
 from edgekd.run import plan, resolve
-from edgekd.store import syntax
+from edgekd.store import parsed
 
 PACKAGE = Path(edgekd.__file__).parent
 SHORT = {"epochs": 1}
@@ -68,8 +68,8 @@ def test_a_change_of_a_built_in_part(name, before, monkeypatch, tmp_path):
     path = PACKAGE / name
     copy = tmp_path / path.name
     copy.write_text(path.read_text() + "\nADDED = 1\n")
-    parse = syntax.parse
-    monkeypatch.setattr(syntax, "parse", lambda p, *stat: parse(copy if p == path else p, *stat))
+    tree = parsed.tree
+    monkeypatch.setattr(parsed, "tree", lambda p: tree(copy if p == path else p))
     after, looked_at = keys(RECIPE), ["teacher", "other", *LINE, "export teacher"]
     assert {label for label in looked_at if after[label] != before[label]} == set(BUILT_IN[name])
 
@@ -92,8 +92,8 @@ def test_a_changed_default_of_a_record_that_stages_use(old, new, first, before, 
     path, copy = PACKAGE / "records.py", tmp_path / "records.py"
     assert old in path.read_text()
     copy.write_text(path.read_text().replace(old, new))
-    definitions = syntax.definitions
-    monkeypatch.setattr(syntax, "definitions", lambda p, *stat: definitions(copy if p == path else p, *stat))
+    definitions = parsed.definitions
+    monkeypatch.setattr(parsed, "definitions", lambda p: definitions(copy if p == path else p))
     assert (keys(RECIPE)["quantize"] != before["quantize"]) == first
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from edgekd.errors import Problem, UsageError
 from edgekd.files import reading, sha256
-from edgekd.store import syntax
+from edgekd.store import parsed, syntax
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -36,6 +36,7 @@ def code_and_libraries(*objects: Any) -> tuple[str, dict[str, str]]:
     third-party libraries that this code imports, and Python's minor version."""
     walk = Walk()
     digest = _sha256(_canonical(walk.all(objects), "code"))
+    parsed.keep()
     versions = {name: syntax.version(name) for name in sorted(walk.distributions)}
     return digest, versions | {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
 
@@ -306,8 +307,7 @@ class Walk:
         if path.suffix not in (".py", ".pyw") or not path.is_file():
             self.parts[name] = syntax.unreadable(name, path)
             return []
-        stat = path.stat()
-        self.parts[name], imports = syntax.parse(path, stat.st_mtime_ns, stat.st_size)
+        self.parts[name], imports = parsed.tree(path)
         package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
         found = [(module, entry[2]) for entry in imports for module in syntax.resolve(entry, package)]
         for module, names in found:
@@ -320,9 +320,7 @@ class Walk:
         spec = syntax.locate(module)
         if spec is None or spec.origin is None:
             return
-        path = Path(spec.origin)
-        stat = path.stat()
-        known, waiting = syntax.definitions(path, stat.st_mtime_ns, stat.st_size), list(names)
+        known, waiting = parsed.definitions(Path(spec.origin)), list(names)
         while waiting:
             name = waiting.pop()
             if name in known and f"{module}:{name}" not in self.parts:

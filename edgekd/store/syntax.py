@@ -1,7 +1,8 @@
 """Modules as Python would find them, without importing any: where they lie, to which distribution they belong, what
 they import, and the digest of their syntax tree without docstrings.
 
-Imports are read from the tree, also those inside functions; not those under `if TYPE_CHECKING`, which never run.
+Imports are read from the tree, also those inside functions; not those under `if TYPE_CHECKING`, which never run. What a
+source file parses to is kept in the store by the digest of its content (`parsed.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+
+Import = tuple[int, str, tuple[str, ...]]  # level, module, names from it
+Parsed = tuple[str, tuple[Import, ...]]  # digest, imports
 
 # edgekd's modules that don't decide what a stage makes, so that work on them leaves finished work standing.
 OFF_PATH = {
@@ -142,25 +146,23 @@ def unreadable(name: str, path: Path) -> str:
 # ---------------------------------------------------------------- syntax trees
 
 
-@functools.lru_cache(maxsize=4096)
-def parse(path: Path, changed: int, size: int) -> tuple[str, tuple[tuple[int, str, tuple[str, ...]], ...]]:
-    """(digest, imports) of a source file. An import is (level, module, names from it)."""
+def parse(source: bytes) -> Parsed:
+    """(digest, imports) of the content of a source file."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):  # a file that this Python can't run either
-        return hashlib.sha256(path.read_bytes()).hexdigest(), ()
+        return hashlib.sha256(source).hexdigest(), ()
     imports = tuple(_imports(tree))
     return hashlib.sha256(ast.dump(_stripped(tree)).encode()).hexdigest(), imports
 
 
-@functools.lru_cache(maxsize=64)
-def definitions(path: Path, changed: int, size: int) -> Mapping[str, tuple[str, frozenset[str]]]:
+def definitions(source: bytes) -> Mapping[str, tuple[str, list[str]]]:
     """{name that a module defines: (digest of the definition without docstrings, names that stand in it)}."""
-    found: dict[str, tuple[str, frozenset[str]]] = {}
-    for node in ast.parse(path.read_bytes()).body:
+    found: dict[str, tuple[str, list[str]]] = {}
+    for node in ast.parse(source).body:
         targets = getattr(node, "targets", [getattr(node, "target", node)])
         named = [getattr(target, "name", getattr(target, "id", None)) for target in targets]
-        used = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+        used = sorted({n.id for n in ast.walk(node) if isinstance(n, ast.Name)})
         digest = hashlib.sha256(ast.dump(_stripped(node)).encode()).hexdigest()
         found |= {name: (digest, used) for name in named if name is not None}
     return found
@@ -183,7 +185,7 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _imports(tree: ast.AST) -> Iterable[tuple[int, str, tuple[str, ...]]]:
+def _imports(tree: ast.AST) -> Iterable[Import]:
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -206,7 +208,7 @@ def _last(node: ast.AST) -> str:
     return getattr(node, "attr", getattr(node, "id", ""))
 
 
-def resolve(entry: tuple[int, str, tuple[str, ...]], package: str) -> Iterable[str]:
+def resolve(entry: Import, package: str) -> Iterable[str]:
     """The modules that an import statement may run: the one it names, and those of its names that are modules; `*` may
     be any."""
     level, module, names = entry
