@@ -107,7 +107,7 @@ def test_a_file_for_several_targets_has_of_each_fact_what_all_allow():
 
 @pytest.mark.parametrize("fact, less", [("weight_bits", 7), ("activation_bits", 7), ("per_channel", False)])
 def test_what_is_made_for_a_target_serves_those_that_take_as_much(fact, less):
-    groups = target_settings.wants([target("wide"), target("narrow", **{fact: less})])
+    groups = target_settings.grouped([target("wide"), target("narrow", **{fact: less})])
     (wide, of_wide), (narrow, of_narrow) = groups.items()
     assert (of_wide, of_narrow) == (("wide",), ("narrow",))
     assert narrow.serves(wide) and not wide.serves(narrow)
@@ -115,5 +115,5 @@ def test_what_is_made_for_a_target_serves_those_that_take_as_much(fact, less):
 
 
 def test_one_target_with_the_full_range_is_enough_for_all():
-    (want, names), *more = target_settings.wants([target("a", pairs16=False), target("b")]).items()
-    assert not more and names == ("a", "b") and not want.int8.pairs16
+    (settings, names), *more = target_settings.grouped([target("a", pairs16=False), target("b")]).items()
+    assert not more and names == ("a", "b") and not settings.int8.pairs16

@@ -38,9 +38,9 @@ def test_settings_are_read_from_a_table():
     for table in (*wrong, {"multiple_of": 0}, {"keep": "0"}):
         problems = signatures.settings_of(Prune, table, "stage 1")[1]
         assert len(problems) == 1 and ("macs" not in table or 'such a limit: "max 0.7"' in problems[0].message), table
-    for macs, asked in ((0.7, (0.7, False)), (1, (1, False)), ("max 0.7", (0.7, True))):
+    for macs, requested in ((0.7, (0.7, False)), (1, (1, False)), ("max 0.7", (0.7, True))):
         settings, problems = signatures.settings_of(Prune, {"macs": macs}, "stage 1")
-        assert not problems and Prune(**settings).asked == asked
+        assert not problems and Prune(**settings).requested == requested
 
 
 def test_layers_that_are_not_there_are_told_with_what_else_is_wrong():

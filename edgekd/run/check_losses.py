@@ -1,5 +1,4 @@
-"""What can't work of a recipe's losses: each is called once on a few samples, with fresh models for student and
-teachers."""
+"""Checks of a recipe's losses: each is called once on a few samples, with untrained models as student and teachers."""
 
 from __future__ import annotations
 
@@ -11,19 +10,19 @@ from typing import Any
 from edgekd.components import Use
 from edgekd.errors import Problem
 from edgekd.models import saved
-from edgekd.run.interpret import FORMS, Asked
+from edgekd.run.variants import FORMS, RecipeView
 from edgekd.training import supervision
 from edgekd.training.loss_checks import rehearse
 from edgekd.training.read_terms import losses_of
 from edgekd.training.terms import EMA, PEERS, Term
 
-CONTROL = "the control (the student alone, by labels)"  # in problems with its losses
-LABELS = "give the first stage a loss on labels, which the control learns by too, or set control = false"
+CONTROL = "the control (the student alone, by labels)"  # the place in problems with its losses
+LABELS = "give the first stage a loss on labels, which trains the control too, or set control = false"
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What one of the task's models learns by, and from which teachers."""
+class Objective:
+    """The losses that one of the task's models is trained with, and its teachers."""
 
     where: str
     use: str
@@ -33,70 +32,72 @@ class Lesson:
     combine: Use | None = None
 
 
-def problems(asked: Asked, heard: dict[str, list[str]]) -> list[Problem]:
-    """What is wrong with the losses; what they look at goes to `heard`, by stage."""
+def problems(view: RecipeView, notes: dict[str, list[str]]) -> list[Problem]:
+    """The problems of the losses. `notes` {stage: lines on what its losses learn from} is filled in."""
     found: list[Problem] = []
-    tried = set()  # what a sweep over other settings would try again
-    for lesson in _lessons(asked):
-        if repr(lesson) not in tried:
-            tried.add(repr(lesson))
-            found += _wrong(lesson, asked, heard, found)
+    tried = set()  # a sweep over other settings repeats an objective
+    for objective in _objectives(view):
+        if repr(objective) not in tried:
+            tried.add(repr(objective))
+            found += _wrong(objective, view, notes, found)
     return found
 
 
-def _lessons(asked: Asked) -> Iterator[Lesson]:
-    first, last = asked.recipe.stages[0], asked.recipe.stages[-1]
-    for line in itertools.chain.from_iterable(map(asked.swept, asked.recipe.stages)):
+def _objectives(view: RecipeView) -> Iterator[Objective]:
+    first, last = view.recipe.stages[0], view.recipe.stages[-1]
+    for line in itertools.chain.from_iterable(map(view.swept, view.recipe.stages)):
         where, stage = f"stage {line.number} ({line.name})", line.stage
         if getattr(stage, "mode", None) != "ptq":
             combine = getattr(stage, "combine", None)
-            yield Lesson(where, line.use, asked.student, losses_of(stage), line.teacher, combine)
-    for name, model in asked.recipe.models.items():
+            yield Objective(where, line.use, view.student, losses_of(stage), line.teacher, combine)
+    for name, model in view.recipe.models.items():
         if model.stage is not None:
             where, stage = f"model.{name}.{model.way}", model.stage
-            yield Lesson(where, model.way, model.of, stage.losses, model.teacher, stage.combine)
-    if asked.controlled and not asked.on_labels(first):  # else they are the stage's own
-        yield Lesson(CONTROL, "train", asked.student, asked.control(first))
-    if asked.controlled and last.use in FORMS and asked.trains(last):
-        yield Lesson(CONTROL, last.use, asked.student, asked.control(last))
+            yield Objective(where, model.way, model.of, stage.losses, model.teacher, stage.combine)
+    if view.controlled and not view.on_labels(first):  # else they are the stage's own
+        yield Objective(CONTROL, "train", view.student, view.control(first))
+    if view.controlled and last.use in FORMS and view.trains(last):
+        yield Objective(CONTROL, last.use, view.student, view.control(last))
 
 
-def _wrong(lesson: Lesson, asked: Asked, heard: dict[str, list[str]], before: Sequence[Problem]) -> list[Problem]:
-    place, told = f"{asked.recipe.place}: {lesson.where}", []
-    tapped = [i for i, term in enumerate(lesson.losses) if lesson.use == "quantize" and term.on]
-    text = "a quantized model is one graph, its modules have no paths"
-    found = [Problem(f"{place}: losses[{i}]: on", text, "tap layers in a stage before") for i in tapped]
-    guides, shows = _guides(lesson, asked)
-    rest, data = [i for i in range(len(lesson.losses)) if i not in tapped], asked.resolved.data("train")
-    losses, student = [lesson.losses[i] for i in rest], saved.create(asked.task, lesson.model, 0)
-    for number, message, hint in rehearse(losses, student, guides, asked.task, data, shows, told):
-        if lesson.where == CONTROL and any((p.message, p.hint) == (message, hint) for p in before):
-            continue  # the stage's own, told already
-        hint = LABELS if lesson.where == CONTROL else hint
+def _wrong(
+    objective: Objective, view: RecipeView, notes: dict[str, list[str]], before: Sequence[Problem]
+) -> list[Problem]:
+    place, told = f"{view.recipe.place}: {objective.where}", []
+    tapped = [i for i, term in enumerate(objective.losses) if objective.use == "quantize" and term.on]
+    text = "a quantized model is a single graph: its modules have no paths"
+    found = [Problem(f"{place}: losses[{i}]: on", text, "tap layers in an earlier stage") for i in tapped]
+    teachers, shows = _fresh_teachers(objective, view)
+    rest, data = [i for i in range(len(objective.losses)) if i not in tapped], view.resolved.data("train")
+    losses, student = [objective.losses[i] for i in rest], saved.create(view.task, objective.model, 0)
+    for number, message, hint in rehearse(losses, student, teachers, view.task, data, shows, told):
+        if objective.where == CONTROL and any((p.message, p.hint) == (message, hint) for p in before):
+            continue  # reported for the stage already
+        hint = LABELS if objective.where == CONTROL else hint
         found.append(Problem(f"{place}: losses[{rest[number]}]", message, hint))
-    if lesson.where != CONTROL:
-        heard.setdefault(lesson.where, told)
-    if lesson.combine is not None:
-        wrong = supervision.rehearse(lesson.combine, lesson.teachers, _outputs(asked, lesson.model), data)
+    if objective.where != CONTROL:
+        notes.setdefault(objective.where, told)
+    if objective.combine is not None:
+        wrong = supervision.rehearse(objective.combine, objective.teachers, _outputs(view, objective.model), data)
         found += [Problem(f"{place}: combine", *said) for said in wrong]
     return found
 
 
-def _guides(lesson: Lesson, asked: Asked) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """({teacher: a fresh model}, {teacher: what it shows}), "" for terms that name none."""
-    fresh = lambda name: saved.create(asked.task, name, 0)
-    guides = {name: fresh(asked.model_of(name)) for name in lesson.teachers}
-    guides |= {PEERS: fresh(lesson.model), EMA: fresh(lesson.model)}
-    guides[""] = guides[lesson.teachers[0] if lesson.teachers else PEERS]
-    models = asked.recipe.models
-    shows: dict[str, str] = {name: models[name].shows if name in models else "logits" for name in lesson.teachers}
+def _fresh_teachers(objective: Objective, view: RecipeView) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """({teacher: an untrained model}, {teacher: what it shows}); "" is the teacher of terms that name none."""
+    fresh = lambda name: saved.create(view.task, name, 0)
+    teachers = {name: fresh(view.model_of(name)) for name in objective.teachers}
+    teachers |= {PEERS: fresh(objective.model), EMA: fresh(objective.model)}
+    teachers[""] = teachers[objective.teachers[0] if objective.teachers else PEERS]
+    models = view.recipe.models
+    shows: dict[str, str] = {name: models[name].shows if name in models else "logits" for name in objective.teachers}
     shows[""] = next((s for s in shows.values() if s != "logits"), "logits")
-    return guides, shows
+    return teachers, shows
 
 
-def _outputs(asked: Asked, model: str) -> list[int]:
-    """The shape of what a fresh `model` answers to one sample."""
+def _outputs(view: RecipeView, model: str) -> list[int]:
+    """The shape of an untrained `model`'s output for one sample."""
     import torch
 
     with torch.no_grad():
-        return list(asked.task.call(saved.create(asked.task, model, 0).eval(), asked.example()).shape[1:])
+        return list(view.task.call(saved.create(view.task, model, 0).eval(), view.example()).shape[1:])

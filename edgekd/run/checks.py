@@ -1,5 +1,5 @@
-"""What can't work of a recipe, found before any training: brought weights, losses, settings of stages, what targets'
-kernels don't compute."""
+"""Checks of a recipe before any training: weights from files, losses, settings of stages, what targets' kernels can't
+compute."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from typing import Any
 
 from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.run import check_losses
-from edgekd.run.interpret import Asked
 from edgekd.run.recipe.stages import Line
+from edgekd.run.variants import RecipeView
 
 
-def check(asked: Asked) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Raises UsageError with all that can't work. ({stage: what its losses look at}, {target: what is to be said of the
-    recipe's settings there})."""
+def check(view: RecipeView) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """({stage: what its losses learn from}, {target: note on the recipe's settings}). Raises UsageError with every
+    problem."""
     losses, notes = {}, {}
     problems = [
-        *_brought(asked),
-        *check_losses.problems(asked, losses),
-        *_refused(asked, notes),
-        *_saturating(asked),
-        *_stages(asked),
+        *_weights_from_files(view),
+        *check_losses.problems(view, losses),
+        *_refused(view, notes),
+        *_saturating(view),
+        *_stages(view),
     ]
     if problems:
         raise UsageError(*dict.fromkeys(problems))
     return losses, notes
 
 
-def _stages(asked: Asked) -> list[Problem]:
-    """What the stages say that can tell before training whether their settings can work on the student."""
+def _stages(view: RecipeView) -> list[Problem]:
+    """Problems that the stages' own `check` finds with their settings and the student, before training."""
     problems, example = [], None
-    for line in asked.recipe.stages:
+    for line in view.recipe.stages:
         if not hasattr(line.part, "check") or any(
-            s.use == line.use and s.number < line.number for s in asked.recipe.stages
+            s.use == line.use and s.number < line.number for s in view.recipe.stages
         ):
             continue
-        example = example if example is not None else asked.example()
-        where = _place(asked, line)
-        stages = [want.into(swept) for want in asked.wants() for swept in asked.swept(line)]
+        example = example if example is not None else view.example()
+        where = _place(view, line)
+        stages = [settings.into(swept) for settings in view.target_groups() for swept in view.swept(line)]
         for stage in {repr(s): s for s in stages}.values():
-            found = _told(stage, asked, example)
+            found = _told(stage, view, example)
             problems += [dataclasses.replace(p, place=f"{where}: {p.place}".rstrip(": ")) for p in found]
     return problems
 
 
-def _told(stage: Any, asked: Asked, example: Any) -> list[Problem]:
+def _told(stage: Any, view: RecipeView, example: Any) -> list[Problem]:
     from edgekd.models import saved
 
     try:
-        found = stage.check(saved.create(asked.task, asked.student, 0), example, asked.task.forward) or ()
+        found = stage.check(saved.create(view.task, view.student, 0), example, view.task.forward) or ()
         return [p if isinstance(p, Problem) else Problem("", str(p)) for p in found]
     except UsageError as error:
         return list(error.problems)
@@ -58,40 +58,37 @@ def _told(stage: Any, asked: Asked, example: Any) -> list[Problem]:
         return [Problem("check", f"raises {type(error).__name__}: {error}")]
 
 
-def _brought(asked: Asked) -> list[Problem]:
-    """What is wrong with files of weights, by what they say that they hold."""
+def _weights_from_files(view: RecipeView) -> list[Problem]:
+    """Problems with files of weights: tensors that don't fit their model."""
     from edgekd.models import saved
 
     found: list[Problem] = []
-    for name, model in asked.recipe.models.items():
-        if not model.weights or name not in asked.task.models:
+    for name, model in view.recipe.models.items():
+        if not model.weights or name not in view.task.models:
             continue
-        path = asked.recipe.folder / model.weights
+        path = view.recipe.folder / model.weights
         try:
-            wrong = saved.unfit(path, saved.create(asked.task, name, 0), saved.held(path))
+            wrong = saved.unfit(path, saved.create(view.task, name, 0), saved.held(path))
         except UsageError as error:
             wrong = list(error.problems)
-        where = f"{asked.recipe.place}: model.{name}: weights"
+        where = f"{view.recipe.place}: model.{name}: weights"
         found += [dataclasses.replace(p, place=f"{where}: {p.place}") for p in wrong]
     return found
 
 
-def _saturating(asked: Asked) -> list[Problem]:
-    """Weights of the full range that were asked for, by a stage or a target, where a listed target's products saturate
-    with them."""
+def _saturating(view: RecipeView) -> list[Problem]:
+    """Full-range weights that a stage or a target requests, where they saturate the products of a listed target."""
     from edgekd import targets
 
-    problems, asking = {}, ", ".join(t.name for t in asked.resolved.targets if not t.int8.pairs16)
-    for line, (want, names) in itertools.product(asked.recipe.stages, asked.served().items()):
-        hit = ", ".join(t.name for t in asked.resolved.targets if t.name in names and targets.saturates(t))
-        for swept in asked.swept(line):
-            stage = want.into(swept)
+    problems, asking = {}, ", ".join(t.name for t in view.resolved.targets if not t.int8.pairs16)
+    for line, (settings, names) in itertools.product(view.recipe.stages, view.served_groups().items()):
+        hit = ", ".join(t.name for t in view.resolved.targets if t.name in names and targets.saturates(t))
+        for swept in view.swept(line):
+            stage = settings.into(swept)
             if hit and not getattr(stage, "pairs16", True) and 8 in _bits(stage):
-                recipe = f"{_place(asked, line)}: pairs16"
-                place = f"{asked.recipe.place}: target {asking}: int8.pairs16" if swept.stage.pairs16 else recipe
-                text = (
-                    f"{hit}: products of two bytes are added in 16 bits there, where weights of the full range saturate"
-                )
+                recipe = f"{_place(view, line)}: pairs16"
+                place = f"{view.recipe.place}: target {asking}: int8.pairs16" if swept.stage.pairs16 else recipe
+                text = f"{hit}: full-range weights saturate where kernels add the products of two bytes in 16 bits"
                 hint = "leave pairs16 = false out, or set weight_bits = 7"
                 problems[Problem(place, text, hint)] = None
     return list(problems)
@@ -102,17 +99,17 @@ def _bits(stage: Any) -> tuple[Any, ...]:
     return (getattr(stage, "weight_bits", 8), *getattr(stage, "layer_bits", {}).values())
 
 
-def _refused(asked: Asked, notes: dict[str, str]) -> list[Problem]:
-    """What the recipe says that a target's kernels don't compute; what they do slowly goes to `notes`."""
+def _refused(view: RecipeView, notes: dict[str, str]) -> list[Problem]:
+    """Settings of the recipe that a target's kernels can't compute; those that they run slowly at go to `notes`."""
     problems = []
-    for line, (want, names) in itertools.product(asked.recipe.stages, asked.wants().items()):
-        for swept in asked.swept(line):
-            found, where = want.refuses(swept, ", ".join(names)), _place(asked, line)
+    for line, (settings, names) in itertools.product(view.recipe.stages, view.target_groups().items()):
+        for swept in view.swept(line):
+            found, where = settings.refuses(swept, ", ".join(names)), _place(view, line)
             problems += [dataclasses.replace(p, place=f"{where}: {p.place}") for p in found]
-            for name in names if (note := want.slower(swept)) else ():
+            for name in names if (note := settings.slower(swept)) else ():
                 notes[name] = "; ".join(dict.fromkeys(filter(None, (notes.get(name), note))))
     return problems
 
 
-def _place(asked: Asked, line: Line) -> str:
-    return f"{asked.recipe.place}: stage {line.number} ({line.name})"
+def _place(view: RecipeView, line: Line) -> str:
+    return f"{view.recipe.place}: stage {line.number} ({line.name})"

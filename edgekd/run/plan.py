@@ -1,5 +1,5 @@
-"""A resolved recipe as a graph of steps with keys, known before anything runs. Targets that agree on what they want
-share the work."""
+"""A resolved recipe as a graph of steps with keys, known before anything runs. Targets with equal settings share the
+work."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from edgekd.errors import UsageError, exits
 from edgekd.records import Deployment, Task
 from edgekd.run import checks
 from edgekd.run.graph import Plan, Point, Step
-from edgekd.run.interpret import FORMS, Asked, Variant
 from edgekd.run.keys import key_of
 from edgekd.run.recipe import Recipe
 from edgekd.run.resolve import Resolved
+from edgekd.run.variants import FORMS, RecipeView, Variant
 
 
 @exits(UsageError)
 def make(resolved: Resolved) -> Plan:
     """The plan of a recipe. Raises UsageError for what can't work, before any training."""
     planner = _Planner(resolved)
-    planner.plan.losses, planner.plan.notes = checks.check(planner.asked)
+    planner.plan.losses, planner.plan.notes = checks.check(planner.view)
     planner.run()
     return planner.plan
 
@@ -55,7 +55,7 @@ class _Planner:
     """The one traversal that fills a Plan; the state is the plan itself."""
 
     def __init__(self, resolved: Resolved):
-        self.resolved, self.asked, self.plan = resolved, Asked(resolved), Plan()
+        self.resolved, self.view, self.plan = resolved, RecipeView(resolved), Plan()
         self.recipe: Recipe = resolved.recipe
         self.task: Task = resolved.task
         self.made: dict[str, str] = {}  # name of a model table -> key
@@ -69,16 +69,16 @@ class _Planner:
                 self.model(name)
         teacher = self.model("teacher")
         self.point("teacher", "teacher", recipe.seed, (), ("teacher",), teacher, every, reference="teacher")
-        alone = {seed: self.alone(seed, every) for seed in recipe.sweep.seeds if self.asked.controlled}
-        for variant in self.asked.variants():
+        alone = {seed: self.alone(seed, every) for seed in recipe.sweep.seeds if self.view.controlled}
+        for variant in self.view.variants():
             self.line(variant)
-        for control in self.asked.controls():
+        for control in self.view.controls():
             self.control(control, alone[control.seed])
 
     def alone(self, seed: int, targets: tuple[str, ...]) -> str:
         """The control: a student that learns from labels alone."""
         source = self.model("student") if "student" in self.recipe.models else None
-        key, id = self.step("train", self.asked.alone(), "alone", seed, source=source), self.named("alone", seed)
+        key, id = self.step("train", self.view.alone(), "alone", seed, source=source), self.named("alone", seed)
         self.point(id, "alone", seed, (), ("alone",), key, targets, reference="alone")
         return key
 
@@ -104,9 +104,9 @@ class _Planner:
             source = known[line.name] = self.step(line.use, stage, label, seed, source=source, teacher=taught)
             stages += (line.name,)
             beside = parents[0] if line.use == "distill" and len(stages) > 1 else None
-            if self.asked.controlled and len(stages) == 1:
+            if self.view.controlled and len(stages) == 1:
                 beside = self.named("alone", seed)
-            elif self.asked.controlled and line.use in FORMS and whole:
+            elif self.view.controlled and line.use in FORMS and whole:
                 beside = self.named(settled.control, seed)
             self.point(label, settled.base, seed, parents, stages, source, variant.targets, beside=beside)
             parents, whole = (label,), whole and _whole(line.use, stage)
@@ -234,4 +234,4 @@ def _named(base: str, seed: int, seeds: Sequence[int]) -> str:
 
 def _whole(use: str, stage: Any) -> bool:
     """Whether a stage leaves a model's widths as they are; of one's own stages that is not known."""
-    return use in ("train", "distill") or (use == "prune" and stage.asked[0] == 1)
+    return use in ("train", "distill") or (use == "prune" and stage.requested[0] == 1)

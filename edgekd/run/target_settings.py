@@ -12,26 +12,28 @@ from edgekd.errors import Problem
 from edgekd.records import Int8, Scheme, Target
 from edgekd.run.recipe.stages import Line
 
-AGREED = "pairs16"  # the fact that all targets of a recipe share: one of them is enough to ask for the full range
-# settings that are a target's where a recipe doesn't say them
+AGREED = "pairs16"  # one value for all targets of a recipe: a single target can request the full range
+# settings that the target gives where the recipe does not
 OPEN = ("multiple_of", *(f.name for f in dataclasses.fields(Int8) if f.name != AGREED))
 
 
 @dataclass(frozen=True)
-class Wants:
-    """`multiple_of`: widths that kernels run well at; `int8`: all of the target's int8 facts."""
+class TargetSettings:
+    """The settings that a target's kernels need. `multiple_of`: the multiple of channels that they run fast at; `int8`:
+    all of the target's int8 facts."""
 
     multiple_of: int
     int8: Int8
 
-    def serves(self, other: Wants) -> bool:
-        """Whether what is made for this want is right for `other` too: no int8 fact of it asks more of the kernels."""
+    def serves(self, other: TargetSettings) -> bool:
+        """Whether a model made with these settings also suits `other`: none of its int8 facts needs more of the
+        kernels."""
         mine, theirs = dataclasses.asdict(self.int8), dataclasses.asdict(other.int8)
         narrow = all(mine[name] <= theirs[name] for name in mine if name != AGREED)
         return narrow and self.multiple_of % other.multiple_of == 0
 
     def into(self, line: Line) -> Any:
-        """The stage for such a target."""
+        """The stage with these settings, where the recipe leaves them open."""
         facts = {"multiple_of": self.multiple_of, **dataclasses.asdict(self.int8)}
         fields = {f.name for f in dataclasses.fields(line.stage)}
         given = {name: facts[name] for name in OPEN if name in fields and name not in line.said}
@@ -40,8 +42,8 @@ class Wants:
         return dataclasses.replace(line.stage, **given) if given else line.stage
 
     def refuses(self, line: Line, names: str) -> list[Problem]:
-        """What a recipe says that kernels of the targets with these `names` don't compute: a file of another lattice
-        would be made than is told."""
+        """The recipe's settings that the kernels of the targets called `names` can't compute. A file made by them would
+        not be computed with its own scales."""
         said, found = {name: getattr(line.stage, name) for name in line.said}, []
         bits = {k: said[k] for k in ("weight_bits",) if k in said}
         bits |= {f"layer_bits.{name}": given for name, given in getattr(line.stage, "layer_bits", {}).items()}
@@ -56,8 +58,7 @@ class Wants:
         return found
 
     def slower(self, line: Line) -> str:
-        """What is to be said of widths that a recipe asks for and kernels don't run well at; "" where there is
-        nothing."""
+        """A note on channel counts of the recipe that the kernels run slowly at; "" if there is none."""
         given = line.stage.multiple_of if "multiple_of" in line.said else None
         if given is None or given % self.multiple_of == 0:
             return ""
@@ -68,28 +69,28 @@ class Wants:
 
 
 def merged(targets: Iterable[Target]) -> Int8:
-    """The int8 facts that all of the targets allow: of each fact the least that one of them says."""
+    """The int8 facts that all targets allow: of each fact the smallest value."""
     facts = [dataclasses.asdict(t.int8) for t in targets]
     return Int8(**{name: min(f[name] for f in facts) for name in facts[0]})
 
 
 def scheme(targets: Iterable[Target], **given: Any) -> Scheme:
-    """The scheme of an int8 file for all of the targets, with what is `given` in place of their facts."""
+    """The scheme of an int8 file for all targets; `given` replaces their facts."""
     return Scheme(**{**dataclasses.asdict(merged(targets)), **given})
 
 
-def wants(targets: Sequence[Target]) -> dict[Wants, tuple[str, ...]]:
-    """{what is asked for: names of the targets that do}: targets that agree on every fact share it."""
-    groups: dict[Wants, tuple[str, ...]] = {}
+def grouped(targets: Sequence[Target]) -> dict[TargetSettings, tuple[str, ...]]:
+    """{settings: names of the targets that need them}: targets with equal facts form one group."""
+    groups: dict[TargetSettings, tuple[str, ...]] = {}
     agreed = {AGREED: getattr(merged(targets), AGREED)} if targets else {}
     for target in targets:
-        want = Wants(target.channel_multiple, dataclasses.replace(target.int8, **agreed))
-        groups[want] = (*groups.get(want, ()), target.name)
+        settings = TargetSettings(target.channel_multiple, dataclasses.replace(target.int8, **agreed))
+        groups[settings] = (*groups.get(settings, ()), target.name)
     return groups
 
 
-def label(stage: Any, want: Wants) -> str:
-    """What tells the stages of one name apart that targets want different settings of."""
+def label(stage: Any, settings: TargetSettings) -> str:
+    """A suffix for a stage's name, where groups of targets need different settings of it."""
     if not hasattr(stage, "weight_bits"):
-        return f"-m{want.multiple_of}"
+        return f"-m{settings.multiple_of}"
     return f"-w{stage.weight_bits}{'' if getattr(stage, 'per_channel', True) else '-per_tensor'}"

@@ -60,7 +60,7 @@ class Prune(Training):
     reads: ClassVar = ("train",)
 
     @property
-    def asked(self) -> tuple[float, bool]:
+    def requested(self) -> tuple[float, bool]:
         """(the share of the MACs, whether it is the most that may be kept)"""
         return (float(self.macs.removeprefix("max ")), True) if isinstance(self.macs, str) else (self.macs, False)
 
@@ -74,7 +74,7 @@ class Prune(Training):
             for name in self.keep
             if name not in names
         ]
-        share, at_most = self.asked
+        share, at_most = self.requested
         return found + pruning.problems(
             model, example, share, self.multiple_of, at_most=at_most, forward=forward, protect=self.keep
         )
@@ -91,7 +91,7 @@ class Prune(Training):
             take(columns, np.arange(2, dtype=np.int64) % len(columns)).inputs,
         )
         with seeded(run.seed, run.threads):
-            share, at_most = self.asked
+            share, at_most = self.requested
             plan = pruning.plan(
                 module, example, share, self.multiple_of, at_most=at_most, forward=run.task.forward, protect=self.keep
             )

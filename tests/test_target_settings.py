@@ -1,5 +1,5 @@
-"""What targets' kernels ask of training: what a recipe says wins or is refused by name, what it leaves open is the
-target's."""
+"""Settings that a target's kernels need: a recipe's own setting wins or is refused by name; one that it leaves open is
+the target's."""
 
 import tomllib
 

@@ -1,5 +1,5 @@
-"""What a resolved recipe asks for, before any of it is a step: whom each model is made by, what the control learns by,
-what targets share."""
+"""The variants of a resolved recipe: its stages for each group of targets, seed and point of the sweep, and those of
+the control."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from edgekd.run import target_settings
 from edgekd.run.recipe import Recipe
 from edgekd.run.recipe.stages import Line
 from edgekd.run.resolve import Resolved
-from edgekd.run.target_settings import Wants
+from edgekd.run.target_settings import TargetSettings
 from edgekd.signatures import settings_of
 from edgekd.stages.train import Train
 from edgekd.training.read_terms import losses_of
 from edgekd.training.settings import Training
 from edgekd.training.terms import Term
 
-FORMS = ("quantize", "weight_only")  # stages that give a model another form
-# settings that a control without teachers has no use for, as they are by default
+FORMS = ("quantize", "weight_only")  # stages that change a model's number format
+# the defaults of settings that a control without teachers does not use
 ALONE = {f: getattr(Training(), f) for f in ("combine", "teacher_precision", "balance", "ema")}
 
 
 @dataclass(frozen=True)
 class Settled:
-    """A stage of the recipe as some targets get it, at one point of the sweep. `base`: the name of the candidate that
-    it makes, but for the seed; `control`: that of the control in the same form."""
+    """A stage of the recipe with the settings of some targets, at one point of the sweep. `base`: the name of its
+    candidate, without the seed; `control`: that of the control in the same form."""
 
     line: Line
     stage: Any
@@ -39,7 +39,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Variant:
-    """Stages in a row for some targets, at one seed and point of the sweep."""
+    """The sequence of stages for some targets, at one seed and point of the sweep."""
 
     targets: tuple[str, ...]
     seed: int
@@ -47,8 +47,8 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A view of a resolved recipe: nothing is computed, nothing kept."""
+class RecipeView:
+    """A read-only view of a resolved recipe."""
 
     resolved: Resolved
 
@@ -75,8 +75,8 @@ class Asked:
         return self.recipe.models[teacher].of if teacher in self.recipe.models else self.student
 
     def control(self, line: Line) -> tuple[Term, ...]:
-        """What the control learns by in a stage: its losses that need no teacher, else those of the first stage, of
-        weight 1 together; else those that the teacher is trained by."""
+        """The losses of the control in a stage: the stage's losses that need no teacher, else those of the first stage,
+        scaled to a total weight of 1; else the teacher's own."""
         labels = self.on_labels(line) or self.on_labels(self.recipe.stages[0])
         if labels:
             whole = sum(term.weight for term in labels)
@@ -85,7 +85,7 @@ class Asked:
         return teacher.stage.losses if teacher.way == "train" else settings_of(Train, {}, "")[0]["losses"]
 
     def trains(self, line: Line) -> bool:
-        """Whether the control learns in a stage that gives a model another form."""
+        """Whether the stage trains the control, besides changing its number format."""
         return bool(losses_of(line.stage))
 
     def on_labels(self, line: Line) -> list[Term]:
@@ -94,7 +94,7 @@ class Asked:
         return [t for t in terms if not t.needs_teacher() and not t.on and t.weight > 0]
 
     def example(self) -> Any:
-        """Two rows of inputs as tensors: what a model is traced with."""
+        """Two rows of inputs as tensors, to trace a model with."""
         import numpy as np
 
         from edgekd.data.columns import take
@@ -106,59 +106,60 @@ class Asked:
         """A stage at every point of its own sweep."""
         return self.recipe.sweep.lines(line)
 
-    def wants(self) -> dict[Wants, tuple[str, ...]]:
-        """{want: names of the targets}"""
-        return target_settings.wants(self.resolved.targets)
+    def target_groups(self) -> dict[TargetSettings, tuple[str, ...]]:
+        """{settings: names of the targets that need them}"""
+        return target_settings.grouped(self.resolved.targets)
 
-    def served(self) -> dict[Wants, tuple[str, ...]]:
-        """{want: the targets that what is made for it is right for}"""
-        groups = self.wants()
+    def served_groups(self) -> dict[TargetSettings, tuple[str, ...]]:
+        """{settings: names of all targets that a model made with them suits}"""
+        groups = self.target_groups()
         return {
-            want: tuple(t for other, names in groups.items() if want.serves(other) for t in names) for want in groups
+            settings: tuple(t for other, names in groups.items() if settings.serves(other) for t in names)
+            for settings in groups
         }
 
     def variants(self) -> Iterator[Variant]:
         """The recipe's stages for every group of targets, at every seed and point of the sweep."""
-        groups, sweep = self.wants(), self.recipe.sweep
-        for (want, targets), seed in itertools.product(self.served().items(), sweep.seeds):
+        groups, sweep = self.target_groups(), self.recipe.sweep
+        for (settings, targets), seed in itertools.product(self.served_groups().items(), sweep.seeds):
             for choices in sweep.points():
                 settled, suffix = [], ""
                 for line in self.recipe.stages:
                     own = {key: choice for (stage, key), choice in choices.items() if stage == line.name}
                     line = line.at({key: choice.value for key, choice in own.items()})
-                    suffix += "".join(f"-{choice.text}" for choice in own.values()) + _label(line, want, groups)
-                    control = f"alone-{line.name}{_label(line, want, groups)}"
-                    settled.append(Settled(line, want.into(line), f"{line.name}{suffix}", control))
+                    suffix += "".join(f"-{choice.text}" for choice in own.values()) + _label(line, settings, groups)
+                    control = f"alone-{line.name}{_label(line, settings, groups)}"
+                    settled.append(Settled(line, settings.into(line), f"{line.name}{suffix}", control))
                 yield Variant(targets, seed, tuple(settled))
 
     def alone(self) -> Train:
-        """How the control is trained: like the first stage's student, on labels only."""
+        """The stage that trains the control: as the first stage trains its student, on labels only."""
         first = self.recipe.stages[0]
         shared = {f.name: getattr(first.stage, f.name) for f in dataclasses.fields(Train)}
         return Train(**(shared | ALONE | {"losses": self.control(first)}))
 
     def controls(self) -> Iterator[Variant]:
-        """The control in the form that the line ends in, so that it competes with it: by the last stage, with labels
-        only. Of a sweep over that stage's settings it has those of the recipe."""
-        last, groups = self.recipe.stages[-1], self.wants()
+        """The control after the last stage, trained on labels only, so that it competes in the same form. A sweep over
+        that stage's settings does not apply to it."""
+        last, groups = self.recipe.stages[-1], self.target_groups()
         if not self.controlled or last.use not in FORMS:
             return
-        for (want, targets), seed in itertools.product(self.served().items(), self.recipe.sweep.seeds):
-            stage = want.into(last)
+        for (settings, targets), seed in itertools.product(self.served_groups().items(), self.recipe.sweep.seeds):
+            stage = settings.into(last)
             if self.trains(last):
                 stage = dataclasses.replace(stage, **ALONE, losses=self.control(last))
-            base = f"alone-{last.name}{_label(last, want, groups)}"
+            base = f"alone-{last.name}{_label(last, settings, groups)}"
             yield Variant(targets, seed, (Settled(last, stage, base, ""),))
 
 
-def _label(line: Line, want: Wants, groups: Mapping[Wants, Any]) -> str:
-    """What a point's name says of its targets, where others want other settings of a stage."""
-    stage = want.into(line)
+def _label(line: Line, settings: TargetSettings, groups: Mapping[TargetSettings, Any]) -> str:
+    """A suffix for a candidate's name, where other targets need other settings of the stage."""
+    stage = settings.into(line)
     if len(groups) < 2 or all(w.into(line) == stage for w in groups):
         return ""
-    return target_settings.label(stage, want)
+    return target_settings.label(stage, settings)
 
 
 def _alone(term: Term) -> Term:
-    """A term without a schedule that follows the agreement with a teacher."""
+    """The term, without a schedule that follows the agreement with a teacher."""
     return dataclasses.replace(term, schedule={}, by="training") if term.by == "agreement" else term
