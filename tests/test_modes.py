@@ -34,7 +34,7 @@ from edgekd.teachers.cached import cached, spread
 from edgekd.teachers.ema import Ema
 from edgekd.training.balance import Balance
 from edgekd.training.loop import fit
-from edgekd.training.loss_checks import rehearse
+from edgekd.training.loss_checks import check_terms
 from edgekd.training.read_terms import terms
 from edgekd.training.terms import Term, curve_at, gradient_norms
 
@@ -485,13 +485,13 @@ def test_boxes_show_no_more_than_they_say(tmp_path, task):
 def test_a_black_box_can_not_be_asked_for_its_distribution(task):
     student, teacher = saved.create(task, "student", 0), saved.create(task, "teacher", 0)
     guides, data = {"": teacher}, load(task, "train")
-    ((number, message, hint),) = rehearse(terms([CE, KL]), student, guides, task, data, {"": "label"})
+    ((number, message, hint),) = check_terms(terms([CE, KL]), student, guides, task, data, {"": "label"})
     assert number == 1 and "black box" in message and "hard" in hint
-    ((number, message, _),) = rehearse(terms([CE, NEAR]), student, guides, task, data, {"": "top"})
+    ((number, message, _),) = check_terms(terms([CE, NEAR]), student, guides, task, data, {"": "top"})
     assert number == 1 and "looks inside" in message
-    ((_, message, hint),) = rehearse(terms([{**NEAR, "on": ["2 -> 22"]}]), student, guides, task, data)
+    ((_, message, hint),) = check_terms(terms([{**NEAR, "on": ["2 -> 22"]}]), student, guides, task, data)
     assert "no such module" in message and "2" in hint
-    assert list(rehearse(terms([CE, KL, NEAR]), student, guides, task, data)) == []
+    assert list(check_terms(terms([CE, KL, NEAR]), student, guides, task, data)) == []
 
 
 def test_terms_read_the_keys_of_all_terms():

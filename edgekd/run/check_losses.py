@@ -12,7 +12,7 @@ from edgekd.errors import Problem
 from edgekd.models import saved
 from edgekd.run.variants import FORMS, RecipeView
 from edgekd.training import supervision
-from edgekd.training.loss_checks import rehearse
+from edgekd.training.loss_checks import check_terms
 from edgekd.training.read_terms import losses_of
 from edgekd.training.terms import EMA, PEERS, Term
 
@@ -70,7 +70,7 @@ def _wrong(
     teachers, shows = _fresh_teachers(objective, view)
     rest, data = [i for i in range(len(objective.losses)) if i not in tapped], view.resolved.data("train")
     losses, student = [objective.losses[i] for i in rest], saved.create(view.task, objective.model, 0)
-    for number, message, hint in rehearse(losses, student, teachers, view.task, data, shows, told):
+    for number, message, hint in check_terms(losses, student, teachers, view.task, data, shows, told):
         if objective.where == CONTROL and any((p.message, p.hint) == (message, hint) for p in before):
             continue  # reported for the stage already
         hint = LABELS if objective.where == CONTROL else hint
@@ -78,7 +78,7 @@ def _wrong(
     if objective.where != CONTROL:
         notes.setdefault(objective.where, told)
     if objective.combine is not None:
-        wrong = supervision.rehearse(objective.combine, objective.teachers, _outputs(view, objective.model), data)
+        wrong = supervision.check_ensemble(objective.combine, objective.teachers, _outputs(view, objective.model), data)
         found += [Problem(f"{place}: combine", *said) for said in wrong]
     return found
 

@@ -1,4 +1,4 @@
-"""How far a student agrees with its teachers on the validation split, looked at before every epoch: schedules can
+"""The agreement of a student with its teachers on the validation split, computed before every epoch: schedules can
 follow it."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class Agreement(nn.Module):
-    """The share of validation samples that a student answers (argmax) as a teacher does, by teacher. Part of the
-    training's checkpoints.
+    """The share of validation samples whose class (argmax) a student predicts as a teacher does, for each teacher. Part
+    of the training's checkpoints.
 
     `answers`: {teacher's name: labels.npy [1, rows, ...] of an answer stage}, `columns`: the validation split."""
 
@@ -26,7 +26,7 @@ class Agreement(nn.Module):
         self.__dict__.update(answers=dict(answers), columns=columns)  # no part of the state
 
     def look(self, student: nn.Module, forward: Callable[[nn.Module, Any], torch.Tensor], size: int = 256) -> None:
-        """Takes the shares anew. The student is left as it was."""
+        """Computes the shares again. The student's mode is restored."""
         import numpy as np
 
         from edgekd.data.columns import batches

@@ -9,15 +9,15 @@ from torch import nn
 
 from edgekd.training.terms import gradient_norms
 
-STEPS, MEMORY = 50, 0.9  # how often the norms are taken, and how much of the old ones is kept
+STEPS, MEMORY = 50, 0.9  # steps between updates of the norms, and the decay of their moving average
 
 
 class Balance(nn.Module):
     """Scales each term by (mean norm) / (its norm) of the gradients by the student's parameters, so that weights are
     shares of the gradient.
 
-    After GradNorm (Chen et al. 2018) with its rates all equal; the scale is set directly instead of learned. Norms are
-    an exponential mean, part of the training's checkpoints; a term whose gradient is nothing keeps its weight."""
+    After GradNorm (Chen et al. 2018) with equal rates; the scale is set directly instead of learned. Norms are an
+    exponential moving average, part of the training's checkpoints; a term with a gradient of 0 keeps its weight."""
 
     def __init__(self, count: int):
         super().__init__()
@@ -26,8 +26,8 @@ class Balance(nn.Module):
     def weigh(
         self, found: Sequence[tuple[str, float, torch.Tensor]], parameters: Sequence[torch.Tensor] = (), step: int = -1
     ) -> list:
-        """The terms (name, weight, mean) with balanced weights; the norms are taken anew every STEPS steps if
-        `parameters` are given."""
+        """The terms (name, weight, mean) with balanced weights; the norms are updated every STEPS steps if `parameters`
+        are given."""
         if len(parameters) and step % STEPS == 0:
             taken = torch.tensor(
                 list(gradient_norms([(name, 1.0, mean) for name, _, mean in found], parameters).values())

@@ -1,4 +1,4 @@
-"""Where a training stands, as one safetensors file: modules, optimizer, random state, epoch and position."""
+"""A training's checkpoint, one safetensors file: modules, optimizer, random state, epoch and position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def save(
     position: int,
     sums: Mapping[str, float],
 ) -> None:
-    """One safetensors file, put in place by rename: a kill leaves the old checkpoint or the new one."""
+    """Writes one safetensors file and renames it: if the process is killed, the old or the new checkpoint is whole."""
     import torch
     from safetensors.torch import save_file
 
@@ -44,7 +44,7 @@ def save(
 
 
 def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int, dict[str, float]]:
-    """(epoch, position, sums) of the checkpoint, its state loaded; (0, 0, {}) where there is none that can be read."""
+    """Loads the checkpoint. (epoch, position, sums); (0, 0, {}) if there is none that can be read."""
     import torch
     from safetensors import SafetensorError, safe_open
 

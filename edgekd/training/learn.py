@@ -1,4 +1,4 @@
-"""A stage's training: its data, losses and teachers brought to the loop."""
+"""A stage's training: gives its data, losses and teachers to the training loop."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def learn(
     )
     losses = settings.losses
     names = settings.teachers or tuple("" for _ in teacher)
-    # the plan adds their answers to the validation split where a schedule asks
+    # the plan adds their predictions on the validation split if a schedule needs them
     given, judged = teacher[: len(names)], teacher[len(names) :]
     teach = {
         name: teacher_of(artifact, run.task, len(columns), views, settings.teacher_precision, tapped(losses, name))
@@ -64,7 +64,7 @@ def learn(
 
 
 def views_of(settings: Training, task: Task) -> int:
-    """How many views the stage sees: none but one where nothing is augmented, and never more than its epochs."""
+    """The number of views of each sample that the stage sees: 1 without augmentation, and at most its epochs."""
     return 1 if task.augment is None else min(settings.views or task.views, settings.epochs)
 
 

@@ -20,7 +20,7 @@ from edgekd.records import Batch, Run, Signals
 from edgekd.training.checkpoints import restore, save
 from edgekd.training.optimizer import make_optimizer, pace
 from edgekd.training.settings import Training
-from edgekd.training.supervision import Guides, dry
+from edgekd.training.supervision import Supervision, dry
 from edgekd.training.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, total
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def fit(
 ) -> dict[str, Any]:
     """Trains `student` for `settings.epochs` over `source(epoch, start)`. The loss of a batch is
     sum over terms of weight x (sum of row losses x sample weights / sum of sample weights), and over students where
-    several learn together. `agreement`: taken before every epoch, for schedules that follow it."""
+    several learn together. `agreement`: computed before every epoch, for schedules that follow it."""
     students = list(student) if isinstance(student, Sequence) else [student]
     begun = time.monotonic()
     with seeded(run.seed, run.threads), contextlib.ExitStack() as stack:
@@ -65,8 +65,8 @@ def fit(
 
 
 class _Loop:
-    """A training under way: the students, what they learn from, the optimizer, and where it stands. `sums`: of the
-    epoch's batches, each term's mean times the rows, and the rows."""
+    """The state of a training: the students, their supervision, the optimizer, epoch and position. `sums`: over the
+    epoch's batches, each term's mean times the number of rows, and the number of rows."""
 
     def __init__(
         self,
@@ -84,18 +84,19 @@ class _Loop:
         self.epoch, self.position, self.sums = 0, 0, {}
 
     def prepare(self, teachers: dict[str, Any], forward: Callable, stack: contextlib.ExitStack) -> None:
-        """Builds what learns and what is looked at; modules stay laid out for their precision until `stack` ends."""
+        """Builds supervision, taps, losses and the optimizer; modules keep the memory format of their precision until
+        `stack` closes."""
         from torch import nn
 
         self.forward, self.autocast = forward, contextlib.nullcontext
         for one in self.students:
             self.autocast = stack.enter_context(laid_out(one, self.settings.precision))
-        # first: what it copies is not hooked yet
-        self.guides = Guides(self.students, self.terms, self.settings, teachers, forward, self.autocast)
+        # before the taps: a copy of the student must not hold their hooks
+        self.supervision = Supervision(self.students, self.terms, self.settings, teachers, forward, self.autocast)
         self.looks = [taps.watch(one, tapped(self.terms)) for one in self.students]
         self.bound = [bind(self.terms, lambda number=number: self._dry(number)) for number in range(len(self.students))]
         calls = [b.call for each in self.bound for b in each if is_module(b.call)]
-        self.learners = nn.ModuleList([*calls, *self.guides.modules()])
+        self.learners = nn.ModuleList([*calls, *self.supervision.modules()])
         self.balance = None
         if self.settings.balance:
             from edgekd.training.balance import Balance
@@ -110,7 +111,7 @@ class _Loop:
         self.weights = [p for p in self.students[0].parameters() if p.requires_grad]
 
     def resume(self) -> None:
-        """Goes on from the checkpoint, if there is one."""
+        """Resumes from the checkpoint, if there is one."""
         self.epoch, self.position, saved = restore(self.run.scratch, self.whole, self.optimizer)
         if saved:
             self.run.log(event="resumed", epoch=self.epoch, position=self.position)
@@ -120,7 +121,7 @@ class _Loop:
             one.train()
 
     def run_epoch(self, on_epoch: Callable[[int], None] | None) -> None:
-        """The batches of an epoch that are left, and a line of the log."""
+        """Trains on the remaining batches of the epoch and writes a line of the log."""
         if self.position == 0:
             self._begin_epoch(on_epoch)
         for batch in self.source(self.epoch, self.position):
@@ -136,7 +137,7 @@ class _Loop:
             self._save()
 
     def means(self) -> dict[str, float]:
-        """Each term's mean over the rows of the epoch so far."""
+        """{term: its mean over the rows of the epoch so far}."""
         return {name: value / self.sums["rows"] for name, value in self.sums.items() if name != "rows"}
 
     def _begin_epoch(self, on_epoch: Callable[[int], None] | None) -> None:
@@ -156,10 +157,10 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for part in self.learners:
-            part.__dict__["share"] = share  # a part that learns may change its ways over the training
+            part.__dict__["share"] = share  # a part that learns may depend on the share of the training done
         each = self._terms(batch, step, share)
         loss = sum((total(found) for found in each[1:]), total(each[0]))
-        own = [guide.own for guide in self.guides.modules() if getattr(guide, "own", None) is not None]
+        own = [part.own for part in self.supervision.modules() if getattr(part, "own", None) is not None]
         _finite(loss, each[0], self.epoch, self.position, rate)
         self.optimizer.zero_grad(set_to_none=True)
         sum(own, loss).backward()
@@ -167,7 +168,7 @@ class _Loop:
             for one in self.students:
                 torch.nn.utils.clip_grad_norm_(one.parameters(), self.settings.clip)
         self.optimizer.step()
-        self.guides.after(self.students[0])
+        self.supervision.after(self.students[0])
         for name, _, value in each[0]:
             self.sums[name] = self.sums.get(name, 0.0) + value.item() * len(batch.index)
         self.sums["rows"] += len(batch.index)
@@ -175,12 +176,12 @@ class _Loop:
         return rate, loss.item()
 
     def _terms(self, batch: Batch, step: int, share: float) -> list[Found]:
-        """Of each student, its terms on the batch, balanced if the settings say so."""
+        """The terms of each student on the batch, balanced if the settings say so."""
         agreed = self.agreement.now() if self.agreement is not None else None
-        shared = self.guides.before(batch)
+        shared = self.supervision.before(batch)
         seen = [self._see(number, batch) for number in range(len(self.students))]
         each = [
-            parts(bound, seen[i], self.guides.of(i, seen, shared), batch, share, agreed)
+            parts(bound, seen[i], self.supervision.of(i, seen, shared), batch, share, agreed)
             for i, bound in enumerate(self.bound)
         ]
         if self.position == 0:
@@ -197,7 +198,7 @@ class _Loop:
             return Signals(self.forward(self.students[number], batch.inputs), self.looks[number]())
 
     def _dry(self, number: int) -> tuple[Signals, dict, Batch]:
-        return dry(number, self.students, self._see, self.guides, self.source)
+        return dry(number, self.students, self._see, self.supervision, self.source)
 
     def _save(self) -> None:
         save(self.run.scratch, self.whole, self.optimizer, self.epoch, self.position, self.sums)
@@ -206,7 +207,7 @@ class _Loop:
 
 @contextlib.contextmanager
 def seeded(seed: int, threads: int) -> Iterator[None]:
-    """The random generator and thread count of a training; the caller's are put back."""
+    """Sets the random generator and thread count of a training; the caller's are restored."""
     import torch
 
     with environment.threads(threads), torch.random.fork_rng(devices=[]):

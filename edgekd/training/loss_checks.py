@@ -1,5 +1,5 @@
-"""Loss terms tried before training: each is called on a few samples with fresh models, and on random outputs, where
-value and gradient must react."""
+"""Checks of loss terms before training: each is called on a few samples with untrained models, and on random outputs,
+where its value and gradient must change."""
 
 from __future__ import annotations
 
@@ -23,52 +23,52 @@ if TYPE_CHECKING:
 SINGLE_VALUE = "one value per sample, or one in all"
 
 
-def rehearse(
+def check_terms(
     losses: Sequence[Term],
     student: nn.Module,
-    guides: Mapping[str, nn.Module],
+    teachers: Mapping[str, nn.Module],
     task: Task,
     columns: Columns,
     shows: Mapping[str, str] | None = None,
     told: list[str] | None = None,
 ) -> Iterator[tuple[int, str, str]]:
-    """Calls every term on a few samples, goes one step back, and tries it on random outputs: (number, what is wrong,
-    hint) of those that can't work.
+    """Calls every term on a few samples, runs one backward pass, and calls it on random outputs. Yields (number of the
+    term, problem, hint) of the terms that can't work.
 
-    `guides`: {teacher's name: module}, "" for the one of terms that name none; `shows`: {teacher's name: what others
-    see of it}; `told` gets a line for every term that works: its weight, what it looks at, what it learns."""
+    `teachers`: {teacher's name: module}, "" for the teacher of terms that name none; `shows`: {teacher's name: what it
+    shows of its outputs}; `told` gets a line for each term that works: its weight, its taps, its parameters."""
     import torch
 
     from edgekd.data.columns import take
 
     batch = take(columns, telling(columns.labels, len(columns)))
     if losses and not any(term.at(share, {term.teacher or "": share})[0] for term in losses for share in shares(term)):
-        yield 0, "the weights of all losses are 0: nothing would be learned", "give one a weight above 0"
+        yield 0, "the weights of all losses are 0: nothing would be trained", "give one a weight above 0"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for number, term in enumerate(losses):
-            guide = guides.get(term.teacher or "") if term.needs_teacher() else None
-            trial = _Trial(term, student, guide, task.call, batch, (shows or {}).get(term.teacher or "", "logits"))
+            teacher = teachers.get(term.teacher or "") if term.needs_teacher() else None
+            trial = _Trial(term, student, teacher, task.call, batch, (shows or {}).get(term.teacher or "", "logits"))
             yield from ((number, *found) for found in trial.problems(columns.labels, told))
             student.zero_grad(set_to_none=True)
 
 
 class _Trial:
-    """One term on a few samples; `shapes` of what it was given, for messages."""
+    """One term on a few samples; `shapes`: the shapes of its inputs, for messages."""
 
     def __init__(
-        self, term: Term, student: nn.Module, guide: nn.Module | None, forward: Callable, batch: Batch, shown: str
+        self, term: Term, student: nn.Module, teacher: nn.Module | None, forward: Callable, batch: Batch, shown: str
     ):
-        self.term, self.student, self.guide, self.forward = term, student, guide, forward
+        self.term, self.student, self.teacher, self.forward = term, student, teacher, forward
         self.batch, self.shown, self.shapes = batch, shown, ""
 
     def problems(self, labels: np.ndarray | None, told: list[str] | None) -> list[tuple[str, str]]:
-        """[(what is wrong, hint)]; a line to `told` where nothing is."""
-        term, guide = self.term, self.guide
-        if term.on and guide is not None and self.shown != "logits":
+        """[(problem, hint)]; `told` gets a line if there is none."""
+        term, teacher = self.term, self.teacher
+        if term.on and teacher is not None and self.shown != "logits":
             return [(f"`{term.use}` looks inside a teacher that shows its {self.shown} only", 'shows = "logits"')]
         wrong = taps.unknown(self.student, (path for path, _ in term.on))
-        wrong += taps.unknown(guide, (path for _, path in term.on)) if guide is not None else []
+        wrong += taps.unknown(teacher, (path for _, path in term.on)) if teacher is not None else []
         if wrong:
             return [(f"`{term.use}`: {p.place}: {p.message}", p.hint) for p in wrong]
         try:
@@ -84,16 +84,16 @@ class _Trial:
             return [self.raised(error)]
 
     def signals(self) -> tuple[Signals, Signals | None]:
-        """What student and teacher show of the batch, as far as the term may see it."""
+        """(the student's signals, the teacher's or None) for the batch, as the term gets them."""
         import torch
 
         look = taps.watch(self.student, [path for path, _ in self.term.on])
         seen = Signals(self.forward(self.student.eval(), self.batch.inputs), look())
-        if self.guide is None:
+        if self.teacher is None:
             return seen, None
-        look = taps.watch(self.guide, [path for _, path in self.term.on])
+        look = taps.watch(self.teacher, [path for _, path in self.term.on])
         with torch.no_grad():
-            taught = Signals(self.forward(self.guide.eval(), self.batch.inputs), look())
+            taught = Signals(self.forward(self.teacher.eval(), self.batch.inputs), look())
         return seen, Signals(None, label=taught.output.argmax(-1)) if self.shown == "label" else taught
 
     def described(self, seen: Signals, taught: Signals | None) -> str:
@@ -105,7 +105,7 @@ class _Trial:
     def inspected(
         self, bound: Bound, seen: Signals, taught: Signals | None, labels: np.ndarray | None
     ) -> list[tuple[str, str]]:
-        """What is wrong with the values and gradients."""
+        """[(problem, hint)] of the values and gradients."""
         use, count = self.term.use, len(self.batch.index)
         _, rows = bound.rows(seen, taught, self.batch, 0.0)
         if rows.ndim and tuple(rows.shape) != (count,):
@@ -119,14 +119,22 @@ class _Trial:
             return [(text, unfinite(labels) or "look for logarithms, roots and divisions of 0")]
         rows.sum().backward(retain_graph=True)
         still = inert(bound, seen, taught, self.batch)
-        return [(f"`{use}` would teach nothing ({self.shapes}): on random outputs {still}", self.fits)] if still else []
+        return (
+            [(f"`{use}` would not train the student ({self.shapes}): on random outputs {still}", self.fits)]
+            if still
+            else []
+        )
 
     @property
     def fits(self) -> str:
-        return "tap values that fit each other" if self.term.on else "name a loss that fits outputs and labels"
+        return (
+            "tap layers whose values have shapes that fit"
+            if self.term.on
+            else "choose a loss that fits outputs and labels"
+        )
 
     def raised(self, error: BaseException) -> tuple[str, str]:
-        """What a term that raised is told by."""
+        """(problem, hint) of a term that raised `error`."""
         text = str(error).strip()
         kind, reason, hint = f"{type(error).__name__}: ", text.splitlines()[0] if text else "", self.fits
         if isinstance(error, UsageError):
@@ -136,13 +144,13 @@ class _Trial:
             hint = 'use = "hard" learns from its labels'
         elif ":" in self.term.use:
             count = len(self.batch.index)
-            hint = f"it was tried on {count} samples: a loss takes batches of any size, as (student, teacher, batch)"
+            hint = f"it was called with {count} samples: a loss takes (student, teacher, batch) of any batch size"
         return f"`{self.term.use}` can't work on this task ({self.shapes}): {kind}{reason}", hint
 
 
 def telling(labels: np.ndarray | None, count: int) -> np.ndarray:
-    """Rows to try losses on: the first four, and those of the least, the greatest and the first label that is not
-    finite."""
+    """Rows to check losses with: the first four, and those of the smallest label, the greatest, and the first that is
+    not finite."""
     rows = list(range(min(4, count)))
     if labels is not None and labels.size and labels.dtype.kind in "biuf":
         each = labels.reshape(count, -1)
@@ -158,7 +166,7 @@ def telling(labels: np.ndarray | None, count: int) -> np.ndarray:
 
 
 def unfinite(labels: np.ndarray | None) -> str:
-    """What of the labels is not finite, for a hint; empty if all are."""
+    """A hint on labels that are not finite; "" if all are finite."""
     if labels is None or labels.dtype.kind != "f":
         return ""
     bad = ~np.isfinite(labels.reshape(len(labels), -1)).all(1)
@@ -170,7 +178,7 @@ def unfinite(labels: np.ndarray | None) -> str:
 
 
 def _line(term: Term, bound: Bound, seen: Signals, taught: Signals | None) -> str:
-    """What a term does, for people: `hint: weight 0.5; layer2 [4, 16, 8, 8] -> layer3 [4, 64, 8, 8]; learns 1,088
+    """A description of a term: `hint: weight 0.5; layer2 [4, 16, 8, 8] -> layer3 [4, 64, 8, 8]; learns 1,088
     parameters`."""
     ends = [term.at(share, {term.teacher or "": share}) for share in (0.0, 1.0)]
     weight = " to ".join(dict.fromkeys(f"{w:g}" for w, _ in ends))
@@ -180,13 +188,13 @@ def _line(term: Term, bound: Bound, seen: Signals, taught: Signals | None) -> st
     )
     found[0] += f" over the {term.by}" if term.schedule else ""
     if term.teacher:
-        found[0] += f", hears {term.teacher}"
+        found[0] += f", supervised by {term.teacher}"
     for ours, theirs in term.on:
         right = f" -> {theirs} {_shape(taught.taps[theirs])}" if taught is not None and theirs in taught.taps else ""
         found.append(f"{ours} {_shape(seen.taps[ours])}{right}")
     if is_module(bound.call):
         count = sum(p.numel() for p in bound.call.parameters())  # type: ignore[attr-defined]
-        found.append(f"learns {count:,} parameters" if count else "nothing to learn, shapes are equal")
+        found.append(f"learns {count:,} parameters" if count else "learns no parameters, shapes are equal")
     return "; ".join(found)
 
 

@@ -1,5 +1,4 @@
-"""Whether a loss reacts to what a student gives: its value and its gradient, on a model's own outputs and on random
-ones."""
+"""Whether a loss depends on the student: its value and gradient, on a model's own outputs and on random ones."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ ROUNDING = 1e-6  # a gradient that is this share of what the value changes by is
 
 
 def shares(term: Term) -> list[float]:
-    """The shares of a training at which a term is tried: the points of its schedule, and between them."""
+    """The shares of a training at which a term is checked: the points of its schedule, and between them."""
     points = sorted({0.0, 1.0, *(float(share) for curve in term.schedule.values() for share, _ in curve)})
     return (
         sorted({*points, *((a + b) / 2 for a, b in zip(points, points[1:], strict=False))}) if term.schedule else [0.0]
@@ -32,9 +31,9 @@ def shares(term: Term) -> list[float]:
 
 
 def inert(bound: Bound, seen: Signals, taught: Signals | None, batch: Batch) -> str:
-    """Why a term can't react to the student's output or taps, on random ones and on `seen`; empty if it does at any
-    share at which it weighs something. What raises on random outputs is left out: a loss of one's own may take no
-    others than its model gives."""
+    """Why a term does not depend on the student's output or taps, on random ones and on `seen`; "" if it does at any
+    share with a weight above 0. Random outputs that raise are left out: a user's loss may take only outputs of its own
+    model."""
     term, values, drawn, steepest = bound.term, [], [], 0.0
     weighed = [s for s in shares(term) if term.at(s, {term.teacher or "": s})[0]]
     for share in weighed:
@@ -47,13 +46,13 @@ def inert(bound: Bound, seen: Signals, taught: Signals | None, batch: Batch) -> 
                 drawn += [found[0]] if kind is not None else []
                 steepest = max(steepest, found[1])
     if not weighed:
-        return ""  # it is switched off
+        return ""  # its weight is 0
     if not values:
-        return "and on those of fresh models its value or gradient is never finite"
+        return "and on those of untrained models its value or gradient is never finite"
     told = drawn if len(drawn) > 1 else values  # a model's own outputs may be of any size, and the gradient is not
     spread = max(told) - min(told)
     if len(told) == 1 and steepest:
-        return ""  # one value tells nothing of others
+        return ""  # a single value can't be compared
     if not steepest > ROUNDING * spread:
         return "its gradient is always 0" + ("" if spread else f", its value always {values[0]:g}")
     return "" if spread else f"its value is always {values[0]:g}"
@@ -62,8 +61,8 @@ def inert(bound: Bound, seen: Signals, taught: Signals | None, batch: Batch) -> 
 def _pull(
     bound: Bound, ours: Signals, theirs: Signals | None, batch: Batch, share: float, agreement: Mapping[str, float]
 ) -> tuple[float, float] | None:
-    """(value, greatest entry of the gradient by the student's output and taps); None where that can't be had, or is not
-    finite."""
+    """(value, largest entry of the gradient with respect to the student's output and taps); None if the term raises, or
+    one is not finite."""
     import torch
 
     leaves = [t for t in _tensors(ours) if t.requires_grad]
@@ -72,7 +71,7 @@ def _pull(
         gradients = (
             torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True) if value.requires_grad else ()
         )
-    except THEIRS:  # (a loss of one's own; what it says of outputs that a model gives was told already)
+    except THEIRS:  # a user's loss; problems with a model's own outputs are reported elsewhere
         return None
     steepest = max((g.abs().max().item() for g in gradients if g is not None and g.numel()), default=0.0)
     return (value.item(), steepest) if np.isfinite([value.item(), steepest]).all() else None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(module: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only: norms, biases and learned ranges stay free."""
+    """Applies weight decay to matrices and kernels only, not to norms, biases and learned ranges."""
     import torch
 
     wanted = [p for p in module.parameters() if p.requires_grad]

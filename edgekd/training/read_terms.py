@@ -1,4 +1,4 @@
-"""Loss terms as a recipe says them: `losses = [{ use, weight, on, teacher, schedule, ...settings of the loss }]`."""
+"""Loss terms read from a recipe: `losses = [{ use, weight, on, teacher, schedule, ...settings of the loss }]`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CURVE = "for example schedule = { weight = [[0, 0], [0.2, 1]] }"
 
 @dataclass(frozen=True)
 class Losses(Part):
-    """Says of a setting that it holds loss terms: `losses: Annotated[tuple[Term, ...], Losses()]`."""
+    """Annotates a setting that holds loss terms: `losses: Annotated[tuple[Term, ...], Losses()]`."""
 
     kind: str = "losses"
 
     def read(self, value: Any, place: str) -> tuple[tuple[Term, ...], list[Problem]]:
-        """(the terms whose loss is known, every problem)."""
+        """(terms with a known loss, every problem)."""
         example = 'for example losses = [{ use = "cross_entropy" }]'
         if not isinstance(value, list | tuple):
             return (), [Problem(place, f"must be a list of tables, not {value!r}", example)]
@@ -33,7 +33,7 @@ class Losses(Part):
         return tuple(term for term in found if term is not None), problems
 
     def term(self, table: Any, where: str, problems: list[Problem]) -> Term | None:
-        """One term with the defaults of its loss filled in; what is wrong with it is left out."""
+        """One term with its loss's defaults; settings with a problem are left out."""
         table = {"use": table} if isinstance(table, str) else table
         if not isinstance(table, Mapping):
             problems.append(Problem(where, f"must be a table, not {table!r}", self.known()))
@@ -70,7 +70,7 @@ def terms(tables: Sequence[Any]) -> tuple[Term, ...]:
 
 
 def losses_of(stage: Any) -> tuple[Term, ...]:
-    """The terms that a stage trains by; none of one that says no losses, or does not train in this mode."""
+    """The terms that a stage trains with; () if it has no losses, or does not train in this mode."""
     trains = "losses" in readers(type(stage)) and getattr(stage, "mode", None) != "ptq"
     return stage.losses if trains else ()
 
@@ -95,7 +95,7 @@ def _on(table: Mapping[str, Any], where: str, problems: list[Problem]) -> tuple[
 
 
 def _schedule(schedule: Any, part: Any, settings: Mapping[str, Any], where: str) -> list[Problem]:
-    """What is wrong with {"weight" or a setting: [[share, value], ...]}, and `by`: what the shares are of."""
+    """Problems of {"weight" or a setting: [[share, value], ...]} and of `by`, which the shares refer to."""
     if not isinstance(schedule, Mapping) or not set(schedule) - {"by"}:
         return [Problem(where, f"must be a table, not {schedule!r}", CURVE)]
     found: list[Problem] = []
@@ -113,7 +113,7 @@ def _curve(
     name: str, curve: Any, known: Sequence[str], part: Any, settings: Mapping[str, Any], where: str
 ) -> list[Problem]:
     if name not in known:
-        return [Problem(where, "is nothing that can change over the training", f"one of {', '.join(known)}")]
+        return [Problem(where, "is not a setting that can change during training", f"one of {', '.join(known)}")]
     if not isinstance(curve, list | tuple) or not curve or not all(map(_point, curve)):
         return [Problem(where, f"must be a list of [share, value], not {curve!r}", CURVE)]
     shares = [p[0] for p in curve]

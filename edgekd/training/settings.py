@@ -1,4 +1,4 @@
-"""The settings that every stage which trains shares."""
+"""The settings of every stage that trains."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from edgekd.training.terms import Term
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The settings that every stage which trains shares. Stages extend it with their own fields; it has no behaviour to
-    inherit.
+    """The settings of every stage that trains. Stages extend it with their own fields; it has no methods.
 
     `batch` rows, `lr` peak learning rate, `warmup` share of the steps; `views` None: the task's own number.
     `augment_seed` is filled in by the plan, so that the teacher's cache and its students see the same views.
     `precision` bfloat16: the student's convolutions and matrix products in bfloat16 (weights, norms and losses stay
     float32), channels last; `teacher_precision`: the same for the teacher. `teachers` (filled in by the plan): the
-    names of the stage's teachers; `combine`: how several make one. `ema`: decay of the averaged student that terms with
-    teacher "ema" hear. `balance`: terms are scaled by their gradients' norms, so that the weights are shares of the
+    names of the stage's teachers; `combine`: the ensemble of several. `ema`: decay of the student's moving average, the
+    teacher "ema". `balance`: terms are scaled by their gradients' norms, so that the weights are shares of the
     gradient."""
 
     epochs: Annotated[int, Ge(1)] = 30

@@ -1,4 +1,5 @@
-"""Whom a student learns from: given teachers, an ensemble of them, the average of its own past, its peers."""
+"""The supervision of a student: given teachers, an ensemble of them, the moving average of its own weights, its
+peers."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from edgekd.training.settings import Training
 
 
-class Guides:
-    """All that the students of one training learn from: given teachers, their ensemble, the average of the student's
-    past, one another."""
+class Supervision:
+    """What supervises the students of one training: given teachers, their ensemble, the moving average of the student's
+    weights, and the other students."""
 
     def __init__(
         self,
@@ -50,33 +51,33 @@ class Guides:
             look = taps.watch(self.ema.average, tapped([t for t in terms if t.teacher == EMA], EMA))
 
     def modules(self) -> list[nn.Module]:
-        """Those with a state that a checkpoint has to hold."""
+        """The modules whose state a checkpoint must hold."""
         return [part for part in (self.combine, self.ema) if part is not None and is_module(part)]
 
     def before(self, batch: Batch) -> dict[str, Signals]:
-        """What every student hears of a batch, by teacher; "" is the one teacher, or the ensemble of several."""
-        heard = {name: teach(batch) for name, teach in self.given.items()}
+        """{teacher: its signals for a batch}, the same for every student; "" is the only teacher, or the ensemble."""
+        signals = {name: teach(batch) for name, teach in self.given.items()}
         if self.single is not None:
-            heard[""] = heard[self.single]
+            signals[""] = signals[self.single]
         elif self.combine is not None:
-            heard[""] = self.combine({name: heard[name] for name in self.given}, batch)
+            signals[""] = self.combine({name: signals[name] for name in self.given}, batch)
         if self.ema is not None:
-            heard[EMA] = self.ema(batch)
-        return heard
+            signals[EMA] = self.ema(batch)
+        return signals
 
-    def of(self, number: int, seen: Sequence[Signals], heard: Mapping[str, Signals]) -> dict[str, Any]:
-        """What student `number` hears: of its peers as they are now, without a gradient."""
+    def of(self, number: int, seen: Sequence[Signals], signals: Mapping[str, Signals]) -> dict[str, Any]:
+        """{teacher: its signals} for student `number`, with those of its peers, detached from their gradients."""
         if not self.peers:
-            return dict(heard)
+            return dict(signals)
         others = [
             Signals(s.output.detach(), {k: t.detach() for k, t in s.taps.items()})
             for i, s in enumerate(seen)
             if i != number
         ]
-        return {"": others, **heard, PEERS: others}
+        return {"": others, **signals, PEERS: others}
 
     def after(self, student: nn.Module) -> None:
-        """Once the step is made."""
+        """Updates the moving average after an optimizer step."""
         if self.ema is not None:
             self.ema.update(student)
 
@@ -87,11 +88,11 @@ def ensemble(combine: Use | None, names: Sequence[str]) -> Callable[[Mapping[str
     return combine(tuple(names), 0) if is_module(combine.part()) else combine
 
 
-def rehearse(
+def check_ensemble(
     combine: Use | None, names: Sequence[str], outputs: Sequence[int], columns: Columns
 ) -> list[tuple[str, str]]:
-    """[(what is wrong, hint)] with an ensemble of teachers whose outputs are [B, *outputs]: it is called on a sample of
-    every kind."""
+    """[(problem, hint)] of an ensemble of teachers with outputs [B, *outputs]. It is called once on random outputs,
+    with a sample of every label and tag."""
     import numpy as np
     import torch
 
@@ -120,10 +121,10 @@ def rehearse(
 
 
 def dry(
-    number: int, students: Sequence[nn.Module], see: Callable, guides: Guides, source: Callable
+    number: int, students: Sequence[nn.Module], see: Callable, supervision: Supervision, source: Callable
 ) -> tuple[Signals, dict, Batch]:
-    """What a student and its teachers show of the first batch, in evaluation mode and without a trace: for parts that
-    ask for shapes."""
+    """(a student's signals, its teachers' signals, the batch) for the first batch, in evaluation mode and with no side
+    effects: for parts that need shapes."""
     import torch
 
     batch = next(iter(source(0, 0)))
@@ -131,7 +132,7 @@ def dry(
         for one in students:
             one.eval()
         seen = [see(i, batch) for i in range(len(students))]
-        heard = guides.of(number, seen, guides.before(batch))
+        signals = supervision.of(number, seen, supervision.before(batch))
         for one in students:
             one.train()
-    return seen[number], {name: g[0] if isinstance(g, list) else g for name, g in heard.items()}, batch
+    return seen[number], {name: g[0] if isinstance(g, list) else g for name, g in signals.items()}, batch

@@ -1,5 +1,5 @@
-"""Loss terms as a recipe names them: which part, its weight and schedule, where in the models it looks and which
-teacher it hears."""
+"""Loss terms as a recipe gives them: the loss, its weight and schedule, the layers that it taps, and the teacher that
+supervises it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from edgekd.records import Batch, Signals
 if TYPE_CHECKING:
     import torch
 
-KEYS = ("use", "weight", "on", "teacher", "schedule")  # what a term says beside its part's settings
-PEERS, EMA = "peers", "ema"  # teachers that a training makes by itself
-# what schedules follow: the share of the training that is done, or agreement with the teacher
+KEYS = ("use", "weight", "on", "teacher", "schedule")  # keys of a term besides its loss's settings
+PEERS, EMA = "peers", "ema"  # teachers that the training itself makes
+# what schedules follow: the share of the training that is done, or the agreement with the teacher
 BY = ("training", "agreement")
 Curve = Sequence[Sequence[float]]  # [[share, value], ...]: straight lines between, flat outside
 
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of a recipe: the part `use`, its weight, its own settings (`hyper`). `on`: paths in student and teacher;
-    `teacher`: which of the stage's teachers, "peers", or "ema" (None: all that the stage has); `schedule`: {"weight" or
-    a setting: curve}, over the training; or, with `by` "agreement", over the share of validation samples that the
-    student answers as the teacher does (see `agreement`)."""
+    """One loss of a recipe: the loss `use`, its weight, its own settings (`hyper`). `on`: paths of layers in student
+    and teacher; `teacher`: one of the stage's teachers, "peers", or "ema" (None: all teachers of the stage);
+    `schedule`: {"weight" or a setting: curve}. A curve runs over the training; with `by` "agreement", over the share of
+    validation samples on which student and teacher predict the same class (see `agreement`)."""
 
     use: str
     weight: float = 1.0
@@ -41,15 +41,15 @@ class Term:
         return components.find("losses", self.use)
 
     def table(self) -> dict[str, Any]:
-        """The term as a recipe says it."""
+        """The term as a table of a recipe."""
         on = [ours if ours == theirs else f"{ours} -> {theirs}" for ours, theirs in self.on]
         by = {"by": self.by} if self.by != BY[0] else {}
         said = {"on": on, "teacher": self.teacher, "schedule": {**by, **self.schedule} if self.schedule else None}
         return {"use": self.use, "weight": self.weight, **{k: v for k, v in said.items() if v}, **self.hyper}
 
     def needs_teacher(self) -> bool:
-        """Whether the part's second argument, the teacher, is not optional: annotated as such, None by default, or
-        named `_...` as unused."""
+        """Whether the loss requires its second argument, the teacher. It is optional if its annotation says so, if None
+        is its default, or if its name starts with `_` (unused)."""
         parameter = next(itertools.islice(inspect.signature(self.function()).parameters.values(), 1, None), None)
         if parameter is None or parameter.name.startswith("_") or parameter.default is None:
             return False
@@ -77,7 +77,8 @@ def curve_at(curve: Curve, share: float) -> float:
 
 @dataclass(frozen=True)
 class Bound:
-    """A term ready to be called: its name in logs, and its part, built from the shapes of a dry run if it learns."""
+    """A term ready to be called: its name in logs, and its loss. A loss that learns is built from the shapes of a dry
+    run."""
 
     name: str
     term: Term
@@ -86,29 +87,29 @@ class Bound:
     def rows(
         self,
         seen: Signals,
-        guide: Signals | None,
+        teacher: Signals | None,
         batch: Batch,
         share: float,
         agreement: Mapping[str, float] | None = None,
     ) -> tuple[float, torch.Tensor]:
-        """(weight, losses [B] or []) at `share` of the training. A part that learns has its settings as attributes."""
+        """(weight, losses [B] or []) at `share` of the training. A loss that learns has its settings as attributes."""
         weight, hyper = self.term.at(share, agreement)
         if is_module(self.call):
             for name in self.term.schedule.keys() - {"weight"}:
                 setattr(self.call, name, hyper[name])
             hyper = {}
-        return weight, self.call(*looked_at(self.term, seen, guide), batch, **hyper)
+        return weight, self.call(*looked_at(self.term, seen, teacher), batch, **hyper)
 
 
-def looked_at(term: Term, seen: Signals, guide: Signals | None) -> tuple[Signals, Signals | None]:
-    """The signals as the term sees them: of the tapped values its own, in the order of `on`."""
+def looked_at(term: Term, seen: Signals, teacher: Signals | None) -> tuple[Signals, Signals | None]:
+    """(the student's signals, the teacher's) with the values that the term taps, in the order of `on`."""
     if not term.on:
-        return seen, guide
+        return seen, teacher
     ours = Signals(seen.output, {path: seen.taps[path] for path, _ in term.on})
-    if guide is None or not guide.taps:
-        return ours, guide
+    if teacher is None or not teacher.taps:
+        return ours, teacher
     return ours, Signals(
-        guide.output, {path: guide.taps[path] for _, path in term.on if path in guide.taps}, guide.label
+        teacher.output, {path: teacher.taps[path] for _, path in term.on if path in teacher.taps}, teacher.label
     )
 
 
@@ -118,41 +119,41 @@ def is_module(part: Any) -> bool:
     return isinstance(part, nn.Module) or (isinstance(part, type) and issubclass(part, nn.Module))
 
 
-def bind(terms: Sequence[Term], signals: Callable[[], tuple[Signals, Mapping[str, Signals], Batch]]) -> list[Bound]:
-    """Every term with its part. `signals()` gives the student's, the teachers' and the batch of a dry run, for parts
-    that learn."""
+def bind(terms: Sequence[Term], dry_run: Callable[[], tuple[Signals, Mapping[str, Signals], Batch]]) -> list[Bound]:
+    """Every term with its loss. `dry_run()` gives the student's signals, the teachers' and the batch, for losses that
+    learn."""
     bound, names, dry = [], {}, None
     for term in terms:
         part = term.function()
         if is_module(part):
-            dry = dry or signals()
-            seen, guides, batch = dry
-            part = part(*looked_at(term, seen, guide_of(term, guides)), batch, **term.hyper)
+            dry = dry or dry_run()
+            seen, signals, batch = dry
+            part = part(*looked_at(term, seen, teacher_signals(term, signals)), batch, **term.hyper)
         count = names[term.use] = names.get(term.use, 0) + 1
         bound.append(Bound(term.use if count == 1 else f"{term.use}.{count - 1}", term, part))
     return bound
 
 
-def guide_of(term: Term, guides: Mapping[str, Any]) -> Any:
-    """The teacher's signals that the term hears; None where there is no teacher."""
-    return guides.get(term.teacher or "")
+def teacher_signals(term: Term, signals: Mapping[str, Any]) -> Any:
+    """The signals of the term's teacher; None where there is no teacher."""
+    return signals.get(term.teacher or "")
 
 
 def parts(
     bound: Sequence[Bound],
     seen: Signals,
-    guides: Mapping[str, Any],
+    signals: Mapping[str, Any],
     batch: Batch,
     share: float = 0.0,
     agreement: Mapping[str, float] | None = None,
 ) -> list[tuple[str, float, torch.Tensor]]:
-    """(name, weight, mean) of every term. A mean is over rows by sample weight, divided once; of several teachers
-    (peers), over them too."""
+    """(name, weight, mean) of every term. The mean is over rows, by sample weight; with several teachers (peers), over
+    them too."""
     found = []
     for b in bound:
-        guide = guide_of(b.term, guides)
+        teacher = teacher_signals(b.term, signals)
         means = []
-        for one in guide if isinstance(guide, list) else [guide]:
+        for one in teacher if isinstance(teacher, list) else [teacher]:
             weight, rows = b.rows(seen, one, batch, share, agreement)
             means.append(rows if rows.ndim == 0 else (rows * batch.weight).sum() / batch.weight.sum())
         found.append((b.name, weight, means[0] if len(means) == 1 else sum(means) / len(means)))
@@ -160,7 +161,7 @@ def parts(
 
 
 def settings_at(bound: Sequence[Bound], share: float, agreement: Mapping[str, float] | None) -> dict[str, float]:
-    """{term.setting: value} of all that schedules change, for the log."""
+    """{term.setting: value} of all settings with a schedule, for the log."""
     found = {}
     for b in bound:
         weight, hyper = b.term.at(share, agreement)
@@ -179,7 +180,7 @@ def total(parts: Sequence[tuple[str, float, torch.Tensor]]) -> torch.Tensor:
 def gradient_norms(
     parts: Sequence[tuple[str, float, torch.Tensor]], parameters: Sequence[torch.Tensor]
 ) -> dict[str, float]:
-    """{term: Euclidean norm of the gradient of weight x mean by the student's parameters}."""
+    """{term: Euclidean norm of the gradient of weight x mean with respect to `parameters`}."""
     import torch
 
     found = {}
@@ -195,7 +196,7 @@ def gradient_norms(
 
 
 def tapped(terms: Sequence[Term], teacher: str | None = None) -> tuple[str, ...]:
-    """The paths that terms look at: in the student, or in the teacher of this name ("": that of terms which name
+    """The paths that terms tap: in the student, or in the teacher of this name ("": the teacher of terms that name
     none)."""
     if teacher is None:
         return tuple(dict.fromkeys(path for term in terms for path, _ in term.on))
