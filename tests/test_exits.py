@@ -8,7 +8,7 @@ import pytest
 from edgekd.cli import run as command
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.progress import Silent
-from edgekd.run import rehearse
+from edgekd.run import sanity_check
 from edgekd.run.plan import Plan, Step
 from edgekd.run.steps import run_steps
 from edgekd.store.store import Store
@@ -111,7 +111,7 @@ def test_while_a_recipe_is_read(where, recipe, capsys):
 
 @pytest.mark.parametrize("where", RUNNING)
 def test_while_it_runs(where, recipe, capsys, monkeypatch):
-    monkeypatch.setattr(rehearse, "rehearse", lambda *given: None)  # it takes seconds, and runs none of this
+    monkeypatch.setattr(sanity_check, "check", lambda *given: None)  # it takes seconds, and runs none of this
     lines, stage = RUNNING[where]
     code = recipe(lines, **({} if stage is None else {"stage": stage}))
     err = capsys.readouterr().err

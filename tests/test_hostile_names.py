@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.cli import run as command
 from edgekd.errors import Problem, plain
-from edgekd.run import rehearse
+from edgekd.run import sanity_check
 
 EVIL = "x\x1b[31m\r\nerror: forged\u202e\x07"
 TOML = json.dumps(EVIL)
@@ -25,7 +25,7 @@ def surroundings(tmp_path, monkeypatch):
 
     monkeypatch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
     tiny.hurry()
-    monkeypatch.setattr(rehearse, "rehearse", lambda *given: None)  # it takes seconds
+    monkeypatch.setattr(sanity_check, "check", lambda *given: None)  # it takes seconds
 
 
 def written(name, prefix=EVIL):

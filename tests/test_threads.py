@@ -13,7 +13,7 @@ import edgekd
 from edgekd import environment
 from edgekd.cli import run as command
 from edgekd.records import Made
-from edgekd.run import plan, rehearse, resolve, steps
+from edgekd.run import plan, resolve, sanity_check, steps
 from edgekd.verbs import compress
 
 TEXT = 'task = "tiny:task"\n[[stage]]\nuse = "train"\nepochs = 1\n[model.teacher]\ntrain = { epochs = 1 }\n'
@@ -24,7 +24,7 @@ PLAIN = tomllib.loads(TEXT)
 def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rehearse, "rehearse", lambda *given: None)  # it takes seconds, and threads are known before
+    monkeypatch.setattr(sanity_check, "check", lambda *given: None)  # it takes seconds, and threads are known before
     (tmp_path / "recipe.toml").write_text(TEXT)
 
 

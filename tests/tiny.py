@@ -90,9 +90,9 @@ SHORT = (
 def settle(folder, monkeypatch):
     """A test stands in `folder`, with a store there, and times files for an instant only."""
     from edgekd.measure import jobs
-    from edgekd.run import rehearse
+    from edgekd.run import sanity_check
 
-    monkeypatch.setattr(rehearse, "rehearse", lambda *given: None)  # has tests of its own
+    monkeypatch.setattr(sanity_check, "check", lambda *given: None)  # has tests of its own
     monkeypatch.setenv("EDGEKD_STORE", str(folder / "store"))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))

@@ -315,7 +315,7 @@ def _metric(metric: Metric, outputs: np.ndarray, labels: np.ndarray, where: str)
         except (
             ValueError,
             ArithmeticError,
-        ):  # not defined for so few, such as an AUC where both are of one class: the rehearsal tries it on many
+        ):  # not defined for so few, such as an AUC where both are of one class: run/sanity_check calls it with many
             value = math.nan
     except THEIRS as error:  # (the metric is the user's own code)
         hint = f"it was called with outputs {list(outputs.shape)}, labels {list(labels.shape)}"

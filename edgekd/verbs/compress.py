@@ -92,7 +92,7 @@ def compress(
     Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export
     check fails."""
     from edgekd.progress import reporter
-    from edgekd.run import boards, mixed_precision, rehearse, resolve, steps
+    from edgekd.run import boards, mixed_precision, resolve, sanity_check, steps
     from edgekd.run import folder as folders
     from edgekd.run import plan as planning
     from edgekd.run.conclude import conclude
@@ -113,7 +113,7 @@ def compress(
         with progress.task("check the plan"):
             plan = planning.make(resolved)
         boards.check(on, resolved)
-        rehearse.rehearse(resolved, plan, store, folder, progress)
+        sanity_check.check(resolved, plan, store, folder, progress)
         for target, note in plan.notes.items():
             progress.say(f"{target}: {note}")
         if dry_run:

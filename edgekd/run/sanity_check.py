@@ -1,7 +1,6 @@
-"""What the end of a run needs, tried at its beginning: fresh models go through the plan's own stages and the run's own
-conclusion, on a few samples in a scratch folder. Every form that the recipe makes is exported, counted, scored, chosen,
-bundled and written under the names that the run will use.
-"""
+"""A sanity check of a run before any training. Untrained models go through the plan's own stages and the end of the
+run, with a few samples and in a temporary folder: every form of model that the recipe makes is exported, counted,
+scored, chosen, bundled and written under the names of the run."""
 
 from __future__ import annotations
 
@@ -39,9 +38,9 @@ if TYPE_CHECKING:
     from edgekd.data.columns import Columns
 
 ROWS = 8  # samples of each split
-MOST = 2000  # samples that metrics are tried on: one that needs both classes, or a spread, finds them there
-POINTS = 50  # candidates that are concluded with; the names of all are tried
-SHORT = {  # stages that give another form, with what cuts them short
+MOST = 2000  # samples that metrics are checked with: enough to hold both classes, or values that differ
+POINTS = 50  # candidates that go through the end of the run; the names of all are checked
+SHORT = {  # settings that shorten the stages which change a model's number format
     "quantize": lambda part: {"mode": "ptq", "samples": 2, "after": ()},
     "weight_only": lambda part: {"method": "rtn", "bits": part.tried[0], "samples": 2},
 }
@@ -49,7 +48,7 @@ SHORT = {  # stages that give another form, with what cuts them short
 
 @dataclass(frozen=True)
 class Fresh:
-    """A stage: a model of the task from its random start."""
+    """A stage: a model of the task with its initial weights."""
 
     model: str
     reads: ClassVar = ()
@@ -59,18 +58,21 @@ class Fresh:
         return Made("torch")
 
 
-def rehearse(resolved: Resolved, plan: Plan, store: Store, folder: Path, progress: Silent) -> None:
-    """Goes through the end of a run; what was tried once is remembered in the store. Raises UsageError with all that
-    breaks, RunFailed where the disk has no room for what the plan will write."""
+def check(resolved: Resolved, plan: Plan, store: Store, folder: Path, progress: Silent) -> None:
+    """Runs the sanity check, unless the store says that it passed. Raises UsageError with every problem, RunFailed
+    where the disk has too little free space for the plan."""
     problems = _unwritable(folder)
     if problems:
         raise UsageError(*problems)
     _room(resolved, plan, store, folder)
     forms = {point.step: _form(plan, point.step) for point in plan.points}
     key = _key(resolved, plan, forms)
-    if key and store.observed(key, "rehearsal") is not None:
+    if key and store.observed(key, "sanity-check") is not None:
         return
-    with progress.task("try the end on a few samples"), tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+    with (
+        progress.task("check export, choice and report with a few samples"),
+        tempfile.TemporaryDirectory(prefix="edgekd-") as scratch,
+    ):
         place = Path(scratch)
         few = dataclasses.replace(resolved, data=cache(lambda split: _some(resolved.data(split), ROWS)), gate={})
         made, problems, notes = _exported(few, plan, forms, Store(place / "store"))
@@ -85,12 +87,12 @@ def rehearse(resolved: Resolved, plan: Plan, store: Store, folder: Path, progres
     for note in notes:
         progress.say(note)
     if key:
-        store.observe(key, "rehearsal", {"notes": notes})
+        store.observe(key, "sanity-check", {"notes": notes})
 
 
 def _form(plan: Plan, key: str) -> tuple[str, str, Any]:
-    """(model, stage, part) of what makes a candidate: its model of the task, fresh, and the stage that gives it another
-    form, cut short."""
+    """(model, stage, part) that make a candidate: its model of the task, untrained, and the stage that changes its
+    number format, shortened."""
     step = root = plan.steps[key]
     while root.source:
         root = plan.steps[root.source]
@@ -100,7 +102,7 @@ def _form(plan: Plan, key: str) -> tuple[str, str, Any]:
 
 
 def _key(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple]) -> str:
-    """What decides how a rehearsal ends; empty where that can't be told."""
+    """The key of all that the result of a sanity check depends on; "" if it can't be computed."""
     task = resolved.task
     objects = [dict(task.models), *(f for m in task.metrics for f in (m.records, m.value))]
     objects += [f for f in (task.collate, task.forward, task.before) if f is not None]
@@ -135,7 +137,7 @@ def _key(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple]) -> str:
 def _exported(
     few: Resolved, plan: Plan, forms: Mapping[str, tuple], store: Store
 ) -> tuple[dict[str, Artifact], list[Problem], list[str]]:
-    """({key of a step or its export: artifact}, what broke, what is only said): every form once."""
+    """({key of a step or its export: artifact}, problems, notes), for every form of model once."""
     made: dict[str, Artifact] = {}
     problems, notes, done = [], [], {}
     for point in plan.points:
@@ -154,13 +156,11 @@ def _exported(
             try:
                 found = _tried(where, _run, line, made, few, store)
                 problems += [dataclasses.replace(p, message=f"can't be exported: {p.message}") for p in found]
-            except (
-                RunFailed
-            ) as error:  # a file that differs from its model: of weights that are not trained yet, that is no verdict
+            except RunFailed as error:  # the file differs from its model: with untrained weights that is only a note
                 if part is None:
                     problems += [dataclasses.replace(p, place=where) for p in error.problems]
                 else:
-                    notes.append(f"{where}: of untrained weights {error.problems[0].message}")
+                    notes.append(f"{where}: with untrained weights, {error.problems[0].message}")
                     plain = done.get(repr(((model, "", None), export)), done[repr((form, export))])
                     done[repr((form, export))] = plain
         step, file = done[repr((form, export))]
@@ -179,8 +179,9 @@ def _run(line: list[Step], made: dict[str, Artifact], few: Resolved, store: Stor
 def _metrics(
     resolved: Resolved, few: Resolved, plan: Plan, made: Mapping[str, Artifact], store: Store
 ) -> list[Problem]:
-    """Metrics on what a file answers, repeated for many samples of validation: a record for each; and a finite figure
-    for these or for random outputs (those may be none that a model gives: what a metric raises there is left out)."""
+    """Calls the metrics with a file's outputs, repeated for many validation samples: they must give a record per
+    sample, and a finite value for these outputs or for random ones. A metric may raise on random outputs, which a model
+    might never give."""
     point = plan.points[0]
     given = made[point.export], point.deployment, few, store, local.host()
     problems: list[Problem] = _tried(f"task {resolved.task.name}: models", evaluate.answers, *given)
@@ -201,10 +202,10 @@ def _metrics(
             problems += found if seed is None else []
         if values and not np.isfinite(values).any():
             text = (
-                f"is {values[0]} for the outputs of fresh models and for random ones of {len(columns)} validation "
-                "samples"
+                f"is {values[0]} for the outputs of untrained models, and for random outputs for {len(columns)} "
+                "validation samples"
             )
-            problems.append(Problem(where, text, "a figure that is no finite number can't be chosen by, nor judged"))
+            problems.append(Problem(where, text, "a value that is not finite can't be compared or gated"))
     return problems
 
 
@@ -220,7 +221,7 @@ def _value(metric: Metric, outputs: Any, labels: np.ndarray) -> float:
 
 
 def _concluded(few: Resolved, plan: Plan, made: Mapping[str, Artifact], store: Store, folder: Path) -> None:
-    """The run's own end on the fresh models' files: scored, counted, chosen, written, bundled, reported."""
+    """Runs the end of the run with the untrained models' files: scores, counts, chooses, writes, bundles, reports."""
     host = local.host()
     points = [p for p in plan.points if p.export in made][:POINTS]
     answered = [evaluate.answers(made[p.export], p.deployment, few, store, host) for p in points]
@@ -235,12 +236,12 @@ def _concluded(few: Resolved, plan: Plan, made: Mapping[str, Artifact], store: S
     folder.mkdir()
     text = dump(few, folder)
     write_atomic(folder / "recipe.toml", text.encode())
-    boards = {t.name: host for t in few.targets}  # emulation is left for the end
+    boards = {t.name: host for t in few.targets}  # emulation is not checked: it takes long
     conclude.conclude(few, plan, made, (), observed, folder, text, store, Silent(), boards)
 
 
 def _names(resolved: Resolved, plan: Plan, folder: Path) -> list[Problem]:
-    """Files named as the run will name them, empty."""
+    """Creates empty files with the names of the run's files."""
     names = {p.id: f"the candidate {p.id[:40]}" for p in plan.points}
     files = {f"{p.id}{evaluate.suffix(p)}": names[p.id] for p in plan.points}
     files |= {results.executed(p.id, t): f"{names[p.id]} on {t[:40]}" for p in plan.points for t in p.targets}
@@ -265,7 +266,7 @@ def _names(resolved: Resolved, plan: Plan, folder: Path) -> list[Problem]:
 
 
 def _front_end(task: Task, path: Path) -> list[Problem]:
-    """What a task's `before` gives is read as bundles' users will read it."""
+    """Reads the ONNX file that a task's `before` returns, as users of bundles do."""
     if task.before is None:
         return []
 
@@ -287,7 +288,7 @@ def _front_end(task: Task, path: Path) -> list[Problem]:
 
 
 def _unwritable(folder: Path) -> list[Problem]:
-    """Why the run's folder can't be written, as far as that shows without writing."""
+    """Why the run's folder can't be written, as far as its permissions tell."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not there.is_dir():
         return [Problem(str(there), "is a file, not a folder", "choose another folder with --out")]
@@ -297,7 +298,8 @@ def _unwritable(folder: Path) -> list[Problem]:
 
 
 def _room(resolved: Resolved, plan: Plan, store: Store, folder: Path) -> None:
-    """Raises RunFailed where the store's disk has no room for the teachers' answers, the greatest that a run keeps."""
+    """Raises RunFailed where the store's disk has too little free space for the teachers' answers, a run's largest
+    files."""
     wanted: dict[str, int] = {}
     for step in plan.steps.values():
         if step.stage == "answer" and resolved.task.classes:
@@ -310,39 +312,39 @@ def _room(resolved: Resolved, plan: Plan, store: Store, folder: Path) -> None:
         wanted = {key: size for key, size in wanted.items() if key not in done}
     if sum(wanted.values()) > free:
         text = (
-            f"the disk has {free / 1e6:.0f} MB left, and the teachers' answers take {sum(wanted.values()) / 1e6:.0f} MB"
+            f"the disk has {free / 1e6:.0f} MB free, and the teachers' answers take {sum(wanted.values()) / 1e6:.0f} MB"
         )
         raise RunFailed(
             Problem(
                 str(store.root),
                 text,
-                "free some room, set EDGEKD_STORE to another disk, or cache = false in the stages",
+                "free disk space, set EDGEKD_STORE to another disk, or set cache = false in the stages",
             )
         )
 
 
 def _tried(where: str, work: Callable[..., Any], *given: Any) -> list[Problem]:
-    """What `work` raised, as problems; a RunFailed, or a machine that lacks something, goes on up."""
+    """What `work` raises, as problems; RunFailed and EnvironmentUnfit are raised again."""
     try:
         work(*given)
     except (RunFailed, EnvironmentUnfit):
         raise
     except EdgekdError as error:
         return [dataclasses.replace(p, place=": ".join(x for x in (where, p.place) if x)) for p in error.problems]
-    except THEIRS as error:  # (models, metrics and data are the user's own code)
+    except THEIRS as error:  # models, metrics and data are the user's code
         reason = (str(error).strip().splitlines() or [""])[0]
         return [
             Problem(
                 where,
                 f"{type(error).__name__}: {reason}"[:400],
-                "it was tried with fresh models and a few samples, before any training",
+                "raised in the sanity check before training, with untrained models and a few samples",
             )
         ]
     return []
 
 
 def _some(columns: Columns, most: int) -> Columns:
-    """Up to `most` rows, spread over the split."""
+    """Up to `most` rows, spaced evenly over the split."""
     rows = np.linspace(0, len(columns) - 1, min(most, len(columns))).astype(int)
     inputs = each(columns.inputs, lambda column: column[rows])
     labels = None if columns.labels is None else columns.labels[rows]
@@ -358,7 +360,7 @@ def _some(columns: Columns, most: int) -> Columns:
 
 
 def _outputs(like: Any, count: int, seed: int | None) -> Any:
-    """Outputs for `count` samples, of the form of `like`: random ones, or (None) these again and again."""
+    """Outputs for `count` samples in the form of `like`: random, or (`seed` None) those of `like` repeated."""
     rng = np.random.default_rng(seed)
 
     def draw(x: np.ndarray) -> np.ndarray:

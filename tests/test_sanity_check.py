@@ -12,7 +12,7 @@ import edgekd
 from edgekd.errors import RunFailed, UsageError
 from edgekd.progress import Lines, Silent
 from edgekd.records import Metric
-from edgekd.run import plan, rehearse, resolve, steps
+from edgekd.run import plan, resolve, sanity_check, steps
 from edgekd.store.store import Store
 
 X = np.random.default_rng(0).normal(size=(120, 10, 4)).astype(np.float32)
@@ -44,7 +44,7 @@ class Noisy(nn.Module):
 def task_of(make=flat, metrics=None, **more):
     models = {"teacher": make, "student": make}
     return edgekd.Task(
-        "rehearsed",
+        "checked",
         "1",
         models,
         edgekd.arrays(X[:90], Y[:90], X[90:], Y[90:]),
@@ -97,16 +97,16 @@ def auc(rows):
     return float((score[own == 1][:, None] > score[own == 0]).mean())
 
 
-# sorted, and none of the class among the few samples of a rehearsal
+# sorted, and none of the class among the few samples of a sanity check
 AUC = task_of(metrics=(metric(lambda o, y: np.stack([o[:, 0], np.arange(len(y)) < 10 * (len(y) > 10)], 1), auc),))
 SHARES = task_of(
     lambda: nn.Sequential(flat(), nn.Softmax(1)), metrics=(metric(lambda o, y: np.sqrt(o[np.arange(len(y)), y])),)
 )
 
 
-def rehearsed(name="TASK", stages=(DISTILL,), store=None, progress=None, place=".", **more):
+def checked(name="TASK", stages=(DISTILL,), store=None, progress=None, place=".", **more):
     table = {
-        "task": f"test_rehearsing:{name}",
+        "task": f"test_sanity_check:{name}",
         "threads": 1,
         "control": False,
         "stage": list(stages),
@@ -114,7 +114,7 @@ def rehearsed(name="TASK", stages=(DISTILL,), store=None, progress=None, place="
         **more,
     }
     resolved = resolve.resolved(table)
-    rehearse.rehearse(resolved, plan.make(resolved), store or Store(), place, progress or Silent())
+    sanity_check.check(resolved, plan.make(resolved), store or Store(), place, progress or Silent())
     return resolved
 
 
@@ -126,7 +126,7 @@ def ground(tmp_path, monkeypatch):
 
 def told(tmp_path, *args, **more):
     with pytest.raises(UsageError) as caught:
-        rehearsed(*args, place=tmp_path / "run", **more)
+        checked(*args, place=tmp_path / "run", **more)
     return "\n".join(str(p) for p in caught.value.problems)
 
 
@@ -136,12 +136,12 @@ def told(tmp_path, *args, **more):
 )
 def test_what_breaks_at_the_end_is_told_at_the_beginning(tmp_path, name, word):
     text = told(tmp_path, name)
-    assert word in text and "task rehearsed" in text
+    assert word in text and "task checked" in text
 
 
 @pytest.mark.parametrize("name", ["BOTH", "SHARES", "AUC"])
 def test_a_metric_that_some_outputs_are_nothing_for(tmp_path, name):
-    rehearsed(name, place=tmp_path / "run")
+    checked(name, place=tmp_path / "run")
 
 
 def test_a_front_end_that_is_no_network(tmp_path):
@@ -151,14 +151,14 @@ def test_a_front_end_that_is_no_network(tmp_path):
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 def test_recurrent_networks_reach_their_end(tmp_path, name):
-    rehearsed(name, place=tmp_path / "run")
+    checked(name, place=tmp_path / "run")
 
 
 def test_every_form_is_tried(tmp_path, monkeypatch):
     forms = []
     make = steps.make
     monkeypatch.setattr(steps, "make", lambda step, *rest: forms.append((step.stage, step.part)) or make(step, *rest))
-    rehearsed(
+    checked(
         stages=[DISTILL, {"use": "quantize", **SHORT}], place=tmp_path / "run", sweep={"quantize.weight_bits": [8, 4]}
     )
     assert [stage for stage, _ in forms] == ["fresh", "export", "quantize", "export", "quantize", "export"]
@@ -171,7 +171,7 @@ def test_every_form_is_tried(tmp_path, monkeypatch):
 @pytest.mark.parametrize("bits", [None, 8, [8, 4]])
 def test_weights_in_blocks_are_a_form_too(tmp_path, bits):
     more = {} if bits is None else {"bits": bits}
-    rehearsed(stages=[DISTILL, {"use": "weight_only", **more}], place=tmp_path / "run")
+    checked(stages=[DISTILL, {"use": "weight_only", **more}], place=tmp_path / "run")
 
 
 def test_a_form_that_can_not_be_made_is_told_by_its_stage(tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_an_int8_file_of_untrained_weights_that_differs_is_only_said(tmp_path, m
         check, "compare", lambda *given, **more: dataclasses.replace(compare(*given, **more), reasons=("x",))
     )
     monkeypatch.setattr(check, "refuse", refuse)
-    rehearsed(stages=[DISTILL, {"use": "quantize", **SHORT}], place=tmp_path / "run", progress=Lines())
+    checked(stages=[DISTILL, {"use": "quantize", **SHORT}], place=tmp_path / "run", progress=Lines())
     assert "differs in one value" in capsys.readouterr().err
 
 
@@ -218,30 +218,30 @@ def test_a_folder_that_can_not_be_written(tmp_path):
 
 
 def test_a_disk_without_room_for_the_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearse.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(sanity_check.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(RunFailed, match="answers take"):
-        rehearsed(place=tmp_path / "run")
+        checked(place=tmp_path / "run")
     monkeypatch.setattr(steps, "finished", lambda planned, store: planned.steps)  # they are there already
-    rehearsed(place=tmp_path / "run")
+    checked(place=tmp_path / "run")
 
 
 def test_what_was_tried_once_is_not_tried_again(tmp_path, monkeypatch):
-    rehearsed(place=tmp_path / "run")
+    checked(place=tmp_path / "run")
     calls = []
     monkeypatch.setattr(steps, "make", lambda *given: calls.append(given))
-    rehearsed(place=tmp_path / "run")
+    checked(place=tmp_path / "run")
     # a training's settings change nothing of its end
-    rehearsed(stages=[{**DISTILL, "epochs": 7, "lr": 0.1}], place=tmp_path / "run")
+    checked(stages=[{**DISTILL, "epochs": 7, "lr": 0.1}], place=tmp_path / "run")
     assert calls == []
     monkeypatch.undo()
     with pytest.raises(UsageError, match="File name too long"):
-        rehearsed(stages=[{**DISTILL, "name": "c" * 300}], store=Store(tmp_path / "store"), place=tmp_path / "run")
+        checked(stages=[{**DISTILL, "name": "c" * 300}], store=Store(tmp_path / "store"), place=tmp_path / "run")
 
 
-def test_compress_and_dry_run_rehearse(tmp_path, monkeypatch, capsys):
+def test_compress_and_dry_run_check(tmp_path, monkeypatch, capsys):
     from edgekd import cli
 
-    text = 'task = "test_rehearsing:NAN"\ncontrol = false\n[[stage]]\nuse = "train"\nmodel = "teacher"\nepochs = 1\n'
+    text = 'task = "test_sanity_check:NAN"\ncontrol = false\n[[stage]]\nuse = "train"\nmodel = "teacher"\nepochs = 1\n'
     (tmp_path / "recipe.toml").write_text(text)
     for more in ((), ("--dry-run",)):
         monkeypatch.setattr(steps, "run_steps", None)
