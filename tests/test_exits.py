@@ -129,7 +129,7 @@ def test_an_error_of_use_while_it_runs_is_told_with_its_step(stage, kind, tmp_pa
     resolved = SimpleNamespace(task=None, threads=1, data=None)
     with pytest.raises(kind) as caught:
         run_steps(
-            Plan({"key": Step("key", stage, "quantize.s1", part, {}, 0, None, ())}),
+            Plan({"key": Step("key", stage, "quantize.s1", part, 0, None, ())}),
             resolved,
             Store(tmp_path),
             Silent(),

@@ -81,8 +81,8 @@ def test_shares_are_of_what_int8_saves_and_no_set_is_made_twice(monkeypatch):
         SimpleNamespace(point=point("distill", (), "distill")),
         SimpleNamespace(point=point("q", ("distill",), "quantize")),
     ]
-    resolved = SimpleNamespace(read=SimpleNamespace(recipe=SimpleNamespace(mixed={"quantize": [0.4, 0.1, 0.5, 1.0]})))
-    plan = SimpleNamespace(steps={"q": SimpleNamespace(settings={"float_layers": ()})})
+    resolved = SimpleNamespace(recipe=SimpleNamespace(mixed={"quantize": [0.4, 0.1, 0.5, 1.0]}))
+    plan = SimpleNamespace(steps={"q": SimpleNamespace(part=SimpleNamespace(float_layers=()))})
     mixed_precision.extend(resolved, plan, {"q": None}, seen, None, Path(), reporter(True))
     assert budgets == pytest.approx([3.0, 12.0, 15.0, 30.0]) and made == [({"float_layers": ("c",)}, "-float1")]
 

@@ -148,7 +148,7 @@ def test_another_kind_of_cpu_is_said(tmp_path, monkeypatch, capfd):
     from edgekd.store.store import Store
 
     resolved = dataclasses.replace(resolve.resolved(PLAIN))
-    step = plan.Step("a" * 64, "train", "teacher", Part(), {}, 0, None, ())
+    step = plan.Step("a" * 64, "train", "teacher", Part(), 0, None, ())
     events, kinds = [], iter(["elsewhere", "elsewhere", "here"])
     log = lambda **event: events.append(event)
     for kind in kinds:

@@ -37,6 +37,8 @@ class Select(Strict):
 class Form(Strict):
     """A recipe as TOML says it."""
 
+    model_config = pydantic.ConfigDict(title="Recipe")
+
     task: str | dict[str, Any]
     targets: tuple[str, ...] = pydantic.Field(("host",), min_length=1)
     modules: str = "."  # where modules that the recipe names lie, seen from it
