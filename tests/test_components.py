@@ -92,6 +92,14 @@ def test_a_part_is_called_with_its_settings():
     assert Use("ranges", f"{__name__}:mine", {"share": 0.25})(None, bits=4) == (0.25, 4)
 
 
+def test_the_list_says_which_settings_name_a_part():
+    from edgekd.verbs import list as listed
+
+    told = listed._settings(Prune, "stages")
+    assert "criterion = 'magnitude' (one of criteria), " in told and "combine = None (one of ensembles), " in told
+    assert listed._settings(components.find("ranges", "mse"), "ranges") == "tries = 100"
+
+
 def test_the_hint_on_a_name():
     assert near("epoch", ["epochs", "lr"]) == "did you mean `epochs`?"
     assert near("zzz", ["epochs", "lr", "lr"]) == "known: epochs, lr"
