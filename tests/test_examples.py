@@ -1,0 +1,46 @@
+"""The projects in benchmarks/examples: the commands of their README run and pass, in a copy of the folder."""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from edgekd import results
+from edgekd.cli import run as command
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "benchmarks" / "examples"
+NAMES = sorted(p.parent.name for p in EXAMPLES.glob("*/README.md"))
+POINTS = {  # what each example makes, beside the teacher
+    "own_model": {"alone", "alone-quantize", "distill", "quantize"},
+    "own_loss": {"alone", "distill"},
+    "own_target": {"distill", "quantize"},
+    "prune_quantize": {"distill", "prune-0.7", "prune-0.5", "quantize-0.7", "quantize-0.5"},
+}
+
+
+def test_every_folder_is_in_the_index():
+    assert sorted(p.name for p in EXAMPLES.iterdir() if p.is_dir() and p.name != "__pycache__") == NAMES
+    assert sorted(re.findall(r"\((\w+)/README\.md\)", (EXAMPLES / "README.md").read_text("utf-8"))) == NAMES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_its_commands_pass(name, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(EXAMPLES / name, tmp_path / name, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    tiny.settle(folder, monkeypatch)
+    (script,) = re.findall(r"^```sh\n(.*?)^```", (folder / "README.md").read_text("utf-8"), re.S | re.M)
+    try:
+        for line in script.splitlines():
+            program, *words = shlex.split(line)
+            assert program == "edgekd" and command([*words, *["--quiet"] * (words[0] == "compress")]) == 0, line
+    finally:
+        for module in [p.stem for p in folder.glob("*.py")]:
+            sys.modules.pop(module, None)
+    (found,) = (results.read(p) for p in folder.glob("runs/*/result.json"))
+    (target,) = found.targets.values()
+    assert target.verdict == "pass" and target.chosen in POINTS[name]
+    assert {c.id for c in found.candidates} == POINTS[name] | {"teacher"}
