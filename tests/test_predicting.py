@@ -582,13 +582,13 @@ def test_of_left_out_boards_the_intervals_hold(way):
     assert whole["macs"]["median_error"] > whole["median_error"]
 
 
-def test_results_page_and_readme_are_of_the_result():
+def test_results_page_and_documentation_are_of_the_result():
     found, results = result(), benchmark("results")
     assert results.markdown(found) == (LATENCY / "RESULTS.md").read_text()
-    page = (LATENCY.parent.parent / "README.md").read_text()
-    assert "\n".join(results.MARK.search(page).group(0).splitlines()[1:-1]) == results.readme(found)
+    page = results.PAGE.read_text()
+    assert "\n".join(results.MARK.search(page).group(0).splitlines()[1:-1]) == results.paragraph(found)
     found["ways"]["boards 0, networks"]["all"]["median_error"] = 0.4321
-    assert "43.2 %" in results.markdown(found) and "43 %" in results.readme(found) and "43 %" not in page
+    assert "43.2 %" in results.markdown(found) and "43 %" in results.paragraph(found) and "43 %" not in page
 
 
 def tried(board, error, spread=1.0, **more):

@@ -1,4 +1,4 @@
-"""RESULTS.md and the README's figures from result.json: nothing in them that isn't there."""
+"""RESULTS.md and the paragraph of docs/targets-and-boards.md from result.json: nothing in them that isn't there."""
 
 from __future__ import annotations
 
@@ -171,11 +171,11 @@ def _line(name: str, f: Mapping[str, Any]) -> str:
     return f"| {name} | {f['boards']} | {f['rows']:,} | {' | '.join([*own, *base])} |"
 
 
-# ---------------------------------------------------------------- README.md
+# ---------------------------------------------------------------- docs/targets-and-boards.md
 
 
-def readme(found: Mapping[str, Any]) -> str:
-    """The README's paragraph: first a reader without a board."""
+def paragraph(found: Mapping[str, Any]) -> str:
+    """What a reader without a board can expect."""
     ways = found["ways"]
     none, three, known = (ways[w]["all"] for w in ("boards 0, networks", "boards 3, networks", "boards 3"))
     decided = ways["boards 0, networks"]["signs"]["all"]["decided"]
@@ -193,22 +193,21 @@ def readme(found: Mapping[str, Any]) -> str:
         f"of each precision timed on the board, the median error is {percent(three['median_error'], 0)} for a network "
         f"that nobody timed ({percent(known['median_error'], 0)} for one that was timed on other boards) and the "
         f"factor {three['interval_factor']:.1f}; {inside(three)} "
-        "([`benchmarks/latency`](benchmarks/latency/RESULTS.md))."
+        "([`benchmarks/latency`](../benchmarks/latency/RESULTS.md))."
     )
-    return textwrap.fill(text, 150, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
+PAGE = HERE.parent.parent / "docs" / "targets-and-boards.md"
 MARK = re.compile(r"(<!-- latency: written by benchmarks/latency/results.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    """RESULTS.md and the paragraph of README.md again, from result.json."""
+    """RESULTS.md and the paragraph again, from result.json."""
     found = json.loads((HERE / "result.json").read_text(encoding="utf-8"))
     (HERE / "RESULTS.md").write_text(markdown(found), encoding="utf-8")
-    page = HERE.parent.parent / "README.md"
-    page.write_text(
-        MARK.sub(lambda m: m.group(1) + readme(found) + m.group(2), page.read_text(encoding="utf-8")), encoding="utf-8"
-    )
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(MARK.sub(lambda m: m.group(1) + paragraph(found) + m.group(2), text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,20 +16,20 @@ class Strict(pydantic.BaseModel):
 
 
 class ModelTable(Strict):
-    """`[model.NAME]`: how a model that stages refer to is made. `train`: settings of the train stage; or `distill`:
-    those of the distill stage, with its teacher (an assistant, a generation); or `weights`: a file. `shows`: what
-    others learn from it, see the answer stage."""
+    """`[model.NAME]`: how a model that stages refer to is made: trained, distilled, or brought as a file."""
 
-    train: dict[str, Any] | None = None
-    distill: dict[str, Any] | None = None
-    shows: Shows = "logits"
-    top: Annotated[int, pydantic.Field(ge=1)] = 5
-    weights: str | None = None
-    seed: int | None = None
+    train: dict[str, Any] | None = None  # settings of the train stage
+    distill: dict[str, Any] | None = None  # those of the distill stage, with its teacher: an assistant, a generation
+    shows: Shows = "logits"  # what others learn from it: logits, its `top` classes, or its label
+    top: Annotated[int, pydantic.Field(ge=1)] = 5  # how many classes it shows, with `shows = "top"`
+    weights: str | None = None  # a .safetensors file, seen from the recipe
+    seed: int | None = None  # of its start; none: the recipe's
 
 
 class Select(Strict):
-    maximize: tuple[str, ...] = ()
+    """`[select]`: by which figures a file is chosen among those within the budgets. Later keys decide ties."""
+
+    maximize: tuple[str, ...] = ()  # after `minimize`
     minimize: tuple[str, ...] = ("latency_p50_ms", "file_bytes")
     slower_int8: bool = False  # whether int8 may be chosen where its float parent is faster, for its bytes
 
@@ -39,15 +39,15 @@ class Form(Strict):
 
     model_config = pydantic.ConfigDict(title="Recipe")
 
-    task: str | dict[str, Any]
-    targets: tuple[str, ...] = pydantic.Field(("host",), min_length=1)
+    task: str | dict[str, Any]  # a task's name, `package.module:name`, or a table with `use` and its settings
+    targets: tuple[str, ...] = pydantic.Field(("host",), min_length=1)  # names, or paths of .toml files
     modules: str = "."  # where modules that the recipe names lie, seen from it
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
-    threads: Annotated[int, pydantic.Field(ge=1, le=MOST_THREADS)] | None = None
-    control: bool = True
-    stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
-    model: dict[str, ModelTable] = {}
-    sweep: dict[str, list[Any]] = {}
-    mixed: dict[str, list[Annotated[float, pydantic.Field(gt=0, le=1)]]] = {}
-    select: Select = Select()
-    gate: dict[str, dict[str, Any]] = {}
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0  # of starts, orders and augmentation
+    threads: Annotated[int, pydantic.Field(ge=1, le=MOST_THREADS)] | None = None  # of trainings; none: 2
+    control: bool = True  # whether the student is trained by labels alone, too
+    stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)  # the student's line: `use`, `name` and settings
+    model: dict[str, ModelTable] = {}  # teachers and others that stages refer to
+    sweep: dict[str, list[Any]] = {}  # `"STAGE.KEY" = [...]`: a candidate for each value
+    mixed: dict[str, list[Annotated[float, pydantic.Field(gt=0, le=1)]]] = {}  # shares of time to give back, by stage
+    select: Select = Select()  # how a file is chosen
+    gate: dict[str, dict[str, Any]] = {}  # budgets: `any` and by target
