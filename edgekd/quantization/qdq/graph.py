@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.quantization import placement
 from edgekd.quantization.parameters import Limits, clips_itself
 
 if TYPE_CHECKING:
@@ -24,23 +25,7 @@ QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 # parameters. onnxruntime computes them on the stored integers where the parameters before and behind them are equal
 # (core/optimizer/qdq_transformer/selectors_actions/qdq_selector_action_transformer.cc); what it treats so besides
 # (DepthToSpace, GatherElements, ReduceMax, ReduceMin) gets parameters of its own here.
-MOVES = frozenset(
-    (
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "MaxPool",
-        "Reshape",
-        "Resize",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    )
-)
+MOVES = frozenset(name for name, rule in placement.ONNX.items() if rule == placement.MOVES)
 
 
 @dataclass(frozen=True)
