@@ -15,7 +15,7 @@ import pytest
 from edgekd import cli, environment, targets
 from edgekd.errors import BaselineError, EnvironmentUnfit, UsageError
 from edgekd.hosts import arm, arm_setup, emulator, packages
-from edgekd.measure import jobs
+from edgekd.measure import emulation, jobs
 from edgekd.progress import Silent
 from edgekd.run import cross_cpu
 from edgekd.verbs import _emulated, profile
@@ -238,7 +238,7 @@ def test_what_this_machine_has_more_than_is_emulated_where_it_can_be(monkeypatch
     facts = {**environment.describe(), "architecture": "x86-64", "features": ["avx2", "fma", "avx512f", "avx512_vnni"]}
     monkeypatch.setattr("edgekd.environment.describe", lambda: facts)
     asked = []
-    monkeypatch.setattr(cross_cpu, "launches", lambda wanted: ({}, []))
+    monkeypatch.setattr(emulation, "launches", lambda wanted: ({}, []))
     monkeypatch.setattr(_emulated, "emulate", lambda model, *, targets, **_: asked.append(targets))
     profile.profile(STUDENT, target="x86-64-avx2")
     assert asked == [["x86-64-avx2"]]
@@ -266,14 +266,15 @@ def test_arm_targets_are_emulated_on_x86_and_one_cpu_runs_once(monkeypatch):
 
     a55 = targets.load("cortex-a55")
     wanted = {t.name: (t, {"kernels": "dot product: no"}) for t in (A72, pi, A76, a55)}
-    found = cross_cpu.executed(wanted, order, here, answer, lambda *_: None)
+    run = emulation.Emulation(STUDENT, "onnxruntime", {}, order, wanted)
+    found = run.answers(here, answer, lambda *_: None)
     assert ran == ["cortex-a72", "cortex-a76"] and [a.target for a in found] == [
         "cortex-a72",
         "raspberry-pi-4",
         "cortex-a76",
         "cortex-a55",
     ]
-    assert "stand-in for cortex-a55" in found[3].kernels and "stand-in" not in found[1].kernels
+    assert "in place of cortex-a55" in found[3].kernels and "in place" not in found[1].kernels
     assert all(a.rows.tolist() == [2, 0] for a in found) and found[1].cpu == "cortex-a72"
     made = cross_cpu.figures(found, None, [])  # no labels: the share of numbers
     (share,) = made["raspberry-pi-4"]

@@ -7,6 +7,7 @@ import tiny
 
 import edgekd
 from edgekd import results, targets
+from edgekd.measure import emulation
 from edgekd.run import cross_cpu
 
 
@@ -21,7 +22,7 @@ def ran(tmp_path, monkeypatch):
     (tmp_path / "r.toml").write_text(text)
     seen = {}
 
-    def answered(o, target, launch, inputs, digest, store):
+    def answered(o, run, target, launch, digest, store):
         order = np.random.default_rng(0).permutation(len(o.outputs["test"]))[:100]
         seen[target.name] = np.eye(3, dtype=np.float32)[(tiny.y[240:][order] + 1) % 3]
         return seen[target.name]
@@ -30,7 +31,7 @@ def ran(tmp_path, monkeypatch):
         cross_cpu, "launches", lambda wanted: ({t.name: (t, {}) for t in wanted if t.name == "cortex-a72"}, [])
     )
     monkeypatch.setattr(cross_cpu, "_kept", answered)
-    monkeypatch.setattr(cross_cpu, "counted", lambda *_: {})
+    monkeypatch.setattr(emulation.Emulation, "instructions", lambda *_: {})
     return edgekd.compress("r.toml", out="run"), tmp_path / "run", seen
 
 

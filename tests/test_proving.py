@@ -13,7 +13,7 @@ from edgekd import intervals, targets
 from edgekd.decisions import budget
 from edgekd.errors import EnvironmentUnfit
 from edgekd.hosts import emulator
-from edgekd.measure import jobs
+from edgekd.measure import instructions, jobs
 from edgekd.metrics import top1
 from edgekd.progress import Silent
 from edgekd.records import Candidate, Deployment, Measurement
@@ -86,9 +86,7 @@ def test_counts_of_another_counter_are_not_taken_for_this_ones(tmp_path, monkeyp
     )
     one = Measurement("instructions", "", 5, 5, 5, 8, None, None, "emulated")
     monkeypatch.setattr(cross_cpu, "launches", lambda wanted: ({t.name: (t, {}) for t in wanted}, []))
-    monkeypatch.setattr(
-        cross_cpu.counts, "count", lambda *_, **__: made.append(1) or SimpleNamespace(measurements=(one,))
-    )
+    monkeypatch.setattr(instructions, "count", lambda *_, **__: made.append(1) or SimpleNamespace(measurements=(one,)))
     for _ in range(2):
         cross_cpu.instructions(o, [pi], resolved, store, tmp_path, Silent())
     assert len(made) == 1

@@ -17,7 +17,7 @@ from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError, 
 from edgekd.files import sha256, write_found
 from edgekd.hosts import local
 from edgekd.inputs import length
-from edgekd.measure import instructions, jobs, opening, samples
+from edgekd.measure import cpu_agreement, emulation, jobs, opening, samples
 from edgekd.measure.machine import noted, user_error
 from edgekd.metrics import suiting
 from edgekd.predicting import of_file
@@ -25,7 +25,6 @@ from edgekd.probes import Subject, measure
 from edgekd.progress import reporter
 from edgekd.records import Measurement, Target
 from edgekd.report.figures import table
-from edgekd.run import cross_cpu
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ def emulate(
     quiet: bool = True,
 ) -> Emulated:
     """Runs an exported file under the instruction set of each target (default: all that can be emulated here), on as
-    many samples as take cross_cpu.SECONDS each, and holds the answers against this machine's. Raises as `profile` does,
+    many samples as take emulation.SECONDS each, and holds the answers against this machine's. Raises as `profile` does,
     EnvironmentUnfit without an emulator."""
     facts, path = environment.describe(), Path(model)
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
     wanted = [opening.taking(t, path) or t for t in wanted]
     one = _alike(wanted)
-    ready, problems = cross_cpu.launches(wanted)
+    ready, problems = emulation.launches(wanted)
     if problems and (targets or not ready):
         raise EnvironmentUnfit(*problems)
     opening.check([path], one)
@@ -78,8 +77,7 @@ def emulate(
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
             inputs = opening.random(path, one, Path(folder), local.host())
     count = length(inputs)
-    order = np.random.default_rng(0).permutation(count)
-    mixed = {name: a[order] for name, a in inputs.items()}
+    run = emulation.emulation(path, one.runtime.name, inputs, ready)
     progress = reporter(quiet)
     for problem in problems:
         progress.say(f"not run: {problem}")
@@ -94,23 +92,17 @@ def emulate(
             user_error(),
         ):
             runtime = one.runtime.name
-            jobs.tried({path.name: path}, mixed, runtime=runtime, folder=Path(folder) / "tried")
-            here = _joined(jobs.score(path, mixed, runtime=runtime, folder=Path(folder) / "here"), path, labels)
-
-            def answer(t: Target, launch: Mapping[str, Any]) -> np.ndarray:
-                place = Path(folder) / t.name
-                given = {"runtime": runtime, "folder": place, "launch": launch, "cap_s": cross_cpu.SECONDS}
-                return _joined(jobs.score(path, mixed, **given), path, labels)
-
-            found = cross_cpu.executed(ready, order, here, answer, advance)
-            place = lambda t: Path(folder) / f"{t.name}-count"
-            work = lambda t, launch: instructions.count(path, mixed, launch, place(t), runtime=runtime).measurements
-            counted_there = cross_cpu.counted(ready, work, progress)
+            jobs.tried({path.name: path}, run.inputs, runtime=runtime, folder=Path(folder) / "tried")
+            here = _joined(run.score(Path(folder) / "here"), path, labels)
+            answer = lambda t, launch: _joined(run.score(Path(folder) / t.name, launch), path, labels)
+            found = run.answers(here, answer, advance)
+            work = lambda t, launch: run.count(Path(folder) / f"{t.name}-count", launch)
+            counted_there = run.instructions(work, progress)
     finally:
         progress.close()
     metrics = [] if labels is None else [suiting(labels)]
     try:
-        made = cross_cpu.figures(found, labels, metrics)
+        made = cpu_agreement.figures(found, labels, metrics)
     except ValueError as error:
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")

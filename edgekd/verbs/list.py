@@ -82,9 +82,9 @@ def target(name: str) -> str:
 
 def _lacking(t: Target) -> list[str]:
     """Hints on what has to be done before this machine can emulate a target."""
-    from edgekd.run import cross_cpu
+    from edgekd.measure import emulation
 
-    return [p.hint for p in cross_cpu.launches([t])[1]]
+    return [p.hint for p in emulation.launches([t])[1]]
 
 
 def _latency(t: Target, figures: str) -> list[str]:

@@ -124,18 +124,17 @@ def profile(
     import tempfile
 
     from edgekd.files import sha256, write_found, write_json
-    from edgekd.measure import jobs, opening, operators, samples
+    from edgekd.measure import emulation, jobs, opening, operators, samples
     from edgekd.measure import trace as tracing
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
     from edgekd.probes import Subject, measure
     from edgekd.progress import reporter
-    from edgekd.run import cross_cpu
     from edgekd.verbs._emulated import emulate, untimed
 
     path = Path(model)
     wanted = opening.taking(named(target), path)
     if on is None and wanted and _elsewhere(wanted):
-        problems = cross_cpu.launches([wanted])[1]
+        problems = emulation.launches([wanted])[1]
         if trace is not None:
             raise UsageError(
                 Problem("--trace", f"is a record of times, and {wanted.name} is not timed here", "leave it out")
