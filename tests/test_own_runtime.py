@@ -2,11 +2,13 @@
 gate with nothing else changed. Every figure is of the runtime that its target names."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from board import board
 
 from edgekd import environment, results, runtimes, targets
 from edgekd.delivery import bundle
@@ -14,8 +16,13 @@ from edgekd.errors import EnvironmentUnfit, UsageError
 from edgekd.hosts import arm, emulator
 from edgekd.measure import jobs
 from edgekd.records import Deployment, Runtime, Target
-from edgekd.run import execute, plan, recipe, resolve
+from edgekd.run import plan, resolve
 from edgekd.runtimes.onnxruntime import load
+from edgekd.verbs._emulated import emulate
+from edgekd.verbs.compare import compare
+from edgekd.verbs.compress import compress
+from edgekd.verbs.gate import gate
+from edgekd.verbs.profile import profile
 
 ORT = '[[runtime]]\nname = "onnxruntime"\n'
 REFERENCE = '[[runtime]]\nname = "own.reference"\n'
@@ -48,12 +55,12 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         tiny.settle(folder, patched)
         (folder / "r.toml").write_text(RECIPE)
-        outcome = execute.compress(folder / "r.toml", targets=[written(folder, ORT + LAYERS)], out="run")
+        outcome = compress(folder / "r.toml", targets=[written(folder, ORT + LAYERS)], out="run")
     return folder / "run", outcome.result
 
 
 def planned(*names):
-    resolved = resolve.resolve(recipe.read(None, targets=names))
+    resolved = resolve.resolved(None, targets=names)
     return resolved, plan.make(resolved)
 
 
@@ -79,8 +86,8 @@ def test_one_step_exports_each_format_that_targets_want(tmp_path):
         ("own.interpreter", ("several",)),
         ("own.reference", ("one",)),
     }
-    exports = [s.settings for s in made.steps.values() if s.stage == "export" and s.source == points[0].step]
-    assert sorted((s["format"], s["runtime"]) for s in exports) == [
+    exports = [s.part for s in made.steps.values() if s.stage == "export" and s.source == points[0].step]
+    assert sorted((part.format, part.runtime) for part in exports) == [
         ("onnx", "onnxruntime"),  # the format's reference runtime: one file, held to the model once
         ("own.layers", "own.interpreter"),
     ]
@@ -178,7 +185,7 @@ def test_no_number_of_one_runtime_passes_as_anothers(tmp_path, monkeypatch):
     (tmp_path / "constant.py").write_text(CONSTANT)
     (tmp_path / "r.toml").write_text(RECIPE)
     names = [written(tmp_path, '[runtime]\nname = "constant"\n', "always"), written(tmp_path, ORT, "plain")]
-    result = execute.compress(tmp_path / "r.toml", targets=names, out="run").result
+    result = compress(tmp_path / "r.toml", targets=names, out="run").result
     share = 100 * float((tiny.y[240:] == 2).mean())
     for c in result.candidates:
         figures = {(m.target, m.split): m.value for m in c.measurements if m.name == "top1"}
@@ -268,7 +275,7 @@ def test_a_runtime_that_is_not_installed_is_told_before_anything_is_trained(tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.toml").write_text(RECIPE)
     with pytest.raises(EnvironmentUnfit) as error:
-        execute.compress(tmp_path / "r.toml", targets=[absent], out="run")
+        compress(tmp_path / "r.toml", targets=[absent], out="run")
     (problem,) = error.value.problems
     assert problem.place == "runtime absent" and "has no no-such and no also-not on this machine" in problem.message
     assert problem.hint.endswith("-m pip install no-such also-not") and not (tmp_path / "run").exists()
@@ -302,7 +309,7 @@ def test_an_emulated_core_has_what_its_set_up_has(tmp_path, monkeypatch):
 def test_the_file_of_ones_own_format_is_delivered(tmp_path, monkeypatch):
     tiny.settle(tmp_path, monkeypatch)
     (tmp_path / "r.toml").write_text(RECIPE)
-    result = execute.compress(tmp_path / "r.toml", targets=[written(tmp_path, LAYERS)], out="run").result
+    result = compress(tmp_path / "r.toml", targets=[written(tmp_path, LAYERS)], out="run").result
     found = result.targets["mine"]
     chosen = next(c for c in result.candidates if c.id == found.chosen)
     assert chosen.file == f"models/{chosen.id}.layers" and (chosen.form, chosen.runtime) == WAYS["interpreter"]
@@ -312,3 +319,112 @@ def test_the_file_of_ones_own_format_is_delivered(tmp_path, monkeypatch):
     again = environment.opened("own.interpreter", tmp_path / "run" / chosen.file)({"input": golden["inputs.input"]})
     assert np.array_equal(again["output"], golden["outputs.output"])
     assert {m.name for m in chosen.measurements if m.origin == "counted"} == {"file_bytes"}
+
+
+# ---------------------------------------------------------------- what the other verbs make of it
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """{suffix: file} of one network in both formats, before any training."""
+    import torch
+    from own import layers
+
+    from edgekd.formats import onnx
+    from edgekd.quantization.torch_graph.capture import capture
+
+    folder = tmp_path_factory.mktemp("network")
+    graph, x = capture(tiny.Net(24).eval(), torch.from_numpy(tiny.x[:2])), torch.from_numpy(tiny.x[:2])
+    given = {"metadata": {}, "inputs": ("input",), "outputs": ("output",)}
+    onnx.export(graph, None, x, folder / "m.onnx", **given)
+    layers.export(graph, None, x, folder / "m.layers", **given)
+    np.savez(folder / "d.npz", inputs=tiny.x[:40], labels=tiny.y[:40])
+    return folder
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    monkeypatch.setattr(jobs, "EFFORTS", dict(jobs.EFFORTS))
+    tiny.hurry()
+
+
+@pytest.mark.parametrize(
+    "file, text, ran", [("m.onnx", REFERENCE, "own.reference 1."), ("m.layers", LAYERS, "own.interpreter 0.9")]
+)
+def test_profile_measures_in_the_runtime_of_the_target(tmp_path, network, quickly, file, text, ran):
+    found = profile(network / file, target=written(tmp_path, text), data=network / "d.npz", preset="quick")
+    measured = [m for m in found.measurements if m.origin == "measured"]
+    assert {"top1", "latency_p50_ms", "peak_rss_bytes"} <= {m.name for m in measured}
+    assert all(f"in {ran}" in m.note and m.target == "mine" for m in measured)
+    top1 = next(m for m in measured if m.name == "top1")
+    assert top1.value == profile(network / "m.onnx", data=network / "d.npz", preset="quick").measurements[0].value
+    assert found.operators is None and ran.split()[0] in str(found)
+
+
+def test_profile_draws_inputs_from_what_the_runtime_says(tmp_path, network, quickly):
+    found = profile(network / "m.layers", target=written(tmp_path, LAYERS), preset="quick")
+    assert "16 random samples" in found.note and found.measurements
+    told = jobs.signature(network / "m.layers", runtime="own.interpreter", folder=tmp_path / "s")
+    assert told == {"input": ("float32", (None, 1, 10, 10))}
+
+
+def test_of_several_runtimes_the_one_that_takes_the_file_opens_it(tmp_path, network, quickly):
+    target = written(tmp_path, ORT + REFERENCE + LAYERS)
+    for file, ran in (("m.onnx", None), ("m.layers", "own.interpreter")):
+        found = profile(network / file, target=target, preset="quick")
+        latency = next(m for m in found.measurements if m.name == "latency_p50_ms")
+        assert ("in own." in latency.note) == (ran is not None) and (ran or "") in latency.note
+
+
+def test_a_file_of_another_format_is_told(tmp_path, network):
+    with pytest.raises(UsageError, match="is not an ONNX file"):
+        profile(network / "m.layers", preset="quick")
+    with pytest.raises(UsageError, match="m.onnx: does not run in own.interpreter"):
+        profile(network / "m.onnx", target=written(tmp_path, LAYERS), data=network / "d.npz", preset="quick")
+    with pytest.raises(UsageError, match="nothing.layers: can't be read"):
+        profile(tmp_path / "nothing.layers", target=written(tmp_path, LAYERS), preset="quick")
+
+
+def test_compare_times_in_the_runtime_of_the_target(tmp_path, network, quickly):
+    found = compare(network / "m.layers", network / "m.layers", target=written(tmp_path, LAYERS), preset="quick")
+    assert all("in own.interpreter 0.9" in m.note for m in found.comparison.a)
+
+
+def test_gate_and_report_take_a_run_with_several_runtimes(run):
+    folder, result = run
+    assert gate(folder).exit_code == 0
+    assert "quantize.interpreter" in (folder / "report.md").read_text()
+    manifest = bundle.read(folder / "bundles" / "mine")
+    assert (manifest.form, manifest.runtime) == WAYS[result.targets["mine"].chosen.rpartition(".")[2]]
+
+
+def test_a_board_runs_it_from_the_file_that_is_brought(tmp_path, network, quickly, monkeypatch):
+    with board(tmp_path / "b") as there:
+        monkeypatch.setenv("EDGEKD_SSH_CONFIG", str(there.config))
+        target = written(tmp_path, LAYERS)
+        found = profile(network / "m.layers", target=target, data=network / "d.npz", preset="quick", on=there.address)
+        assert all("in own.interpreter 0.9" in m.note for m in found.measurements if m.origin == "measured")
+        drawn = profile(network / "m.layers", target=target, preset="quick", on=there.address)
+        assert "16 random samples" in drawn.note and there.left() == []
+
+
+def test_a_board_without_what_a_runtime_needs_is_told(tmp_path, network, absent, monkeypatch):
+    with board(tmp_path / "b") as there:
+        monkeypatch.setenv("EDGEKD_SSH_CONFIG", str(there.config))
+        with pytest.raises(EnvironmentUnfit) as error:
+            profile(network / "m.onnx", target=absent, preset="quick", on=there.address)
+        (problem,) = error.value.problems
+        assert "there has no no-such and no also-not" in problem.message
+        assert "-m pip install no-such also-not" in problem.hint and there.left() == []
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 on the PATH")
+def test_an_emulated_target_answers_in_its_runtime(tmp_path, network):
+    text = 'title = "old"\narchitecture = "x86-64"\nemulated_as = "Nehalem"\n' + LAYERS
+    (tmp_path / "old.toml").write_text(text)
+    found = emulate(network / "m.layers", targets=[str(tmp_path / "old.toml")], data=network / "d.npz")
+    emulated = {m.name: m for m in found.measurements if m.origin == "emulated" and m.target == "old"}
+    assert {"top1", "host_agreement"} <= emulated.keys()
+    assert all("in own.interpreter" in m.note for m in emulated.values())
+    with pytest.raises(UsageError, match="are of several runtimes: onnxruntime, own.interpreter"):
+        emulate(network / "m.layers", targets=[str(tmp_path / "old.toml"), "x86-64-sse42"])

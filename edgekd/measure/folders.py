@@ -77,7 +77,7 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
     models, sources = _models(job), _sources(job.runtime)
     inputs = {name: f"inputs/{i}.npy" for i, name in enumerate(arrays)}
     files = {**{file: path for path, file in models.items()}, **sources}
-    written = {
+    written: dict[str, Any] = {
         "schema": "edgekd.job/1",
         "runtime": next(name for name in sources if name.startswith("runtimes/")),
         "threads": job.threads,
