@@ -65,7 +65,8 @@ latency_p50_ms = { is = "max 35 ms", accept = ["measured", "predicted"], level =
 """
 VARIABLES = {
     "EDGEKD_STORE": "Folder of finished work. Default: `edgekd` in the user's cache folder.",
-    "EDGEKD_STORE_LIMIT": "Most bytes that the store keeps, for example `20 GB`. Oldest work goes first.",
+    "EDGEKD_STORE_LIMIT": "Most bytes that the store keeps, for example `20 GB`. Checkpoints and cached outputs of "
+    "teachers go first, then what was not used for longest; what a run needs stays.",
     "EDGEKD_CACHE": "Folder of what `edgekd doctor --setup` makes. Default: the user's cache folder.",
     "EDGEKD_CALIBRATIONS": "Folder of timed boards (`edgekd targets calibrate`). Default: the user's data folder.",
     "EDGEKD_SSH_CONFIG": "The ssh configuration for `--on ssh://...`. Default: ssh's own.",

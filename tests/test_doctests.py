@@ -1,8 +1,8 @@
-"""The examples in the docstrings of losses, ensembles, criteria and ranges: every part has one, and it does what it
-shows."""
+"""The examples in docstrings do what they show; every loss, ensemble, criterion and range has one."""
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +21,14 @@ def test_the_example_shows_what_comes_out(kind, name):
     report = []
     doctest.DocTestRunner(verbose=False).run(example, out=report.append)
     assert not report, "".join(report)
+
+
+ROOT = Path(__file__).resolve().parent.parent / "edgekd"
+OTHERS = sorted(p for p in ROOT.rglob("*.py") if ">>> " in p.read_text("utf-8") and p.parent.name not in KINDS)
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_examples_elsewhere_too(path):
+    name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted and not found.failed
