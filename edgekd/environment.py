@@ -85,10 +85,6 @@ def opened(runtime: str, path: Path, threads: int = 1) -> Callable[[Mapping[str,
         raise EnvironmentUnfit(*missing)
     try:
         infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] = runtimes.loaded(runtime).load(str(path), threads)
-<<<<<<< ours
-        return infer
-=======
->>>>>>> theirs
     except ImportError as error:
         hint = "its file declares what it needs as NEEDS"
         raise EnvironmentUnfit(Problem(f"runtime {runtime}", f"can't be loaded here: {error}", hint)) from None

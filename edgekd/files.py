@@ -188,13 +188,13 @@ def toml(text: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path | str, hint: str = "") -> dict[str, Any]:
-    """A TOML file from anywhere. Raises UsageError where it can't be read, or is not TOML."""
+    """A TOML file from anywhere. Raises UsageError where it can't be read, or is not valid TOML."""
     with reading(path, hint):
         data = content(path)
     try:
         return toml(data.decode("utf-8"))
     except ValueError as error:
-        raise UsageError(Problem(str(path), f"is not TOML: {error}")) from None
+        raise UsageError(Problem(str(path), f"is not valid TOML: {error}")) from None
 
 
 def size(text: str, place: str = "") -> int:

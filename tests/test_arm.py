@@ -274,7 +274,7 @@ def test_arm_targets_are_emulated_on_x86_and_one_cpu_runs_once(monkeypatch):
         "cortex-a76",
         "cortex-a55",
     ]
-    assert "in place of cortex-a55" in found[3].kernels and "in place" not in found[1].kernels
+    assert "same kernels as cortex-a55" in found[3].kernels and "same kernels" not in found[1].kernels
     assert all(a.rows.tolist() == [2, 0] for a in found) and found[1].cpu == "cortex-a72"
     made = cross_cpu.figures(found, None, [])  # no labels: the share of numbers
     (share,) = made["raspberry-pi-4"]

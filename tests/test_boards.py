@@ -87,7 +87,7 @@ def test_what_cannot_be_is_told_before_any_training(place, monkeypatch):
     monkeypatch.setattr(steps, "run_steps", lambda *_: pytest.fail("trained"))
     with pytest.raises(UsageError) as told:
         edgekd.compress("r.toml", on={"pi": "ssh://board", "host": "ssh://-oProxyCommand=x"})
-    assert "`pi` is no target of the recipe" in str(told.value) and len(told.value.problems) == 2
+    assert "`pi` is not a target of the recipe" in str(told.value) and len(told.value.problems) == 2
     with pytest.raises(EnvironmentUnfit):
         edgekd.compress("r.toml", on={"host": "ssh://127.0.0.1:1"})
     assert command(["compress", "r.toml", "--on", "host"]) == 2

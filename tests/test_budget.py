@@ -184,7 +184,7 @@ def test_files_hold_tables_or_a_gate(tmp_path):
         assert place.startswith(str(file))
     for text, told in (
         ("[any]\n", "no budget"),
-        ("any = [", "is not TOML"),
+        ("any = [", "is not valid TOML"),
         ('[gate.any]\ntop1="min 8 %"\n[any]\nmacs="max 8"', "also [any]"),
     ):
         file.write_text(text)

@@ -180,7 +180,7 @@ def test_a_folder_in_use_is_told(made, place, capsys):
     with open(made.folder / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         assert command(["compress", "recipe.toml", "--out", "run"]) == 2
-    assert "another run is at work" in capsys.readouterr().err
+    assert "another run is using this folder" in capsys.readouterr().err
 
 
 def test_a_corrupted_file_in_the_store_is_made_again(made, place, capsys):

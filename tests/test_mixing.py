@@ -125,9 +125,9 @@ def test_what_the_table_says_wrongly_is_told(place):
         resolve.resolved(place / "wrong.toml")
     told = str(error.value)
     assert (
-        "mixed.prune: `prune` makes no int8" in told
+        "mixed.prune: `prune` does not quantize to int8" in told
         and "did you mean `quantize`?" in told
-        and "names its float_layers itself" in told
+        and "has float_layers of its own" in told
     )
     (place / "wrong.toml").write_text(tiny.RECIPE + "\n[mixed]\nquantize = [1.5]\n")
     with pytest.raises(UsageError, match="mixed.quantize"):

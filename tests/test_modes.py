@@ -620,7 +620,7 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
         ({"losses": [{"use": "kl", "teacher": "other"}], "teacher": "teacher"}, ("none of the stage's teachers",)),
         ({"combine": {"use": "meen"}, "teacher": ["teacher", "other"]}, ("did you mean `mean`",)),
         ({"combine": {"use": "mean"}}, ("only one teacher",)),
-        ({"teacher": ["teacher", "teacher"]}, ("names one twice",)),
+        ({"teacher": ["teacher", "teacher"]}, ("names a teacher twice",)),
         ({"losses": [{"use": "kl", "schedule": {"temperature": [[0, -1]]}}]}, ("greater than 0",)),
         ({"losses": [{"use": "kl", "schedule": {"temprature": [[0, 1]]}}]}, ("nothing that can change",)),
         ({"losses": [{"use": "kl", "schedule": {"weight": [[0.5, 1], [0.2, 1]]}}]}, ("in order",)),
@@ -630,7 +630,7 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
         ({"losses": [{"use": "kl"}], "teacher": "oracle"}, ("black box",)),
         (
             {"losses": [{"use": "hint", "on": ["0"]}], "teacher": ["teacher", "other"]},
-            ("looks inside a teacher", "name one"),
+            ("taps layers of a teacher", "name one"),
         ),
         ({"combine": {"use": "routed"}, "teacher": ["teacher", "other"]}, ("give either",)),
         (
@@ -641,7 +641,7 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
             {"combine": {"use": "routed", "classes": {"teacher": [0, 1]}}, "teacher": ["teacher", "other"]},
             ("no teacher for the classes 2",),
         ),
-        ({"losses": [{**CE, "schedule": {"by": "agreement", "weight": [[0, 1]]}}]}, ("has none that is given",)),
+        ({"losses": [{**CE, "schedule": {"by": "agreement", "weight": [[0, 1]]}}]}, ("names no teacher",)),
         (
             {"losses": [{"use": "kl", "schedule": {"by": "agrement", "weight": [[0, 1]]}}]},
             ("one of training, agreement",),

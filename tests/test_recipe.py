@@ -61,7 +61,7 @@ def test_all_problems_at_once(tmp_path):
         ("losses[1]: temperature", "greater than 0, not -1.0"),
         ("losses[2]: `use` is missing", "hint: one of"),
         ("losses[3]: weight", "at least 0, not -2"),
-        ("model.teacher: has both", "train it, distil it, or bring it"),
+        ("model.teacher: has both", "give one of `train`, `distill` and `weights`"),
         ("model.teacher: weights", "there is no file `x`"),
         ("nothing is named `teecher`", "did you mean `teacher`?"),
         ("sweep.distill.epoch", "did you mean `epochs`?"),
@@ -78,14 +78,14 @@ def test_all_problems_at_once(tmp_path):
         ({"stage": []}, "stage"),
         ({"stage": [{"use": "distill"}, {"use": "distill"}]}, "the name `distill` is taken"),
         ({"stage": [{"use": "distill", "name": "a/b"}]}, "letters, digits"),
-        ({"stage": [{"use": "prune"}]}, "needs a student that was trained"),
+        ({"stage": [{"use": "prune"}]}, "needs a trained student"),
         ({"stage": [{"use": "quantize"}, {"use": "distill"}]}, "must be the last"),
         ({"stage": [{"use": "distill", "losses": []}]}, "is empty"),
         ({"stage": [{"use": "distill", "augment_seed": 3}]}, "is filled in by edgekd"),
         ({"stage": [{"use": "distill", "epochs": True}]}, "epochs"),
         ({"stage": [{"use": "nowhere.to:find"}]}, "there is no module `nowhere.to`"),
         ({"stage": [{"use": "distill", "losses": [{"use": "math:cosine"}]}]}, "`math` has no `cosine`"),
-        ({"sweep": {"seed": [1, "two"]}}, "'two' is no whole number"),
+        ({"sweep": {"seed": [1, "two"]}}, "'two' is not an integer"),
         ({"sweep": {"distill.epochs": []}}, "is empty"),
         ({"sweep": {"seed": list(range(101)), "distill.epochs": list(range(1, 101))}}, "comes to 10100 combinations"),
         ({"sweep": {"distill.epochs": [3, 3]}}, "names a value twice"),
@@ -139,7 +139,7 @@ def test_the_teacher_is_named_where_a_term_needs_one():
 def test_files_that_are_no_recipes(tmp_path):
     (tmp_path / "broken.toml").write_text("task = ")
     (tmp_path / "latin.toml").write_bytes(b'task = "\xff"')
-    assert "is not TOML" in told(tmp_path / "broken.toml")[0]
+    assert "is not valid TOML" in told(tmp_path / "broken.toml")[0]
     assert "can't be read" in told(tmp_path / "latin.toml")[0]
     assert "did you mean" in told(tmp_path / "brocken.toml")[0]
 
@@ -318,7 +318,7 @@ def test_a_swept_mode_gets_the_teacher_that_it_needs():
 @pytest.mark.parametrize(
     "sets, text",
     [
-        (["task.x=1"], "is no table"),
+        (["task.x=1"], "is not a table"),
         (["sweep=3"], "sweep"),
         (["distill.lr=inf"], "lr"),
         (["seed=99999999999999999999"], "seed"),
@@ -337,7 +337,7 @@ def test_a_metric_named_like_a_figure_of_edgekd_is_refused(name):
     task = dataclasses.replace(digits.task, metrics=(dataclasses.replace(digits.task.metrics[0], name=name),))
     problems = [str(p) for p in resolve.metric_problems(task)]
     assert problems == [
-        f"task digits: metrics: {name!r} is a figure that edgekd takes by itself\n  hint: another name, such as "
+        f"task digits: metrics: {name!r} is the name of a measurement of edgekd\n  hint: another name, such as "
         f"my_{name}"
     ]
 

@@ -264,7 +264,11 @@ def test_every_problem_of_a_file_is_reported_at_once(tmp_path):
     assert found["architecture"].hint == "did you mean `x86-64`?"
 
 
-WRONG = [(GOOD + 'name = "x"', "there is no fact `name`"), ("title = ", "is not TOML"), ("int8 = 3\n" + GOOD, "int8")]
+WRONG = [
+    (GOOD + 'name = "x"', "there is no fact `name`"),
+    ("title = ", "is not valid TOML"),
+    ("int8 = 3\n" + GOOD, "int8"),
+]
 WRONG += [('threads = "2"\n' + GOOD, "threads"), (GOOD + 'features = ["dotprod"]', "x86-64 has no `dotprod`")]
 WRONG += [
     (GOOD + 'core = "Cortex A72"', "is no name of a core"),
@@ -276,8 +280,11 @@ WRONG += [
 ]
 WRONG += [(GOOD.replace("x86-64", "armv7e-m"), "onnxruntime does not run on armv7e-m")]
 WRONG += [('emulated_as = "max"\n' + GOOD + '[runtime]\nname = "none"', "there is no runtime to emulate")]
-WRONG += [(GOOD + "caches = " + "[" * n + "]" * n, "is not TOML: nested too deep") for n in (100, 20_000)]
-WRONG += [(GOOD + "a" + ".a" * 5000 + " = 1", "nested too deep"), (GOOD + "ram_bytes = " + "9" * 5000, "is not TOML")]
+WRONG += [(GOOD + "caches = " + "[" * n + "]" * n, "is not valid TOML: nested too deep") for n in (100, 20_000)]
+WRONG += [
+    (GOOD + "a" + ".a" * 5000 + " = 1", "nested too deep"),
+    (GOOD + "ram_bytes = " + "9" * 5000, "is not valid TOML"),
+]
 WRONG += [
     (GOOD + '[sources]\n"../x" = "a book"', "there is no fact `../x`"),
     (GOOD + 'emulated_as = "\\u001b[2J"', "control characters"),

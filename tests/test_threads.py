@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_its_own_threads(begun, monkeypatch, capfd):
 def test_other_threads_are_another_recipe(begun, capsys):
     assert command(["compress", "recipe.toml", "--out", "run", "--threads", "2"]) == 2
     err = capsys.readouterr().err
-    assert "holds the run of another recipe" in err and "--threads 4 goes on with it" in err
+    assert "holds the run of another recipe" in err and "--threads 4 resumes it" in err
 
 
 def test_what_a_task_and_a_stage_compute_does_not_follow_the_machine(monkeypatch):

@@ -103,8 +103,8 @@ def test_losses(losses, capsys):
         ("Silent", "does not say which splits it reads"),
         ("Elsewhere", "does not say which splits it reads"),
         ("Broken", "does not say which splits it reads: KeyError"),
-        ("function", "is no stage"),
-        ("dataclasses", "is no stage"),
+        ("function", "is not a stage"),
+        ("dataclasses", "is not a stage"),
     ],
 )
 def test_stages_of_ones_own(name, message, capsys):

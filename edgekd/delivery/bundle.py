@@ -289,7 +289,7 @@ def budget_of(run: Path, target: str) -> dict[str, Any]:
     try:
         table = toml(path.read_text(encoding="utf-8")).get("gate", {}) if path.is_file() else {}
     except ValueError as error:
-        raise UsageError(Problem(str(path), f"is no TOML: {error}")) from None
+        raise UsageError(Problem(str(path), f"is not valid TOML: {error}")) from None
     return {name: dict(lines) for name, lines in table.items() if name in ("any", target)}
 
 

@@ -136,4 +136,4 @@ def emulation(path: Path, runtime: str, inputs: Mapping[str, np.ndarray], ready:
 def _kernels(target: Target, launch: Mapping[str, Any]) -> str:
     """Which kernels the emulated CPU has, where that is not the target's own."""
     other = target.core is not None and target.core != target.emulated_as and target.architecture == "aarch64"
-    return "; ".join(filter(None, (f"in place of {target.core}" if other else "", launch.get("kernels", ""))))
+    return "; ".join(filter(None, (f"same kernels as {target.core}" if other else "", launch.get("kernels", ""))))

@@ -1,4 +1,5 @@
-"""What a run's candidates answered, as records of the task's metrics: on this machine, on boards and as other CPUs."""
+"""The records of the task's metrics (one number per sample) of a run's candidates: on this machine, on boards, and
+emulated as other CPUs."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ SPLITS = ("validation", "test")
 
 @dataclass(frozen=True)
 class Answered:
-    """`here` {split: {candidate: records}}, of all samples on this machine; `boards` {split: {(candidate, target):
-    answers of its board}}; `proven` {candidate: what emulation showed on the test split}; `teacher`: the candidate that
-    is the teacher, "" where none is."""
+    """`here` {split: {candidate: records}} of all samples on this machine; `boards` {split: {(candidate, target):
+    outputs on its board}}; `proven` {candidate: results of emulation on the test split}; `teacher`: the id of the
+    teacher, "" if there is none."""
 
     resolved: Resolved
     here: Mapping[str, Mapping[str, Records]]
@@ -29,8 +30,8 @@ class Answered:
     proven: Mapping[str, Proven] = field(default_factory=dict)
 
     def of(self, candidate: str, target: str, split: str) -> tuple[Records, Records | None]:
-        """(records of a candidate for a target, the teacher's for the same samples or None): those of the target's own
-        kernels, where they were executed."""
+        """(records of a candidate for a target, the teacher's for the same samples or None): with the target's own
+        kernels, where these were run."""
         elsewhere = self.elsewhere(candidate, split).get(target)
         theirs = self.here[split].get(self.teacher)
         if elsewhere is None:
@@ -38,18 +39,18 @@ class Answered:
         return self.records(elsewhere, split), None if theirs is None else at(theirs, elsewhere.rows)
 
     def elsewhere(self, candidate: str, split: str) -> dict[str, Answers]:
-        """{target: what a candidate answered on the target's board, or as its CPU}."""
+        """{target: a candidate's outputs on the target's board, or emulated as its CPU}."""
         emulated = self.proven[candidate].answers if split == "test" and candidate in self.proven else {}
         return dict(emulated) | {t: a for (id, t), a in self.boards[split].items() if id == candidate}
 
     def records(self, answers: Answers, split: str) -> Records:
-        """Records of what a file answered elsewhere, to the samples that it saw there."""
+        """The records of outputs from elsewhere, for the samples that ran there."""
         labels = self.resolved.data(split).labels
         return _records(self.resolved, answers.there, None if labels is None else labels[answers.rows])
 
 
 def answered(resolved: Resolved, observed: Sequence[Observed], teacher: str) -> Answered:
-    """Of all observed candidates, before anything is emulated."""
+    """The records of all observed candidates, before emulation."""
     here = {
         split: {o.point.id: _records(resolved, o.outputs[split], resolved.data(split).labels) for o in observed}
         for split in SPLITS

@@ -16,14 +16,14 @@ from edgekd.targets import HOST
 
 
 def check(on: Mapping[str, str], resolved: Resolved) -> None:
-    """Raises UsageError where `on` names what is no target of the recipe, or an address is wrong."""
+    """Raises UsageError where `on` names a target that the recipe does not have, or an address is not valid."""
     names, problems = [t.name for t in resolved.targets], []
     for target, where in on.items():
         if target not in names:
             problems.append(
                 Problem(
                     f"--on {target}={where}",
-                    f"`{target}` is no target of the recipe",
+                    f"`{target}` is not a target of the recipe",
                     f"its targets: {', '.join(names)}",
                 )
             )
@@ -38,8 +38,8 @@ def check(on: Mapping[str, str], resolved: Resolved) -> None:
 def connect(
     on: Mapping[str, str], resolved: Resolved, progress: Silent, stack: contextlib.ExitStack
 ) -> dict[str, Host]:
-    """{target: its board}, connected until the stack ends: once for all targets that are one board's cores. What stands
-    for `host` is of this machine's kind, whose facts the plan is made by."""
+    """{target: its board}, connected until the stack closes. Targets that are cores of one board share a connection.
+    The board of `host` must match this machine, since the plan uses this machine's facts."""
     named = {t.name: t for t in resolved.targets} | {
         t.name: dataclasses.replace(t, name="this machine") for t in resolved.targets if t.name == HOST
     }

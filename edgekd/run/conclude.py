@@ -1,4 +1,4 @@
-"""From observed files to a run's folder: the choice on validation, proof of the chosen files, the gate on test."""
+"""The end of a run: choose on validation, emulate the chosen files, gate on test, and write the run's folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def conclude(
     boards: Mapping[str, Host] = {},  # noqa: B006  (read only)
 ) -> Outcome:
     """Chooses, runs the chosen int8 files as the targets' other CPUs, gates, and writes the folder. `text`: the recipe
-    as resolved; `boards`: hosts of targets that were at hand."""
+    as resolved; `boards`: hosts of targets whose board is connected."""
     work = _Work(resolved, observed, boards, store, folder, progress)
     known = answered(resolved, observed, work.references.get("teacher", ""))
     candidates = [_candidate(o, plan, made) for o in observed]
@@ -78,7 +78,7 @@ def _exit_code(found: Mapping[str, TargetResult]) -> int:
 
 @dataclass(frozen=True)
 class _Work:
-    """What every step of a conclusion reads; nothing in it changes."""
+    """The inputs of every step below, read only."""
 
     resolved: Resolved
     observed: Sequence[Observed]
@@ -94,12 +94,12 @@ class _Work:
 
     @property
     def absent(self) -> list[Target]:
-        """The targets whose board is not at hand."""
+        """The targets whose board is not connected."""
         return [t for t in self.resolved.targets if t.name not in self.boards]
 
     @property
     def counts_all(self) -> bool:
-        """Whether instructions are counted of every candidate: only where they decide the choice."""
+        """Whether the instructions of every candidate are counted: only where the choice depends on them."""
         return "instructions" in self.resolved.select.minimize
 
     def of(self, id: str) -> Observed:
@@ -109,7 +109,7 @@ class _Work:
         return [c for c, o in zip(candidates, self.observed, strict=True) if target in o.point.targets]
 
     def counted(self, candidate: Candidate) -> Candidate:
-        """With the instructions of an inference, on the targets that can be emulated."""
+        """The candidate with its instructions per inference, on targets that can be emulated."""
         o = self.of(candidate.id)
         more = cross_cpu.instructions(o, self.absent, self.resolved, self.store, self.folder, self.progress)
         return _with(candidate, more)
@@ -145,7 +145,7 @@ class _Work:
     def one_file(
         self, candidates: Sequence[Candidate], found: Mapping[str, TargetResult], known: Answered
     ) -> Mapping[str, TargetResult]:
-        """One file for all targets, where that costs a target next to nothing."""
+        """One file for all targets, where no target loses more than its tolerance."""
         first = next(iter(self.resolved.task.metrics), None)
         if first is None or first.unit != "%" or first.better != "higher":
             return found
@@ -164,27 +164,27 @@ class _Work:
         return one_file(candidates, found, first.name, fits, pair)
 
     def prove(self, id: str, candidates: Sequence[Candidate]) -> cross_cpu.Proven:
-        """What emulation shows of a chosen file, on the test split."""
+        """The results of emulating a chosen file, on the test split."""
         int8 = any("int8" in c.stages for c in candidates if c.id == id)
         teacher = next((o.outputs["test"] for o in self.observed if o.point.id == self.references.get("teacher")), None)
         return cross_cpu.prove(self.of(id), self.absent, int8, teacher, self.resolved, self.store, self.progress)
 
     def added(self, chosen: Candidate, proven: cross_cpu.Proven) -> Candidate:
-        """A chosen candidate with what emulation showed and counted."""
+        """A chosen candidate with the measurements of emulation and its instruction counts."""
         told = dataclasses.replace(chosen, measurements=cross_cpu.added(chosen.measurements, proven))
         return told if self.counts_all else self.counted(told)
 
     def judged(
         self, result: TargetResult, candidates: Sequence[Candidate], target: Target, plan: Plan, known: Answered
     ) -> TargetResult:
-        """The verdict on a target's choice, from the test split, and what is to be said of it."""
+        """The verdict on a target's choice, from the test split, with notes."""
         chosen = next((c for c in candidates if c.id == result.chosen), None)
         checks = () if chosen is None else self.checks(chosen, target.name, "test", known)
         alone = [o.point.id for o in self.observed if o.point.reference == "alone"]
         reasons = (
             result.reason,
             plan.notes.get(target.name, ""),
-            "" if targets.runs(target) else "edgekd has no runtime for this device: nothing is timed",
+            "" if targets.runs(target) else "edgekd has no runtime for this device: no latency is measured",
             gains.labels_did_better(self.competing(candidates, target.name), alone),
         )
         verdict = "fail" if chosen is None else budget.overall(checks)
@@ -196,7 +196,7 @@ def _with(candidate: Candidate, more: Sequence) -> Candidate:
 
 
 def _gained(candidate: Candidate, o: Observed, records: Mapping[str, Records], resolved: Resolved) -> Candidate:
-    """A candidate with what its last stage brought, by the task's first metric."""
+    """A candidate with the gain of its last stage in the task's first metric."""
     if o.point.beside not in records or not resolved.task.metrics:
         return candidate
     metric: Metric = resolved.task.metrics[0]

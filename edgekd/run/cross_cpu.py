@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Proven:
-    """What emulation showed of a file: {target: measurements} for the targets it is for, and {target: what it answered}
-    for those alone that this machine doesn't stand for: it is another, or was answered otherwise."""
+    """Results of emulating a file: {target: measurements} for the file's targets, and {target: outputs} only for
+    targets that this machine does not match, or whose outputs differ from this machine's."""
 
     measurements: Mapping[str, tuple[Measurement, ...]] = field(default_factory=dict)
     answers: Mapping[str, Answers] = field(default_factory=dict)
@@ -43,9 +43,9 @@ class Proven:
 def prove(
     o: Observed, absent: Sequence[Target], int8: bool, teacher: Any, resolved: Resolved, store: Store, progress: Silent
 ) -> Proven:
-    """Of a file on the test split: what emulation showed for its targets, and the spread over all targets of the
-    recipe. Where there is no emulator, that is said. `absent`: the targets whose board is not at hand. A float file is
-    run only as CPUs of another make; `teacher`: the teacher's outputs, or None."""
+    """Emulates a file on the test split: the results for its targets, and the spread over all targets of the recipe. A
+    missing emulator is reported. `absent`: the targets whose board is not connected. A float file runs only as CPUs of
+    another architecture; `teacher`: the teacher's outputs, or None."""
     columns = resolved.data("test")
     here = o.outputs["test"]
     facts = environment.describe()
@@ -87,7 +87,7 @@ def _taking(wanted: Sequence[Target], o: Observed) -> list[Target]:
 
 
 def _same(a: Answers) -> bool:
-    """Whether each answer (class, or number) is this machine's."""
+    """Whether each output (class, or number) equals this machine's."""
     if a.here.ndim == 2 and a.here.shape[1] > 1:
         return bool((a.here.argmax(1) == a.there.argmax(1)).all())
     return bool((a.here == a.there).all())
@@ -127,8 +127,8 @@ def instructions(
 
 
 def added(measured: Sequence[Measurement], proven: Proven) -> tuple[Measurement, ...]:
-    """A candidate's measurements and what emulation showed. Where a target's answers are others than this machine's,
-    what was taken of them on the test split here is none of the target's, and goes."""
+    """A candidate's measurements with those of emulation. Where a target's outputs differ from this machine's, figures
+    of the test split measured here are not the target's and are removed."""
     kept = [m for m in measured if not (m.target in proven.answers and m.split == "test" and m.origin == "measured")]
     return (*kept, *(m for figures in proven.measurements.values() for m in figures))
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: models, predictions, bundles, reports, and result.json last."""
+"""Writes the files of a run's folder: models, predictions, bundles, reports and result.json."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ GOLDEN = 8  # samples in a bundle's golden vectors
 
 
 def write(run: Result, answered: Answered, observed: Sequence[Observed], folder: Path) -> Result:
-    """Models and predictions of the front, the choice and the references; bundles; reports; result.json. Returns the
-    result with the files in it."""
+    """Writes models and predictions of the front, the choice and the references; bundles; reports; result.json. Returns
+    the result with the names of the files."""
     resolved, by_id = answered.resolved, {o.point.id: o for o in observed}
     shown = {id for t in run.targets.values() for id in (*t.front, t.chosen)} | set(run.references.values())
     for name in ("models", "predictions", "bundles"):
@@ -44,7 +44,7 @@ def write(run: Result, answered: Answered, observed: Sequence[Observed], folder:
 
 
 def _kept(candidate: Candidate, o: Observed, answered: Answered, folder: Path) -> Candidate:
-    """Writes a candidate's file, and what it answered to the test split here and elsewhere."""
+    """Writes a candidate's file, and its outputs for the test split on this machine and elsewhere."""
     test, metrics = answered.resolved.data("test"), answered.resolved.task.metrics
     file = f"models/{candidate.id}{o.file.suffix}"
     write_atomic(folder / file, o.file.read_bytes())
@@ -74,7 +74,7 @@ def _bundle(run: Result, target: str, o: Observed, resolved: Resolved, folder: P
 
 
 def _means(resolved: Resolved, records: Sequence[Records]) -> dict[str, float]:
-    """{metric: c} of those that are c times the mean of their records: what a gate can hold to the records without the
+    """{metric: c} of the metrics that are c times the mean of their records: a gate can recompute these without the
     task's code."""
     found = {}
     for metric in resolved.task.metrics:
@@ -96,7 +96,7 @@ def golden(o: Observed, resolved: Resolved) -> tuple[dict[str, np.ndarray], dict
 
 
 def _noise(like: np.ndarray, seed: int) -> np.ndarray:
-    """Seeded values that tell nothing of the data but its shape and type."""
+    """Seeded random values with the shape and type of `like`."""
     rng = np.random.default_rng(seed)
     return (
         rng.normal(size=like.shape).astype(like.dtype)

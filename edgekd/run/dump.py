@@ -1,4 +1,4 @@
-"""A resolved recipe written out: reading it again gives the same keys."""
+"""Writes a resolved recipe as TOML: reading it again gives the same keys."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from edgekd.signatures import plain
 
 
 def dump(resolved: Resolved, place: Path | None = None) -> str:
-    """The recipe as TOML, with every default written out but those that targets fill in. Paths are told from `place`,
-    the folder that it is written to (None: as they were)."""
+    """The recipe as TOML with every default, except settings that targets fill in. Paths are relative to `place`, the
+    folder that it is written to (None: unchanged)."""
     import tomli_w
 
     recipe, home = resolved.recipe, resolved.recipe.folder
 
     def moved(value: Any) -> Any:
-        """A path beside the recipe as seen from `place`; anything else as it is."""
+        """A path beside the recipe, relative to `place`; any other value unchanged."""
         if place is None or not isinstance(value, str) or Path(value).is_absolute() or not (home / value).exists():
             return value
         return os.path.relpath(home / value, place.resolve())
@@ -48,13 +48,13 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
 
 
 def _stage(line: Line) -> dict[str, Any]:
-    """A `[[stage]]`; what it leaves open is each target's own."""
+    """A `[[stage]]`, without the settings that each target fills in."""
     told = {k: v for k, v in plain(line.stage).items() if k in line.said or k not in OPEN}
     return {"use": line.use, "name": line.name, **({"teacher": list(line.teacher)} if line.teacher else {}), **told}
 
 
 def _model(model: Model, moved: Callable[[Any], Any]) -> dict[str, Any]:
-    """A `[model.NAME]`; what it shows only if that is not all."""
+    """A `[model.NAME]`; `shows` only if it is not the default."""
     found: dict[str, Any] = {"seed": model.seed}
     if model.shows != "logits":
         found |= {"shows": model.shows, "top": model.top}
@@ -65,13 +65,13 @@ def _model(model: Model, moved: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def _names_modules(recipe: Any) -> bool:
-    """Whether the recipe names code of one's own, as `package.module:name`."""
+    """Whether the recipe names a user's own code, as `package.module:name`."""
     stages = [(line.use, line.stage) for line in recipe.stages]
     return any(specs_in([recipe.task, stages, list(recipe.models.values())]))
 
 
 def _toml(value: Any) -> Any:
-    """What TOML can say: no None, tuples as lists, without what the plan fills in."""
+    """A value that TOML can hold: without None and settings that the plan fills in, and with lists for tuples."""
     if isinstance(value, Mapping):
         return {k: _toml(v) for k, v in value.items() if v is not None and k not in FILLED_IN}
     return [_toml(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,5 +1,5 @@
-"""Observes the exported files of a plan: what they answer, what they cost, how long they take. What was measured once
-is kept beside the artifact in the store and not taken again, so that a choice does not flip on resume."""
+"""Measures the exported files of a plan: outputs, sizes and latency. A measurement is taken once and kept beside the
+artifact in the store, so that a choice does not change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def observe(
     progress: Silent,
     boards: Mapping[str, Host] = {},  # noqa: B006  (read only)
 ) -> list[Observed]:
-    """Every exported point with its measurements for each of its targets: taken on this machine, for the targets of
-    `boards` on theirs."""
+    """Every exported point with its measurements for each of its targets: taken on the target's board for those of
+    `boards`, else on this machine."""
     here, points = local.host(), [p for p in plan.points if p.export in made]
     with progress.task("score the files") as advance:
         found = []
@@ -134,7 +134,7 @@ def answers(
 
 
 def _machine(host: Host) -> str:
-    """The kind of machine, and which of its cores: big and little ones have kernels and times of their own."""
+    """The kind of machine and the cores used: big and little cores differ in kernels and times."""
     return environment.environment_id(host.facts) + "".join(f"-{c}" for c in host.cores)
 
 
@@ -222,7 +222,7 @@ def _inputs(resolved: Resolved) -> Mapping[str, Any]:
 def _quality(
     outputs: Mapping[str, Any], o: Observed, teacher: Observed | None, split: Split, resolved: Resolved
 ) -> tuple[Measurement, ...]:
-    """What the answers of a point to a split come to, beside those of the teacher here."""
+    """The quality of a point's outputs for a split, compared with the teacher's on this machine."""
     beside = None if teacher is None or teacher is o else teacher.outputs[split]
     labels, metrics = resolved.data(split).labels, resolved.task.metrics
     return measure(Subject(outputs=outputs[split], labels=labels, metrics=metrics, teacher=beside, split=split))
@@ -233,15 +233,15 @@ def _joined(*texts: str) -> str:
 
 
 def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, machine: str) -> list[Measurement]:
-    """Quality on validation by this machine's answers, as no target's: what a choice goes by for targets that this
-    machine is none of. What the chosen file answers there is emulated, and judged on test."""
+    """Quality on validation from this machine's outputs, for no target: the choice uses it for targets that this
+    machine does not match. The chosen file is then emulated as the target and gated on test."""
     figures = _quality(o.outputs, o, teacher, "validation", resolved)
     told = _joined("this machine's answers", o.told(""))
     return [dataclasses.replace(m, environment=machine, threads=1, note=_joined(m.note, told)) for m in figures]
 
 
 def _by_reference(o: Observed, teacher: Observed | None, target: Target, resolved: Resolved) -> list[Measurement]:
-    """Quality of a file for a target that nothing runs: what it answers in its format's reference runtime, on this
+    """Quality of a file for a target without a runtime: its outputs in the format's reference runtime, on this
     machine."""
     facts, found = environment.describe(), []
     own = {"target": target.name, "origin": "emulated", "threads": 1, "environment": environment.environment_id(facts)}

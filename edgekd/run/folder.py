@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, of one recipe; and its log."""
+"""The folder of a run, which holds one run of one recipe at a time, and its log."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ OURS = (
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One run at a time in a folder; the lock goes with the process, however it ends."""
+    """Locks a folder for one run at a time. The lock is released when the process ends, however it ends."""
     with contextlib.ExitStack() as stack:
         with writing(folder, "choose another folder with --out"):
             folder.mkdir(parents=True, exist_ok=True)
             mine = stack.enter_context(held(folder / ".lock"))
         if not mine:
-            hint = "wait for it, or choose another with --out"
-            raise UsageError(Problem(str(folder), "another run is at work in this folder", hint))
+            hint = "wait for it to end, or choose another folder with --out"
+            raise UsageError(Problem(str(folder), "another run is using this folder", hint))
         yield
 
 
 def claim(folder: Path, text: str, fresh: bool) -> None:
-    """Makes the folder this recipe's. Another recipe's run is only replaced with `fresh`, and only what a run
-    writes."""
+    """Claims the folder for this recipe. A run of another recipe is replaced only with `fresh`, and only the files that
+    a run writes."""
     path = folder / "recipe.toml"
     if fresh:
         for name in OURS:
@@ -57,7 +57,7 @@ def claim(folder: Path, text: str, fresh: bool) -> None:
             threads_of(folder),
         )
         if begun is not None and toml(text)["threads"] != begun:
-            hint = f"it was begun with {begun} thread{'s' * (begun > 1)}: --threads {begun} goes on with it; {hint}"
+            hint = f"the run began with {begun} thread{'s' * (begun > 1)}: --threads {begun} resumes it; {hint}"
         raise UsageError(Problem(str(folder), "holds the run of another recipe", hint))
     elif not path.is_file():
         foreign = [p.name for p in folder.iterdir() if p.name in OURS]
@@ -73,7 +73,7 @@ def claim(folder: Path, text: str, fresh: bool) -> None:
 
 
 def threads_of(folder: Path) -> int | None:
-    """The number of threads that the run in a folder was begun with; None where there is no run."""
+    """The number of threads that the run in a folder began with; None where there is no run."""
     try:
         found = toml((folder / "recipe.toml").read_text(encoding="utf-8")).get("threads")
     except (OSError, ValueError):
@@ -82,7 +82,7 @@ def threads_of(folder: Path) -> int | None:
 
 
 def logger(path: Path):
-    """`log(**event)`: a line of JSON, in one write."""
+    """`log(**event)`, which appends a line of JSON in one write."""
 
     def log(**event: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n"

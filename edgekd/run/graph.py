@@ -1,4 +1,4 @@
-"""What a plan is made of: steps with keys, and the candidates that they make."""
+"""The records of a plan: steps with keys, and the candidates that they make."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from edgekd.records import Deployment
 
 @dataclass(frozen=True)
 class Step:
-    """A stage, its inputs by role, and a seed. `stage` is its name; `part` the stage with its settings, ready to be
-    called."""
+    """A stage, its inputs by role, and a seed. `stage`: its name; `part`: the stage with its settings, a callable."""
 
     key: str
     stage: str
@@ -51,8 +50,8 @@ class Point:
 
 @dataclass
 class Plan:
-    """`steps` by key, in an order that can be run; `points` in the order of the table; `losses`: what each stage's
-    terms look at; `notes` {target: what is to be said of the recipe's settings there}."""
+    """`steps` by key, in an order that can be run; `points` in the order of the table; `losses` {stage: lines on its
+    loss terms}; `notes` {target: note on the recipe's settings}."""
 
     steps: dict[str, Step] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)

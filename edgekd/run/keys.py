@@ -1,4 +1,4 @@
-"""The key of a step: what decides its product."""
+"""The key of a step: a digest of all that its result depends on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from edgekd.store import fingerprint
 
 
 def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[str, Sequence[str]]) -> str:
-    """The stage `use` with its settings and the code of the parts that it names, the task's code, the data that it
-    reads, the keys of what it is made from (by role): as one key."""
+    """The key of the stage `use`: its settings, the code of the parts that it names, the task's code, the data that it
+    reads, and the keys of its inputs (by role)."""
     task = resolved.task
     objects = [type(stage), dict(task.models), *components.parts_of(stage)]
     objects += [f for f in (task.collate, task.augment, task.forward) if f is not None]

@@ -1,6 +1,6 @@
-"""Mixed precision by what it buys: beside an int8 file, files in which those layers stay in float that lose most for
-the time that int8 saves there. Each is trained or calibrated, exported and measured as any other candidate; the choice
-is the recipe's as ever."""
+"""Mixed precision: besides an int8 file, files in which some layers stay in float, those that lose most for the time
+that int8 saves there. Each is trained or calibrated, exported and measured like any other candidate, and chosen by the
+same rules."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def extend(
     folder: Path,
     progress: Silent,
 ) -> Plan:
-    """The plan with the mixed files that `[mixed]` of the recipe asks for: for every int8 point of a stage named there
-    and every share given, one that gives back at most this share of the time that int8 saves. A set of layers that
-    another share gave already, or an empty one, adds none.
+    """The plan with the mixed files of the recipe's `[mixed]`: for every int8 point of a stage named there and every
+    share, one file that gives up at most this share of the time that int8 saves. A set of layers that is empty, or
+    equal to that of another share, adds no file.
 
-    What a layer loses is the noise that goes if it stays in float; what int8 saves there is measured on this machine if
-    it is one of the point's targets, else counted in multiply-accumulates. Both are kept with the artifact: a resumed
-    run finds the same layers."""
+    A layer's loss is the noise that disappears if it stays in float. The time that int8 saves there is measured on this
+    machine if it is one of the point's targets, else multiply-accumulates are counted. Both are kept with the artifact,
+    so that a resumed run finds the same layers."""
     wanted = [
         (o, resolved.recipe.mixed[o.point.stages[-1]]) for o in observed if o.point.stages[-1] in resolved.recipe.mixed
     ]
     by_id, found = {o.point.id: o for o in observed}, plan
-    with progress.task("which layers int8 costs most") as advance:
+    with progress.task("find the layers that lose most with int8") as advance:
         for number, (o, shares) in enumerate(wanted, 1):
             parent = next((by_id[p] for p in o.point.parents if p in by_id and not by_id[p].point.reference), None)
             if o.point.deployment.format != Deployment().format:
@@ -64,7 +64,7 @@ def extend(
             noise, saved, sharing, unit = _known(o, parent, resolved, made[o.point.step], store, folder).values()
             whole, known = sum(s for s in saved.values() if s > 0), set()
             for share in sorted(shares):
-                # in one order, always
+                # always in the same order
                 layers = tuple(
                     sorted(
                         name for first in mixed_precision.choose(noise, saved, share * whole) for name in sharing[first]
@@ -76,10 +76,12 @@ def extend(
                         resolved, found, o.point, {"float_layers": layers}, f"-float{len(layers)}"
                     )
             if not known:
-                progress.say(f"{o.point.id}: no layer's noise is worth the time that int8 saves there")
+                progress.say(
+                    f"{o.point.id}: every layer stays in int8: none loses enough for the time that int8 saves there"
+                )
             elif unit != "us":
                 progress.say(
-                    f"{o.point.id}: no target's times can be taken here; layers were weighed by their "
+                    f"{o.point.id}: no target can be timed on this machine; layers were weighed by their "
                     "multiply-accumulates"
                 )
             advance(number, len(wanted), o.point.id)
@@ -89,9 +91,9 @@ def extend(
 def _known(
     o: Observed, parent: Observed, resolved: Resolved, source: Artifact, store: Store, folder: Path
 ) -> dict[str, Any]:
-    """{noise: {layer: what goes if it stays in float}, saved: {layer: what int8 saves there}, sharing: {layer: those
-    with its weight, itself first}, unit}, from the store or found out. Layers that share a weight stand there as one,
-    under the first's name."""
+    """{noise: {layer: noise that disappears if it stays in float}, saved: {layer: cost that int8 saves there}, sharing:
+    {layer: the layers with its weight, itself first}, unit}, from the store or computed. Layers that share a weight are
+    one entry, under the name of the first."""
     from edgekd.quantization.torch_graph.sites import layers
 
     facts = environment.describe()
@@ -126,9 +128,9 @@ def _known(
 def _times(
     o: Observed, parent: Observed, graph: Any, resolved: Resolved, threads: int, folder: Path
 ) -> dict[str, float]:
-    """{layer: microseconds that int8 saves}, of both files with their layers named, timed side by side. A layer in
-    float among integer ones has its input and its output converted on top: by the time that the int8 file's own
-    conversions take for a value."""
+    """{layer: microseconds that int8 saves}, from both files with their layers named, measured interleaved. A float
+    layer among integer ones also needs its input and output converted: that time is estimated from the int8 file's own
+    conversions."""
     import onnx
 
     place, columns = folder / "profile" / "mixed", resolved.data("test")
@@ -150,9 +152,9 @@ def _times(
 
 
 def with_conversions(saved: Mapping[str, float], model: onnx.ModelProto, conversions_ms: float) -> dict[str, float]:
-    """{layer: microseconds that int8 saves there, and that converting its input and output takes if it alone stays in
-    float}, at batch 1. `model`: the float file, its layers named; `conversions_ms`: what the int8 file takes to convert
-    its own inputs and outputs."""
+    """{layer: microseconds that int8 saves there, plus those to convert its input and output if it alone stays in
+    float}, at batch 1. `model`: the float file with its layers named; `conversions_ms`: the time in which the int8 file
+    converts its own inputs and outputs."""
     shapes = static.value_shapes(model)
     size = lambda *names: sum(math.prod(shapes[name]) for name in names if name in shapes)
     ends = size(*(v.name for v in (*model.graph.input, *model.graph.output)))
@@ -161,7 +163,7 @@ def with_conversions(saved: Mapping[str, float], model: onnx.ModelProto, convers
 
 
 def _macs(o: Observed, graph: Any) -> dict[str, float]:
-    """{layer: multiply-accumulates}, in place of the time that nobody here can take."""
+    """{layer: multiply-accumulates}, where no time can be measured."""
     import onnx
 
     model = mixed_precision.named(onnx.load(o.file), graph)

@@ -1,4 +1,4 @@
-"""What a run came to, as Python users see it."""
+"""The outcome of a run, for Python users."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgekd.report import page
 
 @dataclass(frozen=True, repr=False)
 class Outcome:
-    """What a run came to: `exit_code` 0 passed, 1 failed, 3 inconclusive; `verdict` the same in a word; `folder` the
-    run's folder; printed: the trade-off table."""
+    """The outcome of a run: `exit_code` 0 passed, 1 failed, 3 inconclusive; `verdict`: the same as a word; `folder`:
+    the run's folder. Printed, it is the trade-off table."""
 
     result: Result
     folder: Path
@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict:
-        """`pass`, `fail` or `inconclusive`: the worst of the targets; `fail` too where nothing was chosen."""
+        """`pass`, `fail` or `inconclusive`: the worst of the targets; also `fail` where nothing was chosen."""
         return {PASSED: "pass", INCONCLUSIVE: "inconclusive"}.get(self.exit_code, "fail")
 
     def to_dataframe(self) -> Any:

@@ -22,7 +22,7 @@ from edgekd.run.variants import FORMS, RecipeView, Variant
 
 @exits(UsageError)
 def make(resolved: Resolved) -> Plan:
-    """The plan of a recipe. Raises UsageError for what can't work, before any training."""
+    """The plan of a recipe. Raises UsageError with every problem, before any training."""
     planner = _Planner(resolved)
     planner.plan.losses, planner.plan.notes = checks.check(planner.view)
     planner.run()
@@ -30,7 +30,7 @@ def make(resolved: Resolved) -> Plan:
 
 
 def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str, Any], suffix: str) -> Plan:
-    """`plan` and one point more: `point`'s last stage with other settings, for the same targets."""
+    """`plan` with one more point: `point` with other settings of its last stage, for the same targets."""
     planner = _Planner(resolved)
     planner.plan = Plan(dict(plan.steps), list(plan.points), plan.losses, plan.notes)
     without = lambda name: name.removesuffix(f".{point.way}")
@@ -43,8 +43,8 @@ def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str,
 
 
 def again(plan: Plan, resolved: Resolved, point: Point, settings: Mapping[str, Any]) -> tuple[Step, Step]:
-    """(step, its export) that make a point with other `settings` of its last stage: those that a recipe with these
-    settings would plan."""
+    """(step, its export) that make a point with other `settings` of its last stage, as a recipe with these settings
+    plans them."""
     old, planner = plan.steps[point.step], _Planner(resolved)
     key = planner.changed(old, settings, old.label)
     export = planner.export(point.deployment, point.id, key)
@@ -52,7 +52,7 @@ def again(plan: Plan, resolved: Resolved, point: Point, settings: Mapping[str, A
 
 
 class _Planner:
-    """The one traversal that fills a Plan; the state is the plan itself."""
+    """Fills a Plan in one traversal of the recipe."""
 
     def __init__(self, resolved: Resolved):
         self.resolved, self.view, self.plan = resolved, RecipeView(resolved), Plan()
@@ -65,7 +65,7 @@ class _Planner:
     def run(self) -> None:
         recipe, every = self.recipe, tuple(t.name for t in self.resolved.targets)
         for name, model in recipe.models.items():
-            if model.way == "weights":  # first: what is wrong with their values is told before anything is trained
+            if model.way == "weights":  # first: problems with their values are reported before any training
                 self.model(name)
         teacher = self.model("teacher")
         self.point("teacher", "teacher", recipe.seed, (), ("teacher",), teacher, every, reference="teacher")
@@ -76,14 +76,14 @@ class _Planner:
             self.control(control, alone[control.seed])
 
     def alone(self, seed: int, targets: tuple[str, ...]) -> str:
-        """The control: a student that learns from labels alone."""
+        """Adds the control, a student trained on labels alone; returns its key."""
         source = self.model("student") if "student" in self.recipe.models else None
         key, id = self.step("train", self.view.alone(), "alone", seed, source=source), self.named("alone", seed)
         self.point(id, "alone", seed, (), ("alone",), key, targets, reference="alone")
         return key
 
     def control(self, variant: Variant, source: str) -> None:
-        """The control in the line's last form."""
+        """Adds the control in the number format of the last stage."""
         (last,), seed = variant.stages, variant.seed
         label = self.named(last.base, seed)
         key = self.step(last.line.use, last.stage, label, seed, source=source)
@@ -91,11 +91,11 @@ class _Planner:
         self.point(label, last.base, seed, (self.named("alone", seed),), stages, key, variant.targets)
 
     def line(self, variant: Variant) -> None:
-        """The student's line: each stage's product is a candidate."""
+        """Adds the student's stages: each makes a candidate."""
         source, seed = self.model("student") if "student" in self.recipe.models else None, variant.seed
         parents, stages, known = ("teacher",), (), {"teacher": self.model("teacher")}
-        whole = True  # so far no stage may have changed the widths: the control's stay as they are
-        if source is not None:  # what the stages start from competes too
+        whole = True  # no stage so far changed the widths: the control's widths never change
+        if source is not None:  # the stages' starting model competes too
             self.point("student", "student", self.recipe.seed, parents, ("student",), source, variant.targets)
             parents = ("student",)
         for settled in variant.stages:
@@ -114,9 +114,9 @@ class _Planner:
     def taught(
         self, stage: Any, teachers: tuple[str, ...], known: Mapping[str, str] | None = None
     ) -> tuple[Any, tuple[str, ...]]:
-        """(the stage with the teachers' names, their keys): of each teacher its cached answers, or the model itself
-        where the stage says `cache = false` or a term looks inside it; then of each its answers to the validation
-        split, if a schedule follows the agreement."""
+        """(the stage with the teachers' names, keys): of each teacher its cached answers, or the model itself if the
+        stage has `cache = false` or a term taps its layers; then its answers to the validation split, if a schedule
+        follows the agreement."""
         from edgekd.stages.answer import Answer
         from edgekd.training.learn import views_of
         from edgekd.training.terms import tapped
@@ -154,7 +154,7 @@ class _Planner:
         return self.made[name]
 
     def changed(self, step: Step, settings: Mapping[str, Any], label: str) -> str:
-        """A step like another one, with other settings, as a recipe says them."""
+        """Adds a copy of a step with other settings, given as in a recipe; returns its key."""
         stage = signatures.changed(step.part, settings)
         return self.step(step.stage, stage, label, step.seed, source=step.source, teacher=step.teacher)
 
@@ -213,7 +213,7 @@ class _Planner:
             self.plan.points.append(dataclasses.replace(made, export=self.export(how, made.id, step)))
 
     def named(self, base: str, seed: int) -> str:
-        """The name of a point at one of the recipe's seeds."""
+        """The name of a point with one of the recipe's seeds."""
         return _named(base, seed, self.recipe.sweep.seeds)
 
 
@@ -233,5 +233,5 @@ def _named(base: str, seed: int, seeds: Sequence[int]) -> str:
 
 
 def _whole(use: str, stage: Any) -> bool:
-    """Whether a stage leaves a model's widths as they are; of one's own stages that is not known."""
+    """Whether a stage is known to keep a model's widths; a user's own stage is not."""
     return use in ("train", "distill") or (use == "prune" and stage.requested[0] == 1)

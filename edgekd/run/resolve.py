@@ -1,4 +1,4 @@
-"""A recipe with what it refers to: its task, data, targets and budgets found and checked, all problems told at once."""
+"""Resolves a recipe: finds and checks its task, data, targets and budgets, and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgekd.run.recipe.form import Select
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with what it refers to: ready to be planned. `data(split)` gives loaded columns, read once."""
+    """A recipe with its task, data and targets, ready to plan. `data(split)` returns loaded columns, read once."""
 
     recipe: Recipe
     task: Task
@@ -37,18 +37,18 @@ def resolved(
     targets: Iterable[str] = (),
     threads: int | None = None,
 ) -> Resolved:
-    """Reads a recipe (None: the built-in one) with settings, targets and threads over it, and finds what it refers to.
-    Raises UsageError with every problem of both."""
+    """Reads a recipe (None: the built-in one), applies settings, targets and threads, and finds its task, data and
+    targets. Raises UsageError with every problem."""
     recipe, problems = recipes.parsed(source, sets, targets, threads)
     found, more = find(recipe)
     if problems or more:
-        raise UsageError(*dict.fromkeys([*problems, *more]))  # data that can't be read is told by every split
+        raise UsageError(*dict.fromkeys([*problems, *more]))  # every split reports data that can't be read
     return found
 
 
 @environment.threads()
 def find(recipe: Recipe) -> tuple[Resolved, list[Problem]]:
-    """What a recipe refers to, as far as it can be found, and every problem with it."""
+    """(the recipe with its task, data and targets, as far as these are found; every problem)."""
     from edgekd import targets
     from edgekd.data import columns
     from edgekd.decisions import budget, capacity
@@ -74,7 +74,7 @@ def find(recipe: Recipe) -> tuple[Resolved, list[Problem]]:
     gate = capacity.added(gate, [t for t in found if t is not None])
     names = [t.name for t in found if t is not None]
     metrics = {m.name: m.unit for m in task.metrics} if isinstance(task, Task) else None
-    whole = None if None in found else names  # a target that was not found is told, not also as unknown to the gate
+    whole = None if None in found else names  # a target that was not found is reported once, not again by the gate
     problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=whole, metrics=metrics)
     problems += _select_problems(select, metrics, f"{recipe.place}: select")
     problems += _unmeasured(gate, metrics, f"{recipe.place}: gate")
@@ -100,13 +100,13 @@ def _unmeasured(gate: Mapping[str, Any], metrics: Mapping[str, str] | None, plac
 
 
 def _select_problems(select: Select, metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
-    """Keys that nothing is measured by."""
+    """Problems of names that no measurement has."""
     from edgekd.decisions.quantities import units
 
     known, problems = [*units(), *(metrics or {})], []
     for key, names in (("maximize", select.maximize), ("minimize", select.minimize)):
         for name in (n for n in names if metrics is not None and n not in known):
-            problems.append(Problem(f"{place}.{key}", f"nothing is measured by the name `{name}`", near(name, known)))
+            problems.append(Problem(f"{place}.{key}", f"no measurement is named `{name}`", near(name, known)))
     return problems
 
 
@@ -125,7 +125,7 @@ def _gather(make: Any, where: str, problems: list[Problem]) -> Any:
 
 def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:
     """A task: a built-in name, `package.module:name`, or {use = one of these, ...settings of its function}; paths are
-    beside the recipe."""
+    relative to the recipe."""
     table = {"use": spec} if isinstance(spec, str) else dict(spec)
     use = table.pop("use", None)
     if not isinstance(use, str):
@@ -151,7 +151,7 @@ def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:
         made = task(**settings)
     except EdgekdError:
         raise
-    except THEIRS as error:  # the task is the user's own code
+    except THEIRS as error:  # the task is the user's code
         raise UsageError(Problem("", f"`{use}` failed: {type(error).__name__}: {error}")) from error
     if not isinstance(made, Task):
         raise UsageError(Problem("", f"`{use}` returned {type(made).__name__}, not an edgekd.Task"))
@@ -159,12 +159,12 @@ def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:
 
 
 def metric_problems(task: Task) -> list[Problem]:
-    """Metrics named like what is measured of every candidate: one couldn't be told from the other."""
+    """Problems of metrics with the name of a measurement of edgekd's own."""
     from edgekd import probes
 
     own = probes.declared()
     names = dict.fromkeys(m.name for m in task.metrics if isinstance(m, Metric) and isinstance(m.name, str))
-    text, where = "is a figure that edgekd takes by itself", f"task {task.name}: metrics"
+    text, where = "is the name of a measurement of edgekd", f"task {task.name}: metrics"
     return [Problem(where, f"{name!r} {text}", f"another name, such as my_{name}") for name in names if name in own]
 
 
@@ -177,7 +177,7 @@ def _task_problems(task: Task, recipe: Recipe, load: Callable[[str], Any]) -> li
         Problem(
             f"{recipe.place}: model.{m.name}: weights",
             f"there is no file `{m.weights}`",
-            "paths are looked for beside the recipe",
+            "paths are relative to the recipe",
         )
         for m in models
         if m.weights and not os.path.isfile(recipe.folder / m.weights)

@@ -1,5 +1,4 @@
-"""JSON Schemas of the files that edgekd reads and writes. What may be measured in them is what probes
-declare."""
+"""JSON Schemas of the files that edgekd reads and writes. Probes declare the names of measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from edgekd.probes import declared
 from edgekd.records import Quantity
 from edgekd.results import VERSIONS
 
-KINDS = {  # what is described, and where it is written down
+KINDS = {  # {kind of file: the class that describes it}
     "result": "edgekd.records:Result",
     "manifest": "edgekd.delivery.bundle:Manifest",
     "budget": "edgekd.decisions.budget:Budget",
@@ -47,7 +46,7 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 def _names() -> dict[str, Any]:
-    """A measurement's name: what a probe declares, or a metric of the task."""
+    """The schema of a measurement's name: one that a probe declares, or a metric of the task."""
     known = [{"const": q.name, "description": _told(q)} for q in declared().values()]
     return {"title": "Name", "anyOf": [*known, {"type": "string", "description": "a metric of the task"}]}
 
@@ -60,7 +59,7 @@ def _told(quantity: Quantity) -> str:
 
 
 def _tables_of_rules(node: Any) -> Iterator[dict[str, Any]]:
-    """The schemas of tables {measurement: rules}, wherever they are: known by their values, which may be a `Line`."""
+    """The schemas of all tables {measurement: rules}, recognized by their values, which may be a `Line`."""
     if isinstance(node, list):
         for part in node:
             yield from _tables_of_rules(part)

@@ -1,4 +1,4 @@
-"""The steps of a plan: each found finished in the store, or made."""
+"""The steps of a plan: each is read from the store if it is finished, else made."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run_steps(
     deadline: float | None = None,
     before: Mapping[str, Artifact] | None = None,
 ) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
-    """Every step of the plan that the time allows: found finished in the store, or made. ({key: artifact}, what was
-    done); what was made `before` is in the former only."""
+    """Makes every step of the plan that the time allows, unless the store has it. ({key: artifact}, a record of each
+    step); `before`: artifacts made before, which have no record."""
     made: dict[str, Artifact] = dict(before or {})
     steps: list[dict[str, Any]] = []
     here = environment.kind(environment.describe())
@@ -50,7 +50,7 @@ def run_steps(
                 try:
                     artifact = make(step, made, parents, resolved, store, advance, log)
                 except UsageError as error:
-                    # of a file that was brought it stays one; what only training shows is told as all that breaks there
+                    # a problem with a file of weights is a usage error; one that only training shows is a failed run
                     kind = UsageError if step.stage == "load" else RunFailed
                     raise kind(
                         *(dataclasses.replace(p, place=f"{step.label}: {p.place}".rstrip(": ")) for p in error.problems)
@@ -58,7 +58,7 @@ def run_steps(
         made[step.key] = artifact
         if "reached" in artifact.facts and not reused:
             progress.say(
-                f"  {step.label}: {artifact.facts['reached']:.4g} of the MACs kept, {artifact.facts['asked']} asked"
+                f"  {step.label}: {artifact.facts['reached']:.4g} of the MACs kept, {artifact.facts['asked']} requested"
             )
         seconds = artifact.facts.get("seconds", 0.0) if reused else time.monotonic() - begun
         cost = {"seconds": round(seconds, 3), "peak_rss_bytes": artifact.facts.get("peak_rss_bytes")}
@@ -70,21 +70,22 @@ def run_steps(
     if others:
         count = sum("cpus" in s for s in steps)
         progress.say(
-            f"{count} of {len(plan.steps)} steps were made on {' and '.join(others)}: made here, their bytes may differ"
+            f"{count} of {len(plan.steps)} steps were made on {' and '.join(others)}: made on this machine, their bytes "
+            "may differ"
         )
     found = sum(s["reused"] for s in steps)
     if found:
-        progress.say(f"{found} of {len(plan.steps)} steps were finished already")
+        progress.say(f"{found} of {len(plan.steps)} steps were already finished")
     if len(made) < len(plan.steps):
         progress.say(
-            f"the time budget left {len(plan.steps) - len(made)} of {len(plan.steps)} steps undone; the same command "
-            "goes on"
+            f"the time budget ended with {len(plan.steps) - len(made)} of {len(plan.steps)} steps left; run the same "
+            "command to resume"
         )
     return made, steps
 
 
 def finished(plan: Plan, store: Store) -> dict[str, Artifact]:
-    """{key: artifact} of the steps that are finished in the store, with all that they were made from."""
+    """{key: artifact} of the steps that are finished in the store, with all their inputs."""
     made: dict[str, Artifact] = {}
     for step in plan.steps.values():
         needed = [key for keys in step.inputs.values() for key in keys]
@@ -142,7 +143,7 @@ def make(
 
 
 def _cpus(path: Path) -> list[str]:
-    """The kinds of CPU that have worked on a step, this one with them; kept beside its checkpoints."""
+    """The kinds of CPU that worked on a step, with this machine's; kept beside its checkpoints."""
     try:
         found = [str(kind) for kind in json.loads(path.read_bytes())]
     except (OSError, ValueError, TypeError):
@@ -153,7 +154,7 @@ def _cpus(path: Path) -> list[str]:
 
 
 def describe(plan: Plan, store: Store) -> str:
-    """What a run would do, step by step, and what is finished."""
+    """The steps of a run as text, each finished or to do."""
     known: dict[str, str] = {}
     lines = []
     for step in plan.steps.values():
@@ -163,6 +164,6 @@ def describe(plan: Plan, store: Store) -> str:
             known[step.key] = store.digest(artifact)
         lines.append(f"{'finished' if artifact else 'to do   '}  {step.label:<28} {step.stage:<9} {step.key[:12]}")
     todo = sum(line.startswith("to do") for line in lines)
-    heard = [f"{where}: {line}" for where, told in plan.losses.items() for line in told]
-    heard += [f"{target}: {note}" for target, note in plan.notes.items()]
-    return "\n".join([*plain([*lines, *heard]), f"{len(lines)} steps, {todo} to do, {len(plan.points)} candidates"])
+    notes = [f"{where}: {line}" for where, told in plan.losses.items() for line in told]
+    notes += [f"{target}: {note}" for target, note in plan.notes.items()]
+    return "\n".join([*plain([*lines, *notes]), f"{len(lines)} steps, {todo} to do, {len(plan.points)} candidates"])

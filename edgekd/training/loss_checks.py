@@ -66,7 +66,7 @@ class _Trial:
         """[(problem, hint)]; `told` gets a line if there is none."""
         term, teacher = self.term, self.teacher
         if term.on and teacher is not None and self.shown != "logits":
-            return [(f"`{term.use}` looks inside a teacher that shows its {self.shown} only", 'shows = "logits"')]
+            return [(f"`{term.use}` taps layers of a teacher that shows its {self.shown} only", 'shows = "logits"')]
         wrong = taps.unknown(self.student, (path for path, _ in term.on))
         wrong += taps.unknown(teacher, (path for _, path in term.on)) if teacher is not None else []
         if wrong:

@@ -1,5 +1,5 @@
-"""Recipes: TOML read strictly, once, every problem told at once. What a recipe refers to (task, data, targets, budgets)
-is found by `resolve`."""
+"""Recipes: TOML read strictly and once, with all problems reported at once. `resolve` finds the task, data, targets and
+budgets that a recipe names."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from edgekd.signatures import check
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that was read: its stages and models with all settings. `place` is what messages call it; paths are seen
-    from `folder`. Of `task` and `gate` the form alone was checked."""
+    """A recipe as read: its stages and models with all settings. `place`: its name in messages; paths are relative to
+    `folder`. Only the form of `task` and `gate` was checked."""
 
     task: str | Mapping[str, Any]
     targets: tuple[str, ...]
@@ -46,15 +46,15 @@ def parsed(
     targets: Iterable[str] = (),
     threads: int | None = None,
 ) -> tuple[Recipe, list[Problem]]:
-    """(a recipe as far as it is sound, every problem with it). `source` None: the built-in one; `sets`:
-    `STAGE.KEY=VALUE` settings. Raises UsageError where nothing can be read."""
+    """(a recipe without its invalid parts, every problem). `source` None: the built-in one; `sets`: `STAGE.KEY=VALUE`
+    settings. Raises UsageError where nothing can be read."""
     raw, place, folder = file.opened(source)
     problems = file.with_sets(raw, sets, Form.model_fields)
     raw |= {"targets": list(targets)} if targets else {}
     raw |= {"threads": threads} if threads is not None else {}
     form = _form(raw, place, problems)
     if "\0" in form.modules:
-        problems.append(Problem(f"{place}: modules", "is no path"))
+        problems.append(Problem(f"{place}: modules", "is not a valid path"))
     else:
         components.look_beside(folder / form.modules)
     told = [str(table.get("name", table.get("use"))) for table in form.stage]
@@ -63,12 +63,12 @@ def parsed(
     problems += references.problems(lines, made, form.mixed, told, place)
     choices = sweep.read(form.sweep, lines, told, form.seed, place, problems)
     same = ("task", "targets", "mixed", "select", "gate", "seed", "threads", "control", "modules")
-    asked = {name: getattr(form, name) for name in same}
-    return Recipe(stages=tuple(lines), models=made, sweep=choices, place=place, folder=folder, **asked), problems
+    unchanged = {name: getattr(form, name) for name in same}
+    return Recipe(stages=tuple(lines), models=made, sweep=choices, place=place, folder=folder, **unchanged), problems
 
 
 def _form(raw: Mapping[str, Any], place: str, problems: list[Problem]) -> Form:
-    """The form of a recipe; of one that is wrong what is sound, so that all problems are told at once."""
+    """The form of a recipe. Invalid keys are left out, so that all problems are reported at once."""
     form, found = check(Form, raw, place)
     problems += found
     if form is None:

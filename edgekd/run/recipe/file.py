@@ -1,4 +1,4 @@
-"""Where a recipe comes from: a TOML file, a table, or the built-in one; and what `--set` changes of it."""
+"""Reads a recipe from a TOML file, a table, or the built-in one, and applies `--set`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BUILT_IN = Path(__file__).parents[2] / "tasks" / "digits.toml"
 
 
 def opened(source: Path | str | Mapping[str, Any] | None) -> tuple[dict[str, Any], str, Path]:
-    """(the recipe's table, its place in messages, the folder that its paths are seen from). Raises UsageError for what
-    is no TOML."""
+    """(the recipe's table, its place in messages, the folder that its paths are relative to). Raises UsageError for a
+    file that is missing or not valid TOML."""
     if isinstance(source, Mapping):
         return _copy(source), "recipe", Path.cwd()
     path, place = (BUILT_IN, "built-in recipe") if source is None else (Path(source), str(source))
@@ -30,7 +30,7 @@ def opened(source: Path | str | Mapping[str, Any] | None) -> tuple[dict[str, Any
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(Problem(place, f"can't be read: {getattr(error, 'strerror', None) or error}")) from None
     except ValueError as error:
-        raise UsageError(Problem(place, f"is not TOML: {error}")) from None
+        raise UsageError(Problem(place, f"is not valid TOML: {error}")) from None
 
 
 def _copy(value: Any) -> Any:
@@ -40,9 +40,8 @@ def _copy(value: Any) -> Any:
 
 
 def with_sets(raw: dict[str, Any], sets: Iterable[str], keys: Iterable[str]) -> list[Problem]:
-    """Changes `raw`: `STAGE.KEY=VALUE` goes into that stage, `KEY=VALUE` to the top level (of these `keys`),
-    `model.teacher.seed=1` down the tables. A key that is set is no longer swept. Returns what is wrong with the
-    sets."""
+    """Changes `raw`: `STAGE.KEY=VALUE` sets a key of that stage, `KEY=VALUE` one of the top-level `keys`,
+    `model.teacher.seed=1` one of a nested table. A key that is set is no longer swept. Returns the problems."""
     problems: list[Problem] = []
     for text in sets:
         _set(raw, text, tuple(keys), problems)
@@ -72,7 +71,7 @@ def _set(raw: dict[str, Any], text: str, top: tuple[str, ...], problems: list[Pr
     for key in keys[:-1]:
         where = where.setdefault(key, {}) if isinstance(where, dict) else None
     if not isinstance(where, dict):
-        problems.append(Problem(place, f"`{'.'.join(path.strip().split('.')[:-1])}` is no table, it has no keys"))
+        problems.append(Problem(place, f"`{'.'.join(path.strip().split('.')[:-1])}` is not a table and has no keys"))
         return
     where[keys[-1]] = value
     if isinstance(raw.get("sweep"), dict):
@@ -80,7 +79,7 @@ def _set(raw: dict[str, Any], text: str, top: tuple[str, ...], problems: list[Pr
 
 
 def _value(text: str) -> Any:
-    """A TOML value; a bare word is a string."""
+    """The TOML value of `text`; a bare word is a string."""
     try:
         return toml(f"value = {text}")["value"]
     except ValueError:

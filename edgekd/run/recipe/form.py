@@ -1,5 +1,5 @@
-"""The form of a recipe: its tables and keys. What stands in `stage`, `model.NAME.train`, `sweep` and `gate` is checked
-against the parts that it names."""
+"""The form of a recipe: its tables and keys. The keys in `stage`, `model.NAME.train`, `sweep` and `gate` are checked
+against the parts that these name."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Select(Strict):
 
     maximize: tuple[str, ...] = ()  # after `minimize`
     minimize: tuple[str, ...] = ("latency_p50_ms", "file_bytes")
-    slower_int8: bool = False  # whether int8 may be chosen where its float parent is faster, for its bytes
+    slower_int8: bool = False  # whether int8 may be chosen for its size where its float parent is faster
 
 
 class Form(Strict):
-    """A recipe as TOML says it."""
+    """A recipe as written in TOML."""
 
     model_config = pydantic.ConfigDict(title="Recipe")
 

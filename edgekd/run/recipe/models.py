@@ -1,4 +1,4 @@
-"""A `[model.NAME]` of a recipe, read: how a model that stages refer to is made."""
+"""Reads the `[model.NAME]` tables of a recipe: models that stages refer to."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from edgekd.stages.train import Train
 
 @dataclass(frozen=True)
 class Model:
-    """A model that stages refer to. `stage`: how it is trained, or distilled from its `teacher`s; None where its
-    `weights` are brought. `seed` None: the recipe's."""
+    """A model that stages refer to. `stage`: the stage that trains it, or distils it from its `teacher`s; None where
+    its `weights` come from a file. `seed` None: the recipe's."""
 
     name: str
     stage: Train | None
@@ -33,12 +33,12 @@ class Model:
 
     @property
     def of(self) -> str:
-        """Which of the task's models it is."""
+        """The name of its architecture among the task's models."""
         return self.name if self.stage is None else self.stage.model
 
 
 def read(tables: Mapping[str, ModelTable], place: str, problems: list[Problem]) -> dict[str, Model]:
-    """The models by name; `teacher` is one of them whether the recipe says it or not."""
+    """The models by name; `teacher` is always one of them."""
     return {
         name: _read(name, table, f"{place}: model.{name}", problems)
         for name, table in {"teacher": ModelTable(), **tables}.items()
@@ -49,7 +49,7 @@ def _read(name: str, table: ModelTable, where: str, problems: list[Problem]) -> 
     ways = [way for way in ("train", "distill", "weights") if getattr(table, way) is not None]
     if len(ways) > 1:
         text = f"has both {' and '.join(f'`{w}`' for w in ways)}"
-        problems.append(Problem(where, text, "train it, distil it, or bring it"))
+        problems.append(Problem(where, text, "give one of `train`, `distill` and `weights`"))
     stage, teacher = None, ()
     if table.weights is None and table.distill is not None:
         given = {"model": name, **{k: v for k, v in table.distill.items() if k not in STAGE_KEYS}}

@@ -1,5 +1,5 @@
-"""What the tables of a recipe say of each other: teachers that there are, an order that can be run, stages that
-`[mixed]` can extend."""
+"""Checks references between the tables of a recipe: teachers exist, the stages are in a valid order, `[mixed]` names
+stages that it can extend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgekd.run.recipe.models import Model
 from edgekd.run.recipe.stages import Line
 
 STUDENT = (
-    'begin with a `distill` or `train` stage, or bring the student: [model.student] weights = "student.safetensors"'
+    'begin with a `distill` or `train` stage, or load the student: [model.student] weights = "student.safetensors"'
 )
 
 
@@ -21,8 +21,8 @@ def problems(
     told: Sequence[str],
     place: str,
 ) -> list[Problem]:
-    """Teachers must be models, or stages that come before; the first stage makes a student, `quantize` is the last.
-    `told`: the names of all stages, of those that are wrong too."""
+    """Teachers must be models or earlier stages; the first stage makes a student; `quantize` is the last stage. `told`:
+    the names of all stages, also of invalid ones."""
     found = _mixed(mixed, lines, told, place)
     for line in lines:
         known = ["teacher", *models, *(s.name for s in lines if s.number < line.number)]
@@ -30,11 +30,11 @@ def problems(
     for name, model in models.items():
         found += _strangers(model.teacher, list(models), f"{place}: model.{name}: teacher")
         if _learns_from_itself(name, models):
-            text, hint = "learns from itself in the end", "name teachers that are made before"
+            text, hint = "learns from itself through its teachers", "name teachers that are made before it"
             found.append(Problem(f"{place}: model.{name}: teacher", text, hint))
     first = lines[0] if lines and lines[0].number == 1 else None
     if first is not None and first.use not in ("distill", "train") and "student" not in models:
-        text = f"`{first.use}` needs a student that was trained"
+        text = f"`{first.use}` needs a trained student"
         found.append(Problem(f"{place}: stage 1 ({first.name})", text, STUDENT))
     return found + [
         Problem(f"{place}: stage {s.number} ({s.name})", "`quantize` must be the last stage", "move it to the end")
@@ -64,7 +64,7 @@ def _learns_from_itself(name: str, models: Mapping[str, Model]) -> bool:
 def _mixed(
     shares: Mapping[str, Sequence[float]], lines: Sequence[Line], told: Sequence[str], place: str
 ) -> list[Problem]:
-    """What `[mixed]` names wrongly: stages that don't quantize, or of which the layers in float are given."""
+    """Problems of `[mixed]`: stages that don't quantize, or that give their float layers themselves."""
     by_name, found = {line.name: line for line in lines}, []
     for name, given in shares.items():
         line, where = by_name.get(name), f"{place}: mixed.{name}"
@@ -72,9 +72,9 @@ def _mixed(
             hint = near(name, by_name, "name a stage that quantizes")
             found.append(Problem(where, f"no stage is named `{name}`", hint))
         elif line is not None and line.use != "quantize":
-            found.append(Problem(where, f"`{line.use}` makes no int8", "name a stage that quantizes"))
+            found.append(Problem(where, f"`{line.use}` does not quantize to int8", "name a stage that quantizes"))
         elif line is not None and getattr(line.stage, "float_layers", ()):
-            found.append(Problem(where, "the stage names its float_layers itself", "leave out one of them"))
+            found.append(Problem(where, "the stage has float_layers of its own", "leave out one of the two"))
         if not given:
             found.append(Problem(where, "is empty", "give shares of the time that int8 saves, for example [0.1, 0.3]"))
     return found

@@ -1,4 +1,4 @@
-"""A `[[stage]]` of a recipe, read: the stage with its settings, and the teachers that it learns from."""
+"""Reads the `[[stage]]` tables of a recipe: each stage with its settings and its teachers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.run.recipe.teachers import teachers_of
 from edgekd.signatures import settings_of
 
-STAGE_KEYS = ("use", "name", "teacher")  # what a [[stage]] says beside its part's settings
+STAGE_KEYS = ("use", "name", "teacher")  # keys of a [[stage]] besides the stage's settings
 FILLED_IN = ("augment_seed", "sha256", "teachers")  # settings that the plan fills in
 SPLITS = {"train", "validation", "test"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One `[[stage]]`. `stage`: its `part` with all settings (None only where these are wrong); `said`: those that the
-    recipe says; `named`: the teachers that it says (None: it says none), `teacher`: those that it has."""
+    """One `[[stage]]`. `stage`: its `part` with all settings (None only where these are invalid); `said`: the settings
+    that the recipe gives; `named`: the teachers that the recipe gives (None: none), `teacher`: those that it has."""
 
     number: int
     name: str
@@ -33,8 +33,8 @@ class Line:
     teacher: tuple[str, ...]
 
     def at(self, own: Mapping[str, Any]) -> Line:
-        """The stage at a point of a sweep, with these settings instead, and the teachers that it then needs. Raises
-        UsageError where these are wrong."""
+        """The stage at a point of a sweep: with the settings `own`, and the teachers that it then needs. Raises
+        UsageError where these are invalid."""
         if not own:
             return self
         problems: list[Problem] = []
@@ -46,12 +46,12 @@ class Line:
 
 
 def public() -> list[str]:
-    """Stages that a recipe's line may name: those that make a model from a model."""
+    """The stages that a recipe may name: those that make a model from a model."""
     return [name for name in components.names("stages") if name not in stages.PLANNED]
 
 
 def read(tables: Sequence[Mapping[str, Any]], taken: Sequence[str], place: str, problems: list[Problem]) -> list[Line]:
-    """The lines whose part is known. `taken`: names that are others' already."""
+    """The stages whose part is known. `taken`: names that are in use."""
     lines: list[Line] = []
     for number, table in enumerate(tables, 1):
         use = table.get("use")
@@ -83,15 +83,15 @@ def _name(name: str, taken: Sequence[str], where: str) -> list[Problem]:
 
 
 def find(use: str, where: str, problems: list[Problem]) -> Any:
-    """The class of a stage, once it is seen to be one: the folder's docstring says what a stage is."""
+    """The class of a stage, or None with its problems. The docstring of edgekd/stages says what a stage is."""
     try:
         part = components.find("stages", use, public())
     except UsageError as error:
         problems += [Problem(where, p.message, p.hint) for p in error.problems]
         return None
     if not isinstance(part, type) or not dataclasses.is_dataclass(part):
-        hint = "a stage is a frozen dataclass of its settings, which is called"
-        problems.append(Problem(where, f"`{use}` is no stage", hint))
+        hint = "a stage is a frozen dataclass of its settings with a `__call__`"
+        problems.append(Problem(where, f"`{use}` is not a stage", hint))
         return None
     found, calls = [], {"__call__": ("stage(source, run, *, teacher=(), data=None)", (None,) * 3, {"teacher": ()})}
     if hasattr(part, "check"):
@@ -102,7 +102,7 @@ def find(use: str, where: str, problems: list[Problem]) -> Any:
         except (TypeError, ValueError) as error:
             text = f"`{use}` can't be called as {wanted}: {error}"
             found.append(Problem(where, text, f"the signature is `{wanted}`"))
-    # one that depends on the settings is looked at with them
+    # a property depends on the settings: checked with them
     if not isinstance(getattr(part, "reads", None), property):
         found += _reads(part, use, where)
     problems += found
@@ -110,14 +110,14 @@ def find(use: str, where: str, problems: list[Problem]) -> Any:
 
 
 def made(part: type, table: Mapping[str, Any], where: str, problems: list[Problem]) -> tuple[Any, dict[str, Any]]:
-    """(a stage with the settings of a table, or None; its settings, as far as they are sound)."""
+    """(a stage with the settings of a table, or None; its valid settings)."""
     problems += [Problem(f"{where}: {k}", "is filled in by edgekd", "leave it out") for k in FILLED_IN if k in table]
     settings, found = settings_of(part, table, where)
     stage = None
     if not found:
         try:
             stage = part(**settings)
-        except THEIRS as error:  # (a stage may be the user's own code)
+        except THEIRS as error:  # a stage may be the user's code
             found = [Problem(where, f"`{part.__name__}` can't be made: {type(error).__name__}: {error}")]
     if stage is not None and isinstance(getattr(part, "reads", None), property):
         found = _reads(stage, part.__name__, where)
@@ -126,7 +126,7 @@ def made(part: type, table: Mapping[str, Any], where: str, problems: list[Proble
 
 
 def _reads(of: Any, use: str, where: str) -> list[Problem]:
-    """What is wrong with the splits that a stage (or its class, where all read the same) says that it reads."""
+    """Problems of `reads`, the splits that a stage reads (or its class, where these don't depend on settings)."""
     why = ""
     try:
         reads = getattr(of, "reads", None)

@@ -1,4 +1,4 @@
-"""The `[sweep]` of a recipe: values of settings that are tried one by one."""
+"""The `[sweep]` of a recipe: each setting's values are tried one by one."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import Any
 from edgekd.errors import Problem, closest, meant
 from edgekd.run.recipe.stages import Line, made
 
-POINTS = 10_000  # of a sweep: more is a mistake
+POINTS = 10_000  # of a sweep at most: more is a mistake
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the values of a swept setting: as the recipe `said` it, and as a stage has it."""
+    """One value of a swept setting: `said` as in the recipe, `value` as in the stage."""
 
     said: Any
     value: Any
 
     @property
     def text(self) -> str:
-        """What the names of candidates say of it."""
+        """Its text in the names of candidates."""
         return "".join(c if c.isalnum() or c in "._" else "-" for c in str(self.said)) or "x"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """`seeds` in turn (of a recipe without them its own alone); `choices` {(stage, setting): its values}; `said`: the
-    table as it was given."""
+    """`seeds` (only the recipe's own if the sweep has none); `choices` {(stage, setting): its values}; `said`: the
+    table as in the recipe."""
 
     seeds: tuple[int, ...]
     choices: Mapping[tuple[str, str], tuple[Choice, ...]]
     said: Mapping[str, Sequence[Any]]
 
     def points(self) -> Iterator[dict[tuple[str, str], Choice]]:
-        """Every combination, the last setting first to change."""
+        """Every combination; the last setting changes first."""
         for choices in itertools.product(*self.choices.values()):
             yield dict(zip(self.choices, choices, strict=True))
 
@@ -52,7 +52,7 @@ def read(
     said: Mapping[str, Sequence[Any]], lines: Sequence[Line], told: Sequence[str], seed: int, place: str,
     problems: list[Problem],
 ) -> Sweep:  # fmt: skip
-    """`told`: the names of all stages, of those that are wrong too."""
+    """`told`: the names of all stages, also of invalid ones."""
     if (points := math.prod(map(len, said.values()))) > POINTS:
         text = f"comes to {points} combinations, more than {POINTS}"
         problems.append(Problem(f"{place}: sweep", text, "sweep fewer keys at a time"))
@@ -64,10 +64,10 @@ def read(
         stage, _, key = path.partition(".")
         if path == "seed":
             wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int)]
-            problems += [Problem(where, f"{v!r} is no whole number") for v in wrong]
+            problems += [Problem(where, f"{v!r} is not an integer") for v in wrong]
         elif stage in by_name and key:
             choices[stage, key] = tuple(_choice(by_name[stage], key, value, where, problems) for value in values)
-        elif stage not in told or stage in by_name:  # else the stage itself is told to be wrong
+        elif stage not in told or stage in by_name:  # else the stage itself is reported
             hint = meant([f"{name}.{key}" for name in closest(stage, by_name)], 'write "STAGE.KEY"')
             problems.append(Problem(where, f"no stage is named `{stage}`", hint))
     return Sweep(tuple(said.get("seed", (seed,))), choices, said)

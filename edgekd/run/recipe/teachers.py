@@ -1,4 +1,4 @@
-"""The teachers that a stage learns from: those that a recipe names, else those that its loss terms need."""
+"""The teachers of a stage: those that the recipe names, else those that its loss terms need."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from edgekd.training.terms import EMA, PEERS, Term
 def teachers_of(
     part: type, settings: Mapping[str, Any], told: Any, where: str, problems: list[Problem]
 ) -> tuple[str, ...]:
-    """The teachers that a stage is `told` (one, or a list; None: none), by default `teacher` where one of its terms
-    needs one that nobody else is."""
+    """The teachers of a stage: `told` (one, or a list), by default those that its terms name, and `teacher` where a
+    term needs a teacher but names none."""
     losses, peers = settings.get("losses", ()), settings.get("peers", 1)
     needing = [(number, term) for number, term in enumerate(losses) if _needs(term)]
     for number, term in needing:
         if term.teacher == PEERS and peers < 2:
             hint = "set `peers` of a distill stage to 2 or more"
-            problems.append(Problem(f"{where}: losses[{number}]: teacher", "there are no peers", hint))
+            problems.append(Problem(f"{where}: losses[{number}]: teacher", "the stage trains no peers", hint))
     wanted = [term.teacher for _, term in needing if term.teacher not in (None, EMA, PEERS)]
     single = any(term.teacher is None for _, term in needing) and peers < 2
     given = told if told is not None else list(dict.fromkeys([*(["teacher"] if single else []), *wanted]))
@@ -32,7 +32,7 @@ def teachers_of(
     trains = "losses" in parameters(part) and settings.get("mode") != "ptq"
     problems += _wrong(needing, wanted, names, where)
     if trains and not names and any(term.by == "agreement" for term in losses):
-        text = "follows the agreement with a teacher, and the stage has none that is given"
+        text = "follows the agreement with a teacher, and the stage names no teacher"
         problems.append(Problem(f"{where}: losses: schedule", text, 'teacher = "teacher"'))
     if settings.get("combine") is not None and len(names) < 2:
         problems.append(Problem(f"{where}: combine", "there is only one teacher", 'teacher = ["one", "two"]'))
@@ -42,22 +42,24 @@ def teachers_of(
 def _wrong(
     needing: Sequence[tuple[int, Term]], wanted: Sequence[str], names: Sequence[str], where: str
 ) -> list[Problem]:
-    """What of the terms does not fit these teachers."""
-    found = [Problem(f"{where}: teacher", "names one twice")] if len(set(names)) < len(names) else []
+    """Problems of terms that don't fit these teachers."""
+    found = [Problem(f"{where}: teacher", "names a teacher twice")] if len(set(names)) < len(names) else []
     found += [
-        Problem(f"{where}: losses: teacher", f"`{n}` is none of the stage's teachers", f"they are {', '.join(names)}")
+        Problem(
+            f"{where}: losses: teacher", f"`{n}` is not a teacher of the stage", f"its teachers: {', '.join(names)}"
+        )
         for n in wanted
         if n not in names
     ]
     for number, term in needing if len(names) > 1 else ():
         if term.on and term.teacher is None:
-            text = f"`{term.use}` looks inside a teacher, and the stage has {len(names)}"
+            text = f"`{term.use}` taps layers of a teacher, and the stage has {len(names)} teachers"
             found.append(Problem(f"{where}: losses[{number}]: teacher", text, f"name one: {', '.join(names)}"))
     return found
 
 
 def _needs(term: Term) -> bool:
-    """Whether a term needs a teacher; a loss whose signature can't be read was told already."""
+    """Whether a term needs a teacher; a loss whose signature can't be read is reported elsewhere."""
     try:
         return term.needs_teacher()
     except (TypeError, ValueError):
