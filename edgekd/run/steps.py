@@ -70,8 +70,7 @@ def run_steps(
     if others:
         count = sum("cpus" in s for s in steps)
         progress.say(
-            f"{count} of {len(plan.steps)} steps were made on {' and '.join(others)}: made on this machine, their bytes "
-            "may differ"
+            f"{count} of {len(plan.steps)} steps were made on {' and '.join(others)}: made here, their bytes may differ"
         )
     found = sum(s["reused"] for s in steps)
     if found:
