@@ -1,5 +1,5 @@
-"""Parts are found by name: the folder is the list, the import path is the registry. What settings a part takes, its
-signature says (`signatures`)."""
+"""Finds parts by name: the folder is the list, the import path is the registry. A part's signature defines its settings
+(`signatures`)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ KINDS = {
 
 
 def names(folder: str) -> list[str]:
-    """The built-in parts of one kind, e.g. `names("losses")`. A folder that holds other files too says itself which
-    are parts: `edgekd.<folder>.names()`."""
+    """The built-in parts of one kind, e.g. `names("losses")`. A folder with other files besides parts defines
+    `edgekd.<folder>.names()`."""
     package = importlib.import_module(f"edgekd.{folder}")
     if hasattr(package, "names"):
         return list(package.names())
@@ -46,8 +46,8 @@ def names(folder: str) -> list[str]:
 
 
 def find(folder: str, use: str, among: list[str] | None = None) -> Any:
-    """The part `use`: a built-in name (of `among`, by default the whole folder), or `package.module:name` of one's own.
-    Raises UsageError with a hint."""
+    """The part `use`: a built-in name (of `among`, by default the whole folder), or the user's own
+    `package.module:name`. Raises UsageError with a hint."""
     kind = KINDS[folder]
     known = names(folder) if among is None else among
     if ":" in use or (kind.module and use not in known and ("." in use or located(use))):
@@ -79,7 +79,7 @@ def located(name: str) -> bool:
 
 
 def imported(path: str) -> Any:
-    """`package.module:name` imported, or the whole `package.module`. Raises UsageError that tells what is missing."""
+    """Imports `package.module:name`, or the whole `package.module`. Raises UsageError that names what is missing."""
     module_name, _, attribute = path.partition(":")
     try:
         target = importlib.import_module(module_name)
@@ -90,7 +90,7 @@ def imported(path: str) -> Any:
         raise UsageError(
             Problem("", f"`{module_name}` can't be imported: {error}", f"install `{error.name}`")
         ) from error
-    except EdgekdError as error:  # what the module makes at its top, such as its arrays
+    except EdgekdError as error:  # raised at the top level of the module, such as by its arrays
         where = f"importing `{module_name}`"
         raise UsageError(
             *(dataclasses.replace(p, place=f"{where}: {p.place}" if p.place else where) for p in error.problems)
@@ -110,7 +110,7 @@ def imported(path: str) -> Any:
 
 @dataclass(frozen=True)
 class Use:
-    """A part as a setting names it, with the settings that are its own. It is called as the part is.
+    """A part that a setting names, with its own settings. It is called like the part.
 
     >>> Use("ranges", "minmax").table()
     'minmax'
@@ -127,17 +127,17 @@ class Use:
         return self.part()(*given, **self.settings, **named)
 
     def table(self) -> str | dict[str, Any]:
-        """As a recipe says it."""
+        """The part as written in a recipe."""
         return {"use": self.name, **self.settings} if self.settings else self.name
 
 
 @dataclass(frozen=True)
 class Part:
-    """Says of a setting that it names a part: `criterion: Annotated[Use, Part("criteria")]`.
+    """Annotates a setting that names a part: `criterion: Annotated[Use, Part("criteria")]`.
 
-    A recipe then says `criterion = "magnitude"`, `criterion = "mymodule:mine"`, or `criterion = { use = "magnitude",
-    ...settings of its own }`. The name and these settings are checked, the part's code is followed into the step's
-    key, and `edgekd list` tells the kind."""
+    A recipe then has `criterion = "magnitude"`, `criterion = "mymodule:mine"`, or `criterion = { use = "magnitude",
+    ...settings of its own }`. The name and these settings are checked, the part's code becomes part of the step's key,
+    and `edgekd list` shows the kind."""
 
     kind: str
 
@@ -154,7 +154,7 @@ class Part:
         return None if problems else Use(self.kind, table["use"], settings), problems
 
     def find(self, name: Any, place: str) -> tuple[Any, list[Problem]]:
-        """(the part of this name, or None; what is wrong with the name)."""
+        """(the part with this name, or None; every problem)."""
         if not isinstance(name, str):
             return None, [Problem(place, "`use` is missing", self.known())]
         try:
@@ -167,7 +167,7 @@ class Part:
         return part, []
 
     def known(self) -> str:
-        """A hint: the names that there are."""
+        """A hint with the known names."""
         return f"one of {', '.join(names(self.kind))}, or {KINDS[self.kind].own}"
 
     def parts(self, value: Any) -> list[Any]:
@@ -176,19 +176,19 @@ class Part:
 
 
 def parts_of(settings: Any) -> list[Any]:
-    """The code that a dataclass of settings names: the parts that its fields are said to name (see `Part`), and
-    whatever a text anywhere in them names as `package.module:name`."""
+    """The code that a dataclass of settings names: the parts in fields annotated with `Part`, and every
+    `package.module:name` in a text of any field."""
     record: Any = type(settings)
     named = [(getattr(settings, name), r) for name, r in readers(record).items() if isinstance(r, Part)]
     found = [p for value, reader in named for p in reader.parts(value)]
     for text in specs_in(settings):
-        with contextlib.suppress(UsageError):  # text that only looks like one
+        with contextlib.suppress(UsageError):  # text that only looks like a name
             found.append(imported(text))
     return [p for i, p in enumerate(found) if not any(p is other for other in found[:i])]
 
 
 def specs_in(value: Any) -> Iterator[str]:
-    """What may be a `package.module:name`, in a setting or anywhere inside of it."""
+    """The texts of the form `package.module:name` in a setting, at any depth."""
     return (text for text in _texts(value) if SPEC.fullmatch(text))
 
 

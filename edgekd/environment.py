@@ -1,4 +1,4 @@
-"""What this machine is: facts that tell where a figure was measured, without user, host or path names."""
+"""Facts of this machine, which say where a figure was measured; without user, host or path names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.runtimes import facts as reading
 
 VOLATILE = ("mhz", "celsius", "throttled", "cores")  # cores: those that this process may use
-# of torch, unless a recipe says otherwise: whatever the cores, since sums come out otherwise with another number
+# of torch, by default: independent of the cores, since another number of threads changes sums of floats
 THREADS = 2
 _SYSTEM = Path("/")
 cores, FEATURES = reading.cores, reading.FEATURES
@@ -36,23 +36,23 @@ def libraries() -> tuple[str, ...]:
 
 
 def environment_id(facts: Mapping[str, Any]) -> str:
-    """Twelve hex digits that are the same for the same kind of machine with the same software."""
+    """A digest of the facts, 12 hex digits: equal for machines of one kind with the same software."""
     steady = {name: value for name, value in facts.items() if name not in VOLATILE}
     if steady.get("ram_bytes"):
-        # what the firmware keeps for itself differs from boot to boot
+        # the memory that firmware reserves differs from boot to boot
         steady["ram_bytes"] = round(steady["ram_bytes"] / 2**30)
     return hashlib.sha256(json.dumps(steady, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def kind(facts: Mapping[str, Any]) -> str:
-    """The kind of CPU: what decides how sums of floats come out, and so the bytes of what is trained."""
+    """The kind of CPU: floating-point sums, and so the bytes of trained weights, may differ between kinds."""
     return f"{facts['cpu']} ({', '.join(facts['features']) or facts['architecture']})"
 
 
 @contextlib.contextmanager
 def threads(count: int = THREADS) -> Iterator[None]:
-    """Torch computes in `count` threads and numpy's linear algebra in one, on any number of cores; before and after as
-    the caller had it."""
+    """Sets torch to `count` threads and numpy's linear algebra to one, on any number of cores; restores the caller's
+    numbers."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -92,12 +92,12 @@ def opened(runtime: str, path: Path, threads: int = 1) -> Callable[[Mapping[str,
 
 
 def forget_peak() -> None:
-    """Begins to count this process's peak memory anew, where the system can (Linux: proc(5), clear_refs)."""
+    """Resets this process's peak memory, where the system can (Linux: proc(5), clear_refs)."""
     with contextlib.suppress(OSError):
         (_SYSTEM / "proc/self/clear_refs").write_text("5")
 
 
 def peak_rss() -> int | None:
-    """Bytes that this process had in memory at most since `forget_peak`; None where the system doesn't tell."""
+    """The peak memory of this process since `forget_peak`, in bytes; None where the system has no such number."""
     line = reading.field(reading.read(_SYSTEM / "proc/self/status"), "VmHWM")
     return 1024 * int(line.split()[0]) if line else None

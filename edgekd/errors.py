@@ -1,8 +1,8 @@
-"""What edgekd raises, and the exit code that each class stands for.
+"""The errors that edgekd raises, and the exit code of each class.
 
     EdgekdError
-    ├── UsageError         2  a recipe, task, target, model or file that is wrong; carries every problem at once
-    ├── EnvironmentUnfit   4  this machine can't do it: throttled, a tool or an emulator missing
+    ├── UsageError         2  an invalid recipe, task, target, model or file; carries every problem at once
+    ├── EnvironmentUnfit   4  this machine can't do it: throttled, or a tool or an emulator is missing
     ├── BaselineError      5  a baseline is missing, of another test set, or a digest is wrong
     └── RunFailed          6  training diverged, an export check failed, the disk is full
 
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# what code of somebody else may end with: a task module that calls sys.exit() has failed like any other
+# errors of a user's code: a task module that calls sys.exit() has failed like any other
 THEIRS = (Exception, SystemExit)
 PASSED, FAILED, USAGE, INCONCLUSIVE, UNFIT, BASELINE, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
 
 def plain(value: Any) -> Any:
-    """Text from outside on one line, with what a terminal would obey (control characters, ANSI, changes of direction)
-    shown instead; of a record, a list or a table, all texts in it."""
+    """Text on one line, with control characters, ANSI sequences and direction marks shown instead of sent to a
+    terminal; of a record, a list or a table, with all texts in it changed so."""
     if isinstance(value, str):
         return value if value.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
     if isinstance(value, Mapping):
@@ -41,7 +41,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where (`recipe.toml: stage 2 (prune): macs`), what, and what to do about it."""
+    """One problem: its place (`recipe.toml: stage 2 (prune): macs`), a message, and a hint on how to fix it."""
 
     place: str
     message: str
@@ -55,12 +55,12 @@ class Problem:
 
 
 def closest(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Of the `known` words at most `count` that `word` may be a misspelling of, the closest first."""
+    """At most `count` of the `known` words that `word` may be a misspelling of, the closest first."""
     return difflib.get_close_matches(word, list(known), count, cutoff)
 
 
 def near(word: str, known: Iterable[str], otherwise: str = "", count: int = 1) -> str:
-    """The hint on a name that is not known: the closest of those that are, or `otherwise` (by default all of them).
+    """A hint on an unknown name: the closest known one, or `otherwise` (by default all known names).
 
     >>> near("epoch", ["epochs", "lr"])
     'did you mean `epochs`?'
@@ -72,13 +72,13 @@ def near(word: str, known: Iterable[str], otherwise: str = "", count: int = 1) -
 
 
 def meant(found: Iterable[str], otherwise: str) -> str:
-    """The hint that one of these was meant, or `otherwise` where there is none."""
+    """The hint "did you mean ...?" for the names `found`, or `otherwise` if there are none."""
     names = " or ".join(f"`{name}`" for name in found)
     return f"did you mean {names}?" if names else otherwise
 
 
 class EdgekdError(Exception):
-    """Base of what edgekd raises on purpose: one or more problems, and an exit code."""
+    """The base class of edgekd's errors: one or more problems, and an exit code."""
 
     exit_code = BROKEN
 
@@ -105,13 +105,12 @@ class RunFailed(EdgekdError):
 
 @contextlib.contextmanager
 def exits(kind: type[EdgekdError]) -> Iterator[None]:
-    """Code of a recipe that calls sys.exit() has failed, whatever the number it gives: an error of that `kind`, with
-    the line that did it."""
+    """Turns a sys.exit() in a recipe's code, with any exit code, into an error of this `kind` that names the line."""
     try:
         yield
     except SystemExit as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        hint = "raise an exception that says what is wrong"
+        hint = "raise an exception with a message instead"
         raise kind(
-            Problem(f"{Path(last.filename).name}:{last.lineno}", f"sys.exit({error.code!r}) was called", hint)
+            Problem(f"{Path(last.filename).name}:{last.lineno}", f"calls sys.exit({error.code!r})", hint)
         ) from error

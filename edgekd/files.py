@@ -1,5 +1,5 @@
-"""Files that are whole or not there: written under another name first, and JSON that carries a digest of its own
-content."""
+"""Reads and writes files. A written file is whole or absent: it is written under another name and renamed. JSON can
+carry a digest of its own content."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
-TEXT, LIMIT = 2**26, 2**34  # bytes of a file of text, and of any file, that is read from anywhere
-NESTED = 50  # tables and lists in one another
+TEXT, LIMIT = 2**26, 2**34  # the largest text file, and the largest file, that is read, in bytes
+NESTED = 50  # levels of tables and lists at most
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
 def reading(path: Path | str, hint: str = "") -> Iterator[None]:
-    """A file that can't be read is an input that is wrong. Raises UsageError."""
+    """Turns an OSError while reading into a UsageError."""
     try:
         yield
     except OSError as error:
@@ -46,7 +46,7 @@ def reading(path: Path | str, hint: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path | str, hint: str = "") -> Iterator[None]:
-    """The same of a place that the user named to write to."""
+    """Turns an OSError while writing to a user's path into a UsageError."""
     try:
         yield
     except OSError as error:
@@ -54,21 +54,21 @@ def writing(path: Path | str, hint: str = "") -> Iterator[None]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Writes a file that the user asked for. Raises UsageError where it can't be."""
+    """Writes a JSON file for the user. Raises UsageError where it can't be written."""
     with writing(path):
         write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def write_found(path: Path | str | None, schema: str, found: Any, *without: str, **more: Any) -> None:
-    """Writes the dataclass that a verb found as JSON, `without` some fields, where a file was asked for. Raises
-    UsageError where it can't be written."""
+    """Writes a verb's result, a dataclass, as JSON `without` some fields; nothing if `path` is None. Raises UsageError
+    where it can't be written."""
     if path is not None:
         fields = {name: value for name, value in dataclasses.asdict(found).items() if name not in without}
         write_json(path, {"schema": schema, **fields, **more})
 
 
 def write_atomic(path: Path | str, data: bytes) -> None:
-    """Writes a file so that whoever looks sees the old one or the new one, whole, also after a power cut."""
+    """Writes a file atomically: readers see the old file or the new one, whole, also after a power failure."""
     path = Path(path)
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, "no file is named", str(path))
@@ -98,8 +98,8 @@ def sync(path: Path) -> None:
 
 
 def regular(path: Path | str, limit: int = LIMIT) -> int:
-    """A descriptor of a regular file of at most `limit` bytes, to be closed. Raises OSError for anything else: a device
-    or a pipe may never end."""
+    """Opens a regular file of at most `limit` bytes; returns its descriptor, which the caller closes. Raises OSError
+    for anything else: reading a device or a pipe may never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     fault = (errno.EFBIG, f"it has more than {limit:,} bytes") if status.st_size > limit else None
@@ -107,7 +107,7 @@ def regular(path: Path | str, limit: int = LIMIT) -> int:
         fault = (
             (errno.EISDIR, "it is a folder")
             if stat.S_ISDIR(status.st_mode)
-            else (errno.EINVAL, "it is no regular file")
+            else (errno.EINVAL, "it is not a regular file")
         )
     if fault is None:
         return descriptor
@@ -122,8 +122,9 @@ def content(path: Path | str, limit: int = TEXT) -> bytes:
 
 
 def home(variable: str, below: str, own: str) -> Path:
-    """The user's folder of edgekd: what the `own` variable names, else below what a `variable` of XDG says, else in
-    HOME/`below`; for a user without a home in the store. Raises UsageError where there is no store either."""
+    """The user's folder of edgekd: the folder in the environment variable `own`, else `edgekd` in that of `variable`
+    (XDG), else in HOME/`below`, else in the store for a user without a home. Raises UsageError where there is no store
+    either."""
     given, store = os.environ.get(own), os.environ.get("EDGEKD_STORE")
     try:
         return (
@@ -158,7 +159,7 @@ def sealed(schema: str, record: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(path: Path, schema: str) -> dict[str, Any]:
-    """Reads what `sealed` wrote. Raises ValueError if it isn't whole, OSError if it can't be read."""
+    """Reads a record that `sealed` wrote. Raises ValueError if it is damaged, OSError if it can't be read."""
     record = json.loads(path.read_bytes())
     if not isinstance(record, dict) or record.get("schema") != schema:
         raise ValueError(f"{path.name} is not of schema {schema}")
@@ -168,8 +169,8 @@ def unsealed(path: Path, schema: str) -> dict[str, Any]:
 
 
 def toml(text: str) -> dict[str, Any]:
-    """A TOML document. Raises ValueError where it is none, holds a number beyond reading, or is nested so deep that no
-    file of ours can be it."""
+    """Parses a TOML document. Raises ValueError if it is not valid, has a number that Python can't parse, or is nested
+    deeper than NESTED."""
     try:
         found = tomllib.loads(text)
     except RecursionError:
@@ -188,7 +189,7 @@ def toml(text: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path | str, hint: str = "") -> dict[str, Any]:
-    """A TOML file from anywhere. Raises UsageError where it can't be read, or is not valid TOML."""
+    """Parses a TOML file. Raises UsageError where it can't be read, or is not valid TOML."""
     with reading(path, hint):
         data = content(path)
     try:
@@ -198,16 +199,15 @@ def read_toml(path: Path | str, hint: str = "") -> dict[str, Any]:
 
 
 def size(text: str, place: str = "") -> int:
-    """Bytes of "500 MB" (kB = 1000, KiB = 1024). Raises UsageError."""
+    """The number of bytes in "500 MB" (kB = 1000, KiB = 1024). Raises UsageError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not match or (match[2] or "b").lower() not in UNITS:
-        raise UsageError(Problem(place, f"{text!r} is no size", "a number and a unit, such as 500 MB or 20 GB"))
+        raise UsageError(Problem(place, f"{text!r} is not a size", "give a number and a unit, such as 500 MB or 20 GB"))
     return int(float(match[1]) * UNITS[(match[2] or "b").lower()])
 
 
 def full(error: BaseException | None) -> bool:
-    """Whether a full disk or quota is behind an error; libraries wrap it in errors of their own, some keep its text
-    alone."""
+    """Whether a full disk or quota caused an error. Libraries wrap it in their own errors; some keep only its text."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -29,7 +29,7 @@ CLEAR = {"calibrated": 2.25, "transferred": math.inf}
 
 
 def clear(*predicted: Measurement) -> float:
-    """The ratio from which on the longer of predicted times is the longer one, by the first word of their notes."""
+    """The ratio from which on two predicted times differ clearly, by the first word of their notes."""
     return max(CLEAR.get(m.note.partition(":")[0], math.inf) for m in predicted)
 
 
@@ -37,7 +37,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Score interval of a share: k of n. Wilson, JASA 22 (1927) 209; recommended by Brown, Cai & DasGupta, Statist.
     Sci. 16 (2001) 101."""
     if not 0 <= k <= n:
-        raise ValueError(f"{k} of {n} is no share")
+        raise ValueError(f"{k} of {n} is not a share between 0 and 1")
     if n == 0:
         return 0.0, 1.0
     z, p = _z(level), k / n
@@ -94,8 +94,7 @@ def skewed_mean(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tu
 
 
 def figure(statistic: Statistic, rows: np.ndarray) -> float:
-    """The statistic of records; NaN where they have none, by what a task's own code raises: an AUC where one class is
-    missing."""
+    """The statistic of records; NaN where a task's code raises, such as for an AUC where one class is missing."""
     try:
         return float(statistic(rows))
     except THEIRS:
@@ -186,7 +185,7 @@ def ratio(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[
 
 
 def side_by_side(*figures: Measurement) -> bool:
-    """Whether `each` of positive figures are of the same processes' turns or inputs, so that they can be paired."""
+    """Whether the `each` of positive figures can be paired: they are of the same interleaved processes, or inputs."""
     alike = (
         len({(m.pairing, len(m.each)) for m in figures}) == 1 and bool(figures[0].pairing) and len(figures[0].each) >= 6
     )
@@ -194,9 +193,9 @@ def side_by_side(*figures: Measurement) -> bool:
 
 
 def ratio_of(a: Measurement, b: Measurement) -> tuple[float, float, float]:
-    """(a / b, low, high) of two positive figures: from pairs where they were taken side by side, else all that both
-    intervals allow; without limits (NaN) for two predicted times that are clearly apart: what they are off by, they
-    share."""
+    """(a / b, low, high) of two positive figures: from pairs where they were measured interleaved, else the widest
+    range that both intervals allow. Two predicted times that differ clearly have no limits (NaN): they share their
+    error."""
     if side_by_side(a, b):
         return ratio(a.each, b.each)
     if not min(a.low, b.low) > 0:
@@ -231,8 +230,8 @@ def paired_of(metric: Metric, a_records: Any, b_records: Any, level: float = 0.9
 
 
 def multiple_of_mean(metric: Metric, rows: np.ndarray) -> float | None:
-    """The constant c for which the metric is c times the mean of its records, as far as these and parts of them show;
-    None where it is not so."""
+    """The constant c for which the metric is c times the mean of its records, tested on these and on parts of them;
+    None if there is none."""
     if len(rows) < 2 or not rows.size or not np.isfinite(rows).all():
         return None
     tried = [rows, rows[::2], rows[1::2], rows[: len(rows) // 2], rows[len(rows) // 2 :]]
@@ -271,19 +270,19 @@ def _hall(skewness: float, n: int, tail: float) -> float:
 
 def _z(level: float) -> float:
     if not 0 < level < 1:
-        raise ValueError(f"a confidence level lies between 0 and 1, not {level}")
+        raise ValueError(f"a confidence level must be between 0 and 1, not {level}")
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
 def _rows(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if x.shape != y.shape or not len(x):
-        raise ValueError(f"paired records take the same samples: {list(x.shape)} and {list(y.shape)}")
+        raise ValueError(f"paired records must be of the same samples, not of {list(x.shape)} and {list(y.shape)}")
     return x, y
 
 
 def _of_samples(rows: np.ndarray) -> np.ndarray:
-    """One number per sample: the mean of what it has."""
+    """One number per sample: the mean of its records."""
     return rows if rows.ndim == 1 else rows.reshape(len(rows), -1).mean(1)
 
 

@@ -38,7 +38,7 @@ Feature = Literal[
 ]
 
 
-# ---------------------------------------------------------------- what a user brings
+# ---------------------------------------------------------------- what a user gives
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Sample:
 class Metric:
     """A task's metric on the outputs of a file.
 
-    `records(outputs, labels)` gives one number per sample (`outputs`: array [n, ...] or {name: array});
-    `value(records)` makes the figure of them. Two steps, so that intervals and paired comparisons work for every
+    `records(outputs, labels)` returns one number per sample (`outputs`: array [n, ...] or {name: array});
+    `value(records)` computes the metric from them. Two steps, so that intervals and paired comparisons work for every
     metric.
     """
 
@@ -72,19 +72,18 @@ class Metric:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be compressed: models by name (`teacher`, `student`), data by split, metrics. Everything else has a
-    default.
+    """A task to compress: models by name (`teacher`, `student`), data by split, metrics. Everything else has a default.
 
     data      split name -> sequence of samples; `train`, `validation` and `test` must exist and be disjoint.
     collate   list of samples -> (inputs tensor or {name: tensor}, labels tensor or None); default: stack.
-    augment   (inputs tensor [B, ...], u tensor [B, draws] uniform in [0, 1)) -> inputs; pure: `u` is all its chance,
-              and is a function of seed, sample and view alone.
+    augment   (inputs tensor [B, ...], u tensor [B, draws] uniform in [0, 1)) -> inputs; a pure function: `u` is its
+              only source of randomness, and depends on seed, sample and view alone.
     views     how many augmented views of a sample exist; epoch e shows view e % views. The teacher runs once per view.
     forward   (model, inputs) -> output tensor; default: `model(inputs)`.
-    classes   labels are integers in [0, classes); None where labels are of another kind.
-    assets    files that the task opens by itself: their bytes count in the keys of finished work.
-    before    what makes the network's inputs of raw ones, as the bytes of an ONNX file: it travels with the bundles.
-    shareable whether real samples may travel in golden vectors; else seeded synthetic inputs.
+    classes   labels are integers in [0, classes); None for other labels.
+    assets    files that the task opens itself: their bytes are part of the keys of finished work.
+    before    the preprocessing of raw inputs, as the bytes of an ONNX file, which bundles include.
+    shareable whether golden vectors may hold real samples; else they hold seeded synthetic inputs.
     """
 
     name: str
@@ -106,12 +105,12 @@ class Task:
     shareable: bool = False
 
     def call(self, model: torch.nn.Module, inputs: Any) -> Any:
-        """What a model of the task gives for inputs: by `forward` where the task has one."""
+        """The outputs of a model of the task for inputs, by `forward` if the task has one."""
         return (self.forward or plainly)(model, inputs)
 
 
 def plainly(model: torch.nn.Module, inputs: Any) -> Any:
-    """How a model is called where nobody says otherwise."""
+    """The default `forward` of a task."""
     return model(inputs)
 
 
@@ -120,8 +119,8 @@ def plainly(model: torch.nn.Module, inputs: Any) -> Any:
 
 @dataclass
 class Batch:
-    """Rows of one split as tensors. `index` [B] int64: positions in the split; `view`: which augmented view this is;
-    `tags`: B tuples, None where no sample of the split has any."""
+    """Rows of one split as tensors. `index` [B] int64: positions in the split; `view`: the number of the augmented
+    view; `tags`: B tuples, None if no sample of the split has any."""
 
     inputs: Any
     labels: torch.Tensor | None
@@ -133,8 +132,8 @@ class Batch:
 
 @dataclass
 class Signals:
-    """What a model shows of one batch. `output`: logits [B, C] (or {head: tensor}), None of a black box, which shows
-    its `label` [B] only; `taps`: {dotted path: tensor}."""
+    """A model's outputs for one batch. `output`: logits [B, C] (or {head: tensor}), None for a black box, which shows
+    its `label` [B] only; `taps`: {dotted path of a layer: its output tensor}."""
 
     output: Any
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -146,14 +145,13 @@ class Signals:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An immutable piece of finished work in the store. `folder` is where it lies on this machine, no part of its
-    identity.
+    """An immutable result of a step in the store. `folder`: its place on this machine, not part of its identity.
 
     form    torch (weights.safetensors + model.json) | quantized (the same + grid.json) | weight_only (the same +
             blocks.json, blocks.safetensors) | onnx (model.onnx) | logits (logits.npy)
     files   {file name: sha256}
-    inputs  {role: keys of the artifacts it was made from}
-    facts   JSON values that its stage found out: parameters, macs, epochs done, last losses, seconds
+    inputs  {role: keys of the artifacts that it was made from}
+    facts   JSON values from its stage: parameters, macs, epochs done, last losses, seconds
     """
 
     key: str
@@ -169,7 +167,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Made:
-    """What a stage returns: the form of the files it wrote into `run.folder`, and facts about them."""
+    """The result of a stage: the form of the files that it wrote into `run.folder`, and facts about them."""
 
     form: str
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -177,9 +175,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage works with. Files written into `folder` become the artifact's; `scratch` holds checkpoints, survives
-    a kill, and is removed once the artifact stands. `progress(done, total, text)` moves the bar; `log(**event)` adds a
-    line to log.jsonl. `data(split)` gives the loaded split (`edgekd.sources.Columns`)."""
+    """The context of a stage. Files written into `folder` become the artifact's; `scratch` holds checkpoints, stays if
+    the process is killed, and is removed once the artifact is finished. `progress(done, total, text)` updates the
+    progress bar; `log(**event)` adds a line to log.jsonl; `data(split)` returns the loaded split
+    (`edgekd.data.columns.Columns`)."""
 
     task: Task
     seed: int
@@ -196,7 +195,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Site:
-    """The integer lattice of one value: real = scale * (q - zero_point), q in [low, high].
+    """The quantization parameters and integer range of one value: real = scale * (q - zero_point), q in [low, high].
 
     `axis` None: one scale (a 1-tuple); else one scale per slice along `axis`. Activations are kept as unsigned (low 0),
     weights as signed symmetric (zero_point 0); unsigned with zero point z and signed with z - 128 are the same numbers,
@@ -213,9 +212,9 @@ class Site:
 
 @dataclass(frozen=True)
 class Int8:
-    """How a target's kernels want int8: bits of weights and of the values between layers, a scale per output channel of
-    a weight or one in all. `pairs16`: weights are scaled until no sum of two neighbours' products leaves 16 bits, in
-    which some x86 kernels add them, so that a file answers the same everywhere."""
+    """The int8 quantization that a target's kernels need: bits of weights and of activations, per-channel or per-tensor
+    weight scales. `pairs16`: weights are scaled so that no sum of two neighbouring products overflows 16 bits, in which
+    some x86 kernels add them. A file then gives the same outputs on every CPU."""
 
     weight_bits: Annotated[int, Ge(2), Le(8)] = 8
     activation_bits: Annotated[int, Ge(2), Le(8)] = 8
@@ -225,8 +224,8 @@ class Int8:
 
 @dataclass(frozen=True)
 class Scheme(Int8):
-    """A target's int8 facts, and what is of one graph: `float_layers`, which keep float weights; `layer_bits` {layer:
-    bits of its weight} where not `weight_bits`."""
+    """A target's int8 facts, and those of one graph: `float_layers` keep float weights; `layer_bits` {layer: bits of
+    its weight} overrides `weight_bits`."""
 
     float_layers: tuple[str, ...] = ()
     layer_bits: Mapping[str, int] = field(default_factory=dict)
@@ -234,7 +233,7 @@ class Scheme(Int8):
 
 @dataclass(frozen=True)
 class Grid:
-    """All sites of one captured graph. `graph` is the digest of the captured graph that the site names refer to."""
+    """All sites of one captured graph. `graph`: the digest of the captured graph that the site names refer to."""
 
     graph: str
     scheme: Scheme
@@ -264,8 +263,8 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Target:
-    """Facts of a kind of device and of its runtime: data, not code. None: not known, or not the same on all devices of
-    the kind.
+    """Facts of a kind of device and of its runtime: data, not code. None: not known, or different among devices of the
+    kind.
 
     `core`: the name of the core that files run on, lower case (cortex-a72): cores of one name have the same kernels and
     the same time per cycle; `cores`: how many of them; `clock_mhz`: highest sustained; `caches`: {l1d, l1i, l2, l3:
@@ -312,23 +311,22 @@ class Host:
 # ---------------------------------------------------------------- observations
 
 
-# how the note of a count begins that leaves something out: no figure that a budget can be judged by
+# the start of the note of an incomplete count, which no budget can be judged by
 NOT_COUNTED = "not counted: "
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is measured under one name, as a probe declares it (edgekd/probes): `profile`, budgets, reports and schemas
-    read it here.
+    """A kind of measurement, declared by a probe (edgekd/probes) and read by `profile`, budgets, reports and schemas.
 
-    `better`: which way; None: neither. `origin`: how its figures are had: counted on the file (deterministic),
-    measured, or by emulation alone. `split`: whether a figure is of the samples of a split (quality), else it is of
-    the file (cost). `repeats`: what `n` counts where that is not samples. `budget`: whether a rule may be on it.
+    `better`: the better direction; None: neither. `origin`: counted on the file (deterministic), measured, or only by
+    emulation. `split`: whether it is measured on the samples of a split (quality), else on the file (cost). `repeats`:
+    the unit of `n`, if not samples. `budget`: whether a rule may be on it.
 
-    In reports: `heading` of its column (default: name and unit); `column`: its place, the smallest leftmost (None:
-    none, it stands in the list of all figures alone); `keep`: how long tables keep the column as they get narrower,
-    the greatest longest; 0: on the page alone, which has room; `shown`: (unit, size of it) where that is another;
-    `words`: what less and more of it is called beside the teacher, for what is drawn against quality."""
+    In reports: `heading`: of its column (default: name and unit); `column`: its position, the smallest leftmost (None:
+    no column, it is only in the list of all figures); `keep`: its priority in narrow tables, the largest stays longest;
+    0: only on the HTML page; `shown`: (unit, its size) if shown in another unit; `words`: the words for less and for
+    more of it than the teacher's, for charts against quality."""
 
     name: Annotated[str, MinLen(1)]
     unit: str
@@ -347,11 +345,11 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One figure about one artifact. `low` and `high`: 95 % interval; counted figures have low = value = high.
+    """One figure of one artifact. `low` and `high`: 95 % interval; counted figures have low = value = high.
 
-    `each`: what the figure is the median of, per process or input, in order; two figures with the same `pairing` (a
-    timing session, a set of inputs) were taken side by side, so their `each` are pairs. Both are empty where nothing
-    can be paired."""
+    `each`: the values whose median the figure is, per process or input, in order. Two figures with the same `pairing`
+    (a timing session, a set of inputs) were measured interleaved, so their `each` are pairs. Both are empty where
+    nothing can be paired."""
 
     name: str
     unit: str
@@ -389,8 +387,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a budget, judged. `place` says where the line stands; `limit` and `value` in the measurement's
-    unit."""
+    """The check of one budget rule. `place`: where the rule is written; `value`, `low` and `high` in `unit`."""
 
     target: str
     candidate: str
@@ -409,7 +406,7 @@ class Check:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """What a run found for one target. `front` and `chosen` are candidate ids; `verdict` None: the recipe has no
+    """The result of a run for one target. `front` and `chosen`: ids of candidates; `verdict` None: the recipe has no
     gate."""
 
     front: tuple[str, ...]
@@ -421,9 +418,9 @@ class TargetResult:
 
 @dataclass(frozen=True)
 class Result:
-    """`result.json`. `environment`: {id: facts of a machine}; `steps`: what was done or found finished, with seconds;
+    """`result.json`. `environment`: {id: facts of a machine}; `steps`: the steps made or reused, with seconds;
     `predictions`: {file in predictions/: sha256}, None before edgekd.result/2; `means`: {metric that is a multiple of
-    the mean of its records: which}."""
+    the mean of its records: the multiple}."""
 
     task: str
     recipe_sha256: str

@@ -1,8 +1,7 @@
-"""The files of a run that travel: result.json and predictions/<id>.npz, written whole or not at all, read as if by a
-stranger's hand.
+"""The files of a run that may be copied to other machines: result.json and predictions/<id>.npz. They are written
+atomically and read without trust in their content.
 
-A reader takes schema `edgekd.result/2` and older; keys that it doesn't know are left for newer writers of the same
-schema. Nothing is unpickled.
+A reader accepts schema `edgekd.result/2` and older, and ignores keys that it doesn't know. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ LONGEST = 200  # bytes of a candidate's id
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a file answered to the test set. `outputs`: array [n, ...] or {name: array}; `records`: {metric: one number
-    per sample [n, ...]}; `better`: {metric: higher or lower}; `digest`: of the test samples."""
+    """A file's outputs for the test set. `outputs`: array [n, ...] or {name: array}; `records`: {metric: one number per
+    sample [n, ...]}; `better`: {metric: higher or lower}; `digest`: of the test samples."""
 
     ids: np.ndarray
     digest: str
@@ -48,7 +47,7 @@ class Predictions:
 
 
 def write(result: Result, path: Path | str) -> None:
-    """Writes result.json, whole. Raises RunFailed where a figure is not a finite number."""
+    """Writes result.json. Raises RunFailed where a figure is not a finite number."""
     path = _file(path)
     try:
         text = json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False, default=_plain)
@@ -84,33 +83,33 @@ def read(path: Path | str) -> Result:
 
 
 def read_text(path: Path, hint: str = "") -> bytes:
-    """The bytes of a text file that isn't too big. Raises UsageError."""
+    """The bytes of a text file. Raises UsageError where it can't be read or is too large."""
     with reading(path, hint):
         return content(path, TEXT_LIMIT)
 
 
 def check_schema(path: Path, data: bytes, name: str, newest: int) -> None:
-    """Refuses what is no JSON, of another kind, or of a newer schema than `name/newest`. Raises UsageError."""
+    """Raises UsageError for data that is not valid JSON, of another schema, or newer than `name/newest`."""
     try:
         table = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UsageError(Problem(str(path), f"is not JSON: {error}")) from None
+        raise UsageError(Problem(str(path), f"is not valid JSON: {error}")) from None
     given = table.get("schema") if isinstance(table, dict) else None
     match = re.fullmatch(rf"{re.escape(name)}/([1-9][0-9]{{0,5}})", given) if isinstance(given, str) else None
     if match is None:
         raise UsageError(Problem(f"{path}: schema", f"is not {name}/{newest}" if given is not None else "is missing"))
     if int(match[1]) > newest:
-        hint = f"this edgekd reads {name}/{newest} and older: take the edgekd that wrote it, or a newer one"
+        hint = f"this edgekd reads {name}/{newest} and older: use the edgekd that wrote it, or a newer one"
         raise UsageError(Problem(f"{path}: schema", f"{given} is too new", hint))
 
 
 def measurements(kept: Iterable[Mapping[str, Any]]) -> tuple[Measurement, ...]:
-    """Measurements of what JSON made of them, by whichever edgekd."""
+    """Measurements from their JSON form, as any version of edgekd wrote it."""
     return tuple(Measurement(**{**m, "each": tuple(m.get("each", ()))}) for m in kept)
 
 
 def inside(name: str) -> bool:
-    """Whether a path in a file stays in the folder of that file: relative, forward, without `..`."""
+    """Whether a path in a file stays in that file's folder: relative, with forward slashes, without `..`."""
     path = PurePosixPath(name)
     return (
         bool(name)
@@ -128,7 +127,7 @@ def _file(path: Path | str) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy's numbers and paths as JSON has them."""
+    """Numpy's numbers and paths as JSON values."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -147,22 +146,22 @@ def _problem(error: Mapping[str, Any], path: Path) -> Problem:
 
 
 def _inconsistent(result: Result) -> list[tuple[str, str]]:
-    """What each part is right by itself and wrong together."""
+    """(place, message) of contradictions between parts that are valid by themselves."""
     found, ids, seen = [], {c.id for c in result.candidates}, set()
     for i, c in enumerate(result.candidates):
         if not re.fullmatch(r"\w[\w.+=-]*", c.id) or len(c.id.encode()) > LONGEST:
-            found.append((f"candidates.{i}.id", f"{c.id[:60]!r} is no name for a file"))
+            found.append((f"candidates.{i}.id", f"{c.id[:60]!r} is not valid as a file name"))
         if c.id in seen:
-            found.append((f"candidates.{i}.id", f"`{c.id}` stands twice"))
+            found.append((f"candidates.{i}.id", f"`{c.id}` occurs twice"))
         seen.add(c.id)
         if c.file is not None and not inside(c.file):
-            found.append((f"candidates.{i}.file", f"{c.file[:60]!r} leads out of the run's folder"))
+            found.append((f"candidates.{i}.file", f"{c.file[:60]!r} is outside the run's folder"))
         for j, m in enumerate(c.measurements):
             if not (all(map(math.isfinite, (m.value, m.low, m.high))) and m.low <= m.high):
                 found.append(
                     (
                         f"candidates.{i}.measurements.{j} ({m.name})",
-                        f"{m.value} [{m.low}, {m.high}] is no figure with an interval",
+                        f"{m.value} [{m.low}, {m.high}] is not a finite value with an interval",
                     )
                 )
             elif m.origin == "counted" and not m.low == m.value == m.high:
@@ -175,7 +174,7 @@ def _inconsistent(result: Result) -> list[tuple[str, str]]:
     named = [(f"references.{k}", v) for k, v in result.references.items()]
     for name, target in result.targets.items():
         if not re.fullmatch(r"\w[\w.-]*", name) or len(executed(target.chosen or "", name).encode()) > 255:
-            found.append((f"targets.{name[:60]!a}", "is no name of a target, or too long for a file's"))
+            found.append((f"targets.{name[:60]!a}", "is not a valid target name, or too long for a file name"))
         named += [(f"targets.{name}.front.{i}", v) for i, v in enumerate(target.front)]
         named += [(f"targets.{name}.chosen", target.chosen)] if target.chosen is not None else []
     return found + [(place, f"no candidate is `{id[:60]}`") for place, id in named if id not in ids]
@@ -193,8 +192,8 @@ def save_predictions(
     metrics: Sequence[Metric] = (),
     teacher: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes outputs and records per sample. `metrics` tells which way is better; `teacher`: its records, where the
-    file travels alone."""
+    """Writes outputs and records per sample. `metrics`: say which direction is better; `teacher`: its records, if the
+    file must be usable alone."""
     named = (
         {f"outputs.{name}": array for name, array in outputs.items()}
         if isinstance(outputs, Mapping)
@@ -208,24 +207,24 @@ def save_predictions(
 
 
 def executed(id: str, target: str) -> str:
-    """The file's name of what a candidate answered as another CPU: a target that this machine's answers don't stand
-    for."""
+    """The name of the file with a candidate's outputs as `target`, a target that this machine's outputs don't apply
+    to."""
     return f"{id}@{target}.npz"
 
 
 def digests(folder: Path | str) -> dict[str, str]:
-    """{name: sha256} of the files of predictions in a folder."""
+    """{name: sha256} of a folder's files of predictions."""
     return {path.name: sha256(path) for path in sorted(Path(folder).glob("*.npz"))}
 
 
 def places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where the `wanted` of `ids` stand, all of which are there."""
+    """The positions of the `wanted` ids in `ids`, which holds all of them."""
     order = np.argsort(ids)
     return order[np.searchsorted(ids, wanted, sorter=order)]
 
 
 def of_samples(predictions: Predictions, ids: np.ndarray) -> Predictions:
-    """The predictions of those samples alone, in the order of `ids`."""
+    """The predictions for the samples `ids` only, in this order."""
     rows = places(predictions.ids, ids)
     outputs = predictions.outputs
     taken = None if outputs is None else each(outputs, lambda array: array[rows])
@@ -238,12 +237,12 @@ def of_samples(predictions: Predictions, ids: np.ndarray) -> Predictions:
 
 
 def load_predictions(path: Path | str) -> Predictions:
-    """Reads what `save_predictions` wrote. Raises UsageError with every problem."""
+    """Reads a file of `save_predictions`. Raises UsageError with every problem."""
     return _predictions(Path(path), load_arrays(path))
 
 
 def load_teacher(path: Path | str) -> dict[str, np.ndarray]:
-    """{metric: the teacher's records} of a file of predictions that travels alone; empty where it has none."""
+    """{metric: the teacher's records} in a file of predictions; empty if it has none."""
     return {
         name.removesuffix(".teacher"): array for name, array in load_arrays(path).items() if name.endswith(".teacher")
     }
@@ -284,11 +283,11 @@ def _predictions(path: Path, arrays: Mapping[str, np.ndarray]) -> Predictions:
 
 
 def save_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
-    """An .npz that is whole or not there; the same arrays give the same bytes. Raises TypeError for what would need
+    """Writes an .npz atomically; the same arrays give the same bytes. Raises TypeError for arrays that need
     pickling."""
     plain = {name: np.asarray(array) for name, array in arrays.items()}
     if any(array.dtype.hasobject for array in plain.values()):
-        raise TypeError("only arrays of numbers and strings are kept")
+        raise TypeError("only arrays of numbers and strings can be saved")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in plain.items():
@@ -301,8 +300,8 @@ def save_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT, hint: str = "") -> dict[str, np.ndarray]:
-    """Every array of an .npz from anywhere. Raises UsageError for what is no .npz, holds objects, or claims more than
-    it has."""
+    """Reads every array of an .npz without trust in its content. Raises UsageError if it is not a valid .npz, holds
+    objects, or has less data than it declares."""
     path = Path(path)
     try:
         with reading(path), open(regular(path), "rb") as file, zipfile.ZipFile(file) as archive:
@@ -323,11 +322,11 @@ def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT, hint: str = "") -> d
         RuntimeError,
         MemoryError,
     ) as error:
-        raise UsageError(Problem(str(path), f"is no .npz of plain arrays: {error}", hint)) from None
+        raise UsageError(Problem(str(path), f"is not a valid .npz of plain arrays: {error}", hint)) from None
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array, once its header is found to claim as many bytes as there are."""
+    """Reads one array, after a check that its header declares as many bytes as it has."""
     with archive.open(member) as file:
         data = file.read(member.file_size + 1)
     stream = io.BytesIO(data)
@@ -337,7 +336,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         raise ValueError(f"{member.filename} is of npy version {version}")
     shape, _, dtype = header(stream)
     if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds objects of Python")
+        raise ValueError(f"{member.filename} holds Python objects")
     if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
-        raise ValueError(f"{member.filename} is not the array that it claims to be")
+        raise ValueError(f"{member.filename} does not have the size that its header declares")
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)

@@ -1,5 +1,5 @@
-"""A part's signature is the schema of its settings: annotations carry types and bounds, and may read a setting by
-themselves."""
+"""A part's signature is the schema of its settings: annotations carry types and bounds, and may define how a setting is
+read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from edgekd.errors import Problem, UsageError, near
 
 @dataclass(frozen=True)
 class Kind:
-    """How the parts of one folder are named and called. `one`: the word for a single one; `by_position`, `by_name`: the
-    arguments that its caller gives, which are no settings; `module`: the part is the whole module."""
+    """How the parts of one folder are named and called. `one`: the word for a single part; `by_position`, `by_name`:
+    the arguments that its caller passes, which are not settings; `module`: the part is the whole module."""
 
     one: str
     by_position: int = 0
@@ -28,24 +28,24 @@ class Kind:
 
     @property
     def own(self) -> str:
-        """How a recipe names one that is not built in."""
+        """How a recipe names a part that is not built in."""
         return f"`package.module{'' if self.module else ':name'}` of your own"
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """What of an annotation reads a setting, where a type doesn't say enough: `Annotated[Use, Part("criteria")]`."""
+    """An annotation that reads a setting, where a type is not enough: `Annotated[Use, Part("criteria")]`."""
 
     def read(self, value: Any, place: str) -> tuple[Any, list[Problem]]:
-        """(the value, or None; every problem) of what a recipe says."""
+        """(the setting's value, or None; every problem) for the `value` in a recipe."""
 
 
 PLAIN = Kind("part")
 
 
 def parameters(part: Callable[..., Any], kind: Kind = PLAIN) -> dict[str, inspect.Parameter]:
-    """The settings of a part: all fields of a dataclass; the parameters of a function, without those that the callers
-    of this kind of part give."""
+    """The settings of a part: all fields of a dataclass; the parameters of a function, without those that callers of
+    this kind of part pass."""
     every = list(inspect.signature(part).parameters.items())[kind.by_position :]
     fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
     made = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
@@ -58,8 +58,8 @@ def parameters(part: Callable[..., Any], kind: Kind = PLAIN) -> dict[str, inspec
 def settings_of(
     part: Callable[..., Any], table: Mapping[str, Any], place: str, kind: Kind = PLAIN
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """The keyword arguments for `part` with defaults filled in, and every problem of `table`. Where there are problems,
-    only settings with a reader of their own are given."""
+    """(keyword arguments for `part` with defaults filled in, every problem of `table`). With problems, only settings
+    with a reader are given."""
     try:
         model = model_of(part, kind)
     except (TypeError, ValueError) as error:
@@ -78,7 +78,8 @@ def settings_of(
 
 @cache
 def model_of(part: Callable[..., Any], kind: Kind = PLAIN) -> Any:
-    """A strict pydantic model of a part's settings, built from its signature. What has a reader may be anything."""
+    """A strict pydantic model of a part's settings, built from its signature. Settings with a reader may have any
+    type."""
     import pydantic
 
     fields: dict[str, Any] = {}
@@ -92,7 +93,7 @@ def model_of(part: Callable[..., Any], kind: Kind = PLAIN) -> Any:
 
 @cache
 def readers(part: Callable[..., Any], kind: Kind = PLAIN) -> dict[str, Any]:
-    """{setting: its reader}, of those whose annotation has one."""
+    """{setting: its reader} of settings whose annotation has one."""
     found: dict[str, Any] = {}
     for name, p in parameters(part, kind).items():
         told = [m for m in getattr(_hint(part, name, p), "__metadata__", ()) if isinstance(m, Reader)]
@@ -101,8 +102,7 @@ def readers(part: Callable[..., Any], kind: Kind = PLAIN) -> dict[str, Any]:
 
 
 def _hint(part: Callable[..., Any], name: str, p: inspect.Parameter) -> Any:
-    """One parameter's annotation, evaluated where it was written (others of the same part may be for type checkers
-    only)."""
+    """One parameter's annotation, evaluated in its module. Names that exist for type checkers only give Any."""
     if dataclasses.is_dataclass(part):
         return typing.get_type_hints(part, include_extras=True).get(name, Any)
     if p.annotation is inspect.Parameter.empty:
@@ -110,12 +110,12 @@ def _hint(part: Callable[..., Any], name: str, p: inspect.Parameter) -> Any:
     try:
         known = vars(sys.modules[part.__module__]) if isinstance(part, type) else inspect.unwrap(part).__globals__
         return eval(p.annotation, dict(known)) if isinstance(p.annotation, str) else p.annotation
-    except NameError:  # a name for type checkers only: any value will do
+    except NameError:  # a name that exists for type checkers only
         return Any
 
 
 def check(model: Any, table: Mapping[str, Any], place: str) -> tuple[Any, list[Problem]]:
-    """`table` read by a pydantic model: (instance, []) or (None, every problem with its place)."""
+    """Validates `table` with a pydantic model: (instance, []) or (None, every problem with its place)."""
     import pydantic
 
     try:
@@ -139,7 +139,7 @@ def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
 
 
 def plain(value: Any) -> Any:
-    """A setting as a recipe says it, in the types of TOML and JSON (and None): parts by their tables."""
+    """A setting as written in a recipe, in the types of TOML and JSON (and None): parts as their tables."""
     if hasattr(value, "table"):
         return value.table()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -150,8 +150,7 @@ def plain(value: Any) -> Any:
 
 
 def changed(settings: Any, table: Mapping[str, Any]) -> Any:
-    """A dataclass of settings with those of `table`, as a recipe says them. Raises UsageError for parts that are named
-    wrongly."""
+    """A dataclass of settings with those of `table`, written as in a recipe. Raises UsageError for unknown parts."""
     record: Any = type(settings)
     known, read, problems = readers(record), dict(table), []
     for name in table.keys() & known.keys():

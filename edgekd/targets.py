@@ -1,4 +1,4 @@
-"""Targets: facts of device kinds, from `targets/*.toml`, a file of one's own, or, for `host`, from this machine."""
+"""Targets: facts of kinds of devices, from `targets/*.toml`, a user's file, or, for `host`, from this machine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load(name_or_path: str | Path) -> Target:
     folder = _folder()
     if folder is None or text not in names():
         begun = [n for n in names() if text and n.startswith(text)][:3]
-        ours = "`edgekd list targets` shows those there are; your own: a path to a .toml file"
+        ours = "`edgekd list targets` shows all; for your own target, give the path of a .toml file"
         hint = meant(begun or closest(text, names()), ours)
         raise UsageError(Problem("", f"no target is named `{text}`", hint))
     return _parse(folder / f"{text}.toml")
@@ -91,8 +91,8 @@ def saturates(target: Target) -> bool:
 
 
 def runs(target: Target) -> bool:
-    """Whether edgekd has a runtime for the target: without one, there are figures that are counted on the file, and
-    budgets on them."""
+    """Whether edgekd has a runtime for the target. Without one, only figures counted on the file exist, and budgets on
+    them."""
     return target.runtime.name != NO_RUNTIME
 
 
@@ -120,7 +120,7 @@ def reference(form: str) -> str:
 
 
 def kernels(target: Target) -> str:
-    """What onnxruntime's kernels multiply bytes with on the target (core/mlas/lib/platform.cpp), in a word or two."""
+    """The instructions of onnxruntime's int8 kernels on the target (core/mlas/lib/platform.cpp), in a word or two."""
     if target.architecture == "x86-64":
         wide = {"avx512_vnni": "VNNI (AVX512)", "avx_vnni": "VNNI (AVX)", "avx2": "AVX2, 16 bits"}
         return next((text for feature, text in wide.items() if feature in target.features), "SSE")
@@ -130,9 +130,9 @@ def kernels(target: Target) -> str:
 
 
 def figures(target: Target, facts: Mapping[str, Any]) -> str:
-    """The best that a machine with `facts` can tell of the target: `measured` (times and answers), `answers` (measured,
-    and no times: the machine has other kernels besides, or fewer cores), `emulated` (answers by emulation), `counted`
-    (the file alone)."""
+    """The best figures of the target that a machine with `facts` can give: `measured` (times and outputs), `answers`
+    (measured outputs without times: the machine uses other kernels, or has fewer cores), `emulated` (outputs by
+    emulation), `counted` (from the file alone)."""
     if not runs(target):
         return "counted"
     more = surplus(target, facts)
@@ -142,8 +142,8 @@ def figures(target: Target, facts: Mapping[str, Any]) -> str:
 
 
 def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
-    """What a machine lacks of a target; only with nothing missing may its answers be called measured for the target.
-    Times: see `lacking`."""
+    """The features of a target that a machine lacks. With none, the machine's outputs count as measured for the target.
+    For times, see `lacking`."""
     if target.name == HOST:
         return []
     if facts["architecture"] != target.architecture:
@@ -153,14 +153,14 @@ def matches(target: Target, facts: Mapping[str, Any]) -> list[str]:
 
 
 def lacking(target: Target, facts: Mapping[str, Any]) -> list[str]:
-    """What a machine lacks for the target's times: what it lacks for its answers, and cores for its threads."""
+    """What a machine lacks for the target's times: features, and cores for its threads."""
     few = target.name != HOST and (facts.get("cores") or target.threads) < target.threads
     return [*matches(target, facts), *([f"{target.threads} cores"] if few else [])]
 
 
 def times(target: Target, facts: Mapping[str, Any]) -> bool:
-    """Whether a time taken on the machine may be called measured for the target: it lacks nothing, and has no other
-    kernels besides."""
+    """Whether a time on the machine counts as measured for the target: the machine lacks nothing, and uses no other
+    kernels."""
     return not lacking(target, facts) and not surplus(target, facts)
 
 
@@ -173,7 +173,7 @@ def differing(target: Target, facts: Mapping[str, Any]) -> str:
 
 
 def surplus(target: Target, facts: Mapping[str, Any]) -> list[str]:
-    """Features of a machine that the target has not and that choose other kernels: a time taken there is not the
+    """Features that a machine has, the target lacks, and kernels are chosen by: a time measured there is not the
     target's."""
     return [] if target.name == HOST else [f for f in facts["features"] if f in KERNELS and f not in target.features]
 
@@ -187,7 +187,7 @@ def _filled(runtime: Runtime) -> Runtime:
 
 
 def _folder() -> Path | None:
-    """Where the target files lie: inside an installed package, or beside the package in a source tree."""
+    """The folder of the target files: inside an installed package, or beside the package in a source tree."""
     package = Path(__file__).resolve().parent
     for folder in (package / "_targets", package.parent / "targets"):
         if folder.is_dir():
@@ -225,9 +225,9 @@ def _parse(path: Path) -> Target:
 
 
 def _contradictions(file: str, target: Target) -> list[Problem]:
-    """Facts that can't hold together, sources of facts that aren't given, and texts that a terminal would obey."""
+    """Problems of facts that contradict each other, sources of facts that aren't given, and control characters."""
     found = [
-        Problem(f"{file}: {place}", "holds control characters", "one line of text")
+        Problem(f"{file}: {place}", "has control characters", "write one line of text")
         for place, text in (
             ("title", target.title),
             ("runtime", f"{target.runtime}{target.others}"),
@@ -248,16 +248,14 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
         found.append(Problem(f"{file}: core", f"{target.core!r} is no name of a core", "lower case, as in cortex-a72"))
     found += _runtimes(file, (target.runtime, *target.others))
     if target.int8.activation_bits != 8:
-        text = (
-            f"is {target.int8.activation_bits}, and values between layers have 8 bits in the files that edgekd writes"
-        )
+        text = f"is {target.int8.activation_bits}, but edgekd writes files with 8-bit activations"
         found.append(Problem(f"{file}: int8.activation_bits", text, "leave it out"))
     if target.cores is not None and target.threads > target.cores:
         found.append(
             Problem(
                 f"{file}: threads",
-                f"are {target.threads}, and there are {target.cores} cores",
-                "at most one thread per core",
+                f"is {target.threads}, but there are {target.cores} cores",
+                "give at most one thread per core",
             )
         )
     if target.architecture == "armv7e-m" and runs(target):
@@ -271,11 +269,13 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
     if target.emulated_as and not runs(target):
         found.append(Problem(f"{file}: emulated_as", "there is no runtime to emulate", "leave it out"))
     if not target.int8.pairs16 and target.int8.weight_bits == 8 and saturates(target):
-        text = "AVX2 without VNNI adds the products of two bytes in 16 bits, where weights of the full range saturate"
+        text = "full-range weights saturate: AVX2 without VNNI adds the products of two bytes in 16 bits"
         found.append(Problem(f"{file}: int8.pairs16", text, "leave it out, or write weight_bits = 7"))
     empty = [name for name in target.sources if getattr(target, name, True) in (None, {}, "")]
     return found + [
-        Problem(f"{file}: sources.{name}", f"the fact `{name}` is not given", f"write {name} = ..., or no source")
+        Problem(
+            f"{file}: sources.{name}", f"the fact `{name}` is not given", f"write {name} = ..., or remove its source"
+        )
         for name in empty
     ]
 

@@ -487,7 +487,7 @@ def test_a_budget_that_does_not_say_so_tells_what_to_write():
     latency = Measurement("latency_p50_ms", "ms", 1, 1, 1, 8, None, "pi", "emulated")
     candidate = Candidate("c", "c", 0, (), (), "onnx", None, "", (latency,))
     (check,) = budget.judge(budget.rules({"any": {"latency_p50_ms": "max 2 ms"}}, "pi"), candidate, target="pi")
-    assert check.verdict == "inconclusive" and "to take it" not in check.reason  # a time is never emulated
+    assert check.verdict == "inconclusive" and "to accept it" not in check.reason  # a time is never emulated
 
 
 # ---------------------------------------------------------------- an int8 file on cores

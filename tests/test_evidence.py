@@ -194,7 +194,7 @@ def test_a_metric_that_is_no_mean_keeps_the_runs_verdict_while_its_digest_holds(
     assert (gated.exit_code, gated.checks[0].value) == (0, 1.5)
     options["budget"].write_text('[any]\nf1 = "drop max 5 pt vs teacher"\n')
     gated = gate.gate(run, **options)
-    assert gated.exit_code == 3 and "the task alone" in str(gated)
+    assert gated.exit_code == 3 and "only the task's code" in str(gated)
     no_mean(run)
     (run / "predictions" / f"{CHOSEN}.npz").write_bytes(b"")
     refused(run, "differs from its digest", **options)
@@ -211,8 +211,8 @@ def test_a_metric_that_is_no_mean_of_an_old_run_is_inconclusive(tmp_path):
 @pytest.mark.parametrize(
     "wrong, told",
     [
-        ({"value": 0.1}, "the stored value is 0.1, and the figures say 1.5"),
-        ({"high": 4.0}, "the stored verdict is pass, and its own figures say inconclusive"),
+        ({"value": 0.1}, "the stored value is 0.1, and the figures give 1.5"),
+        ({"high": 4.0}, "the stored verdict is pass, and its own figures give inconclusive"),
         ({"verdict": "fail"}, "the stored verdict is fail"),
     ],
 )
@@ -223,7 +223,7 @@ def test_stored_checks_that_dont_follow_from_the_figures_end_in_5(run, wrong, to
 def test_a_stored_verdict_that_is_not_that_of_the_checks_ends_in_5(run):
     options = no_mean(run)
     changed(run, "targets", "host", "verdict", value="inconclusive")
-    refused(run, "is inconclusive, and the checks say pass", **options)
+    refused(run, "is inconclusive, and the checks give pass", **options)
 
 
 def test_figures_that_result_json_was_given_later_end_in_5(run):

@@ -115,7 +115,7 @@ def test_while_it_runs(where, recipe, capsys, monkeypatch):
     lines, stage = RUNNING[where]
     code = recipe(lines, **({} if stage is None else {"stage": stage}))
     err = capsys.readouterr().err
-    assert code == 6 and "mine.py:" in err and "sys.exit(0) was called" in err, err
+    assert code == 6 and "mine.py:" in err and "calls sys.exit(0)" in err, err
 
 
 @pytest.mark.parametrize(("stage", "kind"), [("quantize", RunFailed), ("load", UsageError)])

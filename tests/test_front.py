@@ -145,7 +145,7 @@ def test_the_control_is_chosen_where_it_is_better():
     found = pick(
         [candidate("alone-quantize", 90, 1, 30, quality_half=2), candidate("quantize", 90, 1, 30, quality_half=2)]
     )
-    assert found.chosen == "quantize" and "the control gives way (tied in" in found.reason
+    assert found.chosen == "quantize" and "distilled points are preferred to the control (tied in" in found.reason
     found = pick(
         [candidate("alone-quantize", 91, 1, 30, quality_half=2), candidate("quantize", 90, 1, 30, quality_half=2)]
     )

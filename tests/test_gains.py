@@ -44,7 +44,7 @@ def test_a_gain_by_hand():
 
 def test_labels_that_did_better_are_told():
     told = gains.labels_did_better([candidate("distill", gained(-1.5, -2.5, -0.5))], ["alone"])
-    assert told == "labels alone did better: alone is 1.50 [0.50, 2.50] pt above distill on test"
+    assert told == "training on labels alone is better: alone is 1.50 [0.50, 2.50] pt above distill on test"
     assert gains.labels_did_better([candidate("distill", gained(-0.1, -1, 0.8))], ["alone"]).endswith("may be chance")
     assert gains.labels_did_better([candidate("a"), candidate("distill", gained(0.1, -1, 1))], ["alone"]) == ""
     assert gains.labels_did_better([candidate("again", gained(-1, -2, -0.5, "distill"))], ["alone"]) == ""
@@ -56,15 +56,15 @@ def test_a_stage_that_bought_nothing_is_told_with_what_to_try():
         candidate("distill", gained(0.1, -0.6, 0.8)),
         candidate("quantize", gained(2, 1, 3, "alone-quantize")),
     ]
-    told = gains.nothing_bought(line, tapped=False)
-    assert told[0] == "distill bought nothing that can be shown over alone: +0.10 [-0.60, +0.80] pt on test, paired"
+    told = gains.without_gain(line, tapped=False)
+    assert told[0] == "distill has no significant gain over alone: +0.10 [-0.60, +0.80] pt on test, paired"
     assert len(told) == 2 and "attention" in told[1] and "RESULTS.md" in told[1]
-    assert "cost accuracy over alone" in gains.nothing_bought([candidate("distill", gained(-2, -3, -1))], True)[0]
-    assert "attention" not in gains.nothing_bought(line, tapped=True)[1]
-    assert gains.nothing_bought(line[2:], False) == []
-    assert gains.looks_inside(
+    assert "is worse than alone" in gains.without_gain([candidate("distill", gained(-2, -3, -1))], True)[0]
+    assert "attention" not in gains.without_gain(line, tapped=True)[1]
+    assert gains.without_gain(line[2:], False) == []
+    assert gains.taps_layers(
         {"stage": [{"losses": [{"use": "kl"}, {"use": "attention", "on": ["a"]}]}]}
-    ) and not gains.looks_inside({"stage": [{}]})
+    ) and not gains.taps_layers({"stage": [{}]})
 
 
 def test_the_advice_has_the_benchmarks_figures():

@@ -107,7 +107,7 @@ def test_nothing_chosen_fails(tmp_path):
     # which would tell the same
     assert "none of 3 candidates is within the budgets" in str(gated) and "--why" not in str(gated)
     other = str(gate.gate(tmp_path / "run", budget=budget(tmp_path, '[any]\ntop1 = "min 1 %"\n')))
-    assert "there is nothing to judge by others" in other and "there is nothing to judge" not in str(gated)
+    assert "to choose by others" in other and "to choose by others" not in str(gated)
 
 
 def test_one_target_of_two_that_fails_fails(tmp_path):
@@ -234,13 +234,13 @@ def test_a_baseline_that_is_missing_or_of_another_test_set_ends_in_5(run, tmp_pa
     bare = make(tmp_path / "bare")
     shutil.rmtree(bare / "predictions")
     cases = {
-        None: "none is given",
+        None: "no baseline is given",
         tmp_path / "none": "can't be read",
         other: "another test set",
         broken: "is missing",
         foreign: "is for pi",
     }
-    for baseline, told in {**cases, bundled(bare): "keeps no predictions"}.items():
+    for baseline, told in {**cases, bundled(bare): "has no predictions"}.items():
         with pytest.raises(BaselineError, match=told) as error:
             gate.gate(run, budget=path, baseline=baseline)
         assert error.value.exit_code == 5

@@ -496,7 +496,7 @@ def test_wrong_files_end_in_an_error_of_use(tmp_path):
             ["has `inputs` and also x", "inputs: 150, x: 3, labels: none"],
         ),
         ({"inputs": X[:0]}, ["inputs: 0"]),
-        ({"inputs": np.array([{}, {}], object)}, ["no .npz of plain arrays: inputs.npy holds objects of Python"]),
+        ({"inputs": np.array([{}, {}], object)}, ["not a valid .npz of plain arrays: inputs.npy holds Python objects"]),
     ],
 )
 def test_wrong_data_files(tmp_path, arrays, messages):

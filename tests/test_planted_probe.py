@@ -146,5 +146,5 @@ def test_a_quantity_of_which_neither_way_is_better_has_no_drop(planted, monkeypa
     neither = dataclasses.replace(other.MEASURES[0], better=None)
     monkeypatch.setattr("edgekd.probes.declared", lambda: {neither.name: neither})
     (problem,) = budget.problems({"any": {"zero_share": "drop max 3 pt vs teacher"}})
-    assert problem.message == "neither way of zero_share is better, so it has no `drop`"
+    assert problem.message == "neither direction of zero_share is better, so it has no `drop`"
     assert budget.problems({"any": {"zero_share": "max 3 %"}}) == []

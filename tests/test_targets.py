@@ -271,7 +271,7 @@ WRONG = [
 ]
 WRONG += [('threads = "2"\n' + GOOD, "threads"), (GOOD + 'features = ["dotprod"]', "x86-64 has no `dotprod`")]
 WRONG += [
-    (GOOD + 'core = "Cortex A72"', "is no name of a core"),
+    (GOOD + 'core = "Cortex A72"', "is not a core's name"),
     (GOOD + "[caches]\nl1 = 32768", "caches.l1: 'l1' is not known"),
 ]
 WRONG += [
@@ -296,9 +296,9 @@ WRONG += [
 ]
 WRONG += [
     (GOOD + "[int8]\nactivation_bits = 7", "int8.activation_bits: is 7"),
-    ("cores = 2\nthreads = 3\n" + GOOD, "threads: are 3, and there are 2"),
+    ("cores = 2\nthreads = 3\n" + GOOD, "threads: is 3, but there are 2"),
 ]
-WRONG += [(GOOD.replace("mine", "\\u001b[31m"), "title: holds control characters")]
+WRONG += [(GOOD.replace("mine", "\\u001b[31m"), "title: has control characters")]
 
 
 @pytest.mark.parametrize("text, message", WRONG)

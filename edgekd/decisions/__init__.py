@@ -1,2 +1,2 @@
-"""Decisions: what the front is, what is chosen, whether it passes. They read measurements and records per sample only:
-no models, no files."""
+"""Decisions: the Pareto front, the choice, the gate. They read only measurements and records per sample: no models, no
+files."""

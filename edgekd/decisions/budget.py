@@ -1,9 +1,9 @@
-"""Judges a candidate against the rules of a budget. What isn't known, or is of an origin that isn't accepted, is
-inconclusive: never a pass.
+"""Judges a candidate against the rules of a budget. A figure that is not known, or whose origin is not accepted, is
+inconclusive: it never passes.
 
-Counted figures compare exactly. Measured ones pass where the whole 95 % interval is inside of the limit, fail where it
-is whole outside, and are inconclusive else. `drop` is paired per sample and one-sided at 95 %. A predicted figure is
-judged on its bad end.
+Counted figures compare exactly. Measured ones pass where the whole 95 % interval is within the limit, fail where the
+whole interval is beyond it, and are inconclusive otherwise. `drop` is paired per sample and one-sided at 95 %. A
+predicted figure is judged by the bad end of its interval.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
     "problems", "read", "rules", "verdict_of", "with_default",
 ]  # fmt: skip
 
-SLACK = 1e-9  # what rounding may add to a figure that isn't counted
+SLACK = 1e-9  # the rounding error that a figure which isn't counted may have
 
 
 def judge(
@@ -38,10 +38,10 @@ def judge(
     metrics: Mapping[str, Metric] | None = None,
     point_estimate: bool = False,
 ) -> tuple[Check, ...]:
-    """A check per rule. `records`, `teacher`: of `split`. `metrics`: {name: how a figure is made of records, and which
-    way is better}.
+    """One check per rule. `records`, `teacher`: of `split`. `metrics`: {name: the metric, which computes a figure from
+    records and says which direction is better}.
 
-    With `point_estimate` intervals don't count: what choosing on validation goes by."""
+    `point_estimate` ignores intervals: the choice on validation uses it."""
     references = {
         "teacher": teacher if isinstance(teacher, Reference) or teacher is None else Reference((), teacher),
         "baseline": baseline,
@@ -57,13 +57,13 @@ def judge(
 
 
 def overall(checks: Iterable[Check]) -> Verdict:
-    """The worst verdict of the checks that are no mere warnings: fail, then inconclusive, then pass."""
+    """The worst verdict of the checks of level `error`: fail, then inconclusive, then pass."""
     verdicts = {c.verdict for c in checks if c.level == "error"}
     return next((v for v in ("fail", "inconclusive") if v in verdicts), "pass")  # type: ignore[return-value]
 
 
 def exit_code(verdicts: Iterable[Verdict], inconclusive: Literal["fail", "warn"] = "fail") -> int:
-    """1 where anything failed, 3 where anything is inconclusive (0 with `warn`), else 0."""
+    """1 if any verdict is fail, 3 if any is inconclusive (0 with `warn`), else 0."""
     verdicts = set(verdicts)
     if "fail" in verdicts:
         return FAILED
@@ -71,7 +71,7 @@ def exit_code(verdicts: Iterable[Verdict], inconclusive: Literal["fail", "warn"]
 
 
 def verdict_of(check: Check) -> str:
-    """The verdict that a check's own figures come to; "" where it has none."""
+    """The verdict that follows from a check's own figures; "" if it has none."""
     if check.value is None:
         return ""
     return _verdict(
@@ -86,8 +86,8 @@ def limit(check: Check) -> float | None:
 
 
 def excess(check: Check) -> float | None:
-    """How far a check's value (of a predicted one: its bad end) is beyond the limit, in the check's unit; negative:
-    what is left."""
+    """How far a check's value (for a predicted one, the bad end of its interval) is beyond the limit, in the check's
+    unit; negative: the margin that is left."""
     bound = limit(check)
     if bound is None or check.value is None:
         return None
@@ -97,14 +97,14 @@ def excess(check: Check) -> float | None:
 
 
 def _verdict(rule: Rule, given: Figure, point_estimate: bool) -> tuple[Verdict, str]:
-    """(verdict, why it is inconclusive, or fails beside a value that is within the limit)."""
+    """(verdict, the reason why it is inconclusive, or why it fails with a value within the limit)."""
     if given.value is None or given.low is None or given.high is None:
         return "inconclusive", given.reason
     fit = fitted(rule, given.unit)
     if fit is None:
         return (
             "inconclusive",
-            f"`{rule.text}` is in {rule.unit or 'no unit'}, but {rule.name} in {given.unit or 'no unit'}",
+            f"`{rule.text}` is in {rule.unit or 'no unit'}, but {rule.name} is in {given.unit or 'no unit'}",
         )
     sign = -1.0 if rule.kind == "min" else 1.0  # from here on, less is better
     limit = sign * fit.limit
@@ -123,4 +123,4 @@ def _verdict(rule: Rule, given: Figure, point_estimate: bool) -> tuple[Verdict, 
     if best > limit + slack:
         return "fail", said
     more = given.reason or f"more {quantities.repeats(rule.name)} would decide"
-    return "inconclusive", f"the limit lies inside of the interval: {more}"
+    return "inconclusive", f"the limit is inside the interval: {more}"

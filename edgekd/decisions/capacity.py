@@ -1,9 +1,8 @@
-"""What a small device can hold, as budgets: its flash bounds the file, its RAM the planned activations.
+"""The memory of a small device as budgets: its flash limits the file, its RAM the planned activations.
 
-They stand beside the budgets that people write, marked as the device's: `file_bytes = ["max 100 kB", "max 64 KiB (flash
-of mine)"]`. A device without flash of its own (a board with an operating system) has none: there, the system shares the
-RAM, and no limit can be told.
-"""
+They are added to a user's budgets and marked as the device's: `file_bytes = ["max 100 kB", "max 64 KiB (flash of
+mine)"]`. A device without flash (a board with an operating system) has no such budgets: its system shares the RAM, so
+its limit is not known."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ from edgekd.records import Target
 
 
 def budgets(target: Target) -> dict[str, str]:
-    """{measurement: rule} of a device with flash. All of both memories: what firmware needs of them is known to its
-    makers, whose own budget is tighter. Weights are read from flash, where microcontrollers' runtimes leave them, so
-    RAM holds activations alone."""
+    """{measurement: rule} of a device with flash. The rules allow all of both memories; users who know what their
+    firmware needs give tighter budgets. Microcontroller runtimes read weights from flash, so RAM holds only
+    activations."""
     if target.flash_bytes is None:
         return {}
     found = {"file_bytes": f"max {_bytes(target.flash_bytes)} (flash of {target.name})"}
@@ -27,15 +26,15 @@ def budgets(target: Target) -> dict[str, str]:
 
 
 def added(gate: Mapping[str, Any], targets: Iterable[Target]) -> dict[str, Any]:
-    """The gate with the devices' own budgets in the targets' tables, beside what `any` or the target's table say of the
-    same measurement; a gate that has them stays as it is. Where one says `level = "warn"` of a measurement, the
-    device's rule warns as well."""
+    """The gate with the devices' budgets added to the targets' tables, next to the rules of `any` or the target's table
+    on the same measurement; a gate that has them already is unchanged. If a table has `level = "warn"` for a
+    measurement, the device's rule warns too."""
     made = {name: dict(table) if isinstance(table, Mapping) else table for name, table in gate.items()}
     common = made.get(ANY) if isinstance(made.get(ANY), dict) else {}
     for target in targets:
         table = made.get(target.name, {})
         if not isinstance(table, dict):
-            continue  # no table: told elsewhere
+            continue  # not a table: reported elsewhere
         for name, rule in budgets(target).items():
             table[name] = _joined(table.get(name, common.get(name)), rule)
             made[target.name] = table

@@ -1,11 +1,10 @@
-"""The choice for one target, by the contract's rule, from the validation split alone.
+"""The choice for one target, from the validation split alone.
 
-Of the points within the budgets, the best by the first key of `minimize`; what its interval doesn't tell apart from the
-best is a tie, decided by the next key, then by `maximize`, bytes, MACs; then the control gives way to what was
-distilled unless its value of `maximize` is the better one, and the id decides. Int8 that is slower than the float model
-it was made of is not chosen where that one is within the budgets, unless `slower_int8` says so. Candidates that differ
-by seed alone are one point and count by their mean.
-"""
+Of the points within the budgets, the best by the first key of `minimize` is chosen. Points whose intervals overlap the
+best are tied; the next key decides, then `maximize`, bytes and MACs. Then a distilled point is preferred to the control
+unless the control's value of `maximize` is better, and last the id decides. Int8 that is slower than its float parent
+is not chosen if the parent is within the budgets, unless `slower_int8` allows it. Candidates that differ only in the
+seed are one point, which counts by their mean."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from edgekd.decisions.front import front
 from edgekd.decisions.int8_speed import slower, told
 from edgekd.records import Candidate, Check, Measurement, TargetResult
 
-REFERENCES = ("teacher",)  # points that are shown and never chosen: the control may be
+REFERENCES = ("teacher",)  # points that are shown but never chosen; the control may be chosen
 LAST = ("file_bytes", "macs")
 Figure = tuple[float, float, float]  # value, low, high; NaN where there is none
 Within = Callable[[Candidate], tuple[Check, ...]]
@@ -27,8 +26,8 @@ NOTHING: Figure = (math.nan, math.nan, math.nan)
 
 
 class Select(Protocol):
-    """What a recipe's `[select]` says: names of measurements; whether int8 that is slower than its float parent may be
-    chosen all the same."""
+    """A recipe's `[select]`: names of measurements, and whether int8 that is slower than its float parent may be
+    chosen."""
 
     maximize: Sequence[str]
     minimize: Sequence[str]
@@ -37,7 +36,7 @@ class Select(Protocol):
 
 @dataclass(frozen=True)
 class Over:
-    """A rule that a point breaks: by how much, in the measurement's unit and as a share of the limit."""
+    """A rule that a point breaks: the excess in the measurement's unit and as a share of the limit."""
 
     check: Check
     by: float
@@ -55,13 +54,13 @@ def choose(
     that are never chosen."""
     points = competing(candidates, target, references)
     if not points:
-        return TargetResult((), None, None, (), f"nothing was made for {target}")
+        return TargetResult((), None, None, (), f"no candidate was made for {target}")
     on_front = pareto(points, target, select)
     checks = {c.id: within(c) for seeds in points.values() for c in seeds}
     broken = {point: over([checks[c.id] for c in seeds]) for point, seeds in points.items()}
     missing = {point: unknown([checks[c.id] for c in points[point]]) for point, found in broken.items() if not found}
     fewest = min(map(len, missing.values()), default=0)
-    # what isn't known is not within where another is known to be
+    # a point with an unknown figure does not fit where another is known to fit
     fit = [point for point, names in missing.items() if len(names) == fewest]
     ids = tuple(c.id for point in on_front for c in points[point])
     if not fit:
@@ -84,8 +83,7 @@ def choose(
 
 
 def _late(point: str, late: Mapping[str, tuple[str, Figure]], refused: Mapping[str, tuple[str, Figure]]) -> str:
-    """What is to be said of int8 that is no faster: of the choice if it is such, else of those that were not chosen for
-    it."""
+    """A note on int8 that is not faster than float: on the choice, else on points that were not chosen for it."""
     if point in late:
         return f"; as int8 it takes {told(late[point][1])} of its float parent {late[point][0]}"
     every = ", ".join(f"{p} takes {told(ratio)} of {parent}" for p, (parent, ratio) in refused.items())
@@ -95,8 +93,8 @@ def _late(point: str, late: Mapping[str, tuple[str, Figure]], refused: Mapping[s
 def competing(
     candidates: Iterable[Candidate], target: str, references: Collection[str] = ()
 ) -> dict[str, list[Candidate]]:
-    """{point: its seeds} without references, in their order. Where some were measured for the target, those that
-    weren't don't compete."""
+    """{point: its candidates, one per seed}, without references, in order. If some were measured for the target, those
+    that weren't don't compete."""
     students = [c for c in candidates if c.id not in references and c.point not in REFERENCES]
     measured = [c for c in students if any(m.target == target for m in c.measurements)]
     points: dict[str, list[Candidate]] = {}
@@ -106,7 +104,7 @@ def competing(
 
 
 def pareto(points: dict[str, list[Candidate]], target: str, select: Select) -> tuple[str, ...]:
-    """The points on the front of all keys of `select` that any point has a figure for."""
+    """The points on the Pareto front of all keys of `select`."""
     rows = {
         p: [figure(s, n, target)[0] for n in select.minimize] + [-figure(s, n, target)[0] for n in select.maximize]
         for p, s in points.items()
@@ -136,8 +134,8 @@ def _of(candidate: Candidate, name: str, target: str) -> Measurement | None:
 
 
 def over(seeds: Sequence[tuple[Check, ...]]) -> list[Over]:
-    """The rules that a point breaks, given the checks of each of its seeds in one order. A rule without a figure is not
-    broken: see `unknown`."""
+    """The rules that a point breaks, given the checks of each of its seeds in the same order. A rule without a figure
+    is not broken: see `unknown`."""
     found = []
     for checks in zip(*seeds, strict=True):
         judged = [(c, by) for c in checks if c.verdict != "inconclusive" and (by := excess(c)) is not None]
@@ -150,13 +148,13 @@ def over(seeds: Sequence[tuple[Check, ...]]) -> list[Over]:
 
 
 def unknown(seeds: Sequence[tuple[Check, ...]]) -> list[str]:
-    """The names with a rule that none of a point's seeds could be judged by; warnings aside."""
+    """The names of measurements with a rule of level `error` that no seed of a point could be judged by."""
     blind = [rule[0] for rule in zip(*seeds, strict=True) if all(c.verdict == "inconclusive" for c in rule)]
     return list(dict.fromkeys(c.name for c in blind if c.level == "error"))
 
 
 def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, select: Select) -> tuple[str, str]:
-    """(the best point, how it was told from the others)."""
+    """(the best point, what decided it)."""
     left, tied, decided = list(fit), [], "it is the only one"
     for name, sign in [
         *((n, 1.0) for n in select.minimize),
@@ -182,7 +180,7 @@ def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, se
         decided = (
             f"highest {name} by its value (tied in {', '.join(tied)})"
             if better
-            else f"the control gives way (tied in {', '.join(tied)})"
+            else f"distilled points are preferred to the control (tied in {', '.join(tied)})"
         )
     if len(left) > 1:
         decided = f"first by name (tied in {', '.join(tied)})"
@@ -190,8 +188,8 @@ def best(fit: Sequence[str], points: dict[str, list[Candidate]], target: str, se
 
 
 def control(point: str) -> bool:
-    """Whether a point is of the student that learned from labels alone (the names are kept for it): chosen only where
-    it is better."""
+    """Whether a point is the control, the student trained on labels alone, whose names are reserved: it is chosen only
+    where it is better."""
     return point == "alone" or point.startswith("alone-")
 
 
@@ -200,8 +198,8 @@ def _turned(f: Figure, sign: float) -> Figure:
 
 
 def _seed(seeds: Sequence[Candidate], checks: dict[str, tuple[Check, ...]], target: str, select: Select) -> Candidate:
-    """Which of a point's seeds is delivered: one that breaks nothing by itself, the best on validation, then the
-    first."""
+    """The candidate of a point that is delivered: one that breaks no rule by itself, then the best on validation, then
+    the first seed."""
 
     def rank(candidate: Candidate) -> tuple:
         broken = over([checks[candidate.id]])

@@ -1,7 +1,7 @@
-"""What a rule of a budget is judged on: a candidate's figure, or how much worse it is than the teacher's or a
+"""The figure that a rule of a budget is judged on: a candidate's own, or how much worse it is than the teacher's or a
 baseline's.
 
-A comparison is paired where that can be: per sample from records, else from figures that were taken side by side; else
+A comparison is paired if possible: per sample from records, else from figures that were measured interleaved. Otherwise
 it is the widest difference that both intervals allow.
 """
 
@@ -25,8 +25,8 @@ Records = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Reference:
-    """What a candidate is compared with: measurements, and records per sample {metric: [n, ...]} of the same samples in
-    the same order."""
+    """The reference of a comparison: measurements, and records {metric: [n, ...]} of the same samples in the same
+    order."""
 
     measurements: tuple[Measurement, ...] = ()
     records: Records = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Figure:
-    """What a rule is judged on: a value with its limits, or the reason why there is none, or why they are wide."""
+    """The figure of a rule: a value with its interval, or the reason why there is none, or why it is wide."""
 
     value: float | None = None
     low: float | None = None
@@ -57,7 +57,7 @@ def figure(
     if ours is None:
         return Figure(reason=reason)
     if ours.note.startswith(NOT_COUNTED):
-        return Figure(origin=ours.origin, reason=f"{rule.name} is counted in part: {ours.note}")
+        return Figure(origin=ours.origin, reason=f"the count of {rule.name} is incomplete: {ours.note}")
     if rule.kind in ("min", "max"):
         return Figure(ours.value, ours.low, ours.high, ours.unit, ours.origin)
     if reference is None:
@@ -73,9 +73,7 @@ def figure(
             reason=f"{missing} has no {rule.name} per sample" if ours.split else f"the {rule.versus}: {reason}",
         )
     if ours.split is not None and rule.kind == "drop":
-        return Figure(
-            origin=ours.origin, reason=f"{rule.name} is not kept per sample, and a drop is judged on the same samples"
-        )
+        return Figure(origin=ours.origin, reason=f"{rule.name} has no records per sample, which a drop is judged on")
     return (
         _side_by_side(rule, ours, theirs, unit)
         if intervals.side_by_side(ours, theirs)
@@ -86,11 +84,11 @@ def figure(
 def _measurement(
     rule: Rule, measurements: Iterable[Measurement], target: str, split: str
 ) -> tuple[Measurement | None, str]:
-    """The figure that a rule is on, of an origin that it accepts; or the reason why there is none."""
+    """(the measurement of a rule, of an origin that it accepts; the reason if there is none)."""
     every = list(measurements)
     named = [m for m in every if m.name == rule.name and m.target in (None, target) and m.split in (None, split)]
     finite = [m for m in named if all(map(math.isfinite, (m.value, m.low, m.high)))]
-    # the budget doesn't say: of a target that nothing runs, a reference's answers are what there is
+    # origins by default: a target without a runtime has only the reference runtime's outputs
     open_ = rule.accept == accepted(rule.name)
     for origin in ("counted", "measured", "emulated", "predicted"):
         of_kind = [
@@ -104,11 +102,11 @@ def _measurement(
         kinds = " and ".join(sorted({m.origin for m in finite}))
         taken = '", "'.join(dict.fromkeys([*(o for o in rule.accept if o != "counted"), kinds]))
         way = (
-            f'; to take it: {rule.name} = {{ is = "{rule.text}", accept = ["{taken}"] }}'
+            f'; to accept it: {rule.name} = {{ is = "{rule.text}", accept = ["{taken}"] }}'
             if acceptable(rule.name, kinds)
             else ""
         )
-        return None, f"{rule.name} is only {kinds} for {target}; the budget accepts {', '.join(rule.accept)}{way}"
+        return None, f"{rule.name} is only {kinds} for {target}, but the budget accepts {', '.join(rule.accept)}{way}"
     if named:
         return None, f"{rule.name} is not a finite number"
     uncounted = next((m.note for m in every if m.note.startswith(f"{rule.name} are {NOT_COUNTED}")), "")
@@ -121,10 +119,10 @@ def _measurement(
 
 
 def _paired(rule: Rule, ours: Measurement, a: np.ndarray, b: np.ndarray, metric: Metric | None, unit: str) -> Figure:
-    """How much worse than the reference, from records of the same samples; limits are one-sided bounds at 95 %."""
+    """How much worse than the reference, from records of the same samples; the bounds are one-sided at 95 %."""
     metric = metric or as_mean(ours, a)
     if metric is None:
-        return Figure(origin=ours.origin, reason=f"how {rule.name} is made of its records is known to the task alone")
+        return Figure(origin=ours.origin, reason=f"only the task's code can compute {rule.name} from its records")
     try:
         worse, low, high = intervals.paired_of(metric, b, a, 0.90)  # 5 % on each side
         if metric.better == "lower":
@@ -133,19 +131,19 @@ def _paired(rule: Rule, ours: Measurement, a: np.ndarray, b: np.ndarray, metric:
             base = abs(intervals.figure(metric.value, np.asarray(b)))
             if base == 0:
                 return Figure(
-                    origin=ours.origin, reason=f"{rule.name} of the {rule.versus} is 0: nothing is relative to it"
+                    origin=ours.origin,
+                    reason=f"{rule.name} of the {rule.versus} is 0, so a relative change is not defined",
                 )
             worse, low, high = (100 * x / base for x in (worse, low, high))
     except ValueError as error:
         return Figure(origin=ours.origin, reason=str(error))
     if not all(map(math.isfinite, (worse, low, high))):
-        return Figure(origin=ours.origin, reason=f"{rule.name} is not a finite number on some sample")
+        return Figure(origin=ours.origin, reason=f"{rule.name} is not finite for some samples")
     return Figure(worse, low, high, unit, ours.origin)
 
 
 def as_mean(measurement: Measurement, records: np.ndarray) -> Metric | None:
-    """A metric that is the mean of its records (in percent where its unit says so), if the figure and the records agree
-    that it is one."""
+    """The metric as the mean of its records (in percent if its unit is %); None if its figure is not their mean."""
     times = 100.0 if measurement.unit == "%" else 1.0
     if not len(records) or not math.isclose(
         times * float(np.mean(records)), measurement.value, rel_tol=1e-6, abs_tol=1e-9
@@ -162,8 +160,8 @@ def as_mean(measurement: Measurement, records: np.ndarray) -> Metric | None:
 
 
 def _side_by_side(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> Figure:
-    """How much worse than the reference, from figures of the same inputs or turns: the median of the pairs, with
-    one-sided bounds at 95 %."""
+    """How much worse than the reference, from figures of the same inputs or interleaved processes: the median of the
+    pairs, with one-sided bounds at 95 %."""
     sign, pairs = 1.0 if quantities.lower(rule.name) else -1.0, zip(ours.each, theirs.each, strict=True)
     worse = [sign * (100 * (a - b) / b if rule.kind == "regress" else a - b) for a, b in pairs]
     return Figure(*intervals.median(worse, 0.90), unit, ours.origin)
@@ -189,16 +187,17 @@ def _unpaired(rule: Rule, ours: Measurement, theirs: Measurement, unit: str) -> 
     if ours.origin == "counted" and theirs.value == ours.value:
         return Figure(0.0, 0.0, 0.0, unit, ours.origin)
     alone = (
-        f"the {rule.versus} keeps no counts of the same inputs to pair with: bundle it again"
+        f"the {rule.versus} has no counts of the same inputs to pair with: bundle it again"
         if quantities.repeats(rule.name) == "inferences"
         else ""
     )
     least, most = sorted((theirs.low, theirs.high))
     if least <= 0:
         return Figure(
-            origin=ours.origin, reason=f"{rule.name} of the {rule.versus} is not above 0: nothing is relative to it"
+            origin=ours.origin,
+            reason=f"{rule.name} of the {rule.versus} is not above 0, so a relative change is not defined",
         )
     pairs = ((ours.value, theirs.value), (ours.low, most if ours.low > 0 else least), (ours.high, least))
-    # in this order: 1030 over 1000 is 3 % to the last digit
+    # in this order, 1030 over 1000 is exactly 3 %
     worse, low, high = (sign * 100 * (a - b) / b for a, b in pairs)
     return Figure(worse, *sorted((low, high)), unit, ours.origin, alone)

@@ -1,4 +1,4 @@
-"""The Pareto front: the candidates that no other candidate beats on every key at once."""
+"""The Pareto front: the candidates that no other candidate dominates."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 
 def front(rows: Sequence[Sequence[float]]) -> tuple[int, ...]:
-    """Positions of the rows that no other row dominates, in their order. Every key is better the lower it is (negate
-    what is to be maximized).
+    """Positions of the rows that no other row dominates, in their order. Lower is better for every key (negate those to
+    maximize).
 
     A row dominates another if it is nowhere worse and somewhere better; equal rows stay together. A NaN is worse than
     every number."""

@@ -1,4 +1,4 @@
-"""Int8 is there to be faster: where it is not, the float model that it was made of is the answer."""
+"""Finds int8 points that are not faster than the float model that they were made from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LATENCY = P50.name
 
 
 def slower(points: Mapping[str, Sequence[Candidate]], target: str, figure: Figure) -> dict[str, tuple[str, Ratio]]:
-    """{int8 point: (its float parent, ratio of their times)} of the points whose time on `target` lies above their
-    float parent's: by the pairs of one timing session, else intervals apart, or far enough where both are predicted.
-    `figure`: (seeds, name, target) -> (value, low, high). A point without a time, or without a float parent, is none of
-    them."""
+    """{int8 point: (its float parent, ratio of their times)} of the points that are slower on `target` than their float
+    parent: by the pairs of one timing session, else by intervals that don't overlap, or by a clear difference where
+    both are predicted. `figure`: (seeds, name, target) -> (value, low, high). Points without a time or a float parent
+    are left out."""
     point_of = {c.id: name for name, seeds in points.items() for c in seeds}
     found = {}
     for name, seeds in points.items():
@@ -30,19 +30,19 @@ def slower(points: Mapping[str, Sequence[Candidate]], target: str, figure: Figur
         if parent is None or points[parent][0].stages[-1:] == ("int8",):
             continue
         ratio = _ratio(seeds, points[parent], target, figure)
-        if ratio[0] > 1 and not ratio[1] <= 1:  # a clear prediction has no limits
+        if ratio[0] > 1 and not ratio[1] <= 1:  # a ratio of clear predictions has no limits
             found[name] = (parent, ratio)
     return found
 
 
 def told(ratio: Ratio) -> str:
-    """`1.08 of the time (1.05 to 1.11)`; predictions have no limits, since what they are off by they share."""
+    """`1.08 of the time (1.05 to 1.11)`; predictions have no limits, since they share their error."""
     return f"{ratio[0]:.2f} of the time" + ("" if math.isnan(ratio[1]) else f" ({ratio[1]:.2f} to {ratio[2]:.2f})")
 
 
 def _ratio(seeds: Sequence[Candidate], parents: Sequence[Candidate], target: str, figure: Figure) -> Ratio:
-    """Of the times of two points, means over their seeds; without limits where both are predicted and clearly apart,
-    NaN where one is not known."""
+    """The ratio of two points' times, means over their seeds; without limits (NaN) where both are predicted and differ
+    clearly, all NaN where a time is not known."""
     ours, theirs = figure(seeds, LATENCY, target), figure(parents, LATENCY, target)
     if math.isnan(ours[0]) or math.isnan(theirs[0]):
         return math.nan, math.nan, math.nan

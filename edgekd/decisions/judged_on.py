@@ -1,4 +1,4 @@
-"""What a check was judged on, in words: samples or processes, split, machine, and how near the limit is."""
+"""The basis of a check as text: samples or processes, split, machine, and the distance to the limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def of(
     facts: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """`899 samples of the test split, paired: the teacher is right alone on 12, the candidate on 7, ..., 0.6 pt left`.
-    Empty: no figure."""
+    "" if it has no figure."""
     named = [
         m
         for m in candidate.measurements

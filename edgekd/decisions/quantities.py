@@ -1,5 +1,5 @@
-"""What budgets may be on: what probes declare (edgekd/probes), and the metric that edgekd brings. A metric of a task is
-not among them: its unit and direction are the task's."""
+"""The quantities that budgets may be on: those that probes declare (edgekd/probes), and edgekd's own metric. A task's
+metrics are not among them: the task defines their units and directions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METRICS = (TOP1,)  # measured where the task has them
 
 
 def known() -> Mapping[str, Quantity]:
-    """{name: what a budget may be on}."""
+    """{name: quantity} that a budget may be on."""
     return {q.name: q for q in (*METRICS, *probes.declared().values()) if q.budget}
 
 
@@ -23,30 +23,30 @@ def units() -> dict[str, str]:
 
 
 def lower(name: str) -> bool:
-    """Whether less is better; of a task's metric that nobody says more of, more is."""
+    """Whether lower is better; False for a task's own metric."""
     found = known().get(name)
     return found is not None and found.better == "lower"
 
 
 def cost(name: str) -> bool:
-    """Whether it tells what a file costs, and nothing of its quality."""
+    """Whether it is a cost of the file, not its quality."""
     found = known().get(name)
     return found is not None and not found.split
 
 
 def has_origin(name: str, origin: str) -> bool:
-    """Whether its figures are counted, or had by emulation alone."""
+    """Whether its figures have this origin."""
     found = known().get(name)
     return found is not None and found.origin == origin
 
 
 def counted() -> str:
-    """`file_bytes, macs or parameters`: the names of what is deterministic."""
+    """`file_bytes, macs or parameters`: the names of counted quantities."""
     *names, last = (q.name for q in known().values() if q.origin == "counted")
     return f"{', '.join(names)} or {last}"
 
 
 def repeats(name: str) -> str:
-    """What the `n` of its figures counts: samples, processes, inferences."""
+    """The unit of its figures' `n`: samples, processes or inferences."""
     found = known().get(name)
     return "samples" if found is None or found.split else found.repeats

@@ -1,11 +1,10 @@
-"""A rule of a budget as people write it:
+"""A rule of a budget as text:
 
     min X | max X | drop max X vs teacher|baseline | regress max X % vs teacher|baseline
 
-It may end with a remark in parentheses: where its limit is from, such as `max 2 MiB (flash of cortex-m4-stm32l4r5)`. X
-has a unit: ms, us, s; B, kB (1000), KiB (1024), MB, MiB, ...; %; pt (percentage points, also of a `drop` of what is in
-%); none for counts. `regress` is relative.
-"""
+It may end with a remark in parentheses on the source of its limit, such as `max 2 MiB (flash of cortex-m4-stm32l4r5)`.
+X has a unit: ms, us, s; B, kB (1000), KiB (1024), MB, MiB, ...; %; pt (percentage points, also for a `drop` of a metric
+in %); none for counts. `regress` is relative."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ Level = Literal["error", "warn"]
 
 LARGEST = 10**18
 GRAMMAR = "min X, max X, drop max X vs teacher|baseline, or regress max X % vs teacher|baseline"
-ORIGINS: tuple[Origin, ...] = ("measured", "counted")  # what is accepted where a budget doesn't say
+ORIGINS: tuple[Origin, ...] = ("measured", "counted")  # accepted by default
 
 # {unit that measurements have: {unit that people write: factor}}
 SCALES: Mapping[str, Mapping[str, float]] = {
@@ -43,8 +42,8 @@ _RULE = re.compile(
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule of a budget, read. `limit` in `unit`, which is the measurement's (`drop` of a %: pt; `regress`: %);
-    `text` as written."""
+    """One parsed rule of a budget. `limit`: in `unit`, the measurement's unit (pt for a `drop` of a %; % for
+    `regress`); `text`: as written."""
 
     name: str
     kind: Kind
@@ -58,47 +57,47 @@ class Rule:
 
 
 def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] | None = None) -> Rule:
-    """One rule on the measurement `name`; `units`: {measurement: unit} of those that are known, by default all that
-    edgekd measures. Raises UsageError."""
+    """Parses one rule on the measurement `name`; `units`: {known measurement: unit}, by default all of edgekd's. Raises
+    UsageError."""
     units = quantities.units() if units is None else units
     if not isinstance(text, str):
         hint = f'for example {name} = "{example_of(name, units)}"'
-        raise UsageError(Problem(place, f"must be a rule in words, not {text!r}", hint))
+        raise UsageError(Problem(place, f"must be a rule as text, not {text!r}", hint))
     match = _RULE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(Problem(place, f"`{text[:80]}` is no rule", _near(name, text, units)))
+        raise UsageError(Problem(place, f"`{text[:80]}` is not a valid rule", _near(name, text, units)))
     kind, number, written, versus = match[1].split()[0], Decimal(match[2].replace("_", "")), match[3] or "", match[4]
     if not abs(number) < LARGEST:
-        raise UsageError(Problem(place, f"`{text[:80]}` is out of any range"))
+        raise UsageError(Problem(place, f"the limit of `{text[:80]}` is too large"))
     if kind in ("min", "max") and versus:
         raise UsageError(
-            Problem(
-                place, f"`{text}` compares, but `{kind}` takes no `vs`", f"drop max {match[2]} {written} vs {versus}"
-            )
+            Problem(place, f"`{kind}` takes no `vs`, in `{text}`", f"drop max {match[2]} {written} vs {versus}")
         )
     if kind in ("drop", "regress") and versus not in ("teacher", "baseline"):
-        given = f"nothing is called `{versus}`" if versus else "it is not said what to compare with"
-        raise UsageError(Problem(place, f"{given} in `{text}`", "`vs teacher` or `vs baseline`"))
+        given = f"`{versus}` is not a reference" if versus else "`vs` is missing"
+        raise UsageError(Problem(place, f"{given} in `{text}`", "write `vs teacher` or `vs baseline`"))
     if kind in ("drop", "regress") and name in quantities.known() and quantities.known()[name].better is None:
-        raise UsageError(Problem(place, f"neither way of {name} is better, so it has no `{kind}`", "min X or max X"))
+        raise UsageError(
+            Problem(place, f"neither direction of {name} is better, so it has no `{kind}`", "write min X or max X")
+        )
     if kind in ("drop", "regress") and number < 0:
-        raise UsageError(Problem(place, f"`{text}` allows less than nothing", "give 0 or more"))
+        raise UsageError(Problem(place, f"the limit of `{text}` must not be negative", "give 0 or more"))
     wanted = "%" if kind == "regress" else units.get(name)
     if kind == "drop" and wanted == "%":
         wanted = "pt"
     limit, unit = _convert(number, written, wanted, kind, name, place, text)
     if kind in ("min", "max") and unit == "%" and name in quantities.known() and not 0 <= limit <= 100:
-        raise UsageError(Problem(place, f"{name} lies between 0 and 100 %, so `{text}` can't be met or says nothing"))
+        raise UsageError(Problem(place, f"{name} is between 0 and 100 %, so `{text}` always or never holds"))
     return Rule(name, kind, limit, unit, versus, " ".join(text.split()), accepted(name), place=place)  # type: ignore[arg-type]
 
 
 def accepted(name: str) -> tuple[Origin, ...]:
-    """The origins that a rule on `name` accepts where the budget doesn't say."""
+    """The origins that a rule on `name` accepts by default."""
     return (*ORIGINS, "emulated") if quantities.has_origin(name, "emulated") else ORIGINS
 
 
 def acceptable(name: str, origin: str, units: Mapping[str, str] | None = None) -> bool:
-    """Whether a budget may say that it accepts this origin of `name`: a time that was emulated tells nothing."""
+    """Whether a budget may accept this origin of `name`: an emulated time has no meaning."""
     units = quantities.units() if units is None else units
     return origin in get_args(Origin) and not (origin == "emulated" and units.get(name) == "ms")
 
@@ -139,7 +138,7 @@ def _convert(
 
 
 def fitted(rule: Rule, unit: str) -> Rule | None:
-    """The rule with its limit in another unit of the same kind; None where there is no way from one to the other."""
+    """The rule with its limit in another unit of the same kind; None if the units can't be converted."""
     if rule.unit == unit:
         return rule
     factor = SCALES.get(rule.unit, {}).get(unit)
@@ -147,15 +146,15 @@ def fitted(rule: Rule, unit: str) -> Rule | None:
 
 
 def _near(name: str, text: str, units: Mapping[str, str]) -> str:
-    """What was probably meant by what is no rule."""
+    """A hint on the rule that was probably meant."""
     words = text.split()
     found = closest(words[0], get_args(Kind)) if words else []
     if found and words[0] != found[0]:
         return f"{meant([' '.join([found[0], *words[1:]])], '')} rules: {GRAMMAR}"
     if words and re.match(r"[-+0-9<>=]", words[0]):
-        return f"say `max` or `min`: {example_of(name, units)}"
+        return f"write `max` or `min`: {example_of(name, units)}"
     if words and words[0] in ("drop", "regress") and words[1:2] != ["max"]:
-        return f"say `{words[0]} max`: {GRAMMAR}"
+        return f"write `{words[0]} max`: {GRAMMAR}"
     return f"rules: {GRAMMAR}"
 
 

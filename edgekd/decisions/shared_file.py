@@ -1,5 +1,5 @@
-"""One file for all targets, where a target loses next to nothing by it: fewer files to keep apart, and the same answers
-on every CPU."""
+"""Chooses one file for all targets, if no target loses more than a small tolerance: fewer files to manage, and the same
+outputs on every CPU."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def one_file(
     within: Callable[[Candidate, str], bool],
     pair: Callable[[Candidate, Candidate, str], float],
 ) -> dict[str, TargetResult]:
-    """The targets' results, all with one choice if a file that one of them chose competes for all of them, is `within`
-    their budgets, and no target loses more than POINTS of accuracy or SHARE of latency against its own choice; else as
-    they are. `metric`: name of one in percent, more is better; `pair`: the first file's time over the second's on a
-    target that both were timed on, NaN where noise hides it."""
+    """The targets' results, with one choice for all if possible, else unchanged. The file must be the choice of a
+    target, compete for all targets and be `within` their budgets, and cost no target more than POINTS of accuracy or
+    SHARE of latency compared with its own choice. `metric`: the name of a metric in percent, higher is better; `pair`:
+    the ratio of the first file's time to the second's on a target, NaN if it is inconclusive."""
     by_id = {c.id: c for c in candidates}
     chosen = list(dict.fromkeys(r.chosen for r in found.values()))
     if len(chosen) < 2 or None in chosen:
@@ -42,8 +42,7 @@ def one_file(
 def _cost(
     file: Candidate, own: Candidate, target: str, metric: str, pair: Callable[[Candidate, Candidate, str], float]
 ) -> str | None:
-    """What `file` costs `target` against its own choice, in words; None if that is too much, or the file is none for
-    it."""
+    """The cost of `file` for `target` compared with its own choice, as text; None if it is too high or not known."""
     if file is own:
         return ""
     ours, theirs = (_value(c, metric, target, "validation") for c in (file, own))
@@ -54,14 +53,14 @@ def _cost(
     if None in times:
         return told
     measured = {t.origin for t in times} == {"measured"}
-    # what two predictions of one device are off by, they share
+    # two predictions for one device share their error
     ratio = pair(file, own, target) if measured else times[0].value / times[1].value
-    if not ratio <= 1 + SHARE:  # nor is it where nothing could be told
+    if not ratio <= 1 + SHARE:  # also true for NaN
         return None
     return f"{told}, {ratio:.2f} of its time" if measured else told
 
 
 def _value(candidate: Candidate, name: str, target: str, split: str | None) -> Measurement | None:
-    """Of the target, else of the file itself: what this machine's answers say for a target that it is none of."""
+    """The measurement for the target, else that of the file for no target."""
     found = [m for m in candidate.measurements if (m.name, m.split) == (name, split) and m.target in (target, None)]
     return max(found, key=lambda m: m.target is not None, default=None)

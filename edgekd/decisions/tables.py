@@ -1,10 +1,9 @@
-"""Budgets as people write them: `[any]` and `[TARGET]` tables of `name = value`, in a recipe's `[gate.*]` and in a file
-for `--budget`.
+"""Budgets: `[any]` and `[TARGET]` tables of `name = value`, in a recipe's `[gate.*]` and in a file for `--budget`.
 
     value  a rule (rules.py), a list of rules, or { is = rule or rules, accept = ["measured", ...], level = "error" |
            "warn" }
 
-A target's table adds to `[any]`, and replaces a name that both have.
+A target's table adds to `[any]`, and overrides a name that both have.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ Budget = Tables | TypedDict("Gate", {"gate": Tables})
 
 ANY = "any"
 KEYS = ("is", "accept", "level")
-QUALITY = "drop max 1.0 pt vs teacher"  # where a recipe has no budget of quality
+QUALITY = "drop max 1.0 pt vs teacher"  # the default of a recipe without a budget on quality
 
 
 def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems: list[Problem]) -> list[Rule]:
-    """The rules of one key of a table; what is wrong goes to `problems`."""
+    """The rules of one key of a table; its problems go to `problems`."""
     example = f"{name} = {example_of(name, units)!r}".replace("'", '"')
     texts, accept, level = value, accepted(name), "error"
     if isinstance(value, Mapping):
@@ -51,7 +50,7 @@ def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems:
     least = max((r.limit for r in found if r.kind == "min"), default=-math.inf)
     most = min((r.limit for r in found if r.kind == "max"), default=math.inf)
     if least > most:
-        problems.append(Problem(place, f"nothing is at least {least:g} and at most {most:g}"))
+        problems.append(Problem(place, f"no value is at least {least:g} and at most {most:g}"))
     return found
 
 
@@ -74,7 +73,7 @@ def _inline(
         accept = accepted(name)
     elif not all(acceptable(name, o, units) for o in accept):
         hint = 'for example accept = ["measured", "predicted"]'
-        problems.append(Problem(f"{place}.accept", "a time is never emulated", hint))
+        problems.append(Problem(f"{place}.accept", "a time can't be emulated", hint))
     return table.get("is", []), tuple(accept), "warn" if level == "warn" else "error"
 
 
@@ -84,15 +83,14 @@ def problems(
     targets: Sequence[str] | None = None,
     metrics: Mapping[str, str] | None = None,
 ) -> list[Problem]:
-    """Everything that is wrong with the tables {target or any: {name: value}}. `targets`: those there are (None: any
-    name will do); `metrics`: {name: unit} of the task's, where they are known: then a name that is no measurement is
-    told."""
+    """The problems of the tables {target or any: {name: value}}. `targets`: the known ones (None: any name is valid);
+    `metrics`: {name: unit} of the task (None: not known, and then names of measurements are not checked)."""
     found: list[Problem] = []
     units = {**quantities.units(), **(metrics or {})}
     for target, table in gate.items():
         where = _under(place, target)
         if targets is not None and target != ANY and target not in targets:
-            hint = near(target, [ANY, *targets], f"targets: {', '.join(targets)}; `any` stands for all")
+            hint = near(target, [ANY, *targets], f"targets: {', '.join(targets)}; `any` is for all")
             found.append(Problem(where, f"no target is named `{target}`", hint))
         if not isinstance(table, Mapping):
             found.append(Problem(where, "must be a table of measurements", f'[{target}] with top1 = "min 88 %"'))
@@ -100,7 +98,7 @@ def problems(
         for name, value in table.items():
             lines(value, name, f"{where}.{name}", units, found)
             if metrics is not None and name not in units:
-                text = f"nothing is measured by the name `{name}`"
+                text = f"no measurement is named `{name}`"
                 found.append(Problem(f"{where}.{name}", text, near(name, units)))
     return found
 
@@ -126,17 +124,16 @@ def _under(place: str, table: str) -> str:
 def with_default(
     gate: Mapping[str, Any], metric: str, unit: str = "%", targets: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """The gate with a budget of quality where it has none: never the fastest, however wrong. `metric`: the task's
-    first, in `unit`.
+    """The gate with a default budget on quality where it has none, so that a fast but inaccurate model is never chosen.
+    `metric`: the task's first, in `unit`.
 
-    It goes to `any` where no table has one; with `targets`, also to those that are left without where others have their
-    own."""
+    The default goes to `any` if no table has a budget on quality; else to those of `targets` without one."""
     made = {name: dict(table) if isinstance(table, Mapping) else table for name, table in gate.items()}
     told = {name for name, table in made.items() if isinstance(table, dict) and not all(map(quantities.cost, table))}
     if ANY in told or not isinstance(made.get(ANY, {}), dict):
         return made
     rule = QUALITY if unit == "%" else "regress max 1 % vs teacher"
-    # emulation answers as the target does; of its times nothing is judged
+    # emulation gives the target's outputs, and no times
     line = {"is": rule, "accept": ["measured", "emulated"]}
     for name in (t for t in targets or () if t not in told) if told else (ANY,):
         made[name] = {metric: line, **made.get(name, {})}

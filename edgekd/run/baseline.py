@@ -1,4 +1,4 @@
-"""The baseline that a gate compares with: a bundle, of the same test set as what is judged."""
+"""The baseline of a gate: a bundle with the same test set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgekd.run.evidence import Subject
 
 @dataclass(frozen=True)
 class Baseline:
-    """A bundle to compare with."""
+    """A bundle to compare with: its measurements and predictions."""
 
     path: Path
     target: str
@@ -26,7 +26,7 @@ class Baseline:
 
 
 def read(folder: Path, names: list[str]) -> Baseline:
-    """Raises BaselineError whatever is wrong with it."""
+    """Reads a baseline for targets called `names`. Raises BaselineError with every problem."""
     try:
         manifest = bundle.read(folder)
         subject = evidence.of_bundle(folder, manifest)
@@ -38,21 +38,19 @@ def read(folder: Path, names: list[str]) -> Baseline:
     if manifest.target not in names:
         hint = f"give the bundle of {' or '.join(names)}"
         raise BaselineError(
-            Problem(f"baseline {folder}", f"is for {manifest.target}, and what is judged for {', '.join(names)}", hint)
+            Problem(f"baseline {folder}", f"is for {manifest.target}, not for {', '.join(names)}", hint)
         )
     ours = subject.predictions
     return Baseline(folder, manifest.target, Reference(manifest.measurements, ours.records if ours else {}), ours)
 
 
 def comparable(baseline: Baseline, subject: Subject) -> tuple[Baseline, Subject]:
-    """The baseline, once it is found to be of the same test set; without its quality where ours isn't known. Of one
-    test set, an emulator may have had time for more samples then than now, and takes them in an order of its own: both
-    are looked at on those that both have."""
+    """(baseline, subject) with the same test samples. Raises BaselineError where their test sets differ. The baseline
+    has no quality if the subject has no predictions. An emulator may have run more samples for one of them, in its own
+    order: then both keep the common samples only."""
     ours = subject.predictions
     if baseline.predictions is None:
-        raise BaselineError(
-            Problem(f"baseline {baseline.path}", "keeps no predictions: of which test set it is isn't known")
-        )
+        raise BaselineError(Problem(f"baseline {baseline.path}", "has no predictions, so its test set is not known"))
     if ours is None:
         return replace(
             baseline, reference=Reference(tuple(m for m in baseline.reference.measurements if not m.split))
@@ -67,7 +65,7 @@ def comparable(baseline: Baseline, subject: Subject) -> tuple[Baseline, Subject]
             teacher = replace(teacher, records={name: r[rows] for name, r in teacher.records.items()})
         baseline = replace(baseline, reference=replace(baseline.reference, records=others.records), predictions=others)
         subject, ours = replace(subject, predictions=mine, teacher=teacher), mine
-    wrong = evidence.unlike(ours, baseline.predictions, f"baseline {baseline.path}", "what is judged")
+    wrong = evidence.unlike(ours, baseline.predictions, f"baseline {baseline.path}", "the model under test")
     if wrong:
         raise BaselineError(*wrong)
     return baseline, subject

@@ -1,7 +1,8 @@
-"""What a run's folder or a bundle has to show for its figures: the models and predictions, held to their digests and to
-the figures made of them.
+"""The evidence for the figures of a run's folder or a bundle: its models and predictions, checked against their digests
+and the figures computed from them.
 
-What contradicts raises BaselineError; what is missing is named, so that no rule which needs it is judged."""
+Evidence that contradicts a figure raises BaselineError. Missing files are named; rules that need them are
+inconclusive."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from edgekd.records import Candidate, Check, Measurement, Metric, Result
 
 KNOWN = (metrics.top1().name, metrics.mean_error().name)  # means of their records, in runs that don't say which are
 UNVERIFIED = (
-    "result.json is of before edgekd.result/2 and has no digests of its predictions: that they are the run's "
-    "own can't be verified"
+    "result.json is older than edgekd.result/2 and has no digests of its predictions: it can't be verified that they "
+    "are the run's own"
 )
 MODEL, OURS, THEIRS, THEIR_MODEL = "model", "predictions", "teacher's predictions", "teacher's model"
 # what its figures are made of; a comparison takes its answers on the machine of the run
@@ -33,9 +34,9 @@ THEIRS_THERE = "teacher's predictions as the target"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged for one target. `candidate` None: nothing was chosen, for the `reason`. `metrics`: those that are
-    means of records, `missing` {what: its file}; `facts` {environment: facts of the machine}; `stored`: the checks of
-    the run, None where nothing vouches for their evidence."""
+    """The subject of a gate for one target. `candidate` None: nothing was chosen, for the `reason`. `metrics`: those
+    that are means of records; `missing` {what: its file}; `facts` {environment: facts of the machine}; `stored`: the
+    checks of the run, None if their evidence can't be verified."""
 
     target: str
     candidate: Candidate | None
@@ -48,8 +49,8 @@ class Subject:
     reason: str = ""
 
     def lacks(self, rule: Rule) -> str:
-        """Why the rule can't be judged here: a file that it needs is missing. "" where it can. Every figure is the
-        model's; quality is made of predictions."""
+        """The missing files that the rule needs, as a reason; "" if there are none. Every rule needs the model; rules
+        on quality need predictions."""
         named = [m for m in self.candidate.measurements if m.name == rule.name] if self.candidate else []
         sampled = any(m.split for m in named)
         needed = [
@@ -61,7 +62,7 @@ class Subject:
 
 
 def of_run(folder: Path, result: Result) -> list[Subject]:
-    """What a run chose for each of its targets. Raises BaselineError with everything that contradicts it."""
+    """The choice of a run for each of its targets. Raises BaselineError with every contradiction."""
     wrong = [
         p for c in result.candidates if c.file is not None for p in _model(folder / c.file, c.sha256, c.measurements)
     ]
@@ -73,7 +74,7 @@ def of_run(folder: Path, result: Result) -> list[Subject]:
 
 
 def of_bundle(folder: Path, manifest: bundle.Manifest) -> Subject:
-    """What a bundle holds; its files have their digests already (bundle.read)."""
+    """The candidate of a bundle; `bundle.read` has checked the digests of its files."""
     m, path = manifest, folder / "predictions.npz"
     made = Candidate(
         m.candidate, m.candidate, 0, (), m.stages, m.form, m.model, m.files[m.model].sha256, m.measurements, m.runtime
@@ -103,7 +104,7 @@ def of_bundle(folder: Path, manifest: bundle.Manifest) -> Subject:
 
 
 def _model(path: Path, digest: str | None, measurements: Iterable[Measurement]) -> list[Problem]:
-    """What is wrong with a model's file, where it is there."""
+    """Problems of a model's file, if it exists."""
     if not path.is_file():
         return []
     if digest is not None and sha256(path) != digest:
@@ -120,7 +121,7 @@ def _digests(folder: Path, result: Result) -> list[Problem]:
 
 
 def _delivered(run: Path, result: Result, target: str) -> list[Problem]:
-    """How a run's own bundle for a target, where it is there, is not what was judged."""
+    """How a run's bundle for a target, if it exists, differs from the run."""
     folder, chosen = run / "bundles" / target, result.targets[target].chosen
     candidate = next((c for c in result.candidates if c.id == chosen), None)
     if candidate is None or not folder.exists():
@@ -168,7 +169,7 @@ def _chosen(folder: Path, result: Result, target: str) -> Subject:
             missing[what] = str(folder / (of.file or f"models/{of.id}"))
 
     def apart(id: str) -> str:
-        """The file of what it answers as the target, "" where this is what it answers on the machine of the run."""
+        """The file of its outputs as the target; "" if these equal its outputs on the machine of the run."""
         name = results.executed(id, target)
         there = (
             name in result.predictions if result.predictions is not None else (folder / "predictions" / name).is_file()
@@ -221,7 +222,7 @@ def _chosen(folder: Path, result: Result, target: str) -> Subject:
 
 
 def _loaded(path: Path) -> results.Predictions:
-    """Predictions whose making is their run's: those that can't be read are not what it wrote."""
+    """Predictions of a run. Raises BaselineError where they can't be read, since the run wrote them otherwise."""
     try:
         return results.load_predictions(path)
     except UsageError as error:
@@ -236,9 +237,9 @@ def _held(
     place: str,
     wrong: list[Problem],
 ) -> dict[str, Metric]:
-    """The metrics that are means of their records. Records that contradict the figure go to `wrong`; `means` None:
-    nobody says which are means, so those are that edgekd knows, and those whose figure is one. How another is made is
-    known to its task, whose code isn't run here."""
+    """The metrics that are means of their records. Records that contradict the figure go to `wrong`. `means` None: it
+    is not recorded which metrics are means, so these are the ones that edgekd knows and the ones whose figure is the
+    mean. Other metrics need the task's code, which is not run here."""
     made = {}
     for name in dict.fromkeys([*(means or {}), *found.records]):
         figures = [m for m in measurements if m.name == name and m.split == "test" and m.target in (None, target)]
@@ -254,19 +255,19 @@ def _held(
             made[name] = Metric(name, figure.unit, better, lambda outputs, labels: outputs, value)  # type: ignore[arg-type]
         elif means is not None or name in KNOWN:
             wrong.append(
-                Problem(f"{place}: {name}.records", text, "the predictions are not those that the figure was made of")
+                Problem(f"{place}: {name}.records", text, "the figure was not computed from these predictions")
             )
     return made
 
 
 def _against(figure: Measurement, rows: np.ndarray | None, times: float) -> str:
-    """How records contradict the figure that is `times` their mean; "" if they don't."""
+    """How records contradict a figure that should be `times` their mean; "" if they don't."""
     if rows is None:
         return "are missing"
     if len(rows) != figure.n:
         return f"are of {len(rows)} samples, the figure of {figure.n}"
     if not np.isfinite(rows).all():
-        return "hold what is no finite number"
+        return "have values that are not finite"
     value = times * float(np.mean(rows))
     same = math.isclose(value, figure.value, rel_tol=1e-6, abs_tol=1e-9)
     return "" if same else f"come to {value:.6g} {figure.unit}".rstrip() + f", the figure is {figure.value:.6g}"
@@ -275,7 +276,7 @@ def _against(figure: Measurement, rows: np.ndarray | None, times: float) -> str:
 def _told(
     candidate: Candidate, target: str, found: results.Predictions | None, made: Mapping[str, Metric]
 ) -> Candidate:
-    """The candidate with the intervals that its records of right and wrong give."""
+    """The candidate with intervals recomputed from its records of 0 and 1."""
 
     def told(m: Measurement) -> Measurement:
         rows = found.records[m.name] if found is not None and m.name in made else np.zeros(0)
@@ -290,7 +291,7 @@ def _told(
 def _figures(
     ours: Candidate, target: str, records: Mapping[str, np.ndarray], means: Mapping[str, float]
 ) -> tuple[Measurement, ...]:
-    """The teacher's figures that the candidate's are compared with: of its records of the same samples."""
+    """The teacher's figures to compare with the candidate's: from the teacher's records of the same samples."""
     own = [m for m in ours.measurements if m.split == "test" and m.target in (None, target) and m.name in means]
     return tuple(
         replace(m, value=means[m.name] * float(np.mean(records[m.name])))
@@ -302,7 +303,8 @@ def _figures(
 def _others(
     ours: results.Predictions, records: Mapping[str, np.ndarray], theirs: results.Predictions, place: str
 ) -> list[Problem]:
-    """Whether the teacher's records beside those of some samples are the teacher's of these samples."""
+    """Problems of the teacher's records in a candidate's file: they must equal the teacher's own for the same
+    samples."""
     known = set(theirs.ids.tolist())
     if ours.digest != theirs.digest or not known.issuperset(ours.ids.tolist()):
         return [Problem(place, "is of another test set than the teacher", "measure both on the same test samples")]
@@ -318,27 +320,28 @@ def _others(
 def _contradictory(
     checks: Iterable[Check], verdict: str | None, place: str, ours: Candidate, teacher: Iterable[Measurement] = ()
 ) -> list[Problem]:
-    """Stored checks that don't follow from the figures, and a verdict that doesn't follow from the checks."""
+    """Problems of stored checks that don't follow from the figures, and of a verdict that doesn't follow from the
+    checks."""
     checks, found, theirs = tuple(checks), [], tuple(teacher)
     for c in checks:
         where, told = f"{place}.checks ({c.name} {c.rule})", budget.verdict_of(c)
         if told not in ("", c.verdict):
-            found.append(Problem(where, f"the stored verdict is {c.verdict}, and its own figures say {told}"))
+            found.append(Problem(where, f"the stored verdict is {c.verdict}, and its own figures give {told}"))
         value = _value(c, ours.measurements, theirs)
         if (
             c.candidate == ours.id
             and None not in (value, c.value)
             and not math.isclose(abs(c.value), value, rel_tol=1e-6, abs_tol=1e-9)
         ):  # type: ignore
-            found.append(Problem(where, f"the stored value is {c.value:.6g}, and the figures say {value:.6g}"))
+            found.append(Problem(where, f"the stored value is {c.value:.6g}, and the figures give {value:.6g}"))
     whole = budget.overall(checks)
     if checks and verdict is not None and verdict != whole:
-        found.append(Problem(f"{place}.verdict", f"is {verdict}, and the checks say {whole}"))
+        found.append(Problem(f"{place}.verdict", f"is {verdict}, and the checks give {whole}"))
     return found
 
 
 def _value(check: Check, ours: Iterable[Measurement], theirs: Iterable[Measurement]) -> float | None:
-    """The size of a check's value, from the figures that it is on; None where they don't tell."""
+    """The absolute value of a check, recomputed from its figures; None if it can't be."""
     mine = next((m for m in ours if _of(m, check) and m.origin == check.origin), None)
     rule = budget.parse(check.name, check.rule)
     if mine is None or rule.kind in ("min", "max"):
@@ -358,7 +361,7 @@ def _of(m: Measurement, check: Check) -> bool:
 
 
 def unlike(ours: results.Predictions, theirs: results.Predictions, place: str, what: str) -> list[Problem]:
-    """The problem of predictions that are of another test set, or of the same in another order."""
+    """The problem of predictions for another test set, or for the same in another order."""
     if ours.digest == theirs.digest and np.array_equal(ours.ids, theirs.ids):
         return []
     return [Problem(place, f"is of another test set than {what}", "measure both on the same test samples")]

@@ -1,4 +1,4 @@
-"""What a gate judges: a run's folder or a bundle, and the checks of each of its targets."""
+"""Judges a run's folder or a bundle: the checks of each of its targets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from edgekd.run import evidence
 from edgekd.run.baseline import Baseline
 from edgekd.run.evidence import Subject
 
-CHOICE = "chosen"  # the name of the check that there is something to judge
+CHOICE = "chosen"  # the name of the check that a candidate was chosen
 
 
 def read(folder: Path, budget: Path | str | None) -> tuple[list[Subject], Mapping[str, Any], str]:
-    """(what is judged, one per target; tables of budgets; the file that they stand in) of a run's folder or a bundle.
-    Raises UsageError for a folder or budget that is wrong, BaselineError where evidence contradicts a figure."""
+    """(a subject per target; tables of budgets; the file with these tables) of a run's folder or a bundle. Raises
+    UsageError for an invalid folder or budget, BaselineError where evidence contradicts a figure."""
     return _bundle(folder, budget) if (folder / bundle.MANIFEST).is_file() else _run(folder, budget)
 
 
@@ -42,9 +42,9 @@ def _run(folder: Path, budget: Path | str | None) -> tuple[list[Subject], Mappin
     known = {m.name: m.unit for c in result.candidates for m in c.measurements}
     file = folder / "recipe.toml" if budget is None else Path(budget)
     if not file.is_file() and budget is None:
-        raise UsageError(Problem(str(folder), "has no recipe.toml to take budgets from", "give one with --budget"))
+        raise UsageError(Problem(str(folder), "has no recipe.toml with budgets", "give budgets with --budget"))
     if budget is None and sha256(file) != result.recipe_sha256:
-        hint = f"other budgets are given with --budget, for example --budget {shlex.quote(str(file))}"
+        hint = f"give other budgets with --budget, for example --budget {shlex.quote(str(file))}"
         raise BaselineError(
             Problem(str(file), "differs from its digest in result.json: not the recipe of this run", hint)
         )
@@ -61,12 +61,12 @@ def _bundle(folder: Path, budget: Path | str | None) -> tuple[list[Subject], Map
     place = f"{folder / bundle.MANIFEST}: gate"
     wrong = budgets.problems(manifest.gate, place)
     if wrong or not manifest.gate:
-        raise UsageError(*wrong or [Problem(str(folder), "has no budget of its own", "give one with --budget")])
+        raise UsageError(*wrong or [Problem(str(folder), "has no budgets of its own", "give budgets with --budget")])
     return [subject], manifest.gate, place
 
 
 def counted(rule: Rule, candidate: Candidate | None) -> bool:
-    """Whether a rule is on a figure that is counted."""
+    """Whether a rule is on a counted figure."""
     origins = {m.origin for m in candidate.measurements if m.name == rule.name} if candidate else set()
     return "counted" in origins or (not origins and quantities.has_origin(rule.name, "counted"))
 
@@ -74,14 +74,14 @@ def counted(rule: Rule, candidate: Candidate | None) -> bool:
 def checks(
     subject: Subject, rules: tuple[Rule, ...], baseline: Baseline | None, other: bool = False
 ) -> list[tuple[Check, str]]:
-    """[(check, what it is judged on)] of one target; `other`: the rules are not those that the run chose by."""
+    """[(check, its basis in words)] of one target; `other`: the rules are not those that the run chose by."""
     if subject.candidate is None:
         return [(_nothing(subject, other), "")]
     wanting = [r for r in rules if r.versus == "baseline" and r.level == "error"]
     if wanting and baseline is None:
         hint = "--baseline BUNDLE, for example the bundle of the last release"
         raise BaselineError(
-            *(Problem(r.place, f"`{r.text}` compares with a baseline, and none is given", hint) for r in wanting)
+            *(Problem(r.place, f"`{r.text}` compares with a baseline, but no baseline is given", hint) for r in wanting)
         )
     mine = baseline if baseline is not None and baseline.target == subject.target else None
     sampled = {m.name for m in subject.candidate.measurements if m.split}
@@ -103,12 +103,11 @@ def checks(
 
 
 def _nothing(subject: Subject, other: bool) -> Check:
-    """The failed check of a target that nothing was chosen for."""
+    """The failed check of a target without a chosen candidate."""
     reason = subject.reason or "no candidate is within the budgets"
     if other:
         reason += (
-            "; the run chose by its own budgets, and there is nothing to judge by others: put these into its recipe "
-            "and compress again"
+            "; the run chose by its own budgets: to choose by others, put them into its recipe and run compress again"
         )
     rule, figures = "a candidate within the budgets", {"value": None, "low": None, "high": None}
     return Check(
@@ -122,8 +121,8 @@ def _unjudged(check: Check, rule: Rule, reason: str) -> Check:
 
 
 def _remembered(check: Check, rule: Rule, subject: Subject) -> Check:
-    """A comparison with the teacher by a metric that its task alone can make: as the run itself judged it, where its
-    predictions are the run's."""
+    """The run's own check of a comparison with the teacher whose metric needs the task's code, if its predictions are
+    verified."""
     if (
         check.verdict != "inconclusive"
         or check.value is not None

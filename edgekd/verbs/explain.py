@@ -132,7 +132,7 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
     candidates, chosen = {c.id: c for c in result.candidates}, {}
     parts, findings, fixes, rows = [], {}, [], {}
     recipe = folder / "recipe.toml"
-    tapped = gains.looks_inside(toml(recipe.read_text(encoding="utf-8"))) if recipe.is_file() else False
+    tapped = gains.taps_layers(toml(recipe.read_text(encoding="utf-8"))) if recipe.is_file() else False
     for target, found in result.targets.items():
         id = found.chosen
         if id is None:
@@ -144,7 +144,7 @@ def _run(folder: Path, store: Store | None, progress: Silent) -> Explained:
         if id is not None:
             chosen.setdefault(id, []).append(target)
     # of the recipe's own line too, where the control was chosen or is nearest
-    bought = gains.nothing_bought(result.candidates, tapped)
+    bought = gains.without_gain(result.candidates, tapped)
     parts += ["\n".join(bought)] if bought else []
     for id, names in chosen.items():
         split, where = accuracy.split_of(result, candidates[id], names)
