@@ -454,10 +454,10 @@ class TestStage:
                 {"mode": "ptq", "after": ["adaround", "bias"]},
                 "stage 2 (quantize): after.1: input should be 'adaround' or 'bias_correction'",
             ),
-            ({"after": ["adaround"]}, "stage 2 (quantize): after: is for calibration alone"),
+            ({"after": ["adaround"]}, "stage 2 (quantize): after: works only without training"),
             (
                 {"mode": "ptq", "after": ["bias_correction", "adaround"]},
-                "stage 2 (quantize): after: biases would be corrected for a rounding",
+                "stage 2 (quantize): after: would change the rounding after biases are corrected",
             ),
         ],
     )

@@ -211,7 +211,7 @@ class TestStages:
             theirs, ours = infer(x), model({n: torch.from_numpy(a) for n, a in x.items()})
             for name, value in zip(("main", "side"), ours, strict=True):
                 assert np.abs(theirs[name] - value.detach().numpy()).mean() < 0.03 * value.std()
-        with pytest.raises(UsageError, match="2 outputs, the task names 1: output"):
+        with pytest.raises(UsageError, match="2 outputs, but the task names 1: output"):
             Export()(source, run_in(tmp_path / "wrong", dataclasses.replace(task, outputs=("output",))))
 
     def test_a_file_that_is_not_the_model_is_refused(self, trained, tmp_path, monkeypatch):

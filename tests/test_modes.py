@@ -348,7 +348,7 @@ def test_routed_asks_the_teacher_of_the_tag():
     wrong = {
         "sample 1, tagged with nothing, has no teacher": {"day": ("bright",), "night": ("dark",)},
         "tagged dark, wet, has the teachers day and night": {"day": ("wet",), "night": ("dark",)},
-        "all the rest: day, night": {"day": (), "night": ()},
+        "all other samples: day, night": {"day": (), "night": ()},
     }
     for words, tags in wrong.items():
         with pytest.raises(ValueError, match=words):
@@ -488,7 +488,7 @@ def test_a_black_box_can_not_be_asked_for_its_distribution(task):
     ((number, message, hint),) = check_terms(terms([CE, KL]), student, guides, task, data, {"": "label"})
     assert number == 1 and "black box" in message and "hard" in hint
     ((number, message, _),) = check_terms(terms([CE, NEAR]), student, guides, task, data, {"": "top"})
-    assert number == 1 and "looks inside" in message
+    assert number == 1 and "taps layers of" in message
     ((_, message, hint),) = check_terms(terms([{**NEAR, "on": ["2 -> 22"]}]), student, guides, task, data)
     assert "no such module" in message and "2" in hint
     assert list(check_terms(terms([CE, KL, NEAR]), student, guides, task, data)) == []

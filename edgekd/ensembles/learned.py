@@ -1,4 +1,4 @@
-"""The teachers' probabilities, with weights that are learned from the labels while the student learns."""
+"""The teachers' probabilities, with weights that are learned from the labels during the student's training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Learned(nn.Module):
     """log(sum_m w_m softmax(z_m)) with w = softmax(theta) over the teachers, theta from 0: logits [B, C] each -> [B,
     C].
 
-    theta learns by `own`, the cross-entropy of the mixture with the labels (a stacked generalization, Wolpert 1992, on
-    the mixture's weights); what the student hears is detached, so the student's loss doesn't pull the weights towards a
-    teacher that is easy to follow.
+    theta is trained with `own`, the cross-entropy of the mixture with the labels (a stacked generalization, Wolpert
+    1992, on the mixture's weights). The output is detached, so the student's loss does not favour a teacher that is
+    easy to imitate.
 
     >>> import torch
     >>> from edgekd import Batch, Signals

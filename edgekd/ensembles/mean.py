@@ -14,9 +14,8 @@ def mean(signals: Mapping[str, Signals], batch: Batch, *, temperature: Annotated
     """T log((1/M) sum_m softmax(z_m / T)): logits [B, C] each -> [B, C], whose softmax at temperature T is the mean
     distribution.
 
-    Hinton, Vinyals, Dean 2015, section 1, with the arithmetic mean: one over-confident teacher can't outshout the
-    others, as it does in a mean of logits. Set `temperature` to that of the loss for the mean of the softened
-    distributions.
+    Hinton, Vinyals, Dean 2015, section 1, with the arithmetic mean: an over-confident teacher can't dominate the
+    others, as in a mean of logits. Set `temperature` to that of the loss for the mean of the softened distributions.
 
     >>> import torch
     >>> from edgekd import Batch, Signals

@@ -1,4 +1,4 @@
-"""Each sample is taught by the teacher that is responsible for its class, or for its tag."""
+"""Chooses for each sample the teacher of its class, or of its tag."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def routed(
     classes: dict[str, tuple[int, ...]] | None = None,
     tags: dict[str, tuple[str, ...]] | None = None,
 ) -> Signals:
-    """The logits [B, C] of the teacher whose `classes` {teacher: class numbers} hold the sample's label; or whose
-    `tags` {teacher: tags} hold one of the sample's, where a teacher with no tags, [], has all samples that no other
-    has.
+    """The logits [B, C] of the teacher whose `classes` {teacher: class numbers} contain the sample's label; or whose
+    `tags` {teacher: tags} contain one of the sample's. A teacher with an empty list of tags gets all samples that no
+    other teacher gets.
 
-    Raises ValueError where both or neither are given, a class or sample has no teacher or two, or a teacher is not of
-    the ensemble.
+    Raises ValueError if both or neither are given, a class or sample has no teacher or two, or a teacher is not in the
+    ensemble.
 
     >>> import torch
     >>> from edgekd import Batch, Signals
@@ -61,7 +61,7 @@ def by_class(names: Sequence[str], classes: Mapping[str, Sequence[int]], batch: 
             if not 0 <= label < count or owner[label] >= 0:
                 raise ValueError(
                     f"class {label} of {name} "
-                    + ("has another teacher too" if 0 <= label < count else f"is none of the {count}")
+                    + ("also has another teacher" if 0 <= label < count else f"is not one of the {count} classes")
                 )
             owner[label] = number
     if (owner < 0).any():
@@ -79,7 +79,7 @@ def by_tag(names: Sequence[str], tags: Mapping[str, Sequence[str]], batch: Batch
         raise ValueError("the samples have no tags: a task's data gives them, Sample(tags=...)")
     rest = [names.index(name) for name, own in tags.items() if not own]
     if len(rest) > 1:
-        raise ValueError(f"two teachers have all the rest: {', '.join(names[i] for i in rest)}")
+        raise ValueError(f"more than one teacher has no tags: {', '.join(names[i] for i in rest)}")
     owner = []
     for row, own in enumerate(batch.tags):
         found = [i for i, name in enumerate(names) if set(own) & set(tags.get(name, ()))] or rest
@@ -87,7 +87,7 @@ def by_tag(names: Sequence[str], tags: Mapping[str, Sequence[str]], batch: Batch
             text = (
                 f"has the teachers {' and '.join(names[i] for i in found)}"
                 if found
-                else "has no teacher; one with tags = [] gets all the rest"
+                else "has no teacher; give one teacher tags = [] to get all other samples"
             )
             raise ValueError(f"sample {int(batch.index[row])}, tagged {', '.join(own) or 'with nothing'}, {text}")
         owner.append(found[0])

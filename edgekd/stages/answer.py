@@ -1,4 +1,4 @@
-"""A teacher's answers to a split: it runs once per view, and its logits are kept."""
+"""Caches a teacher's outputs for a split: the teacher runs once per view, and its logits are saved."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgekd.records import Artifact, Made, Run
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """logits.npy float32 [views, rows, C], in the order of the split, `batch` rows at a time. `shows` "top": of a grey
-    box the `top` greatest log-probabilities (values.npy [views, rows, top], classes.npy); "label": of a black box its
-    answer alone (labels.npy [views, rows]). Splits other than train are seen as they are."""
+    """Writes logits.npy float32 [views, rows, C], in the order of the split, `batch` rows at a time. `shows` "top": of
+    a grey box, the `top` largest log-probabilities (values.npy [views, rows, top], classes.npy); "label": of a black
+    box, only the predicted class (labels.npy [views, rows]). Only the train split is augmented."""
 
     split: Literal["train", "validation"] = "train"
 
@@ -72,7 +72,7 @@ class Answer:
         return Made("logits", {"views": self.views, "rows": len(columns), "outputs": outputs, "shows": self.shows})
 
     def shown(self, logits):
-        """{file: array} of what the teacher shows of logits [B, C]."""
+        """{file: array} of the part of logits [B, C] that the teacher shows."""
         if self.shows == "label":
             return {"labels": logits.argmax(-1).numpy().astype("int32")}
         if self.shows == "top":
@@ -82,7 +82,8 @@ class Answer:
 
 
 def _room(path: Path, shape: tuple[int, ...], dtype: Any):
-    """A new memory-mapped array; its blocks are reserved, since a map that meets a full disk ends the process."""
+    """A new memory-mapped array. Its disk blocks are reserved: writing to a map on a full disk would kill the
+    process."""
     import numpy as np
 
     logits = np.lib.format.open_memmap(path, "w+", dtype, shape)

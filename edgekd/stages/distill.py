@@ -1,4 +1,5 @@
-"""Distils teachers into a student: labels and the teachers' softened outputs, weighted (Hinton, Vinyals, Dean 2015)."""
+"""Distils teachers into a student: trains it on labels and the teachers' softened outputs (Hinton, Vinyals, Dean
+2015)."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ KD = (Term("cross_entropy", 0.1), Term("kl", 0.9, {"temperature": 4.0}))
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Train):
-    """`Train` with teachers. `cache` False runs a teacher live on every batch instead of once per view (one that a term
-    looks inside always is). `peers`: how many students learn together, each from its own start and from the others; the
-    first is kept."""
+    """`Train` with teachers. `cache` False runs a teacher on every batch instead of once per view; a teacher whose
+    layers a term taps always runs on every batch. `peers`: the number of students that learn together, each with its
+    own initial weights and from the others; the first is kept."""
 
     losses: Annotated[tuple[Term, ...], Losses()] = KD
     cache: bool = True

@@ -1,4 +1,4 @@
-"""Writes a model as a file of a runtime, and proves that the file computes what the model does."""
+"""Exports a model to a file for a runtime, and checks that the file computes the same as the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgekd.records import Grid
 
 TOLERANCE = 1e-4  # of a float file, relative to the largest output
-ROWS = 32  # samples that a difference is looked for with
+ROWS = 32  # samples to locate a difference with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def _equal(
 
 
 def _answer(module: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> list[np.ndarray]:
-    """Outputs of a captured graph, or of a task's model by `forward`."""
+    """The outputs of a captured graph, or of a task's model by `forward`."""
     import torch
 
     from edgekd.quantization.torch_graph.calibrate import call

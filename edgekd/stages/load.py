@@ -1,4 +1,4 @@
-"""Brings a model's weights from a file: a safetensors file, or a state dict that torch reads without unpickling
+"""Loads a model's weights from a file: a safetensors file, or a state dict that torch loads without unpickling
 objects."""
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from edgekd.records import Artifact, Made, Run
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """`weights`: the file; its `sha256` is filled in by the plan, and is what the key knows (the path is not part of
-    it)."""
+    """`weights`: the file; `sha256`: its digest, filled in by the plan. The digest is part of the key, the path is
+    not."""
 
     model: str
     weights: str

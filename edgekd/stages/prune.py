@@ -1,4 +1,4 @@
-"""Prunes a trained student to a share of its MACs, and lets it recover by distillation."""
+"""Prunes a trained student to a share of its MACs, and fine-tunes it by distillation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMED = "names are those of `named_modules()`"
 
 
 def _share(value: Any) -> Any:
-    """A share of the MACs as a recipe says it: 0.7, or "max 0.7"."""
+    """Validates a share of the MACs: 0.7, or "max 0.7"."""
     text = (
         value.removeprefix("max ")
         if isinstance(value, str) and value.startswith("max ")
@@ -46,10 +46,10 @@ def _share(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Training):
-    """`macs`: the share of the source's MACs to keep, or "max 0.7": the nearest that can be reached below it; at 1 none
-    is pruned, and the model is trained on like the others. Widths become multiples of `multiple_of` (the target's where
-    a recipe doesn't say it); a layer that is no wider keeps its width. `criterion`: which channels go first. `keep`:
-    layers, or modules that hold them, that are left as they are. The other settings are of the recovery."""
+    """`macs`: the share of the source's MACs to keep, or "max 0.7" for the nearest share below it that can be reached;
+    1 prunes nothing and only fine-tunes. Widths become multiples of `multiple_of` (by default the target's); a layer
+    that is not wider keeps its width. `criterion`: ranks the channels. `keep`: layers, or modules that contain them,
+    that are not pruned. The other settings are those of the fine-tuning."""
 
     macs: Annotated[float | str, BeforeValidator(_share)] = 0.5
     multiple_of: Annotated[int, Ge(1)] = 8
@@ -61,11 +61,11 @@ class Prune(Training):
 
     @property
     def requested(self) -> tuple[float, bool]:
-        """(the share of the MACs, whether it is the most that may be kept)"""
+        """(the requested share of the MACs, whether it is an upper limit)."""
         return (float(self.macs.removeprefix("max ")), True) if isinstance(self.macs, str) else (self.macs, False)
 
     def check(self, model: nn.Module, example: Any, forward: Any = None) -> list[Problem]:
-        """What stands against pruning `model` so far; the architecture alone decides. Asked before any training."""
+        """Problems with pruning `model` this far, which depend only on the architecture. Called before any training."""
         from edgekd import pruning
 
         names = [name for name, _ in model.named_modules() if name]
@@ -108,7 +108,7 @@ class Prune(Training):
             "refused": [str(r) for r in plan.refused],
         }
         run.log(event="pruned", **facts)
-        facts |= learn(module, run, self, teacher=teacher)  # at macs = 1 too: points of a sweep have equal budgets
+        facts |= learn(module, run, self, teacher=teacher)  # also at macs = 1: points of a sweep get equal training
         saved.save(
             run.folder,
             module,

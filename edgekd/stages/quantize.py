@@ -1,5 +1,4 @@
-"""Quantizes a trained student to int8: from calibration alone (`ptq`), or fine-tuned with its roundings in place
-(`qat`)."""
+"""Quantizes a trained student to int8: by calibration only (`ptq`), or fine-tuned with fake quantization (`qat`)."""
 
 from __future__ import annotations
 
@@ -27,16 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize(Training):
-    """`ranges`: what the lattices start from, on `samples` of the train split. `observer`: in training, ranges follow a
-    moving average (`averaged`, still for the last `frozen` share of the epochs) or are learned by gradient (`learned`).
-    `pairs16` scales weights so that no products saturate where kernels add two in 16 bits (x86 with AVX2, without
-    VNNI), so that a file answers the same everywhere; false is refused where a target of the recipe is of that kind.
-    `layer_bits` {layer: bits of its weight}; `per_channel`: a scale per output channel of a weight, else one in all.
-    `weight_bits` and `per_channel` are the target's where a recipe doesn't say them, and refused where its kernels
-    don't take them. `float_layers` keep float weights; values that no integer layer makes or reads stay in float with
-    them. Layers are those of the captured graph (`sites.layers`). `before`: what makes weights and values easier to
-    hold before ranges are looked for; `after`: what makes up for the rounding once they are fixed, with `ptq`; both in
-    the order given."""
+    """`ranges`: the calibration method, with `samples` of the train split. `observer`: during training, ranges follow a
+    moving average (`averaged`, frozen for the last `frozen` share of the epochs) or are learned by gradient
+    (`learned`).
+
+    `pairs16` scales weights so that no products saturate in kernels that add two of them in 16 bits (x86 with AVX2,
+    without VNNI): a file then gives the same outputs on every CPU. False is refused if the recipe has such a target.
+    `layer_bits` {layer: bits of its weight}; `per_channel`: per-channel weight scales, else per-tensor. `weight_bits`
+    and `per_channel` are the target's by default, and refused where its kernels don't support them.
+
+    `float_layers` keep float weights; values that no integer layer computes or reads stay in float too. Layers are
+    those of the captured graph (`sites.layers`). `before`: transformations that make the model easier to quantize,
+    before calibration; `after`: corrections of the rounding errors after calibration, with `ptq`; both in the order
+    given."""
 
     mode: Literal["qat", "ptq"] = "qat"
     ranges: Annotated[Use, Part("ranges")] = Use("ranges", "minmax")
@@ -52,28 +54,28 @@ class Quantize(Training):
     frozen: Annotated[float, Gt(0), Le(1)] = 0.5
     epochs: Annotated[int, Ge(1)] = 10
     lr: Annotated[float, Gt(0)] = 5e-4
-    precision: Literal["float32"] = "float32"  # a lattice's values are not bfloat16's
+    precision: Literal["float32"] = "float32"  # bfloat16 can't hold all quantized values
     losses: Annotated[tuple[Term, ...], Losses()] = KD
     cache: bool = True
     reads: ClassVar = ("train",)
 
     def check(self, model: nn.Module, example: Any, forward: Any = None) -> list[Problem]:
-        """What of the settings doesn't go together. Asked before any training."""
+        """Problems of settings that exclude each other, and of unknown layers. Called before any training."""
         found = []
         if self.mode == "qat" and self.after:
             found.append(
                 Problem(
                     "after",
-                    "is for calibration alone: training makes up for the rounding by itself",
-                    'mode = "ptq", or leave it out',
+                    "works only without training, which corrects rounding errors itself",
+                    'set mode = "ptq", or leave it out',
                 )
             )
         if "adaround" in self.after[1:] and "bias_correction" in self.after[: self.after.index("adaround")]:
             found.append(
                 Problem(
                     "after",
-                    "biases would be corrected for a rounding that then changes",
-                    'after = ["adaround", "bias_correction"]',
+                    "`adaround` would change the rounding after biases are corrected for it",
+                    'write after = ["adaround", "bias_correction"]',
                 )
             )
         if self.float_layers or self.layer_bits:
@@ -107,7 +109,7 @@ class Quantize(Training):
             "parameters": sum(p.numel() for p in graph.parameters()),
         }
         with seeded(run.seed, run.threads):
-            facts |= {name: _eased(name, graph, samples()) for name in self.before}
+            facts |= {name: _equalized(name, graph, samples()) for name in self.before}
             module = fake.insert(graph, scheme, learned=self.mode == "qat" and self.observer == "learned")
             calibrate(module, samples(), self.ranges.name, **self.ranges.settings)
         if self.mode == "qat":
@@ -123,7 +125,7 @@ class Quantize(Training):
             )
         found = fake.settle(module.eval())
         with seeded(run.seed, run.threads):
-            facts |= {name: _made_up(name, module, graph, samples(), run.seed) for name in self.after}
+            facts |= {name: _corrected(name, module, graph, samples(), run.seed) for name in self.after}
         graph.load_state_dict({name: t for name, t in module.state_dict().items() if name in graph.state_dict()})
         saved.save(run.folder, graph, model=record["model"], pruning=record["pruning"], seed=record["seed"])
         grid.write(found, run.folder / "grid.json")
@@ -131,8 +133,8 @@ class Quantize(Training):
 
 
 def _named(known: Mapping[str, str], float_layers: Sequence[str], layer_bits: Mapping[str, int]) -> list[Problem]:
-    """What is wrong with the layers that are named; `known`: {layer: attribute of its weight}. Layers that share a
-    weight go together: it is stored once, and a file where only one of them reads it as integers computes both so."""
+    """Problems of the named layers; `known`: {layer: attribute of its weight}. Layers that share a weight need the same
+    settings: the weight is stored once, and integers in one layer are integers in all."""
     found = []
     for place, names in (("float_layers", float_layers), ("layer_bits", tuple(layer_bits))):
         for name in names:
@@ -142,17 +144,19 @@ def _named(known: Mapping[str, str], float_layers: Sequence[str], layer_bits: Ma
             given = layer_bits.get(name) if place == "layer_bits" else None
             for other in [o for o in known if name in known and known[o] == known[name] and o != name]:
                 if other not in names or (given is not None and layer_bits[other] != given):
-                    found.append(Problem(place, f"`{name}` shares its weight with `{other}`", "name both, alike"))
+                    found.append(
+                        Problem(place, f"`{name}` shares its weight with `{other}`", "name both with the same setting")
+                    )
     found += [
-        Problem("layer_bits", f"`{name}` is left in float", "name it once")
+        Problem("layer_bits", f"`{name}` is also in float_layers", "name it in one of them")
         for name in layer_bits
         if name in float_layers
     ]
     return found
 
 
-def _eased(name: str, graph: fx.GraphModule, batches: Any) -> list[list[Any]]:
-    """Makes a captured graph easier to hold, in place; returns the layers that it touched."""
+def _equalized(name: str, graph: fx.GraphModule, batches: Any) -> list[list[Any]]:
+    """Transforms a captured graph in place so that it is easier to quantize; returns the layers changed together."""
     from edgekd.quantization.torch_graph.equalize import equalize
     from edgekd.quantization.torch_graph.smooth import smooth
 
@@ -162,9 +166,9 @@ def _eased(name: str, graph: fx.GraphModule, batches: Any) -> list[list[Any]]:
     return [list(names) for names in touched]
 
 
-def _made_up(name: str, module: fx.GraphModule, graph: fx.GraphModule, batches: Any, seed: int) -> dict[str, Any]:
-    """Makes up for the rounding of a settled `module`, in place and on the same lattices; returns what came of each
-    layer."""
+def _corrected(name: str, module: fx.GraphModule, graph: fx.GraphModule, batches: Any, seed: int) -> dict[str, Any]:
+    """Corrects the rounding errors of a quantized `module` in place, with the same quantization parameters; returns
+    {layer: its change}."""
     from edgekd.quantization.torch_graph.adaround import adaround
     from edgekd.quantization.torch_graph.correction import correct
 
@@ -174,7 +178,7 @@ def _made_up(name: str, module: fx.GraphModule, graph: fx.GraphModule, batches: 
 
 
 def calibration(columns: Any, samples: int):
-    """Inputs of the first `samples` in a fixed shuffled order, 64 at a time."""
+    """Yields the inputs of the first `samples` in a fixed shuffled order, 64 at a time."""
     from edgekd.data.columns import take
     from edgekd.data.epochs import order
 

@@ -1,4 +1,4 @@
-"""Trains a model of the task from its random start on labels: teachers, and the control `alone`."""
+"""Trains a model of the task on labels, from its initial weights: teachers, and the control `alone`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgekd.training.settings import Training
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Training):
-    """`model`: which of the task's models."""
+    """`model`: the name of one of the task's models."""
 
     model: str = "student"
     reads: ClassVar = ("train",)
@@ -25,8 +25,8 @@ class Train(Training):
 
 
 def learned(stage: Train, source: Artifact | None, run: Run, teacher: tuple[Artifact, ...], peers: int = 1) -> Made:
-    """Trains `stage.model` from its start, or `source` on, and saves it; of `peers` that learn together, the first is
-    saved."""
+    """Trains `stage.model` from its initial weights, or `source` further, and saves it; of `peers` that learn together,
+    the first is saved."""
     module = saved.create(run.task, stage.model, run.seed) if source is None else saved.load(source, run.task)
     record = {"model": stage.model, "pruning": None, "seed": run.seed} if source is None else saved.record_of(source)
     others = [saved.create(run.task, stage.model, run.seed + 1000 * number) for number in range(1, peers)]

@@ -1,6 +1,6 @@
-"""Rounds the weights of a student's linear layers to 4 or 8 bits in blocks, what they read stays in float: for
-transformers, whose values hold outliers that an 8-bit lattice pays for, and whose bytes are weights of linear
-layers."""
+"""Weight-only quantization: rounds the weights of a student's linear layers to 4 or 8 bits in blocks; activations stay
+in float. It suits transformers, whose activations have outliers that 8 bits represent badly, and whose size is mostly
+weights of linear layers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Bits = Literal[4, 8]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOnly:
-    """`method`: round to nearest (`rtn`), activation-aware scales (`awq`), rounding that makes up for its errors
-    (`gptq`), or `auto`: round to nearest with the first of `bits` that loses at most `tolerable_loss` points of the
-    task's first metric on validation, the best where none does. `bits`: 4 by default, 4 and then 8 for `auto`.
-    `group_size`: weights of one output that share a scale. `samples` of the train split show `awq` and `gptq` what the
-    layers read; layers whose inputs `group_size` does not divide are rounded to nearest by these too, and the fact
-    `nearest` names them. `float_layers` (of the captured graph) keep float weights, and so does a layer that would not
-    get smaller, or whose weight is also an embedding."""
+    """`method`: round to nearest (`rtn`), activation-aware scales (`awq`), rounding with error compensation (`gptq`),
+    or `auto`: round to nearest with the first of `bits` that loses at most `tolerable_loss` points of the task's first
+    metric on validation, or the best if none does. `bits`: 4 by default, 4 and then 8 for `auto`. `group_size`: weights
+    of one output that share a scale. `samples` of the train split calibrate `awq` and `gptq`; layers whose inputs
+    `group_size` does not divide are rounded to nearest by these too, and named in the fact `nearest`. `float_layers`
+    (of the captured graph) keep float weights; so do layers that would not get smaller, or whose weight is also an
+    embedding."""
 
     method: Literal["auto", "rtn", "awq", "gptq"] = "auto"
     bits: Bits | Annotated[tuple[Bits, ...], MinLen(1)] | None = None
@@ -48,14 +48,14 @@ class WeightOnly:
 
     @property
     def tried(self) -> tuple[int, ...]:
-        """The bits as they are tried."""
+        """The numbers of bits to try, in order."""
         if self.bits is None:
             return (4, 8) if self.method == "auto" else (4,)
         return (self.bits,) if isinstance(self.bits, int) else tuple(self.bits)
 
     def check(self, model: nn.Module, example: Any, forward: Any = None) -> list[Problem]:
-        """What of the settings doesn't go together, or not with the model. Asked before any training; raises
-        EnvironmentUnfit for packages that are missing."""
+        """Problems of settings that exclude each other or don't fit the model. Called before any training. Raises
+        EnvironmentUnfit for missing packages."""
         from edgekd.quantization.torch_graph.capture import capture
         from edgekd.quantization.weight_blocks.neural_compressor import unfit
 
@@ -67,20 +67,20 @@ class WeightOnly:
                 Problem("bits", f"`{self.method}` takes one number of bits", 'method = "auto", or a list in [sweep]')
             )
         if not self.symmetric and (self.method == "auto" or 8 in self.tried):
-            hint = "neural-compressor computes asymmetric 8-bit weights wrong; symmetric = true"
-            found.append(Problem("symmetric", "zero points of their own are for 4 bits, and not for `auto`", hint))
+            hint = "set symmetric = true: neural-compressor computes asymmetric 8-bit weights wrong"
+            found.append(Problem("symmetric", "false needs 4 bits, and a method other than `auto`", hint))
         if self.method == "awq" and 8 in self.tried:
             found.append(
                 Problem(
                     "bits",
-                    "`awq` searches with 4 bits whatever it is told, so its scales are not right for 8",
-                    'method = "rtn"',
+                    "`awq` always searches with 4 bits, so its scales don't fit 8",
+                    'set method = "rtn"',
                 )
             )
         return found + self.wrong(capture(model, example, forward))
 
     def wrong(self, graph: fx.GraphModule) -> list[Problem]:
-        """What of the settings doesn't fit a captured graph."""
+        """Problems of settings that don't fit a captured graph."""
         from edgekd.quantization.weight_blocks.blocks import linears
 
         known = linears(graph)
@@ -141,7 +141,8 @@ class WeightOnly:
         return Made("weight_only", facts)
 
     def searched(self, graph: fx.GraphModule, layers: Mapping[str, nn.Linear], run: Run) -> dict[str, Blocks]:
-        """The table that one method finds. `awq` may move scales into the norms of `graph`, which computes the same."""
+        """The blocks that one method finds. `awq` may move scales into the norms of `graph`, whose outputs stay the
+        same."""
         from edgekd.quantization.watch import watch
         from edgekd.quantization.weight_blocks import awq, blocks, neural_compressor
 
@@ -154,7 +155,7 @@ class WeightOnly:
         columns, groups = run.data("train"), awq.groups(graph, layers.keys() - nearest)
         for number, (value, names) in enumerate(groups.items()):
             run.progress(number, len(groups), ", ".join(names))
-            # it makes up for the errors of the layers before, too
+            # gptq also compensates the errors of earlier layers
             now = blocks.apply(graph, table) if self.method == "gptq" else graph
             read = [
                 seen[value].contiguous()
@@ -182,7 +183,8 @@ def _linear(graph: fx.GraphModule, node: fx.Node) -> nn.Linear:
 
 
 def _loss(graph: fx.GraphModule, run: Run):
-    """table -> points of the task's first metric that the model loses with it on validation."""
+    """A function from a table of blocks to the points of the task's first metric that the model loses with it on
+    validation."""
     import torch
 
     from edgekd.data.columns import batches
@@ -191,7 +193,7 @@ def _loss(graph: fx.GraphModule, run: Run):
 
     if not run.task.metrics or run.data("validation").labels is None:
         raise UsageError(
-            Problem(f"task {run.task.name}", "`auto` needs a metric and labels on validation", 'method = "rtn"')
+            Problem(f"task {run.task.name}", "`auto` needs a metric and labels on validation", 'set method = "rtn"')
         )
     metric, columns = run.task.metrics[0], run.data("validation")
 

@@ -1,2 +1,2 @@
-"""Teachers: `name(...)` makes a callable `(batch) -> Signals`, without gradient. `live` runs the model, `cached` reads
-its logits."""
+"""Teachers: `name(...)` returns a callable `(batch) -> Signals`, without gradient. `live` runs the model, `cached`
+reads its saved logits."""

@@ -1,4 +1,4 @@
-"""A teacher that ran once per view: its answers, memory-mapped."""
+"""A teacher that ran once per view: its saved outputs, memory-mapped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signals]:
-    """Reads an `answer` artifact: logits.npy [views, rows, C], or what a grey or black box shows of them (see that
-    stage). Raises RunFailed if it is of another shape than the data needs."""
+    """Reads an artifact of the answer stage: logits.npy [views, rows, C], or the part of them that a grey or black box
+    shows. Raises RunFailed if its shape does not fit the data."""
     import numpy as np
     import torch
 
@@ -22,8 +22,8 @@ def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signal
         array = np.load(answers.folder / name, mmap_mode="r", allow_pickle=False)
         if array.shape[:2] != (views, rows):
             raise RunFailed(
-                f"the teacher's cached {name[:-4]} have shape {list(array.shape)}, the data needs [{views}, {rows}, "
-                "...]"
+                f"the teacher's cached {name[:-4]} have shape {list(array.shape)}, but the data needs [{views}, "
+                f"{rows}, ...]"
             )
         return lambda batch: torch.from_numpy(array[batch.view, batch.index.numpy()])
 
@@ -38,8 +38,8 @@ def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signal
 
 
 def spread(values: torch.Tensor, classes: torch.Tensor, count: int) -> torch.Tensor:
-    """Log-probabilities [B, C] of the top k ones [B, k] and their classes [B, k]; what is left of the mass is shared
-    evenly by the others."""
+    """Log-probabilities [B, C] from the largest k ones [B, k] and their classes [B, k]; the other classes share the
+    remaining probability evenly."""
     import torch
 
     left = (1 - values.exp().sum(-1, keepdim=True)).clamp_min(1e-7)

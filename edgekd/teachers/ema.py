@@ -1,4 +1,4 @@
-"""A teacher that is the student itself, averaged over its past."""
+"""A teacher whose weights are the exponential moving average of the student's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Ema(nn.Module):
     def __init__(self, student: nn.Module, decay: float, see: Callable[[nn.Module, Batch], Signals]):
         super().__init__()
         self.average, self.decay = copy.deepcopy(student).eval().requires_grad_(False), decay
-        self.__dict__["see"] = see  # a function, no part of the state
+        self.__dict__["see"] = see  # a function, not part of the state
 
     def forward(self, batch: Batch) -> Signals:
         self.average.eval()

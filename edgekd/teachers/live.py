@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def live(
     model: nn.Module, task: Task, precision: Precision = "float32", paths: Sequence[str] = ()
 ) -> Callable[[Batch], Signals]:
-    """The frozen `model` (evaluation mode: its dropout and batch statistics stand still) on the batch's own view, with
-    its values at `paths`."""
+    """Runs the frozen `model` in evaluation mode on the batch's own view; returns its outputs, with the outputs of the
+    layers at `paths`."""
     import torch
 
     model = model.eval().requires_grad_(False)
