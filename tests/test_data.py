@@ -207,7 +207,7 @@ def test_loaders_that_cannot_be_taken_apart_are_refused_together():
     assert (
         "train: Stream has no samples by position" in text
         and "test: the loader's WeightedRandomSampler" in text
-        and "2.0 is no share" in text
+        and "2.0 is not a share" in text
     )
 
     class Batches(torch_data.Sampler):
@@ -223,7 +223,7 @@ def test_loaders_that_cannot_be_taken_apart_are_refused_together():
     )
     assert (
         "train: the loader draws its batches with Batches" in text
-        and "RandomSampler draws again" in text
+        and "RandomSampler repeats" in text
         and "validation: has 0 samples" in text
     )
 
@@ -408,12 +408,12 @@ def test_splits_that_are_empty_missing_or_mixed_up():
         data=lambda s: {"train": whole("train"), "test": whole("test")}[s]
     )
     assert "no split" in found(data=lambda s: whole("val") if s == "validation" else whole(s))
-    assert "8 of 12 test samples stand in train" in found(data=arrays(X, Y, np.concatenate([X[:8], XT[:4]]), Y[:12]))
+    assert "8 of 12 test samples are also in train" in found(data=arrays(X, Y, np.concatenate([X[:8], XT[:4]]), Y[:12]))
     # a few twins are no mistake
     assert found(data=arrays(X, Y, np.concatenate([X[:3], XT]), np.concatenate([Y[:3], YT]))) == ""
     named = [Sample(x, int(y), f"scan{i}") for i, (x, y) in enumerate(zip(X, Y, strict=True))]
     parts = {"train": named[:40], "validation": named[38:50], "test": named[50:]}
-    assert "2 ids stand in both train and validation, such as 'scan38'" in found(data=parts.get)
+    assert "2 ids are in both train and validation, such as 'scan38'" in found(data=parts.get)
     assert "the splits' inputs differ" in found(
         data=Splits({**whole.parts, "test": [Sample(np.ones(5, np.float32), 0)] * 3})
     )
@@ -422,8 +422,8 @@ def test_splits_that_are_empty_missing_or_mixed_up():
 @pytest.mark.parametrize(
     "augment, words",
     [
-        (lambda x, u: x + torch.rand_like(x), "gives other results for the same u"),
-        (lambda x, u: x.add_(u[:, :1]), "changes the inputs it is given"),
+        (lambda x, u: x + torch.rand_like(x), "gives different results for the same u"),
+        (lambda x, u: x.add_(u[:, :1]), "changes its inputs in place"),
         (lambda x, u: x[:, :2], "gives torch.float32 [2, 2] for torch.float32 [2, 4]"),
         (lambda x, u: x.double(), "gives torch.float64 [2, 4]"),
         (lambda x, u: x + u[:, 99:100], "raises RuntimeError: The size of tensor"),
@@ -437,7 +437,7 @@ def test_augmentation_that_is_not_pure(augment, words):
 
 def test_metrics_that_do_not_work():
     assert "metrics: is empty" in found(metrics=())
-    assert "two are named 'top1'" in found(metrics=(top1(), top1()))
+    assert "two metrics are named 'top1'" in found(metrics=(top1(), top1()))
     assert "gives records of shape [] for 2 samples" in found(
         metrics=(dataclasses.replace(top1(), records=lambda o, y: 0.5),)
     )
@@ -446,7 +446,7 @@ def test_metrics_that_do_not_work():
     text = found(metrics=(dataclasses.replace(top1(), value=lambda r: None),))
     assert "metrics['top1']: its value is None" in text and "records of shape" not in text
     for name in ("", " ", None):
-        assert f"metrics: one is named {name!r}" in found(metrics=(dataclasses.replace(top1(), name=name),))
+        assert f"metrics: a metric is named {name!r}" in found(metrics=(dataclasses.replace(top1(), name=name),))
 
 
 def test_loaded_columns_are_not_read_again():

@@ -104,7 +104,7 @@ def test_a_file_that_was_cut_off_ends_in_5(tmp_path):
     run = make(tmp_path / "run", old=True)
     path = run / "predictions" / f"{CHOSEN}.npz"
     path.write_bytes(path.read_bytes()[:200])
-    refused(run, "is no .npz")
+    refused(run, "is not a valid .npz")
 
 
 def test_a_file_that_the_run_did_not_write_is_not_read(run):

@@ -80,7 +80,7 @@ def test_columns_of_arrays_and_of_samples_are_the_same():
     "samples, text",
     [
         ([], "the split is empty"),
-        ([Sample(np.zeros(2), 0), Sample(np.zeros(3), 0)], "don't stack"),
+        ([Sample(np.zeros(2), 0), Sample(np.zeros(3), 0)], "can't be stacked"),
         ([Sample(np.zeros(2), 0), Sample(np.zeros(2))], "1 of 2 samples have no label"),
     ],
 )

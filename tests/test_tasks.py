@@ -262,7 +262,7 @@ def test_npz_tells_everything_at_once(tmp_path):
     text = told(lambda: npz(path=path))
     assert "x_train 40, y_train 39" in text and str(path) in text
     np.savez(path, **columns((8, 8, 3)))
-    assert "channels stand last" in told(lambda: npz(path=path))
+    assert "the channels are last" in told(lambda: npz(path=path))
 
 
 def test_npz_never_unpickles_and_survives_rubbish(tmp_path):
@@ -351,11 +351,11 @@ def test_cifar10_refuses_what_is_none(tmp_path):
     assert "labels" in told(lambda: read_cifar10(folder, "train"))
     assert "no such" in told(lambda: read_cifar10(tmp_path / "none", "train"))
     (tmp_path / "py").mkdir()
-    assert "holds no CIFAR-10" in told(lambda: read_cifar10(tmp_path / "py", "train"))
+    assert "has no CIFAR-10" in told(lambda: read_cifar10(tmp_path / "py", "train"))
     (tmp_path / "py" / "data_batch_1").write_bytes(b"\x80\x04N.")
     assert "pickle" in told(lambda: read_cifar10(tmp_path / "py", "train"))
     (tmp_path / "a.tar.gz").write_bytes(b"rubbish")
-    assert "no archive" in told(lambda: read_cifar10(tmp_path / "a.tar.gz", "train"))
+    assert "not a readable archive" in told(lambda: read_cifar10(tmp_path / "a.tar.gz", "train"))
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
         archive.add(folder / "test_batch.bin", "test_batch.bin")
     assert "data_batch_1.bin" in told(lambda: read_cifar10(tmp_path / "b.tar.gz", "train"))
@@ -373,7 +373,7 @@ def test_data_that_can_not_be_read_is_told_once(tmp_path):
     from edgekd.run import resolve
 
     given = {"task": {"use": "cifar10", "path": str(tmp_path)}, "stage": [{"use": "distill"}]}
-    assert told(lambda: resolve.resolved(given)).count("holds no CIFAR-10") == 1
+    assert told(lambda: resolve.resolved(given)).count("has no CIFAR-10") == 1
 
 
 def test_shifted_is_a_window_of_the_mirrored_image():

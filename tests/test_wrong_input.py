@@ -125,7 +125,7 @@ def test_weights_of_other_kinds(kind, tmp_path):
         "int8": lambda w: w.to(torch.int8), "complex": lambda w: w.to(torch.complex64),
     }[kind](module.weight.detach())  # fmt: skip
     torch.save({"weight": weight, "bias": module.bias.detach()}, tmp_path / "w.pt")
-    with pytest.raises(UsageError, match="weight: holds .*, the model needs"):
+    with pytest.raises(UsageError, match="weight: has .*, but the model needs"):
         saved.bring(tmp_path / "w.pt", torch.nn.Linear(3, 2))
 
 
@@ -149,7 +149,7 @@ def test_a_member_that_is_no_array(capsys):
         file.write(table)
     assert (
         command(["compress", "recipe.toml"]) == 2
-        and "notes.txt: can't be read: it is no array" in capsys.readouterr().err
+        and "notes.txt: can't be read: it is not an array" in capsys.readouterr().err
     )
 
 

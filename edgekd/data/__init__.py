@@ -1,5 +1,5 @@
-"""One's own data as a task's splits: `arrays` from memory, `from_loader` from a torch DataLoader; and `check`, which
-finds all that is wrong with a task."""
+"""A user's data as a task's splits: `arrays` from memory, `from_loader` from a torch DataLoader; and `check`, which
+finds every problem of a task."""
 
 from edgekd.data.arrays import Arrays, Splits, arrays
 from edgekd.data.checks import check

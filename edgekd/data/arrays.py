@@ -1,4 +1,4 @@
-"""Arrays that lie in memory as the splits of a task."""
+"""Arrays in memory as the splits of a task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Arrays(Sequence[Sample]):
-    """Samples that lie in arrays: `inputs` [N, ...] or {name: [N, ...]}, `labels` [N, ...] or None, `ids`: N of them,
+    """Samples in arrays: `inputs` [N, ...] or {name: [N, ...]}, `labels` [N, ...] or None, `ids`: N of them,
     `tags`: N tuples or None."""
 
     inputs: Any
@@ -42,8 +42,8 @@ class Arrays(Sequence[Sample]):
 
 @dataclass(frozen=True)
 class Splits:
-    """`data(split) -> samples`; a split that isn't there (`unlabelled`, `prior`) is empty. Raises UsageError for a name
-    that no split has."""
+    """`data(split) -> samples`; an absent split (`unlabelled`, `prior`) is empty. Raises UsageError for an unknown
+    split."""
 
     parts: Mapping[str, Sequence[Sample]] = field(repr=False)
 
@@ -66,12 +66,12 @@ def arrays(
     validation: float = 0.2,
     seed: int = 0,
 ) -> Splits:
-    """Splits of arrays or tensors that lie in memory: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...]
+    """Splits of arrays or tensors in memory: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...]
     values, or None).
 
-    Without `x_validation`, a share `validation` of the training samples is taken for it, by class where labels are
-    class numbers; which ones is fixed by `seed` and not by a run's. Floats become float32 and integer labels int64;
-    nothing else is changed. Raises UsageError with everything that is wrong."""
+    Without `x_validation`, a share `validation` of the training samples is held out, stratified by class if labels are
+    class numbers; the choice depends on this `seed`, not on a run's. Floats become float32 and integer labels int64;
+    nothing else is changed. Raises UsageError with every problem."""
     given = {"train": (x_train, y_train), "validation": (x_validation, y_validation), "test": (x_test, y_test)}
     problems: list[Problem] = []
     parts = {name: _columns(name, x, y, problems) for name, (x, y) in given.items() if x is not None}
@@ -82,11 +82,15 @@ def arrays(
         if "train" in shapes and shape != shapes["train"]:
             problems.append(
                 Problem(
-                    f"x_{name}", f"samples are {shape}, those of x_train {shapes['train']}", "give all splits one form"
+                    f"x_{name}",
+                    f"samples are {shape}, those of x_train {shapes['train']}",
+                    "give all splits one shape and type",
                 )
             )
     if x_validation is None and not 0 < validation < 1:
-        problems.append(Problem("validation", f"{validation} is no share", "a number between 0 and 1, such as 0.2"))
+        problems.append(
+            Problem("validation", f"{validation} is not a share between 0 and 1", "give a number such as 0.2")
+        )
     if problems:
         raise UsageError(*problems)
     if x_validation is None:
@@ -143,7 +147,7 @@ def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, n
 
 
 def to_array(values: Any) -> np.ndarray:
-    """numpy of anything that is like an array; floats as float32. Rows of different lengths give dtype object."""
+    """Converts array-likes to numpy; floats to float32. Rows of different lengths give dtype object."""
     if hasattr(values, "detach"):  # a torch tensor, without importing torch
         values = values.detach().cpu().numpy()
     try:
@@ -162,8 +166,7 @@ def _rows(x: Any, y: np.ndarray | None, index: np.ndarray) -> tuple[Any, np.ndar
 
 
 def _held_out(y: np.ndarray | None, count: int, share: float, seed: int) -> np.ndarray:
-    """Sorted positions of round(share * count) samples, at least 1 and at most count - 1; each class gives its share,
-    largest remainders first."""
+    """Sorted positions of round(share * count) samples, at least 1 and at most count - 1, stratified by class."""
     generator = np.random.default_rng(seed)
     wanted = min(max(1, round(share * count)), max(1, count - 1))
     if y is None or y.dtype.kind != "i" or y.ndim != 1:

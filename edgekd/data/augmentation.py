@@ -1,5 +1,5 @@
-"""Augmentation as a pure function of `u`: the inputs and [B, draws] numbers in [0, 1) give the augmented inputs, and
-nothing else does."""
+"""Augmentation as pure functions: the augmented inputs depend only on the inputs and on `u`, [B, draws] numbers in
+[0, 1)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def affine(
     """Turns, scales and shifts images [B, C, H, W] by u [B, 5 or more], bilinear, in one `grid_sample`; u = 0.5 changes
     nothing.
 
-    turn up to `turn` radians, height and width each by up to the share `scale`, shift by up to the share `shift` of
-    half the image, mirrored left to right in half the cases if `flip` (a sixth draw). What comes in from outside has
-    the value `ground`, or is the edge repeated."""
+    Rotation: up to `turn` radians. Scale: height and width each by up to the share `scale`. Shift: up to the share
+    `shift` of half the image. `flip`: mirrors left to right in half the cases (a sixth draw). Pixels from outside the
+    image have the value `ground`, or repeat the edge."""
     import torch
     from torch.nn import functional as F
 
@@ -32,7 +32,7 @@ def affine(
     angle, wide, high, right, down = ((2 * u[:, :5] - 1) * limits).unbind(1)
     cos, sin = torch.cos(angle), torch.sin(angle)
     mirror = torch.where(u[:, 5] < 0.5, -1.0, 1.0) if flip else 1.0
-    # grid_sample measures each axis in halves of its own length: a turn is none without this
+    # grid_sample's coordinates are relative to each axis: without this factor a rotation would distort
     slant = images.shape[2] / images.shape[3]
     rows = [cos * (1 + wide) * mirror, -sin * slant, right, sin / slant * mirror, cos * (1 + high), down]
     grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False)
@@ -42,9 +42,9 @@ def affine(
 
 
 def shifted(images: torch.Tensor, u: torch.Tensor, *, pixels: int, flip: bool = False) -> torch.Tensor:
-    """Shifts images [B, C, H, W] by whole pixels, up to `pixels` along each axis, by u [B, 2 or 3]; before that,
-    mirrored left to right in half the cases if `flip` (the third draw). What comes in from outside is the image
-    mirrored at its edge. One gather, no interpolation."""
+    """Shifts images [B, C, H, W] by whole pixels, up to `pixels` along each axis, by u [B, 2 or 3]. `flip`: first
+    mirrors left to right in half the cases (the third draw). Pixels from outside the image are reflected at its edge.
+    One gather, no interpolation."""
     import torch
 
     height, width = images.shape[2:]
@@ -76,10 +76,10 @@ def spectral(
     """Shifts log spectrograms [B, C, frames, bands] in time, makes them louder or softer, and hides a stripe of each
     axis, by u [B, 6 or more].
 
-    shift: up to `shift` whole frames each way, what comes in is silence (the value `ground`, which nothing falls
-    below); loudness: up to `gain` added or taken off what is not silence; then up to `bands` bands and `frames` frames
-    beside each other become 0, the mean (Park et al. 2019, "SpecAugment", section 2: one mask of each kind, no warping
-    of time)."""
+    Shift: up to `shift` whole frames each way; frames from outside are silence (the value `ground`, the minimum).
+    Loudness: up to `gain` is added to or subtracted from values that are not silence. Then up to `bands` adjacent bands
+    and `frames` adjacent frames become 0, the mean (Park et al. 2019, "SpecAugment", section 2: one mask of each kind,
+    no time warping)."""
     import torch
 
     length, width = images.shape[2:]
@@ -88,8 +88,8 @@ def spectral(
     inside = ((source >= 0) & (source < length))[:, None, :, None]
     moved = images.gather(2, source.clamp(0, length - 1)[:, None, :, None].expand_as(images))
     louder = ((2 * u[:, 1] - 1) * gain)[:, None, None, None]
-    heard = inside & (moved > ground + 1e-4)  # silence amplified is silence
-    made = torch.where(heard, moved + louder, ground).clamp(min=ground)
+    audible = inside & (moved > ground + 1e-4)  # silence stays silence
+    made = torch.where(audible, moved + louder, ground).clamp(min=ground)
     hidden = (
         _stripe(u[:, 2], u[:, 3], bands, width)[:, None, None, :]
         | _stripe(u[:, 4], u[:, 5], frames, length)[:, None, :, None]
@@ -98,7 +98,7 @@ def spectral(
 
 
 def _stripe(wide: torch.Tensor, place: torch.Tensor, most: int, size: int) -> torch.Tensor:
-    """[B, size] true in a run of 0 to `most` (by `wide`, in [0, 1)) positions that lies anywhere (by `place`)."""
+    """[B, size], true in a run of 0 to `most` positions (by `wide`, in [0, 1)) that starts anywhere (by `place`)."""
     import torch
 
     width = (wide * (most + 1)).floor().clamp(max=most)

@@ -1,5 +1,4 @@
-"""Whether a task is sound: everything that is wrong with its data, models and metrics, found at once and before any
-training."""
+"""Checks a task before any training: finds every problem of its data, models and metrics at once."""
 
 from __future__ import annotations
 
@@ -16,19 +15,18 @@ from edgekd.errors import THEIRS, EdgekdError, Problem
 from edgekd.inputs import each, length, named
 from edgekd.records import Metric, Task
 
-ROWS = 2  # samples that models, augmentation and metrics are tried on: batch statistics need two
-SAME = 0.5  # a test split of which this share stands in the training data, value for value, was mixed up
+ROWS = 2  # samples that models, augmentation and metrics are called with: batch statistics need two
+SAME = 0.5  # a test split with this share of samples that equal training samples is a mistake
 
 
 def check(
     task: Task, load: Callable[[str], Any] | None = None, *, roles: Sequence[str] = ("teacher", "student")
 ) -> list[Problem]:
-    """All that is wrong with `task`; [] if it is sound. Reads the three splits and runs every model once on two
-    samples.
+    """The problems of `task`; [] if there are none. Reads the three splits and runs every model once on two samples.
 
-    `load(split)` gives loaded columns (`inputs`, `labels`, `ids`), where the caller has them; default: read from
-    `task.data`. `roles`: the models that are needed; of those, all have to give outputs of one shape. The models'
-    weights are drawn from a seed, and torch's generator is left as it was."""
+    `load(split)` returns loaded columns (`inputs`, `labels`, `ids`); default: read from `task.data`. `roles`: the
+    required models, whose outputs must have one shape. The models' weights are drawn from a fixed seed; torch's
+    generator is not changed."""
     place = f"task {task.name}"
     problems = list(_record(task, roles, place))
     splits: dict[str, Any] = {}
@@ -65,26 +63,28 @@ def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
             given = type(make).__name__
             yield Problem(
                 f"{place}: models[{name!r}]",
-                f"is a {given}, not a function that makes one",
+                f"is a {given}, not a function that returns a module",
                 "give `lambda: MyNet()`, not `MyNet()`",
             )
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(task.name)):
-        yield Problem(f"{place}: name", f"{task.name!r} can't name a folder", "use letters, digits, `.`, `_` and `-`")
+        yield Problem(
+            f"{place}: name", f"{task.name!r} is not valid as a folder name", "use letters, digits, `.`, `_` and `-`"
+        )
     if not task.metrics:
         yield Problem(f"{place}: metrics", "is empty", "metrics=(edgekd.top1(),)")
     names = [m.name for m in task.metrics if isinstance(m, Metric)]
     for name in (n for n in names if not isinstance(n, str) or not n.strip()):
-        yield Problem(f"{place}: metrics", f"one is named {name!r}", "give it a name, such as top1")
+        yield Problem(f"{place}: metrics", f"a metric is named {name!r}", "give it a name, such as top1")
     for name in sorted({n for n in names if names.count(n) > 1}, key=str):
-        yield Problem(f"{place}: metrics", f"two are named {name!r}", "give each a name of its own")
+        yield Problem(f"{place}: metrics", f"two metrics are named {name!r}", "give each its own name")
     for field, least in (("views", 1), ("draws", 1), ("classes", 2)):
         value = getattr(task, field)
         if not (isinstance(value, int) and value >= least) and not (field == "classes" and value is None):
-            yield Problem(f"{place}: {field}", f"is {value!r}", f"a whole number of at least {least}")
+            yield Problem(f"{place}: {field}", f"is {value!r}", f"give an integer of at least {least}")
 
 
 def _makes(make: Any) -> bool:
-    """A function or a class, not a module that is there already (every stage needs a fresh one)."""
+    """Whether it is a function or a class, not a module: every stage needs a new module."""
     return callable(make) and (isinstance(make, type) or not hasattr(make, "state_dict"))
 
 
@@ -171,24 +171,22 @@ def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
             f"{name} " + ", ".join(f"{k or 'input'} {t} {s}" for k, (t, s) in f.items()) for name, f in forms.items()
         )
         yield Problem(f"{place}: data", f"the splits' inputs differ: {text}", "give all splits one shape and type")
-    # an id that is a position says nothing
+    # ids that equal positions do not identify samples
     ids = {name: {i for p, i in enumerate(s.ids) if i != p} for name, s in splits.items() if s.ids}
     for one, two in (("train", "validation"), ("train", "test"), ("validation", "test")):
         both = ids.get(one, set()) & ids.get(two, set())
         if both:
-            text = f"{len(both)} ids stand in both {one} and {two}, such as {min(both, key=str)!r}"
-            yield Problem(
-                f"{place}: data", text, "make the splits disjoint; ids that mean other samples need other names"
-            )
+            text = f"{len(both)} ids are in both {one} and {two}, such as {min(both, key=str)!r}"
+            yield Problem(f"{place}: data", text, "make the splits disjoint, or give different samples different ids")
     content = {name: _digests(s.inputs) for name, s in splits.items()}
     for late, early, hint in (
-        ("test", ("train", "validation"), "test on samples that training and choosing don't see"),
-        ("validation", ("train",), "choose on samples that training doesn't see"),
+        ("test", ("train", "validation"), "test on samples that are not used for training or for the choice"),
+        ("validation", ("train",), "use validation samples that are not trained on"),
     ):
         seen = {d for name in early for d in content.get(name, [])}
         again = sum(d in seen for d in content.get(late, []))
         if again and again >= SAME * len(content[late]):
-            text = f"{again} of {len(content[late])} {late} samples stand in {' or '.join(early)}, value for value"
+            text = f"{again} of {len(content[late])} {late} samples are also in {' or '.join(early)}, with equal values"
             yield Problem(f"{place}: data", text, hint)
 
 
@@ -233,7 +231,11 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
     if len({tuple(shapes[k][1:]) for k in told}) > 1:
         text = ", ".join(f"{k} gives [B{''.join(f', {n}' for n in shapes[k][1:])}]" for k in told)
         problems.append(
-            Problem(f"{place}: models", text, "give both the same outputs: the student learns to answer as its teacher")
+            Problem(
+                f"{place}: models",
+                text,
+                "give both the same output shape: the student is trained on its teacher's outputs",
+            )
         )
     if output is not None and split.labels is not None:
         for metric in task.metrics:
@@ -248,7 +250,7 @@ def _answer(task: Task, answer: Any, where: str) -> Iterator[Problem]:
         yield Problem(
             where,
             f"gives shape {list(answer.shape)} for {ROWS} samples",
-            "the first axis of the outputs counts the samples",
+            "the first axis of the outputs must be the samples",
         )
     elif (
         task.classes is not None
@@ -289,15 +291,13 @@ def _augmentation(task: Task, inputs: Any, place: str) -> Iterator[Problem]:
         return
     first, second, kept = map(named, (one, two, inputs))
     if any(not torch.equal(values[k], kept[k]) for k in values):
-        yield Problem(where, "changes the inputs it is given", "return new tensors: inputs.clone()")
+        yield Problem(where, "changes its inputs in place", "return new tensors: inputs.clone()")
     elif first.keys() != second.keys() or any(not torch.equal(first[k], second[k]) for k in first):
-        yield Problem(
-            where, "gives other results for the same u", "draw from `u` alone, not from torch.rand, numpy or random"
-        )
+        yield Problem(where, "gives different results for the same u", "use `u` only, not torch.rand, numpy or random")
     for k in kept:
         if k not in first or first[k].shape != kept[k].shape or first[k].dtype != kept[k].dtype:
             given = f"{first[k].dtype} {list(first[k].shape)}" if k in first else "nothing"
-            hint = "an augmented sample has the shape and type of the sample"
+            hint = "an augmented sample must have the shape and type of the sample"
             yield Problem(where, f"gives {given} for {kept[k].dtype} {list(kept[k].shape)}", hint)
 
 
@@ -315,7 +315,7 @@ def _metric(metric: Metric, outputs: np.ndarray, labels: np.ndarray, where: str)
         except (
             ValueError,
             ArithmeticError,
-        ):  # not defined for so few, such as an AUC where both are of one class: run/sanity_check calls it with many
+        ):  # not defined for two samples, such as an AUC with one class: run/sanity_check calls it with many
             value = math.nan
     except THEIRS as error:  # (the metric is the user's own code)
         hint = f"it was called with outputs {list(outputs.shape)}, labels {list(labels.shape)}"

@@ -1,9 +1,9 @@
-"""CIFAR-10 from a folder or archive that lies on this machine: 60,000 images of 32 x 32 in ten classes (Krizhevsky
-2009). Nothing is downloaded.
+"""Reads CIFAR-10 from a local folder or archive: 60,000 images of 32 x 32 in ten classes (Krizhevsky 2009). Nothing is
+downloaded.
 
-Read are the binary version (data_batch_1.bin ... test_batch.bin, or their .tar.gz) and train_1.npz ... test.npz with
-`label` and either `image` [N, 32, 32, 3] or `residual` [3, N, 32, 32]. The pickled "python version" is not: a pickle
-runs code."""
+Supported are the binary version (data_batch_1.bin ... test_batch.bin, or their .tar.gz) and train_1.npz ... test.npz
+with `label` and either `image` [N, 32, 32, 3] or `residual` [3, N, 32, 32]. The pickled "python version" is not
+supported: a pickle runs code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cifar10(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """(images [N, 3, 32, 32] uint8 RGB, labels [N] int64) of `train` (50,000) or `test` (10,000), in the order of the
     files.
 
-    Raises UsageError where `path` holds none, or files that are damaged."""
+    Raises UsageError if `path` has no such files, or damaged ones."""
     path = Path(path)
     if not path.exists():
         raise UsageError(Problem(str(path), "there is no such file or folder", HINT))
@@ -39,9 +39,9 @@ def cifar10(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         return _join([_arrays(path / _columns(n)) for n in PARTS[split]])
     pickled = any((folder / "data_batch_1").is_file() for folder in (path, path / "cifar-10-batches-py"))
     what = (
-        "holds the pickled version, and a pickle runs code when it is read"
+        "has the pickled version, and a pickle runs code when it is read"
         if pickled
-        else f"holds no CIFAR-10 {split} files"
+        else f"has no CIFAR-10 {split} files"
     )
     raise UsageError(Problem(str(path), what, HINT))
 
@@ -61,13 +61,15 @@ def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.nd
 
 def _records(place: str, raw: bytes) -> tuple[np.ndarray, np.ndarray]:
     if not raw or len(raw) % RECORD:
-        raise UsageError(Problem(place, f"has {len(raw)} bytes, no multiple of {RECORD}", "fetch the file again"))
+        raise UsageError(
+            Problem(place, f"has {len(raw)} bytes, which is not a multiple of {RECORD}", "download the file again")
+        )
     rows = np.frombuffer(raw, np.uint8).reshape(-1, RECORD)
     return _checked(place, rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0])
 
 
 def _archive(path: Path, names: list[str]) -> list[tuple[str, bytes]]:
-    """The members of these names; nothing is unpacked to disk, and none is read past the size that it can have."""
+    """The members with these names. Nothing is unpacked to disk, and larger members than expected are not read."""
     try:
         with tarfile.open(path) as archive:
             found = {Path(m.name).name: m for m in archive.getmembers() if m.isfile() and m.size <= 10000 * RECORD}
@@ -76,7 +78,7 @@ def _archive(path: Path, names: list[str]) -> list[tuple[str, bytes]]:
                 raise UsageError(Problem(str(path), f"has no {', '.join(missing)}", HINT))
             return [(name, archive.extractfile(found[name]).read()) for name in names]
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UsageError(Problem(str(path), f"is no archive that can be read: {error}", HINT)) from None
+        raise UsageError(Problem(str(path), f"is not a readable archive: {error}", HINT)) from None
 
 
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -102,5 +104,5 @@ def _checked(place: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.nda
         found = f"images {images.dtype} {list(images.shape)}, labels {list(labels.shape)}"
         raise UsageError(Problem(place, f"is not CIFAR-10: {found}", HINT))
     if labels.dtype.kind not in "iu" or (len(labels) and (labels.min() < 0 or labels.max() > 9)):
-        raise UsageError(Problem(place, "has labels that are no class numbers from 0 to 9", HINT))
+        raise UsageError(Problem(place, "has labels that are not class numbers from 0 to 9", HINT))
     return np.ascontiguousarray(images), labels

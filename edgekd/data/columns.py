@@ -1,4 +1,4 @@
-"""A split of a task as arrays, so that an epoch is a gather and a key can name the data by its digest."""
+"""A split of a task as arrays, so that batches are gathers and keys can contain the data's digest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Columns:
 
 
 def load(task: Task, split: str) -> Columns:
-    """Reads a split of `task` whole. Raises UsageError if it is empty or its samples don't stack."""
+    """Reads a whole split of `task`. Raises UsageError if it is empty or its samples can't be stacked."""
     samples = task.data(split)
     place = f"task {task.name}: data({split!r})"
     if samples is None or len(samples) == 0:
@@ -60,7 +60,7 @@ def load(task: Task, split: str) -> Columns:
 
 
 def _single(array: np.ndarray) -> np.ndarray:
-    """Real inputs as float32, what models are made of; whole numbers stay what they are."""
+    """Floating-point inputs as float32, the type of models; integers are unchanged."""
     array = np.asarray(array)
     return np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else array.dtype)
 
@@ -76,13 +76,15 @@ def _stack(task: Task, rows: list, place: str):
             inputs = np.stack([np.asarray(row.inputs) for row in rows])
     except (ValueError, KeyError) as error:
         raise UsageError(
-            Problem(place, f"samples don't stack: {error}", "give all inputs one shape, or a `collate`")
+            Problem(place, f"samples can't be stacked: {error}", "give all inputs one shape, or the task a `collate`")
         ) from None
     labelled = [row.label is not None for row in rows]
     if any(labelled) and not all(labelled):
         raise UsageError(
             Problem(
-                place, f"{labelled.count(False)} of {len(rows)} samples have no label", "label all of a split, or none"
+                place,
+                f"{labelled.count(False)} of {len(rows)} samples have no label",
+                "label all samples of a split, or none",
             )
         )
     return inputs, np.asarray([row.label for row in rows]) if all(labelled) else None

@@ -1,5 +1,5 @@
-"""Epochs as pure functions: the order is a function of (seed, epoch), a view of (seed, sample, view). No global
-generator is touched, so training resumes exactly and a cached teacher sees the very inputs that its student sees."""
+"""Epochs as pure functions: the order depends on (seed, epoch), a view on (seed, sample, view). No global generator is
+used, so training resumes exactly, and a cached teacher gets exactly its student's inputs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def chance(seed: int, index: np.ndarray, view: int, draws: int) -> np.ndarray:
-    """[B, draws] float32 uniform in [0, 1): all the chance that view `view` of samples `index` [B] has."""
+    """[B, draws] float32, uniform in [0, 1): all random numbers of view `view` of samples `index` [B]."""
     bits = mix(seed, VIEW, view, index[:, None], np.arange(draws)[None, :])
     return (bits >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
 
 
 def see(batch: Batch, task: Task, seed: int) -> Batch:
-    """The batch with its view's augmentation applied (as it is, where the task has none)."""
+    """The batch with its view's augmentation; unchanged if the task has none."""
     import torch
 
     if task.augment is None:
@@ -52,8 +52,8 @@ def see(batch: Batch, task: Task, seed: int) -> Batch:
 def epochs(
     columns: Columns, task: Task, *, batch: int, seed: int, augment_seed: int, views: int
 ) -> Callable[[int, int], Iterator[Batch]]:
-    """`source(epoch, start)`: the batches of an epoch from batch `start` on. A last batch of one row joins the one
-    before (batch statistics of one row are NaN)."""
+    """`source(epoch, start)`, which yields the batches of an epoch from batch `start` on. A last batch of one row is
+    added to the one before, since batch statistics of one row are NaN."""
 
     def source(epoch: int, start: int = 0) -> Iterator[Batch]:
         rows, view = order(seed, epoch, len(columns)), epoch % views
@@ -64,7 +64,7 @@ def epochs(
 
 
 def spans(count: int, batch: int) -> list[tuple[int, int]]:
-    """Where the batches of an epoch begin and end."""
+    """(start, end) of each batch of an epoch."""
     edges = list(range(0, count, batch)) + [count]
     if len(edges) > 2 and edges[-1] - edges[-2] == 1:
         del edges[-2]

@@ -1,5 +1,5 @@
-"""A torch DataLoader, taken apart: edgekd needs the data set's samples by position (cached logits, views, paired tests,
-exact resume)."""
+"""Splits from torch DataLoaders. edgekd reads the data set's samples by position, which cached logits, views, paired
+tests and exact resume need."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = ("label", "labels", "target", "targets", "y")
 
 @dataclass(frozen=True)
 class Items(Sequence[Sample]):
-    """Those `rows` of a map-style data set as samples, read when asked for. `split` begins their ids."""
+    """The `rows` of a map-style data set as samples, read on access. Their ids start with `split`."""
 
     dataset: Any = field(repr=False)
     rows: np.ndarray
@@ -38,22 +38,25 @@ class Items(Sequence[Sample]):
 
 def from_loader(train: Any, test: Any, *, validation: Any = 0.2, seed: int = 0) -> Splits:
     """Splits of torch DataLoaders (or map-style data sets). `validation`: a third one, or the share of the training
-    samples to take.
+    samples to hold out.
 
-    A loader gives its data set, and its sampler where that is a choice of rows (SubsetRandomSampler); order, batch
-    size, workers and `drop_last` are edgekd's own business. An item is (inputs, label), inputs alone, a Sample, or a
-    dict: its label is `label`, `labels`, `target`, `targets` or `y`, its id `id`, all else inputs. A `collate_fn` of
-    one's own is kept: it is called with one item at a time, and the batch axis of what it gives is taken off; so it may
-    change or pad an item, and may not mix several.
+    Of a loader, its data set is used, and a SubsetRandomSampler's rows; its order, batch size, workers and `drop_last`
+    are ignored. An item is (inputs, label), inputs only, a Sample, or a dict: its label is `label`, `labels`, `target`,
+    `targets` or `y`, its id is `id`, and the rest are inputs. A custom `collate_fn` is called with one item at a time,
+    and the batch axis of its result is removed: it may change or pad an item, but not mix several.
 
-    Raises UsageError with everything that is wrong: a stream without positions, a sampler that weighs or repeats, data
-    that differ when they are read again (random transforms belong into the task's `augment`, so that the teacher sees
-    what its student sees)."""
+    Raises UsageError with every problem: a stream without positions, a sampler that weights or repeats samples, data
+    that differ when read again (random transforms belong in the task's `augment`, so that teacher and student get the
+    same inputs)."""
     problems: list[Problem] = []
     share = isinstance(validation, float | int) and not isinstance(validation, bool)
     if share and not 0 < validation < 1:
         problems.append(
-            Problem("validation", f"{validation} is no share", "a number between 0 and 1, such as 0.2, or a DataLoader")
+            Problem(
+                "validation",
+                f"{validation} is not a share between 0 and 1",
+                "give a number such as 0.2, or a DataLoader",
+            )
         )
     given = {"train": train, "test": test} | ({} if share else {"validation": validation})
     parts = {name: _items(name, loader, problems) for name, loader in given.items()}
@@ -103,12 +106,12 @@ def _items(name: str, loader: Any, problems: list[Problem]) -> Items | None:
         problems.append(
             Problem(
                 name,
-                "the loader's RandomSampler draws again or leaves out",
+                "the loader's RandomSampler repeats or omits samples",
                 "give the data set itself, or a Subset of it",
             )
         )
     elif sampler is not None and type(sampler) not in (torch_data.SequentialSampler, torch_data.RandomSampler):
-        text = f"the loader's {type(sampler).__name__} weighs or chooses samples"
+        text = f"the loader's {type(sampler).__name__} weights or selects samples"
         problems.append(Problem(name, text, "give the data set itself, or a Subset of it"))
     least = 2 if name == "train" else 1
     if len(rows) < least:
@@ -120,7 +123,7 @@ def _items(name: str, loader: Any, problems: list[Problem]) -> Items | None:
 
 
 def _readable(items: Items) -> list[Problem]:
-    """Reads up to 8 samples twice: the first that can't be read, or that differs, is a problem."""
+    """Reads up to 8 samples twice; returns the problem of the first that can't be read, or that differs."""
     for position in np.unique(np.linspace(0, len(items) - 1, 8).astype(int)):
         place = f"{items.split}: sample {position}"
         try:
@@ -129,15 +132,10 @@ def _readable(items: Items) -> list[Problem]:
             return [Problem(place, p.message, p.hint) for p in error.problems]
         except THEIRS as error:  # (the data set is the user's own code)
             return [
-                Problem(
-                    place, f"reading raises {type(error).__name__}: {error}", "see that dataset[i] works for every i"
-                )
+                Problem(place, f"reading raises {type(error).__name__}: {error}", "make dataset[i] work for every i")
             ]
         if not _same(one.inputs, two.inputs) or not _same(one.label, two.label):
-            hint = (
-                "take random transforms out of the data set and give them as the task's `augment`, a pure function "
-                "of its draws"
-            )
+            hint = "move random transforms from the data set to the task's `augment`, a pure function of its draws"
             return [Problem(place, "differs when it is read again", hint)]
     return []
 
@@ -160,7 +158,7 @@ def _sample(item: Any, collate: Callable[[list], Any] | None, name: str) -> Samp
         name = item.pop("id", name)
         found = [k for k in LABELS if k in item]
         if len(found) > 1:
-            raise UsageError(Problem("", f"a sample has several labels: {', '.join(found)}", "leave one"))
+            raise UsageError(Problem("", f"a sample has several labels: {', '.join(found)}", "keep only one"))
         label = item.pop(found[0]) if found else None
         inputs = bare(item)
     elif isinstance(item, tuple | list):
@@ -191,7 +189,7 @@ def _first(batch: Any) -> Any:
         Problem(
             "",
             f"collate_fn gives {_form(batch)} for one item",
-            "it has to give a first axis of 1 for a list of one item",
+            "for a list of one item, its result needs a first axis of 1",
         )
     )
 

@@ -1,5 +1,5 @@
-"""Log-mel spectrograms of sound, in numpy and as an ONNX graph of plain operators: the device must hear what the model
-was trained on."""
+"""Log-mel spectrograms of sound, in numpy and as an ONNX graph of plain operators, so that the device computes the same
+inputs as in training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ OPSET = 17
 
 @dataclass(frozen=True)
 class LogMel:
-    """All that a front end computes with. `rate` Hz; `length`, `window`, `hop` samples; `low`, `high` Hz; `floor`: the
-    least power, of a sine at full scale; what comes out is (log power - mean) / deviation."""
+    """The settings of a front end. `rate` in Hz; `length`, `window`, `hop` in samples; `low`, `high` in Hz; `floor`:
+    the minimum power, relative to a sine at full scale. The output is (log power - mean) / deviation."""
 
     rate: int
     length: int
@@ -40,7 +40,7 @@ class LogMel:
 
     @property
     def ground(self) -> float:
-        """What silence comes out as."""
+        """The output for silence."""
         return float((np.log(self.floor) - self.mean) / self.deviation)
 
 
@@ -81,8 +81,8 @@ def filterbank(settings: LogMel) -> np.ndarray:
     """Triangles [window // 2 + 1, mels] of height 1, their corners evenly spaced from `low` to `high` in mel = 2595
     log10(1 + f / 700).
 
-    O'Shaughnessy 1987. Raises UsageError for settings that can't be met, or where a triangle falls between two
-    frequencies of the window."""
+    O'Shaughnessy 1987. Raises UsageError for invalid settings, or where a triangle falls between two frequencies of the
+    window."""
     s = settings
     if (
         not 0 < s.hop <= s.window <= s.length
@@ -91,7 +91,7 @@ def filterbank(settings: LogMel) -> np.ndarray:
         or not (s.floor > 0 and s.deviation > 0)
     ):
         hint = "0 < hop <= window <= length, 0 <= low < high <= rate / 2, floor and deviation above 0"
-        raise UsageError(Problem("logmel", f"settings that no spectrogram has: {s}", hint))
+        raise UsageError(Problem("logmel", f"invalid settings: {s}", hint))
     mel = np.linspace(2595 * np.log10(1 + s.low / 700), 2595 * np.log10(1 + s.high / 700), s.mels + 2)
     corner = 700 * (10 ** (mel / 2595) - 1)
     frequency = np.arange(s.window // 2 + 1)[:, None] * s.rate / s.window

@@ -1,7 +1,7 @@
-"""Spoken words that lie on this machine, each with its label and its speaker. Nothing is downloaded, nothing unpickled.
+"""Reads local recordings of spoken words, each with its label and its speaker. Nothing is downloaded or unpickled.
 
-Read are (a) .wav files, mono, 8 or 16 bits: `path/CLASS/SPEAKER_more.wav` (the form of Speech Commands, Warden 2018:
-the speaker is what stands before the first `_`; a name without one has no speaker), or flat
+Supported are (a) .wav files, mono, 8 or 16 bits: `path/CLASS/SPEAKER_more.wav` (the form of Speech Commands, Warden
+2018: the speaker is what stands before the first `_`; a name without one has no speaker), or flat
 `{digit}_{speaker}_{take}.wav` (the Free Spoken Digit Dataset); (b) train.npz and test.npz with `audio` int16 [samples],
 `offset` [N + 1], `label` [N], `speaker` [N], `speaker_name` [speakers], and `rate` where it isn't 8000."""
 
@@ -23,7 +23,7 @@ from edgekd.errors import Problem, UsageError
 FLAT = re.compile(r"(\d+)_(.+)_(\d+)", re.ASCII)
 TAKES = 5  # of each flat speaker and digit, the first are test, as its authors have it
 TEST = 0.2  # share of speakers in class folders that are test
-SHOWN = 10  # wrong files that are told one by one
+SHOWN = 10  # invalid files that are reported one by one
 HINT = "CLASS/*.wav, {digit}_{speaker}_{take}.wav, or train.npz and test.npz"
 
 
@@ -42,7 +42,7 @@ class Clips:
 
 
 def read(path: Path) -> Clips:
-    """All clips in `path`, in the order of rows or of names. Raises UsageError with every file that is wrong."""
+    """All clips in `path`, in the order of rows or of names. Raises UsageError with every invalid file."""
     path = Path(path)
     if not path.is_dir():
         raise UsageError(Problem(str(path), "there is no such folder", HINT))
@@ -76,7 +76,11 @@ def _flat(folder: Path, files: list[Path]) -> Clips:
     digits = np.array([int(p[1]) for p in parts], np.int64)
     if digits.max() > 9999:
         raise UsageError(
-            Problem(str(files[digits.argmax()]), f"its class would be {digits.max()}", "number the classes from 0")
+            Problem(
+                str(files[digits.argmax()]),
+                f"its class number is {digits.max()}",
+                "number the classes from 0 without gaps",
+            )
         )
     classes = tuple(str(i) for i in range(int(digits.max()) + 1))
     return _clips(files, folder, digits, [p[2] for p in parts], np.array([int(p[3]) < TAKES for p in parts]), classes)
@@ -93,7 +97,7 @@ def _folders(path: Path) -> Clips:
             )
         )
     empty = [
-        Problem(str(path / name), "the class has no .wav files", "give it some, or move it away")
+        Problem(str(path / name), "the class has no .wav files", "add files, or remove the folder")
         for name, files in found.items()
         if not files
     ]
@@ -102,7 +106,7 @@ def _folders(path: Path) -> Clips:
     files = [file for of_class in found.values() for file in of_class]
     labels = np.repeat(np.arange(len(found)), [len(of_class) for of_class in found.values()])
     speakers = [file.stem.partition("_")[0] if "_" in file.stem else "" for file in files]
-    # a speaker stays on one side
+    # all clips of a speaker are in the same split
     test = [_share(s or f.relative_to(path).as_posix()) < TEST for s, f in zip(speakers, files, strict=True)]
     return _clips(files, path, labels, speakers, np.array(test), tuple(found))
 
@@ -124,7 +128,7 @@ def _clips(
     usual = Counter(rates.values()).most_common(1)[0][0] if rates else 0
     other = [(file, rate) for file, rate in rates.items() if rate != usual]
     problems += [
-        Problem(str(f), f"has {rate} samples a second, most have {usual}", "bring all files to one rate")
+        Problem(str(f), f"has a sample rate of {rate} Hz, most files have {usual} Hz", "convert all files to one rate")
         for f, rate in other
     ]
     if problems:
@@ -135,21 +139,29 @@ def _clips(
 
 
 def _wave(path: Path) -> tuple[np.ndarray, int]:
-    """(samples [n] int16, rate). 8 bits are unsigned in a .wav; they become the upper half of 16."""
+    """(samples [n] int16, rate). The unsigned 8-bit samples of a .wav become the upper 8 of 16 bits."""
     try:
         with open(path, "rb") as opened, wave.open(opened) as file:
             form, raw = file.getparams(), file.readframes(file.getnframes())
     except (wave.Error, EOFError, OSError) as error:
         raise UsageError(
-            Problem(str(path), f"can't be read as .wav: {str(error) or 'it ends too early'}", "PCM, mono, 16 or 8 bits")
+            Problem(
+                str(path),
+                f"can't be read as .wav: {str(error) or 'it ends too early'}",
+                "save it as PCM, mono, 16 or 8 bits",
+            )
         ) from None
     if form.nchannels != 1 or form.sampwidth not in (1, 2):
         raise UsageError(
-            Problem(str(path), f"has {form.nchannels} channels of {8 * form.sampwidth} bits", "PCM, mono, 16 or 8 bits")
+            Problem(
+                str(path),
+                f"has {form.nchannels} channels of {8 * form.sampwidth} bits",
+                "save it as PCM, mono, 16 or 8 bits",
+            )
         )
     if not form.nframes or form.framerate < 1 or len(raw) != form.nframes * form.sampwidth:
-        text = f"is cut off: {len(raw)} of {form.nframes * form.sampwidth} bytes" if form.nframes else "holds no sound"
-        raise UsageError(Problem(str(path), text, "repair it or move it away"))
+        text = f"is cut off: {len(raw)} of {form.nframes * form.sampwidth} bytes" if form.nframes else "has no samples"
+        raise UsageError(Problem(str(path), text, "fix or remove it"))
     if form.sampwidth == 1:
         return (np.frombuffer(raw, np.uint8).astype(np.int16) - 128) * np.int16(256), form.framerate
     return np.frombuffer(raw, "<i2").astype(np.int16), form.framerate
@@ -157,7 +169,7 @@ def _wave(path: Path) -> tuple[np.ndarray, int]:
 
 def _first(problems: list[Problem]) -> list[Problem]:
     more = len(problems) - SHOWN
-    return problems if more <= 0 else [*problems[:SHOWN], Problem("speech", f"and {more} more files that are wrong")]
+    return problems if more <= 0 else [*problems[:SHOWN], Problem("speech", f"and {more} more invalid files")]
 
 
 # ---------------------------------------------------------------- .npz files
@@ -177,8 +189,8 @@ def _columns(path: Path) -> Clips:
         raise UsageError(
             Problem(
                 str(path / "test.npz"),
-                f"has {rates['test']} samples a second, train.npz {rates['train']}",
-                "bring both to one",
+                f"has a sample rate of {rates['test']} Hz, train.npz has {rates['train']} Hz",
+                "convert both to one rate",
             )
         )
     joined = np.concatenate(labels)
@@ -202,7 +214,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise UsageError(Problem(str(path), "there is no such file", HINT)) from None
     except (BadZipFile, OSError, ValueError, EOFError, AttributeError, TypeError, zlib.error) as error:
-        text = f"is no .npz file of numbers: {str(error) or type(error).__name__}"
+        text = f"is not a valid .npz file of numbers: {str(error) or type(error).__name__}"
         raise UsageError(
             Problem(str(path), text, "write it with numpy.savez; arrays of objects are not read")
         ) from None

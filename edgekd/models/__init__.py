@@ -1,2 +1,2 @@
-"""Torch models: on disk without pickle (`saved`), their inner layers (`taps`), precision, and small networks for the
+"""Torch models: files without pickle (`saved`), outputs of their layers (`taps`), precision, and small networks for the
 built-in tasks."""

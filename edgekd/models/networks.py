@@ -1,5 +1,4 @@
-"""Small networks for the built-in tasks. Widths are multiples of 8, so that integer kernels and pruning find whole
-blocks."""
+"""Small networks for the built-in tasks. Widths are multiples of 8, which suits integer kernels and pruning."""
 
 from __future__ import annotations
 

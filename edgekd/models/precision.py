@@ -1,4 +1,4 @@
-"""The precision that a model computes in while it trains or teaches."""
+"""The precision of a model during training, or as a teacher."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Precision = Literal["float32", "bfloat16"]
 
 @contextlib.contextmanager
 def laid_out(module: nn.Module, precision: Precision) -> Iterator[Callable[[], Any]]:
-    """Gives the context that the forward pass runs in. For bfloat16 the weights are laid out channels last meanwhile,
-    as its kernels want."""
+    """Yields a context for the forward pass. For bfloat16, the weights are in the channels-last memory format
+    meanwhile, which its kernels need."""
     import torch
 
     if precision == "float32":

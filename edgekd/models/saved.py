@@ -1,5 +1,4 @@
-"""Torch models on disk without pickle: weights.safetensors, and model.json that says how to build the module they
-belong to."""
+"""Torch models in files without pickle: weights.safetensors, and model.json, which says how to build the module."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def create(task: Task, name: str, seed: int) -> nn.Module:
-    """A fresh `task.models[name]`, its random initial weights a function of (seed, name) alone: equal starts for equal
-    comparisons."""
+    """A new `task.models[name]`. Its initial weights depend only on (seed, name), so that comparisons start equally."""
     import torch
 
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
@@ -29,15 +27,15 @@ def create(task: Task, name: str, seed: int) -> nn.Module:
 
 
 def save(folder: Path, module: nn.Module, *, model: str, pruning: list | None = None, seed: int = 0) -> None:
-    """Writes the module's parameters and buffers, and how to build it: `task.models[model]` created with `seed` (a
-    module may draw more than its state holds), then the pruning history."""
+    """Writes the module's parameters and buffers, and how to build it: `task.models[model]` created with `seed` (since
+    a module may have random values outside its state), then the pruning history."""
     write_tensors(folder / "weights.safetensors", module.state_dict())
     record = {"schema": "edgekd.model/1", "model": model, "pruning": pruning, "seed": seed}
     (folder / "model.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def load(artifact: Artifact, task: Task) -> nn.Module:
-    """The module of a `torch` artifact, in evaluation mode, bit for bit as it was saved."""
+    """The module of a `torch` artifact in evaluation mode, bit for bit as saved."""
     record = record_of(artifact)
     module = build(record, task)
     module.load_state_dict(read_tensors(artifact.folder / "weights.safetensors"))
@@ -49,7 +47,7 @@ def record_of(artifact: Artifact) -> Mapping[str, Any]:
 
 
 def build(record: Mapping[str, Any], task: Task) -> nn.Module:
-    """The module that `model.json` describes, its weights not loaded yet."""
+    """The module that `model.json` describes, without its weights."""
     module = create(task, record["model"], record.get("seed", 0))
     if record["pruning"]:
         from edgekd.pruning import apply
@@ -59,15 +57,15 @@ def build(record: Mapping[str, Any], task: Task) -> nn.Module:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """A safetensors file; tensors that share memory are stored each."""
+    """Writes a safetensors file; tensors that share memory are stored separately."""
     from safetensors.torch import save_file
 
     save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, path)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors file, or of a .pt/.pth state dict by torch's restricted loader: nothing is unpickled
-    into objects."""
+    """Reads the tensors of a .safetensors file, or of a .pt/.pth state dict with torch's `weights_only` loader, which
+    unpickles no objects."""
     place = str(path)
     if not path.is_file():
         raise UsageError(Problem(place, "there is no such file"))
@@ -86,18 +84,18 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     if not isinstance(tensors, Mapping) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise UsageError(Problem(place, "the file holds no state dict", "save `model.state_dict()`"))
+        raise UsageError(Problem(place, "has no state dict", "save `model.state_dict()`"))
     return dict(tensors)
 
 
 def bring(path: Path, module: nn.Module) -> nn.Module:
-    """Loads weights that somebody brought into `module`; all missing, unexpected, misshapen and mistyped tensors are
-    told at once."""
+    """Loads a user's weights into `module`. Raises UsageError with all tensors that are missing, unexpected, or of
+    another shape or type."""
     tensors = {without_prefix(name): t for name, t in read_tensors(path).items()}
     problems = unfit(path, module, {name: (tuple(t.shape), kind_of(t)) for name, t in tensors.items()})
     fit = tensors.keys() - {p.place.removeprefix(f"{path}: ") for p in problems}
     problems += [
-        Problem(f"{path}: {n}", "holds values that are not finite")
+        Problem(f"{path}: {n}", "has values that are not finite")
         for n in tensors
         if n in fit and not tensors[n].isfinite().all()
     ]
@@ -108,14 +106,14 @@ def bring(path: Path, module: nn.Module) -> nn.Module:
 
 
 def held(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{tensor: (shape, kind of its numbers)} of a file of weights: of a .safetensors file from its header alone."""
+    """{tensor: (shape, kind of its numbers)} of a file of weights; of a .safetensors file only the header is read."""
     if path.suffix != ".safetensors":
         return {without_prefix(name): (tuple(t.shape), kind_of(t)) for name, t in read_tensors(path).items()}
     from safetensors import safe_open
 
     try:
         with safe_open(path, "numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
             return {
                 without_prefix(name): (tuple(s.get_shape()), _kind(str(s.get_dtype()))) for name, s in slices.items()
             }
@@ -124,7 +122,7 @@ def held(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def unfit(path: Path, module: nn.Module, tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> list[Problem]:
-    """What is wrong with tensors, as `held` tells them, for `module`."""
+    """The problems of tensors, as returned by `held`, for `module`."""
     wanted = module.state_dict()
     problems = [
         Problem(f"{path}: {n}", "is missing")
@@ -137,16 +135,16 @@ def unfit(path: Path, module: nn.Module, tensors: Mapping[str, tuple[tuple[int, 
         needed = kind_of(wanted[name])
         if tuple(wanted[name].shape) != shape:
             problems.append(
-                Problem(f"{path}: {name}", f"has shape {list(shape)}, the model needs {list(wanted[name].shape)}")
+                Problem(f"{path}: {name}", f"has shape {list(shape)}, but the model needs {list(wanted[name].shape)}")
             )
         elif kind != needed and not name.endswith("num_batches_tracked"):
             hint = "save the float weights that the model was trained with" if needed == FLOAT else ""
-            problems.append(Problem(f"{path}: {name}", f"holds {kind}, the model needs {needed}", hint))
+            problems.append(Problem(f"{path}: {name}", f"has {kind}, but the model needs {needed}", hint))
     return problems
 
 
 def without_prefix(name: str) -> str:
-    """A tensor's name without what DataParallel puts before it."""
+    """A tensor's name without DataParallel's prefix."""
     return name.removeprefix("module.")
 
 
@@ -154,7 +152,7 @@ FLOAT = "floating-point numbers of 16 bits or more"
 
 
 def kind_of(tensor: torch.Tensor) -> str:
-    """What a tensor holds, in words: plain numbers by their kind, or that they are none."""
+    """The kind of a tensor's values as text: of plain numbers their kind, else sparse or quantized values."""
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -163,15 +161,15 @@ def kind_of(tensor: torch.Tensor) -> str:
 
 
 def _kind(dtype: str) -> str:
-    """The kind of a type's numbers, by its name in torch (float32) or safetensors (F32)."""
+    """The kind of a data type's numbers, from its name in torch (float32) or safetensors (F32)."""
     name = dtype.lower()
     if name.startswith(("float", "bfloat", "f", "bf")):
         return FLOAT if name.lstrip("bfloat_") in ("16", "32", "64") else f"numbers of type {dtype}"
-    return "truth values" if name == "bool" else "complex numbers" if name.startswith("c") else "whole numbers"
+    return "booleans" if name == "bool" else "complex numbers" if name.startswith("c") else "integers"
 
 
 def unreadable(path: Path, error: Exception) -> UsageError:
-    """The error for a file that holds no weights."""
+    """The error for a file without readable weights."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     hint = "save `model.state_dict()` with safetensors.torch.save_file or torch.save"
-    return UsageError(Problem(str(path), f"these are no weights that can be read safely: {reason}", hint))
+    return UsageError(Problem(str(path), f"can't be read safely as weights: {reason}", hint))

@@ -1,4 +1,4 @@
-"""Values from the inside of an unmodified model: forward hooks by dotted path, and how a loss term names them."""
+"""Taps: outputs of a model's layers, by forward hooks on dotted paths, without changing the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-INPUT = "@input"  # after a path: what goes into the module instead of what comes out of it
+INPUT = "@input"  # after a path: the module's input instead of its output
 
 
 def pairs(on: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -25,7 +25,7 @@ def pairs(on: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def unknown(module: nn.Module, paths: Iterable[str]) -> list[Problem]:
-    """A problem for every path that names no submodule."""
+    """A problem for every path that is not a submodule."""
     names = [name for name, _ in module.named_modules() if name]
     found = []
     for path in dict.fromkeys(paths):
@@ -37,11 +37,11 @@ def unknown(module: nn.Module, paths: Iterable[str]) -> list[Problem]:
 
 
 def watch(module: nn.Module, paths: Iterable[str]) -> Callable[[], Mapping[str, torch.Tensor]]:
-    """Hooks `module` at `paths`; the callable gives {path: tensor} of the forward pass since it was called last, and
-    forgets them.
+    """Hooks `module` at `paths`. The returned callable gives {path: tensor} of the last forward pass and then drops
+    them.
 
-    A module that is called several times in a pass shows its first call; of a tuple or list its first tensor is taken.
-    The hooks stay for the life of the module, and are no part of its state. Raises UsageError for a path that names no
+    For a module that is called several times in a pass, the first call counts; of a tuple or list, the first tensor.
+    The hooks stay for the life of the module and are not part of its state. Raises UsageError for a path that is not a
     submodule."""
     wanted = tuple(dict.fromkeys(paths))
     problems = unknown(module, wanted)
@@ -65,7 +65,9 @@ def watch(module: nn.Module, paths: Iterable[str]) -> Callable[[], Mapping[str, 
         if missing:
             raise UsageError(
                 *(
-                    Problem(f"on: {path}", "the module was not called in the forward pass", "tap one that is")
+                    Problem(
+                        f"on: {path}", "the module was not called in the forward pass", "tap a module that is called"
+                    )
                     for path in missing
                 )
             )
@@ -77,7 +79,7 @@ def watch(module: nn.Module, paths: Iterable[str]) -> Callable[[], Mapping[str, 
 
 
 def first(value: Any, path: str) -> torch.Tensor:
-    """The first tensor of what a module takes or gives."""
+    """The first tensor in a module's input or output."""
     import torch
 
     while not isinstance(value, torch.Tensor):
@@ -93,7 +95,7 @@ def first(value: Any, path: str) -> torch.Tensor:
                 Problem(
                     f"on: {path}",
                     f"the value is a {type(value).__name__}, not a tensor",
-                    "tap a module that gives a tensor",
+                    "tap a module that returns a tensor",
                 )
             )
         value = parts[0]

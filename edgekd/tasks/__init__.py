@@ -1,2 +1,2 @@
-"""Built-in tasks: `edgekd/tasks/<name>.py` holds `task` (a Task), or a function `<name>(...)` whose keyword arguments
-are the recipe's `task` settings and which returns one. The folder is the list."""
+"""Built-in tasks: `edgekd/tasks/<name>.py` defines `task` (a Task), or a function `<name>(...)` that returns one and
+whose keyword arguments are the recipe's `task` settings. The folder is the list."""

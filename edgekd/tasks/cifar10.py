@@ -39,8 +39,8 @@ def cifar10(
 
     `path` (default: the environment variable EDGEKD_CIFAR10): see `edgekd.data.cifar`. The student is a residual
     network of `widths` with `blocks` blocks each (the default has the shape of MLPerf Tiny's ResNet-8), the teacher a
-    plain network of 2 million parameters. Augmented by a shift of up to 4 pixels and a mirror. Raises UsageError where
-    the data can't be read."""
+    plain network of 2 million parameters. Augmentation: a shift of up to 4 pixels and mirroring. Raises UsageError
+    where the data can't be read."""
     where = path or os.environ.get(VARIABLE)
     if not where:
         raise UsageError(
@@ -71,7 +71,7 @@ def augment(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
 @cache
 def splits(path: Path, validation: int) -> Splits:
-    """The split is fixed: it doesn't depend on a run's seed."""
+    """The splits, which don't depend on a run's seed."""
     (x, y), (x_test, y_test) = read(path, "train"), read(path, "test")
     return arrays(_scaled(x), y, _scaled(x_test), y_test, validation=validation / len(x), seed=0)
 

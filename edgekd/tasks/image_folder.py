@@ -21,7 +21,7 @@ from edgekd.records import Task
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
-SHOWN = 10  # unreadable files that are told one by one
+SHOWN = 10  # unreadable files that are reported one by one
 
 
 def image_folder(
@@ -36,13 +36,14 @@ def image_folder(
     flip: bool = False,
     shareable: bool = False,
 ) -> Task:
-    """The task of telling the folder's classes apart. Images are cut to the middle square, scaled to `size` and
-    centred: [channels, size, size].
+    """Classifies images by their folder. Images are cropped to the central square, scaled to `size` and normalized:
+    [channels, size, size].
 
     `teacher`, `student`: width of the first layer of a residual network, doubled twice. Without folders `train` and
-    `test`, a file's split hangs on the hash of its name below `path` alone, so adding files moves none: shares `test`
-    and `validation` of all. `flip`: mirror left to right, where that leaves the class. Needs Pillow (`pip install
-    "edgekd[images]"`). Raises UsageError with every file and class that is wrong, EnvironmentUnfit without Pillow."""
+    `test`, a file's split depends only on the hash of its name below `path`, so new files don't move others: shares
+    `test` and `validation` of all. `flip`: augmentation mirrors left to right, for classes that this does not change.
+    Needs Pillow (`pip install "edgekd[images]"`). Raises UsageError with every invalid file and class, EnvironmentUnfit
+    without Pillow."""
     path = Path(path)
     files, classes, problems = _files(path, validation, test)
     parts, unreadable = _read(path, files, size, channels) if files else ({}, [])
@@ -84,7 +85,7 @@ def split_of(name: str, validation: float, test: float) -> str:
 def _files(
     path: Path, validation: float, test: float
 ) -> tuple[dict[str, list[tuple[Path, int]]], list[str], list[Problem]]:
-    """{split: [(file, class)]} in the order of names, the names of the classes, and what is wrong with the folder."""
+    """({split: [(file, class)]} in the order of names, the names of the classes, the folder's problems)."""
     if not path.is_dir():
         return (
             {},
@@ -100,15 +101,13 @@ def _files(
     problems = []
     if test + validation >= 1:
         problems.append(
-            Problem(
-                str(path), f"test {test} and validation {validation} leave nothing to train on", "make them smaller"
-            )
+            Problem(str(path), f"test {test} and validation {validation} leave no training images", "make them smaller")
         )
     roots = {child: FOLDERS[child.name.lower()] for child in _folders(path) if child.name.lower() in FOLDERS}
     sorted_already = {"train", "test"} <= set(roots.values())
     if sorted_already:
         problems += [
-            Problem(str(child), "is neither train, validation nor test", "move it away")
+            Problem(str(child), "is not named train, validation or test", "rename or remove it")
             for child in _folders(path)
             if child not in roots
         ]
@@ -117,9 +116,9 @@ def _files(
         {child.name for root, split in roots.items() if split in ("", "train") for child in _folders(root)}
     )
     if len(classes) < 2:
-        have = f"only {classes[0]!r}" if classes else "no class folders"
+        have = f"only {classes[0]!r}" if classes else "no class folder"
         problems.append(
-            Problem(str(path), f"there are at least two classes to tell apart, but {have}", "one folder per class")
+            Problem(str(path), f"at least two classes are needed, but there is {have}", "make one folder per class")
         )
     parts: dict[str, list[tuple[Path, int]]] = {"train": [], "validation": [], "test": []}
     for root, split in roots.items():
@@ -129,7 +128,7 @@ def _files(
                     Problem(
                         str(folder),
                         f"the class {folder.name!r} is not in train",
-                        "give it training images, or move it away",
+                        "add training images of the class, or remove the folder",
                     )
                 )
                 continue
@@ -140,9 +139,7 @@ def _files(
             )
             if not images:
                 problems.append(
-                    Problem(
-                        str(folder), "the class has no images", f"files that end with {', '.join(sorted(SUFFIXES))}"
-                    )
+                    Problem(str(folder), "the class has no images", f"add files with {', '.join(sorted(SUFFIXES))}")
                 )
             for image in images:
                 drawn = split or split_of(image.relative_to(path).as_posix(), validation, test)
@@ -157,9 +154,7 @@ def _files(
     for split, files in parts.items():
         if not files and count and not problems:
             problems.append(
-                Problem(
-                    str(path), f"none of the {count} images falls into {split}", "give more images, or a larger share"
-                )
+                Problem(str(path), f"none of the {count} images is in {split}", "add images, or give a larger share")
             )
     return parts, classes, problems
 
@@ -190,7 +185,7 @@ def _read(
                         upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
                 square = np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR), np.float32)
             except Exception as error:  # (Pillow's decoders raise of every kind)
-                problems.append(Problem(str(file), f"can't be read as an image: {error}", "repair it or move it away"))
+                problems.append(Problem(str(file), f"can't be read as an image: {error}", "fix or remove it"))
                 continue
             pixels[row] = (square.reshape(size, size, channels).transpose(2, 0, 1) / 255 - 0.5) / 0.25
         labels = np.array([label for _, label in files], np.int64)

@@ -1,4 +1,4 @@
-"""Arrays in an .npz file: x_train, y_train, x_test, y_test, and x_validation, y_validation if there are any."""
+"""Arrays in an .npz file: x_train, y_train, x_test, y_test, and optionally x_validation, y_validation."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def npz(
     flip: bool = False,
     shareable: bool = False,
 ) -> Task:
-    """The task of telling classes apart: x [N, features], images [N, H, W] or [N, C, H, W]; y [N] class numbers from 0.
+    """Classifies arrays: x [N, features], or images [N, H, W] or [N, C, H, W]; y [N] class numbers from 0.
 
     Images get residual networks of widths w, 2w, 4w (w = `teacher` 48, `student` 16), vectors perceptrons with two
-    hidden layers (`teacher` 256, `student` 64). Images of type uint8 are scaled and centred; other values are taken as
-    they are: centre and scale them as the device will. `augment` turns, scales and shifts images a little. Raises
-    UsageError with everything that is wrong."""
+    hidden layers (`teacher` 256, `student` 64). Images of type uint8 are normalized; other values are unchanged:
+    normalize them as on the device. `augment` rotates, scales and shifts images slightly. Raises UsageError with every
+    problem."""
     path = Path(path)
     columns = _prepared(path, _columns(path))
     data = _splits(path, columns, validation)
@@ -88,14 +88,18 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UsageError(
-                    Problem(str(path), "is one array, not a file of several", "numpy.savez(path, x_train=..., ...)")
+                    Problem(
+                        str(path),
+                        "is a single array, not an .npz file of named arrays",
+                        "write it with numpy.savez(path, x_train=..., ...)",
+                    )
                 )
             held = list(file.files)
             for name in held:
                 try:
                     columns[name] = file[name]
                     if not isinstance(columns[name], np.ndarray):
-                        raise ValueError("it is no array")
+                        raise ValueError("it is not an array")
                 except ValueError as error:
                     problems.append(
                         Problem(
@@ -108,7 +112,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
         raise UsageError(Problem(str(path), "there is no such file")) from None
     except (BadZipFile, OSError, ValueError, EOFError) as error:
         raise UsageError(
-            Problem(str(path), f"is no .npz file that can be read: {error}", "write it with numpy.savez")
+            Problem(str(path), f"is not a valid .npz file: {error}", "write it with numpy.savez")
         ) from None
     problems += [
         Problem(f"{path}: {name}", "is missing", f"the file holds {', '.join(held) or 'nothing'}")
@@ -124,7 +128,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def _prepared(path: Path, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Images with a channel axis, bytes scaled and centred."""
+    """The arrays, with a channel axis for images, and uint8 images normalized."""
     problems, prepared = [], dict(columns)
     for name, values in columns.items():
         place = f"{path}: {name}"
@@ -149,7 +153,7 @@ def _prepared(path: Path, columns: dict[str, np.ndarray]) -> dict[str, np.ndarra
             )
         elif values.ndim == 4 and values.shape[3] in (1, 3, 4) and values.shape[1] > 4:
             problems.append(
-                Problem(place, f"has shape {list(values.shape)}: channels stand last", "x.transpose(0, 3, 1, 2)")
+                Problem(place, f"has shape {list(values.shape)}: the channels are last", "use x.transpose(0, 3, 1, 2)")
             )
         elif values.ndim == 4 and values.shape[1] > 64:
             problems.append(Problem(place, f"has {values.shape[1]} channels", "[N, C, H, W]"))

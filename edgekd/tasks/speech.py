@@ -1,5 +1,5 @@
-"""Spoken words from .wav files or .npz: log-mel spectrograms of one length, told apart by depthwise-separable networks;
-a speaker held out."""
+"""Classifies spoken words from .wav files or .npz: log-mel spectrograms of one length, depthwise-separable networks,
+and optionally a held-out speaker."""
 
 from __future__ import annotations
 
@@ -38,14 +38,13 @@ def speech(
     validation: Annotated[float, Gt(0), Lt(1)] = 0.1,
     shareable: bool = False,
 ) -> Task:
-    """The task of telling spoken words apart: the middle `seconds` of a clip as [1, frames, mels] float32, 32 ms every
-    20 ms.
+    """Classifies spoken words: the middle `seconds` of a clip as [1, frames, mels] float32, 32 ms every 20 ms.
 
-    `path` (default: the environment variable EDGEKD_SPEECH): see `edgekd.data.speech`. With a `speaker`, all of that
-    speaker's clips are test and nobody else's; without, the recordings' own test part is. Of the others the share
-    `validation` is held out by class. Mean and deviation are those of the clips to train on; a clip's tag is its
-    speaker. `teacher` (5 blocks) and `student` (4 blocks): widths of DS-CNN networks; 64 is the paper's small one.
-    Raises UsageError where the data can't be read or the split leaves nothing."""
+    `path` (default: the environment variable EDGEKD_SPEECH): see `edgekd.data.speech`. With a `speaker`, the test split
+    is all clips of that speaker; without, it is the recordings' own test part. Of the other clips, the share
+    `validation` is held out by class. Mean and deviation are those of the training clips; a clip's tag is its speaker.
+    `teacher` (5 blocks) and `student` (4 blocks): widths of DS-CNN networks; 64 is the paper's small one. Raises
+    UsageError where the data can't be read or a split is empty."""
     where = path or os.environ.get(VARIABLE)
     if not where:
         raise UsageError(
@@ -100,7 +99,8 @@ def speech(
 
 
 def frontend(clips: Clips, train: np.ndarray, seconds: float, mels: int) -> LogMel:
-    """The front end at the clips' own rate; its mean and deviation those of the rows `train`, to three digits."""
+    """The front end at the clips' sample rate, with the mean and deviation of the rows `train`, rounded to three
+    digits."""
     window, hop = round(WINDOW * clips.rate), round(HOP * clips.rate)
     plain = LogMel(
         clips.rate, max(window, round(seconds * clips.rate)), window, hop, mels, high=min(8000.0, clips.rate / 2)
@@ -111,14 +111,14 @@ def frontend(clips: Clips, train: np.ndarray, seconds: float, mels: int) -> LogM
 
 
 def _split(path: Path, clips: Clips, speaker: str | None, validation: float) -> dict[str, np.ndarray]:
-    """{split: rows}, each in the order of the clips. Fixed: it doesn't depend on a run's seed."""
+    """{split: rows}, each in the order of the clips. It doesn't depend on a run's seed."""
     known = sorted({s for s in clips.speakers if s})
     if speaker is not None and speaker not in known:
         raise UsageError(
             Problem(
                 f"{path}: speaker",
-                f"there is no {speaker!r}",
-                f"one of {', '.join(known) or 'nobody: no file tells its speaker'}",
+                f"there is no speaker {speaker!r}",
+                f"one of {', '.join(known)}" if known else "no file name contains a speaker",
             )
         )
     if speaker is not None and "" in clips.speakers:
@@ -126,14 +126,14 @@ def _split(path: Path, clips: Clips, speaker: str | None, validation: float) -> 
         raise UsageError(
             Problem(
                 f"{path}: {unknown}",
-                "may be anybody's, so no speaker can be held out",
+                "has no speaker in its name, so no speaker can be held out",
                 "name all files SPEAKER_more.wav",
             )
         )
     test = clips.test if speaker is None else np.array([s == speaker for s in clips.speakers])
     rest, tested = np.flatnonzero(~test), np.flatnonzero(test)
     if not len(tested) or len(rest) < 2:
-        text = f"{len(rest)} clips are left to train on, {len(tested)} to test on"
+        text = f"there are {len(rest)} clips for training and {len(tested)} for testing"
         raise UsageError(
             Problem(str(path), text, f"hold a speaker out, one of {', '.join(known)}" if known else "give more clips")
         )
@@ -142,8 +142,8 @@ def _split(path: Path, clips: Clips, speaker: str | None, validation: float) -> 
         raise UsageError(
             Problem(
                 str(path),
-                f"nobody to train on says {clips.classes[missing[0]]!r}",
-                "leave the class out, or give more clips",
+                f"no training clip is of the class {clips.classes[missing[0]]!r}",
+                "remove the class, or add clips",
             )
         )
     splits = arrays(rest, clips.labels[rest], tested, clips.labels[tested], validation=validation, seed=0)

@@ -27,7 +27,7 @@ TASK = edgekd.Task(
 )
 STATE = {k: v.clone() for k, v in TASK.models["student"]().state_dict().items()}
 RECIPE = {
-    "task": "test_brought:TASK",
+    "task": "test_weight_files:TASK",
     "threads": 1,
     "model": {"student": {"weights": ""}},
     "stage": [{"use": "quantize", "mode": "ptq"}],
@@ -45,11 +45,11 @@ def told(path):
 
 
 WRONG = {
-    "shape": ({"0.weight": torch.zeros(8, 7)}, ["0.weight: has shape [8, 7], the model needs [8, 6]"]),
-    "bool": ({"0.weight": torch.zeros(8, 6, dtype=torch.bool)}, ["0.weight: holds truth values"]),
-    "int32": ({"3.bias": torch.zeros(3, dtype=torch.int32)}, ["3.bias: holds whole numbers"]),
-    "complex": ({"3.bias": torch.zeros(3, dtype=torch.complex64)}, ["3.bias: holds complex numbers"]),
-    "float8": ({"3.bias": torch.zeros(3).to(torch.float8_e4m3fn)}, ["3.bias: holds numbers of type"]),
+    "shape": ({"0.weight": torch.zeros(8, 7)}, ["0.weight: has shape [8, 7], but the model needs [8, 6]"]),
+    "bool": ({"0.weight": torch.zeros(8, 6, dtype=torch.bool)}, ["0.weight: has booleans"]),
+    "int32": ({"3.bias": torch.zeros(3, dtype=torch.int32)}, ["3.bias: has integers"]),
+    "complex": ({"3.bias": torch.zeros(3, dtype=torch.complex64)}, ["3.bias: has complex numbers"]),
+    "float8": ({"3.bias": torch.zeros(3).to(torch.float8_e4m3fn)}, ["3.bias: has numbers of type"]),
     "several": (
         {"0.weight": None, "more": torch.zeros(1), "3.bias": torch.zeros(4)},
         ["0.weight: is missing", "no such tensor", "shape [4]"],
@@ -94,7 +94,7 @@ def test_files_of_another_format(tmp_path, data, suffix):
         assert told(path)
     else:
         (found,) = told(path)
-        assert "no weights that can be read safely" in found and "hint" in found
+        assert "can't be read safely as weights" in found and "hint" in found
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
@@ -115,5 +115,5 @@ def test_weights_are_loaded_before_anything_is_trained(tmp_path):
     stages = [step.stage for step in planned(path).steps.values()]
     assert stages.index("load") < stages.index("train")
     save_file({**STATE, "0.bias": torch.full((8,), torch.nan)}, path)
-    with pytest.raises(UsageError, match="0.bias: holds values that are not finite"):
+    with pytest.raises(UsageError, match="0.bias: has values that are not finite"):
         saved.bring(path, TASK.models["student"]())
