@@ -22,9 +22,9 @@ cores, FEATURES = reading.cores, reading.FEATURES
 
 
 def describe() -> dict[str, Any]:
-    """Facts of this machine as JSON values, as a board tells its own (runtimes/facts.py): cpu, architecture, features,
-    cores, clocks (MHz), caches and RAM (bytes), governor, temperature, versions. VOLATILE ones may change from call to
-    call; everything else is the machine's."""
+    """Facts of this machine as JSON values, read as on a board (runtimes/facts.py): cpu, architecture, features, cores,
+    clocks (MHz), caches and RAM (bytes), governor, temperature, versions. Only the VOLATILE ones may change from call
+    to call."""
     facts: dict[str, Any] = reading.describe(_SYSTEM, libraries())
     return facts
 

@@ -245,8 +245,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs the files on a device: `name` of one of edgekd/runtimes, `package.module` of one's own, or `none`
-    where none of edgekd's runs; `format`: of its files, "" for the one that it reads first."""
+    """A runtime on a device. `name`: one of edgekd/runtimes, the user's own `package.module`, or `none` if edgekd has
+    no runtime for it; `format`: of its files, "" for the first format that it reads."""
 
     name: Annotated[str, MinLen(1)] = "onnxruntime"
     version: str = ""
@@ -266,12 +266,12 @@ class Target:
     """Facts of a kind of device and of its runtime: data, not code. None: not known, or different among devices of the
     kind.
 
-    `core`: the name of the core that files run on, lower case (cortex-a72): cores of one name have the same kernels and
-    the same time per cycle; `cores`: how many of them; `clock_mhz`: highest sustained; `caches`: {l1d, l1i, l2, l3:
-    bytes}; `channel_multiple`: the widths that its kernels run well at; `int8`: the lattice that its kernels compute
-    exactly on; `emulated_as`: the name of its CPU, or of a stand-in with the same kernels, to an emulator (qemu's
-    -cpu); `runtime`, and `others` where its file has several `[[runtime]]`: a candidate is made for each of them;
-    `sources`: {fact: where it is from}."""
+    `core`: the name of the core that files run on, in lower case (cortex-a72): cores of one name have the same kernels
+    and the same time per cycle; `cores`: their number; `clock_mhz`: the highest sustained clock; `caches`: {l1d, l1i,
+    l2, l3: bytes}; `channel_multiple`: the multiple of channels that its kernels run fast at; `int8`: the quantization
+    that its kernels compute exactly; `emulated_as`: the emulator's name (qemu's -cpu) for its CPU, or for a substitute
+    CPU with the same kernels; `runtime`, and `others` if its file has several `[[runtime]]`: each gets its own
+    candidates; `sources`: {fact: its source}."""
 
     name: Annotated[str, MinLen(1)]
     title: Annotated[str, MinLen(1)]
@@ -294,11 +294,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Host:
-    """A way to a device. `run(job_folder, timeout, progress) -> out folder` brings a job there, runs it and fetches
-    what it wrote (`timeout` in seconds, `progress(done, total)` over its schedule); `facts`: what
-    environment.describe() tells, of the machine there; `launch`: how an emulator starts a job's processes
-    (hosts/emulator.py), whose times are never shown; `cores`: the numbers of those that they are held to;
-    `lacks(runtime)`: problems with what is not installed there of what a runtime needs."""
+    """A machine that runs jobs. `run(job_folder, timeout, progress) -> out folder` copies a job to it, runs it and
+    copies its output back (`timeout` in seconds, `progress(done, total)` over its schedule); `facts`: those of
+    environment.describe() on that machine; `launch`: how an emulator starts a job's processes (hosts/emulator.py),
+    whose times are never shown; `cores`: the numbers of the cores that the processes are pinned to; `lacks(runtime)`:
+    problems with packages of a runtime that are not installed there."""
 
     name: str
     run: Callable[[Path, float, Callable[[int, int], None]], Path]
@@ -369,9 +369,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An artifact that competes for a target, or a reference. `id` is unique in a run and readable (`prune-0.5.int8`);
-    candidates that differ by seed alone share a `point`. `form`: the format of its file; `file` is relative to the run
-    folder, None where it was not kept; `runtime`: that made its figures, None where nobody says."""
+    """An artifact that competes for a target, or a reference. `id`: unique in a run and readable (`prune-0.5.int8`);
+    candidates that differ only in the seed share a `point`; `form`: the format of its file; `file`: relative to the
+    run's folder, None if it was not kept; `runtime`: the runtime that its figures were measured with, None if not
+    recorded."""
 
     id: str
     point: str

@@ -17,9 +17,9 @@ from edgekd.records import Architecture, Cache, Deployment, Feature, Int8, Runti
 # features that runtimes choose int8 and float kernels by
 KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "dotprod", "i8mm")
 HOST = "host"
-NO_RUNTIME = "none"  # the name of a runtime that edgekd has not
+NO_RUNTIME = "none"  # names a runtime that edgekd does not have
 MOST = 8  # runtimes of one target
-# how the note of a figure begins that another runtime made for a target that nothing runs
+# the start of the note of a figure from the reference runtime, for a target without a runtime
 REFERENCE = "reference runtime"
 FEATURES: Mapping[str, tuple[str, ...]] = {
     "x86-64": ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
@@ -165,8 +165,7 @@ def times(target: Target, facts: Mapping[str, Any]) -> bool:
 
 
 def differing(target: Target, facts: Mapping[str, Any]) -> str:
-    """What is to be said of figures of the target that a machine's runtime makes: that its library is of another
-    version than the target's. "" if it isn't."""
+    """A note that a machine's runtime library has another version than the target's; "" if it has the same."""
     library = next(iter(runtimes.needs(target.runtime.name)), "")
     wanted, here = target.runtime.version, facts.get("versions", {}).get(library)
     return f"with {library} {here}, the target has {wanted}" if here and wanted and wanted != here else ""
@@ -245,7 +244,8 @@ def _contradictions(file: str, target: Target) -> list[Problem]:
         if feature not in FEATURES[target.architecture]
     ]
     if target.core and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", target.core):
-        found.append(Problem(f"{file}: core", f"{target.core!r} is no name of a core", "lower case, as in cortex-a72"))
+        hint = "write it in lower case, such as cortex-a72"
+        found.append(Problem(f"{file}: core", f"{target.core!r} is not a core's name", hint))
     found += _runtimes(file, (target.runtime, *target.others))
     if target.int8.activation_bits != 8:
         text = f"is {target.int8.activation_bits}, but edgekd writes files with 8-bit activations"
@@ -326,7 +326,7 @@ def _runtime(place: str, runtime: Runtime) -> list[Problem]:
 
 
 def _unknown(file: str, raw: Mapping[str, Any]) -> list[Problem]:
-    """Keys that no record has: a misspelt fact must not pass for an absent one."""
+    """Problems of unknown keys: a misspelt fact must not be taken for an absent one."""
     facts, given = {f.name for f in dataclasses.fields(Target)} - {"name", "others"}, raw.get("runtime")
     known = {f.name for f in dataclasses.fields(Runtime)}
     each = [(f"runtime.{i}.", table) for i, table in enumerate(given)] if isinstance(given, list) else []

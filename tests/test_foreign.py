@@ -676,7 +676,7 @@ def broken_files():
     return {
         "does not run in onnxruntime: the process was killed": (crash, numbers(ROWS, 4, 4)),
         "does not run in onnxruntime: Fail": (file(huge, x, y, {"s": np.array([2**44], np.int64)}), numbers(ROWS, 4)),
-        "a model without inputs": (
+        "a model that takes no input": (
             file([helper.make_node("Relu", ["w"], ["y"])], {}, {"y": [2, 4]}, {"w": numbers(2, 4)}),
             numbers(ROWS, 4),
         ),
@@ -721,7 +721,7 @@ def test_an_integer_operator_that_differs_refuses_the_file(tmp_path, monkeypatch
     paths = given(tmp_path, *gemms())
     honest = simulate.KERNELS["Gemm"]
     monkeypatch.setitem(simulate.KERNELS, "Gemm", lambda *given: honest(*given) ^ 1)
-    with pytest.raises(RunFailed, match="results differ from the file.s integer operators: Gemm"):
+    with pytest.raises(RunFailed, match="integer operators otherwise than the file says: Gemm"):
         quantize.quantize(**paths, weight_bits=7)
     assert not paths["out"].exists()
 

@@ -617,7 +617,7 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
     "stage, words",
     [
         ({"losses": [{"use": "kl", "teacher": "peers"}]}, ("no peers", "`peers`")),
-        ({"losses": [{"use": "kl", "teacher": "other"}], "teacher": "teacher"}, ("none of the stage's teachers",)),
+        ({"losses": [{"use": "kl", "teacher": "other"}], "teacher": "teacher"}, ("is not a teacher of the stage",)),
         ({"combine": {"use": "meen"}, "teacher": ["teacher", "other"]}, ("did you mean `mean`",)),
         ({"combine": {"use": "mean"}}, ("only one teacher",)),
         ({"teacher": ["teacher", "teacher"]}, ("names a teacher twice",)),

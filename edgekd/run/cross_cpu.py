@@ -82,7 +82,7 @@ def prove(
 
 
 def _taking(wanted: Sequence[Target], o: Observed) -> list[Target]:
-    """Those of the targets that take such a file, with the runtime that opens it."""
+    """The targets that run the file's format, each with the runtime that opens it."""
     return [d for t in wanted if (d := targets.deployed(t, o.point.deployment)) is not None]
 
 
@@ -96,8 +96,8 @@ def _same(a: Answers) -> bool:
 def instructions(
     o: Observed, absent: Sequence[Target], resolved: Resolved, store: Store, folder: Path, progress: Silent
 ) -> tuple[Measurement, ...]:
-    """Instructions of an inference of the file on each of its ARM targets, counted once per core and kept in the store.
-    Why nothing can be run as a target is said by `prove`."""
+    """Instructions per inference of the file on each of its ARM targets, counted once per core and kept in the store.
+    `prove` reports why a target can't be emulated."""
     absent = _taking(absent, o)
     wanted = [t for t in devices(absent) if t.name in o.point.targets and t.architecture == "aarch64"]
     columns = resolved.data("test")
@@ -136,7 +136,7 @@ def added(measured: Sequence[Measurement], proven: Proven) -> tuple[Measurement,
 def _kept(
     o: Observed, run: Emulation, device: Target, launch: Mapping[str, Any], digest: str, store: Store
 ) -> np.ndarray:
-    """The file's answers as `device`, taken once and kept in the store."""
+    """The outputs of the file as `device`, computed once and kept in the store."""
     machine, ran = environment.environment_id(environment.describe()), identity(run.runtime)
     taken = repr(
         ("emulated", o.artifact.key, digest, device.emulated_as, launch.get("identity", ""), machine, SECONDS, ran)

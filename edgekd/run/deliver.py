@@ -85,8 +85,7 @@ def _means(resolved: Resolved, records: Sequence[Records]) -> dict[str, float]:
 
 
 def golden(o: Observed, resolved: Resolved) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Inputs and what the file answers to them: real samples if the task says that they may be shared, else noise of
-    their shape."""
+    """(inputs, the file's outputs for them): real samples if the task is shareable, else noise of their shape."""
     columns = resolved.data("test")
     arrays = named(columns.inputs, resolved.task.inputs[0])
     rows = {name: a[:GOLDEN] for name, a in arrays.items()}

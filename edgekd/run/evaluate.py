@@ -36,9 +36,9 @@ PRESET = "quick"
 
 @dataclass(frozen=True)
 class Observed:
-    """A point whose file was exported: the file, what it answers per split (array or {name: array}), all that is known
-    about it; `there` {target: what it answers per split} of targets whose board was at hand. `ran` {target: what is to
-    be said of the runtime there}, under "" of that of this machine."""
+    """An exported point: its file, its outputs per split (array or {name: array}), its measurements; `there` {target:
+    outputs per split} for targets whose board is connected; `ran` {target: note on the runtime there}, under "" for
+    this machine."""
 
     point: Point
     artifact: Artifact
@@ -99,7 +99,7 @@ def observe(
 def answers(
     artifact: Artifact, how: Deployment, resolved: Resolved, store: Store, host: Host
 ) -> tuple[dict[str, Any], str]:
-    """(what the exported file answers to validation and test, in its runtime on `host`; what is to be said of that)."""
+    """(the exported file's outputs for validation and test, in its runtime on `host`; a note on the runtime)."""
     columns, machine = {split: resolved.data(split) for split in SPLITS}, _machine(host)
     taken = ("outputs", artifact.key, {split: c.digest for split, c in columns.items()}, machine, identity(how.runtime))
     key, parents = hashlib.sha256(repr(taken).encode()).hexdigest(), {artifact.key: store.digest(artifact)}
@@ -147,8 +147,8 @@ def times(
     folder: Path,
     progress: Silent,
 ) -> dict[str, tuple[Measurement, ...]]:
-    """{id: latency and memory} on `host` with the target's threads, in its runtime: one interleaved job for all files
-    that were not timed so yet."""
+    """{id: latency and memory} on `host` with the target's threads, in its runtime. One interleaved job measures all
+    files that were not measured so before."""
     how = targets.deployment(target)
     inputs, taken, machine = _inputs(resolved), {}, f"{_machine(host)}{identity(how.runtime)}"
     name, missing = f"profile-{PRESET}-{target.threads}-{machine}", {}
@@ -192,9 +192,9 @@ def ratio(
     folder: Path,
     progress: Silent,
 ) -> float:
-    """The time of `a` over that of `b` on `host` with the target's threads, of the two interleaved; NaN where the A/A
-    control excludes 1, or they are of two runtimes. A ratio is kept, as all times are; where noise hid it, nothing was
-    decided, and the next run times the pair again."""
+    """The ratio of `a`'s latency to `b`'s on `host` with the target's threads, measured interleaved; NaN where the A/A
+    control excludes 1, or their runtimes differ. A ratio is kept, like all times; an inconclusive one is measured again
+    by the next run."""
     device = targets.deployed(target, a.point.deployment)
     if device is None or a.point.deployment.runtime != b.point.deployment.runtime:
         return math.nan
@@ -236,7 +236,7 @@ def _of_the_file(o: Observed, teacher: Observed | None, resolved: Resolved, mach
     """Quality on validation from this machine's outputs, for no target: the choice uses it for targets that this
     machine does not match. The chosen file is then emulated as the target and gated on test."""
     figures = _quality(o.outputs, o, teacher, "validation", resolved)
-    told = _joined("this machine's answers", o.told(""))
+    told = _joined("this machine's outputs", o.told(""))
     return [dataclasses.replace(m, environment=machine, threads=1, note=_joined(m.note, told)) for m in figures]
 
 
@@ -257,7 +257,7 @@ def _by_reference(o: Observed, teacher: Observed | None, target: Target, resolve
 def described(
     o: Observed, teacher: Observed | None, timed: Mapping[str, tuple], resolved: Resolved, hosts: Mapping[str, Host]
 ) -> tuple[Measurement, ...]:
-    """All that is known of a file. Counted figures once; measured ones for each target whose features its host has."""
+    """All measurements of a file: counted ones once, measured ones for each target whose host has its features."""
     how = o.point.deployment
     wanted = [d for t in resolved.targets if t.name in o.point.targets and (d := targets.deployed(t, how))]
     found = [*measure(Subject(file=o.file, format=how.format, facts=o.artifact.facts))]

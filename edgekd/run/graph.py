@@ -28,11 +28,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate to be: which step makes its model, which step exports it, and the targets that it competes for.
-    `reference` is `teacher` or `alone` for those; `beside`: the point that shows what the last stage brought, the
-    student that learned from labels alone where there is one of the same widths, else the one that a further
-    distillation began from. `deployment`: its file's format and what opens it; `way`: what its names say of that, ""
-    where all targets have one."""
+    """A planned candidate: the step that makes its model, the step that exports it, and the targets that it competes
+    for. `reference`: `teacher` or `alone` for those; `beside`: the point that the gain of the last stage is measured
+    against, the student trained on labels alone if there is one of the same widths, else the source of a further
+    distillation. `deployment`: the format of its file and the runtime that opens it; `way`: the suffix of its name for
+    that, "" if all targets have the same."""
 
     id: str
     point: str

@@ -159,7 +159,7 @@ class _Planner:
         return self.step(step.stage, stage, label, step.seed, source=step.source, teacher=step.teacher)
 
     def export(self, how: Deployment, id: str, source: str) -> str:
-        """The step that writes a point's file: one for all runtimes that read its format."""
+        """Adds the step that writes a point's file, one for all runtimes that read its format; returns its key."""
         first = next(h.runtime for h in self.ways if h.format == how.format)
         opened = devices.reference(how.format) or first
         stage = components.find("stages", "export")(format=how.format, runtime=opened)
@@ -192,8 +192,8 @@ class _Planner:
         beside: str | None = None,
         only: Deployment | None = None,
     ) -> None:
-        """Adds a candidate and its export, for each way in which the targets take files (or the `only` one); one that
-        is there already (another target's line shares it) gains the targets."""
+        """Adds a candidate and its export for each format and runtime of the targets (or for `only` one). A candidate
+        that exists (other targets share it) gets the targets added."""
         for how, way in self.ways.items():
             taking = {d.name for d in self.devices if devices.deployment(d) == how}
             served = tuple(t for t in targets if t in taking)
@@ -206,7 +206,7 @@ class _Planner:
                 self.plan.points[at] = dataclasses.replace(known, targets=every)
                 continue
             named = lambda name, way=way: f"{name}.{way}" if way else name
-            # a teacher's point stays one, however its files are made
+            # a teacher is one point, whatever the format of its files
             kind = point if reference == "teacher" else named(point)
             made = Point(named(id), kind, seed, tuple(map(named, parents)), stages, step, "", served, reference)
             made = dataclasses.replace(made, beside=beside and named(beside), deployment=how, way=way)

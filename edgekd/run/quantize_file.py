@@ -1,5 +1,5 @@
-"""What the verb `quantize` does with a checked request: the int8 file is made, compared with the float file and with
-its own simulation, and told as a table."""
+"""The work of the verb `quantize` for a checked request: makes the int8 file, compares it with the float file and with
+its simulation, and lists its layers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from edgekd.quantization.diagnosis.signal_to_noise import Compared
     from edgekd.quantization.onnx_graph.convert import Made
 
-FEW = 32  # samples below which the ranges are a guess
+FEW = 32  # with fewer samples the ranges are a guess
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of an int8 file: its `content`; `differ` values from the simulation (None: not compared)."""
+    """A checked int8 file: its `content`; `differ`: the number of values that differ from the simulation (None: not
+    compared)."""
 
     content: bytes
     differ: int | None
@@ -80,7 +81,7 @@ def _notes(given: Given, found: Compared) -> list[str]:
 
 
 def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray]) -> tuple[tuple[Row, ...], str]:
-    """(a row for each layer and table; why saturation was not looked at, or "")."""
+    """(a row for each layer and table; why saturation was not checked, or "")."""
     from edgekd.formats.onnx import float_kernels
     from edgekd.quantization.onnx_graph.convert import stored_bytes
     from edgekd.quantization.qdq import saturation

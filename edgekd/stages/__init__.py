@@ -1,13 +1,12 @@
 """Stages: `Name(settings)` is a frozen dataclass, called `stage(source, run, *, teacher=(), data=None) -> Made`; files
 go to `run.folder`.
 
-`reads`: the splits whose samples decide the product (they are part of its key), a property where the settings decide
-which. `check(model, example, forward) -> [Problem]`, where a stage has it, is asked before any training: the student's
-model with fresh weights, two rows of inputs, and the task's `forward` (None: the model is called). No stage knows a
-target; what a target wants arrives as plain fields. The folder is the list.
+`reads`: the splits that the result depends on (they are part of its key), a property if it depends on the settings.
+`check(model, example, forward) -> [Problem]`, which is optional, is called before any training with the student's model
+and untrained weights, two rows of inputs, and the task's `forward` (None: the model is called). No stage knows a
+target: the settings that a target needs arrive as plain fields. The folder is the list.
 
-A field that names a part says so, `criterion: Annotated[Use, Part("criteria")] = Use("criteria", "magnitude")`, and is
-called like the part, `self.criterion(group)`; losses are `Annotated[tuple[Term, ...], Losses()]`.
-"""
+A field that names a part is annotated, `criterion: Annotated[Use, Part("criteria")] = Use("criteria", "magnitude")`,
+and called like the part, `self.criterion(group)`; losses are `Annotated[tuple[Term, ...], Losses()]`."""
 
 PLANNED = ("answer", "load", "export")  # a plan makes these; a recipe's line names the others

@@ -27,8 +27,8 @@ ROWS = 32  # samples to locate a difference with
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A `torch` (float), `quantized` (int8) or `weight_only` (int4, int8 weights) artifact as a file of a format,
-    compared with it over the test split in the runtime. The product's facts say how equal."""
+    """Exports a `torch` (float), `quantized` (int8) or `weight_only` (int4, int8 weights) artifact to a format, and
+    compares file and artifact over the test split in the runtime. The facts say how equal they are."""
 
     format: str = Deployment().format
     runtime: str = Deployment().runtime
@@ -47,8 +47,8 @@ class Export:
 
 @dataclass(frozen=True)
 class _Model:
-    """What is exported: the captured `graph`; `module`, which computes what the file shall; the grid of an int8 model,
-    or the blocks of one with weights in blocks. `inputs`: {name: samples of the test split}."""
+    """The model to export: the captured `graph`; `module`, whose outputs the file must have; the `grid` of an int8
+    model, or the `blocks` of a weight-only one. `inputs`: {name: samples of the test split}."""
 
     graph: fx.GraphModule
     module: nn.Module
@@ -71,7 +71,8 @@ class _Model:
 
 @dataclass(frozen=True)
 class _File:
-    """An exported file: `names` {site: its value in it}, `infer` of its runtime, names of its `outputs`."""
+    """An exported file: `names` {site: the name of its value in the file}; `infer`: the runtime's function; names of
+    its `outputs`."""
 
     path: Path
     form: Any
@@ -80,13 +81,13 @@ class _File:
     outputs: tuple[str, ...]
 
     def answers(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """What it answers, 256 samples at a time."""
+        """The outputs of the file, 256 samples at a time."""
         starts = range(0, length(inputs), 256)
         answered = [self.infer({n: a[i : i + 256] for n, a in inputs.items()}) for i in starts]
         return [np.concatenate([a[name] for a in answered]) for name in self.outputs]
 
     def where(self, model: _Model) -> str:
-        """Where it and the model part, as far as its format can tell."""
+        """Where file and model first differ, if the format can tell."""
         if not hasattr(self.form, "difference"):
             return ""
         return self.form.difference(self.path, model.module, model.grid, model.blocks, self.names, *model.few())
@@ -110,13 +111,13 @@ def _model(source: Artifact, run: Run) -> _Model:
     found = _Model(graph, module, grid, table, named(columns.inputs, task.inputs[0]), columns)
     count = len(_outputs(found))
     if count != len(task.outputs):
-        message = f"the model has {count} outputs, the task names {len(task.outputs)}: {', '.join(task.outputs)}"
+        message = f"the model has {count} outputs, but the task names {len(task.outputs)}: {', '.join(task.outputs)}"
         raise UsageError(Problem(f"task {task.name}: outputs", message, "name each output of the model"))
     return found
 
 
 def _written(form: Any, name: str, model: _Model, path: Path, source: Artifact, run: Run) -> dict[str, str]:
-    """Writes the file; {site: its value in the file}."""
+    """Writes the file; returns {site: the name of its value in the file}."""
     import inspect
 
     from edgekd import quantization
@@ -129,13 +130,17 @@ def _written(form: Any, name: str, model: _Model, path: Path, source: Artifact, 
     given = {"metadata": metadata, "inputs": tuple(model.inputs), "outputs": run.task.outputs}
     if model.blocks:
         if "blocks" not in inspect.signature(form.export).parameters:
-            raise RunFailed(Problem("", f"the format {name} has no weights in blocks", "quantize for this target"))
+            raise RunFailed(
+                Problem(
+                    "", f"the format {name} can't hold weights in blocks", "use the stage `quantize` for this target"
+                )
+            )
         given["blocks"] = model.blocks
     return form.export(model.graph, model.grid, quantization.example_of(model.columns), path, **given)
 
 
 def _compared(model: _Model, file: _File, run: Run) -> dict[str, Any]:
-    """What is told of how equal file and model are. Raises RunFailed where they are not."""
+    """Facts on how equal file and model are. Raises RunFailed where they differ."""
     from edgekd.data.columns import batches
     from edgekd.quantization.torch_graph.exact import Settled
 
@@ -156,7 +161,7 @@ def _compared(model: _Model, file: _File, run: Run) -> dict[str, Any]:
 def _equal(
     model: _Model, grid: Grid, file: _File, ours: list[np.ndarray], theirs: list[np.ndarray], fake: list[np.ndarray]
 ) -> dict[str, Any]:
-    """Of an int8 file: equal to the settled model, and how near to the model in plain floats, as it was trained."""
+    """Facts on how equal an int8 file is to the quantized model, and to the fake-quantized model as it was trained."""
     from edgekd.quantization.torch_graph import check
 
     found, plain = [], []
@@ -171,8 +176,9 @@ def _equal(
     }
     more = file.form.audit(file.path, model.few()[1]) if hasattr(file.form, "audit") else {}
     if grid.scheme.pairs16 and more.get("saturation"):
-        text = f"products of neighbours leave 16 bits in {', '.join(layer['name'] for layer in more['saturation'])}"
-        raise RunFailed(Problem("", text, "please report this: the scales of the weights were to prevent it"))
+        names = ", ".join(layer["name"] for layer in more["saturation"])
+        text = f"sums of two neighbouring products overflow 16 bits in {names}"
+        raise RunFailed(Problem("", text, "please report this: pairs16 should have prevented it"))
     return {**facts, **more}
 
 
@@ -192,7 +198,7 @@ def _joined(batches: list[list[np.ndarray]]) -> list[np.ndarray]:
 
 
 def _outputs(model: _Model) -> list[str]:
-    """The sites of the graph's outputs (a moved value lies on its source's)."""
+    """The sites of the graph's outputs; a value that was only moved has its source's site."""
     from edgekd.quantization.torch_graph.sites import place
 
     tied = place(model.graph, model.grid.scheme.float_layers if model.grid is not None else ()).tied
@@ -207,7 +213,7 @@ def _near(ours: list[np.ndarray], theirs: list[np.ndarray], where: Callable[[], 
     )
     if not worst <= TOLERANCE:
         raise RunFailed(
-            f"the exported file is not the model: outputs differ by {worst:.2g} of the largest (at most {TOLERANCE:g})"
-            f"{where()}"
+            f"the exported file differs from the model: outputs differ by {worst:.2g} of the largest output (allowed: "
+            f"{TOLERANCE:g}){where()}"
         )
     return {"relative_difference": worst}
