@@ -380,8 +380,8 @@ ZOO = {  # name: (model, example, {group: width}, {layer refused: part of the re
     ),
     "outside_product": (outside_product, IMAGE, {"b": 16}, {"a": "the MACs do not follow from its width"}),
     "hard_view": (hard_view, IMAGE, {"a": 16}, {"b": "does not run without some of its channels"}),
-    "shuffled": (shuffled, IMAGE, {"b": 32, "c": 16}, {"a": "the others give something else"}),
-    "mean_over_channels": (mean_over_channels, IMAGE, {"b": 16}, {"a": "the others give something else"}),
+    "shuffled": (shuffled, IMAGE, {"b": 32, "c": 16}, {"a": "changes the values of others"}),
+    "mean_over_channels": (mean_over_channels, IMAGE, {"b": 16}, {"a": "changes the values of others"}),
     "normalised": (normalised, IMAGE, {"b": 32, "up": 16, "c": 16}, {"a": "`group` (GroupNorm) normalises"}),
     "bare_kernel": (bare_kernel, IMAGE, {"b": 32}, {"a": "`kernel`"}),
     "tied": (
@@ -664,7 +664,7 @@ def test_what_cannot_be_pruned_is_named_when_it_stands_in_the_way():
     with pytest.raises(UsageError) as caught:
         pruning.plan(encoder(), SEQUENCE, 0.2)
     assert [p.place for p in caught.value.problems] == ["macs", "layer `embed`", "layer `qkv`"]
-    with pytest.raises(UsageError, match="nothing in the model can be pruned") as caught:
+    with pytest.raises(UsageError, match="no layer of the model can be pruned") as caught:
         pruning.plan(nn.Sequential(reparametrized()[0], nn.Linear(64, 4)), VECTOR, 0.5)
     assert [p.place for p in caught.value.problems] == ["macs", "layer `0`", "layer `1`"] and "parametrization" in str(
         caught.value

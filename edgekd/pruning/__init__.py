@@ -1,6 +1,6 @@
-"""Pruning: which channels belong together (`coupling`, by torch-pruning's dependency graph), proof that they can go
-(`proof`), what each width costs (`cost`), the widths for a share of the MACs (`points`), the plan of it all
-(`planning`), what a criterion ranks by (`weights`), and what was removed, as JSON (`history`)."""
+"""Pruning: groups of coupled channels (`coupling`, with torch-pruning's dependency graph), a check that they can be
+removed (`proof`), the cost of each width (`cost`), the widths for a share of the MACs (`points`), the plan
+(`planning`), the weights that a criterion ranks by (`weights`), and the removals as JSON (`history`)."""
 
 from edgekd.pruning.coupling import Group, Member, Refusal
 from edgekd.pruning.history import apply

@@ -1,4 +1,4 @@
-"""Multiply-accumulates: counted on a real forward, and as an exact function of the widths of a model's groups."""
+"""Multiply-accumulates: counted in a forward pass, and as an exact function of the widths of a model's groups."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def run(model: nn.Module, inputs: Any, forward: Forward) -> tuple[list[torch.Tensor], int]:
-    """One forward: (the tensors of its output, its MACs). MACs are those of convolutions and matrix products, wherever
-    they stand (torch's own counter of operations, halved)."""
+    """Runs one forward pass: (the tensors of its output, its MACs). MACs are those of convolutions and matrix products
+    in all modules and functions (torch's FlopCounterMode, halved)."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    # fused transformer layers (taken without gradients), attention and recurrent layers would count as nothing: run
-    # their parts one by one
+    # fused transformer layers (used without gradients), attention and recurrent layers would be counted as 0: run their
+    # parts separately
     with (
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),
@@ -63,7 +63,7 @@ class Cost:
 
 
 def cost(model: nn.Module, row: Any, forward: Forward, groups: Sequence[Group], macs: int) -> Cost:
-    """The cost of `model` (in evaluation mode), whose MACs are `macs`, by what its layers do in a forward of one
+    """The cost of `model` (in evaluation mode) with `macs` MACs, from the shapes of its layers in a forward pass of one
     row."""
     import numpy as np
     from torch import nn
@@ -93,7 +93,7 @@ def cost(model: nn.Module, row: Any, forward: Forward, groups: Sequence[Group], 
 
 
 def _places(model: nn.Module, row: Any, forward: Forward) -> dict[str, int]:
-    """Convolutions and linear layers by name -> at how many places (positions x calls) each works for one row."""
+    """{convolution or linear layer: number of places (positions x calls) that it is applied at for one row}."""
     import torch
     from torch import nn
 

@@ -1,7 +1,6 @@
-"""Which channels of a model belong together: removing one from a layer removes it from every layer that it reaches.
+"""Coupled channels of a model: removing one from a layer removes it from every layer that it reaches.
 
-The graph is torch-pruning's (Fang et al. 2023, "DepGraph", arXiv:2301.12900). What it says is not taken on trust:
-`proof.py` tries it.
+The graph is torch-pruning's (Fang et al. 2023, "DepGraph", arXiv:2301.12900). `proof.py` checks its result.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ Forward = Callable[["nn.Module", Any], Any]
 
 @dataclass(frozen=True)
 class Member:
-    """A layer that a group touches. `side`: `out`, `in`, or `axis N` of a parameter that stands by itself; `width`: its
-    channels on that side; `index`: for each unit of the group, the channels of this layer that go with it (several
-    behind a flatten)."""
+    """A layer of a group. `side`: `out`, `in`, or `axis N` of a parameter outside any layer; `width`: its channels on
+    that side; `index`: for each unit of the group, the channels of this layer that are removed with it (several after a
+    flatten)."""
 
     layer: str
     kind: str
@@ -38,8 +37,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that can only be removed together. `name`: the layer that makes them; `width` channels in units of
-    `unit` (more than 1 where a grouped convolution wants its parts equal)."""
+    """Channels that can only be removed together. `name`: the layer that computes them; `width` channels in units of
+    `unit` (more than 1 where a grouped convolution needs equal parts)."""
 
     name: str
     width: int
@@ -53,7 +52,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A layer whose channels stay, and why."""
+    """A layer that is not pruned, and the reason."""
 
     layer: str
     reason: str
@@ -66,8 +65,8 @@ class Refusal:
 def coupled(
     model: nn.Module, example: Any, forward: Forward, protect: Iterable[str] = ()
 ) -> tuple[list[Group], list[Refusal]]:
-    """Every group of coupled channels that torch-pruning finds, and those that its layers rule out. `protect`: layers
-    to be left as they are. Raises UsageError where the model can't be traced."""
+    """(groups of coupled channels that torch-pruning finds, layers that are refused). `protect`: layers to keep
+    unchanged. Raises UsageError where the model can't be traced."""
     model = copy.deepcopy(model).eval()
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point() or p.is_complex())
@@ -87,7 +86,7 @@ def coupled(
 
 
 def _apart(group: Group, taken: dict[tuple[str, str, int], str]) -> Group | Refusal:
-    """The group, noted in `taken`, or why not: a channel belongs to one group."""
+    """The group, added to `taken`, or a refusal: a channel belongs to one group only."""
     own = {(m.layer, m.side, i) for m in group.members for unit in m.index for i in unit}
     other = next((taken[channel] for channel in sorted(own) if channel in taken), None)
     if other is not None:
@@ -112,8 +111,8 @@ def _traced(model: nn.Module, example: Any, forward: Forward) -> Any:
 
 
 def _followed(graph: Any, names: dict) -> Iterator[Any]:
-    """torch-pruning's group of every layer that makes channels, each group once; where it fails to follow them, a
-    refusal."""
+    """torch-pruning's group of every layer that computes channels, each group once; a refusal where it fails to trace
+    them."""
     import torch_pruning as tp
 
     seen = set()
@@ -158,7 +157,7 @@ def _tied(model: nn.Module) -> set[str]:
 
 
 def _group(graph: Any, found: Any, names: dict, tied: set[str], protect: set[str]) -> Group | Refusal:
-    """torch-pruning's group as edgekd's, or why its channels stay."""
+    """torch-pruning's group as a Group, or a refusal."""
     from torch.nn.utils import parametrize
     from torch_pruning.ops import OPTYPE
 
@@ -213,7 +212,7 @@ def _group(graph: Any, found: Any, names: dict, tied: set[str], protect: set[str
 
 
 def _first_maker(graph: Any, found: Any, names: dict, root: Any) -> str:
-    """The first layer of the model, in its own order, that makes these channels: what the group is called."""
+    """The name of the group: the first layer of the model, in its own order, that computes these channels."""
     makers = {names[root.module]}
     for item in found:
         node = item.dep.target
@@ -255,7 +254,7 @@ def _kinds() -> dict[Any, str]:
 
 
 def removals(groups: Iterable[Group], gone: Iterable[Sequence[int]]) -> list[dict[str, Any]]:
-    """The history of removing the units `gone` of each group, all counted before any is removed."""
+    """The history of removing the units `gone` of each group; widths are those before any removal."""
     sides: dict[tuple[str, str, int], list[int]] = {}
     for group, units in zip(groups, gone, strict=True):
         for member in group.members if len(units) else ():

@@ -1,9 +1,8 @@
-"""What was removed from a model, as JSON, and doing it again on a fresh instance: no pickle, no tracing, no weights
-needed.
+"""The pruning history of a model as JSON, and how to apply it to a new instance, without pickle, tracing or weights.
 
-A history is a list of removals {"layer", "side", "width", "removed"}, applied in order. `side` is `out` or `in` for a
-layer's channels, `axis N` for a parameter that stands by itself; `width` is how many there were, `removed` the indices
-among them.
+A history is a list of removals {"layer", "side", "width", "removed"}, applied in order. `side`: `out` or `in` for a
+layer's channels, `axis N` for a parameter outside any layer; `width`: the number of channels before; `removed`: the
+indices of those removed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from edgekd.errors import Problem, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-CHANGED = "the model is no longer the one that was pruned: use the code that it was made with, or prune it again"
+CHANGED = "the model differs from the one that was pruned: use the code that it was made with, or prune it again"
 
 
 def removal(layer: str, side: str, width: int, removed: Sequence[int]) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def removal(layer: str, side: str, width: int, removed: Sequence[int]) -> dict[s
 
 def apply(module: nn.Module, history: Sequence[Mapping[str, Any]]) -> nn.Module:
     """Removes the channels of `history` from `module` in place. Raises UsageError with every removal that doesn't fit,
-    and changes nothing then."""
+    and then changes nothing."""
     widths: dict[tuple[str, str], int] = {}
     problems = []
     for step in history:
@@ -33,12 +32,10 @@ def apply(module: nn.Module, history: Sequence[Mapping[str, Any]]) -> nn.Module:
         try:
             there = widths.get(place) or width(module, *place)
         except (AttributeError, TypeError, ValueError, IndexError):
-            problems.append(
-                Problem(f"layer `{step['layer']}`", "is not there, or not of a kind that can be pruned", CHANGED)
-            )
+            problems.append(Problem(f"layer `{step['layer']}`", "does not exist, or can't be pruned", CHANGED))
             continue
         if there != step["width"] or not set(step["removed"]) < set(range(there)):
-            message = f"has {there} channels ({step['side']}), its history was made on {step['width']}"
+            message = f"has {there} channels ({step['side']}), but its history needs {step['width']}"
             problems.append(Problem(f"layer `{step['layer']}`", message, CHANGED))
         widths[place] = there - len(step["removed"])
     if problems:
@@ -49,7 +46,7 @@ def apply(module: nn.Module, history: Sequence[Mapping[str, Any]]) -> nn.Module:
 
 
 def width(module: nn.Module, layer: str, side: str) -> int:
-    """How many channels `layer` has on `side`."""
+    """The number of channels of `layer` on `side`."""
     import torch_pruning as tp
     from torch_pruning.pruner.function import PrunerBox
 
@@ -61,7 +58,7 @@ def width(module: nn.Module, layer: str, side: str) -> int:
 
 
 def cut(module: nn.Module, layer: str, side: str, removed: Sequence[int]) -> None:
-    """One removal, by torch-pruning's functions for each kind of layer; what was frozen stays frozen."""
+    """Applies one removal with torch-pruning's function for the kind of layer; frozen parameters stay frozen."""
     import torch
     import torch_pruning as tp
     from torch import nn

@@ -1,5 +1,5 @@
-"""A pruning plan: which widths, decided from the architecture before any training; then which channels, decided by
-trained weights."""
+"""A pruning plan: the widths, which depend only on the architecture and are chosen before any training; then the
+channels, which depend on the trained weights."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-TOLERANCE = 0.02  # of the MACs asked for
+TOLERANCE = 0.02  # relative to the requested MACs
 
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """`removed`: how many units of each group go; `asked` and `reached`: shares of the `before` MACs; `refused`: layers
-    left as they are."""
+    """`removed`: the number of units removed from each group; `requested` and `reached`: shares of the `before` MACs;
+    `refused`: layers that are not pruned."""
 
-    asked: float
+    requested: float
     before: int
     after: int
     groups: tuple[Group, ...]
@@ -40,8 +40,8 @@ class PruningPlan:
 
     @property
     def error(self) -> float:
-        """How far the point is from the MACs asked for, as a share of those."""
-        return abs(self.reached - self.asked) / self.asked
+        """The distance to the requested MACs, as a share of these."""
+        return abs(self.reached - self.requested) / self.requested
 
     @property
     def widths(self) -> Mapping[str, tuple[int, int]]:
@@ -65,8 +65,8 @@ def macs_and_parameters(model: nn.Module, example: Any, forward: Forward | None 
 def groups(
     model: nn.Module, example: Any, *, forward: Forward | None = None, protect: Iterable[str] = ()
 ) -> tuple[list[Group], list[Refusal]]:
-    """The groups of channels that can be pruned, and the layers that can't, each with the reason. The model is left as
-    it is. Raises UsageError where it can't be traced."""
+    """(groups of channels that can be pruned, layers that can't, each with the reason). The model is not changed.
+    Raises UsageError where it can't be traced."""
     forward = forward or plainly
     found, refused = coupled(model, example, forward, protect)
     kept, more = proved(model, example, found, forward)
@@ -83,11 +83,11 @@ def plan(
     forward: Forward | None = None,
     protect: Iterable[str] = (),
 ) -> PruningPlan:
-    """The widths that leave the share `macs` of the model's MACs, as near as can be reached and as even as possible;
-    with `at_most` as near below it.
+    """The widths that keep the share `macs` of the model's MACs: as near as possible, then as even as possible. With
+    `at_most`, the nearest share below `macs`.
 
-    Raises UsageError where the nearest point is further than 2 % of the MACs asked for (with `at_most`: where there is
-    none), with the points that can be reached and with every layer that can't be pruned."""
+    Raises UsageError where the nearest point is more than 2 % from the requested MACs (with `at_most`: where there is
+    none), with the points that can be reached and every layer that can't be pruned."""
     forward = forward or plainly
     if macs == 1.0:
         whole, _ = macs_and_parameters(model, example, forward)
@@ -95,7 +95,7 @@ def plan(
     found, refused = groups(model, example, forward=forward, protect=protect)
     if not found:
         raise UsageError(
-            Problem("macs", "nothing in the model can be pruned", "macs = 1 keeps it as it is"), *map(_told, refused)
+            Problem("macs", "no layer of the model can be pruned", "macs = 1 does not prune it"), *map(_told, refused)
         )
     laboratory = Laboratory(model, example, found, forward)
     whole = int(laboratory.cost(_none(found)))
@@ -125,7 +125,7 @@ def problems(
     forward: Forward | None = None,
     protect: Iterable[str] = (),
 ) -> list[Problem]:
-    """What stands against a plan, without raising."""
+    """The problems of a plan; doesn't raise UsageError."""
     try:
         plan(model, example, macs, multiple_of, at_most=at_most, forward=forward, protect=protect)
     except UsageError as error:
@@ -134,8 +134,8 @@ def problems(
 
 
 def prune(model: nn.Module, plan: PruningPlan, criterion: Callable[[Channels], torch.Tensor]) -> list[dict[str, Any]]:
-    """Removes from `model`, in place, the channels that `criterion` scores lowest (of equals, the last). Returns the
-    history, which is JSON. Raises UsageError for scores of another shape, or not finite."""
+    """Removes the channels with the lowest scores of `criterion` from `model` in place (of equal scores, the last).
+    Returns the history, which is JSON. Raises UsageError for scores of another shape, or not finite."""
     gone = [
         _lowest(criterion, weights(model, group), count) if count else ()
         for group, count in zip(plan.groups, plan.removed, strict=True)
@@ -152,7 +152,7 @@ def _lowest(criterion: Callable[[Channels], torch.Tensor], channels: Channels, c
     if tuple(scores.shape) != (channels.channels,) or not bool(scores.isfinite().all()):
         name = getattr(criterion, "__name__", "criterion")
         message = (
-            f"must give {channels.channels} finite scores for the channels of `{channels.name}`, gave shape "
+            f"must return {channels.channels} finite scores for the channels of `{channels.name}`, returned shape "
             f"{list(scores.shape)}"
         )
         raise UsageError(Problem(f"criterion `{name}`", message))
@@ -171,18 +171,18 @@ def _told(refusal: Refusal) -> Problem:
 
 
 def _too_far(made: PruningPlan, near: list[points.Point], multiple_of: int, at_most: bool) -> Problem:
-    """The refusal, with the nearest points below and above what was asked."""
+    """The problem of a share that can't be reached, with the nearest points below and above it."""
     shares = sorted({round(p.macs / made.before, 4) for p in near})
-    below, above = [s for s in shares if s <= made.asked][-4:], [s for s in shares if s > made.asked][:4]
+    below, above = [s for s in shares if s <= made.requested][-4:], [s for s in shares if s > made.requested][:4]
     most = "at most " if at_most else ""
     message = (
-        f"{most}{made.asked:g} of the MACs can't be reached in widths that are multiples of {multiple_of}: the "
+        f"{most}{made.requested:g} of the MACs can't be reached with widths that are multiples of {multiple_of}: the "
         f"nearest point is {made.reached:.4g}"
     )
     ways = [f"can be reached: {', '.join(f'{s:g}' for s in (*below, *above))}"]
-    ways += [f'`macs = "max {made.asked:g}"` takes {below[-1]:g}'] if below else []
+    ways += [f'`macs = "max {made.requested:g}"` takes {below[-1]:g}'] if below else []
     ways += (
-        [f"a smaller `multiple_of` than {multiple_of} reaches more, in widths that kernels may run slower at"]
+        [f"a smaller `multiple_of` than {multiple_of} allows more widths, but kernels may run slower at these"]
         if multiple_of > 1
         else []
     )

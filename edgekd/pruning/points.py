@@ -1,4 +1,5 @@
-"""Widths for a share of the MACs. Which points can be reached depends on the architecture and the multiple alone."""
+"""The widths for a share of the MACs. The points that can be reached depend only on the architecture and the
+multiple."""
 
 from __future__ import annotations
 
@@ -11,14 +12,15 @@ import numpy as np
 
 from edgekd.pruning.cost import Cost
 
-EVERY = 100_000  # up to so many points are all looked at
-EQUAL = 0.01  # points within one percent of the MACs asked for count as equally near: the most even one is taken
-KEEP, ROUNDS = 24, 60  # of the search where there are more points
+EVERY = 100_000  # up to this many points, all are evaluated
+EQUAL = 0.01  # points within one percent of the requested MACs count as equally near: the most even one is taken
+KEEP, ROUNDS = 24, 60  # of the beam search, where there are more points
 
 
 @dataclass(frozen=True)
 class Point:
-    """Units removed from each group, the MACs that are left, and how far the kept shares are from even."""
+    """`removed`: units removed from each group; `macs`: the MACs that are left; `spread`: how uneven the kept shares
+    are."""
 
     removed: tuple[int, ...]
     macs: int
@@ -35,11 +37,11 @@ def steps(width: int, unit: int, multiple: int) -> tuple[int, ...]:
 def search(
     cost: Cost, widths: Sequence[int], units: Sequence[int], target: float, multiple: int, at_most: bool = False
 ) -> list[Point]:
-    """Points near `target` MACs, the best first: the most even of those within `EQUAL` of it, or else the nearest. With
-    `at_most` the nearest below counts as the target, and those above come last.
+    """Points near `target` MACs, the best first: the most even of those within `EQUAL` of it, else the nearest. With
+    `at_most`, the nearest point below counts as the target, and points above come last.
 
-    Even: least squares between each group's kept share and the one share that would hit the target, were widths not in
-    steps. All points are looked at where there are up to `EVERY`, else a beam search from even roundings."""
+    Evenness: least squares between each group's kept share and the common share that would reach the target if widths
+    were not multiples. Up to `EVERY` points are all evaluated, else a beam search starts from rounded even shares."""
     options = [steps(w, u, multiple) for w, u in zip(widths, units, strict=True)]
     whole, unit = np.array(widths, np.int64), np.array(units, np.int64)
     even = _even(cost, whole, unit, options, target)
@@ -70,7 +72,7 @@ def search(
 
 
 def _even(cost: Cost, whole: np.ndarray, unit: np.ndarray, options: Sequence[Sequence[int]], target: float) -> float:
-    """The one kept share, of all groups that have a choice, that leaves `target` MACs; by bisection."""
+    """The common kept share of all groups with a choice that leaves `target` MACs, by bisection."""
     free = np.array([len(o) > 1 for o in options], bool)
     low, high = 0.0, 1.0
     for _ in range(50):
@@ -83,8 +85,7 @@ def _even(cost: Cost, whole: np.ndarray, unit: np.ndarray, options: Sequence[Seq
 def _beam(
     judge, grid: Sequence[np.ndarray], whole: np.ndarray, even: float, target: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points seen while walking, one step of one group at a time, from the even roundings around `even` to the
-    target."""
+    """Points visited from the rounded even shares around `even` to the target, one step of one group at a time."""
     starts = [
         [int(np.abs(o - share * w).argmin()) for o, w in zip(grid, whole, strict=True)]
         for share in np.linspace(0.02, 1, 50)

@@ -1,11 +1,10 @@
-"""Proof, by trying it, that the channels of a group can go: a model without them computes what it would if nobody
-looked at them.
+"""Checks by removal that the channels of a group can be removed: a model without them must compute the same as a model
+whose layers ignore them.
 
-Tracing can be wrong (a hard-coded shape, channels that are shuffled, a mean over channels, an operation that it doesn't
-know). So weights are drawn at random, some channels of a group are removed, and the output is compared, in double
-precision, with that of the whole model whose layers ignore those channels; its MACs are counted, too. What differs is
-refused. Trained weights play no part in it.
-"""
+Tracing can be wrong (a hard-coded shape, shuffled channels, a mean over channels, an unknown operation). So the check
+draws random weights, removes some channels of a group, and compares the output, in double precision, with that of the
+whole model whose layers ignore these channels. It also counts the MACs. A group that differs is refused. Trained
+weights are not used."""
 
 from __future__ import annotations
 
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# of the effect of ignoring the channels; true removals differ by rounding, wrong ones by about the whole effect
+# relative to the effect of ignoring the channels: correct removals differ by rounding, wrong ones by about all of it
 WRONG = 1e-3
 
 
 class Laboratory:
-    """A model with random weights, what it computes, and what each group costs: the place to try removals."""
+    """Tries removals on a model with random weights. Holds the model, its output, and the cost of each group."""
 
     def __init__(self, model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward):
         self.forward, self.groups = forward, list(groups)
@@ -38,13 +37,13 @@ class Laboratory:
         self.cost: Cost = cost(self.model, self.example, forward, self.groups, macs)
 
     def objection(self, gone: Sequence[Sequence[int]]) -> str | None:
-        """Why removing the units `gone` of each group is wrong; None if it is right."""
+        """Why removing the units `gone` of each group is wrong; None if it is correct."""
         history = removals(self.groups, gone)
         try:
             output, macs = run(apply(copy.deepcopy(self.model), history), self.example, self.forward)
         except THEIRS as error:
             return (
-                "the model does not run without some of its channels, as if its forward named their number "
+                "the model does not run without some of its channels, as if its forward depended on their number "
                 f"({first_line(error)})"
             )
         if [t.shape for t in output] != [t.shape for t in self.output]:
@@ -55,7 +54,7 @@ class Laboratory:
             rounding = 1e-9 if new.element_size() == 8 else 1e-5
             if not (new - right).abs().max().item() <= WRONG * effect + rounding * right.abs().max().item():
                 return (
-                    "without some of its channels the others give something else (a normalisation or mean over "
+                    "removing some of its channels changes the values of others (a normalization or mean over "
                     "channels, or a reshape)"
                 )
         predicted = int(self.cost(np.array([len(units) for units in gone], np.int64)))
@@ -69,8 +68,8 @@ class Laboratory:
 def proved(
     model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward
 ) -> tuple[list[Group], list[Refusal]]:
-    """The groups whose channels can go, one by one and together, and the others with the reason: all at once, or by
-    halves."""
+    """(groups whose channels can be removed, separately and together; the others, each with the reason). Tries all
+    groups at once, then halves."""
     if not groups:
         return [], []
     laboratory = Laboratory(model, example, groups, forward)
@@ -93,7 +92,7 @@ def proved(
 
 
 def ignoring(model: nn.Module, history: Sequence[dict[str, Any]]) -> nn.Module:
-    """`model` with its weights on the channels that `history` takes from a layer's inputs set to 0."""
+    """`model` with 0 for its weights on the channels that `history` removes from a layer's inputs."""
     import torch
     from torch import nn
 
@@ -115,7 +114,7 @@ def ignoring(model: nn.Module, history: Sequence[dict[str, Any]]) -> nn.Module:
 
 
 def _half(group: Group, seed: int) -> list[int]:
-    """Half of a group's units, at random but always the same."""
+    """Half of a group's units, randomly chosen with a fixed seed."""
     import torch
 
     return sorted(
@@ -140,12 +139,12 @@ def _prepared(model: nn.Module, example: Any, forward: Forward) -> tuple[nn.Modu
                 continue
             if all(bool(t.isfinite().all()) for t in output):
                 return trial, inputs, output, macs
-    raise UsageError(Problem("model", "gives values that are not finite, for random weights and inputs"))
+    raise UsageError(Problem("model", "returns values that are not finite, for random weights and inputs"))
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """Weights at random, the same at every call, none of them 0, at a scale that keeps signals alive through many
-    layers."""
+    """Sets random weights with a fixed seed, none of them 0, at a scale that keeps values from vanishing in deep
+    models."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -170,7 +169,8 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def _inputs(example: Any, dtype: torch.dtype, draw: bool) -> Any:
-    """The example in `dtype`, its real numbers drawn anew (a blank image tells nothing), integers as they are."""
+    """The example in `dtype`, with random floating-point numbers (a blank image would show nothing) and unchanged
+    integers."""
     import torch
 
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""The weights of a group, channel by channel: what a criterion ranks by."""
+"""The weights of a group by channel, which a criterion ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Channels:
-    """What a criterion sees of a group: how many channels there are to rank, and their weights in every layer."""
+    """The input of a criterion: a group's number of channels to rank, and their weights in every layer."""
 
     name: str
     channels: int
@@ -33,8 +33,8 @@ class Channels:
 
 
 def weights(model: nn.Module, group: Group) -> Channels:
-    """The weights of a group, channel by channel, as a criterion wants them. Where channels go in units, a unit counts
-    as one."""
+    """The weights of a group by channel, as input of a criterion. Channels that are removed in units count as one per
+    unit."""
     import torch
 
     slices = []
