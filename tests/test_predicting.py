@@ -712,11 +712,11 @@ def spoilt(change):
 
 HOSTILE = {
     "name": lambda raw: raw.update(name=3),
-    "doesn't say schema": lambda raw: raw.update(schema="edgekd.calibration/2"),
+    "must have schema": lambda raw: raw.update(schema="edgekd.calibration/2"),
     "costs.resnet18": lambda raw: raw["costs"].update(resnet18=[1.0] * 10),
     "costs.alexnet": lambda raw: raw["costs"].update(alexnet=[-1.0] * 11),
     "names the network `nothing`": lambda raw: raw["tables"][0]["rows"].append(["nothing", "float", 1.0]),
-    "is not [network, float or int8, milliseconds]": lambda raw: raw["tables"][0]["rows"].append(
+    "must be [network, float or int8, milliseconds]": lambda raw: raw["tables"][0]["rows"].append(
         ["resnet18", "float", 0]
     ),
     "tables[1].rows[35]": lambda raw: raw["tables"][1]["rows"].append(["resnet18", ["float"], 1.0]),
@@ -729,8 +729,8 @@ HOSTILE = {
     "tables[0].threads": lambda raw: raw["tables"][0].update(threads=True),
     "tables[0].half": lambda raw: raw["tables"][0].update(half="no"),
     "tables[0].core": lambda raw: raw["tables"][0].update(core=["cortex-a72"]),
-    "is no list with a table": lambda raw: raw.update(tables={}),
-    "tables[0].rows: is no list with a row": lambda raw: raw["tables"][0].update(rows={"a": 1}),
+    "must be a list with at least one table": lambda raw: raw.update(tables={}),
+    "tables[0].rows: must be a list with at least one row": lambda raw: raw["tables"][0].update(rows={"a": 1}),
 }
 
 
@@ -783,7 +783,7 @@ def test_a_population_that_is_no_covariance_is_refused(tmp_path):
     assert "boards.x86.int8" in str(error.value)
     raw["noise"], raw["boards"]["x86"]["int8"] = 0.01, 0.1
     (tmp_path / "p.json").write_text(json.dumps(raw))
-    with pytest.raises(UsageError, match="no covariance"):
+    with pytest.raises(UsageError, match="positive definite covariance"):
         shipped.read_population(tmp_path / "p.json")
 
 

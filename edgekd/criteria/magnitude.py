@@ -1,4 +1,4 @@
-"""Keep the channels with the largest weights, in all layers that they touch."""
+"""Keep the channels with the largest weights, over all layers that they are coupled with."""
 
 from __future__ import annotations
 

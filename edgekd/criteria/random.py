@@ -1,4 +1,4 @@
-"""Keep channels at random: the control that shows what another criterion is worth."""
+"""Keep channels at random: a control for other criteria."""
 
 from __future__ import annotations
 

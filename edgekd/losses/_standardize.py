@@ -12,7 +12,7 @@ def standardized(logits: torch.Tensor) -> torch.Tensor:
     """(z - mean) / deviation of each row [..., C]; the deviation is the sample's (divided by C - 1), as in the authors'
     code.
 
-    Raises ValueError for two classes or fewer: all that is left of two logits is which of them is larger."""
+    Raises ValueError for two classes or fewer: of two standardized logits only their order is left."""
     if logits.shape[-1] < 3:
         raise ValueError(f"logits of {logits.shape[-1]} classes can't be standardized: only their order would be left")
     centred = logits - logits.mean(-1, keepdim=True)

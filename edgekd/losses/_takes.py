@@ -1,5 +1,5 @@
-"""What terms on the output take: scores of two classes or more, and labels that number them. Asked at every call; it
-costs microseconds."""
+"""The inputs of terms on the output: scores of two classes or more, and class numbers as labels. Checked at every call,
+which takes microseconds."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NUMBERED = 'class numbers are integers 0, 1, ...; values to be predicted need a 
 
 
 def scores(signals: Signals) -> torch.Tensor:
-    """The output [B, ..., C] in float32. Raises UsageError where it is no scores of two classes or more: a softmax over
-    one number is always 1."""
+    """The output [B, ..., C] in float32. Raises UsageError if it has fewer than two classes: a softmax over one number
+    is always 1."""
     import torch
 
     z = signals.output
@@ -32,7 +32,7 @@ def scores(signals: Signals) -> torch.Tensor:
             Problem(
                 "",
                 f"takes one tensor of logits [B, C], not {type(z).__name__}",
-                "name a loss of your own, which picks its head",
+                "write your own loss, which selects a head",
             )
         )
     if z.ndim < 2 or z.shape[-1] < 2:
@@ -41,10 +41,10 @@ def scores(signals: Signals) -> torch.Tensor:
 
 
 def class_numbers(batch: Batch, classes: int) -> torch.Tensor:
-    """The labels as int64. Raises UsageError where they are no integers from 0 to `classes` - 1, one per row."""
+    """The labels as int64. Raises UsageError if they are not integers from 0 to `classes` - 1, one per row."""
     labels = batch.labels
     if labels is None:
-        raise UsageError(Problem("", "the samples have no labels", "name losses that learn from a teacher alone"))
+        raise UsageError(Problem("", "the samples have no labels", "use losses that need only a teacher"))
     kind = str(labels.dtype).removeprefix("torch.")
     if labels.ndim > 1 and labels.shape[0] == len(labels.reshape(-1)):
         raise UsageError(
@@ -63,6 +63,6 @@ def class_numbers(batch: Batch, classes: int) -> torch.Tensor:
             Problem("", f"labels are {kind}, not class numbers", NUMBERED if kind != "bool" else "y.astype(int)")
         )
     if len(labels.reshape(-1)) and (labels.min() < 0 or labels.max() >= classes):
-        text = f"labels go from {labels.min()} to {labels.max()}, the outputs have {classes} classes"
+        text = f"labels are from {labels.min()} to {labels.max()}, but the outputs have {classes} classes"
         raise UsageError(Problem("", text, "number the classes from 0"))
     return labels.long()

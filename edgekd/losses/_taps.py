@@ -1,4 +1,4 @@
-"""What the terms on intermediate layers share: taps in pairs, sizes brought together, vectors of length 1."""
+"""Helpers of terms on intermediate layers: pairs of taps, equal sizes, vectors of length 1."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pairs(student: Signals, teacher: Signals) -> list[tuple[torch.Tensor, torch.
     Raises ValueError where there are none, or not equally many, or not of the same rows."""
     ours, theirs = list(student.taps.values()), list(teacher.taps.values())
     if not ours or len(ours) != len(theirs):
-        raise ValueError(f"taps come in pairs, one or more: {len(ours)} of the student, {len(theirs)} of the teacher")
+        raise ValueError(f"needs pairs of taps, not {len(ours)} of the student, {len(theirs)} of the teacher")
     for s, t in zip(ours, theirs, strict=True):
         if s.ndim < 2 or t.ndim < 2 or len(s) != len(t):
             raise unpaired("features need the same rows", s, t)
@@ -33,7 +33,7 @@ def unpaired(why: str, student: torch.Tensor, teacher: torch.Tensor) -> ValueErr
 
 
 def same_size(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two maps [B, C, H, W], averaged down to the smaller height and width. Raises ValueError for what is no map."""
+    """Two maps [B, C, H, W], averaged down to the smaller height and width. Raises ValueError for other shapes."""
     from torch.nn import functional as F
 
     if student.ndim != 4 or teacher.ndim != 4:
@@ -52,8 +52,8 @@ def same_channels(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.T
 
 
 def unit(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """x / |x| along `dim`. A vector of zeros stays one and gets no gradient: dividing by a small constant would give it
-    an immense one."""
+    """x / |x| along `dim`. A vector of zeros is unchanged and gets no gradient: dividing it by a small constant would
+    give a very large one."""
     import torch
 
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
@@ -71,9 +71,9 @@ def pooled(x: torch.Tensor) -> torch.Tensor:
 
 
 def projector(student: torch.Tensor, teacher: torch.Tensor) -> nn.Module:
-    """What brings a student's tap to the teacher's width: nothing where they are equal, else a 1x1 convolution with
-    BatchNorm for maps, Linear for vectors and tokens. Raises ValueError for shapes that no projector brings
-    together."""
+    """A module that projects a student's tap to the teacher's width: the identity if they are equal, else a 1x1
+    convolution with BatchNorm for maps, or a Linear for vectors and tokens. Raises ValueError for shapes that can't be
+    projected."""
     from torch import nn
 
     if student.ndim != teacher.ndim or student.ndim not in (2, 3, 4):

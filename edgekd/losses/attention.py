@@ -1,4 +1,4 @@
-"""Attention transfer: where in the picture the features are strong."""
+"""Attention transfer: the student's spatial attention maps match the teacher's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def attention(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
-    """Mean over positions of (a_s - a_t)^2 per row, a = the squares' mean over channels, brought to length 1: maps [B,
+    """Mean over positions of (a_s - a_t)^2 per row, a = the squares' mean over channels, scaled to length 1: maps [B,
     C, H, W] -> [B].
 
     Zagoruyko and Komodakis 2017, eq. 2 with F^2_sum; channels may differ. As in the authors' code the squares are

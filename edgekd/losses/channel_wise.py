@@ -1,4 +1,4 @@
-"""Channel-wise distillation: each channel as a distribution over the picture."""
+"""Channel-wise distillation: each channel is a distribution over the positions of the map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contrastive distillation: a student's row is to be told from all others by the teacher's."""
+"""Contrastive distillation: a student's row must be more similar to the teacher's same row than to other rows."""
 
 from typing import Annotated, ClassVar
 
@@ -17,8 +17,8 @@ class Contrastive(nn.Module):
 
     After Tian et al. 2020 (CRD), with two departures: the negatives are the other rows of the batch, not a memory bank,
     and so the loss is the softmax over one positive and them (InfoNCE) instead of the binary one against N samples of
-    noise. As there, rows of the same class are no negatives (where labels are class numbers), and g are two linear
-    embeddings to `dim`, brought to length 1; both learn. Maps and tokens are averaged over positions first. A row's
+    noise. As there, rows of the same class are not negatives (if labels are class numbers), and g are two linear
+    embeddings to `dim`, scaled to length 1; both learn. Maps and tokens are averaged over positions first. A row's
     value depends on its batch; large batches give more negatives.
 
     >>> import torch
@@ -65,7 +65,7 @@ class Contrastive(nn.Module):
 
 
 def same_class(batch: Batch) -> torch.Tensor | None:
-    """[B, B]: which other rows have the row's own class. None where labels are no class numbers."""
+    """[B, B]: which other rows have the row's own class. None where labels are not class numbers."""
     labels = batch.labels
     if labels is None or labels.ndim != 1 or labels.is_floating_point():
         return None

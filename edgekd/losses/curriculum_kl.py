@@ -1,4 +1,4 @@
-"""KL to the teacher at a temperature that is learned against the student: tasks get harder as it learns."""
+"""KL to the teacher at a temperature that is learned adversarially: the task gets harder during training."""
 
 import math
 from typing import Annotated, ClassVar
@@ -56,7 +56,7 @@ class CurriculumKl(nn.Module):
 
 
 class Against(torch.autograd.Function):
-    """The identity, whose gradient is turned round and scaled (Ganin, Lempitsky 2015)."""
+    """The identity, with a reversed and scaled gradient (Ganin, Lempitsky 2015)."""
 
     @staticmethod
     def forward(context, x: torch.Tensor, strength: float) -> torch.Tensor:

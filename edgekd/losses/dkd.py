@@ -1,4 +1,5 @@
-"""Decoupled distillation: how sure the teacher is of the label, and how it ranks the other classes, weighted apart."""
+"""Decoupled distillation: separate weights for the teacher's confidence in the label and its ranking of other
+classes."""
 
 from __future__ import annotations
 

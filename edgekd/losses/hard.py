@@ -1,4 +1,4 @@
-"""Cross-entropy with the class that the teacher decides for: all that a teacher which shows only labels can give."""
+"""Cross-entropy with the class that the teacher predicts: works with teachers that show only labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Be your own teacher: classifiers on the student's inner layers learn from labels and from its own output."""
+"""Be your own teacher: classifiers on the student's layers learn from labels and from the student's own output."""
 
 from typing import Annotated, ClassVar
 
@@ -48,7 +48,7 @@ class Heads(nn.Module):
     ):
         super().__init__()
         if not student.taps:
-            raise ValueError("heads need one tap or more of the student")
+            raise ValueError("heads need at least one tap of the student")
         if labels and batch.labels is None:
             raise ValueError("the samples have no labels: set `labels` to 0")
         if hint and len(student.taps) < 2:

@@ -1,4 +1,4 @@
-"""Hints: the student's features, through a projector that learns, like the teacher's."""
+"""Hints: the student's features match the teacher's after a learned projection."""
 
 import torch
 from torch import nn

@@ -25,7 +25,7 @@ def kl(
     """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) per row: logits [B, C] -> [B].
 
     Hinton, Vinyals, Dean 2015, section 2: T^2 keeps the gradient's size independent of T. Summed over classes, never
-    averaged. `standardize`: each row of logits is first brought to mean 0 and deviation 1, so that a small student need
+    averaged. `standardize`: each row of logits is first scaled to mean 0 and deviation 1, so that a small student need
     not reach the teacher's scale (Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1).
 
     >>> import torch

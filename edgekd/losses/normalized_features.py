@@ -1,4 +1,4 @@
-"""Distillation by correlation: features after each channel is brought to mean 0 and deviation 1."""
+"""Distillation by correlation: features are compared after each channel is scaled to mean 0 and deviation 1."""
 
 from __future__ import annotations
 

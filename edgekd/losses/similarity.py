@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def similarity(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
-    """|G_s - G_t|_F^2 / B^2, G = f f^T of the flattened features with its rows brought to length 1: taps [B, ...] ->
+    """|G_s - G_t|_F^2 / B^2, G = f f^T of the flattened features with its rows scaled to length 1: taps [B, ...] ->
     [].
 
     Tung and Mori 2019, section 3, with a mean over layers instead of a sum. Shapes may differ in all but B; a usual

@@ -1,5 +1,5 @@
-"""Latency that nobody measured: a network's work by operator, a device's costs from timed networks, and an interval
-around their product.
+"""Predicted latency: a network's work by operator, a device's costs fitted to timed networks, and an interval around
+their product.
 
 latency.predict(work, target, rows=...)      -> Prediction of kind `calibrated`, `transferred` or `bound`
 work.work_of(model)                          an ONNX model -> its operators' shapes

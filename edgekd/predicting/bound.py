@@ -1,8 +1,7 @@
-"""What no device of stated facts goes below: multiply-accumulates over the most that its vector units finish in a
-cycle.
+"""A lower bound of latency from a device's facts: multiply-accumulates divided by the peak rate of its vector units.
 
-A bound, not an estimate: published networks take 1 to 100 times as long, 5 in the median. Memory isn't in it, as its
-speed is no fact of a core.
+It is a bound, not an estimate: published networks take 1 to 100 times as long, 5 in the median. Memory is not included,
+since its speed is not a fact of a core.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def peak(device: Device, precision: Precision, features: Iterable[str] = ()) -> 
 def bound(
     work: Sequence[Operator], device: Device, *, precision: Precision | None = "float", features: Iterable[str] = ()
 ) -> Prediction:
-    """Milliseconds that an inference takes at least; the interval is open above. `precision` None: of each operator as
-    its file has it."""
+    """The minimum of an inference in milliseconds; the interval is open above. `precision` None: as each operator has
+    it in its file."""
     kind = lambda o: precision or ("int8" if o.int8 else "float")
     least = sum(
         o.macs / (WINOGRAD if kernel_of(o) == "winograd" else 1.0) / peak(device, kind(o), features)

@@ -1,9 +1,9 @@
-"""A device's costs, and what they say of a network: the value, a 95 % interval, and how far it can be trusted.
+"""Predictions from a device's costs: the value for a network, a 95 % interval, and its kind.
 
 calibrated    the device itself was timed, with this runtime and this number of threads
-transferred   a device of the same core was, or another runtime, number of threads, or clock: the interval widens by how
-              much such pairs differ
-bound         nothing like it was timed: no number, only what no device of these facts goes below
+transferred   a device of the same core was timed, or another runtime, number of threads, or clock: the interval is
+              wider by how much such pairs differ
+bound         nothing similar was timed: only a lower bound from the device's facts
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def fit(
 
 
 def _note(made: Calibration, population: Population, relatives: Sequence[Calibration]) -> str:
-    """Where the figures come from, in words."""
+    """The source of the figures as text."""
     where = f"{made.runtime}, {made.device.threads} thread{'s' * (made.device.threads > 1)}"
     if made.kind == "calibrated":
         return f"{made.rows} files timed on {made.name or made.device.core} with {where}"
@@ -149,8 +149,8 @@ def predict(
     *,
     precision: Precision | None = "float",
 ) -> Prediction:
-    """Milliseconds of a network on a device; `precision` None: of each operator as its file has it. ValueError where
-    the network does nothing."""
+    """Predicts the milliseconds of a network on a device; `precision` None: as each operator has it in its file. Raises
+    ValueError for a network without operators."""
     if precision is None:
         return of(
             halves({p: costs.costs([o for o in work if o.int8 == (p == "int8")]) for p in costs.PRECISIONS}),
@@ -162,7 +162,7 @@ def predict(
 def of(amounts: np.ndarray, calibration: Calibration, precision: Precision | None = None) -> Prediction:
     """The prediction for `costs.costs` of a network: [11] of one precision, or [22] of both."""
     if not amounts.any():
-        raise ValueError("a network without operators takes no time that could be predicted")
+        raise ValueError("the latency of a network without operators can't be predicted")
     value, gradient = logarithm(calibration.mean, amounts, precision)
     half = calibration.reach * math.sqrt(float(gradient @ calibration.covariance @ gradient) + calibration.noise)
     note = f"{calibration.kind}: {calibration.note}"
@@ -170,9 +170,9 @@ def of(amounts: np.ndarray, calibration: Calibration, precision: Precision | Non
 
 
 def ratio_of(amounts: np.ndarray, calibration: Calibration) -> tuple[float, float]:
-    """(logarithm of time in int8 over time in float, its standard deviation) for `costs.costs` of a network: what both
-    share of a device's errors cancels through the joint covariance, what the costs can't say of a network
-    altogether."""
+    """(logarithm of the ratio of int8 time to float time, its standard deviation) for `costs.costs` of a network.
+    Errors of the device that both share cancel through the joint covariance; errors of the network cancel
+    completely."""
     (a, ga), (b, gb) = (logarithm(calibration.mean, amounts, p) for p in costs.PRECISIONS)
     gradient = gb - ga
     return b - a, math.sqrt(float(gradient @ calibration.covariance @ gradient) + 2 * (calibration.noise - MISFIT))

@@ -1,5 +1,4 @@
-"""Work as a device pays for it: how much a network has of each thing that costs time. Eleven numbers, the same on every
-device.
+"""The work of a network as eleven numbers, one for each kind of operation that costs time; the same on every device.
 
 The split follows the kernels that CPU runtimes have (ncnn src/layer/arm and x86; onnxruntime core/mlas): matrix
 products and 1x1 convolutions run as GEMM; 3x3 convolutions of stride 1 in Winograd's form (Lavin & Gray, 1509.09308),
@@ -46,7 +45,7 @@ def costs(work: Sequence[Operator]) -> np.ndarray:
 
     gemm, winograd, dense, depthwise, grouped: multiply-accumulates. weights: elements, of products for one row.
     activations: elements read and written by convolutions and products. touched: by everything else. operators: how
-    many. uneven: multiply-accumulates of convolutions with channels that are no multiple of 4. transforms: elements
+    many. uneven: multiply-accumulates of convolutions with channels that are not a multiple of 4. transforms: elements
     read and written by 3x3 convolutions in Winograd's form."""
     total = dict.fromkeys(NAMES, 0.0)
     for operator in work:

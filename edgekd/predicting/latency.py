@@ -19,8 +19,8 @@ from edgekd.records import Target
 
 
 def device_of(target: Target) -> Device | None:
-    """A target's traits: its core, of x86 by features. None where the core or its clock isn't known; a stand-in of an
-    emulator says nothing of time.
+    """A target's traits: its core, for x86 by features. None where the core or its clock isn't known; a substitute of
+    an emulator says nothing of time.
 
     `half` is False: onnxruntime computes float32 networks in 32 bits."""
     if target.clock_mhz is None:

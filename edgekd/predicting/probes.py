@@ -1,5 +1,5 @@
-"""Small networks to time on a device: each has much of one kind of work, the last two a bit of all. Their numbers are
-random and don't matter.
+"""Small networks to time on a device: each has mostly one kind of work, the last two a mixture. Their weights are
+random.
 
 `models()` gives every network twice, in float and as QDQ int8 (unsigned activations, signed weights per channel: what
 onnxruntime's integer kernels take on all CPUs). Timing all of them takes a few minutes on a slow board, seconds on a
@@ -80,7 +80,7 @@ def _model(name: str, int8: bool) -> bytes:
 
     shape, layers = NETWORKS[name]
     graph = _Graph(int8, np.random.default_rng(0))
-    value, size = graph.lattice("input") if int8 else "input", shape
+    value, size = graph.quantized("input") if int8 else "input", shape
     for layer in layers:
         value, size = _layer(graph, layer, value, size)
     graph.add("Identity", [value], output="output")
@@ -143,14 +143,14 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(array, f"c{len(self.constants)}"))
         return self.constants[-1].name
 
-    def lattice(self, value: str, zero: int = 128) -> str:
-        """The value rounded. After a ReLU, `zero` is 0 as in real networks: else runtimes can't drop the ReLU, and
-        compute in float."""
+    def quantized(self, value: str, zero: int = 128) -> str:
+        """Adds QuantizeLinear and DequantizeLinear. After a ReLU, `zero` is 0 as in real networks: otherwise runtimes
+        can't remove the ReLU and compute in float."""
         scale = [self.constant(np.float32(SCALE)), self.constant(np.uint8(zero))]
         return self.add("DequantizeLinear", [self.add("QuantizeLinear", [value, *scale]), *scale])
 
     def settle(self, value: str, zero: int = 128) -> str:
-        return self.lattice(value, zero) if self.int8 else value
+        return self.quantized(value, zero) if self.int8 else value
 
     def weight(self, shape: tuple[int, ...], axis: int = 0) -> tuple[str, str]:
         """(weight, bias): in int8 with a scale per slice along `axis`, which is the output's."""

@@ -1,11 +1,10 @@
-"""Calibrations as files: the rows that were timed, with their networks' costs and their sources. The fit is made on
-reading, in milliseconds.
+"""Calibration files: timed rows, with their networks' costs and their sources. The fit is computed on reading, in
+milliseconds.
 
-A file (`edgekd.calibration/1`, JSON) holds one board: {schema, name, title, runtime, costs {network: [11]}, tables
-[{core, clock_ghz, threads, half, source, rows [[network, precision, milliseconds]]}]}. Those that come with edgekd lie
-in targets/calibrations/, made of published figures by benchmarks/latency/ship.py; `population.json` beside them
-(`edgekd.population/1`) is what all of them together say.
-"""
+A file (`edgekd.calibration/1`, JSON) has one board: {schema, name, title, runtime, costs {network: [11]}, tables
+[{core, clock_ghz, threads, half, source, rows [[network, precision, milliseconds]]}]}. The shipped files are in
+targets/calibrations/, made from published figures by benchmarks/latency/ship.py; `population.json` beside them
+(`edgekd.population/1`) is the fit of all of them together."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ class Board:
 
 
 def folder() -> Path | None:
-    """Where the shipped files lie: inside an installed package, or beside the package in a source tree."""
+    """The folder of the shipped files: inside an installed package, or beside the package in a source tree."""
     package = Path(__file__).resolve().parent.parent
     return next(
         (f for f in (package / "_targets" / "calibrations", package.parent / "targets" / "calibrations") if f.is_dir()),
@@ -59,7 +58,7 @@ def boards() -> tuple[Board, ...]:
 
 @functools.cache
 def population() -> Population:
-    """What the shipped boards together say of a board that isn't among them."""
+    """The population of the shipped boards, which predicts boards that aren't among them."""
     place = folder()
     if place is None:
         raise UsageError(Problem("", "this installation has no targets/calibrations", "install edgekd again"))
@@ -76,9 +75,8 @@ def calibrations(core: str) -> tuple[Calibration, ...]:
 
 
 def calibrate(device: Device, *, runtime: str, rows: Sequence[Row] = (), name: str = "") -> Calibration | None:
-    """The best that is known of a device: its own rows if there are any (timed with `runtime`), on top of what the
-    shipped boards say of its core. None where no rows are given and no board of its core is among them: then only
-    `bound.bound` can be said."""
+    """The best calibration of a device: from its own rows if there are any (timed with `runtime`), and the shipped
+    boards with its core. None without rows and without such a board: then there is only `bound.bound`."""
     kin = calibrations(device.core)
     if not rows and not kin:
         return None
@@ -89,7 +87,7 @@ def calibrate(device: Device, *, runtime: str, rows: Sequence[Row] = (), name: s
 
 
 def read(path: Path) -> Board:
-    """A calibration file from anywhere. Raises UsageError with every problem of the file."""
+    """Reads a calibration file. Raises UsageError with every problem of the file."""
     raw, problems = _json(path, SCHEMA), []
     where = path.name
     costs = {}
@@ -99,19 +97,19 @@ def read(path: Path) -> Board:
         else:
             problems.append(
                 Problem(
-                    f"{where}: costs.{network}", f"are not {COUNT} finite numbers from 0 on: {', '.join(NAMES)}", HINT
+                    f"{where}: costs.{network}", f"must be {COUNT} finite numbers from 0 on: {', '.join(NAMES)}", HINT
                 )
             )
     names = {key: raw.get(key) for key in ("name", "title", "runtime")}
     problems += [
-        Problem(f"{where}: {key}", "is missing or no text", HINT)
+        Problem(f"{where}: {key}", "must be a text", HINT)
         for key, value in names.items()
         if not isinstance(value, str) or not value
     ]
     tables: list[Table] = []
     listed = raw.get("tables")
     if not isinstance(listed, list) or not listed:
-        problems.append(Problem(f"{where}: tables", "is no list with a table of rows", HINT))
+        problems.append(Problem(f"{where}: tables", "must be a list with at least one table", HINT))
     for number, table in enumerate(listed if isinstance(listed, list) else []):
         made = _table(f"{where}: tables[{number}]", str(names["name"]), _mapping(table), costs, problems)
         tables += [made] if made else []
@@ -126,31 +124,29 @@ def _table(
     core, clock, threads, half, source = (raw.get(k) for k in ("core", "clock_ghz", "threads", "half", "source"))
     wrong = []
     if not isinstance(core, str) or not core:
-        wrong.append(Problem(f"{where}.core", "is missing or no text, like cortex-a72", HINT))
+        wrong.append(Problem(f"{where}.core", "must be a text such as cortex-a72", HINT))
     if not _number(clock, 1e-3, 100):
-        wrong.append(Problem(f"{where}.clock_ghz", "is no number from 0.001 to 100", HINT))
+        wrong.append(Problem(f"{where}.clock_ghz", "must be a number from 0.001 to 100", HINT))
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1024:
-        wrong.append(Problem(f"{where}.threads", "is no number from 1 to 1024", HINT))
+        wrong.append(Problem(f"{where}.threads", "must be an integer from 1 to 1024", HINT))
     if not isinstance(half, bool):
-        wrong.append(Problem(f"{where}.half", "is neither true nor false", HINT))
+        wrong.append(Problem(f"{where}.half", "must be true or false", HINT))
     if not isinstance(source, str) or not source:
-        wrong.append(Problem(f"{where}.source", "is missing: a figure without a source can't be used", HINT))
+        wrong.append(Problem(f"{where}.source", "is missing: figures need a source", HINT))
     rows = []
     for i, line in enumerate(raw.get("rows") if isinstance(raw.get("rows"), list) else []):
         if not (isinstance(line, list) and len(line) == 3 and line[1] in PRECISIONS and _number(line[2], 1e-6, 1e9)):
             wrong.append(
-                Problem(f"{where}.rows[{i}]", f"is not [network, {' or '.join(PRECISIONS)}, milliseconds]", HINT)
+                Problem(f"{where}.rows[{i}]", f"must be [network, {' or '.join(PRECISIONS)}, milliseconds]", HINT)
             )
         elif not isinstance(line[0], str) or line[0] not in costs:
             wrong.append(
-                Problem(
-                    f"{where}.rows[{i}]", f"names the network `{str(line[0])[:80]}`, which `costs` doesn't have", HINT
-                )
+                Problem(f"{where}.rows[{i}]", f"names the network `{str(line[0])[:80]}`, which is not in `costs`", HINT)
             )
         else:
             rows.append(Row(costs[line[0]], float(line[2]), line[1], str(source)))
     if not rows and not wrong:
-        wrong.append(Problem(f"{where}.rows", "is no list with a row", HINT))
+        wrong.append(Problem(f"{where}.rows", "must be a list with at least one row", HINT))
     problems += wrong
     if wrong:
         return None
@@ -163,7 +159,7 @@ def _table(
 
 
 def write(path: Path, board: Board, networks: Sequence[Sequence[str]]) -> None:
-    """A board's file; `networks`: the name of each table's rows."""
+    """Writes a board's file; `networks`: the names of each table's rows."""
     amounts = {
         n: [float(f"{v:.6g}") for v in r.costs]
         for names, t in zip(networks, board.tables, strict=True)
@@ -184,7 +180,7 @@ def write(path: Path, board: Board, networks: Sequence[Sequence[str]]) -> None:
 
 
 def read_population(path: Path) -> Population:
-    """population.json. Raises UsageError where it is none."""
+    """Reads population.json. Raises UsageError where it is not valid."""
     raw = _json(path, POPULATION)
     shapes = {"weights": (len(TRAITS), 2 * COUNT), "spread": (2 * COUNT, 2 * COUNT)}
     arrays, problems = {}, []
@@ -197,7 +193,7 @@ def read_population(path: Path) -> Population:
             problems.append(
                 Problem(
                     f"{path.name}: {key}",
-                    f"is no table of {shape[0]} x {shape[1]} finite numbers",
+                    f"must be a table of {shape[0]} x {shape[1]} finite numbers",
                     "install edgekd again",
                 )
             )
@@ -207,15 +203,13 @@ def read_population(path: Path) -> Population:
     boards = {family: _mapping(_mapping(raw.get("boards")).get(family)) for family in BOARDS}
     numbers |= {f"boards.{family}.{k}": boards[family].get(k) for family, terms in BOARDS.items() for k in terms}
     problems += [
-        Problem(f"{path.name}: {k}", "is no number from 0 to 100", "install edgekd again")
+        Problem(f"{path.name}: {k}", "must be a number from 0 to 100", "install edgekd again")
         for k, v in numbers.items()
         if not _number(v, 0, 100)
     ]
     if not problems and np.linalg.eigvalsh((arrays["spread"] + arrays["spread"].T) / 2).min() <= 0:
         problems.append(
-            Problem(
-                f"{path.name}: spread", "is no covariance: it has a direction without variance", "install edgekd again"
-            )
+            Problem(f"{path.name}: spread", "must be a positive definite covariance", "install edgekd again")
         )
     if problems:
         raise UsageError(*problems)
@@ -244,9 +238,9 @@ def _json(path: Path, schema: str) -> Mapping[str, Any]:
         with files.reading(path, HINT):
             raw = json.loads(files.content(path, MOST_BYTES).decode("utf-8"))
     except (ValueError, RecursionError):
-        raise UsageError(Problem(str(path), "is not JSON", HINT)) from None
+        raise UsageError(Problem(str(path), "is not valid JSON", HINT)) from None
     if not isinstance(raw, dict) or raw.get("schema") != schema:
-        raise UsageError(Problem(str(path), f"doesn't say schema: {schema}", HINT))
+        raise UsageError(Problem(str(path), f"must have schema: {schema}", HINT))
     return raw
 
 

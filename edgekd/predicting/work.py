@@ -1,4 +1,4 @@
-"""What a network does, one operator at a time: kinds and shapes, from an ONNX file. No time, no device.
+"""The work of a network by operator: kinds and shapes, from an ONNX file. Independent of time and device.
 
 Shapes are those of one sample. A convolution's multiply-accumulates agree with `probes.static.macs`.
 """
@@ -70,7 +70,7 @@ class Operator:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates; 0 for what is neither convolution nor product."""
+        """Multiply-accumulates; 0 for operators other than convolutions and products."""
         if self.kind not in ("conv", "product"):
             return 0
         return self.height * self.width * self.co * (self.ci // self.groups) * math.prod(self.kernel)
@@ -117,7 +117,7 @@ def work_of(model: onnx.ModelProto) -> tuple[Operator, ...]:
 
 
 def _weights(model: onnx.ModelProto) -> frozenset[str]:
-    """Values that are fixed before a sample comes: constants, and what is quantized or reshaped of them alone."""
+    """Values that don't depend on the input: constants, and their quantized or reshaped forms."""
     from edgekd.probes import static
 
     fixed = set(static.constants(model))
@@ -128,7 +128,7 @@ def _weights(model: onnx.ModelProto) -> frozenset[str]:
 
 
 def _integers(model: onnx.ModelProto) -> frozenset[str]:
-    """Values that are integers, told in float: those of DequantizeLinear, and what is only reshaped of them."""
+    """Float values that represent integers: outputs of DequantizeLinear, and their reshaped forms."""
     told: set[str] = set()
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" or (
@@ -139,8 +139,8 @@ def _integers(model: onnx.ModelProto) -> frozenset[str]:
 
 
 def _in_integers(node: onnx.NodeProto, weights: frozenset[str], integers: frozenset[str]) -> bool:
-    """Whether a runtime computes a node in integers: a layer of which both operands are told so, another operator whose
-    activations are."""
+    """Whether a runtime computes a node in integers: a layer if both operands represent integers, another operator if
+    its activations do."""
     from edgekd.probes import static
 
     if node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
@@ -186,7 +186,11 @@ def _convolution(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> Op
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     stride = next((a.ints[0] for a in node.attribute if a.name == "strides" and a.ints), 1)
     if not 0 < groups <= ci:
-        raise UsageError(Problem(f"{kind} {node.name or node.output[0]}", f"has {groups} groups, and {ci} channels"))
+        raise UsageError(
+            Problem(
+                f"{kind} {node.name or node.output[0]}", f"has {groups} groups, which don't divide its {ci} channels"
+            )
+        )
     if kind == "ConvTranspose":  # each input goes to every tap: the work of a convolution at the places of its input
         return Operator("conv", ci, co, window, 1, groups, before_h, before_w)
     return Operator("conv", ci, co, window, stride, groups, height, width)

@@ -1,4 +1,4 @@
-"""What is measured. A probe is a file of this folder, and the folder is the list. It declares what it measures:
+"""Probes: what is measured. A probe is a file of this folder, and the folder is the list. It declares its quantities:
 
     MEASURES = (Quantity("zero_share", "%", "weights that are 0", better="higher", origin="counted"),)
 
@@ -7,11 +7,11 @@
             yield figure(MEASURES[0], share_of(subject.model))
 
 `profile` and `compress` then measure it, budgets and `[select]` may name it, reports and JSON schemas show it, and
-`edgekd list probes` lists it (`records.Quantity` says what may be declared). `measure` is called with what there is of
-a file, and yields nothing where what it needs is None; static probes need the file alone. A file whose figures come
-from elsewhere (an emulator, a prediction, two candidates) has no `measure` and says where they are made.
+`edgekd list probes` lists it (see `records.Quantity`). `measure` is called with all that is known of a file, and yields
+nothing if a field that it needs is None; static probes need only the file. A probe whose figures come from elsewhere
+(an emulator, a prediction, two candidates) has no `measure` and says where they are computed.
 
-Declarations are read by `gate` and `list`: a probe imports torch, onnx and runtimes inside of its functions.
+`gate` and `list` read the declarations: a probe imports torch, onnx and runtimes inside its functions.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Times:
-    """What the processes of a timing job recorded of one file. `processes`: a line of each (runtimes/worker.py);
-    `peaks`, `bare`: bytes of processes that loaded and ran the file, and of such that loaded the runtime alone; `off`:
-    the factor by which the session's A/A control is off, 1 where it holds 1; `session`: its digest; `noise`: why the
-    times are not to be trusted, or empty."""
+    """The records of a timing job's processes for one file. `processes`: a line of each (runtimes/worker.py); `peaks`,
+    `bare`: peak bytes of processes that loaded and ran the file, and of processes that loaded only the runtime; `off`:
+    the factor by which the session's A/A control is off, 1 if its interval contains 1; `session`: its digest; `noise`:
+    why the times are not reliable, or empty."""
 
     processes: Sequence[Mapping[str, Any]]
     peaks: Sequence[int]
@@ -49,14 +49,14 @@ class Times:
 
 @dataclass(frozen=True)
 class Subject:
-    """What there is of one file to measure; None: there is none.
+    """All that is known of one file, for probes; None: not known.
 
     file      the exported file; `format`: of it; `model`: the same, parsed, where it is an ONNX file
-    facts     what its export found out (`Artifact.facts`)
-    outputs   its answers to the samples of `split`: array [n, ...] or {name: array [n, ...]}
+    facts     the facts of its export (`Artifact.facts`)
+    outputs   its outputs for the samples of `split`: array [n, ...] or {name: array [n, ...]}
     labels    [n, ...]; metrics: the task's
     teacher   the teacher's outputs for the same samples, in the same form
-    times     what processes recorded that ran it
+    times     the records of processes that ran it
     """
 
     file: Path | None = None
@@ -82,8 +82,8 @@ def declared() -> Mapping[str, Quantity]:
 
 
 def measure(subject: Subject) -> tuple[Measurement, ...]:
-    """What every probe tells of a subject, the task's metrics first. Figures that are not finite are left out. Raises
-    UsageError for a file that can't be read, ValueError where answers, labels and teacher don't fit together."""
+    """The measurements of all probes of a subject, the task's metrics first. Figures that are not finite are left out.
+    Raises UsageError for a file that can't be read, ValueError where outputs, labels and teacher don't fit together."""
     probes = [importlib.import_module(f"edgekd.probes.{name}") for name in components.names("probes")]
     probes.sort(key=lambda probe: min(map(_place, probe.MEASURES)))
     found = [m for probe in probes if hasattr(probe, "measure") for m in probe.measure(subject)]
@@ -93,8 +93,8 @@ def measure(subject: Subject) -> tuple[Measurement, ...]:
 def figure(
     quantity: Quantity, value: float, low: float | None = None, high: float | None = None, n: int = 1, **more: Any
 ) -> Measurement:
-    """A measurement of a quantity; without limits an exact one. `more`: other fields of the record, or another unit
-    where that is a metric's."""
+    """A measurement of a quantity; exact if no limits are given. `more`: other fields of the record, or a metric's own
+    unit."""
     limits = {"low": value if low is None else low, "high": value if high is None else high}
     own = {"unit": quantity.unit, "split": None, "target": None, "origin": quantity.origin}
     return Measurement(quantity.name, value=value, n=n, **(limits | own | more))

@@ -1,4 +1,4 @@
-"""Outputs of a classifier as logits, answers and confidences. What outputs give no such meaning to is None."""
+"""Outputs of a classifier as logits, predicted classes and confidences; None for other outputs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgekd.probes import Subject
 
 @dataclass(frozen=True)
 class Classified:
-    """Answers of a classifier. `ours`, `theirs`: logits [n, classes] of the file and the teacher; `theirs` None where
-    there is no teacher, or one of other outputs. `labels` [n]: class numbers."""
+    """Outputs of a classifier. `ours`, `theirs`: logits [n, classes] of the file and the teacher; `theirs` None if
+    there is no teacher, or its outputs have another form. `labels` [n]: class numbers."""
 
     ours: np.ndarray
     theirs: np.ndarray | None
@@ -45,23 +45,24 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def answers(logits: np.ndarray) -> np.ndarray:
-    """Greatest logit; the first of equals; -1, which agrees with nothing right, where a logit is not a number."""
+    """The class with the largest logit, the first of equal ones; -1, which never counts as correct, where a logit is
+    NaN."""
     return np.where(np.isnan(logits).any(1), -1, np.nan_to_num(logits, nan=0.0).argmax(1))
 
 
 def right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """1 where the answer is the label, else 0."""
+    """1 where the predicted class is the label, else 0."""
     return (answers(logits) == labels).astype(np.float64)
 
 
 def confidence(logits: np.ndarray) -> np.ndarray:
-    """The greatest probability [n]."""
+    """The largest probability [n]."""
     return np.exp(log_softmax(logits)).max(1)
 
 
 def _classes(outputs: Any, labels: np.ndarray) -> int | None:
-    """How many classes there are, if labels are class numbers of the outputs' last axis (or 0 and 1 for a single
-    logit)."""
+    """The number of classes, if labels are class numbers of the outputs' last axis (or 0 and 1 for a single logit);
+    else None."""
     values = np.asarray(positional(outputs)[0])
     if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iub" or values.ndim not in (1, 2):
         return None

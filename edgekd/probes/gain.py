@@ -1,9 +1,9 @@
-"""How much better a candidate is than another by the task's first metric: decisions/gains.py says beside which, and
-makes the figure of both."""
+"""The gain of a candidate over another in the task's first metric: decisions/gains.py chooses the other candidate and
+computes the figure."""
 
 from edgekd.records import Quantity
 
 GAIN = Quantity(
-    "gain", "pt", "what learning from a teacher brought", better="higher", split=True, budget=False, column=160
+    "gain", "pt", "gain from learning from a teacher", better="higher", split=True, budget=False, column=160
 )
 MEASURES = (GAIN,)

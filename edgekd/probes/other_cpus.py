@@ -1,23 +1,23 @@
-"""What a file answers as the CPUs of other targets, held against this machine: run/cross_cpu.py makes the figures."""
+"""A file's outputs on the CPUs of other targets, compared with this machine: run/cross_cpu.py computes the figures."""
 
 from edgekd.records import Quantity
 
 SPREAD = Quantity(
     "target_spread",
     "pt",
-    "greatest difference of the first metric between CPUs",
+    "largest difference of the first metric between CPUs",
     better="lower",
     origin="emulated",
     split=True,
     column=140,
 )
 HOST_AGREEMENT = Quantity(
-    "host_agreement", "%", "answers that are this machine's", better="higher", origin="emulated", split=True, column=150
+    "host_agreement", "%", "classes equal to this machine's", better="higher", origin="emulated", split=True, column=150
 )
 EQUAL = Quantity(
     "equal_outputs",
     "%",
-    "numbers that are this machine's, where answers are no classes",
+    "numbers equal to this machine's, where outputs are not classes",
     better="higher",
     origin="emulated",
     split=True,

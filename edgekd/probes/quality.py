@@ -1,8 +1,8 @@
 """Quality and fidelity of a file's outputs per sample, against labels and against the teacher, each figure with its 95
-% interval: the task's metrics, and what a classifier has beside them.
+% interval: the task's metrics, and those of a classifier.
 
-Formula: KL(teacher || candidate) of the softmax in nats, Hinton et al. arXiv 1503.02531. What a task's outputs give no
-meaning to is left out.
+Formula: KL(teacher || candidate) of the softmax in nats, Hinton et al. arXiv 1503.02531. Figures that a task's outputs
+don't define are left out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def task_metrics(subject: Subject) -> Iterator[Measurement]:
 
 
 def agreement(subject: Subject) -> Measurement | None:
-    """The share of a classifier's answers that are the teacher's; None where it has no teacher, or is no classifier."""
+    """The share of a classifier's predicted classes that equal the teacher's; None if it has no teacher, or is not a
+    classifier."""
     found = classified(subject)
     if found is None or found.theirs is None:
         return None

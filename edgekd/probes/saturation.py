@@ -1,5 +1,5 @@
-"""How many layers of an int8 file can saturate on x86 with AVX2 and without VNNI, by its weights. The export stage
-looks at them (quantization/qdq/saturation.py) and keeps what it found among its facts."""
+"""The number of layers of an int8 file that can saturate on x86 with AVX2 and without VNNI, by its weights. The export
+stage checks them (quantization/qdq/saturation.py) and keeps the result among its facts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEASURES = (SATURABLE,)
 
 
 def measure(subject: Subject) -> Iterator[Measurement]:
-    """saturable_layers; the note says what samples showed. Nothing where the export did not look."""
+    """saturable_layers; the note has the result on samples. Yields nothing if the export did not check."""
     layers = subject.facts.get("saturation")
     if layers is not None:
         most = max((layer["changed"] or 0.0 for layer in layers), default=0.0)

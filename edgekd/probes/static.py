@@ -1,7 +1,6 @@
-"""What an ONNX file says of itself without running: bytes, parameters, multiply-accumulates. Exact, `counted`.
+"""Counts on an ONNX file without running it: bytes, parameters, multiply-accumulates. Exact, `counted`.
 
-`read` is the only way in for files from elsewhere: a file that is no ONNX, is cut short, or points to data outside of
-itself is refused.
+Files from elsewhere are read only by `read`: it refuses a file that is not ONNX, is truncated, or has external data.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ COUNTED = frozenset(
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})  # counted as the matrix products of their steps
 UNCOUNTED = frozenset({"Einsum", "Attention", "DeformConv", "If", "Loop", "Scan"})
 
-# inputs that hold the lattice of another input, not weights: {operator: positions}
-_LATTICE = {
+# inputs with quantization parameters of another input, not weights: {operator: positions}
+_QUANTIZATION_PARAMETERS = {
     "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "DynamicQuantizeLinear": (),
     "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7), "ConvInteger": (2, 3),
     "MatMulInteger": (2, 3), "MatMulNBits": (2, 3), "Resize": (1, 2, 3), "Pad": (1, 2, 3),
@@ -72,11 +71,11 @@ _LATTICE = {
 
 
 class Open(UsageError):
-    """A shape that a count needs stays open in the file."""
+    """Raised where a shape that a count needs is not known in the file."""
 
 
 def read(path: Path | str) -> onnx.ModelProto:
-    """Parses an ONNX file from anywhere. Raises UsageError where it isn't one, or keeps tensors in other files."""
+    """Parses an ONNX file without trust in its content. Raises UsageError if it is not valid, or has external data."""
     import onnx
 
     path = Path(path)
@@ -86,11 +85,11 @@ def read(path: Path | str) -> onnx.ModelProto:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own error classes differ between its builds
         raise UsageError(
-            Problem(str(path), "is not an ONNX file, or is cut short", "give a .onnx file as a runtime takes it")
+            Problem(str(path), "is not an ONNX file, or is truncated", "give a .onnx file that a runtime can load")
         ) from error
     if not model.graph.node or not model.graph.output or not model.ir_version:
         raise UsageError(
-            Problem(str(path), "is not an ONNX file, or holds no network", "give a .onnx file as a runtime takes it")
+            Problem(str(path), "is not an ONNX file, or has no operators", "give a .onnx file that a runtime can load")
         )
     outside = sorted(
         {
@@ -114,8 +113,8 @@ def read(path: Path | str) -> onnx.ModelProto:
 
 
 def _unlike(node: onnx.NodeProto) -> str:
-    """What an operator of another domain, which the checker doesn't look at, lacks of what its name stands for; empty
-    if nothing."""
+    """Missing inputs or attributes of an operator of another domain, which onnx's checker doesn't check; "" if none are
+    missing."""
     import onnx
 
     kind = node.op_type
@@ -142,8 +141,8 @@ def _unlike(node: onnx.NodeProto) -> str:
 
 
 def measure(subject: Subject) -> Iterator[Measurement]:
-    """file_bytes, parameters and macs of a file; without macs where a shape that they need stays open, which is noted
-    beside the parameters. Raises UsageError for a file that can't be read, or contradicts itself."""
+    """file_bytes, parameters and macs of a file; if a shape that macs need is not known, they are left out and the note
+    of the parameters says so. Raises UsageError for a file that can't be read, or contradicts itself."""
     if subject.file is None:
         return
     model, unknown = subject.model, ""
@@ -159,17 +158,20 @@ def measure(subject: Subject) -> Iterator[Measurement]:
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """Elements of the constants that carry weights and biases: initializers and Constant nodes of one axis or more.
+    """The number of elements of weights and biases: of initializers and Constant nodes with at least one axis.
 
-    Not scales and zero points, nor 64-bit integers and truth values (shapes, axes), nor constants without an axis
-    (limits of a Clip)."""
+    Scales, zero points, 64-bit integers and booleans (shapes, axes), and constants without an axis (limits of a Clip)
+    don't count."""
     import onnx
 
-    lattice = {
-        node.input[i] for node in model.graph.node for i in _LATTICE.get(node.op_type, ()) if i < len(node.input)
+    scales = {
+        node.input[i]
+        for node in model.graph.node
+        for i in _QUANTIZATION_PARAMETERS.get(node.op_type, ())
+        if i < len(node.input)
     }
     skipped = {onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
-    weights = {name: tensor for name, tensor in constants(model).items() if name not in lattice}
+    weights = {name: tensor for name, tensor in constants(model).items() if name not in scales}
     # packed in bytes
     held = {
         node.input[1]: _given(node, "K") * _given(node, "N")
@@ -183,7 +185,7 @@ def parameters(model: onnx.ModelProto) -> int:
 
 def macs(model: onnx.ModelProto) -> tuple[int, tuple[str, ...]]:
     """(multiply-accumulates of convolutions, matrix products and recurrent layers at batch 1, operators with products
-    that are not counted). Raises Open where a shape stays open."""
+    that are not counted). Raises Open where a shape is not known."""
     return sum(node_macs(model).values()), tuple(
         sorted({node.op_type for node in model.graph.node if node.op_type in UNCOUNTED})
     )
@@ -191,7 +193,7 @@ def macs(model: onnx.ModelProto) -> tuple[int, tuple[str, ...]]:
 
 def node_macs(model: onnx.ModelProto) -> dict[int, int]:
     """{position of a node: its multiply-accumulates at batch 1}, of convolutions, matrix products and recurrent layers.
-    Raises Open where a shape stays open."""
+    Raises Open where a shape is not known."""
     shapes = value_shapes(model)
     return {
         i: _node_macs(node, shapes) for i, node in enumerate(model.graph.node) if node.op_type in COUNTED | RECURRENT
@@ -209,8 +211,8 @@ def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """{value: shape} at batch 1: the open dimension that comes first on an input is the batch. Values whose shape stays
-    open are left out.
+    """{value: shape} at batch 1: the first open dimension of an input is the batch. Values whose shape is not known are
+    left out.
 
     Raises UsageError where the file contradicts itself."""
     import onnx
@@ -244,7 +246,7 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     except Exception as error:
         raise UsageError(
-            Problem("", f"the shapes of the file don't fit together: {str(error).strip().splitlines()[0][:300]}")
+            Problem("", f"the shapes in the file contradict each other: {str(error).strip().splitlines()[0][:300]}")
         ) from None
     shapes = {name: tuple(tensor.dims) for name, tensor in constants(model).items()}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
@@ -254,12 +256,12 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
                 shapes[value.name] = tuple(d.dim_value for d in dims)
     wrong = next((name for name, shape in shapes.items() if min(shape, default=0) < 0 or math.prod(shape) > MOST), None)
     if wrong is not None:
-        raise UsageError(Problem(wrong, f"has the shape {list(shapes[wrong])[:8]}, which no memory holds"))
+        raise UsageError(Problem(wrong, f"has the shape {list(shapes[wrong])[:8]}, which fits in no memory"))
     return shapes
 
 
 def dtype(kind: int) -> np.dtype | None:
-    """The numpy type of an ONNX element type; None for what has none, or doesn't exist."""
+    """The numpy type of an ONNX element type; None if there is none."""
     import onnx
 
     try:
@@ -291,7 +293,7 @@ def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> i
         steps = given[1 if any(a.name == "layout" and a.i for a in node.attribute) else 0]
         return steps * (math.prod(w) + math.prod(made))
     if not given or not w:
-        raise UsageError(Problem(f"{kind} {node.name or node.output[0]}", "multiplies a value without an axis"))
+        raise UsageError(Problem(f"{kind} {node.name or node.output[0]}", "multiplies a scalar"))
     if kind in ("Conv", "ConvInteger", "QLinearConv"):
         return math.prod(made) * math.prod(w[1:])  # each output takes every tap of its group's input channels
     if kind == "ConvTranspose":
@@ -303,7 +305,7 @@ def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> i
 
 
 def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, wherever it hides: initializers, attributes, subgraphs, functions."""
+    """Every tensor of a model: in initializers, attributes, subgraphs and functions."""
     import onnx
 
     if isinstance(message, onnx.TensorProto):

@@ -1,4 +1,4 @@
-"""Latency and memory of the processes that ran a file (measure/jobs.py), and the bound of a latency that is only
+"""Latency and memory of the processes that ran a file (measure/jobs.py), and the lower bound of a latency that is only
 predicted (predicting/of_file.py)."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ P50 = Quantity(
 P90 = Quantity(
     "latency_p90_ms", "ms", "90 % of inferences take less", better="lower", heading="p90 ms", column=60, keep=30
 )
-AT_LEAST = Quantity("latency_at_least_ms", "ms", "bound that the latency is not below", better="lower", column=210)
+AT_LEAST = Quantity("latency_at_least_ms", "ms", "lower bound of the latency", better="lower", column=210)
 LOAD = Quantity("load_ms", "ms", "loading the file", better="lower", column=230)
 FIRST = Quantity("first_ms", "ms", "first inference", better="lower", column=240)
 MEGABYTES = ("MB", 1e6)
@@ -43,7 +43,7 @@ MEASURES = (P50, P90, AT_LEAST, LOAD, FIRST, PEAK, PEAK_OVER)
 
 def measure(subject: Subject) -> Iterator[Measurement]:
     """Latencies are medians over processes of each process's own p50 or p90; `n` counts processes. Where the A/A
-    control is off, the intervals are wider by as much, and nothing is paired."""
+    control is off, the intervals are wider by the same factor, and nothing is paired."""
     if subject.times is not None:
         yield from _latencies(subject.times)
         yield from _memory(subject.times.peaks, subject.times.bare)

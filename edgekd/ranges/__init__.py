@@ -1,2 +1,1 @@
-"""Ranges for calibration: `name(histogram, *, hyper) -> (low, high)`, the interval that a site's lattice is to
-cover."""
+"""Calibration methods: `name(histogram, *, hyper) -> (low, high)`, the range of values that quantization must cover."""

@@ -12,11 +12,13 @@ def entropy(
     histogram: Any, *, bits: Annotated[int, Ge(2)] = 8, tries: Annotated[int, Ge(2)] = 100
 ) -> tuple[float, float]:
     """Of `tries` ranges [low t, high t], the one with the least KL(p || q): p the histogram with what lies outside
-    moved to the range's ends, q what 2^bits equal levels keep of the histogram inside, spread over the bins that were
-    not empty (Migacz 2017, "8-bit inference with TensorRT"; there on magnitudes, here on both ends in proportion, as
-    the lattice is not symmetric). Two departures: exact zeros are in neither, as every lattice holds them and what a
-    ReLU cuts would outweigh all else; and what chance alone makes of the divergence of n samples, (bins - levels) / 2n
-    (Miller 1955, "Note on the bias of information estimates"), is taken off, or few samples would favour narrow ranges,
+    moved to the range's ends, q the histogram inside after rounding to 2^bits equal levels, spread over the bins that
+    were not empty (Migacz 2017, "8-bit inference with TensorRT"; there on magnitudes, here on both ends in proportion,
+    since activations are quantized asymmetrically).
+
+    Two departures: exact zeros are in neither, since every quantization represents them exactly and zeros of a ReLU
+    would outweigh all other values; and the bias of the divergence of n samples, (bins - levels) / 2n (Miller 1955,
+    "Note on the bias of information estimates"), is subtracted, since otherwise few samples would favour narrow ranges,
     which have fewer bins.
 
     >>> import numpy as np
@@ -37,7 +39,7 @@ def entropy(
         first, last = int(np.searchsorted(edges, low, "right")) - 1, int(np.searchsorted(edges, high, "left"))
         inside = counts[max(first, 0) : last]
         if len(inside) < levels:
-            break  # finer than the bins can tell
+            break  # finer than the bins
         p = inside.copy()
         p[0] += counts[: max(first, 0)].sum()
         p[-1] += counts[last:].sum()

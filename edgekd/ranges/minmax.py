@@ -1,4 +1,4 @@
-"""All that was seen."""
+"""The range of all values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def minmax(histogram: Any) -> tuple[float, float]:
-    """The exact extremes.
+    """The exact minimum and maximum.
 
     >>> import numpy as np
     >>> from edgekd.quantization.histogram import Histogram

@@ -1,4 +1,4 @@
-"""The range whose rounding and clipping lose least in the mean square."""
+"""The range with the least mean squared error of rounding and clipping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All but a share of the values at either end."""
+"""The range without a share of the values at either end."""
 
 from __future__ import annotations
 
