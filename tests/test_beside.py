@@ -140,12 +140,8 @@ def test_samples_that_calibration_did_not_use(tmp_path, rows, used, kept):
     assert (made.samples, made.unused, made.compared) == (used, kept > 0, kept or used)
     calibrated, compared = samples.divided(rows, 512, onnx.load(paths["model"]))
     assert len(np.unique(calibrated)) == used and not set(calibrated) & set(compared)
-    said = (
-        f"{kept} samples that calibration did not use (every fourth; it used {used})"
-        if kept
-        else f"{used} samples of calibration"
-    )
-    assert f"int8 beside float on {said}" in str(made)
+    said = f"{kept} held-out samples (every fourth; calibration used {used})" if kept else f"{used} calibration samples"
+    assert f"int8 compared with float on {said}" in str(made)
 
 
 def test_explain_and_quantize_tell_one_figure(tmp_path, capsys):

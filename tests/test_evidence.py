@@ -385,8 +385,8 @@ def test_a_bundle_whose_records_contradict_its_figures_ends_in_5(run, tmp_path):
     "changes, told",
     [
         ({"test_digest": "0" * 64}, "another test set"),
-        ({"outputs": [{"name": "output", "dtype": "float64", "shape": [11]}]}, "golden.npz: holds other arrays"),
-        ({"inputs": []}, "golden.npz: holds other arrays"),
+        ({"outputs": [{"name": "output", "dtype": "float64", "shape": [11]}]}, "golden.npz: has other arrays"),
+        ({"inputs": []}, "golden.npz: has other arrays"),
         (
             {"measurements": [dataclasses.asdict(Measurement("file_bytes", "B", 1, 1, 1, 1, None, None, "counted"))]},
             "has 15000 bytes",

@@ -1,10 +1,9 @@
-"""A bundle: the chosen file of one target, golden vectors, predictions on the test set, and a manifest that vouches for
-each by digest.
+"""A bundle: the chosen file of one target, golden vectors, predictions on the test set, and a manifest with the digest
+of each file.
 
-RUN/bundles/<target>/ holds model.<ext>, golden.npz (`inputs.<name>`, `outputs.<name>` [n, ...]: what the file answered
-in its runtime), predictions.npz where the run kept them (with the teacher's records, so that a bundle alone can be
-gated), before.onnx where the task has a front end (what makes the model's inputs of raw ones), and manifest.json.
-"""
+RUN/bundles/<target>/ has model.<ext>, golden.npz (`inputs.<name>` and the file's `outputs.<name>` in its runtime, [n,
+...]), predictions.npz if the run kept them (with the teacher's records, so that a bundle can be gated alone),
+before.onnx if the task has preprocessing, and manifest.json."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ FILES = 64
 
 @dataclass(frozen=True)
 class File:
-    """What a file of a bundle must be."""
+    """The digest and size of a file of a bundle."""
 
     sha256: str
     bytes: Annotated[int, Ge(0), Le(LIMIT)]
@@ -53,11 +52,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`. `model` names one of `files`; `measurements` are the candidate's that hold for the target;
-    `gate`: the recipe's budget lines for any target and for this one; `verdict` and `checks`: what they came to when
-    the bundle was made; `environment`: the machines that measured, `versions` those of the libraries that did;
-    `golden`: whether its inputs are samples of the task or synthetic; `means`: as in result.json (None: not said);
-    `form`: the model's format; `runtime`: that the figures were made in."""
+    """`manifest.json`. `model`: one of `files`; `measurements`: the candidate's for this target; `gate`: the recipe's
+    budget lines for any target and for this one; `verdict` and `checks`: their results when the bundle was made;
+    `environment`: the machines of the measurements; `versions`: of their libraries; `golden`: whether the golden inputs
+    are samples of the task or synthetic; `means`: as in result.json (None: not recorded); `form`: the model's format;
+    `runtime`: the runtime of the figures."""
 
     task: str
     target: str
@@ -93,10 +92,10 @@ def write(
     golden: Literal["samples", "synthetic"] | None = None,
     before: bytes | None = None,
 ) -> Path:
-    """Makes RUN/bundles/<target>/, in place of an older one, whole or not at all. Golden arrays are [n, ...], the same
-    n in all; `before`: the ONNX file that makes the model's inputs of raw ones.
+    """Writes RUN/bundles/<target>/ atomically, in place of an older one. Golden arrays are [n, ...], with the same n;
+    `before`: the ONNX file of the preprocessing.
 
-    Raises UsageError where there is nothing to bundle, BaselineError where the model's file is not the one that was
+    Raises UsageError if there is nothing to bundle, BaselineError if the model's file is not the one that was
     measured."""
     run = Path(run_folder)
     candidate = _candidate(result, candidate_id, target)
@@ -160,17 +159,16 @@ def claimed(result: Result, candidate: Candidate, target: str) -> dict[str, Any]
 
 
 def read(folder: Path | str) -> Manifest:
-    """A bundle's manifest, once every file that it names is found to be as it says. Files that it doesn't name are not
-    vouched for.
+    """Reads a bundle's manifest and verifies every file that it names. Other files are not verified.
 
-    Raises UsageError for a manifest that is wrong or names files outside, BaselineError for files that are missing or
-    differ."""
+    Raises UsageError for a manifest that is not valid or names files outside, BaselineError for files that are missing
+    or differ."""
     import pydantic
 
     folder = Path(folder)
     path = folder / MANIFEST
     if path.is_symlink():
-        raise UsageError(Problem(str(path), "is a link", "a bundle holds plain files"))
+        raise UsageError(Problem(str(path), "is a link", "a bundle has plain files only"))
     data = results.read_text(path, "name the folder of a bundle, such as runs/digits/bundles/host")
     results.check_schema(path, data, "edgekd.manifest", results.VERSIONS["manifest"])
     try:
@@ -197,7 +195,7 @@ def read(folder: Path | str) -> Manifest:
         name: (t.dtype, t.shape) for name, t in told.items()
     }:
         raise BaselineError(
-            Problem(str(folder / "golden.npz"), "holds other arrays than the manifest's inputs and outputs")
+            Problem(str(folder / "golden.npz"), "has other arrays than the manifest's inputs and outputs")
         )
     return manifest
 
@@ -206,7 +204,7 @@ def _candidate(result: Result, id: str, target: str) -> Candidate:
     candidate = next((c for c in result.candidates if c.id == id), None)
     if target not in result.targets or not NAME.fullmatch(target):
         raise UsageError(
-            Problem(f"bundle {target!r}", "is no target of this run", f"one of {', '.join(result.targets)}")
+            Problem(f"bundle {target!r}", "is not a target of this run", f"one of {', '.join(result.targets)}")
         )
     if candidate is None or candidate.file is None or not results.inside(candidate.file):
         raise UsageError(
@@ -221,9 +219,7 @@ def _candidate(result: Result, id: str, target: str) -> Candidate:
 def _aligned(*groups: Mapping[str, np.ndarray]) -> None:
     if not all(groups) or len({np.shape(a)[:1] for group in groups for a in group.values()}) != 1:
         raise UsageError(
-            Problem(
-                "golden vectors", "inputs and outputs must be there, with the same number of samples in every array"
-            )
+            Problem("golden vectors", "need inputs and outputs with the same number of samples in every array")
         )
 
 
@@ -245,8 +241,8 @@ def _copy(source: Path, folder: Path, digest: str) -> str:
 
 
 def _predictions(run: Path, result: Result, id: str, target: str, folder: Path) -> str | None:
-    """Copies the candidate's predictions with the teacher's records beside them; returns the digest of the test set,
-    None without any. Where it was executed as the target's CPU, what it answered there."""
+    """Copies the candidate's predictions with the teacher's records; returns the digest of the test set, None without
+    predictions. If the candidate was emulated as the target's CPU, copies these predictions."""
     path, executed = run / "predictions" / f"{id}.npz", run / "predictions" / results.executed(id, target)
     for name, digest in (result.predictions or {}).items():
         if (run / "predictions" / name).is_file() and sha256(run / "predictions" / name) != digest:
@@ -294,8 +290,8 @@ def budget_of(run: Path, target: str) -> dict[str, Any]:
 
 
 def _swap(part: Path, final: Path) -> None:
-    """Puts a finished folder in its place. The old one steps aside first: folders can't be exchanged in one move
-    everywhere."""
+    """Moves a finished folder to its place. An old folder is renamed first, since not every system can exchange
+    folders."""
     sync(part)
     old = final.with_name(f".{final.name}.{secrets.token_hex(6)}.old")
     if final.exists() or final.is_symlink():
@@ -318,30 +314,32 @@ def _wrong(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "files", f"has {len(manifest.files)} entries, more than {FILES}"
     for name, file in manifest.files.items():
         if not NAME.fullmatch(name) or name == MANIFEST:
-            yield f"files.{name[:60]!a}", "is not a plain name of a file in the bundle"
+            yield f"files.{name[:60]!a}", "is not a plain file name"
         if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
-            yield f"files.{name[:60]!a}.sha256", "is no SHA-256 digest"
+            yield f"files.{name[:60]!a}.sha256", "is not a SHA-256 digest"
     for name in ("golden.npz", manifest.model):
         if name not in manifest.files:
             yield "files", f"lacks {name[:60]!a}"
     if not NAME.fullmatch(manifest.target):
-        yield "target", "is no name of a target"
+        yield "target", "is not a valid target name"
 
 
 def _differs(path: Path, file: File) -> str:
-    """What is wrong with a file; empty if nothing is. A link is never followed, a file of the wrong size never read."""
+    """The problem of a file; "" if there is none. Links are not followed, and files of the wrong size are not read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
-        return "is a link, and a bundle holds plain files" if path.is_symlink() else f"can't be read: {error.strerror}"
+        return (
+            "is a link, and a bundle has plain files only" if path.is_symlink() else f"can't be read: {error.strerror}"
+        )
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             return "is not a plain file"
         if status.st_size != file.bytes:
-            return f"has {status.st_size} bytes, the manifest says {file.bytes}"
+            return f"has {status.st_size} bytes, but the manifest says {file.bytes}"
         with open(descriptor, "rb", closefd=False) as given:
             return (
                 ""

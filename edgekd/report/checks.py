@@ -1,4 +1,4 @@
-"""The checks of a gate as text: the verdict first, then a line per check, and why where it is asked for or open."""
+"""The checks of a gate as text: the verdict, then a line per check, with the reason if there is one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def render(
     skipped: Sequence[str] = (),
     basis: Sequence[str] | None = None,
 ) -> str:
-    """`heads`: {target: what was judged}; `skipped`: rules that were not; `basis`: per check, what it was judged on."""
+    """`heads`: {target: its subject}; `skipped`: rules that were not judged; `basis`: per check, its basis as text."""
     lines = [headline(checks, verdict)]
     told = list(zip(checks, basis or [""] * len(checks), strict=True))
     for target, judged in heads.items():
@@ -30,7 +30,7 @@ def render(
             lines.append(row)
             lines += [f"      {plain(words)}" for words in (c.reason, text) if words]
     if skipped:
-        lines += ["", "not judged (only what is deterministic was): " + "; ".join(plain(s) for s in skipped)]
+        lines += ["", "not judged (only deterministic measurements were): " + "; ".join(plain(s) for s in skipped)]
     return "\n".join(lines)
 
 

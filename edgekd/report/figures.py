@@ -12,8 +12,8 @@ from edgekd.report.tables import aligned
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """Measurements as lines: name, figure with interval and unit, how often taken, origin, note. Below them, what to do
-    where one is but a range."""
+    """Measurements as lines: name, figure with interval and unit, number of samples, origin, note. Below them, advice
+    on figures that are only known as a range."""
     rows = [("", "value", "95 % interval", "n", "origin", "")]
     for m in measurements:
         bound = m.origin == "predicted" and m.low == m.high
@@ -29,7 +29,7 @@ def table(measurements: Sequence[Measurement]) -> str:
 
 
 def figure(value: float) -> str:
-    """Whole numbers in groups of three; others with four digits that count."""
+    """Integers with thousands separators; other numbers with four significant digits."""
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 10_000 or value == int(value) else f"{value:.4g}"

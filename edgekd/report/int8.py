@@ -1,4 +1,4 @@
-"""What the verb `quantize` made of a file, printed as tables."""
+"""The result of the verb `quantize`, printed as tables."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from edgekd.report.tables import aligned
 
 @dataclass(frozen=True)
 class Row:
-    """A layer. `before`, `after` bytes of its weights and bias (0 for a product of two values); `reason` why it stays
-    float, or ""; `saturates` {can, changed}: whether its products can leave 16 bits on AVX2 without VNNI, and the share
-    of its outputs that came out otherwise."""
+    """A layer. `before`, `after`: bytes of its weights and bias (0 for a product of two values); `reason`: why it stays
+    in float, or ""; `can_saturate`: whether sums of its products can overflow 16 bits on AVX2 without VNNI; `changed`:
+    the share of its outputs that changes then."""
 
     name: str
     kind: str
@@ -26,10 +26,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize` made. Prints as a table. `samples` were calibrated on, `compared` are behind the agreements and
-    `top1` (float, int8; where the data has labels), `unused` whether calibration saw none of those. `differ`: values of
-    integer operators that onnxruntime computes otherwise than simulated; None if it could not be checked; `audited`
-    whether saturation was looked at; `full_range`: what asked for weights of the full range."""
+    """The result of `quantize`, printed as a table. `samples`: of calibration; `compared`: samples of the agreements
+    and of `top1` (float, int8; if the data has labels); `unused`: whether these were not used for calibration;
+    `differ`: the number of values of integer operators for which onnxruntime and the simulation differ, None if not
+    checked; `audited`: whether saturation was checked; `full_range`: the option or setting that requested full-range
+    weights."""
 
     model: str
     out: str
@@ -63,7 +64,7 @@ class Quantized:
 
 
 def _ratio(before: int, after: int) -> str:
-    return f"{before / after:.2f}x smaller" if after < before else "not smaller: it has few weights"
+    return f"{before / after:.2f}x smaller" if after < before else "not smaller: the model has few weights"
 
 
 def _table(layers: tuple[Row, ...]) -> str:
@@ -82,17 +83,15 @@ def _table(layers: tuple[Row, ...]) -> str:
 
 
 def _state(row: Row) -> str:
-    return f"stays float: {row.reason}" if row.reason else "" if not row.can_saturate else "can saturate"
+    return f"stays in float: {row.reason}" if row.reason else "" if not row.can_saturate else "can saturate"
 
 
 def _agreement(made: Quantized) -> str:
     whose = (
-        f"samples that calibration did not use (every fourth; it used {made.samples})"
-        if made.unused
-        else "samples of calibration"
+        f"held-out samples (every fourth; calibration used {made.samples})" if made.unused else "calibration samples"
     )
     lines = [
-        f"int8 beside float on {made.compared} {whose if made.compared != 1 else whose.replace('samples', 'sample', 1)}"
+        f"int8 compared with float on {made.compared} {whose if made.compared != 1 else whose.replace('samples', 'sample', 1)}"
     ]
     lines += [f"  {a}" for a in made.agreements]
     if any(a.snr_db is not None for a in made.agreements):
@@ -100,7 +99,7 @@ def _agreement(made: Quantized) -> str:
     if made.top1 is not None:
         lines.append(f"  top1: {100 * made.top1[0]:.2f} % float, {100 * made.top1[1]:.2f} % int8")
     if made.differ is not None:
-        lines.append("  every integer operator computes what the file says: 0 values differ from the simulation")
+        lines.append("  onnxruntime computes every integer operator as simulated: 0 values differ")
     return "\n".join(lines)
 
 

@@ -14,8 +14,8 @@ SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def junit(checks: Sequence[Check]) -> str:
-    """A test suite per target, a test case per check. Inconclusive is an error, a failed warning is passed with its
-    text in system-out."""
+    """A test suite per target, a test case per check. An inconclusive check is an error; a failed warning passes, with
+    its text in system-out."""
     root = xml.Element("testsuites", name="edgekd gate")
     for target in dict.fromkeys(c.target for c in checks):
         mine = [c for c in checks if c.target == target]
@@ -44,8 +44,8 @@ def junit(checks: Sequence[Check]) -> str:
 
 
 def sarif(checks: Sequence[Check]) -> str:
-    """SARIF 2.1.0: a rule per measurement, a result per check that did not pass. What is inconclusive is a warning:
-    kind `open` is shown by few."""
+    """SARIF 2.1.0: a rule per measurement, a result per check that did not pass. An inconclusive check is a warning,
+    since few tools show the kind `open`."""
     names = list(dict.fromkeys(c.name for c in checks))
     rules = [{"id": name, "shortDescription": {"text": f"budget of {name}"}} for name in names]
     results = [
@@ -95,7 +95,7 @@ def figure(c: Check) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text that markdown shows as it is, in a cell of a table."""
+    """Text escaped for a cell of a markdown table."""
     text = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join("\\" + ch if ch in "\\`*_{}[]|~#" else ch for ch in text)
 
@@ -116,5 +116,5 @@ def _uri(path: str) -> str:
 
 
 def _xml(text: str) -> str:
-    """XML 1.0 takes no control characters, whichever way they are written."""
+    """Text for XML 1.0, which allows no control characters, even escaped."""
     return plain(text)

@@ -37,9 +37,10 @@ def render(result: Result) -> str:
         if found.checks:
             parts += ["### Budgets", summary(found.checks).rstrip()]
     if result.steps:
-        parts += ["## What it cost", _steps(result.steps)]
+        parts += ["## Cost", _steps(result.steps)]
     parts.append(f"Recipe sha256 {_code(result.recipe_sha256)}. Machines: {_machines(result)}.")
-    parts.append(f"Again: `{shlex.join(['edgekd', 'compress', 'recipe.toml', '--out', '.'])}` in the run's folder.")
+    again = shlex.join(["edgekd", "compress", "recipe.toml", "--out", "."])
+    parts.append(f"To repeat the run: `{again}` in the run's folder.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -59,13 +60,13 @@ def _table(listed: Sequence[Row]) -> str:
 
 
 def _share(times: str) -> str:
-    """`8.2x` smaller is 1/8.2 of the teacher's size; what is larger, a multiple of it."""
+    """`8.2x` smaller as 1/8.2 of the teacher's size; a larger file as a multiple of it."""
     ratio = float(times[:-1] or 0)
     return "" if not ratio else f"1/{ratio:g}" if ratio >= 1 else f"{1 / ratio:.2g}"
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Time and memory of every step, when it was made; of what was found finished, those of then."""
+    """Time and memory of every step when it was made, also of reused steps."""
     lines = ["| step | stage | seconds | peak MB |", "|---|---|---:|---:|"]
     for step in steps:
         cells = [markdown(str(step.get("step", ""))), markdown(str(step.get("stage", ""))), *numbers.cost(step)]
@@ -74,7 +75,7 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _code(name: str) -> str:
-    """A plain name as code; any other as text, where all can be escaped."""
+    """A plain name as code; any other name as text, where all characters can be escaped."""
     return f"`{name}`" if re.fullmatch(r"[A-Za-z0-9_.+=-]+", name) else markdown(name)
 
 
@@ -90,7 +91,7 @@ def _cell(row: Row, name: str) -> str:
 def _caption(listed: Sequence[Row]) -> str:
     marks = ", ".join(f"{rows.MARKS[o]} {rows.ORIGINS[o]}" for o in rows.origins(listed, rows.columns(listed)))
     return (
-        "Quality is that of the test split; front and choice were decided on validation. "
+        "Quality is measured on the test split; front and choice were decided on validation. "
         f"\\[low, high\\] is the 95 % interval. {marks}."
     )
 

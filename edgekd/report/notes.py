@@ -1,5 +1,4 @@
-"""What the reports say in words of a target: its verdict and checks, what a reader of the table would misread, and how
-figures came about."""
+"""Notes of the reports on a target: its verdict and checks, cautions on the table, and how figures were obtained."""
 
 from __future__ import annotations
 
@@ -40,14 +39,13 @@ def check(c: Check) -> str:
 
 
 def notes(result: Result, target: str) -> list[tuple[str, str]]:
-    """[(label, text)] of what stands beside a target's verdict."""
+    """[(label, text)] of notes next to a target's verdict."""
     told = (("emulated", proof(result, target)), ("note", caution(result, target)), ("note", elsewhere(result, target)))
     return [(label, text) for label, text in told if text]
 
 
 def caution(result: Result, target: str) -> str:
-    """What a reader of the table would misread: an int8 choice that is slower than the float model it was made from. ''
-    where it is not."""
+    """A caution that the int8 choice is slower than the float model that it was made from; "" if it is not."""
     listed = {row.candidate.id: row for row in rows(result, target)}
     ours = next((row for row in listed.values() if row.chosen), None)
     if ours is None or "int8" not in ours.candidate.stages:
@@ -62,14 +60,14 @@ def caution(result: Result, target: str) -> str:
     limits = " by prediction" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
     of = f"the time of the float {plain(parent.candidate.id)}{limits}"
     return (
-        f"int8 is slower here: {plain(ours.candidate.id)} takes {ratio:.2f} x {of}; at this size conversions cost "
-        "more than integers save"
+        f"int8 is slower here: {plain(ours.candidate.id)} takes {ratio:.2f} x {of}; at this size conversions take "
+        "more time than integer kernels save"
     )
 
 
 def proof(result: Result, target: str) -> str:
-    """What emulation showed of the chosen file for this target: `as Haswell: all outputs equal to this machine's (899
-    samples); ...`, or ''."""
+    """The results of emulating the chosen file as this target: `as Haswell: all outputs equal to this machine's (899
+    samples); ...`, or ""."""
     chosen = next((c for c in result.candidates if c.id == result.targets[target].chosen), None)
     found = {
         m.name: m
@@ -87,8 +85,7 @@ def proof(result: Result, target: str) -> str:
 
 
 def elsewhere(result: Result, target: str) -> str:
-    """What an int8 choice would do on x86 CPUs that add products in 16 bits, unless it runs on one of them exactly. ''
-    where it is the same."""
+    """A note on an int8 choice that can saturate on x86 CPUs that add products in 16 bits; "" if it can't."""
     chosen = next((c for c in result.candidates if c.id == result.targets[target].chosen), None)
     found = next(
         (m for m in (chosen.measurements if chosen is not None else ()) if m.name == SATURABLE.name and m.value > 0),
@@ -97,12 +94,12 @@ def elsewhere(result: Result, target: str) -> str:
     if found is None:
         return ""
     text = f"on x86 with AVX2 and without VNNI {number(found.value)} layers can saturate ({found.note} in samples)"
-    return plain(f"{text}; without pairs16 = false, of its stage or a target, the file is the same there")
+    return plain(f"{text}; without pairs16 = false in its stage or a target, its outputs are the same there")
 
 
 def came_about(result: Result, target: str) -> list[tuple[str, str]]:
-    """[(label, text)] of how a target's figures came about where the marks don't say it: what a predicted latency rests
-    on, instructions, which files were run."""
+    """[(label, text)] on how a target's figures were obtained: the basis of a predicted latency, instructions, files
+    that were run."""
     listed = rows(result, target)
     ours = next((r for r in listed if r.chosen), listed[0] if listed else None)
     if ours is None:
@@ -116,13 +113,15 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
         told.append(("predicted", f"{guessed.name}{bound}, {guessed.note}"))
         told += [("range", advice(guessed))] if ranged(guessed) else []
     elif not any(name in r.figures for r in listed for name in LATENCY):
-        told.append(("latency", f"none: no machine of the kind of {target} took part, and none is predicted for it"))
+        told.append(
+            ("latency", f"none: no machine that matches {target} was connected, and there is no prediction for it")
+        )
     work = ours.figures.get(INSTRUCTIONS.name)
     if work is not None:
         told.append(
             (
                 INSTRUCTIONS.name,
-                f"{value(work)} of an inference of {ours.candidate.id}, counted under emulation ({work.note})",
+                f"{value(work)} per inference of {ours.candidate.id}, counted under emulation ({work.note})",
             )
         )
     other = {
@@ -131,28 +130,29 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
         for text in m.note.split("; ")
         if text.startswith("with ") and ", the target has " in text
     }
-    told += [("note", f"figures of {target} were made {text}") for text in sorted(other)]
+    told += [("note", f"figures of {target} were measured {text}") for text in sorted(other)]
     by_reference = next(
         (m.note for name in quality if (m := ours.figures.get(name)) is not None and m.note.startswith(REFERENCE)), ""
     )
     if by_reference:
-        told.append(("quality", f"by the {by_reference}, since nothing runs as {target}; budgets of quality take it"))
+        told.append(
+            ("quality", f"from the {by_reference}, since edgekd has no runtime for {target}; budgets on quality use it")
+        )
     emulated = [name for name in quality if name in ours.figures and ours.figures[name].origin == "emulated"]
     if emulated and any(emulated[0] not in r.figures for r in listed):
         told.append(
             (
                 "note",
-                f"as {target} the chosen file alone was run: the choice went by what the files answer on the machine "
-                "of this run",
+                f"only the chosen file was run as {target}: the choice used the files' outputs on the machine of this "
+                "run",
             )
         )
     return [(label, plain(text)) for label, text in told]
 
 
 def advice(m: Measurement) -> str:
-    """What a range means, and what makes a figure of it."""
+    """The meaning of a range, and how to get a figure instead."""
     return (
-        f"how long the file takes on {m.target} is not known more narrowly than this; `edgekd targets calibrate "
-        f"{m.target} --on ssh://user@host` times small networks on such a board in some minutes, and predictions are "
-        "figures from then on"
+        f"the latency on {m.target} is only known within this range; `edgekd targets calibrate {m.target} --on "
+        "ssh://user@host` times small networks on such a board in a few minutes, and makes later predictions precise"
     )

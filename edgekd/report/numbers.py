@@ -1,4 +1,4 @@
-"""Numbers as the reports show them: digits that their interval deserves, units, ranges."""
+"""Numbers in reports: significant digits by their interval, units, ranges."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from edgekd.probes import declared
 from edgekd.records import Measurement
 
-WIDE = 2.0  # to either side: beyond it, a prediction is told as a range
+WIDE = 2.0  # a prediction with a wider interval, to either side, is shown as a range
 
 
 def number(value: float, digits: int | None = None) -> str:
-    """Whole numbers in groups of three; others with four digits that count, or `digits` after the point."""
+    """Integers with thousands separators; other numbers with four significant digits, or `digits` decimals."""
     if not math.isfinite(value):
         return str(value)
     if digits is not None:
@@ -23,7 +23,7 @@ def number(value: float, digits: int | None = None) -> str:
 
 
 def short(value: float, digits: int = 3) -> str:
-    """A number in little room: 1.23M, 96.2k, 0.05."""
+    """A number in short form: 1.23M, 96.2k, 0.05."""
     value = float(f"{value:.{digits}g}")
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
@@ -32,14 +32,14 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def digits(m: Measurement) -> int | None:
-    """How many digits after the point an interval deserves: two that count of its width; of a predicted one, which is a
+    """The number of decimals for an interval: two significant digits of its width; for a predicted one, which is a
     factor to each side, two of its lower end."""
     width = min(m.low or math.inf, m.high - m.low) if m.origin == "predicted" else m.high - m.low
     return None if m.origin == "counted" or width <= 0 else min(6, max(0, 1 - math.floor(math.log10(width))))
 
 
 def scaled(m: Measurement) -> Measurement:
-    """In the unit that reports show it in: single bytes of a peak of memory mean nothing."""
+    """The measurement in the unit of reports, such as MB for peak memory."""
     known = declared().get(m.name)
     if known is None or known.shown is None:
         return m
@@ -48,7 +48,7 @@ def scaled(m: Measurement) -> Measurement:
 
 
 def ranged(m: Measurement) -> bool:
-    """Whether a figure is predicted so loosely that only its range says something."""
+    """Whether a predicted figure is so uncertain that only its range is shown."""
     return (
         m.origin == "predicted"
         and m.low < m.high
@@ -58,7 +58,7 @@ def ranged(m: Measurement) -> bool:
 
 
 def value(m: Measurement) -> str:
-    """The figure; of one that is a range, `low to high`."""
+    """The figure as text; a range as `low to high`."""
     m = scaled(m)
     if ranged(m):
         low, high = (number(float(f"{v:.2g}")) for v in (m.low, m.high))
@@ -67,7 +67,7 @@ def value(m: Measurement) -> str:
 
 
 def interval(m: Measurement) -> str:
-    """`[low, high]`, empty where the figure is exact, or a range itself."""
+    """`[low, high]`; "" if the figure is exact, or a range itself."""
     m = scaled(m)
     return (
         ""

@@ -1,4 +1,4 @@
-"""report.html: one file that needs nothing else. Every text of the run is escaped: names come from recipes, files may
+"""report.html, a self-contained file. Every text of the run is escaped, since names come from recipes and files may
 come from anywhere."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgekd.report import charts, notes, numbers, rows
 from edgekd.report.machine import figure
 from edgekd.report.rows import Row
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # whatever slips through can load and run nothing
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # unescaped text could load and run nothing
 STYLE = Path(__file__).with_name("page.css")
 RECIPE_LIMIT = 2**20  # characters
 
@@ -58,7 +58,7 @@ def render(result: Result, recipe: str = "") -> str:
 
 
 def brief(result: Result) -> str:
-    """What a run found and its candidates' figures, for a cell of a notebook."""
+    """The result of a run and its candidates' figures, for a notebook cell."""
     return "\n".join(
         [_summary(result), *(f"<h4>{text(name)}</h4>\n{_figures(rows.rows(result, name))}" for name in result.targets)]
     )
@@ -69,7 +69,7 @@ def text(value: Any) -> str:
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]], classes: Iterable[str] = (), left: int = 1) -> str:
-    """A table of cells that are HTML already; all but the first `left` columns are figures. `classes`: one per line."""
+    """A table of cells in HTML; all but the first `left` columns are figures. `classes`: one per line."""
     lines, classes = list(lines), list(classes)
     kinds = ["" if i < left else ' class="n"' for i in range(len(head))]
     top = "".join(f"<th{k}>{h}</th>" for h, k in zip(head, kinds, strict=True))
@@ -97,7 +97,7 @@ def _caution(result: Result, target: str) -> str:
 
 
 def _sentence(result: Result, target: str, found: TargetResult) -> str:
-    """What was found for a target, in a line."""
+    """The result for a target in one line."""
     if not found.chosen:
         return f"nothing chosen{': ' + text(found.reason) if found.reason else ''}"
     listed = rows.rows(result, target)
@@ -144,14 +144,14 @@ def _charts(listed: Sequence[Row]) -> str:
             drawn.append(f"<figure>{charts.tradeoff(points, across, upward)}</figure>")
     if not drawn:
         return (
-            '<p class="note">No chart, since no two files have quality and a cost for this target: no machine with '
-            "its features took part.</p>"
+            '<p class="note">No chart: fewer than two files have both quality and cost for this target, since no machine '
+            "with its features was connected.</p>"
         )
     key = (
         '<p class="key"><span class="chosen">&#9673; chosen</span> <span class="front">&#9679; on the front</span> '
         '<span class="reference">&#9632; reference</span> <span class="dominated">&#8226; not on the front</span>; '
         "whiskers are 95 % intervals. "
-        "Drawn are figures of the test split; front and choice were decided on validation.</p>"
+        "The charts show the test split; front and choice were decided on validation.</p>"
     )
     return f'<div class="charts">{"".join(drawn)}</div>\n{key}'
 
@@ -237,7 +237,7 @@ def _fact(value: Any) -> str:
 def _steps(result: Result) -> str:
     if not result.steps:
         return ""
-    done = lambda s: "found finished" if s.get("reused") else "done"
+    done = lambda s: "reused" if s.get("reused") else "made"
     lines = [[text(s.get("step", "")), text(s.get("stage", "")), done(s), *numbers.cost(s)] for s in result.steps]
     listed = table(["step", "stage", "", "seconds", "peak MB"], lines, left=3)
     return f"<section><h2>Steps</h2>\n<details><summary>{len(lines)} steps</summary>{listed}</details></section>"
@@ -245,7 +245,7 @@ def _steps(result: Result) -> str:
 
 def _recipe(result: Result, recipe: str) -> str:
     again = shlex.join(["edgekd", "compress", "recipe.toml", "--out", "."])
-    parts = ["<section><h2>Recipe, and how to repeat</h2>"]
+    parts = ["<section><h2>Recipe, and how to repeat the run</h2>"]
     parts.append(
         f"<p>In the folder of this run: <code>{text(again)}</code>. The recipe's SHA-256 is "
         f"<code>{text(result.recipe_sha256)}</code>.</p>"
@@ -260,7 +260,7 @@ def _lines(recipe: str) -> str:
 
 
 def _everything(candidates: Sequence[Candidate]) -> str:
-    """All figures with all that is known about them, both splits."""
+    """All measurements with all their fields, of both splits."""
     head = [
         "candidate",
         "measurement",

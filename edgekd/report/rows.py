@@ -1,5 +1,5 @@
-"""A run's candidates as rows of figures for one target, and how they compare with the teacher's. Quality is that of the
-test split."""
+"""A run's candidates as rows of figures for one target, compared with the teacher's. Quality is measured on the test
+split."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ORIGINS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate for one target. `figures`: {measurement's name: the one to show}; `role`: teacher, alone, ... of a
-    reference, or empty."""
+    """A candidate for one target. `figures` {name: the measurement to show}; `role`: teacher, alone, ... for a
+    reference, else ""."""
 
     candidate: Candidate
     role: str
@@ -38,8 +38,8 @@ class Row:
 def rows(result: Result, target: str) -> tuple[Row, ...]:
     """The references first, then the candidates that compete for a target, in the order of the run.
 
-    Where some were measured for the target, those that weren't don't compete; where none was, what was counted is shown
-    of all."""
+    If some were measured for the target, those that weren't don't compete; if none was, counted figures of all are
+    shown."""
     roles = {id: role for role, id in result.references.items()}
     for c in result.candidates:  # seeds of a reference beyond the one it is named by
         roles.setdefault(
@@ -54,8 +54,8 @@ def rows(result: Result, target: str) -> tuple[Row, ...]:
 
 
 def figures(candidate: Candidate, target: str) -> dict[str, Measurement]:
-    """{name: measurement}: of the test split where one is of a split; the target's own before one that holds for all;
-    finite ones only."""
+    """{name: measurement}: those of the test split or of no split; the target's own before one for all targets; only
+    finite ones."""
     found: dict[str, Measurement] = {}
     for m in candidate.measurements:
         if (
@@ -70,22 +70,22 @@ def figures(candidate: Candidate, target: str) -> dict[str, Measurement]:
 
 
 def metrics(found: Iterable[Row]) -> tuple[str, ...]:
-    """Names of the task's metrics, in the order in which they were taken."""
+    """Names of the task's metrics, in the order of their measurements."""
     known = declared()
     names = [m.name for row in found for m in row.figures.values() if m.split == "test" and m.name not in known]
     return tuple(dict.fromkeys(names))
 
 
 def columns(found: Iterable[Row], page: bool = False) -> tuple[str, ...]:
-    """Names of the measurements to show, those that any row has: the task's metrics, then what probes declare a column
-    for. `page`: also those that tables have no room for."""
+    """Names of the measurements to show that any row has: the task's metrics, then those with a column declared by a
+    probe. `page`: also those for which text tables have no space."""
     found = tuple(found)
     wanted = [q.name for q in declared().values() if q.column is not None and (page or q.keep)]
     return (*metrics(found), *(n for n in wanted if any(n in row.figures for row in found)))
 
 
 def compared(figures: Iterable[str]) -> tuple[Quantity, ...]:
-    """Those of the names that are set beside the teacher's, and drawn against quality."""
+    """The quantities among the names that are compared with the teacher's and drawn against quality."""
     names = set(figures)
     return tuple(q for q in declared().values() if q.words and q.name in names)
 
@@ -100,36 +100,36 @@ def title(name: str, unit: str = "") -> str:
 
 
 def smaller(row: Row, found: Iterable[Row]) -> str:
-    """How many times smaller than the teacher's a file is: `8.2x`; empty where there is nothing to compare."""
+    """The ratio of the teacher's file size to a file's: `8.2x`; "" if one is not known."""
     both = _both(row, found, FILE_BYTES.name)
     return f"{float(f'{both[1].value / both[0].value:.2g}'):g}x" if both else ""
 
 
 def beside(row: Row, found: Iterable[Row], name: str) -> str:
-    """How a cost compares with the teacher's: `26x smaller`, `1.08x slower (1.05 to 1.11)`; empty where there is
-    nothing to compare, or but a range."""
+    """A cost compared with the teacher's: `26x smaller`, `1.08x slower (1.05 to 1.11)`; "" if one is not known, or only
+    as a range."""
     both = _both(row, found, name)
     if both is None:
         return ""
     better, worse = declared()[name].words
     ours, theirs = both
-    # what two predictions are off by, they share: no interval
+    # two predictions share their error: no interval
     if {ours.origin, theirs.origin} in ({"counted"}, {"predicted"}):
         ratio, guessed = ours.value / theirs.value, " by prediction" if ours.origin == "predicted" else ""
         if guessed and (ranged(ours) or ranged(theirs)):
             return ""
         if guessed and max(ratio, 1 / ratio) <= intervals.clear(ours, theirs):
-            return f"not shown to be {worse} or {better}{guessed}"
+            return f"not clearly {worse} or {better}{guessed}"
         return f"{_times(max(ratio, 1 / ratio))}x {worse if ratio > 1 else better}{guessed}"
     ratio, low, high = intervals.ratio_of(ours, theirs)
     if low <= 1 <= high:
-        return f"not shown to be {worse} or {better} ({_times(low)} to {_times(high)} of its time)"
+        return f"not clearly {worse} or {better} ({_times(low)} to {_times(high)} of its time)"
     ratio, low, high, word = (ratio, low, high, worse) if low > 1 else (1 / ratio, 1 / high, 1 / low, better)
     return f"{_times(ratio)}x {word} ({_times(low)} to {_times(high)})"
 
 
 def _both(row: Row, found: Iterable[Row], name: str) -> tuple[Measurement, Measurement] | None:
-    """The figure and the teacher's."""
+    """(the figure, the teacher's); None if one is not known."""
     theirs = next((r.figures.get(name) for r in found if r.role == "teacher"), None)
     ours = row.figures.get(name)
     if theirs is None or ours is None or row.role == "teacher" or min(ours.low, theirs.low) <= 0:
@@ -138,12 +138,12 @@ def _both(row: Row, found: Iterable[Row], name: str) -> tuple[Measurement, Measu
 
 
 def _times(ratio: float) -> str:
-    """A ratio, to the per cent below ten."""
+    """A ratio with two decimals below ten, else two significant digits."""
     return f"{float(f'{ratio:.2f}' if ratio < 10 else f'{ratio:.2g}'):g}"
 
 
 def origins(found: Iterable[Row], shown: Iterable[str]) -> tuple[str, ...]:
-    """The origins of what is shown, for a legend."""
+    """The origins of the shown figures, for a legend."""
     shown = tuple(shown)
     known = {row.figures[name].origin for row in found for name in shown if name in row.figures}
     return tuple(o for o in MARKS if o in known)

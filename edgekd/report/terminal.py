@@ -1,5 +1,5 @@
-"""The trade-off table as text, at the end of a run: figures per target, what the marks mean, verdicts, and what to do
-next."""
+"""The trade-off table as text, printed at the end of a run: figures per target, a legend, verdicts, and the next
+commands."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from edgekd.report import notes, numbers, rows
 from edgekd.report.rows import Row
 from edgekd.report.tables import styled
 
-WIDE = 140  # columns where nobody says how many there are
+WIDE = 140  # columns, if the width is not known
 COLUMNS, INTERVALS = 50, 90  # of `Quantity.keep`: from here on a column always stays, and its interval too
-SMALLER = ("smaller", 30)  # the column beside the bytes, and how long it is kept
+SMALLER = ("smaller", 30)  # the column next to the bytes, and its priority
 
 
 def table(
     result: Result, folder: Path | str | None = None, *, width: int | None = None, colour: bool | None = None
 ) -> str:
-    """Everything that a run prints at its end. `folder` is the run's, for the commands; `width` in columns and
-    `colour`: the terminal's."""
+    """The text that a run prints at its end. `folder`: the run's, for the commands; `width` in columns and `colour`: by
+    default the terminal's."""
     tty = sys.stdout.isatty()
     width = width or (shutil.get_terminal_size((WIDE, 24)).columns if tty else WIDE)
     colour = tty if colour is None else colour
@@ -48,14 +48,14 @@ def _headline(result: Result, target: str) -> str:
 
 @dataclass(frozen=True)
 class Left:
-    """What a table leaves out: columns, and the intervals of others, by their measurements' names."""
+    """The parts that a table leaves out: columns, and intervals of other columns, by the names of measurements."""
 
     columns: frozenset[str] = frozenset()
     intervals: frozenset[str] = frozenset()
 
 
 def _leaner(found: Sequence[Row]) -> Iterator[Left]:
-    """Nothing left out, then more and more intervals, then columns, the least kept first."""
+    """Yields what to leave out: nothing, then more and more intervals, then columns, the lowest priority first."""
     keep = {n: q.keep for n in rows.columns(found) if (q := declared().get(n)) is not None and q.keep < INTERVALS}
     keep |= dict([SMALLER])
     steps = sorted(set(keep.values()))
@@ -66,7 +66,7 @@ def _leaner(found: Sequence[Row]) -> Iterator[Left]:
 
 
 def _fit(found: Sequence[Row], width: int, colour: bool) -> str:
-    """The fullest table that fits; the leanest where none does. What was left out is said."""
+    """The fullest table that fits, or the smallest if none does, with a note on what was left out."""
     without = Left()
     for without in _leaner(found):
         if max(len(line) for line in _render(found, without, False).splitlines()) <= width:
@@ -75,7 +75,11 @@ def _fit(found: Sequence[Row], width: int, colour: bool) -> str:
     gone = [rows.title(n) for n in names if n in without.columns]
     bare = [rows.title(n) for n in names if n in without.intervals - without.columns and _has_interval(found, n)]
     parts = [", ".join(gone), f"the intervals of {', '.join(bare)}" if bare else ""]
-    note = f"\nin the report, not in {width} columns: {' and '.join(filter(None, parts))}" if gone or bare else ""
+    note = (
+        f"\nonly in the report, since {width} columns are too few: {' and '.join(filter(None, parts))}"
+        if gone or bare
+        else ""
+    )
     return _render(found, without, colour) + note
 
 
@@ -102,7 +106,7 @@ def _render(found: Sequence[Row], without: Left, colour: bool) -> str:
 
 
 def _common(found: Sequence[Row], name: str) -> str:
-    """The origin that all figures of a column share: it stands in the heading; empty where they differ."""
+    """The origin that all figures of a column share, for its heading; "" if they differ."""
     known = {row.figures[name].origin for row in found if name in row.figures}
     return known.pop() if len(known) == 1 else ""
 
@@ -123,9 +127,7 @@ def _cell(row: Row, name: str, without: Left, marked: bool) -> str:
 def _legend(found: Sequence[Row]) -> list[str]:
     names = rows.columns(found)
     marks = "; ".join(f"{rows.MARKS[o]} {rows.ORIGINS[o]}" for o in rows.origins(found, names))
-    what = (
-        "quality is that of the test split; [low, high] is the 95 % interval; smaller: the file against the teacher's"
-    )
+    what = "quality is measured on the test split; [low, high] is the 95 % interval; smaller: than the teacher's file"
     return ["> chosen, * on the front: both decided on validation", what, *([marks] if marks else [])]
 
 
@@ -143,15 +145,15 @@ def _verdicts(result: Result) -> list[str]:
 
 
 def _here(target: str) -> bool:
-    """Whether this machine times a target by its name: a board's address, and the file of a target of one's own, are
-    not known here."""
+    """Whether this machine can time a target by its name. A board's address and a user's target file are not known
+    here."""
     if target not in targets.names():
         return False
     return targets.times(targets.load(target), environment.describe())
 
 
 def _next(result: Result, folder: Path | str | None) -> list[str]:
-    """The report's path and the commands to try next; a folder that isn't known is written RUN."""
+    """The report's path and the commands to try next; an unknown folder is written as RUN."""
     home = "RUN" if folder is None else plain(str(folder))
     files = {c.id: c.file for c in result.candidates if c.file}
     verdicts = {t.verdict for t in result.targets.values()}
