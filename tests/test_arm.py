@@ -114,7 +114,7 @@ def test_a_changed_file_is_found_and_the_set_up_made_anew(fakes):
     assert arm_setup.verify(arm.place(), Said()) == "site/numpy/__init__.py has changed"
     said = Said()
     arm_setup.setup(said)
-    assert "has changed: it is made anew" in said.lines[0] and file.read_text() == ""
+    assert "has changed: the set-up is made again" in said.lines[0] and file.read_text() == ""
     file.unlink()
     assert arm_setup.verify(arm.place(), Said()) == "site/numpy/__init__.py is missing"
     (arm.place() / "setup.json").write_text("{}")
@@ -246,7 +246,7 @@ def test_what_this_machine_has_more_than_is_emulated_where_it_can_be(monkeypatch
 
 def test_max_is_no_device(fakes):
     for name in ("max", None):
-        with pytest.raises(EnvironmentUnfit, match="no device's core|can't be emulated"):
+        with pytest.raises(EnvironmentUnfit, match="not a device's core|can't be emulated"):
             emulator.launch(dataclasses.replace(A72, emulated_as=name))
     arm_setup.setup(Said())
     with pytest.raises(EnvironmentUnfit, match="qemu 7.2.22 has no such ARM core"):

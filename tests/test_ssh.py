@@ -234,7 +234,7 @@ def test_two_at_a_time_are_refused(tmp_path, there, monkeypatch):
     first, second = (job(tmp_path / name, {"a": "ms=0"}, [("a", "time")]) for name in ("one", "two"))
     with ssh.connect(there.address) as a, ssh.connect(there.address) as b:
         a.run(first, 60)
-        with pytest.raises(EnvironmentUnfit, match="something else is measured there"):
+        with pytest.raises(EnvironmentUnfit, match="another measurement is running there"):
             b.run(second, 60)
     assert there.left() == []
 
@@ -286,7 +286,7 @@ def test_host_keys_are_checked(there):
     try:
         know(there, "user")
         said = refusal(there.address)
-        assert "its host key is another than the known one" in said and f"ssh-keygen -R '[board]:{there.port}'" in said
+        assert "its host key differs from the known one" in said and f"ssh-keygen -R '[board]:{there.port}'" in said
         (there.folder / "known").write_text("")
         said = refusal(there.address)
         assert "its host key is not known" in said and f"-p {there.port} board" in said
@@ -300,7 +300,7 @@ def test_who_is_not_let_in_and_where_nothing_listens(there, monkeypatch):
     kept = authorized.read_text()
     try:
         authorized.write_text("")
-        assert "it does not let you in" in refusal(there.address)
+        assert "it refuses the login" in refusal(there.address)
     finally:
         authorized.write_text(kept)
     assert "nothing listens there" in refusal("ssh://board:1")
@@ -342,12 +342,12 @@ def test_no_room_there(tmp_path, monkeypatch):
     with board(tmp_path / "b", login="ulimit -f 128") as made:  # blocks of 512 bytes
         monkeypatch.setenv("EDGEKD_SSH_CONFIG", str(made.config))
         with ssh.connect(made.address) as host:
-            with pytest.raises(EnvironmentUnfit, match="no room for the job there .File too large"):
+            with pytest.raises(EnvironmentUnfit, match="too little free disk space for the job .File too large"):
                 measure.score(network(tmp_path / "m.onnx", 20000), X[:4], folder=tmp_path / "big", host=host)
             path = network(tmp_path / "many.onnx")
             some = np.zeros((6000, 8), np.int8)
             network(path, kind=3)  # int8 inputs: 48 kB of them, 72 kB of outputs
-            with pytest.raises(EnvironmentUnfit, match="no room for the job there .*[0-9]+ written"):
+            with pytest.raises(EnvironmentUnfit, match="too little free disk space for the job .*[0-9]+ written"):
                 measure.score(path, some, folder=tmp_path / "many", host=host)
         assert not made.processes()
 
@@ -365,7 +365,7 @@ def test_a_full_disk_there(tmp_path, monkeypatch):
                 mounted.append(folder)
             with (
                 ssh.connect(made.address) as host,
-                pytest.raises(EnvironmentUnfit, match="no room for the job there .No space left"),
+                pytest.raises(EnvironmentUnfit, match="too little free disk space for the job .No space left"),
             ):
                 measure.score(network(tmp_path / "m.onnx"), X, folder=tmp_path / "s", host=host)
             assert made.left() == []
@@ -374,7 +374,7 @@ def test_a_full_disk_there(tmp_path, monkeypatch):
             (tmp_path / "agent.py").write_text(AGENT.replace("ROOM = 16 * 2**20", "ROOM = -2**40"))
             with (
                 ssh.connect(made.address) as host,
-                pytest.raises(EnvironmentUnfit, match="no room for the job there .No space left"),
+                pytest.raises(EnvironmentUnfit, match="too little free disk space for the job .No space left"),
             ):
                 measure.score(network(tmp_path / "m.onnx", 20000), X, folder=tmp_path / "s", host=host)
             assert made.left() == []
@@ -421,7 +421,8 @@ def test_an_array_of_a_board_that_is_a_pickle_is_refused_and_never_unpickled(tmp
     )
     with ssh.connect(there.address) as host:
         with pytest.raises(
-            EnvironmentUnfit, match="sent what no worker writes: .* is no array.*\n.*the same command measures it anew"
+            EnvironmentUnfit,
+            match="sent an invalid result: .* is not an array.*\n.*run the same command to measure it again",
         ):
             host.run(folder, 60)
         assert lines_of(folder) == [] and not (folder / "out" / "a-time-0.npy").exists() and not harm.exists()

@@ -1,2 +1,2 @@
-"""Ways to a device, one file each: `run(job_folder, timeout, progress) -> out folder` brings a job there, runs it,
-fetches what it wrote."""
+"""Hosts that run jobs, one file each: `run(job_folder, timeout, progress) -> out folder` copies a job to the device,
+runs it, and copies its output back."""

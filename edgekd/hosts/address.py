@@ -22,8 +22,8 @@ CONFIG = "EDGEKD_SSH_CONFIG"
 
 @dataclass(frozen=True)
 class Address:
-    """Where a board is. `host`: a name of the user's ssh configuration or of DNS, or a number; `python`: the
-    interpreter there."""
+    """The address of a board. `host`: a name of the user's ssh configuration or of DNS, or an IP address; `python`: the
+    interpreter on the board."""
 
     user: str | None
     host: str
@@ -35,40 +35,48 @@ class Address:
 
 
 def parse(text: str) -> Address:
-    """Raises UsageError with all that is wrong."""
+    """Parses an address. Raises UsageError with every problem."""
     place, problems = "--on", []
     if not text.startswith("ssh://"):
-        raise UsageError(Problem(place, f"{_shown(text)} is no address", FORM))
+        raise UsageError(Problem(place, f"{_shown(text)} is not a valid address", FORM))
     rest, _, query = text.removeprefix("ssh://").partition("?")
     user, at, host = rest.rpartition("@")
     if ":" in user:
         problems.append(Problem(place, "a password is never part of an address", "use a key: ssh-copy-id user@host"))
     elif at and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", user):
         problems.append(
-            Problem(place, f"{_shown(user)} is no user's name", "letters, digits, `_`, `.` and `-`, not first `-`")
+            Problem(
+                place,
+                f"{_shown(user)} is not a valid user name",
+                "use letters, digits, `_`, `.` and `-`, but not `-` first",
+            )
         )
     bracketed = re.fullmatch(r"\[(.*)\](?::(.*))?", host, re.DOTALL)
     name, port = (
         bracketed.groups() if bracketed else (host.partition(":")[0], host.partition(":")[2] if ":" in host else None)
     )
     if bracketed and not _ipv6(name):
-        problems.append(Problem(place, f"{_shown(name)} is no IPv6 address"))
+        problems.append(Problem(place, f"{_shown(name)} is not an IPv6 address"))
     elif not bracketed and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", name):
         problems.append(
             Problem(
-                place, f"{_shown(name)} is no host's name", f"letters, digits, `_`, `.` and `-`, not first `-`: {FORM}"
+                place,
+                f"{_shown(name)} is not a valid host name",
+                f"use letters, digits, `_`, `.` and `-`, but not `-` first: {FORM}",
             )
         )
     if port is not None and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
-        hint = "an IPv6 address stands in brackets" if ":" in port else "a number from 1 to 65535"
-        problems.append(Problem(place, f"{_shown(port)} is no port", hint))
+        hint = "write an IPv6 address in brackets" if ":" in port else "a number from 1 to 65535"
+        problems.append(Problem(place, f"{_shown(port)} is not a port", hint))
     key, _, value = query.partition("=")
     if query and key != "python":
         problems.append(Problem(place, f"{_shown(key)} can't be set in an address", "python=/path/to/python can"))
     python = unquote(value) if key == "python" else os.environ.get(PYTHON) or "python3"
     if not re.fullmatch(r"(~/|/)?[\w.][\w.+@ /-]*", python) or len(python) > 500:
         where = place if key == "python" else PYTHON
-        problems.append(Problem(where, f"{_shown(python)} is no path of an interpreter", "such as ~/venv/bin/python"))
+        problems.append(
+            Problem(where, f"{_shown(python)} is not a valid path of an interpreter", "such as ~/venv/bin/python")
+        )
     if problems:
         raise UsageError(*problems)
     return Address(user or None, name, None if port is None else int(port), python)

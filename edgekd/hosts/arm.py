@@ -138,7 +138,7 @@ def cores(qemu: Emulator) -> list[str]:
 
 
 def core(setup: Setup, qemu: Emulator, name: str) -> Core:
-    """A core, as it was asked once under this emulator. Raises EnvironmentUnfit where the emulator hasn't it."""
+    """The facts of a core, read once under this emulator. Raises EnvironmentUnfit if the emulator does not have it."""
     folder = setup.folder / "cores" / f"{name}-{qemu.version}"
     try:
         record = unsealed(folder / "core.json", CORE)
@@ -156,7 +156,7 @@ def core(setup: Setup, qemu: Emulator, name: str) -> Core:
             _show(setup, folder, record)
         except OSError as error:
             raise EnvironmentUnfit(
-                Problem(name, f"{folder} can't be written: {error.strerror}", "EDGEKD_CACHE names another folder")
+                Problem(name, f"{folder} can't be written: {error.strerror}", "set EDGEKD_CACHE to another folder")
             ) from None
     flags = tuple(flags_of(record["hwcap"], record["hwcap2"]))
     return Core(
@@ -187,7 +187,7 @@ def launch(target: Target) -> dict[str, Any]:
         said = (
             "can't be emulated"
             if target.emulated_as is None
-            else f"is emulated as `{target.emulated_as}`, which is no device's core"
+            else f"is emulated as `{target.emulated_as}`, which is not a device's core"
         )
         raise EnvironmentUnfit(
             Problem(where, said, "targets whose `emulated_as` names a core that qemu has can be emulated")

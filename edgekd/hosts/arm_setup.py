@@ -2,7 +2,7 @@
 where the PATH has none.
 
 Everything is fetched into a folder of work beside the set-up, held to the digests of the signed lists and the index,
-unpacked there, tried, and renamed. What ends it half-way leaves what was fetched; the same call goes on. Made before,
+unpacked there, tried, and renamed. If it is interrupted, downloaded files stay, and the same call resumes. Made before,
 it is verified file by file."""
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def setup(progress: Any, release: str = "/etc/os-release") -> str:
         place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            Problem(str(place.parent), f"can't be made: {error.strerror}", "EDGEKD_CACHE names another folder")
+            Problem(str(place.parent), f"can't be made: {error.strerror}", "set EDGEKD_CACHE to another folder")
         ) from None
-    with lease(place.with_suffix(".lease"), lambda: progress.say("another process makes the set-up: waiting")):
+    with lease(place.with_suffix(".lease"), lambda: progress.say("another process is making the set-up: waiting")):
         if arm.find() is not None:
             fault = verify(place, progress)
             if fault is None:
                 return f"{_told(place)}\nverified: all files are as they were made"
-            progress.say(f"{fault}: it is made anew")
+            progress.say(f"{fault}: the set-up is made again")
         _make(place, progress, _release(release))
     return _told(place)
 
@@ -260,7 +260,9 @@ def _try(made: arm.Setup, qemu: arm.Emulator, keep: bool) -> str:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise EnvironmentUnfit(
             Problem(
-                "arm-emulator", f"the runtime does not start under qemu {qemu.version}: {last}", "another qemu may do"
+                "arm-emulator",
+                f"the runtime does not start under qemu {qemu.version}: {last}",
+                "another version of qemu may work",
             )
         )
     return done.stdout.strip()

@@ -1,5 +1,5 @@
-"""One connection to a board: starts ssh with the agent (runtimes/agent.py) at its other end, asks and hears, and says
-in words why it can't."""
+"""One connection to a board: starts ssh with the agent (runtimes/agent.py) on the board, sends requests, receives
+answers, and explains errors."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PING = 15.0  # s; the other end gives up after 90 s of silence
 BEGIN = 60.0  # s that a connection and Python may take to start
 CHUNK = 1 << 16
 LINE = 1 << 20  # bytes of a line
-KEPT = "what was finished is kept there for a week; the same command goes on"
+KEPT = "finished work is kept there for a week; run the same command to resume"
 
 # what ssh says -> (what is wrong, what to do)
 _REASONS = (
     (
         "IDENTIFICATION HAS CHANGED",
-        "its host key is another than the known one",
-        "is it the right board? if it was set up anew: ssh-keygen -R {known}",
+        "its host key differs from the known one",
+        "check that it is the right board; if it was set up again: ssh-keygen -R {known}",
     ),
     (
         "Host key verification failed",
@@ -43,14 +43,14 @@ _REASONS = (
     ),
     (
         "Permission denied",
-        "it does not let you in",
-        "a key without a question is needed: ssh-copy-id, or ssh-add for a key with a passphrase",
+        "it refuses the login",
+        "a key that needs no input is required: ssh-copy-id, or ssh-add for a key with a passphrase",
     ),
-    ("Could not resolve", "there is no such host", "a name of your ssh configuration, of DNS, or a number"),
-    ("Connection refused", "nothing listens there", "is sshd running, and is it this port?"),
-    ("timed out", "it does not answer", "is it on, and in this network?"),
-    ("No route to host", "it can't be reached", "is it on, and in this network?"),
-    ("Network is unreachable", "it can't be reached", "is this machine in its network?"),
+    ("Could not resolve", "there is no such host", "give a name of your ssh configuration or of DNS, or an IP address"),
+    ("Connection refused", "nothing listens there", "check that sshd runs on this port"),
+    ("timed out", "it does not answer", "check that it is on and in this network"),
+    ("No route to host", "it can't be reached", "check that it is on and in this network"),
+    ("Network is unreachable", "it can't be reached", "check that this machine is in its network"),
     (
         "Bad owner or permissions",
         "ssh refuses its own configuration",
@@ -61,12 +61,12 @@ _REASONS = (
 
 
 class Lost(Exception):
-    """The connection is gone."""
+    """The connection is lost."""
 
 
 class Connection:
-    """`ask` sends a record (and a payload) and gives the answer; `hear` waits for a line. Raises Lost when the
-    connection is gone, EnvironmentUnfit where the other end can't do what it was asked."""
+    """`ask` sends a record (and a payload) and returns the answer; `receive` waits for a line. Raises Lost if the
+    connection is lost, EnvironmentUnfit if the board can't do what is requested."""
 
     def __init__(self, address: Address):
         self.address, self.held = address, b""
@@ -100,7 +100,7 @@ class Connection:
                 what = f"{self.address.python} there is Python {shown}, and 3.8 is needed"
                 raise EnvironmentUnfit(Problem(str(self.address), what, _other_python()))
             self._send(b"%d\n" % len(program) + program)
-            self.hear(BEGIN)
+            self.receive(BEGIN)
         except (Lost, TimeoutError, ValueError):
             raise EnvironmentUnfit(self._why()) from None
 
@@ -113,7 +113,7 @@ class Connection:
     ) -> dict:
         """`seconds`: how long the answer may take after all was sent."""
         self.send(record, payload, told)
-        reply = self.hear(seconds)
+        reply = self.receive(seconds)
         if "error" in reply:
             raise EnvironmentUnfit(refused(self.address, fetched.text(reply["error"]), str(reply.get("errno"))))
         return reply
@@ -137,7 +137,7 @@ class Connection:
             if size:  # it became shorter meanwhile: the line is out of step
                 raise Lost
 
-    def hear(self, seconds: float) -> dict[str, Any]:
+    def receive(self, seconds: float) -> dict[str, Any]:
         """The next line. Raises TimeoutError."""
         try:
             record = fetched.parsed(self._line(seconds))
@@ -222,7 +222,7 @@ class Connection:
                 f"apt install python3, or: {_other_python()}",
             )
         last = [fetched.text(line) for line in said.splitlines() if line.strip()][-1:]
-        ended = f"ssh ended with exit code {code}" if code is not None else f"nothing was heard within {BEGIN:.0f} s"
+        ended = f"ssh ended with exit code {code}" if code is not None else f"no answer within {BEGIN:.0f} s"
         return Problem(
             str(self.address),
             f"no connection: {last[0] if last else ended}",
@@ -235,21 +235,21 @@ def refused(address: Address, message: str, code: str) -> Problem:
     if fetched.full(message) or code in ("ENOSPC", "EDQUOT", "EFBIG"):
         return Problem(
             str(address),
-            f"there is no room for the job there ({message})",
+            f"the board has too little free disk space for the job ({message})",
             "free some in the home folder or in $TMPDIR of the board",
         )
     if code in ("EAGAIN", "EWOULDBLOCK", "EACCES") and "unavailable" in message:
         return Problem(
             str(address),
-            "something else is measured there",
-            "two at a time would spoil each other's times: wait for it",
+            "another measurement is running there",
+            "two at a time would disturb each other: wait for it to end",
         )
     return Problem(str(address), f"the board says: {message}")
 
 
 def _bootstrap(token: str) -> str:
-    """Tells its version, which any Python can, and then runs what it is sent. The folder where it stands is no place to
-    import from."""
+    """Code that prints its Python version and then runs the code that it is sent. It does not import from its current
+    folder."""
     return (
         "import sys;sys.path=[p for p in sys.path if p];"
         f'sys.stdout.write("{token} %d %d %s" % (sys.version_info[0],sys.version_info[1],chr(10)));sys.stdout.flush();'

@@ -103,7 +103,7 @@ def library(qemu: str) -> Path:
                 Problem(
                     version,
                     f"counted {found} of a program with {_EXPECTED}",
-                    f"another version may not: {WITH_PLUGINS}",
+                    f"another version may count correctly: {WITH_PLUGINS}",
                 )
             )
         os.replace(made, kept)

@@ -52,7 +52,7 @@ def parsed(data: bytes | str) -> Any:
     try:
         return json.loads(data, parse_constant=refuse, parse_float=bounded, parse_int=whole)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"no JSON: {text(error, 80)}") from None
+        raise Damaged(f"invalid JSON: {text(error, 80)}") from None
 
 
 def facts(raw: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def lines(data: bytes, schedule: Mapping[str, Mapping[str, Any]]) -> dict[str, d
         if entry is not None:
             found[line["id"]] = _line(line, entry)
         elif not isinstance(line, dict):
-            raise Damaged("a result that is no record")
+            raise Damaged("a result that is not a record")
     return found
 
 
@@ -147,13 +147,13 @@ def check(path: Path, line: Mapping[str, Any]) -> None:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # over a damaged header numpy's parser raises nearly anything
-        raise Damaged(f"{path.name} is no array: {text(error, 80)}") from None
+        raise Damaged(f"{path.name} is not an array: {text(error, 80)}") from None
     if array.ndim == 0 or len(array) != line["n"] or array.dtype.kind not in "fiub":
         raise Damaged(f"{path.name} has not {line['n']} rows of numbers")
 
 
 def _trace(path: Path, events: Any) -> None:
-    """Raises Damaged where a trace is no list of events with times."""
+    """Raises Damaged where a trace is not a list of events with times."""
     for event in events if isinstance(events, list) else [None]:
         good = (
             isinstance(event, dict)
@@ -161,7 +161,7 @@ def _trace(path: Path, events: Any) -> None:
             and isinstance(event.get("args", {}), dict)
         )
         if not good or not all(_number(event.get(name)) for name in ("ts", "dur")):
-            raise Damaged(f"{path.name} is no trace")
+            raise Damaged(f"{path.name} is not a trace")
 
 
 def failures(data: bytes | None, ids: set[str]) -> dict[str, str]:

@@ -25,8 +25,8 @@ def host() -> Host:
 def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Runs `worker.py job.json` of a job folder and returns its `out` folder; `timeout` in seconds for the whole job.
 
-    What is finished stays, whatever ends the run; the same call goes on from there. Raises EnvironmentUnfit where the
-    time is up, RunFailed where the worker itself broke (what a model did wrong is in out/done.json)."""
+    Finished work stays if the run is interrupted, and the same call resumes. Raises EnvironmentUnfit on timeout,
+    RunFailed if the worker itself fails (errors of a model are in out/done.json)."""
     command = [sys.executable, "worker.py", "job.json", "--with-parent"]
     with tempfile.TemporaryFile() as errors:
         worker = subprocess.Popen(
@@ -51,7 +51,7 @@ def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] =
             worker.stdout.close()
             worker.wait()
         if late.is_set():
-            hint = "what was measured is kept; the same command goes on"
+            hint = "finished measurements are kept; run the same command to resume"
             raise EnvironmentUnfit(Problem("", f"the measurement took longer than {timeout:.0f} s", hint))
         if worker.returncode not in (0, 1) or not (job_folder / "out" / "done.json").is_file():
             errors.seek(0)
@@ -60,7 +60,9 @@ def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] =
             ]
             raise RunFailed(
                 Problem(
-                    "", f"the measuring process failed: {last[0]}", "the same command goes on from what was measured"
+                    "",
+                    f"the measuring process failed: {last[0]}",
+                    "finished measurements are kept; run the same command to resume",
                 )
             )
     return job_folder / "out"

@@ -93,7 +93,7 @@ def update(apt: Apt, release: Mapping[str, str]) -> None:
             Problem(
                 "arm-emulator",
                 f"the package lists can't be read: {reason}",
-                "is there a network? the same command tries again",
+                "check the network, and run the same command to try again",
             )
         )
 
@@ -194,7 +194,9 @@ def fetch(package: Package, folder: Path, apt: Apt, python_version: str, platfor
         _run([*_pip("download"), *options, *_for(python_version, platforms)], failed)
         wanted.unlink()
     if not path.is_file():
-        raise EnvironmentUnfit(Problem("arm-emulator", f"{package.file} did not come", "the same command tries again"))
+        raise EnvironmentUnfit(
+            Problem("arm-emulator", f"{package.file} was not downloaded", "run the same command to try again")
+        )
     if sha256(path) != package.sha256:
         path.unlink()
         raise BaselineError(
@@ -242,6 +244,6 @@ def _run(
             else f"{Path(command[0]).name} ended with exit code {done.returncode}"
         )
         raise EnvironmentUnfit(
-            Problem("arm-emulator", f"{failed}: {reason}", "what was fetched is kept; the same command goes on")
+            Problem("arm-emulator", f"{failed}: {reason}", "downloaded files are kept; run the same command to resume")
         )
     return getattr(done, told)

@@ -1,6 +1,6 @@
-"""A board over ssh: `connect(address)` is a Host for as long as it is open. Jobs are brought, run and fetched; a job
-that is cut off goes on, at once or with the next call; when the connection ends, nothing is left there but what is
-unfinished."""
+"""A board over ssh: `connect(address)` is a Host as long as it is open. Jobs are copied to the board and run, and their
+output is copied back. An interrupted job resumes, at once or with the next call. When the connection is closed, only
+unfinished work stays on the board."""
 
 from __future__ import annotations
 
@@ -104,10 +104,8 @@ class _Board:
                 with contextlib.suppress(Lost):
                     self.line().send({"do": "done"})  # what is kept there would be as damaged the next time
                 self.close()
-                hint = "it is deleted there; the same command measures it anew"
-                raise EnvironmentUnfit(
-                    Problem(str(self.address), f"sent what no worker writes: {error}", hint)
-                ) from None
+                hint = "it is deleted there; run the same command to measure it again"
+                raise EnvironmentUnfit(Problem(str(self.address), f"sent an invalid result: {error}", hint)) from None
             except EnvironmentUnfit as error:
                 if tries:  # it was there before
                     problem = error.problems[0]
@@ -130,7 +128,7 @@ class _Board:
             rest = end + AFTER * late - time.monotonic()
             try:
                 # one that always says something gets no more time than one that is silent
-                event = line.hear(rest) if rest > 0 else {}
+                event = line.receive(rest) if rest > 0 else {}
             except TimeoutError:
                 event, rest = {}, 0.0
             if rest <= 0:

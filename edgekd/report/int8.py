@@ -90,16 +90,15 @@ def _agreement(made: Quantized) -> str:
     whose = (
         f"held-out samples (every fourth; calibration used {made.samples})" if made.unused else "calibration samples"
     )
-    lines = [
-        f"int8 compared with float on {made.compared} {whose if made.compared != 1 else whose.replace('samples', 'sample', 1)}"
-    ]
+    whose = whose if made.compared != 1 else whose.replace("samples", "sample", 1)
+    lines = [f"int8 compared with float on {made.compared} {whose}"]
     lines += [f"  {a}" for a in made.agreements]
     if any(a.snr_db is not None for a in made.agreements):
         lines[0] += f"; {SIGNAL}"
     if made.top1 is not None:
         lines.append(f"  top1: {100 * made.top1[0]:.2f} % float, {100 * made.top1[1]:.2f} % int8")
     if made.differ is not None:
-        lines.append("  onnxruntime computes every integer operator as simulated: 0 values differ")
+        lines.append("  every integer operator computes what the file says: 0 values differ from the simulation")
     return "\n".join(lines)
 
 

@@ -144,8 +144,8 @@ def _charts(listed: Sequence[Row]) -> str:
             drawn.append(f"<figure>{charts.tradeoff(points, across, upward)}</figure>")
     if not drawn:
         return (
-            '<p class="note">No chart: fewer than two files have both quality and cost for this target, since no machine '
-            "with its features was connected.</p>"
+            '<p class="note">No chart: fewer than two files have both quality and cost for this target, since no '
+            "machine with its features was connected.</p>"
         )
     key = (
         '<p class="key"><span class="chosen">&#9673; chosen</span> <span class="front">&#9679; on the front</span> '
