@@ -207,7 +207,7 @@ def test_a_board_that_goes_away_for_good_is_said(tmp_path, monkeypatch):
 
             threading.Thread(target=vanish).start()
             with pytest.raises(
-                EnvironmentUnfit, match="connection was lost: its host key.*\n.*the same command goes on"
+                EnvironmentUnfit, match="connection was lost: its host key.*\n.*run the same command to resume"
             ):
                 host.run(folder, 60)
         wait_for(lambda: not made.processes(), seconds=10)
