@@ -318,7 +318,7 @@ def _runtime(place: str, runtime: Runtime) -> list[Problem]:
     ending = str(getattr(form, "SUFFIX", ""))
     if not ending or Path(f"model{ending}").suffix != ending or not callable(getattr(form, "export", None)):
         hint = 'SUFFIX = ".name", and a function `export`'
-        return [Problem(f"{place}.format", f"`{wanted}` is no format: it says no SUFFIX, or has no `export`", hint)]
+        return [Problem(f"{place}.format", f"`{wanted}` is not a format: it lacks SUFFIX or `export`", hint)]
     if runtime.name == NO_RUNTIME and not hasattr(form, "REFERENCE"):
         text = f"nothing tells what {wanted} files compute: the format names no reference runtime"
         return [Problem(f"{place}.format", text, "name a runtime that reads it")]

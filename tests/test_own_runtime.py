@@ -248,7 +248,7 @@ def test_a_format_that_says_too_little_is_refused(tmp_path, monkeypatch):
     (tmp_path / "reader.py").write_text('FORMAT = ("onnx", "half")\n')
     monkeypatch.chdir(tmp_path)
     assert targets.load(written(tmp_path, '[runtime]\nname = "reader"\n')).runtime == Runtime("reader", "", "onnx")
-    with pytest.raises(UsageError, match="`half` is no format: it says no SUFFIX, or has no `export`"):
+    with pytest.raises(UsageError, match="`half` is not a format: it lacks SUFFIX or `export`"):
         targets.load(written(tmp_path, '[runtime]\nname = "reader"\nformat = "half"\n'))
 
 

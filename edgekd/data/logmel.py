@@ -113,15 +113,15 @@ def frontend_onnx(settings: LogMel) -> onnx.ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
     s, window, bank = settings, hann(settings.window), filterbank(settings)
-    heard = np.flatnonzero(bank.any(1))
+    audible = np.flatnonzero(bank.any(1))
     # whole turns are taken off before the angle is made: float64 then gives each value to its last bit
-    turns = np.outer(np.arange(s.window), heard) % s.window / s.window
+    turns = np.outer(np.arange(s.window), audible) % s.window / s.window
     waves = window[:, None] / (window.sum() / 2)
     constants = {
         "place": (np.arange(s.frames)[:, None] * s.hop + np.arange(s.window)).astype(np.int32),
         "cosines": (waves * np.cos(2 * np.pi * turns)).astype(np.float32),
         "sines": (waves * np.sin(2 * np.pi * turns)).astype(np.float32),
-        "bank": bank[heard].astype(np.float32),
+        "bank": bank[audible].astype(np.float32),
         "floor": np.float32(s.floor),
         "mean": np.float32(s.mean),
         "deviation": np.float32(s.deviation),

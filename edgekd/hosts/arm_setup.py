@@ -269,7 +269,8 @@ def _try(made: arm.Setup, qemu: arm.Emulator, keep: bool) -> str:
 
 
 def _counts(path: Path, tree: Path) -> bool:
-    """Whether a file belongs to what is verified: cores depend on the emulator, and are made anew with another."""
+    """Whether a file is verified. Files of cores are not: they depend on the emulator, and another one makes them
+    again."""
     return path.relative_to(tree).parts[0] != "cores"
 
 

@@ -165,7 +165,7 @@ def halves(amounts: Mapping[Precision, np.ndarray]) -> np.ndarray:
 
 
 def posterior(rows: Sequence[Row], mean: np.ndarray, spread: np.ndarray, noise: float) -> Posterior:
-    """A device's costs from its rows and what is expected of it; the expectation itself where there are no rows."""
+    """A device's costs from its rows and their expectation; the expectation itself if there are no rows."""
     if not rows:
         return Posterior(mean, spread, noise, np.zeros(0))
     found = _posteriors(*_stacked([rows]), mean[None], spread, noise)

@@ -52,7 +52,7 @@ class Observed:
         return self.artifact.folder / f"model{suffix(self.point)}"
 
     def told(self, target: str) -> str:
-        """What is to be said of the runtime that its answers for a target are of."""
+        """A note on the runtime of its outputs for a target."""
         return self.ran.get(target, self.ran.get("", ""))
 
 

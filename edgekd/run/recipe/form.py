@@ -16,18 +16,18 @@ class Strict(pydantic.BaseModel):
 
 
 class ModelTable(Strict):
-    """`[model.NAME]`: how a model that stages refer to is made: trained, distilled, or brought as a file."""
+    """`[model.NAME]`: a model that stages refer to: trained, distilled, or loaded from a file."""
 
     train: dict[str, Any] | None = None  # settings of the train stage
     distill: dict[str, Any] | None = None  # those of the distill stage, with its teacher: an assistant, a generation
-    shows: Shows = "logits"  # what others learn from it: logits, its `top` classes, or its label
-    top: Annotated[int, pydantic.Field(ge=1)] = 5  # how many classes it shows, with `shows = "top"`
-    weights: str | None = None  # a .safetensors file, seen from the recipe
-    seed: int | None = None  # of its start; none: the recipe's
+    shows: Shows = "logits"  # the outputs that its students see: logits, its `top` classes, or its label
+    top: Annotated[int, pydantic.Field(ge=1)] = 5  # the number of classes that it shows, with `shows = "top"`
+    weights: str | None = None  # a .safetensors file, relative to the recipe
+    seed: int | None = None  # of its initial weights; none: the recipe's
 
 
 class Select(Strict):
-    """`[select]`: by which figures a file is chosen among those within the budgets. Later keys decide ties."""
+    """`[select]`: the figures by which a file is chosen among those within the budgets. Later keys decide ties."""
 
     maximize: tuple[str, ...] = ()  # after `minimize`
     minimize: tuple[str, ...] = ("latency_p50_ms", "file_bytes")
@@ -41,11 +41,11 @@ class Form(Strict):
 
     task: str | dict[str, Any]  # a task's name, `package.module:name`, or a table with `use` and its settings
     targets: tuple[str, ...] = pydantic.Field(("host",), min_length=1)  # names, or paths of .toml files
-    modules: str = "."  # where modules that the recipe names lie, seen from it
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0  # of starts, orders and augmentation
+    modules: str = "."  # the folder of the modules that the recipe names, relative to it
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0  # of initial weights, sample order and augmentation
     threads: Annotated[int, pydantic.Field(ge=1, le=MOST_THREADS)] | None = None  # of trainings; none: 2
-    control: bool = True  # whether the student is trained by labels alone, too
-    stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)  # the student's line: `use`, `name` and settings
+    control: bool = True  # whether the student is also trained on labels alone
+    stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)  # the student's stages: `use`, `name` and settings
     model: dict[str, ModelTable] = {}  # teachers and others that stages refer to
     sweep: dict[str, list[Any]] = {}  # `"STAGE.KEY" = [...]`: a candidate for each value
     mixed: dict[str, list[Annotated[float, pydantic.Field(gt=0, le=1)]]] = {}  # shares of time to give back, by stage
