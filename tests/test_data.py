@@ -364,7 +364,7 @@ class Raises(nn.Module):
         ({"teacher": lambda: nn.Linear(4, 3)}, "models: has no 'student' (it has teacher)"),
         (
             {"teacher": nn.Linear(4, 3), "student": lambda: nn.Linear(4, 3)},
-            "models['teacher']: is a Linear, not a function that makes one",
+            "models['teacher']: is a Linear, not a function that returns a module",
         ),
         (
             {"teacher": lambda: 3, "student": lambda: nn.Linear(4, 3)},

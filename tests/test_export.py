@@ -235,7 +235,7 @@ class TestStages:
             RunFailed, match="is not the model that was trained.*first at `relu6`.*in the model.*in the file"
         ):
             Export()(artifact(run, "quantized"), run_in(tmp_path / "e", task))
-        with pytest.raises(RunFailed, match="exported file is not the model: outputs differ"):
+        with pytest.raises(RunFailed, match="exported file differs from the model: outputs differ"):
             Export()(source, run_in(tmp_path / "f", task))
 
 

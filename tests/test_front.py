@@ -189,7 +189,7 @@ def test_candidates_of_another_target_do_not_compete():
 
 
 def test_nothing_was_made():
-    assert pick([candidate("teacher", 99, 1, 1)]).reason == "nothing was made for host"
+    assert pick([candidate("teacher", 99, 1, 1)]).reason == "no candidate was made for host"
 
 
 def test_a_key_that_nobody_has_is_passed_over():

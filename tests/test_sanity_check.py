@@ -132,7 +132,7 @@ def told(tmp_path, *args, **more):
 
 @pytest.mark.parametrize(
     "name, word",
-    [("NAN", "is nan"), ("RAISES", "IndexError"), ("FEWER", "records of shape"), ("NOISY", "not the model")],
+    [("NAN", "is nan"), ("RAISES", "IndexError"), ("FEWER", "records of shape"), ("NOISY", "differs from the model")],
 )
 def test_what_breaks_at_the_end_is_told_at_the_beginning(tmp_path, name, word):
     text = told(tmp_path, name)

@@ -192,7 +192,7 @@ def test_image_folder_tells_everything_at_once(folder):
 
 def test_image_folder_that_is_no_task(tmp_path):
     assert "no such folder" in told(lambda: image_folder(path=tmp_path / "nowhere"))
-    assert "no class folders" in told(lambda: image_folder(path=tmp_path))
+    assert "no class folder" in told(lambda: image_folder(path=tmp_path))
     picture(tmp_path / "only" / "1.png", (1, 2, 3))
     assert "only 'only'" in told(lambda: image_folder(path=tmp_path))
     picture(tmp_path / "other" / "1.png", (1, 2, 3))
@@ -271,7 +271,7 @@ def test_npz_never_unpickles_and_survives_rubbish(tmp_path):
         assert name in told(lambda name=name: npz(path=tmp_path / name))
     assert "no such file" in told(lambda: npz(path=tmp_path / "d.npz"))
     np.save(tmp_path / "e.npy", np.ones(3))
-    assert "one array" in told(lambda: npz(path=tmp_path / "e.npy"))
+    assert "a single array" in told(lambda: npz(path=tmp_path / "e.npy"))
 
 
 # ---------------------------------------------------------------- CIFAR-10
