@@ -68,5 +68,5 @@ def _internal(error: Exception) -> int:
     return BROKEN
 
 
-def _interrupt(signum, frame):
+def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt

@@ -152,7 +152,7 @@ def claimed(result: Result, candidate: Candidate, target: str) -> dict[str, Any]
         "verdict": found.verdict,
         "checks": tuple(c for c in found.checks if c.candidate == candidate.id),
         "environment": {
-            id: result.environment[id] for m in measurements if (id := m.environment) in result.environment
+            id: result.environment[id] for m in measurements if (id := m.environment or "") in result.environment
         },
         "means": None if result.predictions is None else result.means,
     }
@@ -271,7 +271,7 @@ def _versions(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Versions of the libraries on the machine that measured first, and edgekd's own."""
     from importlib import metadata
 
-    found = next((facts.get("versions", {}) for facts in machines.values()), {})
+    found: dict[str, str] = next((facts.get("versions", {}) for facts in machines.values()), {})
     try:
         ours = {"edgekd": metadata.version("edgekd")}
     except metadata.PackageNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -168,7 +168,7 @@ def _prepared(path: Path, columns: dict[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def _splits(path: Path, columns: dict[str, np.ndarray], validation: float) -> Splits:
-    more = {name: columns[name] for name in ("x_validation", "y_validation") if name in columns}
+    more: dict[str, Any] = {name: columns[name] for name in ("x_validation", "y_validation") if name in columns}
     try:
         return arrays(*(columns[name] for name in NEEDED), **more, validation=validation)
     except UsageError as error:
