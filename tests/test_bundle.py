@@ -235,7 +235,7 @@ def test_what_is_not_there_is_told(run):
     wrong = (
         ("none", "host", "is not in this run"),
         ("small.int8", "mars", "not a target of this run"),
-        ("small.int8", "../x", "no target"),
+        ("small.int8", "../x", "not a target"),
     )
     for id, target, message in wrong:
         with pytest.raises(UsageError, match=message):
@@ -347,7 +347,7 @@ def test_names_that_lead_elsewhere_are_refused(run, name):
         ({"files": {f"f{i}": {"sha256": "00" * 32, "bytes": 0} for i in range(100)}}, "more than 64"),
         (
             {"files": {"model.onnx": {"sha256": "zz", "bytes": 1}, "golden.npz": {"sha256": "00" * 32, "bytes": 1}}},
-            "no SHA-256",
+            "not a SHA-256",
         ),
         ({"files": {"model.onnx": {"sha256": "00" * 32, "bytes": -1}}}, "greater than or equal"),
         ({"files": {"model.onnx": {"sha256": "00" * 32, "bytes": 10**30}}}, "files.model.onnx.bytes"),

@@ -685,17 +685,19 @@ def test_how_figures_of_a_target_without_its_machine_came_about(run):
     for text in (terminal.table(there, run), markdown.render(there).replace("\\", ""), page.render(there)):
         assert (
             "transferred: from 6 boards" in text
-            and "372,103 of an inference" in text
-            and "chosen file alone was run" in text
+            and "372,103 per inference" in text
+            and "only the chosen file was run" in text
         )
     assert "faster by prediction than" in page.render(there) and "not measured for this target" not in page.render(
         there
     )
-    assert "by prediction" not in page.render(result) and "alone was run" not in terminal.table(result, run)
+    assert "by prediction" not in page.render(result) and "only the chosen file was run" not in terminal.table(
+        result, run
+    )
     none = [
         dataclasses.replace(c, measurements=tuple(m for m in c.measurements if "latency" not in m.name)) for c in made
     ]
-    assert "latency: none: no machine of the kind of host" in terminal.table(
+    assert "latency: none: no machine that matches host" in terminal.table(
         dataclasses.replace(there, candidates=tuple(none)), run
     )
 
@@ -726,7 +728,7 @@ def test_a_prediction_that_is_wider_than_a_factor_of_two_is_a_range_with_advice(
     html = page.render(there).partition("<h2>All figures</h2>")[0]  # below it stands what the record holds, as it is
     for text in (terminal.table(there, run), markdown.render(there).replace("\\", ""), html):
         assert "12 to 81" in text and "31.7" not in text
-        assert "edgekd targets calibrate host --on ssh://" in " ".join(text.split()) and "some minutes" in " ".join(
+        assert "edgekd targets calibrate host --on ssh://" in " ".join(text.split()) and "a few minutes" in " ".join(
             text.split()
         )
     assert "faster by prediction" not in html

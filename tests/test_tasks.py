@@ -196,7 +196,7 @@ def test_image_folder_that_is_no_task(tmp_path):
     picture(tmp_path / "only" / "1.png", (1, 2, 3))
     assert "only 'only'" in told(lambda: image_folder(path=tmp_path))
     picture(tmp_path / "other" / "1.png", (1, 2, 3))
-    assert "leave nothing" in told(lambda: image_folder(path=tmp_path, validation=0.5, test=0.5))
+    assert "leave no training images" in told(lambda: image_folder(path=tmp_path, validation=0.5, test=0.5))
 
 
 def test_image_folder_names_the_extra(folder, monkeypatch):

@@ -75,11 +75,7 @@ def _fit(found: Sequence[Row], width: int, colour: bool) -> str:
     gone = [rows.title(n) for n in names if n in without.columns]
     bare = [rows.title(n) for n in names if n in without.intervals - without.columns and _has_interval(found, n)]
     parts = [", ".join(gone), f"the intervals of {', '.join(bare)}" if bare else ""]
-    note = (
-        f"\nonly in the report, since {width} columns are too few: {' and '.join(filter(None, parts))}"
-        if gone or bare
-        else ""
-    )
+    note = f"\nonly in the report: {' and '.join(filter(None, parts))}" if gone or bare else ""
     return _render(found, without, colour) + note
 
 
@@ -127,7 +123,7 @@ def _cell(row: Row, name: str, without: Left, marked: bool) -> str:
 def _legend(found: Sequence[Row]) -> list[str]:
     names = rows.columns(found)
     marks = "; ".join(f"{rows.MARKS[o]} {rows.ORIGINS[o]}" for o in rows.origins(found, names))
-    what = "quality is measured on the test split; [low, high] is the 95 % interval; smaller: than the teacher's file"
+    what = "quality is measured on the test split; [low, high] is the 95 % interval; smaller: than the teacher"
     return ["> chosen, * on the front: both decided on validation", what, *([marks] if marks else [])]
 
 
