@@ -138,10 +138,15 @@ def quantities(measures: Iterable[records.Quantity]) -> str:
 
 
 def device_runtimes() -> str:
-    blocks = ["What runs a file on a device. In a target: `[runtime]` with `name`. The file is copied to the device."]
+    blocks = [
+        "What runs a file on a device. In a target: `[runtime]` with `name`. One of your own is named by its path: "
+        "`package.module`.",
+        paragraphs(inspect.getdoc(runtimes) or ""),
+    ]
     for name in runtimes.names():
         module = importlib.import_module(f"edgekd.runtimes.{name}")
-        blocks += [f"## {name}", paragraphs(inspect.getdoc(module) or ""), f"Reads: `{module.FORMAT}`."]
+        read, needed = (", ".join(f"`{n}`" for n in names) for names in (runtimes.formats(name), runtimes.needs(name)))
+        blocks += [f"## {name}", paragraphs(inspect.getdoc(module) or ""), f"Reads {read}. Needs {needed}."]
     return page("Runtimes", *blocks)
 
 

@@ -60,8 +60,9 @@ def test_a_stage_is_a_frozen_record_of_settings_that_is_called(name):
 
 @pytest.mark.parametrize("name", components.names("formats"))
 def test_a_format_renders_a_graph_with_a_grid(name):
-    taken = inspect.signature(importlib.import_module(f"edgekd.formats.{name}").export).parameters
-    assert list(taken)[:4] == ["graph", "grid", "example", "path"]
+    module = importlib.import_module(f"edgekd.formats.{name}")
+    assert list(inspect.signature(module.export).parameters)[:4] == ["graph", "grid", "example", "path"]
+    assert module.SUFFIX.startswith(".")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "runtimes").glob("*.py")), ids=lambda p: p.stem)
@@ -70,7 +71,8 @@ def test_what_is_copied_to_devices_reads_as_python_3_8(path):
 
 
 @pytest.mark.parametrize("name", runtimes.names())
-def test_a_runtime_says_its_format_and_loads_a_file(name):
+def test_a_runtime_says_its_formats_and_needs_and_loads_a_file(name):
+    assert set(runtimes.formats(name)) & set(components.names("formats")) and runtimes.needs(name)
     tree = ast.parse((ROOT / "runtimes" / f"{name}.py").read_text(encoding="utf-8"))
     functions = {node.name: [a.arg for a in node.args.args] for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert functions["load"][:2] == ["path", "threads"]
