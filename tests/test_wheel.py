@@ -130,5 +130,5 @@ def test_continuous_integration_runs_what_the_readme_says():
     dry = subprocess.run(
         ["make", "-n", "test", "VENV=none-yet"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    parts = ("pip install", ".constraints.txt", "ruff check .", "bin/mypy", "-m pytest")
+    parts = ("pip install", ".constraints.txt", "ruff check .", "ruff format --check .", "bin/mypy", "-m pytest")
     assert [part for part in parts if part not in dry] == []
