@@ -18,14 +18,14 @@ from edgekd.cli import run as command
 from edgekd.decisions import budget
 from edgekd.metrics import top1
 from edgekd.probes import Subject
-from edgekd.records import Quantity
+from edgekd.records import Deployment, Quantity
 from edgekd.report import markdown, page, terminal
 from edgekd.run import evaluate
 from edgekd.run.schemas import schema
 
 ZEROS = '''"""How many weights of a file are 0."""
 from edgekd.probes import figure
-from edgekd.records import Quantity
+from edgekd.records import Deployment, Quantity
 
 MEASURES = (Quantity("zero_share", "%", "weights that are 0", better="higher", origin="counted", keep=5, column=45),)
 
@@ -98,7 +98,8 @@ def test_a_planted_probe_is_profiled_and_listed(planted, file, tmp_path, capsys)
 
 
 def test_a_planted_probe_is_measured_by_compress(planted, file):
-    o = SimpleNamespace(file=file, artifact=SimpleNamespace(facts={}), point=SimpleNamespace(targets=()))
+    point = SimpleNamespace(targets=(), deployment=Deployment())
+    o = SimpleNamespace(file=file, artifact=SimpleNamespace(facts={}), point=point)
     found = {m.name: m for m in evaluate.described(o, None, {}, SimpleNamespace(targets=()), {})}
     assert found["zero_share"].value == 100 and found["zero_share"].origin == "counted"
 
@@ -126,9 +127,11 @@ def test_a_planted_probe_is_reported(planted, tmp_path):
 def test_a_planted_probe_is_in_the_schemas(planted):
     names = schema("result")["$defs"]["Measurement"]["properties"]["name"]["anyOf"]
     assert {"const": "zero_share", "description": "weights that are 0, in %; higher is better; counted"} in names
-    tables = schema("budget")["$defs"]["Gate"]["properties"]["gate"]["additionalProperties"]
-    assert "weights that are 0" in tables["properties"]["zero_share"]["description"]
-    assert "zero_share" in schema("recipe")["properties"]["gate"]["additionalProperties"]["properties"]
+    for kind in ("budget", "recipe"):
+        made = schema(kind)
+        assert "weights that are 0" in made["$defs"]["Rules"]["properties"]["zero_share"]["description"]
+        gate = made["properties"]["gate"] if kind == "recipe" else made["$defs"]["Gate"]["properties"]["gate"]
+        assert gate["additionalProperties"] == {"$ref": "#/$defs/Rules"}
 
 
 def measured(folder, value):

@@ -427,7 +427,8 @@ STUDENT = TEACHER + np.random.default_rng(2).normal(size=(400, 5))
 
 
 def by_name(outputs, labels, metrics, teacher=None):
-    return {m.name: m for m in measure(Subject(None, {}, outputs, labels, metrics, teacher, "test"))}
+    given = {"outputs": outputs, "labels": labels, "metrics": metrics, "teacher": teacher, "split": "test"}
+    return {m.name: m for m in measure(Subject(**given))}
 
 
 def plain_ece(logits, labels):

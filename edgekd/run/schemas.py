@@ -38,11 +38,19 @@ def schema(kind: str) -> dict[str, Any]:
         made["properties"]["gate"] |= tables
     if "Measurement" in made.get("$defs", {}):
         made["$defs"]["Measurement"]["properties"]["name"] = _names()
-    for table in _tables_of_rules(made):
-        table["properties"] = {
-            name: {**table["additionalProperties"], "description": _told(q)} for name, q in quantities.known().items()
-        }
+    _name_measurements(made)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": f"edgekd {kind}"}
+
+
+def _name_measurements(made: dict[str, Any]) -> None:
+    """What budgets may be on, into all tables of rules: a definition that they share."""
+    for table in list(_tables_of_rules(made)):
+        value, known = {"$ref": "#/$defs/Value"}, quantities.known().items()
+        named = {name: {**value, "description": _told(quantity)} for name, quantity in known}
+        made["$defs"]["Rules"] = {"type": "object", "properties": named, "additionalProperties": value}
+        made["$defs"]["Value"] = table["additionalProperties"]
+        table.clear()
+        table["$ref"] = "#/$defs/Rules"
 
 
 def _names() -> dict[str, Any]:
