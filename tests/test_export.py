@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd import Task, arrays, quantization
+from edgekd import Task, arrays, quantization, signatures
 from edgekd.data.columns import load, take
 from edgekd.errors import RunFailed, UsageError
 from edgekd.formats import onnx as format
@@ -120,7 +120,7 @@ class TestStages:
     def test_an_int8_file_is_the_model_that_was_made(self, trained, tmp_path, how):
         task, source = trained
         run = run_in(tmp_path / "q", task)
-        made = Quantize(**{"batch": 32, "losses": LABELS, "samples": 100, **how})(source, run)
+        made = signatures.changed(Quantize(batch=32, losses=LABELS, samples=100), how)(source, run)
         quantized = artifact(run, made.form)
         graph, module, grid = quantization.load(quantized, task, quantization.example_of(load(task, "test")))
         assert grid == grids.read(run.folder / "grid.json") and grid.scheme.weight_bits == how.get("weight_bits", 8)

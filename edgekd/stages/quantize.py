@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le
 
 from edgekd.components import Part, Use
-from edgekd.errors import Problem, UsageError, near
+from edgekd.errors import Problem, UsageError, closest, meant
 from edgekd.models import saved
 from edgekd.records import Artifact, Made, Run, Scheme
 from edgekd.stages.distill import KD
@@ -139,7 +139,7 @@ def _named(known: Mapping[str, str], float_layers: Sequence[str], layer_bits: Ma
     for place, names in (("float_layers", float_layers), ("layer_bits", tuple(layer_bits))):
         for name in names:
             if name not in known:
-                hint = near(name, known, f"its layers are {', '.join(known)}")
+                hint = f"{meant(closest(name, known), '')} its layers are {', '.join(known)}".lstrip()
                 found.append(Problem(place, f"the model's graph has no layer `{name}`", hint))
             given = layer_bits.get(name) if place == "layer_bits" else None
             for other in [o for o in known if name in known and known[o] == known[name] and o != name]:

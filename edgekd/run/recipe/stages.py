@@ -39,7 +39,8 @@ class Line:
             return self
         problems: list[Problem] = []
         stage = dataclasses.replace(self.stage, **own)
-        teacher = teachers_of(self.part, vars(stage), self.named, self.name, problems)
+        settings = {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}
+        teacher = teachers_of(self.part, settings, self.named, self.name, problems)
         if problems:
             raise UsageError(*problems)
         return dataclasses.replace(self, stage=stage, said=self.said | own.keys(), teacher=teacher)
