@@ -52,6 +52,18 @@ def test_digits_holds_every_image_once():
     assert sorted(map(tuple, values)) == sorted(map(tuple, everything.data))
 
 
+def test_digits_are_scikit_learns_and_their_split_is_its_stratified_one(monkeypatch):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    _, test = train_test_split(np.arange(len(y)), test_size=0.5, random_state=0, stratify=y)
+    assert np.array_equal(digits.task.data("test").labels, y[np.sort(test)])
+    read = digits._digits()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # a scikit-learn that keeps its files elsewhere
+    assert all(np.array_equal(a, b) for a, b in zip((*read, *digits._digits()), (x, y, x, y), strict=True))
+
+
 def test_digits_student_has_room_to_be_pruned_and_is_a_quarter():
     import torch
 

@@ -10,23 +10,43 @@ from typing import Any
 
 from edgekd import components, signatures
 from edgekd import targets as devices
-from edgekd.errors import UsageError, exits
+from edgekd.errors import THEIRS, UsageError, exits
 from edgekd.records import Deployment, Task
-from edgekd.run import checks
+from edgekd.run import checks, passed
 from edgekd.run.graph import Plan, Point, Step
 from edgekd.run.keys import key_of
 from edgekd.run.recipe import Recipe
 from edgekd.run.resolve import Resolved
 from edgekd.run.variants import FORMS, RecipeView, Variant
+from edgekd.store.store import Store
 
 
 @exits(UsageError)
-def make(resolved: Resolved) -> Plan:
-    """The plan of a recipe. Raises UsageError with every problem, before any training."""
+def make(resolved: Resolved, store: Store | None = None) -> Plan:
+    """The plan of a recipe; one that passed its checks before, by what `store` has kept, is not checked again. Raises
+    UsageError for what can't work, before any training."""
     planner = _Planner(resolved)
-    planner.plan.losses, planner.plan.notes = checks.check(planner.view)
-    planner.run()
-    return planner.plan
+    try:
+        planner.run()
+    except THEIRS:
+        checks.check(planner.view)  # tells all of it
+        raise
+    plan = planner.plan
+
+    def check() -> dict[str, Any]:
+        losses, notes = checks.check(planner.view)
+        return {"losses": losses, "notes": notes}
+
+    found = passed.kept(store, "plan", lambda: _identity(resolved, plan), check)
+    plan.losses, plan.notes = found["losses"], found["notes"]
+    return plan
+
+
+def _identity(resolved: Resolved, plan: Plan) -> tuple[Any, ...]:
+    """What decides how the checks of a plan end."""
+    steps = [(step.key, step.label) for step in plan.steps.values()]
+    lines = [(line.number, line.name) for line in resolved.recipe.stages]
+    return passed.of_task(resolved.task, resolved.data), steps, lines, list(resolved.targets)
 
 
 def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str, Any], suffix: str) -> Plan:

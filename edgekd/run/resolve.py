@@ -12,9 +12,11 @@ from typing import Any
 from edgekd import components, environment, signatures
 from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits, near
 from edgekd.records import Metric, Task
+from edgekd.run import passed
 from edgekd.run import recipe as recipes
 from edgekd.run.recipe import Recipe
 from edgekd.run.recipe.form import Select
+from edgekd.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,21 @@ def resolved(
     sets: Iterable[str] = (),
     targets: Iterable[str] = (),
     threads: int | None = None,
+    store: Store | None = None,
 ) -> Resolved:
     """Reads a recipe (None: the built-in one), applies settings, targets and threads, and finds its task, data and
-    targets. Raises UsageError with every problem."""
+    targets. A task that passed its check before, by what `store` has kept, is not checked again. Raises UsageError with
+    every problem."""
     recipe, problems = recipes.parsed(source, sets, targets, threads)
-    found, more = find(recipe)
+    found, more = find(recipe, store)
     if problems or more:
         raise UsageError(*dict.fromkeys([*problems, *more]))  # every split reports data that can't be read
     return found
 
 
 @environment.threads()
-def find(recipe: Recipe) -> tuple[Resolved, list[Problem]]:
-    """(the recipe with its task, data and targets, as far as these are found; every problem)."""
+def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Problem]]:
+    """What a recipe refers to, as far as it can be found, and every problem with it."""
     from edgekd import targets
     from edgekd.data import columns
     from edgekd.decisions import budget, capacity
@@ -63,7 +67,7 @@ def find(recipe: Recipe) -> tuple[Resolved, list[Problem]]:
     select, gate = recipe.select, {name: dict(lines) for name, lines in recipe.gate.items()}
     if isinstance(task, Task) and task.metrics:
         taken = metric_problems(task)
-        problems += [*taken, *_task_problems(task, recipe, load)]
+        problems += [*taken, *_task_problems(task, recipe, load, store)]
         first = task.metrics[0]
         if not select.maximize and first.better == "higher":
             select = select.model_copy(update={"maximize": (first.name,)})
@@ -168,7 +172,7 @@ def metric_problems(task: Task) -> list[Problem]:
     return [Problem(where, f"{name!r} {text}", f"another name, such as my_{name}") for name in names if name in own]
 
 
-def _task_problems(task: Task, recipe: Recipe, load: Callable[[str], Any]) -> list[Problem]:
+def _task_problems(task: Task, recipe: Recipe, load: Callable[[str], Any], store: Store | None = None) -> list[Problem]:
     from edgekd import data
 
     models = recipe.models.values()
@@ -191,4 +195,11 @@ def _task_problems(task: Task, recipe: Recipe, load: Callable[[str], Any]) -> li
         if name is not None and name not in task.models
     ]
     roles = tuple(dict.fromkeys((recipe.models["teacher"].of, "student", *made)))
-    return files + unknown + data.check(task, load, roles=roles)
+    wrong: list[Problem] = []
+
+    def check() -> dict[str, Any] | None:
+        wrong.extend(data.check(task, load, roles=roles))
+        return None if wrong else {}
+
+    passed.kept(store, "task", lambda: (passed.of_task(task, load), roles), check)
+    return files + unknown + wrong

@@ -100,18 +100,18 @@ def compress(
     from edgekd.run.evaluate import observe
     from edgekd.store.store import Store
 
-    resolved = resolve.resolved(recipe, sets, targets, threads)
+    store = Store()
+    resolved = resolve.resolved(recipe, sets, targets, threads, store)
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
     begun = None if fresh else folders.threads_of(folder)
     if resolved.recipe.threads is None and begun is not None:
         resolved = dataclasses.replace(resolved, threads=begun)
-    store = Store()
     progress = reporter(quiet)
     try:
         if told := _sharing(resolved, begun):
             progress.say(told)
         with progress.task("check the plan"):
-            plan = planning.make(resolved)
+            plan = planning.make(resolved, store)
         boards.check(on, resolved)
         sanity_check.check(resolved, plan, store, folder, progress)
         for target, note in plan.notes.items():

@@ -1,0 +1,69 @@
+"""Checks that passed are kept in the store by all that they depend on, so that a run that finds everything finished
+builds no model to check it again.
+
+What they depend on is told as in the keys of steps: code by syntax, data by its digest, libraries by version. Of edgekd
+itself the bytes of every source file count. Where that can't be told, a check is made every time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import THEIRS
+from edgekd.records import Task
+from edgekd.store import fingerprint
+from edgekd.store.store import Store
+
+SPLITS = ("train", "validation", "test")
+
+
+def kept(
+    store: Store | None, name: str, identity: Callable[[], Any], check: Callable[[], Mapping[str, Any] | None]
+) -> Mapping[str, Any] | None:
+    """What `check` gives: JSON values where it passed, None where it did not. It is called where the store has nothing
+    of that name and identity; what passed is kept there."""
+    key = _key(identity) if store is not None else ""
+    found = store.observed(key, name) if store is not None and key else None
+    if found is not None:
+        return found
+    made = check()
+    if store is not None and key and made is not None:
+        store.observe(key, name, made)
+    return made
+
+
+def of_task(task: Task, data: Callable[[str], Any]) -> tuple[Any, ...]:
+    """What decides how a task behaves that is loaded by `data(split)`."""
+    functions = (task.collate, task.augment, task.forward, task.before)
+    objects = [dict(task.models), *(f for m in task.metrics for f in (m.records, m.value))]
+    code, libraries = fingerprint.code_and_libraries(*objects, *(f for f in functions if f is not None))
+    said = [getattr(task, name) for name in ("name", "classes", "inputs", "outputs", "draws", "views", "shareable")]
+    metrics = [(m.name, m.unit, m.better) for m in task.metrics]
+    digests = {split: data(split).digest for split in SPLITS}
+    return code, sorted(libraries.items()), said, metrics, digests, fingerprint.files(task.assets)
+
+
+def _key(identity: Callable[[], Any]) -> str:
+    """Empty where it can't be told: code that has no source, data that can't be read."""
+    try:
+        return hashlib.sha256(repr((_edgekd(), identity())).encode()).hexdigest()
+    except THEIRS:
+        return ""
+
+
+@functools.cache
+def _edgekd() -> str:
+    """sha256 of edgekd's own source files, by name and content."""
+    folder = Path(__file__).parent.parent
+    return _digest((p.relative_to(folder).as_posix(), p.read_bytes()) for p in sorted(folder.rglob("*.py")))
+
+
+def _digest(files: Iterable[tuple[str, bytes]]) -> str:
+    hasher = hashlib.sha256()
+    for name, content in files:
+        hasher.update(f"{name} {len(content)}\n".encode() + content)
+    return hasher.hexdigest()
