@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from edgekd.metrics import top1
 from edgekd.probes import memory, static
 from edgekd.records import Deployment, Measurement, Runtime, Target
 from edgekd.run import evaluate
+from edgekd.run.schemas import schema
 from edgekd.verbs import compare, profile, quantize
 from edgekd.verbs import list as listing
 from edgekd.verbs.targets import calibrate
@@ -475,3 +477,17 @@ def test_it_is_told_how_a_latency_is_had(tmp_path, monkeypatch):
     assert rows["raspberry-pi-4"] == ["emulated", "predicted"] and rows["snapdragon-8gen1-big"] == ["-", "bound"]
     (tmp_path / "raspberry-pi-4.json").write_text("{}")
     assert "damaged" in listing.listing(["targets"])  # and all others are still told
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_targets_are_as_their_schema_says(name):
+    jsonschema.validate(tomllib.loads((ROOT / "targets" / f"{name}.toml").read_text()), schema("target"))
+
+
+def test_several_runtimes_are_as_the_schema_says():
+    runtimes = [{"name": "onnxruntime"}, {"name": "own.fast", "format": "own.small"}]
+    plain = {"title": "x", "architecture": "x86-64"}
+    jsonschema.validate({**plain, "runtime": runtimes}, schema("target"))
+    for wrong in ([], [{"name": 3}], "onnxruntime"):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**plain, "runtime": wrong}, schema("target"))

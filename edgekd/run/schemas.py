@@ -12,6 +12,7 @@ from edgekd.errors import Problem, UsageError
 from edgekd.probes import declared
 from edgekd.records import Quantity
 from edgekd.results import VERSIONS
+from edgekd.targets import MOST
 
 KINDS = {  # {kind of file: the class that describes it}
     "result": "edgekd.records:Result",
@@ -36,10 +37,22 @@ def schema(kind: str) -> dict[str, Any]:
         tables = pydantic.TypeAdapter(Tables).json_schema()
         made["$defs"] |= tables.pop("$defs")
         made["properties"]["gate"] |= tables
+    if kind == "target":
+        _as_in_a_file(made)
     if "Measurement" in made.get("$defs", {}):
         made["$defs"]["Measurement"]["properties"]["name"] = _names()
     _name_measurements(made)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": f"edgekd {kind}"}
+
+
+def _as_in_a_file(target: dict[str, Any]) -> None:
+    """A target's name is that of its file, and several runtimes are tables of one key."""
+    for name in ("name", "others"):
+        del target["properties"][name]
+    target["required"].remove("name")
+    one = {"$ref": target["properties"]["runtime"]["$ref"]}
+    several = {"type": "array", "items": one, "minItems": 1, "maxItems": MOST}
+    target["properties"]["runtime"] = {"anyOf": [one, several]}
 
 
 def _name_measurements(made: dict[str, Any]) -> None:
