@@ -87,7 +87,7 @@ def test_one_step_exports_each_format_that_targets_want(tmp_path):
         ("own.reference", ("one",)),
     }
     exports = [s.part for s in made.steps.values() if s.stage == "export" and s.source == points[0].step]
-    assert sorted((part.format, part.runtime) for part in exports) == [
+    assert sorted((part.format.name, part.runtime) for part in exports) == [
         ("onnx", "onnxruntime"),  # the format's reference runtime: one file, held to the model once
         ("own.layers", "own.interpreter"),
     ]

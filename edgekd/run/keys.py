@@ -22,7 +22,6 @@ def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[
     if use == "export":
         read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(task.outputs)}
         read |= {"runtime": _runtime(stage.runtime)}
-        objects.append(components.find("formats", stage.format))
     if task.assets:
         read["assets"] = fingerprint.files(task.assets)
     code, libraries = fingerprint.code_and_libraries(*objects)

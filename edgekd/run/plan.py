@@ -182,7 +182,7 @@ class _Planner:
         """Adds the step that writes a point's file, one for all runtimes that read its format; returns its key."""
         first = next(h.runtime for h in self.ways if h.format == how.format)
         opened = devices.reference(how.format) or first
-        stage = components.find("stages", "export")(format=how.format, runtime=opened)
+        stage = components.find("stages", "export")(format=components.Use("formats", how.format), runtime=opened)
         return self.step("export", stage, f"export {id}", self.recipe.seed, source=source)
 
     def step(

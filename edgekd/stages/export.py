@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
-from edgekd import components, environment
+from edgekd import environment
+from edgekd.components import Part, Use
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.inputs import length, named
 from edgekd.models import saved
@@ -30,19 +31,19 @@ class Export:
     """Exports a `torch` (float), `quantized` (int8) or `weight_only` (int4, int8 weights) artifact to a format, and
     compares file and artifact over the test split in the runtime. The facts say how equal they are."""
 
-    format: str = Deployment().format
+    format: Annotated[Use, Part("formats")] = Use("formats", Deployment().format)
     runtime: str = Deployment().runtime
     reads: ClassVar = ("test",)
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
-        form, model = components.find("formats", self.format), _model(source, run)
+        form, model = self.format.part(), _model(source, run)
         path = run.folder / f"model{form.SUFFIX}"
         run.progress(1, 3, "translate")
-        names = _written(form, self.format, model, path, source, run)
+        names = _written(form, self.format.name, model, path, source, run)
         run.progress(2, 3, "compare")
         file = _File(path, form, names, environment.opened(self.runtime, path), run.task.outputs)
         facts = {"bytes": path.stat().st_size, **_compared(model, file, run)}
-        return Made(self.format, facts)
+        return Made(self.format.name, facts)
 
 
 @dataclass(frozen=True)
