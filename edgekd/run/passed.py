@@ -1,8 +1,7 @@
-"""Checks that passed are kept in the store by all that they depend on, so that a run that finds everything finished
-builds no model to check it again.
+"""The store keeps the results of checks that passed, so that a finished run does not build models to check them again.
 
-What they depend on is told as in the keys of steps: code by syntax, data by its digest, libraries by version. Of edgekd
-itself the bytes of every source file count. Where that can't be told, a check is made every time.
+The key of a result has all that the check depends on, as in the keys of steps: code by syntax, data by digest,
+libraries by version; and the bytes of every source file of edgekd. If a key can't be made, the check runs every time.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ SPLITS = ("train", "validation", "test")
 def kept(
     store: Store | None, name: str, identity: Callable[[], Any], check: Callable[[], Mapping[str, Any] | None]
 ) -> Mapping[str, Any] | None:
-    """What `check` gives: JSON values where it passed, None where it did not. It is called where the store has nothing
-    of that name and identity; what passed is kept there."""
+    """The result of `check`: JSON values if it passed, None if not. `check` is called only if the store has no result
+    of this name and identity. The store keeps results that are not None."""
     key = _key(identity) if store is not None else ""
     found = store.observed(key, name) if store is not None and key else None
     if found is not None:
@@ -37,7 +36,7 @@ def kept(
 
 
 def of_task(task: Task, data: Callable[[str], Any]) -> tuple[Any, ...]:
-    """What decides how a task behaves that is loaded by `data(split)`."""
+    """Everything that a task's behaviour depends on. `data(split)` gives its loaded columns."""
     functions = (task.collate, task.augment, task.forward, task.before)
     objects = [dict(task.models), *(f for m in task.metrics for f in (m.records, m.value))]
     code, libraries = fingerprint.code_and_libraries(*objects, *(f for f in functions if f is not None))
@@ -48,7 +47,7 @@ def of_task(task: Task, data: Callable[[str], Any]) -> tuple[Any, ...]:
 
 
 def _key(identity: Callable[[], Any]) -> str:
-    """Empty where it can't be told: code that has no source, data that can't be read."""
+    """Empty if it can't be made: code without source, data that can't be read."""
     try:
         return hashlib.sha256(repr((_edgekd(), identity())).encode()).hexdigest()
     except THEIRS:

@@ -23,13 +23,13 @@ from edgekd.store.store import Store
 
 @exits(UsageError)
 def make(resolved: Resolved, store: Store | None = None) -> Plan:
-    """The plan of a recipe; one that passed its checks before, by what `store` has kept, is not checked again. Raises
-    UsageError for what can't work, before any training."""
+    """The plan of a recipe. Raises UsageError with every problem, before any training. Checks that passed before are
+    not repeated if `store` has their results."""
     planner = _Planner(resolved)
     try:
         planner.run()
     except THEIRS:
-        checks.check(planner.view)  # tells all of it
+        checks.check(planner.view)  # raises UsageError with every problem
         raise
     plan = planner.plan
 
@@ -43,7 +43,7 @@ def make(resolved: Resolved, store: Store | None = None) -> Plan:
 
 
 def _identity(resolved: Resolved, plan: Plan) -> tuple[Any, ...]:
-    """What decides how the checks of a plan end."""
+    """What decides the result of a plan's checks."""
     steps = [(step.key, step.label) for step in plan.steps.values()]
     lines = [(line.number, line.name) for line in resolved.recipe.stages]
     return passed.of_task(resolved.task, resolved.data), steps, lines, list(resolved.targets)

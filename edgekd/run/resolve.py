@@ -41,8 +41,7 @@ def resolved(
     store: Store | None = None,
 ) -> Resolved:
     """Reads a recipe (None: the built-in one), applies settings, targets and threads, and finds its task, data and
-    targets. A task that passed its check before, by what `store` has kept, is not checked again. Raises UsageError with
-    every problem."""
+    targets. The check of a task is not repeated if `store` has its result. Raises UsageError with every problem."""
     recipe, problems = recipes.parsed(source, sets, targets, threads)
     found, more = find(recipe, store)
     if problems or more:
@@ -52,7 +51,7 @@ def resolved(
 
 @environment.threads()
 def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Problem]]:
-    """What a recipe refers to, as far as it can be found, and every problem with it."""
+    """(the recipe with its task, data and targets, as far as these are found; every problem)."""
     from edgekd import targets
     from edgekd.data import columns
     from edgekd.decisions import budget, capacity

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# the test half, a bit per digit: of scikit-learn, train_test_split(test_size=0.5, random_state=0, stratify=y)
+# the test half, one bit per digit: scikit-learn's train_test_split(test_size=0.5, random_state=0, stratify=y)
 TEST = (
     "ea3844cab5e678d199566f21d7724d1efa280e132ab440ef272c5e083119979f01d03932a635fea39ac39ef44a284fdfbc46172ec962cf"
     "e2ca31f0ba601ed8a579eba13049588dc58792421ff09011554aec41f11e2176eecc0985fa37968cc3bf873ea7a6de7e4324122fdbd4e8"
@@ -43,7 +43,7 @@ def splits() -> Splits:
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """(values 0 to 16 [1797, 64], digits [1797]). Read from scikit-learn's file: to import it takes a second."""
+    """(values 0 to 16 [1797, 64], digits [1797]). Reads scikit-learn's file: its import takes a second."""
     import gzip
 
     import numpy as np
