@@ -272,7 +272,7 @@ def shifted(k, at, by):
 
 
 def _values(k, p, at, x):
-    from edgekd.quantization.diagnosis.layers import float_values
+    from edgekd.quantization.diagnosis.noise import float_values
 
     return float_values(p, {"input": x.numpy()})[layer_at(p, at).after]
 
@@ -303,7 +303,7 @@ def narrow(k, at, share):
 def oracle(k, p, healthy):
     """The layer whose lattice, taken from the healthy file, makes the spoiled one's output better than any other's
     does."""
-    from edgekd.quantization.diagnosis.layers import outputs
+    from edgekd.quantization.diagnosis.noise import outputs
 
     feed, sound = {"input": k.x.numpy()}, {a.name: b for a, b in zip(p.layers, healthy.layers, strict=True)}
     plain = outputs(p.plain.model, feed)[0]
@@ -458,7 +458,7 @@ def _c(network, fault, at, *causes, seed=0, **settings):
 
 CLIP, CAL, OUT, CHAN, DEEP, DEAD, NORM, BITS, SHAPE, SAT = (
     "clipped range", "calibration too small", "outlier", "outlier channel", "per-tensor weights on depthwise",
-    "dead lattice", "folded batch norm", "few bits", "activation shape", "saturation",
+    "wrong scale", "folded batch norm", "few bits", "activation shape", "saturation",
 )  # fmt: skip
 
 # the bars of `causes` were chosen while looking at these

@@ -24,7 +24,9 @@ from edgekd.formats import onnx as format
 from edgekd.quantization import calibrated
 from edgekd.quantization import parameters as quantization_parameters
 from edgekd.quantization.diagnosis import layers as diagnose
-from edgekd.quantization.diagnosis.causes import Seen, beyond, calibrated_on_few, of_values, of_weights
+from edgekd.quantization.diagnosis import noise as noises
+from edgekd.quantization.diagnosis.causes import Seen, beyond, calibrated_on_few, of_values
+from edgekd.quantization.diagnosis.weight_causes import of_weights
 from edgekd.quantization.qdq.graph import Parameters
 from edgekd.quantization.qdq.pairing import PARTS, Layer, Weights, pair
 from edgekd.quantization.qdq.partial import render
@@ -61,7 +63,7 @@ def test_nothing_quantized_is_the_float_file_and_everything_the_int8_file(health
     k, _, p = healthy
     feed, everything = {"input": k.x.numpy()[:32]}, [(layer.name, part) for layer in p.layers for part in PARTS]
     for quantized, file in (((), p.plain.model), (everything, p.quantized.model)):
-        (ours,), (theirs,) = diagnose.outputs(render(p, quantized), feed), diagnose.outputs(file, feed)
+        (ours,), (theirs,) = noises.outputs(render(p, quantized), feed), noises.outputs(file, feed)
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -84,8 +86,8 @@ def test_one_layer_is_rounded_alone(healthy):
     k, _, p = healthy
     feed, last = {"input": k.x.numpy()[:32]}, p.layers[-1]
     (plain,), (ours,) = (
-        diagnose.outputs(p.plain.model, feed),
-        diagnose.outputs(render(p, [(last.name, "values")]), feed),
+        noises.outputs(p.plain.model, feed),
+        noises.outputs(render(p, [(last.name, "values")]), feed),
     )
     scale, zero = last.parameters.scale[0], int(last.parameters.zero_point[0])
     expected = (np.clip(np.rint(plain / scale) + zero, 0, 255) - zero) * scale
@@ -98,13 +100,13 @@ def test_what_a_layer_gives_back_is_that_of_the_fake_quantized_model(healthy, tm
     x = k.x[:64]
     module = calibrated(k.model, [k.calibration])
     names = format.export(capture(k.model, x[:2]), fake.settle(module), x[:2], tmp_path / "int8.onnx")
-    total, shares = diagnose.attribute(p, {"input": x.numpy()})
+    total, shares = noises.shares(p, {"input": x.numpy()})
     assert [s.without for s in shares] == sorted(s.without for s in shares)
     with torch.no_grad():
         plain = k.model(x).numpy()
 
         def noise():
-            return float((np.square(module(x).numpy() - plain).mean(1) / diagnose.signal(plain)).mean())
+            return float((np.square(module(x).numpy() - plain).mean(1) / noises.signal(plain)).mean())
 
         assert diagnose.decibel(total / noise()) == pytest.approx(0, abs=0.3)
         parts = {part.name: part for part in fake.parts(module, (modules.Value, modules.Weight))}
@@ -164,7 +166,7 @@ def test_trained_weights_are_their_own_reference(healthy, tmp_path):
     faults.set_parameters(spoiled, layer, layer.parameters.scale[0] * 12, layer.parameters.zero_point[0])
     onnx.save(spoiled, tmp_path / "spoiled.onnx")
     found = diagnose.look(other, tmp_path / "spoiled.onnx", {"input": k.x.numpy()}).findings
-    assert (found[0].layer, found[0].cause, found[0].lost.points) == (layer.name, "dead lattice", None)
+    assert (found[0].layer, found[0].cause, found[0].lost.points) == (layer.name, "wrong scale", None)
 
 
 def test_a_short_training_is_told_from_calibration():
@@ -240,11 +242,11 @@ def test_what_saturation_does_is_what_such_a_cpu_answers(tmp_path):
     feed = {"input": k.x.numpy()[:16]}
     file = onnx.load(paths[1])
     (name,) = [layer.name for layer in audit(file, feed) if layer.changed]
-    ours = diagnose.outputs(saturated(file, feed, [name])[name], feed)[0]
+    ours = noises.outputs(saturated(file, feed, [name])[name], feed)[0]
     (theirs,) = jobs.score(
         paths[1], feed, folder=tmp_path / "there", launch=emulator.launch(targets.load("x86-64-avx2"))
     ).values()
-    here = diagnose.outputs(file, feed)[0]
+    here = noises.outputs(file, feed)[0]
     assert (np.abs(ours - theirs) < 1e-5).mean() > 0.98 and (np.abs(here - theirs) < 1e-5).mean() < 0.9
 
 
@@ -254,7 +256,7 @@ def test_what_saturation_does_is_what_such_a_cpu_answers(tmp_path):
 def test_signal_by_hand():
     """Means over the samples 2 and 0: what is left is (-2, 0), (0, 0), (2, 3), (0, -3) and so powers 2, 0, 6.5, 4.5,
     the median 3.25."""
-    found = diagnose.signal(np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 3.0], [2.0, -3.0]]))
+    found = noises.signal(np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 3.0], [2.0, -3.0]]))
     assert found.tolist() == [3.25, 3.25, 6.5, 4.5] and diagnose.decibel(100) == 20
 
 
@@ -295,7 +297,7 @@ def test_causes_of_values():
     assert named(cut, v)[0] == "clipped range" and named(cut, v)[1].startswith("3.9 % of the values are outside")
     assert named(cut, v, few=True)[0] == "calibration too small"
     wide = fit(v, 40 * v.min(), 40 * v.max())
-    assert named(wide, v)[0] == "dead lattice" and " of 256 levels are in use" in named(wide, v)[1]
+    assert named(wide, v)[0] == "wrong scale" and " of 256 levels are in use" in named(wide, v)[1]
     one = v.copy()
     one[3, 1, 0, 0] = 100
     assert named(fit(one), one)[0] == "outlier" and "the largest is 100" in named(fit(one), one)[1]
@@ -342,11 +344,11 @@ def test_causes_of_weights():
     name = lambda made: getattr(of_weights(dataclasses.replace(layer, weights=made)), "name", None)
     assert name(weights(w, widest / 127)) is None
     assert name(weights(w, widest / 7, high=7)) == "few bits"
-    assert name(weights(w, np.where(np.arange(8) == 2, 30, 1) * widest / 127)) == "dead lattice"
+    assert name(weights(w, np.where(np.arange(8) == 2, 30, 1) * widest / 127)) == "wrong scale"
     assert name(weights(w, np.where(np.arange(8) == 2, 0.2, 1) * widest / 127)) == "clipped range"
     wrong = weights(w, widest / 127)
     wrong.dequantized[4] *= 3
-    assert name(wrong) == "dead lattice"
+    assert name(wrong) == "wrong scale"
     uneven = w * np.where(np.arange(8) < 4, 0.05, 1).reshape(8, 1, 1, 1).astype(np.float32)
     assert name(weights(uneven, np.abs(uneven).max() / 127, axis=None)) == "per-tensor weights on depthwise"
     assert name(weights(uneven, np.abs(uneven).max((1, 2, 3)) / 127)) is None
@@ -432,7 +434,7 @@ def test_explain_a_run(tmp_path, capsys):
     assert any(line[:1] == ["distill.int8"] and line[-2:] == ["-7.25", "pt"] for line in lines)
     assert "host_agreement" in out and "as Haswell" in out and "224 samples of validation" in out
     first = out.splitlines().index(next(line for line in out.splitlines() if line.startswith("layer"))) + 1
-    assert out.splitlines()[first].startswith(f"{culprit}  dead lattice")
+    assert out.splitlines()[first].startswith(f"{culprit}  wrong scale")
 
 
 def test_a_stage_that_bought_nothing_is_told(tmp_path):
@@ -547,6 +549,6 @@ def test_a_gelu_network_is_read(tmp_path):
     p = pair(onnx.load(tmp_path / "a.onnx"), onnx.load(tmp_path / "b.onnx"))
     feed = {"input": x.numpy()}
     np.testing.assert_allclose(
-        diagnose.outputs(render(p, ()), feed)[0], diagnose.outputs(p.plain.model, feed)[0], atol=1e-5
+        noises.outputs(render(p, ()), feed)[0], noises.outputs(p.plain.model, feed)[0], atol=1e-5
     )
     assert diagnose.look(tmp_path / "a.onnx", tmp_path / "b.onnx", feed).findings == ()

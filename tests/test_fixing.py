@@ -1,4 +1,4 @@
-"""`explain --fix`: which remedies a cause asks for, when one counts, repaired files through a run's own steps and from
+"""`explain --fix`: which fixes a cause asks for, when one counts, fixed files through a run's own steps and from
 files of any making."""
 
 import dataclasses
@@ -18,9 +18,9 @@ import edgekd
 from edgekd.cli import run as command
 from edgekd.errors import UsageError
 from edgekd.explain import fix as fixing
-from edgekd.explain.fix import State, helps, recovers
+from edgekd.explain.trial import State, helps, recovers
 from edgekd.measure import jobs
-from edgekd.quantization.diagnosis.fixes import Now, in_float, remedies, shown
+from edgekd.quantization.diagnosis.fixes import Now, fixes, in_float, shown
 from edgekd.quantization.diagnosis.layers import Finding, Lost
 from edgekd.quantization.parameters import exactly
 from edgekd.quantization.qdq.pairing import pair
@@ -46,13 +46,13 @@ def found(*causes):
 
 
 def settings(causes, now):
-    return [dict(r.settings) for r in remedies(found(*causes), now)]
+    return [dict(r.settings) for r in fixes(found(*causes), now)]
 
 
-# ---------------------------------------------------------------- remedies
+# ---------------------------------------------------------------- fixes
 
 
-def test_remedies_by_cause():
+def test_fixes_by_cause():
     now = Now(PTQ, 300, ALL, 8, {"Conv(v0)": ("conv2d",), "Conv(v1)": ("linear", "linear_1")})
     assert settings(["calibration too small"], now) == [{"samples": 300}, {"samples": 300, "ranges": "minmax"}]
     assert settings(["clipped range"], now) == [{"ranges": "minmax"}, {"ranges": "mse"}, {"samples": 300}]
@@ -70,7 +70,7 @@ def test_remedies_by_cause():
     ]
 
 
-def test_several_causes_are_also_mended_together_and_nothing_is_tried_twice():
+def test_several_causes_are_also_fixed_together_and_nothing_is_tried_twice():
     now = Now(PTQ, 300, ALL)
     made = settings(["outlier channel", "clipped range", "outlier channel"], now)
     assert made[-1] == {"before": ("equalize",), "ranges": "minmax"}
@@ -192,8 +192,8 @@ def files(folder):
     return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_run_is_mended_and_the_recipe_says_the_same(made, capsys):
-    """Weights of 2 bits; the repaired file is byte for byte what the printed command makes."""
+def test_a_run_is_fixed_and_the_recipe_says_the_same(made, capsys):
+    """Weights of 2 bits; the fixed file is byte for byte what the printed command makes."""
     before = files(made)
     assert command(["explain", str(made), "--fix", "--quiet", "--json", "found.json"]) == 0
     out = capsys.readouterr().out
@@ -218,14 +218,14 @@ def test_a_run_is_mended_and_the_recipe_says_the_same(made, capsys):
 
 
 def test_what_does_not_help_leaves_nothing(made, monkeypatch, capsys):
-    """The only remedies that are offered make it worse, or can't be made."""
-    from edgekd.quantization.diagnosis.fixes import Remedy
+    """The only fixes that are offered make it worse, or can't be made."""
+    from edgekd.quantization.diagnosis.fixes import Fix
 
     offered = [
-        Remedy({"layer_bits": {"conv2d": 2}}, ("few bits",)),
-        Remedy({"float_layers": ("nothing",)}, ("few bits",)),
+        Fix({"layer_bits": {"conv2d": 2}}, ("few bits",)),
+        Fix({"float_layers": ("nothing",)}, ("few bits",)),
     ]
-    monkeypatch.setattr(fixing, "remedies", lambda findings, now: offered)
+    monkeypatch.setattr(fixing, "fixes", lambda findings, now: offered)
     monkeypatch.setattr(fixing, "in_float", lambda *_: iter(()))
     for file in (made / "fixed").glob("*"):
         file.unlink()
@@ -240,7 +240,7 @@ def test_what_does_not_help_leaves_nothing(made, monkeypatch, capsys):
 
 
 def test_the_fewest_float_layers_where_no_setting_helps(made, monkeypatch):
-    monkeypatch.setattr(fixing, "remedies", lambda findings, now: [])
+    monkeypatch.setattr(fixing, "fixes", lambda findings, now: [])
     fix = explain.explain(made, fix=True).fixes[0]
     names = fix.remedy.settings["float_layers"]
     assert fix.helped and list(fix.remedy.settings) == ["float_layers"] and len(names) >= 1
@@ -253,7 +253,7 @@ def test_the_fewest_float_layers_where_no_setting_helps(made, monkeypatch):
     )
 
 
-def test_a_run_without_its_store_is_mended_from_the_float_file(made, tmp_path, monkeypatch, capsys):
+def test_a_run_without_its_store_is_fixed_from_the_float_file(made, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "empty"))
     assert command(["explain", str(made), "--fix", "--quiet"]) == 0
     out = capsys.readouterr().out
@@ -281,19 +281,19 @@ def given(tmp_path_factory):
     return folder, layer.name
 
 
-def test_a_file_is_mended_and_the_command_says_the_same(given, capsys):
+def test_a_file_is_fixed_and_the_command_says_the_same(given, capsys):
     folder, culprit = given
     ours = ["--float", str(folder / "float.onnx"), "--data", str(folder / "data.npz")]
     digest = hashlib.sha256((folder / "bad.onnx").read_bytes()).hexdigest()
     assert command(["explain", str(folder / "bad.onnx"), *ours, "--fix", "--quiet"]) == 0
     out = capsys.readouterr().out
-    assert f"{culprit}  dead lattice" in out and "0 values differ from the simulation" in out
+    assert f"{culprit}  wrong scale" in out and "0 values differ from the simulation" in out
     assert hashlib.sha256((folder / "bad.onnx").read_bytes()).hexdigest() == digest
-    line = next(text for text in out.splitlines() if text.startswith("to make it lasting: edgekd quantize"))
+    line = next(text for text in out.splitlines() if text.startswith("to make it so from now on: edgekd quantize"))
     assert (
         command(
             [
-                *shlex.split(line.removeprefix("to make it lasting: edgekd ").replace("bad.onnx", "again.onnx")),
+                *shlex.split(line.removeprefix("to make it so from now on: edgekd ").replace("bad.onnx", "again.onnx")),
                 "--quiet",
             ]
         )
@@ -306,7 +306,7 @@ def test_a_sound_file_is_left_alone(given, capsys):
     folder, _ = given
     ours = ["--float", str(folder / "float.onnx"), "--data", str(folder / "data.npz")]
     assert command(["explain", str(folder / "sound.onnx"), *ours, "--fix", "--quiet"]) == 0
-    assert "nothing stands out, so nothing is mended" in capsys.readouterr().out
+    assert "so there is nothing to fix" in capsys.readouterr().out
     assert not (folder / "fixed/sound.onnx").exists()
 
 

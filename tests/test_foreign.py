@@ -20,7 +20,7 @@ from edgekd.cli import run as command
 from edgekd.errors import RunFailed
 from edgekd.formats.onnx import float_kernels
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.onnx_graph import convert, normalize, render, samples
+from edgekd.quantization.onnx_graph import convert, normalize, samples, scales
 from edgekd.quantization.onnx_graph.placement import Layer
 from edgekd.quantization.parameters import scale_and_zero_point
 from edgekd.quantization.qdq import simulate
@@ -385,13 +385,13 @@ def test_pairs_by_hand():
     """Neighbours of one sign add up, of two signs the greater counts; a kernel's positions come before its channels."""
     gemm = Layer("y", "y", "Gemm", axis=0)
     w = np.array([[100, 26, 0], [100, -26, 1], [-1, -2, -126]], np.float32)
-    assert render.within_pairs(w, gemm).tolist() == pytest.approx([1, 100 / 126, 1])
-    assert render.within_pairs(w.T.copy(), replace(gemm, axis=1)).tolist() == render.within_pairs(w, gemm).tolist()
+    assert scales.within_pairs(w, gemm).tolist() == pytest.approx([1, 100 / 126, 1])
+    assert scales.within_pairs(w.T.copy(), replace(gemm, axis=1)).tolist() == scales.within_pairs(w, gemm).tolist()
     # one output, two channels, two positions: pairs (1, 4) and (2, 8)
     kernel = np.array([[[[1, 2]], [[4, 8]]]], np.float32)
-    assert render.within_pairs(kernel, replace(gemm, kind="Conv")).tolist() == pytest.approx([10 / 126])
+    assert scales.within_pairs(kernel, replace(gemm, kind="Conv")).tolist() == pytest.approx([10 / 126])
     w = numbers(7, 9)
-    assert np.allclose(render.within_pairs(w, gemm), modules.pairs(torch.tensor(w)).amax(1).numpy() / 126)
+    assert np.allclose(scales.within_pairs(w, gemm), modules.pairs(torch.tensor(w)).amax(1).numpy() / 126)
 
 
 def placed(model, arrays):

@@ -16,7 +16,7 @@ from edgekd.models.networks import perceptron, residual
 from edgekd.quantization import calibrated, fake_quantized, parameters
 from edgekd.quantization import grid as grids
 from edgekd.quantization.parameters import Limits
-from edgekd.quantization.torch_graph import check, exact, fake, modules, ties
+from edgekd.quantization.torch_graph import check, exact, fake, integers, modules, ties
 from edgekd.quantization.torch_graph.capture import capture, graph_digest
 from edgekd.quantization.torch_graph.sites import place
 from edgekd.records import Scheme
@@ -250,10 +250,10 @@ def test_a_relu_that_waits_cuts_at_the_lattices_zero():
     is a ReLU."""
     value, q = modules.Value("v", 8), torch.tensor([[-3.0, -1.0, 0.0, 2.0, 3.0]]).double()
     value.zero_point.fill_(10)
-    one, none = exact.Lattice(q, np.float32(1), 0), exact.Lattice(torch.zeros_like(q), np.float32(1), 0)
+    one, none = integers.Quantized(q, np.float32(1), 0), integers.Quantized(torch.zeros_like(q), np.float32(1), 0)
     for relu, wanted in ((False, [-3, -1, 0, 2, 3]), (True, [0, 0, 0, 2, 3])):
-        for waiting in (exact.Sum(q, np.ones(1, np.float32), 1, relu), exact.Two(one, none, relu=relu)):
-            assert exact._requantize(value, waiting).q.tolist() == [wanted] == waiting.real().tolist()
+        for waiting in (integers.Sum(q, np.ones(1, np.float32), 1, relu), integers.Two(one, none, relu=relu)):
+            assert integers.requantize(value, waiting).q.tolist() == [wanted] == waiting.real().tolist()
 
 
 def test_biases_round_at_the_product_of_scales_and_pass_the_gradient():
@@ -675,7 +675,7 @@ def test_sums_of_two_lattices_are_the_kernels_to_the_last_bit():
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    from edgekd.quantization.torch_graph.exact import Lattice, _sum_of_two
+    from edgekd.quantization.torch_graph.integers import Quantized, sum_of_two
 
     rng = np.random.default_rng(0)
     qa, qb = (grid.ravel().astype(np.uint8) for grid in np.meshgrid(np.arange(256), np.arange(256), indexing="ij"))
@@ -695,10 +695,10 @@ def test_sums_of_two_lattices_are_the_kernels_to_the_last_bit():
         raw = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
         theirs = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"]).run(None, {"a": qa, "b": qb})[0]
         a, b = (
-            Lattice(torch.from_numpy(q.astype(np.float64) - z), s, int(z))
+            Quantized(torch.from_numpy(q.astype(np.float64) - z), s, int(z))
             for q, s, z in zip((qa, qb), scales[:2], zeros[:2], strict=True)
         )
-        ours = torch.clamp(_sum_of_two(a, b, scales[2], int(zeros[2])) + 0.0, 0, 255)
+        ours = torch.clamp(sum_of_two(a, b, scales[2], int(zeros[2])) + 0.0, 0, 255)
         assert np.array_equal(ours.numpy().astype(np.uint8), theirs)
 
 

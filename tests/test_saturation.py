@@ -19,7 +19,7 @@ from test_quantization import data, exported, stirred
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd.quantization.qdq import graph, operands, saturation
+from edgekd.quantization.qdq import graph, operands, pairs, saturation
 from edgekd.records import Scheme
 
 QEMU = shutil.which("qemu-x86_64")
@@ -210,14 +210,14 @@ class TestPairs:
         ],
     )
     def test_by_hand(self, a, w, exact, saturating, outside):
-        found = saturation.products(np.array([a]), np.array([w]))
+        found = pairs.products(np.array([a]), np.array([w]))
         assert (found[0].item(), found[1].item(), found[2]) == (exact, saturating, outside)
 
     @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 4))
     @settings(max_examples=50, deadline=None)
     def test_sums_one_by_one(self, seed, k, n):
         a, w = values(3, k, seed=seed).astype(int), weights(n, k, seed=seed)
-        exact, saturating, outside = saturation.products(a, w)
+        exact, saturating, outside = pairs.products(a, w)
         seen = 0
         for i, j in itertools.product(range(3), range(n)):
             sums = [
@@ -240,7 +240,7 @@ class TestPairs:
                 sum(int(a) * int(b) for a, b in zip(chosen, pair, strict=True))
                 for chosen in itertools.product(inputs, repeat=len(pair))
             ]
-        assert saturation.reach(w, low, low + span) == (min(sums), max(sums))
+        assert pairs.reach(w, low, low + span) == (min(sums), max(sums))
 
 
 class TestAudit:
@@ -415,10 +415,10 @@ class TestEmulated:
 
 def test_pairs_of_a_weight_by_hand():
     from edgekd.quantization.parameters import PAIR
-    from edgekd.quantization.torch_graph.modules import pairs
+    from edgekd.quantization.torch_graph import modules
 
     rows = torch.tensor([[3.0, 4.0, -1.0, 2.0, -5.0], [-1.0, -2.0, 0.0, 0.0, 0.5]])
-    assert pairs(rows).tolist() == [[7.0, 2.0, 5.0], [3.0, 0.0, 0.5]]
+    assert modules.pairs(rows).tolist() == [[7.0, 2.0, 5.0], [3.0, 0.0, 0.5]]
     assert 255 * PAIR < 2**15 <= 255 * (PAIR + 1)
 
 

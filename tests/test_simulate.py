@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from edgekd.errors import RunFailed
 from edgekd.models.networks import ds_cnn
-from edgekd.quantization.qdq import compare, kernels, simulate
-from edgekd.quantization.qdq.kernels import Quantized, Target
+from edgekd.quantization.qdq import compare, integers, kernels, simulate
+from edgekd.quantization.qdq.integers import Quantized, Target
 from edgekd.quantization.torch_graph import check
 
 
@@ -67,7 +67,7 @@ class TestByHand:
         assert kernels.matmul({"transB": 1}, [a, b, quantized([1], 1.0, 0, np.int32)], target(2)).tolist() == [[6]]
 
     def test_accumulators_wrap_around(self):
-        assert kernels.wrapped(np.array([2.0**31 - 1, 2.0**31, -(2.0**31) - 1])).tolist() == [
+        assert integers.wrapped(np.array([2.0**31 - 1, 2.0**31, -(2.0**31) - 1])).tolist() == [
             2**31 - 1,
             -(2**31),
             2**31 - 1,

@@ -4,7 +4,7 @@ a run's folder or from files of any making."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,9 +23,11 @@ from edgekd.quantization.onnx_graph.samples import inputs_of
 from edgekd.records import Candidate, Deployment, Metric, Result, Target
 
 if TYPE_CHECKING:
+    import onnx
+
     from edgekd.run.resolve import Resolved
 
-MOST = 2048  # samples that a repair is chosen by, and judged by where there are no splits
+MOST = 2048  # samples that a fix is chosen by, and judged by where there are no splits
 KEEP = (
     "a run keeps the files of the front, the choice and the references: let [select] name a figure that the float "
     "parent is better in, "
@@ -74,7 +76,7 @@ class FromFiles:
 
 @dataclass(frozen=True)
 class Subject:
-    """`float_file` has the operators of `int8_file`; `home` is where repairs are put. `classes`: labels are class
+    """`float_file` has the operators of `int8_file`; `home` is where fixed files are put. `classes`: labels are class
     numbers of the only output."""
 
     id: str
@@ -132,40 +134,15 @@ def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> 
 def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, workspace: Path) -> Subject:
     """The subject of an int8 file of any making, of the float file that it was made of and samples. Raises UsageError
     with every problem."""
-    from edgekd.quantization.onnx_graph import normalize
-
-    problems = []
-    if plain is None:
-        problems.append(Problem("--float", "is missing", "the float file that the int8 file was made of"))
-    if data is None:
-        problems.append(Problem("--data", "is missing", "an .npz with `inputs` and, if there are some, `labels`"))
-    found: list[Any] = []
-    tries = [
-        lambda: static.read(int8),
-        lambda: plain and static.read(plain),
-        lambda: data and samples.read_arrays(data),
-        lambda: targets.load(target),
-    ]
-    for work in tries:
-        try:
-            found.append(work())
-        except UsageError as error:
-            problems += error.problems
-            found.append(None)
-    _, model, given, device = found
-    problems += normalize.problems(model, str(plain)) if model else []
-    if model and given:
-        arrays, wrong = inputs_of(model, given[0], str(data))
-        problems += wrong
-    if problems:
-        raise UsageError(*problems)
     import onnx
 
+    from edgekd.quantization.onnx_graph import normalize
+
+    model, arrays, labels, device = _read(int8, plain, data, target)
     with user_error():
         jobs.tried({str(plain): plain, str(int8): int8}, arrays, folder=workspace / "tried")
     float_file = workspace / "float.onnx"
     onnx.save(normalize.normalized(model, str(plain)), float_file)
-    labels = given[1]
     classes = are_classes(labels) and len(model.graph.output) == 1
     classes = classes and len(model.graph.output[0].type.tensor_type.shape.dim) == 2
     return Subject(
@@ -184,10 +161,42 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
     )
 
 
+def _read(
+    int8: Path, plain: Path | None, data: Path | None, target: str
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray], np.ndarray | None, Target]:
+    """(float model, {input: samples}, labels, target). Raises UsageError with every problem."""
+    from edgekd.quantization.onnx_graph import normalize
+
+    problems = []
+    if plain is None:
+        problems.append(Problem("--float", "is missing", "the float file that the int8 file was made of"))
+    if data is None:
+        problems.append(Problem("--data", "is missing", "an .npz with `inputs` and, if there are some, `labels`"))
+
+    def tried(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except UsageError as error:
+            problems.extend(error.problems)
+            return None
+
+    tried(lambda: static.read(int8))
+    model = tried(lambda: plain and static.read(plain))
+    given = tried(lambda: data and samples.read_arrays(data))
+    device = tried(lambda: targets.load(target))
+    problems += normalize.problems(model, str(plain)) if model else []
+    if model and given:
+        arrays, wrong = inputs_of(model, given[0], str(data))
+        problems += wrong
+    if problems:
+        raise UsageError(*problems)
+    return model, arrays, given[1], device
+
+
 def _half(
     arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, which: int, split: Literal["validation", "test"]
 ) -> Samples:
-    """Every other sample, so that a repair is not judged by what it was chosen by; all of them where there are few."""
+    """Every other sample, so that a fix is not judged by what it was chosen by; all of them where there are few."""
     count = length(arrays)
     rows = np.arange(count)[which::2][:MOST] if count >= 64 else np.arange(count)
     return Samples(split, {n: a[rows] for n, a in arrays.items()}, None if labels is None else labels[rows])

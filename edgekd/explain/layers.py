@@ -29,7 +29,7 @@ def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...],
     head = f"{plain(subject.id)} beside {plain(subject.parent)}, {len(few)} samples of {few.split}; {SIGNAL}"
     head += "".join(f"\n  {plain(a)}" for a in looked.agreements)
     if looked.trained:
-        head += "\nits weights were trained in int8: what follows is of the lattices of values only"
+        head += "\nits weights were trained in int8: what follows is of the values' quantization only"
     if not looked.findings:
         return f"{head}\n{NOTHING}", (), looked
     rows = [("layer", "cause", "given back in float", "evidence", "fix")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd import signatures
+from edgekd.explain import layer_names
 from edgekd.explain.inputs import FromFiles, FromRun, Subject
 from edgekd.files import write_atomic
 from edgekd.inputs import length, named
@@ -19,8 +20,6 @@ from edgekd.records import Target
 from edgekd.run import target_settings
 
 if TYPE_CHECKING:
-    import onnx
-
     from edgekd.progress import Silent
     from edgekd.store.store import Store
 
@@ -28,13 +27,13 @@ RECIPE = frozenset(
     ("ranges", "samples", "before", "after", "pairs16", "float_layers", "layer_bits", "weight_bits", "observer")
 )
 FILE = frozenset(("ranges", "samples", "weight_bits", "float_layers"))
-CALIBRATION = 512  # samples, unless a remedy says how many
+CALIBRATION = 512  # samples, unless a fix says how many
 
 
 @dataclass(frozen=True)
 class Way:
-    """`make(settings, path)` writes the file and says what was proven of it; `lasting(settings)` is what does the same
-    from now on. `trains`: each making is a training; `note` what is to be known of this way."""
+    """`make(settings, path)` writes the file and says what was proven of it; `lasting(settings)` is what makes such a
+    file from now on. `trains`: each making is a training; `note` what is to be known of this way."""
 
     now: Now
     make: Callable[[Mapping[str, Any], Path], str]
@@ -94,7 +93,7 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
         len(columns),
         RECIPE,
         _bits(source),
-        _named(subject.int8_file, graph, layers(graph)),
+        layer_names.layers(subject.int8_file, graph, layers(graph)),
     )
     return Way(now, build, lambda settings: _recipe_lines(source, point.stages[-1], settings), trains)
 
@@ -105,7 +104,7 @@ def _from_float(subject: Subject, source: FromRun) -> Way:
     arrays = named(columns.inputs, source.resolved.task.inputs[0])
     stage = source.resolved.recipe.stages[-1]
     now, build = _file(subject.float_file, subject.int8_file, arrays, _served(source))
-    captured = _captured(source, subject.int8_file)
+    captured = layer_names.captured(source, subject.int8_file)
 
     def lasting(settings: Mapping[str, Any]) -> str:
         if "float_layers" not in settings:
@@ -117,7 +116,7 @@ def _from_float(subject: Subject, source: FromRun) -> Way:
         return _recipe_lines(source, stage.name, {**settings, "float_layers": named})
 
     note = (
-        "the store no longer has what this run was made of: repairs are made from its float file; those of `edgekd "
+        "the store no longer has what this run was made of: fixed files are made from its float file; those of `edgekd "
         "compress` may differ a little"
     )
     return Way(now, build, lasting, note=note)
@@ -173,52 +172,8 @@ def _file(
         return reason if differ is None else said
 
     first = {n: a[: samples.fixed_rows(parsed) or 1] for n, a in arrays.items()}
-    layers = _labels(parsed, first, onnx.load(int8_file))
+    layers = layer_names.labels(parsed, first, onnx.load(int8_file))
     return Now({}, count, FILE, 8, layers, same=False), build
-
-
-def _labels(
-    model: onnx.ModelProto, feed: Mapping[str, np.ndarray], int8: onnx.ModelProto
-) -> dict[str, tuple[str, ...]]:
-    """{layer of a finding: (its label in the table of `quantize`,)}, matched by their order."""
-    from edgekd.quantization.onnx_graph import convert, normalize
-    from edgekd.quantization.onnx_graph.placement import layer
-    from edgekd.quantization.qdq import graph as graphs
-
-    plain = normalize.normalized(model)
-    graph, floats = graphs.of(plain), frozenset(convert.everything(plain, feed, ""))
-    found = [layer(n, graph, floats) for n in graph.nodes if n.op_type in graphs.LAYERS]
-    named = convert.labelled(found, {n.name for n in model.graph.node})
-    nodes = [n for n in int8.graph.node if n.op_type in graphs.LAYERS]
-    if len(nodes) != len(named):
-        return {}
-    return {graphs.title(n): (k.label,) for n, k in zip(nodes, named, strict=True) if k.weight is not None}
-
-
-def _captured(source: FromRun, int8_file: Path) -> dict[str, tuple[str, ...]]:
-    """{layer of a finding: its names in the graph of a fresh student}; {} where these don't agree."""
-    from edgekd import quantization
-    from edgekd.models import saved
-    from edgekd.quantization.torch_graph.capture import capture
-    from edgekd.quantization.torch_graph.sites import layers
-
-    task, name = source.resolved.task, getattr(source.resolved.recipe.stages[0].stage, "model", "student")
-    graph = capture(saved.create(task, name, 0), quantization.example_of(source.resolved.data("train")), task.forward)
-    return _named(int8_file, graph, layers(graph))
-
-
-def _named(int8_file: Path, graph: Any, known: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """{layer of a finding: names in the captured graph of the layers that read its weight}."""
-    import onnx
-
-    from edgekd.quantization.diagnosis.mixed_precision import named
-    from edgekd.quantization.qdq.graph import title
-
-    try:
-        nodes = [n for n in named(onnx.load(int8_file), graph).graph.node if n.name in known]
-    except ValueError:
-        return {}
-    return {title(n): tuple(o for o in known if known[o] == known[n.name]) for n in nodes}
 
 
 def _bits(source: FromRun) -> int:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 BINS = 8192
-TINY = 2.0**-100  # what no lattice tells from zero
+TINY = 2.0**-100  # what no scale tells from zero
 
 
 @dataclass
 class Histogram:
     """Counts in equal bins over [-width, width], width the least power of two above all magnitudes: when a value
     reaches it, it doubles and pairs of bins merge, so that only what was seen counts, never when. `low` and `high` are
-    the exact extremes; `zeros` counts what every lattice holds exactly, such as what a ReLU cuts, and no bin does."""
+    the exact extremes; `zeros` counts what quantization always holds exactly, such as what a ReLU cuts, and no bin
+    does."""
 
     low: float = np.inf
     high: float = -np.inf

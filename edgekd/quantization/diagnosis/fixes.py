@@ -1,7 +1,7 @@
-"""What could mend an int8 file, from the causes that were found: settings to quantize it again with, those that cost
+"""What could fix an int8 file, from the causes that were found: settings to quantize it again with, those that cost
 nothing at run time first.
 
-Whether one does help is not known here: a remedy is tried and measured (`edgekd.explain.fix`)."""
+Whether one does help is not known here: it is tried and measured (`edgekd.explain.fix`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AGAIN = "quantize again"
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Fix:
     """`settings` to quantize with instead of those now ({}: the same again), the layers' `causes` that it is for, and
     what it `costs` the device: nothing, or time. (Fewer bits are stored in a byte too.)"""
 
@@ -32,7 +32,7 @@ class Remedy:
 @dataclass(frozen=True)
 class Now:
     """How a file was made: `settings` as far as they are known, the most `samples` that there are, `keys` that can be
-    said, `bits` that weights may have; `layers` {layer of a finding: names of those whose weights go together with
+    given, `bits` that weights may have; `layers` {layer of a finding: names of those whose weights go together with
     its}."""
 
     settings: Mapping[str, Any]
@@ -43,13 +43,13 @@ class Now:
     same: bool = True  # whether the same settings make the same file, so that to do it again is idle
 
 
-def remedies(findings: Sequence[Finding], now: Now) -> list[Remedy]:
-    """Remedies that cost the device nothing in the order to try them: those for the worst layer's cause first, at the
+def fixes(findings: Sequence[Finding], now: Now) -> list[Fix]:
+    """Fixes that cost the device nothing in the order to try them: those for the worst layer's cause first, at the
     end the first of each cause together."""
-    found: list[Remedy] = []
+    found: list[Fix] = []
     firsts: dict[str, Mapping[str, Any]] = {}
     for cause in dict.fromkeys(f.cause for f in findings):
-        mine = [r for s in _settings(cause, findings, now) if (r := _sayable(s, cause, now)) is not None]
+        mine = [r for s in _settings(cause, findings, now) if (r := _possible(s, cause, now)) is not None]
         if mine:
             firsts[cause] = mine[0].settings
         found += mine
@@ -57,13 +57,13 @@ def remedies(findings: Sequence[Finding], now: Now) -> list[Remedy]:
         together: dict[str, Any] = {}
         for settings in reversed(firsts.values()):  # the worst layer's cause has the last word
             together |= settings
-        found.append(Remedy(together, tuple(firsts)))
+        found.append(Fix(together, tuple(firsts)))
     unique = {repr(sorted(r.settings.items())): r for r in reversed(found)}
     return [r for r in found if unique[repr(sorted(r.settings.items()))] is r]
 
 
-def in_float(order: Iterable[str], now: Now, settings: Mapping[str, Any] = {}) -> Iterable[Remedy]:  # noqa: B006  (read only)
-    """Remedies that keep 1, 2, 3, ... layers in float, in the given `order`, on top of `settings`."""
+def in_float(order: Iterable[str], now: Now, settings: Mapping[str, Any] = {}) -> Iterable[Fix]:  # noqa: B006  (read only)
+    """Fixes that keep 1, 2, 3, ... layers in float, in the given `order`, on top of `settings`."""
     if "float_layers" not in now.keys:
         return
     names: list[str] = list(now.settings.get("float_layers", ()))
@@ -78,7 +78,7 @@ def in_float(order: Iterable[str], now: Now, settings: Mapping[str, Any] = {}) -
             if "layer_bits" in settings or bits != now.settings.get("layer_bits", {})
             else settings
         )
-        yield Remedy({**kept, "float_layers": tuple(names)}, costs="time")
+        yield Fix({**kept, "float_layers": tuple(names)}, costs="time")
 
 
 def shown(value: Any) -> str:
@@ -99,16 +99,16 @@ def _settings(cause: str, findings: Sequence[Finding], now: Now) -> list[dict[st
     trained = now.settings.get("mode") == "qat"
     learned = [{"observer": "learned"}] if trained and now.settings.get("observer") == "averaged" else []
     more = {"samples": min(ENOUGH, now.samples)}
-    eased = lambda *names: {"before": tuple(dict.fromkeys((*now.settings.get("before", ()), *names)))}
+    before = lambda *names: {"before": tuple(dict.fromkeys((*now.settings.get("before", ()), *names)))}
     again: list[dict[str, Any]] = [] if now.same else [{}]
     named = {n: now.bits for f in findings if f.cause == cause for n in now.layers.get(f.layer, ())}
     given: dict[str, list[dict[str, Any]]] = {
         "calibration too small": [more, *({**more, **r} for r in ranges("minmax"))],
         "clipped range": [*again, *learned, *ranges("minmax", "mse"), more],
         "outlier": ranges("percentile", "mse", "entropy"),
-        "dead lattice": [*again, *ranges("mse", "percentile")],
-        "outlier channel": [*again, eased("equalize"), eased("equalize", "smooth"), *ranges("mse")],
-        "folded batch norm": [eased("equalize"), {**eased("equalize"), "after": ("bias_correction",)}],
+        "wrong scale": [*again, *ranges("mse", "percentile")],
+        "outlier channel": [*again, before("equalize"), before("equalize", "smooth"), *ranges("mse")],
+        "folded batch norm": [before("equalize"), {**before("equalize"), "after": ("bias_correction",)}],
         "per-tensor weights on depthwise": again,
         "few bits": [{"weight_bits": now.bits}, {"layer_bits": {**now.settings.get("layer_bits", {}), **named}}],
         "saturation": [*again, {"pairs16": True}, {"weight_bits": 7}],
@@ -118,11 +118,11 @@ def _settings(cause: str, findings: Sequence[Finding], now: Now) -> list[dict[st
     return given.get(cause, [])
 
 
-def _sayable(settings: Mapping[str, Any], cause: str, now: Now) -> Remedy | None:
-    """The remedy without what the maker has no word for; None if nothing is left, or nothing is new."""
+def _possible(settings: Mapping[str, Any], cause: str, now: Now) -> Fix | None:
+    """The fix without settings that can't be given; None if nothing is left, or nothing is new."""
     changed = {k: v for k, v in settings.items() if k in now.keys and now.settings.get(k) != v and v not in ({}, ())}
     if now.settings.get("mode") == "qat":
         changed.pop("after", None)
     if settings and not changed:
         return None
-    return Remedy(changed, (cause,))
+    return Fix(changed, (cause,))

@@ -1,29 +1,25 @@
-"""Which layers of an int8 file lose accuracy, and why: each layer is put into float alone, and alone into int8, and
-what the network's output gains and loses by it is measured, as noise over signal (`beside`); then its numbers are read
-for the causes that are known.
-"""
+"""Which layers of an int8 file lose accuracy, and why: the noise that each brings to the network's outputs is measured
+(`noise`), then its numbers are read for the causes that are known."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.errors import Problem, UsageError
-from edgekd.inputs import length
-from edgekd.quantization.diagnosis.causes import Cause, Seen, beyond, calibrated_on_few, of_values, of_weights, rows_of
-from edgekd.quantization.diagnosis.signal_to_noise import Agreement, compare, decibel, power, signal
-from edgekd.quantization.qdq.pairing import PARTS, Layer, Pair, Weights, pair
+from edgekd.quantization.diagnosis.causes import Seen, beyond, calibrated_on_few, of_values
+from edgekd.quantization.diagnosis.noise import ROWS, Share, float_values, noise, outputs, shares
+from edgekd.quantization.diagnosis.signal_to_noise import Agreement, compare, decibel
+from edgekd.quantization.diagnosis.weight_causes import Cause, of_weights, rows_of
+from edgekd.quantization.qdq.pairing import PARTS, Pair, Weights, pair
 from edgekd.quantization.qdq.partial import render
-from edgekd.quantization.qdq.values import session, shown
 
 if TYPE_CHECKING:
     import onnx
 
-ROWS = 64  # samples at a time
 SHOWS = 1.0  # dB that a layer of a loud file must give back to be named
 # share of the layers' own noise that names it too, where the file is loud: with many causes, no layer alone gives much
 # back
@@ -54,24 +50,10 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A layer's part in the noise: `alone` power of the output's noise with its weights, then with its value alone in
-    int8; `without` the noise of the file with this layer in float; both as shares of the signal. `points`: accuracy
-    that this gives back; `surely`: more than chance (the answers that become right outnumber those that become wrong by
-    two standard deviations of a fair coin)."""
-
-    layer: Layer
-    alone: tuple[float, float]
-    without: float
-    points: float | None = None
-    surely: bool = False
-
-
-@dataclass(frozen=True)
 class Looked:
     """What was seen of an int8 file. `findings`: the layers that lose, the worst first; `order`: all layers, that which
     gives back most in float first; `agreements` of the outputs; `trained`: the int8 weights were, so what they learned
-    counts as noise there, and the file is held against itself without its lattices of values."""
+    counts as noise there, and the file is compared with itself where only weights are quantized."""
 
     findings: tuple[Finding, ...]
     order: tuple[str, ...]
@@ -98,27 +80,29 @@ def look(
     p = pair(onnx.load(float_path), onnx.load(int8_path))
     own = trained(p)
     plain = outputs(render(p, (), own=own), feed)
-    total, shares = attribute(p, feed, labels, own=own, progress=progress)
+    total, parts = shares(p, feed, labels, own=own, progress=progress)
     values = float_values(p, feed, own=own)
     seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.parameters is not None}
     few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
-    noisy, whole = total > LOUD, max(sum(sum(s.alone) for s in shares), 1e-30)
-    found = []
-    for share in shares:
-        gain = decibel(total / share.without)
-        cause = _cause(share, seen.get(share.layer.name), few, own)
-        if cause is not None and (
-            gain >= (SHOWS if noisy else MUCH) or share.surely or (noisy and sum(share.alone) > PART * whole)
-        ):
-            found.append(Finding(share.layer.name, cause.name, cause.evidence, cause.fix, Lost(gain, share.points)))
-        elif cause is None and noisy and gain >= MUCH:
-            text = f"its lattices fit; alone it makes {100 * sum(share.alone) / whole:.2g} % of the noise"
-            found.append(
-                Finding(share.layer.name, "rounding", text, "keep this layer in float", Lost(gain, share.points))
-            )
+    whole = max(sum(sum(s.alone) for s in parts), 1e-30)
+    causes = [_cause(share, seen.get(share.layer.name), few, own) for share in parts]
+    named = (_finding(share, cause, total, whole) for share, cause in zip(parts, causes, strict=True))
+    found = [f for f in named if f is not None]
     if saturates:
         found = sorted(found + _saturating(p.quantized.model, feed, plain), key=lambda f: -(f.lost.snr or 0))
-    return Looked(tuple(found), tuple(s.layer.name for s in shares), overall(float_path, int8_path, feed), own)
+    return Looked(tuple(found), tuple(s.layer.name for s in parts), overall(p, feed), own)
+
+
+def _finding(share: Share, cause: Cause | None, total: float, whole: float) -> Finding | None:
+    """A layer that is to be named: `total` the file's noise, `whole` that of all layers alone; None if it is not."""
+    gain, alone, loud = decibel(total / share.without), sum(share.alone), total > LOUD
+    lost = Lost(gain, share.points)
+    if cause is not None and (gain >= (SHOWS if loud else MUCH) or share.surely or (loud and alone > PART * whole)):
+        return Finding(share.layer.name, cause.name, cause.evidence, cause.fix, lost)
+    if cause is None and loud and gain >= MUCH:
+        text = f"its quantization parameters fit; alone it makes {100 * alone / whole:.2g} % of the noise"
+        return Finding(share.layer.name, "rounding", text, "keep this layer in float", lost)
+    return None
 
 
 def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], plain: Sequence[np.ndarray]) -> list[Finding]:
@@ -131,35 +115,20 @@ def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], plain: S
     changed = [layer for layer in audit(model, few) if layer.changed]
     files, exact = saturated(model, few, {layer.name for layer in changed}), outputs(model, few)
 
-    def noise(found: Sequence[np.ndarray]) -> float:
-        return max(
-            float(
-                np.mean(
-                    [(power(a[: len(b)] - b) / signal(a[: len(b)])).mean() for a, b in zip(plain, found, strict=True)]
-                )
-            ),
-            1e-12,
-        )
-
-    return [
-        Finding(
-            f"{layer.kind}({layer.name})",
-            "saturation",
-            f"on AVX2 without VNNI {100 * layer.changed:.2g} % of its outputs come out otherwise"
-            + (f", by up to {layer.most:.3g} steps" if layer.most is not None else ""),
-            "weight_bits = 7",
-            Lost(decibel(noise(outputs(files[layer.name], few)) / noise(exact)) if layer.name in files else None),
-        )
-        for layer in changed
-    ]
+    found = []
+    for layer in changed:
+        text = f"on AVX2 without VNNI {100 * layer.changed:.2g} % of its outputs come out otherwise"
+        text += f", by up to {layer.most:.3g} steps" if layer.most is not None else ""
+        there = noise(plain, outputs(files[layer.name], few)) if layer.name in files else None
+        lost = Lost(None if there is None else decibel(there / noise(plain, exact)))
+        found.append(Finding(f"{layer.kind}({layer.name})", "saturation", text, "weight_bits = 7", lost))
+    return found
 
 
-def overall(float_path: Path | str, int8_path: Path | str, feed: Mapping[str, np.ndarray]) -> tuple[Agreement, ...]:
+def overall(p: Pair, feed: Mapping[str, np.ndarray]) -> tuple[Agreement, ...]:
     """How the files' outputs agree, as `quantize` tells it."""
-    import onnx
-
-    models = [onnx.load(path) for path in (float_path, int8_path)]
-    names, (plain, int8) = [o.name for o in models[1].graph.output], (outputs(model, feed) for model in models)
+    plain, int8 = outputs(p.plain.model, feed), outputs(p.quantized.model, feed)
+    names = [o.name for o in p.quantized.model.graph.output]
     return tuple(a for name, *both in zip(names, plain, int8, strict=True) for a in compare(name, *both))
 
 
@@ -171,8 +140,8 @@ def trained(p: Pair) -> bool:
 
 
 def moved(w: Weights) -> bool:
-    """Whether weights are others than the float ones on their lattice: more than a step away; or, after a short
-    training, not the nearest step while most channels' largest weight, which the scale is made of, is another too.
+    """Whether weights are others than the float ones, quantized: more than a step away; or, after a short training,
+    not the nearest step while most channels' largest weight, which the scale is made of, is another too.
     (Rounding that is learned keeps the scales; scales that cut keep the nearest step for what is inside.)"""
     plain, dequantized, stored, scale = rows_of(w)
     steps, limit = np.abs(dequantized - plain) / scale[:, None], int(np.abs(stored).max(initial=0))
@@ -184,73 +153,6 @@ def moved(w: Weights) -> bool:
         return False
     others = np.abs(scale[full] * limit / ranges[full] - 1) > 5e-4
     return bool((steps[inside] > 0.51).mean() > 0.005 and others.mean() > 0.5)
-
-
-def attribute(
-    p: Pair,
-    feed: Mapping[str, np.ndarray],
-    labels: np.ndarray | None = None,
-    *,
-    own: bool = False,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-) -> tuple[float, list[Share]]:
-    """(noise of the whole file as a share of the signal, each layer's part), the largest part first."""
-    everything = {(layer.name, part) for layer in p.layers for part in PARTS}
-    plain = outputs(render(p, (), own=own), feed)
-    signals = [signal(a) for a in plain]
-
-    def noise(found: list[np.ndarray]) -> float:
-        return max(
-            float(np.mean([(power(a - b) / s).mean() for a, b, s in zip(plain, found, signals, strict=True)])), 1e-12
-        )
-
-    def right(found: list[np.ndarray]) -> np.ndarray | None:
-        return None if labels is None else (found[0].argmax(-1) == labels).astype(int)
-
-    whole = outputs(p.quantized.model, feed)
-    answered = right(whole)
-    total, shares = noise(whole), []
-    for layer in p.layers:
-        mine = {(layer.name, part) for part in PARTS}
-        without = outputs(render(p, everything - mine, own=own), feed)
-        has = {"weights": layer.weights is not None and not own, "values": layer.parameters is not None}
-        alone = tuple(
-            noise(outputs(render(p, [(layer.name, part)], own=own), feed)) if has[part] else 0.0 for part in PARTS
-        )
-        change = None if answered is None else right(without) - answered
-        points = None if change is None else 100 * float(change.mean())
-        surely = change is not None and bool(change.sum() > 2 * np.abs(change).sum() ** 0.5)
-        shares.append(Share(layer, alone, noise(without), points, surely))
-        progress(len(shares), len(p.layers))
-    return total, sorted(shares, key=lambda s: s.without)
-
-
-def float_values(p: Pair, feed: Mapping[str, np.ndarray], *, own: bool = False) -> dict[str, np.ndarray]:
-    """{name in the int8 file: array} of what lattices round and of what comes out, with nothing quantized."""
-    model = render(p, (), own=own)
-    wanted = {n for layer in p.layers if layer.parameters is not None for n in (layer.before, layer.after)}
-    model = shown(model, sorted(wanted - {i.name for i in model.graph.input}))
-    return {**feed, **dict(zip([o.name for o in model.graph.output], outputs(model, feed), strict=True))}
-
-
-def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """A file's outputs in onnxruntime."""
-    from edgekd.quantization.onnx_graph.samples import fixed_rows
-
-    infer: Any = session(model)  # with `outputs`, their names in order
-    count, rows = length(feed), fixed_rows(model) or ROWS
-    parts = [infer({n: a[i : i + rows] for n, a in feed.items()}) for i in range(0, count, rows)]
-    odd = [
-        n
-        for n in infer.outputs
-        if any(
-            not isinstance(v := p[n], np.ndarray) or not v.ndim or not v.size or v.dtype.kind not in "fiub"
-            for p in parts
-        )
-    ]
-    if odd:
-        raise UsageError(*(Problem(f"output {name}", "holds no row of numbers for each sample") for name in odd))
-    return [np.concatenate([part[name] for part in parts]) for name in infer.outputs]
 
 
 def _cause(share: Share, seen: Seen | None, few: bool, own: bool) -> Cause | None:

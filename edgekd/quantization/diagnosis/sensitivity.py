@@ -1,4 +1,4 @@
-"""Which layers lose most by their lattices: the noise that each brings to the output.
+"""Which layers lose most by their quantization: the noise that each brings to the output.
 
 Noise of several layers adds up as long as it is small (Lin, Talathi, Annapureddy 2016, "Fixed Point Quantization of
 Deep Convolutional Networks", section 3), so that each layer can be looked at alone."""
@@ -36,8 +36,9 @@ class Sensitivity:
 
 
 def sensitivity(module: fx.GraphModule, graph: fx.GraphModule, batches: Iterable[Any]) -> dict[str, Sensitivity]:
-    """{layer: what its lattices cost} of a calibrated (or settled) fake-quantized `module`, in graph order. `graph`:
-    the captured float graph that its sites were inserted into. Layers that stay in float already are not in it.
+    """{layer: what its quantization costs} of a calibrated (or settled) fake-quantized `module`, in graph order.
+    `graph`: the captured float graph that its sites were inserted into. Layers that stay in float already are not in
+    it.
 
     Of `batches` (inputs [B, ...] or {name: tensor}) at most SAMPLES rows are kept; 2 passes per layer, and 2. Nothing
     is changed."""

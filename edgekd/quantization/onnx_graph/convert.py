@@ -1,8 +1,8 @@
 """A float ONNX file from elsewhere and samples of its inputs -> a file in QDQ form: no torch, no source code of the
 model.
 
-`normal` brings the file into one form, `placing` says where lattices are, this calibrates them with onnxruntime, `qdq`
-writes them.
+`normalize` brings the file into one form, `placement` says which of its values are quantized, this calibrates them with
+onnxruntime, `render` writes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from edgekd import components
 from edgekd.errors import Problem, UsageError, near
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.onnx_graph import embeddings, normalize, render
+from edgekd.quantization.onnx_graph import embeddings, normalize, render, scales
 from edgekd.quantization.onnx_graph.placement import Layer, Placement, place
 from edgekd.quantization.onnx_graph.samples import batches, fixed_rows
 from edgekd.quantization.qdq import graph as graphs
@@ -77,8 +77,8 @@ def quantize(
     histograms = observe(float_model, list(placement.values), _counted(chunks, progress))
     part = components.find("ranges", ranges)
     given = {"bits": scheme.activation_bits} if "bits" in inspect.signature(part).parameters else {}
-    sites = render.sites(graph, placement, {name: part(h, **given) for name, h in histograms.items()}, scheme)
-    made = render.render(float_model, graph, placement, sites)
+    sites = scales.sites(graph, placement, {name: part(h, **given) for name, h in histograms.items()}, scheme)
+    made = render.render(graph, placement, sites)
     return Made(float_model, made, placement, Grid(_digest(float_model), scheme, sites), embeddings.shrink(made))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.quantization.onnx_graph.draft import Draft
-from edgekd.quantization.onnx_graph.render import widest
+from edgekd.quantization.onnx_graph.scales import widest
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.quantization.qdq.graph import Graph, attribute
 

@@ -1,5 +1,5 @@
-"""Where a float ONNX file from elsewhere is quantized: its values with quantization parameters, and its layers. The
-rules are in `quantization.placement`; here is what they need to know of ONNX's operators."""
+"""Where a float ONNX file from elsewhere is quantized: which of its values, and its layers. The rules are in
+`quantization.placement`; here is what they need to know of ONNX's operators."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.quantization.qdq.graph import Graph, Parameters, attribute, attributes
-from edgekd.quantization.qdq.kernels import windows
+from edgekd.quantization.qdq.integers import windows
 
 if TYPE_CHECKING:
     import onnx

@@ -15,7 +15,7 @@ import numpy as np
 from edgekd.errors import Problem, UsageError
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.quantization.qdq.graph import CLIPS, QUANTIZERS, Graph, Parameters
-from edgekd.quantization.qdq.kernels import Quantized
+from edgekd.quantization.qdq.integers import Quantized
 
 if TYPE_CHECKING:
     import onnx

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.quantization.qdq.operands import Operands, columns, positions, read
+from edgekd.quantization.qdq.pairs import HIGH, LOW, products, reach
 from edgekd.quantization.qdq.values import session
 
 if TYPE_CHECKING:
     import onnx
 
-LOW, HIGH = -(2**15), 2**15 - 1
 SLICE = 10**8  # weights times input values of the rows that are looked at together
 
 
@@ -42,8 +42,8 @@ class Layer:
     shape    of the weights
     bound    the largest |sum of a pair| that any input can reach; 0 where the kernel adds no pairs in 16 bits
     pairs    of the values that a feed brings: share of pairs outside 16 bits
-    changed  share of outputs that come out otherwise, rounded to their lattice if that is the next thing, else as sums
-    most     the largest change in steps of the next lattice; None where there is none"""
+    changed  share of outputs that come out otherwise, quantized if that is the next thing, else as sums
+    most     the largest change in steps of the next scale; None where there is none"""
 
     name: str
     kind: str
@@ -57,8 +57,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Result:
-    """A layer's output [positions, outputs] by exact and by saturating kernels: integers of the output's lattice, or
-    sums where the output has none.
+    """A layer's output [positions, outputs] by exact and by saturating kernels: quantized as the output is, or sums
+    where the output is not.
 
     `outside` of `pairs` sums of pairs left 16 bits."""
 
@@ -80,15 +80,6 @@ def audit(model: onnx.ModelProto, feed: Mapping[str, np.ndarray] | None = None) 
         return layers
     values = _values(model, [o.x.q for o in found], feed)
     return tuple(_seen(layer, o, values[o.x.q]) if o.plain else layer for layer, o in zip(layers, found, strict=True))
-
-
-def reach(rows: np.ndarray, low: int, high: int) -> tuple[int, int]:
-    """(lowest, highest) sum of two neighbouring products over all raw activations in [low, high]; `rows` int [outputs,
-    sum]."""
-    even, odd = _pairs(rows)
-    least = np.minimum(even * low, even * high) + np.minimum(odd * low, odd * high)
-    most = np.maximum(even * low, even * high) + np.maximum(odd * low, odd * high)
-    return int(least.min(initial=0)), int(most.max(initial=0))
 
 
 def saturated(
@@ -128,22 +119,6 @@ def saturated(
         copy.graph.node.extend(kept)
         made[name] = copy
     return made
-
-
-def products(a: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """(exact sums, sums of pairs saturated in 16 bits, pairs outside): int64 [positions, outputs] twice; `a` raw
-    unsigned [positions, sum], `rows` raw signed [outputs, sum]."""
-    first, second = _pairs(a)
-    even, odd = _pairs(rows)
-    exact = np.rint(a.astype(np.float64) @ rows.T.astype(np.float64)).astype(np.int64)  # whole numbers far below 2^53
-    excess, outside = np.zeros_like(exact), 0
-    for n in range(len(rows)):
-        at = np.flatnonzero(np.abs(even[n]) + np.abs(odd[n]) > 128)  # 128 * 255 fits into 16 bits
-        sums = first[:, at] * even[n, at] + second[:, at] * odd[n, at]
-        over = sums - np.clip(sums, LOW, HIGH)
-        excess[:, n] = over.sum(1)
-        outside += int(np.count_nonzero(over))
-    return exact, exact - excess, outside
 
 
 def simulate(o: Operands, x: np.ndarray) -> Result:
@@ -190,12 +165,6 @@ def _requantized(o: Operands, sums: np.ndarray) -> np.ndarray:
 
 def _adds_pairs(o: Operands) -> bool:
     return o.rows.dtype == np.int8 and not o.depthwise
-
-
-def _pairs(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The even and the odd members of a sum, [..., pairs] int64 twice; the last odd one is 0 where there is none."""
-    rows = np.pad(rows.astype(np.int64), [(0, 0), (0, rows.shape[1] % 2)])
-    return rows[:, 0::2], rows[:, 1::2]
 
 
 def _bounded(o: Operands) -> Layer:

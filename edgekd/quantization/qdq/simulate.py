@@ -13,7 +13,8 @@ import numpy as np
 
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.quantization.qdq.graph import Graph, attribute, attributes
-from edgekd.quantization.qdq.kernels import KERNELS, F, Quantized, Target, onto, products, wrapped
+from edgekd.quantization.qdq.integers import F, Quantized, Target, onto, wrapped
+from edgekd.quantization.qdq.kernels import KERNELS, products
 
 if TYPE_CHECKING:
     import onnx

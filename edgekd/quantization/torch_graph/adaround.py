@@ -49,8 +49,8 @@ def adaround(
     seed: int = 0,
 ) -> dict[str, Change]:
     """Learns the rounding of each layer's weight of the settled fake-quantized `graph`, in graph order, and sets the
-    weight to the lattice points chosen: plain rounding then gives them. `float_graph` is what sites were inserted into;
-    its weights are read, not changed.
+    weight to the integers chosen, dequantized: plain rounding then gives them. `float_graph` is what sites were
+    inserted into; its weights are read, not changed.
 
     Equation 25: the layer's input is that of the quantized model, behind layers already done; its output is held to
     that of the float model, after the ReLU that alone reads it. `steps` of Adam on `rows` at a time. All of `batches`
@@ -144,7 +144,7 @@ def beta(share: float) -> float:
 
 
 def _own(graph: fx.GraphModule, original: fx.Node) -> bool:
-    """Whether a layer's weight has a lattice and no other reader."""
+    """Whether a layer's weight is quantized and has no other reader."""
     target = original.args[1].target if original.args[1].op == "get_attr" else None
     readers = sum(len(n.users) for n in original.graph.nodes if n.op == "get_attr" and n.target == target)
     return target in graph.meta["placement"].weights and readers == 1

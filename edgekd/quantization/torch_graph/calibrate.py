@@ -1,5 +1,5 @@
-"""Ranges from data: every site keeps a histogram of fixed size, and a `ranges` part says what of it the lattice
-covers."""
+"""Ranges from data: every site keeps a histogram of fixed size, and a `ranges` part says what of it the integers
+cover."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def calibrate(module: fx.GraphModule, batches: Iterable[Any], ranges: str = "minmax", **hyper: Any) -> fx.GraphModule:
-    """Sets every value's lattice from `batches` (inputs [B, ...], or {name: tensor}); the module is exact afterwards.
+    """Sets every value's quantization parameters from `batches` (inputs [B, ...], or {name: tensor}); the module is
+    exact afterwards.
 
     Raises RunFailed for values that are not finite, by their site, and for no data at all."""
     import torch

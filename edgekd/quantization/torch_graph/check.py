@@ -25,7 +25,7 @@ BEYOND, FARTHEST = 0.001, 3  # with layers in float: share of values that may be
 
 @dataclass(frozen=True)
 class Equality:
-    """How a file's outputs compare with the model's, in steps of the output's lattice. `reasons`: why the rule is
+    """How a file's outputs compare with the model's, in steps of the output's scale. `reasons`: why the rule is
     broken; () if it holds."""
 
     samples: int

@@ -22,7 +22,7 @@ def correct(graph: fx.GraphModule, float_graph: fx.GraphModule, batches: Iterabl
 
     `batches` (inputs [B, ...] or {name: tensor}) are gone through once per layer. Returns {node: largest shift taken
     off}. Layers without a bias, and those that share one, are left as they are: a bias more would be another graph. No
-    scale changes: a bias stops at the largest that its lattice holds with room for the sum (`parameters.BIAS_BITS`)."""
+    scale changes: a bias stops at the largest that an int32 holds with room for the sum (`parameters.BIAS_BITS`)."""
     import torch
 
     from edgekd.quantization.parameters import BIAS_BITS

@@ -2,8 +2,8 @@
 Equalization and Bias Correction", section 4.1): what one layer's output channel is divided by, the next layer's weights
 for it are multiplied by.
 
-A function f with f(s x) = s f(x) for s > 0 may stand between. The model computes the same; its weights suit one lattice
-better.
+A function f with f(s x) = s f(x) for s > 0 may stand between. The model computes the same; its weights lose less with
+one scale for all of them.
 """
 
 from __future__ import annotations

@@ -2,15 +2,15 @@
 requantization is the float32 multiplication that onnxruntime's QLinear operators make (ONNX QLinearConv: y =
 saturate(round_half_even(acc * (x_scale * w_scale / y_scale)) + z)).
 
-A fake-quantized model in plain floats rounds its sums before it rounds to the lattice; near a tie it then steps to the
-other side, and over the depth of a network such steps add up. Whole numbers leave nothing to add up.
+A fake-quantized model in plain floats rounds its sums before they are quantized; near a tie one then falls to the other
+side, and over the depth of a network such steps add up. Whole numbers leave nothing to add up.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,93 +19,21 @@ from torch import fx, nn
 
 from edgekd.inputs import positional
 from edgekd.quantization.parameters import clips_itself
+from edgekd.quantization.torch_graph.integers import (
+    WAITING,
+    Mean,
+    Pooled,
+    Quantized,
+    QuantizedWeight,
+    Sum,
+    Two,
+    real,
+    requantize,
+)
 from edgekd.quantization.torch_graph.modules import Bias, Value, Weight
 from edgekd.quantization.torch_graph.sites import MOVES, WEIGHTED, clip, operator
 
 AVERAGES = ("avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d")  # onnxruntime's QLinearAveragePool
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """A value on its lattice: `q` float64 tensor of whole numbers, minus the zero point already taken; real = scale *
-    q."""
-
-    q: torch.Tensor
-    scale: np.float32
-    zero: int
-
-    def real(self) -> torch.Tensor:
-        return (self.q.float() * float(self.scale)).float()
-
-
-@dataclass(frozen=True)
-class WeightLattice:
-    """A weight in whole numbers, with a float32 scale per output channel (or one)."""
-
-    q: torch.Tensor
-    scale: np.ndarray
-    real: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Sum:
-    """An accumulator: whole numbers [n, ...] whose unit along `axis` is a float32 product of scales; `relu`: one that
-    waits."""
-
-    q: torch.Tensor
-    scale: np.ndarray
-    axis: int
-    relu: bool = False
-
-    def shaped(self, values: np.ndarray) -> torch.Tensor:
-        given = torch.from_numpy(np.ascontiguousarray(values, np.float32))
-        if given.numel() <= 1:
-            return given
-        return given.reshape([-1 if d == self.axis % self.q.ndim else 1 for d in range(self.q.ndim)])
-
-    def real(self) -> torch.Tensor:
-        found = self.q.float() * self.shaped(self.scale)
-        return found.clamp_min(0) if self.relu else found
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """A sum over `count` values of one lattice."""
-
-    q: torch.Tensor
-    scale: np.float32
-    count: int
-
-    def real(self) -> torch.Tensor:
-        return (self.q * float(self.scale) / self.count).float()
-
-
-@dataclass(frozen=True)
-class Two:
-    """The sum or the product of two lattices, not yet rounded; `relu`: one that waits."""
-
-    a: Lattice
-    b: Lattice
-    product: bool = False
-    relu: bool = False
-
-    def real(self) -> torch.Tensor:
-        a, b = self.a.real(), self.b.real()
-        found = a * b if self.product else a + b
-        return found.clamp_min(0) if self.relu else found
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Means over windows of one lattice, in float32, not yet rounded."""
-
-    values: torch.Tensor
-
-    def real(self) -> torch.Tensor:
-        return self.values
-
-
-WAITING = Sum | Pooled | Two | Mean  # what a kernel has in hand before it rounds
 
 
 def evaluate(module: fx.GraphModule, inputs: Any, sites: bool = False) -> Any:
@@ -119,8 +47,8 @@ def evaluate(module: fx.GraphModule, inputs: Any, sites: bool = False) -> Any:
 
 
 class Settled(nn.Module):
-    """The quantized model as the integer kernels compute it: `forward` takes real inputs and gives real outputs on
-    their lattice."""
+    """The quantized model as the integer kernels compute it: `forward` takes real inputs and gives real outputs,
+    quantized."""
 
     def __init__(self, module: fx.GraphModule):
         super().__init__()
@@ -132,41 +60,41 @@ class Settled(nn.Module):
 
 
 class _Exact(fx.Interpreter):
-    """Runs the graph node by node on Lattice, WeightLattice and Sum where it can, on real tensors elsewhere."""
+    """Runs the graph node by node on Quantized, QuantizedWeight and Sum where it can, on real tensors elsewhere."""
 
     def __init__(self, module: fx.GraphModule):
         super().__init__(module)
         self.seen: dict[str, torch.Tensor] = {}
 
     def output(self, target, args, kwargs):
-        return fx.node.map_aggregate(args[0], lambda x: x.real() if isinstance(x, Lattice | WAITING) else x)
+        return fx.node.map_aggregate(args[0], lambda x: x.real() if isinstance(x, Quantized | WAITING) else x)
 
     def call_module(self, target, args, kwargs):
         part, (x,) = self.fetch_attr(target), args
         if isinstance(part, Value):
-            made = _requantize(part, x)
+            made = requantize(part, x)
             self.seen[part.name] = made.real()
             return made
         if isinstance(part, Weight):
             scale = part.shaped(x)
             q = torch.clamp(torch.round(x / scale), -part.high, part.high)
-            return WeightLattice(q.double(), part.scale.detach().numpy().astype(np.float32), q * scale)
+            return QuantizedWeight(q.double(), part.scale.detach().numpy().astype(np.float32), q * scale)
         if isinstance(part, Bias):
             return (x, part)
-        return super().call_module(target, (_real(x),), kwargs)
+        return super().call_module(target, (real(x),), kwargs)
 
     def run_node(self, node):
         if node.op != "call_function":
             return super().run_node(node)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         name = operator(node)
-        if name in WEIGHTED and isinstance(args[0], Lattice) and isinstance(args[1], WeightLattice):
+        if name in WEIGHTED and isinstance(args[0], Quantized) and isinstance(args[1], QuantizedWeight):
             return _layer(node, name, args, kwargs)
-        if name in ("add", "mul") and len(args) == 2 and all(isinstance(a, Lattice) for a in args) and not kwargs:
+        if name in ("add", "mul") and len(args) == 2 and all(isinstance(a, Quantized) for a in args) and not kwargs:
             return Two(*args, product=name == "mul")
         if (
             name in AVERAGES
-            and isinstance(args[0], Lattice)
+            and isinstance(args[0], Quantized)
             and not (name == "adaptive_avg_pool2d" and list(args[1]) == [1, 1])
         ):
             return Mean(node.target(args[0].real(), *args[1:], **kwargs))
@@ -174,44 +102,36 @@ class _Exact(fx.Interpreter):
             return args[0]
         if name == "relu" and isinstance(args[0], Sum | Two):
             return replace(args[0], relu=True)
-        if clip(node) == (0.0, math.inf) and isinstance(args[0], Lattice):
+        if clip(node) == (0.0, math.inf) and isinstance(args[0], Quantized):
             return replace(args[0], q=args[0].q.clamp_min(0))
-        if name in MOVES and isinstance(args[0], Lattice):
+        if name in MOVES and isinstance(args[0], Quantized):
             moved = node.target(args[0].q, *args[1:], **kwargs)
             return (
                 replace(args[0], q=moved)
                 if isinstance(moved, torch.Tensor)
                 else tuple(replace(args[0], q=m) for m in moved)
             )
-        if name == "getitem" and isinstance(args[0], tuple) and isinstance(args[0][0], Lattice):
+        if name == "getitem" and isinstance(args[0], tuple) and isinstance(args[0][0], Quantized):
             return args[0][args[1]]
-        if name == "adaptive_avg_pool2d" and isinstance(args[0], Lattice) and list(args[1]) == [1, 1]:
+        if name == "adaptive_avg_pool2d" and isinstance(args[0], Quantized) and list(args[1]) == [1, 1]:
             return _pool(args[0], (2, 3))
         if (
             name == "mean"
-            and isinstance(args[0], Lattice)
+            and isinstance(args[0], Quantized)
             and args[0].q.ndim == 4
             and sorted(d % 4 for d in args[1]) == [2, 3]
             and args[2:] == (True,)
         ):
             return _pool(args[0], (2, 3))
-        return node.target(*fx.node.map_aggregate(args, _real), **fx.node.map_aggregate(kwargs, _real))
+        return node.target(*fx.node.map_aggregate(args, real), **fx.node.map_aggregate(kwargs, real))
 
     def _absorbed(self, node):
-        """Whether the lattice that a clipped value is rounded to clips by itself."""
+        """Whether the rounding of a clipped value clips by itself."""
         (site,) = node.users
         part = self.fetch_attr(site.target) if site.op == "call_module" else None
         return isinstance(part, Value) and clips_itself(
             part.limits, part.scale.item(), int(part.zero_point.item()), part.high
         )
-
-
-def _real(x: Any) -> Any:
-    if isinstance(x, Lattice | WAITING):
-        return x.real()
-    if isinstance(x, WeightLattice):
-        return x.real
-    return x
 
 
 def _layer(node: fx.Node, name: str, args: tuple, kwargs: Mapping[str, Any]) -> Any:
@@ -241,42 +161,5 @@ def _layer(node: fx.Node, name: str, args: tuple, kwargs: Mapping[str, Any]) -> 
     return made
 
 
-def _pool(x: Lattice, dims: tuple[int, ...]) -> Any:
+def _pool(x: Quantized, dims: tuple[int, ...]) -> Any:
     return Pooled(x.q.sum(dims, keepdim=True), x.scale, int(np.prod([x.q.shape[d] for d in dims])))
-
-
-def _requantize(part: Value, x: Any) -> Lattice:
-    """Onto the lattice of `part`, as the kernel that makes the value rounds."""
-    scale, zero = np.float32(part.scale.item()), int(part.zero_point.item())
-    if isinstance(x, Sum):
-        factor = x.shaped((x.scale / scale).astype(np.float32))
-        q = torch.round(x.q.float() * factor) + zero
-    elif isinstance(x, Pooled):
-        q = torch.round(x.q.float() * float(np.float32(x.scale / np.float32(scale * np.float32(x.count))))) + zero
-    elif (
-        isinstance(x, Two) and x.product
-    ):  # QLinearMul, and QLinearAveragePool below, add the zero point before they round
-        q = torch.round((x.a.q * x.b.q).float() * float(np.float32(x.a.scale * x.b.scale) / scale) + zero)
-    elif isinstance(x, Two):
-        q = _sum_of_two(x.a, x.b, scale, zero)
-    elif isinstance(x, Mean):
-        q = torch.round(x.values / torch.tensor(scale) + zero)
-    elif isinstance(x, Lattice):
-        q = torch.round(x.real() / float(scale)) + zero
-    else:
-        q = torch.round(x / torch.tensor(scale)) + zero
-    floor = zero if isinstance(x, Sum | Two) and x.relu else 0
-    return Lattice(torch.clamp(q, floor, part.high).double() - zero, scale, zero)
-
-
-def _sum_of_two(a: Lattice, b: Lattice, scale: np.float32, zero: int) -> torch.Tensor:
-    """onnxruntime's QLinearAdd: a_q r_a + (b_q r_b + (z - (r_a z_a + r_b z_b))) with r = scale / scale_out, in float32.
-
-    Every product but r_b z_b is one with its sum (a fused multiply-add, as the kernel for AVX2 is compiled): of 20
-    million sums of random lattices none came out otherwise, 60 did in plain float32, and a sum beside a tie is enough
-    to set a network apart."""
-    ra, rb = np.float32(a.scale / scale), np.float32(b.scale / scale)
-    zeros = np.float32(np.float64(ra) * a.zero + np.float64(np.float32(rb * np.float32(b.zero))))
-    fixed = np.float32(np.float32(zero) - zeros)
-    first = ((b.q + b.zero) * float(rb) + float(fixed)).float()
-    return torch.round(((a.q + a.zero) * float(ra) + first.double()).float())

@@ -47,7 +47,7 @@ class Value(nn.Module):
         return self.scale * self.gain
 
     def set_range(self, low: float, high: float) -> None:
-        """The lattice that covers [low, high] and holds zero exactly."""
+        """Takes the quantization parameters that cover [low, high] and hold zero exactly."""
         scale, zero_point = scale_and_zero_point(low, high, self.high, self.limits)
         self.scale.fill_(scale)
         self.zero_point.fill_(zero_point)

@@ -25,7 +25,7 @@ def attention(
 ) -> torch.Tensor:
     """softmax(q k' s + mask) v of tensors [..., tokens, width] (Vaswani et al. 2017, equation 1), as torch defines the
     arguments; in evaluation there is no dropout. The scores are scaled after their product, so that the product reads
-    what its operands' lattices hold."""
+    what its operands' integers hold."""
     import torch
 
     if enable_gqa:
@@ -52,8 +52,8 @@ NEUTRAL = {"mul": 1, "div": 1, "add": 0, "sub": 0}
 
 
 def without_neutral(graph: fx.Graph) -> None:
-    """Drops x * 1, x / 1, x + 0 and x - 0: onnxruntime drops them too, and then makes one lattice of the two on either
-    side."""
+    """Drops x * 1, x / 1, x + 0 and x - 0: onnxruntime drops them too, and then makes one of the two quantizations
+    on either side."""
     for node in list(graph.nodes):
         name = operator(node)
         if (

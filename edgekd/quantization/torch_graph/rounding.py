@@ -1,4 +1,4 @@
-"""Rounding in training: forward passes on a lattice, with gradients that go through."""
+"""Rounding in training: forward passes that quantize, with gradients that go through."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 
 class Rounded(torch.autograd.Function):
-    """x on a lattice, by passes that torch vectorizes (its fused operator does not, keeps a mask, and makes steps under
-    6.1e-5 coarser).
+    """x quantized and dequantized, by passes that torch vectorizes (its fused operator does not, keeps a mask, and
+    makes steps under 6.1e-5 coarser).
 
     The gradient passes straight through inside the range and not outside (Jacob et al. 2018); that of the scale is
     LSQ's (Esser et al. 2020, equation 3): (rounded - x) / scale inside, the bound in steps outside, times `factor`."""

@@ -1,5 +1,5 @@
-"""Scales at which no value falls beside a tie where all that is rounded is a function of one lattice, such as x
-sigmoid(x).
+"""Scales at which no value falls beside a tie where all that is rounded is a function of one quantized value,
+such as x sigmoid(x).
 
 Such a function takes 256 values at most. Two libraries compute it to the last bits otherwise, and where one of the 256
 lies between two steps they round it apart: all values of that number at once, a whole step, in every file and on every
@@ -17,7 +17,8 @@ from edgekd.quantization.parameters import clips_itself
 from edgekd.quantization.torch_graph.modules import Value
 from edgekd.quantization.torch_graph.sites import operator
 
-# steps between a value and a tie: libraries differ by some 1e-7 of a value, so 1e-4 steps at the end of a lattice
+# steps between a value and a tie: libraries differ by some 1e-7 of a value, so 1e-4 steps at the end of the integer
+# range
 MARGIN = 2.0**-11
 WIDER = tuple(1 + k * 2.0**-14 for k in range(64))  # times the scale, tried in this order
 MOST = 2**14  # values that a table may have: 256 for each of 64 channels
@@ -27,8 +28,8 @@ PLAIN = {"hardswish", "log_sigmoid", "prelu", "rsub", "alias"}
 
 def clear(module: fx.GraphModule, value: Value) -> None:
     """Widens the scale of a settled `value` of the fake-quantized `module` until what is rounded to it keeps MARGIN
-    from all ties; to the scale that keeps most where none does. Values that are no function of one lattice keep their
-    scale, and so do shares."""
+    from all ties; to the scale that keeps most where none does. Values that are no function of one quantized value keep
+    their scale, and so do shares."""
     found = None if value.limits.share else table(module, value.name)
     if found is None:
         return
@@ -47,15 +48,15 @@ def clear(module: fx.GraphModule, value: Value) -> None:
 
 
 def margin(values: torch.Tensor, scale: float, zero: int, high: int) -> float:
-    """Steps between the nearest of `values` [n] and a tie of the lattice, 0.5 at most; values that are cut off have
-    none."""
+    """Steps between the nearest of `values` [n] and a tie between two integers, 0.5 at most; values that are cut off
+    have none."""
     steps = values.double().flatten() / scale + zero
     steps = steps[(steps > -1) & (steps < high + 1)]
     return (steps - steps.floor() - 0.5).abs().min().item() if len(steps) else 0.5
 
 
 def table(module: fx.GraphModule, site: str) -> torch.Tensor | None:
-    """What is rounded at `site`, for each number of the one lattice that it is a function of [256, ...]; None where it
+    """What is rounded at `site`, for each integer of the one value that it is a function of [256, ...]; None where it
     is no such function."""
     rounded = next(n for n in module.graph.nodes if n.op == "call_module" and n.target == f"value_{site}").args[0]
     between = _between(rounded, module.meta["placement"].tied)
@@ -91,7 +92,7 @@ def _made(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> A
 
 
 def _between(rounded: fx.Node, tied: dict[str, str]) -> tuple[fx.Node, list[fx.Node]] | None:
-    """(the only value with a lattice that `rounded` is computed from, number by number; the nodes between them in
+    """(the only quantized value that `rounded` is computed from, number by number; the nodes between them in
     order)."""
     leaves, order, waiting = set(), {}, [rounded]
     while waiting:

@@ -1,0 +1,55 @@
+"""What the layers of an int8 file are called where it was made: in the table of `quantize`, in the captured graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.explain.inputs import FromRun
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+
+def labels(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], int8: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """{layer of a finding: (its label in the table of `quantize`,)}, matched by their order."""
+    from edgekd.quantization.onnx_graph import convert, normalize
+    from edgekd.quantization.onnx_graph.placement import layer
+    from edgekd.quantization.qdq import graph as graphs
+
+    plain = normalize.normalized(model)
+    graph, floats = graphs.of(plain), frozenset(convert.everything(plain, feed, ""))
+    found = [layer(n, graph, floats) for n in graph.nodes if n.op_type in graphs.LAYERS]
+    named = convert.labelled(found, {n.name for n in model.graph.node})
+    nodes = [n for n in int8.graph.node if n.op_type in graphs.LAYERS]
+    if len(nodes) != len(named):
+        return {}
+    return {graphs.title(n): (k.label,) for n, k in zip(nodes, named, strict=True) if k.weight is not None}
+
+
+def captured(source: FromRun, int8_file: Path) -> dict[str, tuple[str, ...]]:
+    """{layer of a finding: its names in the graph of a fresh student}; {} where these don't agree."""
+    from edgekd import quantization
+    from edgekd.models import saved
+    from edgekd.quantization.torch_graph import sites
+    from edgekd.quantization.torch_graph.capture import capture
+
+    task, name = source.resolved.task, getattr(source.resolved.recipe.stages[0].stage, "model", "student")
+    graph = capture(saved.create(task, name, 0), quantization.example_of(source.resolved.data("train")), task.forward)
+    return layers(int8_file, graph, sites.layers(graph))
+
+
+def layers(int8_file: Path, graph: Any, known: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """{layer of a finding: names in the captured graph of the layers that read its weight}."""
+    import onnx
+
+    from edgekd.quantization.diagnosis.mixed_precision import named
+    from edgekd.quantization.qdq.graph import title
+
+    try:
+        nodes = [n for n in named(onnx.load(int8_file), graph).graph.node if n.name in known]
+    except ValueError:
+        return {}
+    return {title(n): tuple(o for o in known if known[o] == known[n.name]) for n in nodes}
