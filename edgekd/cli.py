@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from edgekd import __version__
+from edgekd import __version__, system
 from edgekd.errors import BROKEN, INTERRUPTED, EdgekdError, plain
 from edgekd.verbs._group import Folder
 
@@ -43,17 +43,17 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: what was finished is kept, the same command goes on", err=True)
+        click.echo("interrupted: finished work is kept; run the same command to resume", err=True)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, system.QUOTA):
             return _internal(error)
         place = plain(str(error.filename or "while writing"))
         click.echo(f"error: no space is left on the disk ({place}); finished work is intact\n  hint: free some, or "
-                   "move the store with EDGEKD_STORE; the same command goes on", err=True)  # fmt: skip
+                   "move the store with EDGEKD_STORE; run the same command to resume", err=True)  # fmt: skip
         return BROKEN
     except Exception as error:
         return _internal(error)

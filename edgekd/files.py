@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekd import system
 from edgekd.errors import Problem, UsageError
 
 UNITS = {
@@ -100,7 +101,7 @@ def sync(path: Path) -> None:
 def regular(path: Path | str, limit: int = LIMIT) -> int:
     """Opens a regular file of at most `limit` bytes; returns its descriptor, which the caller closes. Raises OSError
     for anything else: reading a device or a pipe may never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | system.O_NONBLOCK | system.O_BINARY)
     status = os.fstat(descriptor)
     fault = (errno.EFBIG, f"it has more than {limit:,} bytes") if status.st_size > limit else None
     if not stat.S_ISREG(status.st_mode):

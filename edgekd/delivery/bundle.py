@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Le, MinLen
 
-from edgekd import results
+from edgekd import results, system
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256, sync, toml, write_atomic
 from edgekd.records import Candidate, Check, Measurement, Result, Verdict
@@ -327,7 +327,7 @@ def _wrong(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def _differs(path: Path, file: File) -> str:
     """The problem of a file; "" if there is none. Links are not followed, and files of the wrong size are not read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | system.O_NOFOLLOW | system.O_NONBLOCK | system.O_BINARY)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from edgekd import environment
+from edgekd import environment, system
 from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
 from edgekd.records import Host
 
@@ -70,6 +67,4 @@ def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] =
 
 def _kill(worker: subprocess.Popen) -> None:
     """Ends the worker and the process that it started, if they are still there."""
-    if worker.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
+    system.kill_group(worker)

@@ -173,7 +173,7 @@ def entry(job_file, number):
     folder = Path(job_file).resolve().parent
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     what = job["schedule"][number]
-    if job.get("settings", {}).get("cores"):
+    if job.get("settings", {}).get("cores") and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job["settings"]["cores"])
     begun = time.perf_counter_ns()
     runtime = _module(folder / job["runtime"])
@@ -398,8 +398,10 @@ def peak_rss():
         for line in status:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -4,22 +4,21 @@ use."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
+from edgekd import system
 
 
-def share(path: Path, kind: int = SHARED) -> int | None:
+def share(path: Path, *, exclusive: bool = False) -> int | None:
     """A descriptor that holds a lock on the file; None if the file is not there or being evicted."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        system.lock(descriptor, shared=not exclusive)
         if _same(descriptor, path):
             return descriptor
     except BlockingIOError:
@@ -36,7 +35,7 @@ def held(path: Path) -> Iterator[bool]:
     mine = True
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(descriptor)
         except OSError:
             mine = False
         yield mine
@@ -53,14 +52,14 @@ def lease(path: Path, on_wait: Callable[[], None] | None = None, *, wait: bool =
         opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system.lock(opened)
             except BlockingIOError:
                 if not wait:
                     break
                 if on_wait is not None:
                     on_wait()
                     on_wait = None
-                fcntl.flock(opened, fcntl.LOCK_EX)
+                system.lock(opened, wait=True)
             if _same(opened, path):
                 descriptor = opened
         finally:
@@ -71,8 +70,7 @@ def lease(path: Path, on_wait: Callable[[], None] | None = None, *, wait: bool =
     finally:
         if descriptor is not None:
             path.unlink(missing_ok=True)
-            # closing alone would leave it to processes that were forked meanwhile
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            system.unlock(descriptor)
             os.close(descriptor)
 
 

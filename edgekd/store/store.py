@@ -31,7 +31,7 @@ from typing import Any
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.files import canonical, full, home, sealed, sha256, size, sync, unsealed, write_atomic
 from edgekd.records import Artifact, Made
-from edgekd.store.locks import EXCLUSIVE, lease, share
+from edgekd.store.locks import lease, share
 
 SCHEMA, OBSERVATION = "edgekd.artifact/1", "edgekd.observation/1"
 MANIFEST = "artifact.json"
@@ -229,7 +229,7 @@ class Store:
         with lease(self.root / "work" / f"{path.name}.lease", wait=False) as mine:
             if not mine:
                 return False
-            held = None if checkpoints else share(path / MANIFEST, EXCLUSIVE)
+            held = None if checkpoints else share(path / MANIFEST, exclusive=True)
             if held is None and not checkpoints:
                 return False
             try:

@@ -1,0 +1,68 @@
+"""What differs between operating systems, in one place: locks on files, flags of open(2), groups of processes.
+
+Linux is tested, and macOS has the same calls. Of Windows only the calls are known (msvcrt.locking, taskkill): none of
+this has been run there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)  # to open a pipe without waiting for its other end
+O_BINARY: int = getattr(os, "O_BINARY", 0)
+QUOTA: int = getattr(errno, "EDQUOT", errno.ENOSPC)
+READERS = 1024  # bytes of a file that stand for its readers, where locks are of bytes
+AGAIN = 0.05  # seconds between two tries, where a lock can't be waited for
+
+
+def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> None:
+    """Locks an open file until it is unlocked, closed, or its process ends. Raises BlockingIOError where another
+    process has it and `wait` is not set."""
+    try:
+        import fcntl
+    except ImportError:
+        _lock_bytes(descriptor, shared, wait)
+        return
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+
+
+def unlock(descriptor: int) -> None:
+    """Gives a lock back. To close alone would leave it to processes that were forked meanwhile."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that was started in a session of its own, and those that it started."""
+    if process.poll() is not None:
+        return
+    if sys.platform == "win32" or not hasattr(os, "killpg"):
+        process.kill()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _lock_bytes(descriptor: int, shared: bool, wait: bool) -> None:
+    """Windows: a reader locks one byte of those that stand for readers, a writer locks all of them."""
+    import msvcrt
+
+    while True:
+        for start, count in [(n, 1) for n in range(READERS)] if shared else [(0, READERS)]:
+            os.lseek(descriptor, start, os.SEEK_SET)
+            with contextlib.suppress(OSError):
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, count)  # type: ignore[attr-defined]
+                return
+        if not wait:
+            raise BlockingIOError(errno.EAGAIN, "another process holds the lock")
+        time.sleep(AGAIN)
