@@ -1,5 +1,16 @@
 """What all tests share."""
 
+import pytest
+
+# their tests time something, or count on all cores: `make test` runs them after the others, in one process
+ALONE = ("test_measure", "test_threads", "test_many_operators", "test_memory_oracle")
+
 
 def pytest_addoption(parser):
     parser.addoption("--update-snapshots", action="store_true", help="write tests/snapshots/ anew")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in ALONE:
+            item.add_marker(pytest.mark.alone)

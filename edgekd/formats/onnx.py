@@ -104,8 +104,8 @@ def _quiet():
 
 def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
     """A copy of the graph with a marker after each value and weight that has a site, and after what only moves such
-    values. Activations that the lattice makes superfluous are left out: onnxruntime recognizes few of them, and keeps
-    the layer before the others in float."""
+    values. Activations that the integer range makes superfluous are left out: onnxruntime recognizes few of them, and
+    keeps the layer before the others in float."""
     import torch
     from torch import nn
 
@@ -124,7 +124,7 @@ def _marked(graph: fx.GraphModule, grid: Grid) -> fx.GraphModule:
 
     module, placement = copy.deepcopy(graph), place(graph, grid.scheme.float_layers)
     wanted = {name: name for name in placement.values} | placement.tied
-    # onnxruntime makes one lattice of two with nothing between
+    # onnxruntime merges two pairs of quantization parameters with nothing between
     plain = {n for n in module.graph.nodes if n.name not in wanted}
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and node.target in placement.weights:

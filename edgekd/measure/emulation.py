@@ -37,8 +37,7 @@ class Answers:
 
 
 def devices(wanted: Sequence[Target]) -> list[Target]:
-    """Those of the targets that only emulation can stand for here: this machine is another, or has kernels that they
-    have not."""
+    """The targets that need emulation here: this machine does not match them, or has kernels that they don't have."""
     facts = environment.describe()
     return [t for t in wanted if t.emulated_as and (targets.matches(t, facts) or targets.surplus(t, facts))]
 

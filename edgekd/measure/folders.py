@@ -1,4 +1,4 @@
-"""Job folders: written, run on a host, and read. What is finished stays in the folder: the same job goes on from there,
+"""Job folders: written, run on a host, and read. What is finished stays in the folder: the same job resumes there,
 and what is complete is read without measuring again."""
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `score` asks a file for its outputs, `profile` times several files against each other, `compare` gives the ratio of two.
 All three are jobs: fresh processes in an interleaved schedule, with one subject entered twice as A/A control. What is
-finished stays in the folder: the same call goes on from there, and reads what is complete without measuring again. A
+finished stays in the folder: the same call resumes there, and reads what is complete without measuring again. A
 file that its runtime refuses ends in RunFailed.
 
 A figure is labelled with a target where its runtime made it: `profile` and `compare` take the target and its runtime

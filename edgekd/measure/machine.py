@@ -31,7 +31,7 @@ def named(target: str) -> Target | None:
 
 
 def stands_for(host: Host, target: Target | None) -> tuple[Target, Host]:
-    """The target, and the host held to its kind of cores, where the host can stand for it: it has the core and all
+    """The target, and the host held to its kind of cores, where the host matches it: it has the core and all
     features, and none more that kernels are chosen by."""
     device = target or devices.host(host.facts)
     lacking, more = devices.lacking(device, host.facts), devices.surplus(device, host.facts)

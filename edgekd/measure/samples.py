@@ -66,7 +66,7 @@ def drawn(signature: Mapping[str, tuple[str | None, Sequence[int | str | None]]]
         open_dims = [str(d or "?") for d in dims[1:] if not isinstance(d, int)]
         shape = (COUNT, *(d for d in dims[1:] if isinstance(d, int)))
         if dtype.kind not in "fiub":
-            problems.append(Problem(where, "is no tensor of numbers"))
+            problems.append(Problem(where, "is not a tensor of numbers"))
         elif not dims or open_dims:
             what = "has no axis of samples" if not dims else f"leaves {', '.join(open_dims)} open"
             problems.append(Problem(where, what, hint))

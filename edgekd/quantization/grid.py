@@ -32,4 +32,4 @@ def read(path: Path) -> Grid:
         scheme = Scheme(**{**record["scheme"], "float_layers": tuple(record["scheme"].get("float_layers", ()))})
         return Grid(record["graph"], scheme, sites)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFailed(f"{path.name} is no grid that can be read: {error}") from error
+        raise RunFailed(f"{path.name} can't be read as a grid: {error}") from error

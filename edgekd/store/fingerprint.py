@@ -125,7 +125,7 @@ def _canonical(value: Any, place: str) -> Any:
     if isinstance(value, Mapping):
         wrong = [k for k in value if not isinstance(k, str)]
         if wrong:
-            raise TypeError(f"{place}: the name {wrong[0]!r} is no string")
+            raise TypeError(f"{place}: the name {wrong[0]!r} is not a string")
         return {k: _canonical(v, f"{place}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_canonical(v, f"{place}[{i}]") for i, v in enumerate(value)]

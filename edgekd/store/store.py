@@ -167,7 +167,7 @@ class Store:
 
     def _place(self, key: str) -> Path:
         if not KEY.fullmatch(key):
-            raise ValueError(f"{key!r} is no key: letters, digits, _ and -")
+            raise ValueError(f"{key!r} is not a valid key: letters, digits, _ and -")
         return self.root / "artifacts" / key[:2] / key
 
     def _observation(self, key: str, name: str) -> Path:
@@ -298,8 +298,8 @@ class Store:
     def _no_room(self) -> RunFailed:
         free = shutil.disk_usage(next(p for p in (self.root, *self.root.parents) if p.exists())).free
         hint = (
-            "free some room, or set EDGEKD_STORE to a folder on another disk; what is finished is kept, the same "
-            "command goes on"
+            "free some room, or set EDGEKD_STORE to a folder on another disk; finished work is kept: run the same "
+            "command to resume"
         )
         return RunFailed(Problem(str(self.root), f"the disk is full: {free / 1e6:.1f} MB are free", hint))
 
@@ -312,7 +312,7 @@ def _files(folder: Path) -> dict[str, str]:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise RunFailed(Problem(str(path), "a stage left something that is no plain file"))
+            raise RunFailed(Problem(str(path), "a stage left something that is not a plain file"))
         if path.is_file():
             files[path.relative_to(folder).as_posix()] = sha256(path)
     if not files:

@@ -50,7 +50,7 @@ class Duration(click.ParamType):
         except ValueError:
             seconds = -1.0
         if not 0 < seconds < float("inf"):
-            self.fail(f"{value!r} is no duration; write 90s, 20m or 2h", param, ctx)
+            self.fail(f"{value!r} is not a valid duration; write 90s, 20m or 2h", param, ctx)
         return seconds
 
 

@@ -64,7 +64,7 @@ def command(recipe, on, **settings):
     """Distil, prune, quantize, export, profile, choose and gate by RECIPE (TOML); without one, the built-in example.
 
     A recipe names code (tasks, models, losses) and runs it: use recipes that you trust.
-    Interrupted or killed, the same command goes on from the last checkpoint.
+    If it was interrupted or killed, run the same command to resume from the last checkpoint.
     """
     outcome = compress(recipe, on=dict(on), **settings)
     _options.show(str(outcome))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("path", type=click.Path())
 @click.option(
-    "--fix", is_flag=True, help="Mend it: try what would help, keep the cheapest that does in fixed/, and measure it."
+    "--fix", is_flag=True, help="Fix it: try what could help, keep the cheapest fix in fixed/, and measure it."
 )
 @click.option("--float", "plain", type=click.Path(), help="For an int8 file: the float file that it was made of.")
 @click.option("--data", type=click.Path(), help="For an int8 file: an .npz with `inputs` and optionally `labels`.")
@@ -68,10 +68,10 @@ def explain(
     quiet: bool = True,
 ) -> Explained:
     """Explains what a run chose for each target, or an int8 file of any making beside the float file `plain` that it
-    was made of, with samples of `data` for `target`. `fix` mends it: the exit code is 1 where nothing helps.
+    was made of, with samples of `data` for `target`. `fix` tries fixes: the exit code is 1 where none helps.
 
-    Raises UsageError for a folder that is no run's, files that don't belong together, or data that a recipe no longer
-    finds, BaselineError where a file's digest is wrong."""
+    Raises UsageError for a folder that is not a run's, files that don't belong together, or data that a recipe no
+    longer finds, BaselineError where a file's digest is wrong."""
     import tempfile
 
     from edgekd.explain import inputs

@@ -60,9 +60,9 @@ def target(name: str) -> str:
             rows.append((fact, _fact(value), t.sources.get(fact, "")))
     figures = targets.figures(t, environment.describe())
     told = {
-        "measured": "this machine can stand for it: answers are measured here",
-        "answers": "answers are measured here",
-        "emulated": "answers: what a file answers there is emulated here",
+        "measured": "this machine matches the target: outputs are measured here",
+        "answers": "outputs are measured here",
+        "emulated": "outputs are emulated here",
         "counted": "answers: nothing runs as this target here; bytes, parameters, MACs and planned memory are counted "
         "on the file",
     }

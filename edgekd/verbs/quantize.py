@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     default="host",
     show_default=True,
     metavar="T",
-    help="A target's name or file: the weights' lattices suit it.",
+    help="A target's name or file: use this target's int8 scheme.",
 )
 @click.option(
     "--ranges",
@@ -70,7 +70,7 @@ def quantize(
     `labels`, and writes `out`; `float_layers` (names as the table shows them) stay float. `full_range`: weights take
     all of int8, and the file may answer otherwise on x86 with AVX2 and without VNNI.
 
-    Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes the file otherwise than
+    Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes other outputs than
     it says."""
     from edgekd.files import write_atomic, writing
     from edgekd.progress import reporter

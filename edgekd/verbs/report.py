@@ -21,7 +21,7 @@ def command(run):
 def report(run: Path | str) -> str:
     """Writes RUN/report.html and RUN/report.md again; returns where they are, and what is missing or can't be verified.
 
-    Raises UsageError for what is no run, BaselineError where its evidence contradicts its figures."""
+    Raises UsageError for a folder that is not a run's, BaselineError where its evidence contradicts its figures."""
     from edgekd import results
     from edgekd.report import markdown, page
     from edgekd.run import evidence

@@ -57,7 +57,7 @@ def simulated(path: Path, feed: Mapping[str, np.ndarray]) -> tuple[int | None, s
             f"{r.operator} {r.name.removesuffix('.q')}: {r.differ} of {r.values} values by up to {r.steps:.0f} steps"
             for r in wrong[:5]
         )
-        what = f"onnxruntime computes integer operators otherwise than the file says: {shown}"
+        what = f"onnxruntime does not compute these integer operators as the file says: {shown}"
         hint = "a CPU with AVX2 and without VNNI saturates products of weights of the full range; else report the file"
         raise RunFailed(Problem("", what, hint))
     return 0, ""

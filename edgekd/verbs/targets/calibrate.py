@@ -66,7 +66,7 @@ class Calibrated:
 def command(name, on, quiet):
     """Time small probe networks on a board of kind NAME, so that latencies can be predicted for it where no board is.
 
-    Takes some minutes; cut off, the same command goes on. What was timed is kept in EDGEKD_CALIBRATIONS [default: the
+    Takes a few minutes; run the same command to resume. What was timed is kept in EDGEKD_CALIBRATIONS [default: the
     user's data folder].
     """
     return _options.finish(calibrate(name, on=on, quiet=quiet))
@@ -74,7 +74,7 @@ def command(name, on, quiet):
 
 def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibrated:
     """Times the probe networks as target `name` on the board at `on` (default: this machine), and keeps them as its
-    calibration, in place of an older one. What was timed stays until all is: cut off, the same call goes on. Raises as
+    calibration, in place of an older one. What was timed is kept until all is: the same call resumes. Raises as
     `profile` does."""
     from edgekd import runtimes
     from edgekd import targets as devices
@@ -114,7 +114,7 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
                 raise EnvironmentUnfit(*(Problem(p.place, p.message, hint) for p in error.problems)) from None
             made = latency.device_of(device)
             if made is None:
-                hint = "write clock_mhz, and core where it is no x86, in a target file of your own"
+                hint = "write clock_mhz, and core unless it is an x86, in a target file of your own"
                 raise UsageError(Problem(f"target {device.name}", "doesn't say its core and clock", hint))
             place = folder()
             work = place / f".{device.name}-{device.threads}"
