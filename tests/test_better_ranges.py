@@ -457,7 +457,7 @@ class TestStage:
             ({"after": ["adaround"]}, "stage 2 (quantize): after: works only without training"),
             (
                 {"mode": "ptq", "after": ["bias_correction", "adaround"]},
-                "stage 2 (quantize): after: would change the rounding after biases are corrected",
+                "stage 2 (quantize): after: `adaround` would change the rounding after biases are corrected",
             ),
         ],
     )

@@ -199,7 +199,7 @@ def test_compress_for_a_device_of_64_kib(tmp_path, monkeypatch, capsys):
     (quality,) = [c for c in roomy["checks"] if c["name"] == "top1"]
     assert (quality["verdict"], quality["origin"]) == ("pass", "emulated")
     for name in ("report.md", "report.html"):
-        assert "by the reference runtime: onnxruntime" in (tmp_path / "out" / name).read_text().replace("\\", "")
+        assert "from the reference runtime: onnxruntime" in (tmp_path / "out" / name).read_text().replace("\\", "")
     assert (tmp_path / "out" / "bundles" / "roomy").is_dir() and not (tmp_path / "out" / "bundles" / "cramped").exists()
     assert command(["gate", "out"]) == 1
     out = capsys.readouterr().out

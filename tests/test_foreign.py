@@ -556,7 +556,7 @@ def test_the_print(tmp_path, capsys):
         code == 0
         and "2 of 3 layers in int8" in out
         and "onnxruntime has no integer kernel for ConvTranspose" in out
-        and "40 samples" in out
+        and "40 calibration samples" in out
     )
     assert "0 values differ" in out and "no layer saturates" in out and list(tmp_path.glob(".*")) == []
     np.savez(tmp_path / "labelled.npz", inputs=numbers(ROWS, 12), labels=np.zeros(ROWS, np.int64))

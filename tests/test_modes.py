@@ -348,7 +348,7 @@ def test_routed_asks_the_teacher_of_the_tag():
     wrong = {
         "sample 1, tagged with nothing, has no teacher": {"day": ("bright",), "night": ("dark",)},
         "tagged dark, wet, has the teachers day and night": {"day": ("wet",), "night": ("dark",)},
-        "all other samples: day, night": {"day": (), "night": ()},
+        "more than one teacher has no tags: day, night": {"day": (), "night": ()},
     }
     for words, tags in wrong.items():
         with pytest.raises(ValueError, match=words):
@@ -622,7 +622,7 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
         ({"combine": {"use": "mean"}}, ("only one teacher",)),
         ({"teacher": ["teacher", "teacher"]}, ("names a teacher twice",)),
         ({"losses": [{"use": "kl", "schedule": {"temperature": [[0, -1]]}}]}, ("greater than 0",)),
-        ({"losses": [{"use": "kl", "schedule": {"temprature": [[0, 1]]}}]}, ("nothing that can change",)),
+        ({"losses": [{"use": "kl", "schedule": {"temprature": [[0, 1]]}}]}, ("not a setting that can change",)),
         ({"losses": [{"use": "kl", "schedule": {"weight": [[0.5, 1], [0.2, 1]]}}]}, ("in order",)),
         ({"losses": [{"use": "kl", "on": "layer"}]}, ("list of paths",)),
         ({"losses": [{"use": "hint", "on": ["22"]}]}, ("no such module",)),

@@ -756,7 +756,7 @@ def test_magnitude_is_torch_pruning_s(model):
     "scores", [lambda group: torch.zeros(3), lambda group: torch.full((group.channels,), float("nan"))]
 )
 def test_a_wrong_criterion_is_told(scores):
-    with pytest.raises(UsageError, match="must give 16 finite scores"):
+    with pytest.raises(UsageError, match="must return 16 finite scores"):
         pruning.prune(residual(), pruning.plan(residual(), IMAGE, 0.35), scores)
 
 

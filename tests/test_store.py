@@ -690,7 +690,7 @@ def test_trim_leaves_what_another_holds_or_makes(store):
 def test_sizes():
     assert size("500 MB") == 500_000_000 and size("1.5 KiB") == 1536 and size("20GB") == 20 * 10**9 and size("7") == 7
     for wrong in ("", "much", "5 bananas", "-1 MB", "1e3 MB"):
-        with pytest.raises(UsageError, match="no size"):
+        with pytest.raises(UsageError, match="not a size"):
             size(wrong, "EDGEKD_STORE_LIMIT")
 
 
