@@ -308,6 +308,8 @@ def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT, hint: str = "") -> d
             members = archive.infolist()
             if sum(m.file_size for m in members) > limit:
                 raise UsageError(Problem(str(path), f"holds more than {limit} bytes, unpacked"))
+            if strange := [m.filename for m in members if not m.filename.endswith(".npy")]:
+                raise UsageError(Problem(str(path), f"holds {', '.join(strange)[:200]}, which is not an array", hint))
             if len({m.filename for m in members}) < len(members):
                 raise UsageError(Problem(str(path), "holds an array twice"))
             return {m.filename.removesuffix(".npy"): _array(archive, m) for m in members}

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from test_predicting import A72, amounts, drawn, known
+from test_predicting import A72, drawn, known
 
-from edgekd.predicting import calibration, costs, population
-from edgekd.predicting.population import COUNT
+from edgekd.predicting import calibration, population
 
 
 @pytest.mark.parametrize(
@@ -28,23 +27,3 @@ def test_noise_is_that_of_the_rows_and_what_a_network_adds_that_was_never_timed(
         own = population.posterior(rows, mean, pop.spread, pop.noise).noise
         assert calibration.fit(rows, A72, pop).noise == pytest.approx(own + population.MISFIT)
         assert math.sqrt(own) == pytest.approx(noise, abs=0.01)  # beside the sixty rows stand five common ones of 0.05
-
-
-def test_the_interval_of_a_ratio_by_hand():
-    """Costs of 1 and 2 in variances 0.09 and 0.04, covariance 0.03: 0.09 + 0.04 - 2 * 0.03 = 0.07, and twice a row's
-    noise of 0.01; what a network adds that was never timed is in both times alike."""
-    float_, int8 = costs.NAMES.index("gemm"), COUNT + costs.NAMES.index("gemm")
-    mean, covariance = np.zeros(2 * COUNT), np.zeros((2 * COUNT, 2 * COUNT))
-    mean[int8] = math.log(2)
-    covariance[float_, float_], covariance[int8, int8], covariance[float_, int8], covariance[int8, float_] = (
-        0.09,
-        0.04,
-        0.03,
-        0.03,
-    )
-    made = calibration.Calibration("b", A72, "ncnn", mean, covariance, 0.01 + population.MISFIT, 5, 2.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "costs", lambda work: amounts(gemm=7))
-        found = calibration.ratio((), made)
-    assert found.value == pytest.approx(2)
-    assert (found.low, found.high) == pytest.approx((2 * math.exp(-2 * 0.3), 2 * math.exp(2 * 0.3)))

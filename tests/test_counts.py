@@ -463,7 +463,7 @@ def test_counts_of_other_inputs_or_of_an_older_edgekd_are_not_paired():
         assert (
             check.verdict == "inconclusive"
             and check.low < 0 < check.high
-            and "the baseline keeps no counts of the same inputs" in check.reason
+            and "the baseline has no counts of the same inputs" in check.reason
         )
     assert results.measurements(
         [{k: v for k, v in dataclasses.asdict(old).items() if k not in ("each", "pairing")}]

@@ -392,7 +392,10 @@ class TestStage:
                 ["layer_bits: the model's graph has no layer `x`", "its layers are conv2d, conv2d_1,"],
             ),
             ({"layer_bits": {"conv2d": 9}}, ["layer_bits.conv2d: input should be less than or equal to 8"]),
-            ({"layer_bits": {"conv2d": 7}, "float_layers": ["conv2d"]}, ["layer_bits: `conv2d` is also in float_layers"]),
+            (
+                {"layer_bits": {"conv2d": 7}, "float_layers": ["conv2d"]},
+                ["`conv2d` is also in float_layers"],
+            ),
         ],
     )
     def test_wrong_names_are_told_before_anything_runs(self, given, texts):

@@ -445,7 +445,7 @@ class Talker:
     def send(self, record, *rest):
         self.said.append(record["do"])
 
-    def hear(self, seconds):
+    def receive(self, seconds):
         time.sleep(0.01)
         return {"line": "still at it"}
 

@@ -142,7 +142,7 @@ def test_a_member_that_is_no_array(capsys):
         archive.writestr("notes.txt", "hello")
     assert (
         command(["profile", "model.onnx", "--data", "data.npz"]) == 2
-        and "notes.txt is no array" in capsys.readouterr().err
+        and "holds notes.txt, which is not an array" in capsys.readouterr().err
     )
     table = 'task = { use = "npz", path = "data.npz" }\n[[stage]]\nuse = "train"\n'
     with open("recipe.toml", "w") as file:
