@@ -60,6 +60,7 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    sys.modules.pop("mine", None)  # another test's
     yield lambda lines, stage=TRAIN: _run(tmp_path, lines, stage)
     sys.modules.pop("mine", None)
 

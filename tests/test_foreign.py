@@ -721,7 +721,7 @@ def test_an_integer_operator_that_differs_refuses_the_file(tmp_path, monkeypatch
     paths = given(tmp_path, *gemms())
     honest = simulate.KERNELS["Gemm"]
     monkeypatch.setitem(simulate.KERNELS, "Gemm", lambda *given: honest(*given) ^ 1)
-    with pytest.raises(RunFailed, match="integer operators otherwise than the file says: Gemm"):
+    with pytest.raises(RunFailed, match="does not compute these integer operators as the file says: Gemm"):
         quantize.quantize(**paths, weight_bits=7)
     assert not paths["out"].exists()
 

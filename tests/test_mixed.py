@@ -18,6 +18,7 @@ from toys import Stop, artifact, run_in, teacher_in, toy_task, weights
 
 from edgekd import quantization, targets
 from edgekd.errors import UsageError
+from edgekd.formats import _qdq
 from edgekd.formats import onnx as format
 from edgekd.measure.operators import Operator, Operators
 from edgekd.quantization import calibrated
@@ -105,7 +106,7 @@ class TestFloatLayers:
             ours, theirs, grid, path, _ = exported(model, x, tmp_path, scheme)
             seen.append((len(format.float_kernels(path)), bool(theirs[:, 1].any())))
             assert ours[:, 1].any()
-            monkeypatch.setattr(format, "_kept_float", lambda node, *_: [node])
+            monkeypatch.setattr(_qdq, "_kept_float", lambda node, *_: [node])
         assert seen == [(1, True), (0, False)]
 
     @pytest.mark.parametrize("bias", [[0.0, 1.0, -1e-30, 3e38, 0.1, -16777217.0, 1e-12]])

@@ -180,7 +180,7 @@ def test_every_flipped_byte_of_a_manifest_is_noticed(store):
 
 def test_keys_that_are_no_names_are_refused(store):
     for key in ("../../etc", "a/b", "", ".hidden"):
-        with pytest.raises(ValueError, match="is no key"):
+        with pytest.raises(ValueError, match="is not a valid key"):
             store.find(key, {})
 
 
