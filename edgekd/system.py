@@ -18,7 +18,7 @@ O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)  # to open a pipe without waiting for its other end
 O_BINARY: int = getattr(os, "O_BINARY", 0)
 QUOTA: int = getattr(errno, "EDQUOT", errno.ENOSPC)
-READERS = 1024  # bytes of a file that stand for its readers, where locks are of bytes
+READERS = 1024  # bytes at the start of a file that readers lock one of each, where locks are byte ranges
 AGAIN = 0.05  # seconds between two tries, where a lock can't be waited for
 
 
@@ -54,7 +54,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _lock_bytes(descriptor: int, shared: bool, wait: bool) -> None:
-    """Windows: a reader locks one byte of those that stand for readers, a writer locks all of them."""
+    """Windows: a reader locks one of the first READERS bytes, a writer locks all of them."""
     import msvcrt
 
     while True:

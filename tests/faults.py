@@ -301,7 +301,7 @@ def narrow(k, at, share):
 
 
 def oracle(k, p, healthy):
-    """The layer whose lattice, taken from the healthy file, makes the spoiled one's output better than any other's
+    """The layer whose grid, taken from the healthy file, makes the spoiled one's output better than any other's
     does."""
     from edgekd.quantization.diagnosis.noise import outputs
 
@@ -342,8 +342,8 @@ def channel_scale(k, at, by, channel=1):
     k.file_edit = edit
 
 
-def channel_lattice(k, at, by, channel=1):
-    """One output channel rounded to a lattice whose scale is wrong by a factor."""
+def channel_grid(k, at, by, channel=1):
+    """One output channel rounded to a grid whose scale is wrong by a factor."""
 
     def edit(file, p):
         layer, q, scale = _weight_names(file, p, at)
@@ -430,7 +430,7 @@ def outlier_pixel(k, at, by):
 
 
 def outlier_everywhere(k, at, by):
-    """The same pixel in calibration: every lattice has seen it."""
+    """The same pixel in calibration: every grid has seen it."""
     k.x[3, 0, 2, 2] = by * k.x.abs().max()
     k.calibration[5] = k.x[3]
     k.touched = "calibration"
@@ -469,7 +469,7 @@ TUNED = (
     _c("residual", clipped, 3, CLIP, share=90),
     _c("residual", few_samples, "any", CAL, rank=40),
     _c("residual", channel_scale, 1, DEAD, by=4),
-    _c("residual", channel_lattice, 4, CLIP, by=1 / 6),
+    _c("residual", channel_grid, 4, CLIP, by=1 / 6),
     _c("residual", bits, 0, BITS, count=4),
     _c("residual", loud_channel, 1, CHAN, by=100),
     _c("residual", tiny_variance, 1, NORM, variance=1e-4),
@@ -479,7 +479,7 @@ TUNED = (
     _c("ds_cnn", scaled, 4, CLIP, by=1 / 8),
     _c("ds_cnn", clipped, 0, CLIP, share=90),
     _c("ds_cnn", few_samples, "any", CAL, rank=5),
-    _c("ds_cnn", channel_lattice, 2, DEAD, by=40),
+    _c("ds_cnn", channel_grid, 2, DEAD, by=40),
     _c("ds_cnn", per_tensor, 1, DEEP, spread=30),
     _c("ds_cnn", tiny_variance, 2, NORM, variance=1e-4),
     _c("ds_cnn", bits, 4, BITS, count=4),
@@ -500,7 +500,7 @@ HELD_OUT = (
     _c("residual", clipped, "GlobalAveragePool:0", CLIP, seed=6, share=88),
     _c("residual", few_samples, "any", CAL, seed=5, rank=15),
     _c("residual", channel_scale, 6, DEAD, seed=5, by=1 / 3),
-    _c("residual", channel_lattice, 0, DEAD, seed=6, by=50),
+    _c("residual", channel_grid, 0, DEAD, seed=6, by=50),
     _c("residual", bits, 3, BITS, seed=6, count=3),
     _c("residual", loud_channel, 3, CHAN, seed=5, by=60),
     _c("residual", tiny_variance, 5, NORM, seed=6, variance=2e-4),
@@ -513,7 +513,7 @@ HELD_OUT = (
     _c("ds_cnn", few_samples, "any", CAL, seed=6, rank=80),
     _c("ds_cnn", narrow, "any", CLIP, seed=6, share=97),
     _c("ds_cnn", channel_scale, 3, DEAD, seed=6, by=5),
-    _c("ds_cnn", channel_lattice, 0, CLIP, seed=6, by=1 / 8),
+    _c("ds_cnn", channel_grid, 0, CLIP, seed=6, by=1 / 8),
     _c("ds_cnn", per_tensor, 3, DEEP, seed=5, spread=20),
     _c("ds_cnn", per_tensor, 5, DEEP, seed=6, spread=40),
     _c("ds_cnn", bits, 1, BITS, seed=5, count=3),

@@ -298,7 +298,7 @@ class TestAdaround:
         assert sorted(ranks)[len(ranks) // 2] <= 1 and sum(r < 10 for r in ranks) >= 10, ranks
         assert sum(best) / 12 < 0.75 and sum(found) <= 1.15 * sum(best), (found, best)
 
-    def test_four_bits_lose_less_and_stay_on_their_lattice(self):
+    def test_four_bits_lose_less_and_stay_on_their_grid(self):
         """On data that learning didn't see; rounding to the nearest gives the points chosen, and nothing else has
         changed."""
         data, new = [noise(32, 1, 8, 8, seed=s) for s in range(8)], noise(128, 1, 8, 8, seed=99)
@@ -412,15 +412,15 @@ def test_watching_ends_with_the_last_node():
 
 
 class TestStage:
-    @pytest.mark.parametrize("eased", [False, True], ids=["plain", "eased"])
-    def test_what_it_makes_is_the_file(self, tmp_path, eased):
-        """Equalized, on the lattice before any rounding, its mean that of the float model; and none of it where nothing
+    @pytest.mark.parametrize("equalized", [False, True], ids=["plain", "equalized"])
+    def test_what_it_makes_is_the_file(self, tmp_path, equalized):
+        """Equalized, on the grid before any rounding, its mean that of the float model; and none of it where nothing
         of it is asked."""
         task = toy_task()
         run = run_in(tmp_path / "t", task)
         Train(epochs=6, batch=20, lr=0.02)(None, run)
         source, run = made_in(run), run_in(tmp_path / "q", task)
-        how = {"before": ("equalize", "smooth"), "after": ("adaround", "bias_correction")} if eased else {}
+        how = {"before": ("equalize", "smooth"), "after": ("adaround", "bias_correction")} if equalized else {}
         facts = Quantize(mode="ptq", weight_bits=4, **how)(source, run).facts
         columns, quantized = run.data("train"), made_in(run, "quantized")
         graph, module, grid = quantization.load(quantized, task, quantization.example_of(columns))
@@ -428,18 +428,18 @@ class TestStage:
         assert Export()(quantized, run_in(tmp_path / "e", task)).facts["equality"]["equal"] == 1.0
 
         first, second = ranges(graph)
-        on_lattice = all(torch.equal(part(weight), weight) for weight, part in sites(module))
+        on_grid = all(torch.equal(part(weight), weight) for weight, part in sites(module))
         x = torch.from_numpy(columns.inputs)
         off = (module(x).mean(0) - saved.load(source, task)(x).mean(0)).abs().max().item() / module.get_submodule(
             "value_linear_1"
         ).scale.item()
-        assert ((first / second).log().abs().max() < 0.3) == on_lattice == (off < 0.2) == eased, (
+        assert ((first / second).log().abs().max() < 0.3) == on_grid == (off < 0.2) == equalized, (
             first,
             second,
-            on_lattice,
+            on_grid,
             off,
         )
-        if eased:
+        if equalized:
             assert facts["equalize"] == [["linear", "linear_1"]] and facts["smooth"] == []
             assert set(facts["adaround"]) == set(facts["bias_correction"]) == {"linear", "linear_1"}
 

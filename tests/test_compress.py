@@ -305,7 +305,7 @@ def test_brought_weights_are_never_unpickled(place, tmp_path, form):
     assert not (tmp_path / "harm").exists()
 
 
-def test_targets_that_want_different_lattices_share_what_they_can(made, place):
+def test_targets_that_want_different_grids_share_what_they_can(made, place):
     outcome = edgekd.compress(place / "recipe.toml", out=place / "two", targets=["x86-64-avx2", "host"])
     stages = [s["stage"] for s in outcome.result.steps]
     assert set(outcome.result.targets) == {"x86-64-avx2", "host"}

@@ -82,7 +82,7 @@ def test_layers_are_those_of_the_model(healthy):
 
 
 def test_one_layer_is_rounded_alone(healthy):
-    """With the last layer's value alone in int8, outputs are the float ones on that lattice."""
+    """With the last layer's value alone in int8, outputs are the float ones on that grid."""
     k, _, p = healthy
     feed, last = {"input": k.x.numpy()[:32]}, p.layers[-1]
     (plain,), (ours,) = (
@@ -147,7 +147,7 @@ def test_a_healthy_file_has_no_finding(healthy):
 
 
 def test_trained_weights_are_their_own_reference(healthy, tmp_path):
-    """Other weights in int8 than the float file has are no fault of the file; a lattice that is wrong still is."""
+    """Other weights in int8 than the float file has are no fault of the file; a grid that is wrong still is."""
     k, (plain, int8), p = healthy
     file = onnx.load(plain)
     for layer in weighted(p):
@@ -266,7 +266,7 @@ def values(seed=0):
 
 
 def fit(v, low=None, high=None, **more):
-    """A layer whose lattice covers the values, or what is given."""
+    """A layer whose grid covers the values, or what is given."""
     scale, zero = quantization_parameters.scale_and_zero_point(
         v.min() if low is None else low, v.max() if high is None else high, 255
     )
@@ -531,7 +531,7 @@ def test_explain_needs_a_run(tmp_path, capsys):
 
 
 def test_a_gelu_network_is_read(tmp_path):
-    """Operators that stay float between lattices, and a product of matrices whose bias is added behind it."""
+    """Operators that stay float between grids, and a product of matrices whose bias is added behind it."""
 
     class Net(nn.Module):
         def __init__(self):

@@ -136,7 +136,7 @@ class TestStages:
         plain = saved.load(source, task)(torch.from_numpy(columns.inputs)).detach().numpy()
         assert scored(theirs, task) > scored(plain, task) - 0.03
         head = grid.sites["linear"]
-        # no lattice coarser than it must be
+        # no grid coarser than it must be
         assert head.scale[0] <= (max(plain.max(), theirs.max()) - min(plain.min(), theirs.min())) / 255 * 1.2
 
     def test_quantization_aware_training_learns(self, trained, tmp_path):
@@ -173,7 +173,7 @@ class TestStages:
         moved = [n for n in start if start[n] != found["learned"][n]]
         assert len(moved) > len(start) / 2
         assert found["learned"]["linear"].scale[0] <= start["linear"].scale[0] * (1 + 1e-6)
-        assert found["learned"]["relu6"].scale[0] <= 6 / 255 * (1 + 1e-6)  # a ReLU6 that its lattice would no longer do
+        assert found["learned"]["relu6"].scale[0] <= 6 / 255 * (1 + 1e-6)  # a ReLU6 that its grid would no longer do
 
     @pytest.mark.parametrize("observer", ["averaged", "learned"])
     @pytest.mark.parametrize("stop_at", [2, 8])

@@ -265,7 +265,7 @@ def test_a_run_without_its_store_is_fixed_from_the_float_file(made, tmp_path, mo
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """A float file, its data, and an int8 file with a lattice that is far too wide."""
+    """A float file, its data, and an int8 file with a grid that is far too wide."""
     from edgekd.verbs.quantize import quantize
 
     folder = tmp_path_factory.mktemp("files")

@@ -411,19 +411,19 @@ def test_what_float_operators_alone_read_is_not_rounded():
     assert len(shares) == 1 and made.grid.sites[shares[0]].scale == (1 / 256,)
 
 
-def test_sums_of_what_has_lattices_are_integers():
+def test_sums_of_what_has_grids_are_integers():
     made = placed(*CASES["residual"][0]())
     values, nodes = made.placement.values, made.float_model.graph.node
     (add,) = [n for n in nodes if n.op_type == "Add"]
     clip = next(n for n in nodes if n.input[0] == add.output[0])
-    assert add.output[0] not in values and clip.output[0] in values  # the Relu's lattice cuts by itself
+    assert add.output[0] not in values and clip.output[0] in values  # the Relu's grid cuts by itself
     assert sum(n.op_type == "Relu" for n in made.model.graph.node) == 0
     pool = next(n for n in nodes if n.op_type == "MaxPool")
     assert made.placement.tied[pool.output[0]] == pool.input[0]
 
 
 def test_products_with_a_float_operand_stay_float():
-    """Of SiLU both operands have lattices; of hard swish, and of the gate behind it, one has not."""
+    """Of SiLU both operands have grids; of hard swish, and of the gate behind it, one has not."""
     made = placed(*CASES["squeeze"][0]())
     integer = [
         n.op_type == "Mul" and all(i in made.placement.values for i in n.input) for n in made.float_model.graph.node
@@ -434,7 +434,7 @@ def test_products_with_a_float_operand_stay_float():
     )
 
 
-def test_a_branch_before_a_clip_has_its_own_lattice():
+def test_a_branch_before_a_clip_has_its_own_grid():
     """a = conv(x); y = a + conv(relu(a)): the sum reads a itself, negative numbers too."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"]),
@@ -481,7 +481,7 @@ def test_channels_that_are_drowned_are_told(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["minmax", "percentile", "mse", "entropy"])
 def test_ranges_by_name(name):
-    """The lattice of an input with an outlier is that which the part itself gives of a histogram of it, in one
+    """The grid of an input with an outlier is that which the part itself gives of a histogram of it, in one
     piece."""
     model, x = gemms()[0], numbers(2000, 12)
     x[0, 0] = 500

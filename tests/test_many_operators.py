@@ -17,7 +17,7 @@ info = helper.make_tensor_value_info
 
 
 def chain(layers):
-    """Products with 4 x 4 bytes, one behind the other, in lattices: four operators each."""
+    """Products with 4 x 4 bytes, one behind the other, in grids: four operators each."""
     rng = np.random.default_rng(0)
     tensors = [
         numpy_helper.from_array(v, n) for n, v in (("s", np.float32(0.1)), ("z", np.uint8(0)), ("zi", np.int8(0)))

@@ -210,14 +210,14 @@ def power(a, b):
 
 class TestSensitivity:
     def test_by_hand(self):
-        """One weight of 1, an input lattice 0, 1, ... 255: 0.25 becomes 0, 10.5 becomes 10 (half to even); (1/16 + 1/4)
+        """One weight of 1, an input grid 0, 1, ... 255: 0.25 becomes 0, 10.5 becomes 10 (half to even); (1/16 + 1/4)
         / 2."""
         graph = capture(nn.Sequential(nn.Linear(1, 1, bias=False)), torch.zeros(2, 1))
         graph.get_parameter("0__weight").data.fill_(1)
         module = calibrated(graph, [torch.arange(256.0).reshape(-1, 1)])
         (found,) = sensitivity(module, capture(graph, torch.zeros(2, 1)), [torch.tensor([[0.25], [10.5]])]).values()
         assert found.noise == pytest.approx(5 / 32) and found.kl is None
-        assert found.gain == pytest.approx(0)  # the output keeps its lattice, which rounds the same two
+        assert found.gain == pytest.approx(0)  # the output keeps its grid, which rounds the same two
 
     @pytest.mark.parametrize("family", ["residual", "perceptron", "twice"])
     def test_against_other_ways_to_the_same(self, family):

@@ -276,8 +276,8 @@ def test_a_long_chain_in_a_quantized_network_is_planned(kind):
         h.make_node("QuantizeLinear", ["v3000", "s", "z"], ["r"]),
         h.make_node("DequantizeLinear", ["r", "s", "z"], ["y"]),
     ]
-    lattice = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8)}
-    made = model([*ends, *chain, *last], {"in:x": ["n", 4], "out:y": ["n", 4]}, lattice)
+    parameters = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8)}
+    made = model([*ends, *chain, *last], {"in:x": ["n", 4], "out:y": ["n", 4]}, parameters)
     assert memory.buffers(made)
 
 

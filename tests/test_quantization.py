@@ -190,17 +190,17 @@ def test_grid_round_trip(tmp_path):
         fake.apply(capture(stirred(residual((8,), channels=3, classes=7)), x[:2]), grid)
 
 
-def test_lattice_by_hand():
+def test_grid_by_hand():
     assert parameters.scale_and_zero_point(-1.0, 1.55, 255) == (pytest.approx(0.01, rel=1e-6), 100)
     assert parameters.scale_and_zero_point(0.5, 2.55, 255) == (pytest.approx(0.01, rel=1e-6), 0)  # zero is always held
     assert parameters.scale_and_zero_point(-2.0, -1.0, 255)[1] == 255
     assert parameters.scale_and_zero_point(0.0, 0.0, 255) == (1.0, 0)
 
 
-def test_what_a_lattice_absorbs_by_hand():
+def test_what_a_grid_absorbs_by_hand():
     six = Limits(0.0, 6.0)
     assert parameters.clips_itself(six, 6 / 255, 0, 255) and parameters.clips_itself(six, 0.01, 0, 255)
-    # 7.65 and -0.05 stay on the lattice
+    # 7.65 and -0.05 stay on the grid
     assert not parameters.clips_itself(six, 0.03, 0, 255) and not parameters.clips_itself(six, 0.01, 5, 255)
     assert parameters.scale_and_zero_point(-1.0, 1.0, 255, Limits(-1.0, 1.0)) == (pytest.approx(2 / 255, rel=2e-6), 128)
     assert parameters.clips_itself(
@@ -245,8 +245,8 @@ def test_weights_of_pairs_leave_a_step_for_each_to_be_rounded_up():
     assert modules.Weight("w", 0, 7, False, weight, (0, 1)).scale.tolist() == pytest.approx([0.76 / 63, 2.46 / 63])
 
 
-def test_a_relu_that_waits_cuts_at_the_lattices_zero():
-    """By hand: sums and additions of whole numbers -3 to 3 onto a lattice with zero point 10, cut at zero where there
+def test_a_relu_that_waits_cuts_at_the_grids_zero():
+    """By hand: sums and additions of whole numbers -3 to 3 onto a grid with zero point 10, cut at zero where there
     is a ReLU."""
     value, q = modules.Value("v", 8), torch.tensor([[-3.0, -1.0, 0.0, 2.0, 3.0]]).double()
     value.zero_point.fill_(10)
@@ -362,7 +362,7 @@ class TestOddities:
         assert fake.settle(module).sites
 
     def test_softmax_at_the_end(self, tmp_path):
-        """onnxruntime's integer softmax wraps around on any lattice but that of 1/256."""
+        """onnxruntime's integer softmax wraps around on any grid but that of 1/256."""
         model = nn.Sequential(stirred(nn.Linear(8, 5)), nn.Softmax(-1))
         assert self.check(model, data((8,), 200), tmp_path).max() < 1
 
@@ -390,7 +390,7 @@ class TestOddities:
         self.check(model, data((3, 5, 5), 100), tmp_path)
         assert format.float_kernels(tmp_path / "model.onnx") == []
 
-    def test_a_clip_that_no_lattice_makes_is_computed(self, tmp_path):
+    def test_a_clip_that_no_grid_makes_is_computed(self, tmp_path):
         class Floor(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -401,8 +401,8 @@ class TestOddities:
 
         self.check(stirred(Floor()), data((3, 5, 5), 100), tmp_path)
 
-    def test_a_value_read_as_it_is_and_cut_at_zero_lies_on_one_lattice(self, tmp_path):
-        """onnxruntime makes one of two lattices with nothing between them, and then rounds once where the model rounds
+    def test_a_value_read_as_it_is_and_cut_at_zero_lies_on_one_grid(self, tmp_path):
+        """onnxruntime makes one of two grids with nothing between them, and then rounds once where the model rounds
         twice."""
 
         class Both(nn.Module):
@@ -560,7 +560,7 @@ class TestPlantedDefects:
 
 
 class TestTies:
-    """A value that is a function of one lattice takes 256 numbers: none of them may lie where two libraries round
+    """A value that is a function of one grid takes 256 numbers: none of them may lie where two libraries round
     apart."""
 
     class Activated(nn.Module):
@@ -670,7 +670,7 @@ def test_random_graphs_agree(tmp_path_factory, drawn):
     assert format.float_kernels(path) == []
 
 
-def test_sums_of_two_lattices_are_the_kernels_to_the_last_bit():
+def test_sums_of_two_grids_are_the_kernels_to_the_last_bit():
     """Random scales and zero points, all 65,536 pairs of values each, against onnxruntime's own QLinearAdd."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper

@@ -178,7 +178,7 @@ class TestRanges:
         found.counts[BINS // 2 :] = np.repeat([8000, 1000, 8000, 1000, 0, 0, 0, 0], BINS // 16)
         assert entropy(found, bits=2, tries=4) == (0.0, 0.5)
         found.zeros = 10**7
-        assert entropy(found, bits=2, tries=4) == (0.0, 0.5), "what every lattice holds exactly decides nothing"
+        assert entropy(found, bits=2, tries=4) == (0.0, 0.5), "what every grid holds exactly decides nothing"
         found.counts[-BINS // 16 :] = 2000
         assert entropy(found, bits=2, tries=4) == (0.0, 1.0)
 

@@ -280,7 +280,7 @@ def test_weights_of_the_full_range_are_honoured_unless_a_target_saturates(tmp_pa
     assert place.endswith("target own: int8.pairs16") and named == avx2
 
 
-LATTICED = """
+GRIDDED = """
 import dataclasses
 @dataclasses.dataclass(frozen=True)
 class Own:
@@ -291,14 +291,14 @@ class Own:
 """
 
 
-def test_a_stage_of_ones_own_may_have_some_of_the_settings_of_lattices(tmp_path, monkeypatch):
+def test_a_stage_of_ones_own_may_have_some_of_the_settings_of_grids(tmp_path, monkeypatch):
     from edgekd.run import plan
 
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "ownlattice.py").write_text(LATTICED)
+    (tmp_path / "owngrid.py").write_text(GRIDDED)
     table = {
         **GOOD,
-        "stage": [{"use": "distill"}, {"use": "ownlattice:Own", "name": "own"}],
+        "stage": [{"use": "distill"}, {"use": "owngrid:Own", "name": "own"}],
         "targets": ["x86-64-avx2"],
     }
     with pytest.raises(UsageError, match="saturate"):

@@ -178,11 +178,11 @@ def test_a_form_that_can_not_be_made_is_told_by_its_stage(tmp_path, monkeypatch)
     from edgekd.stages.quantize import Quantize
 
     def broken(self, *given, **more):
-        raise NotImplementedError("no lattice for this")
+        raise NotImplementedError("no grid for this")
 
     monkeypatch.setattr(Quantize, "__call__", broken)
     text = told(tmp_path, stages=[DISTILL, {"use": "quantize", **SHORT}])
-    assert "quantize: can't be exported: NotImplementedError: no lattice" in text
+    assert "quantize: can't be exported: NotImplementedError: no grid" in text
 
 
 def test_an_int8_file_of_untrained_weights_that_differs_is_only_said(tmp_path, monkeypatch, capsys):

@@ -51,7 +51,7 @@ def layer(
     rounded=True,
     **attributes,
 ):
-    """A QDQ file of one layer on inputs [n, *shape] of step 1; `after`: what lies before the output's lattice."""
+    """A QDQ file of one layer on inputs [n, *shape] of step 1; `after`: what lies before the output's grid."""
     w = np.asarray(w).astype(np.uint8 if weight_zero else np.int8)
     axis = 0 if kind == "Conv" or attributes.get("transB") else 1
     units = np.ones(w.shape[axis], np.float32)
@@ -323,7 +323,7 @@ class TestAudit:
         assert (found.pairs, found.changed, found.most) == (0.0, 0.0, 0.0)
 
     def test_steps_where_the_output_waits(self):
-        """32003 of sum is 3.2003 steps of 10000 after a sigmoid; with no lattice after it nobody knows."""
+        """32003 of sum is 3.2003 steps of 10000 after a sigmoid; with no grid after it nobody knows."""
         x = {"input": np.array([[255, 255, 0, 0]], np.float32)}
         (found,) = saturation.audit(layer("MatMul", np.full((4, 1), 127), (4,), step=10000.0, after=["Sigmoid"]), x)
         assert (found.pairs, found.changed, found.most) == (1 / 2, 1.0, pytest.approx(3.2003))
@@ -410,7 +410,7 @@ class TestEmulated:
             assert np.array_equal(found[bits]["output"], here[bits]["output"]) == (bits == "7")
 
 
-# ---------------------------------------------------------------- lattices that keep pairs within 16 bits
+# ---------------------------------------------------------------- grids that keep pairs within 16 bits
 
 
 def test_pairs_of_a_weight_by_hand():
@@ -426,7 +426,7 @@ def test_pairs_of_a_weight_by_hand():
 @pytest.mark.parametrize("name", ["residual", "depthwise", "mlp"])
 def test_with_pairs16_no_layer_can_saturate_even_after_training(tmp_path, name, mode):
     """The audit of the exported file says so; without it, it can; and weights go on to use more than 7 bits of their
-    lattice."""
+    grid."""
     from edgekd.formats.onnx import export
     from edgekd.models import networks
     from edgekd.quantization.torch_graph import fake

@@ -139,11 +139,11 @@ def onnxruntimes(kernel, arrays, scales, zeros, **attributes):
 
 
 class TestKernels:
-    """All values, on random lattices, on steps that are powers of two, and on ratios of small whole numbers: where ties
+    """All values, on random grids, on steps that are powers of two, and on ratios of small whole numbers: where ties
     are."""
 
     @pytest.fixture(params=range(9))
-    def lattices(self, request):
+    def grids(self, request):
         rng = np.random.default_rng(request.param)
         kinds = (rng.uniform(0.01, 0.3, 3), np.exp2(rng.integers(-8, -2, 3)), rng.integers(1, 9, 3) / 255)
         return rng, kinds[request.param % 3].astype(np.float32), rng.integers(0, 256, 3)
@@ -156,8 +156,8 @@ class TestKernels:
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
         assert theirs.size < 60000 or len(np.unique(theirs)) > 4
 
-    def test_sums_and_products(self, lattices):
-        rng, scales, zeros = lattices
+    def test_sums_and_products(self, grids):
+        rng, scales, zeros = grids
         every = np.arange(256, dtype=np.uint8)
         pairs = [g.ravel() for g in np.meshgrid(every, every, indexing="ij")]
         product = np.array([*scales[:2], scales[0] * scales[1] * rng.choice([10, 37.3, 128])], np.float32)
@@ -165,8 +165,8 @@ class TestKernels:
             self.check("QLinearAdd", arrays, scales, zeros, "Add")
             self.check("QLinearMul", arrays, product, zeros, "Mul")
 
-    def test_pools(self, lattices):
-        rng, scales, zeros = lattices
+    def test_pools(self, grids):
+        rng, scales, zeros = grids
         x = rng.integers(0, 256, (2, 6, 7, 5)).astype(np.uint8)
         x[0] &= 7
         ends = (scales[::2], zeros[::2])
@@ -175,8 +175,8 @@ class TestKernels:
             how = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 1, 1, 0], "count_include_pad": include}
             self.check("QLinearAveragePool", [x], *ends, "AveragePool", **how)
 
-    def test_tables(self, lattices):
-        rng, scales, zeros = lattices
+    def test_tables(self, grids):
+        rng, scales, zeros = grids
         self.check(
             "QLinearSigmoid", [np.arange(256, dtype=np.uint8)], [scales[0] / 8, 1 / 200], [zeros[0], 3], "Sigmoid"
         )
@@ -241,7 +241,7 @@ class Made(nn.Module):
 
 @pytest.mark.parametrize("low, high", [(-0.5, 0.5), (-0.3, 0.9)])
 def test_ties_of_average_pooling(low, high, tmp_path):
-    """Where input and result lie on one lattice, every other sum of two is a tie; onnxruntime rounds it to even q, zero
+    """Where input and result lie on one grid, every other sum of two is a tie; onnxruntime rounds it to even q, zero
     point included."""
     x = (2 * data((4, 9, 9), 100)).clamp(low, high)
     x[:2], x[2:4] = low, high
@@ -344,5 +344,5 @@ PLAIN = {
 )
 def test_random_graphs(tmp_path_factory, kinds, oddity, scale, flat, seed):
     x = scale * data((4, 9, 9), 16, seed)
-    x = x.clamp(-scale / 2, scale / 2) if flat else x  # lattices that are the same on both sides of a pool: ties
+    x = x.clamp(-scale / 2, scale / 2) if flat else x  # grids that are the same on both sides of a pool: ties
     agrees(stirred(Random(kinds, oddity), seed).spoiled(), x, tmp_path_factory.mktemp("random"))

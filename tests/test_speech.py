@@ -508,7 +508,7 @@ def test_settings_are_bounded(table, word):
 
 
 def test_student_is_computed_in_integers(tmp_path):
-    """Every layer stands between lattices: the model of the file has whole-number sums throughout, and answers much as
+    """Every layer stands between grids: the model of the file has whole-number sums throughout, and answers much as
     its float model."""
     from edgekd.quantization import calibrated
     from edgekd.quantization.torch_graph import exact, fake

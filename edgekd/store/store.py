@@ -42,7 +42,7 @@ LIMIT = "20 GB"
 
 class Store:
     """`root`: default `EDGEKD_STORE`, else the user's cache folder; created when something is made. `log(**event)`
-    hears of what was corrupt, stale or evicted."""
+    receives an event for each artifact that was corrupt, stale or evicted."""
 
     def __init__(self, root: Path | None = None, *, log: Callable[..., None] = lambda **event: None):
         self.root = Path(root).absolute() if root else home("XDG_CACHE_HOME", ".cache", "EDGEKD_STORE")

@@ -1,5 +1,5 @@
 """The verb `explain`: where a run lost accuracy, stage by stage, and which layers of the chosen int8 file lose it, and
-why; or the layers of an int8 file of any making. With `fix`, what mends it (`explain/fix.py`)."""
+why; or the layers of an int8 file of any making. With `fix`, the settings that fix it (`explain/fix.py`)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def command(path, **settings):
 @dataclass(frozen=True)
 class Explained:
     """What was found per chosen candidate: `findings` {candidate's id: the layers that lose}, empty where there was
-    nothing to look at; `fixes` what came of mending each, if that was asked. Prints as tables."""
+    nothing to look at; `fixes` the result of fixing each, if that was requested. Prints as tables."""
 
     findings: Mapping[str, tuple[Finding, ...]]
     text: str

@@ -52,8 +52,8 @@ def command(model, targets, on, data, preset, json, trace, quiet):
       ?python=~/venv/bin/python after it, or EDGEKD_REMOTE_PYTHON, names another interpreter there;
       EDGEKD_SSH_CONFIG another ssh configuration here.
 
-    With --on emulator, or for a target that this machine can't stand for: what it answers under each target's
-    instruction set, held against this machine; its latency predicted, not timed. Without an emulator what is counted
+    With --on emulator, or for a target that this machine does not match: its outputs under each target's
+    instruction set, compared with this machine; its latency predicted, not timed. Without an emulator what is counted
     and predicted remains, with exit code 4.
     """
     from edgekd.verbs import _counted, _emulated
@@ -117,7 +117,7 @@ def profile(
 ) -> Profile | Emulated:
     """Measures an exported file. `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`;
     else seeded random inputs. `on`: the address of a board (hosts/address.py); default: this machine. Where this
-    machine can't stand for the target and emulation can, what it answers there is taken instead, and no times.
+    machine does not match the target, the file runs under emulation instead, and nothing is timed.
 
     Raises UsageError for a file, data, target or address that is wrong, EnvironmentUnfit where the machine lacks what
     the target has."""

@@ -43,7 +43,7 @@ def _floats(p: Pair, keep: set[tuple[str, str]], own: bool) -> dict[str, np.ndar
 
 
 def _left_out(p: Pair, keep: set[tuple[str, str]]) -> dict[str, onnx.NodeProto | None]:
-    """{integers: the clip that their parameters stand for} of the layers whose values are not kept."""
+    """{integers: the clip that their parameters imply} of the layers whose values are not kept."""
     found: dict[str, onnx.NodeProto | None] = {}
     for layer in p.layers:
         if (layer.name, "values") not in keep:

@@ -54,7 +54,7 @@ def linears(graph: fx.GraphModule) -> dict[str, fx.Node]:
 
 
 def dequantize(blocks: Blocks) -> np.ndarray:
-    """float32 [N, K]: what the integers stand for."""
+    """float32 [N, K]: the dequantized weights."""
     width = blocks.integers.shape[1]
     wide = lambda a: np.repeat(a, blocks.block, axis=1)[:, :width]
     return (wide(blocks.scales) * (blocks.integers.astype(np.int32) - wide(blocks.zero_points))).astype(np.float32)

@@ -22,7 +22,7 @@ def first_difference(
     module: fx.GraphModule, table: Mapping[str, Blocks], path: Path, inputs: Any, feed: Mapping[str, np.ndarray]
 ) -> str:
     """`; first at ...`: the first layer of `table` whose integers and scales the file doesn't hold, or whose output in
-    the file differs from that of `module`, the graph with the weights that they stand for. `inputs` tensors and `feed`
+    the file differs from that of `module`, the graph with the dequantized weights. `inputs` tensors and `feed`
     arrays are the same few samples."""
     import onnx
     from onnx import numpy_helper
