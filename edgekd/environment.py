@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ def threads(count: int = THREADS) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """{library: its version} of those that are installed on this machine."""
+    return {name: found for name in libraries if (found := reading.version(name)) is not None}
 
 
 def needs(runtime: str) -> tuple[str, ...]:

@@ -298,7 +298,8 @@ class Host:
     copies its output back (`timeout` in seconds, `progress(done, total)` over its schedule); `facts`: those of
     environment.describe() on that machine; `launch`: how an emulator starts a job's processes (hosts/emulator.py),
     whose times are never shown; `cores`: the numbers of the cores that the processes are pinned to; `lacks(runtime)`:
-    problems with packages of a runtime that are not installed there."""
+    problems with packages of a runtime that are not installed there; `versions(libraries)`: {library: its version} of
+    those that are installed there."""
 
     name: str
     run: Callable[[Path, float, Callable[[int, int], None]], Path]
@@ -306,6 +307,7 @@ class Host:
     launch: Mapping[str, Any] | None = None
     cores: tuple[int, ...] = ()
     lacks: Callable[[str], list[Any]] = lambda runtime: []
+    versions: Callable[[Sequence[str]], Mapping[str, str]] = lambda libraries: {}
 
 
 # ---------------------------------------------------------------- observations

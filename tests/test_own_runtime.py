@@ -4,6 +4,7 @@ gate with nothing else changed. Every figure is of the runtime that its target n
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from board import board
 from edgekd import environment, results, runtimes, targets
 from edgekd.delivery import bundle
 from edgekd.errors import EnvironmentUnfit, UsageError
-from edgekd.hosts import arm, emulator
-from edgekd.measure import jobs
+from edgekd.hosts import arm, emulator, local
+from edgekd.measure import folders, jobs
 from edgekd.records import Deployment, Runtime, Target
 from edgekd.run import plan, resolve
 from edgekd.runtimes.onnxruntime import load
@@ -192,8 +193,17 @@ def test_no_number_of_one_runtime_passes_as_anothers(tmp_path, monkeypatch):
         assert {target for target, _ in figures} == {"always" if c.runtime == "constant" else "plain"}
         if c.runtime == "constant":
             assert figures["always", "test"] == pytest.approx(share)
+        times = [m for m in c.measurements if m.name == "latency_p50_ms"]
+        assert times and all(("constant" in m.note) == (c.runtime == "constant") for m in times), c.id
     by_way = {c.id.rpartition(".")[::2]: c.sha256 for c in result.candidates}
     assert by_way["quantize", "constant"] == by_way["quantize", "onnxruntime"]
+
+
+def test_what_was_measured_before_an_upgrade_is_not_taken_after_it():
+    """Of a runtime of one's own: the versions of what it needs, on the machine that runs it, are in its identity."""
+    at = lambda version: folders.identity("own.reference", SimpleNamespace(versions=lambda names: {"numpy": version}))
+    assert at("2.1") == at("2.1") != at("2.2") and at("2.1").startswith("-own.reference-")
+    assert folders.identity("own.reference") == folders.identity("own.reference", local.host())
 
 
 # ---------------------------------------------------------------- what is refused

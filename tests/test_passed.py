@@ -1,6 +1,10 @@
 """Checks that passed are not made again, and are as soon as anything changes that they depend on."""
 
 import dataclasses
+import importlib
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -53,8 +57,10 @@ def test_what_passed_is_not_checked_again(made):
         (lambda patch: patch.setattr(tiny, "task", _other_data()), ["task", "plan"]),
         (lambda patch: patch.setattr(tiny, "task", _other_model()), ["task", "plan"]),
         (lambda patch: patch.setattr(passed, "_edgekd", lambda: "another edgekd"), ["task", "plan"]),
+        (lambda patch: {"model": {**RECIPE["model"], "idle": {"train": {"model": "teacher", "epochs": 1}}}}, ["plan"]),
+        (lambda patch: patch.setattr(tiny, "task", _other_metric()), ["task", "plan"]),
     ],
-    ids=["setting", "name", "target", "classes", "data", "model", "edgekd"],
+    ids=["setting", "name", "target", "classes", "data", "model", "edgekd", "a model without a step", "metric"],
 )
 def test_what_a_check_depends_on_has_it_made_again(made, monkeypatch, change, again):
     made()
@@ -68,6 +74,28 @@ def _other_data():
 
 def _other_model():
     return dataclasses.replace(tiny.task, models={**tiny.task.models, "student": lambda: tiny.Net(16)})
+
+
+def _other_metric():
+    (metric,) = tiny.task.metrics
+    return dataclasses.replace(tiny.task, metrics=(dataclasses.replace(metric, value=lambda records: 0.0),))
+
+
+def test_the_code_of_a_loss_of_a_model_without_a_step_counts(made, tmp_path, monkeypatch):
+    """Its own loss passed once; broken, it is refused although no step of the plan uses it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = "def own(student, teacher, batch):\n    {}return student.output.square().mean(-1)\n"
+    idle = {"idle": {"train": {"model": "teacher", "epochs": 1, "losses": [{"use": "idleloss:own"}]}}}
+    try:
+        (tmp_path / "idleloss.py").write_text(lines.format(""))
+        made(model={**RECIPE["model"], **idle})
+        sys.modules.pop("idleloss")
+        (tmp_path / "idleloss.py").write_text(lines.format("raise ValueError('broken')\n    "))
+        importlib.invalidate_caches()
+        with pytest.raises(UsageError, match="broken"):
+            made(model={**RECIPE["model"], **idle})
+    finally:
+        sys.modules.pop("idleloss", None)
 
 
 def test_what_did_not_pass_is_told_every_time(made, monkeypatch):
@@ -93,7 +121,21 @@ def test_where_the_identity_can_not_be_told_the_check_is_made(tmp_path):
     assert passed.kept(None, "plan", lambda: 1, lambda: calls.append(1) or {}) == {} and len(calls) == 3
 
 
-def test_every_source_file_of_edgekd_counts():
+def test_every_source_file_of_edgekd_counts(tmp_path, monkeypatch):
+    """In a copy of the package: a file far from this module is edited, and one is added."""
+    shutil.copytree(
+        Path(passed.__file__).parent.parent, tmp_path / "edgekd", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    monkeypatch.setattr(passed, "__file__", str(tmp_path / "edgekd/run/passed.py"))
+    told = lambda: passed._edgekd.__wrapped__()
+    first = told()
+    (tmp_path / "edgekd/losses/kl.py").write_text((tmp_path / "edgekd/losses/kl.py").read_text() + "\n")
+    second = told()
+    (tmp_path / "edgekd/losses/another.py").write_text("")
+    assert len({first, second, told()}) == 3
+
+
+def test_names_and_contents_of_files_are_told_apart():
     one, two = [("a.py", b"x"), ("b.py", b"y")], [("a.py", b"x"), ("b.py", b"z")]
     found = {passed._digest(files) for files in (one, two, one[:1], [("a.py", b"xb.py 1\ny")])}
     assert len(found) == 4

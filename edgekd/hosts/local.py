@@ -16,7 +16,7 @@ from edgekd.records import Host
 
 
 def host() -> Host:
-    return Host("this machine", run, environment.describe(), lacks=environment.lacking)
+    return Host("this machine", run, environment.describe(), lacks=environment.lacking, versions=environment.versions)
 
 
 def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:

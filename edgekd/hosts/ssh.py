@@ -40,7 +40,9 @@ def connect(
     try:
         with task(f"connect to {board.address}"):
             facts = board.facts(environment.libraries())
-        yield Host(str(board.address), board.run, facts, lacks=lambda runtime: board.lacks(runtime, facts))
+        lacks = lambda runtime: board.lacks(runtime, facts)
+        versions = lambda names: board.facts(names)["versions"]
+        yield Host(str(board.address), board.run, facts, lacks=lacks, versions=versions)
     finally:
         board.close()
 

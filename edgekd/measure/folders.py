@@ -102,10 +102,14 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
     return written
 
 
-def identity(runtime: str) -> str:
-    """What tells what was measured in a runtime from what was in another: its name and its file's digest; "" for
-    onnxruntime, whose version is among the machine's facts."""
-    return "" if runtime == Runtime().name else f"-{runtime}-{sha256(runtimes.source(runtime))[:12]}"
+def identity(runtime: str, host: Host | None = None) -> str:
+    """Identifies the runtime of a measurement: its name, its file's digest and the versions of what it needs on `host`
+    (None: this machine); "" for onnxruntime, whose version is among the machine's facts."""
+    if runtime == Runtime().name:
+        return ""
+    versions = (host.versions if host is not None else environment.versions)(environment.needs(runtime))
+    known = f"{sha256(runtimes.source(runtime))} {sorted(versions.items())}"
+    return f"-{runtime}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
 
 
 def finished(folder: Path) -> dict[str, Any]:

@@ -49,16 +49,21 @@ class Observed:
 
     @property
     def file(self) -> Path:
-        return self.artifact.folder / f"model{suffix(self.point)}"
+        return file_of(self.artifact, self.point.deployment)
 
     def told(self, target: str) -> str:
         """A note on the runtime of its outputs for a target."""
         return self.ran.get(target, self.ran.get("", ""))
 
 
-def suffix(point: Point) -> str:
-    """Of the name of a point's file."""
-    return components.find("formats", point.deployment.format).SUFFIX
+def suffix(how: Deployment) -> str:
+    """Of the name of a file in a deployment's format."""
+    return components.find("formats", how.format).SUFFIX
+
+
+def file_of(artifact: Artifact, how: Deployment) -> Path:
+    """The exported file of an artifact; a format may write others beside it."""
+    return artifact.folder / f"model{suffix(how)}"
 
 
 def observe(
@@ -101,7 +106,8 @@ def answers(
 ) -> tuple[dict[str, Any], str]:
     """(the exported file's outputs for validation and test, in its runtime on `host`; a note on the runtime)."""
     columns, machine = {split: resolved.data(split) for split in SPLITS}, _machine(host)
-    taken = ("outputs", artifact.key, {split: c.digest for split, c in columns.items()}, machine, identity(how.runtime))
+    digests = {split: c.digest for split, c in columns.items()}
+    taken = ("outputs", artifact.key, digests, machine, identity(how.runtime, host))
     key, parents = hashlib.sha256(repr(taken).encode()).hexdigest(), {artifact.key: store.digest(artifact)}
     kept = store.find(key, parents)
     if kept is None:
@@ -109,7 +115,7 @@ def answers(
         def build(place: Path, scratch: Path) -> Made:
             parts = [named(c.inputs, resolved.task.inputs[0]) for c in columns.values()]
             joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            file = artifact.folder / next(iter(artifact.files))
+            file = file_of(artifact, how)
             answered = jobs.score(file, joined, runtime=how.runtime, folder=scratch, host=host)
             first = len(columns[SPLITS[0]])
             for split, rows in zip(SPLITS, (slice(0, first), slice(first, None)), strict=True):
@@ -150,7 +156,7 @@ def times(
     """{id: latency and memory} on `host` with the target's threads, in its runtime. One interleaved job measures all
     files that were not measured so before."""
     how = targets.deployment(target)
-    inputs, taken, machine = _inputs(resolved), {}, f"{_machine(host)}{identity(how.runtime)}"
+    inputs, taken, machine = _inputs(resolved), {}, f"{_machine(host)}{identity(how.runtime, host)}"
     name, missing = f"profile-{PRESET}-{target.threads}-{machine}", {}
     for o in [o for o in found if target.name in o.point.targets and o.point.deployment == how]:
         kept = store.observed(o.artifact.key, name)
@@ -198,7 +204,7 @@ def ratio(
     device = targets.deployed(target, a.point.deployment)
     if device is None or a.point.deployment.runtime != b.point.deployment.runtime:
         return math.nan
-    machine = f"{_machine(host)}{identity(a.point.deployment.runtime)}"
+    machine = f"{_machine(host)}{identity(a.point.deployment.runtime, host)}"
     name = f"pair-{PRESET}-{target.threads}-{machine}-{b.artifact.key}"
     kept = store.observed(a.artifact.key, name)
     if kept is None or kept["ratio"] is None:

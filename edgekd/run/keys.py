@@ -21,7 +21,7 @@ def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[
     read |= {"version": task.version, "draws": str(task.draws)}
     if use == "export":
         read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(task.outputs)}
-        read |= {"runtime": _runtime(stage.runtime)}
+        read |= {"runtime": runtime(stage.runtime)}
     if task.assets:
         read["assets"] = fingerprint.files(task.assets)
     code, libraries = fingerprint.code_and_libraries(*objects)
@@ -39,7 +39,7 @@ def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[
     )
 
 
-def _runtime(name: str) -> dict[str, Any]:
+def runtime(name: str) -> dict[str, Any]:
     """What of a runtime decides whether a file passes: its own file, and the versions of what it needs."""
     versions = {need: version(need) or "" for need in environment.needs(name)}
     return {"code": fingerprint.files([runtimes.source(name)]), "versions": versions}

@@ -18,6 +18,7 @@ from edgekd.run.keys import key_of
 from edgekd.run.recipe import Recipe
 from edgekd.run.resolve import Resolved
 from edgekd.run.variants import FORMS, RecipeView, Variant
+from edgekd.store import fingerprint
 from edgekd.store.store import Store
 
 
@@ -46,7 +47,14 @@ def _identity(resolved: Resolved, plan: Plan) -> tuple[Any, ...]:
     """What decides the result of a plan's checks."""
     steps = [(step.key, step.label) for step in plan.steps.values()]
     lines = [(line.number, line.name) for line in resolved.recipe.stages]
-    return passed.of_task(resolved.task, resolved.data), steps, lines, list(resolved.targets)
+    # models that no stage refers to make no step, and are checked
+    models = {name: (signatures.plain(m.stage), _code(m.stage)) for name, m in resolved.recipe.models.items()}
+    return passed.of_task(resolved.task, resolved.data), steps, lines, models, list(resolved.targets)
+
+
+def _code(stage: Any) -> Any:
+    """Of the parts that a stage names."""
+    return fingerprint.code_and_libraries(*components.parts_of(stage)) if stage is not None else None
 
 
 def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str, Any], suffix: str) -> Plan:

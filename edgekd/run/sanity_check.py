@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgekd import __version__, results, targets
+from edgekd import components, results, targets
 from edgekd.errors import THEIRS, EdgekdError, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import write_atomic
 from edgekd.hosts import local
@@ -26,9 +26,9 @@ from edgekd.inputs import each
 from edgekd.models import saved
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Metric, Run, Task
-from edgekd.run import conclude, evaluate, steps
+from edgekd.run import conclude, evaluate, keys, passed, steps
 from edgekd.run.dump import dump
-from edgekd.run.evaluate import SPLITS, Observed
+from edgekd.run.evaluate import Observed
 from edgekd.run.plan import Plan, Step
 from edgekd.run.resolve import Resolved
 from edgekd.store import fingerprint
@@ -66,9 +66,16 @@ def check(resolved: Resolved, plan: Plan, store: Store, folder: Path, progress: 
         raise UsageError(*problems)
     _room(resolved, plan, store, folder)
     forms = {point.step: _form(plan, point.step) for point in plan.points}
-    key = _key(resolved, plan, forms)
-    if key and store.observed(key, "sanity-check") is not None:
-        return
+    passed.kept(
+        store,
+        "sanity-check",
+        lambda: _identity(resolved, plan, forms),
+        lambda: {"notes": _checked(resolved, plan, forms, progress)},
+    )
+
+
+def _checked(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple], progress: Silent) -> list[str]:
+    """Runs the sanity check; returns what is only reported. Raises UsageError with every problem."""
     with (
         progress.task("check export, choice and report with a few samples"),
         tempfile.TemporaryDirectory(prefix="edgekd-") as scratch,
@@ -86,8 +93,7 @@ def check(resolved: Resolved, plan: Plan, store: Store, folder: Path, progress: 
         raise UsageError(*dict.fromkeys(problems))
     for note in notes:
         progress.say(note)
-    if key:
-        store.observe(key, "sanity-check", {"notes": notes})
+    return notes
 
 
 def _form(plan: Plan, key: str) -> tuple[str, str, Any]:
@@ -101,37 +107,16 @@ def _form(plan: Plan, key: str) -> tuple[str, str, Any]:
     return getattr(root.part, "model", "student"), step.stage if cut else "", part
 
 
-def _key(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple]) -> str:
-    """The key of all that the result of a sanity check depends on; "" if it can't be computed."""
-    task = resolved.task
-    objects = [dict(task.models), *(f for m in task.metrics for f in (m.records, m.value))]
-    objects += [f for f in (task.collate, task.forward, task.before) if f is not None]
-    try:
-        code, libraries = fingerprint.code_and_libraries(*objects)
-    except (UsageError, TypeError):
-        return ""
-    said = (
-        task.name,
-        task.inputs,
-        task.outputs,
-        task.classes,
-        task.shareable,
-        [(m.name, m.unit, m.better) for m in task.metrics],
-    )
-    points = [(p.id, p.targets, p.reference, forms[p.step]) for p in plan.points]
-    data = {split: resolved.data(split).digest for split in ("train", *SPLITS)}
-    identity = (
-        __version__,
-        code,
-        sorted(libraries.items()),
-        said,
-        points,
-        list(resolved.targets),
-        resolved.select,
-        data,
-        fingerprint.files(task.assets),
-    )
-    return hashlib.sha256(repr(identity).encode()).hexdigest()
+def _identity(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple]) -> tuple[Any, ...]:
+    """What decides the result of a sanity check: candidates with their number formats and deployments, and the code of
+    the parts, formats and runtimes that these name."""
+    points = [(p.id, p.targets, p.reference, p.deployment, forms[p.step]) for p in plan.points]
+    exports = {p.deployment: plan.steps[p.export].part for p in plan.points}
+    stages = [*(part for *_, part in forms.values() if part is not None), *exports.values()]
+    code = fingerprint.code_and_libraries(*(part for stage in stages for part in components.parts_of(stage)))
+    runtimes = [keys.runtime(how.runtime) for how in exports]
+    task = passed.of_task(resolved.task, resolved.data)
+    return task, points, code, runtimes, list(resolved.targets), resolved.select
 
 
 def _exported(
@@ -243,10 +228,10 @@ def _concluded(few: Resolved, plan: Plan, made: Mapping[str, Artifact], store: S
 def _names(resolved: Resolved, plan: Plan, folder: Path) -> list[Problem]:
     """Creates empty files with the names of the run's files."""
     names = {p.id: f"the candidate {p.id[:40]}" for p in plan.points}
-    files = {f"{p.id}{evaluate.suffix(p)}": names[p.id] for p in plan.points}
+    files = {f"{p.id}{evaluate.suffix(p.deployment)}": names[p.id] for p in plan.points}
     files |= {results.executed(p.id, t): f"{names[p.id]} on {t[:40]}" for p in plan.points for t in p.targets}
     files |= {f".{t.name}.{'0' * 12}.part": f"the target {t.name[:40]}" for t in resolved.targets}
-    long = {f"{p.id}{evaluate.suffix(p)}" for p in plan.points if len(p.id.encode()) > results.LONGEST}
+    long = {f"{p.id}{evaluate.suffix(p.deployment)}" for p in plan.points if len(p.id.encode()) > results.LONGEST}
     folder.mkdir()
     for name, told in files.items():
         try:

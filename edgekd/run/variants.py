@@ -125,10 +125,10 @@ class RecipeView:
             for choices in sweep.points():
                 settled, suffix = [], ""
                 for line in self.recipe.stages:
+                    control = _control(line, settings, groups)  # no sweep applies to it
                     own = {key: choice for (stage, key), choice in choices.items() if stage == line.name}
                     line = line.at({key: choice.value for key, choice in own.items()})
                     suffix += "".join(f"-{choice.text}" for choice in own.values()) + _label(line, settings, groups)
-                    control = f"alone-{line.name}{_label(line, settings, groups)}"
                     settled.append(Settled(line, settings.into(line), f"{line.name}{suffix}", control))
                 yield Variant(targets, seed, tuple(settled))
 
@@ -148,8 +148,12 @@ class RecipeView:
             stage = settings.into(last)
             if self.trains(last):
                 stage = dataclasses.replace(stage, **ALONE, losses=self.control(last))
-            base = f"alone-{last.name}{_label(last, settings, groups)}"
-            yield Variant(targets, seed, (Settled(last, stage, base, ""),))
+            yield Variant(targets, seed, (Settled(last, stage, _control(last, settings, groups), ""),))
+
+
+def _control(line: Line, settings: TargetSettings, groups: Mapping[TargetSettings, Any]) -> str:
+    """The name of the control after a stage."""
+    return f"alone-{line.name}{_label(line, settings, groups)}"
 
 
 def _label(line: Line, settings: TargetSettings, groups: Mapping[TargetSettings, Any]) -> str:

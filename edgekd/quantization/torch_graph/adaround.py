@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgekd.quantization.torch_graph.sites import WEIGHTED, clip, operator
+from edgekd.quantization.torch_graph.sites import WEIGHTED, clip, clipped, operator
 from edgekd.quantization.watch import watch
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def adaround(
     for node in list(graph.graph.nodes):
         if WEIGHTED.get(operator(node)) is None or not _own(graph, originals[node.name]):
             continue
-        original, end = originals[node.name], _clipped(originals[node.name])
+        original, end = originals[node.name], clipped(originals[node.name])
         x = torch.cat([seen[node.args[0].name] for seen in watch(graph, batches, [node.args[0].name])])
         y = torch.cat([seen[end.name] for seen in watch(float_graph, batches, [end.name])])
         part, weight = graph.get_submodule(f"weight_{original.args[1].target}"), getattr(graph, original.args[1].target)
@@ -158,9 +158,3 @@ def _bias(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
     if given.op == "call_module":
         return graph.get_submodule(given.target)(getattr(graph, given.args[0].target)).detach()
     return getattr(graph, given.target).detach()
-
-
-def _clipped(node: fx.Node) -> fx.Node:
-    """The activation that only clips and alone reads a layer, else the layer."""
-    users = list(node.users)
-    return users[0] if len(users) == 1 and clip(users[0]) else node

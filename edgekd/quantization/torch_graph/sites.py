@@ -157,7 +157,7 @@ def _told(node: fx.Node, kept_float: bool) -> Operator:
         rule=_rule(node, kept_float),
         first=first.name if isinstance(first, type(node)) else "",
         operands=tuple(n.name for n in _operands(node)),
-        result=_clipped(node).name,
+        result=clipped(node).name,
         clip=clip(node),
         share=name in ("softmax", "_softmax"),
     )
@@ -193,7 +193,7 @@ def clip(node: fx.Node) -> tuple[float, float] | None:
     return (float(low), float(high)) if all(isinstance(b, int | float) for b in (low, high)) else None
 
 
-def _clipped(node: fx.Node) -> fx.Node:
+def clipped(node: fx.Node) -> fx.Node:
     """The clip that alone reads `node`, else `node`."""
     users = list(node.users)
     return users[0] if len(users) == 1 and clip(users[0]) else node
