@@ -75,7 +75,10 @@ def look_beside(folder: Path) -> None:
 def located(name: str) -> bool:
     """Whether Python finds a module of this name, which has no dot; it isn't imported."""
     importlib.invalidate_caches()
-    return name.isidentifier() and importlib.util.find_spec(name) is not None
+    try:
+        return name.isidentifier() and importlib.util.find_spec(name) is not None
+    except ValueError:  # `__main__`
+        return False
 
 
 def imported(path: str) -> Any:

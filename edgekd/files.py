@@ -161,7 +161,7 @@ def sealed(schema: str, record: Mapping[str, Any]) -> bytes:
 
 def unsealed(path: Path, schema: str) -> dict[str, Any]:
     """Reads a record that `sealed` wrote. Raises ValueError if it is damaged, OSError if it can't be read."""
-    record = json.loads(path.read_bytes())
+    record = json.loads(content(path))
     if not isinstance(record, dict) or record.get("schema") != schema:
         raise ValueError(f"{path.name} is not of schema {schema}")
     if record.pop("sha256", None) != hashlib.sha256(canonical(record)).hexdigest():

@@ -295,9 +295,21 @@ def _runtimes(file: str, given: Sequence[Runtime]) -> list[Problem]:
     return found
 
 
+def _formats(runtime: str) -> tuple[str, ...]:
+    try:
+        return tuple(runtimes.formats(runtime))
+    except ValueError:
+        return ()
+
+
 def _runtime(place: str, runtime: Runtime) -> list[Problem]:
     known = [*runtimes.names(), NO_RUNTIME]
-    read = runtimes.formats(runtime.name)
+    try:
+        read, _ = runtimes.formats(runtime.name), runtimes.needs(runtime.name)
+    except ValueError as error:
+        return [Problem(f"{place}.name", f"{error}", "edgekd/runtimes/onnxruntime.py shows what a runtime's file says")]
+    if read and not runtimes.offers(runtime.name, "load"):
+        return [Problem(f"{place}.name", f"`{runtime.name}` has no function `load`", "load(path, threads) -> infer")]
     if runtime.name not in known and not read:
         own = runtimes.source(runtime.name)
         hint = (
@@ -319,7 +331,11 @@ def _runtime(place: str, runtime: Runtime) -> list[Problem]:
     if not ending or Path(f"model{ending}").suffix != ending or not callable(getattr(form, "export", None)):
         hint = 'SUFFIX = ".name", and a function `export`'
         return [Problem(f"{place}.format", f"`{wanted}` is not a format: it lacks SUFFIX or `export`", hint)]
-    if runtime.name == NO_RUNTIME and not hasattr(form, "REFERENCE"):
+    reference = getattr(form, "REFERENCE", None)
+    if reference is not None and not (isinstance(reference, str) and wanted in _formats(reference)):
+        text = f"the REFERENCE of `{wanted}`, {reference!r}, is not a runtime that reads it"
+        return [Problem(f"{place}.format", text, "name a runtime, or leave REFERENCE out")]
+    if runtime.name == NO_RUNTIME and reference is None:
         text = f"nothing tells what {wanted} files compute: the format names no reference runtime"
         return [Problem(f"{place}.format", text, "name a runtime that reads it")]
     return []

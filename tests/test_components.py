@@ -11,6 +11,8 @@ from edgekd.errors import near
 from edgekd.stages.prune import Prune
 from edgekd.stages.quantize import Quantize
 
+RANGES = ", ".join(components.names("ranges"))
+
 
 def mine(histogram, *, share: float = 0.5, bits: int = 8):
     """A range of one's own."""
@@ -46,7 +48,11 @@ def test_a_part_is_read_with_its_settings(said, settings):
     "said, place, text",
     [
         ("minmix", "here: ranges", "no range is named `minmix`\n  hint: did you mean `minmax`?"),
-        ("zzz", "here: ranges", "one of entropy, minmax, mse, percentile, or `package.module:name` of your own"),
+        (
+            "zzz",
+            "here: ranges",
+            f"one of {RANGES}, or `package.module:name` of your own",
+        ),
         (3, "here: ranges", "must be a name, or a table with `use`, not 3"),
         ({"share": 1}, "here: ranges", "`use` is missing"),
         ({"use": "percentile", "sharp": 1}, "here: ranges: sharp", "unknown key\n  hint: did you mean `share`?"),

@@ -583,3 +583,14 @@ def test_assets_count_by_name_and_content(tmp_path):
     assert [str(p) for p in caught.value.problems] == [
         f"{tmp_path / name}: there is no such file or folder\n  hint: {hint}" for name in ("no", "none")
     ]
+
+
+def test_a_class_that_was_computed_counts_by_what_it_holds(tmp_path, monkeypatch):
+    """What `type(...)` makes stands in no source: two of one name may differ."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = "class Base: pass\ndef made(width): return type('Net', (Base,), {'width': width, '__module__': __name__})\n"
+    (tmp_path / "computedclass.py").write_text(lines)
+    module = importlib.import_module("computedclass")
+    one, two, same = module.made(8), module.made(16), module.made(8)
+    told = lambda x: fingerprint.code_and_libraries(x)[0]
+    assert told(one) == told(same) != told(two) and told(module.Base) == told(module.Base)

@@ -210,6 +210,42 @@ def test_what_was_measured_before_an_upgrade_is_not_taken_after_it():
 
 
 @pytest.mark.parametrize(
+    "text, message",
+    [
+        (b"FORMAT = 5\ndef load(path, threads): pass\n", "FORMAT of odd.py must be text or a list of texts, not 5"),
+        (b'FORMAT = {"onnx": 1}\ndef load(path, threads): pass\n', "FORMAT of odd.py must be text"),
+        (b'FORMAT = "onnx"\nNEEDS = 3\ndef load(path, threads): pass\n', "NEEDS of odd.py must be text"),
+        (b"FORMAT = (\n", "odd.py is not Python"),
+        (b"FORMAT = '\xff'\n", "odd.py is not Python"),
+        (b"FORMAT = 'onnx'\0\n", "odd.py is not Python"),
+        (b"FORMAT = 'onnx'\n", "`odd` has no function `load`"),
+    ],
+)
+def test_a_runtime_that_says_what_can_not_be_is_refused_by_its_file(tmp_path, monkeypatch, text, message):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "odd.py").write_bytes(text)
+    with pytest.raises(UsageError) as caught:
+        targets.load(written(tmp_path, '[runtime]\nname = "odd"\n', "here"))
+    assert message in str(caught.value)
+
+
+def test_what_a_runtime_says_may_be_annotated(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "annotated.py").write_text('FORMAT: str = "onnx"\n\ndef load(path, threads):\n    return None\n')
+    assert targets.load(written(tmp_path, '[runtime]\nname = "annotated"\n', "here")).runtime.name == "annotated"
+
+
+@pytest.mark.parametrize("reference", ['"nope"', "7"])
+def test_a_format_whose_reference_does_not_read_it_is_refused(tmp_path, monkeypatch, reference):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    form, lines = f"form{len(reference)}", 'SUFFIX = ".f"\nREFERENCE = {}\n\ndef export(*given, **more): pass\n'
+    (tmp_path / f"{form}.py").write_text(lines.format(reference))
+    (tmp_path / f"reads_{form}.py").write_text(f'FORMAT = "{form}"\n\ndef load(path, threads): pass\n')
+    with pytest.raises(UsageError, match="is not a runtime that reads it"):
+        targets.load(written(tmp_path, f'[runtime]\nname = "reads_{form}"\n', "here"))
+
+
+@pytest.mark.parametrize(
     "text, place, message",
     [
         ('name = "own.nothing"', "runtime.name", "edgekd has no runtime `own.nothing`"),
@@ -255,7 +291,7 @@ def test_others_is_no_key_of_a_file(tmp_path):
 
 def test_a_format_that_says_too_little_is_refused(tmp_path, monkeypatch):
     (tmp_path / "half.py").write_text("SUFFIX = '.half.json'\n")
-    (tmp_path / "reader.py").write_text('FORMAT = ("onnx", "half")\n')
+    (tmp_path / "reader.py").write_text('FORMAT = ("onnx", "half")\n\ndef load(path, threads): pass\n')
     monkeypatch.chdir(tmp_path)
     assert targets.load(written(tmp_path, '[runtime]\nname = "reader"\n')).runtime == Runtime("reader", "", "onnx")
     with pytest.raises(UsageError, match="`half` is not a format: it lacks SUFFIX or `export`"):
@@ -264,7 +300,7 @@ def test_a_format_that_says_too_little_is_refused(tmp_path, monkeypatch):
 
 def test_what_a_runtime_says_is_read_without_importing_it(tmp_path, monkeypatch):
     (tmp_path / "kit").mkdir()
-    text = '"""Fast."""\nimport no_such_library\nFORMAT = "onnx"\nNEEDS = ("no-such-library", "numpy")\n'
+    text = '"""Fast."""\nfrom no_such_library import load\nFORMAT = "onnx"\nNEEDS = ("no-such-library", "numpy")\n'
     (tmp_path / "kit" / "fast.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert runtimes.formats("kit.fast") == ("onnx",) and runtimes.about("kit.fast") == "Fast."
@@ -275,7 +311,9 @@ def test_what_a_runtime_says_is_read_without_importing_it(tmp_path, monkeypatch)
 @pytest.fixture
 def absent(tmp_path, monkeypatch):
     """A target whose runtime is not installed here."""
-    (tmp_path / "absent.py").write_text('import no_such\nFORMAT = "onnx"\nNEEDS = ("no-such", "also-not")\n')
+    (tmp_path / "absent.py").write_text(
+        'import no_such\nFORMAT = "onnx"\nNEEDS = ("no-such", "also-not")\nload = no_such.load\n'
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     return written(tmp_path, '[runtime]\nname = "absent"\n')
 

@@ -55,12 +55,24 @@ def test_what_passed_is_not_checked_again(made):
         (lambda patch: {"targets": ["raspberry-pi-4"]}, ["plan"]),
         (lambda patch: patch.setattr(tiny, "task", dataclasses.replace(tiny.task, classes=None)), ["task", "plan"]),
         (lambda patch: patch.setattr(tiny, "task", _other_data()), ["task", "plan"]),
+        (lambda patch: patch.setattr(tiny, "task", dataclasses.replace(tiny.task, version="2")), ["task", "plan"]),
         (lambda patch: patch.setattr(tiny, "task", _other_model()), ["task", "plan"]),
         (lambda patch: patch.setattr(passed, "_edgekd", lambda: "another edgekd"), ["task", "plan"]),
         (lambda patch: {"model": {**RECIPE["model"], "idle": {"train": {"model": "teacher", "epochs": 1}}}}, ["plan"]),
         (lambda patch: patch.setattr(tiny, "task", _other_metric()), ["task", "plan"]),
     ],
-    ids=["setting", "name", "target", "classes", "data", "model", "edgekd", "a model without a step", "metric"],
+    ids=[
+        "setting",
+        "name",
+        "target",
+        "classes",
+        "data",
+        "version",
+        "model",
+        "edgekd",
+        "a model without a step",
+        "metric",
+    ],
 )
 def test_what_a_check_depends_on_has_it_made_again(made, monkeypatch, change, again):
     made()

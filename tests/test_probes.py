@@ -189,9 +189,8 @@ def test_what_open_dimensions_hide_is_missing_and_named(tmp_path):
     made = one("Conv", {"x": ["n", 3, "height", "width"]}, ["n", 4, "h", "w"], {"w": f(4, 3, 3, 3)})
     onnx.save(made, tmp_path / "m.onnx")
     found = {m.name: m for m in measure(Subject(file=tmp_path / "m.onnx"))}
-    assert (
-        found.keys() == {"file_bytes", "parameters"} and "the shape of `x` can't be found" in found["parameters"].note
-    )
+    assert {"file_bytes", "parameters"} <= found.keys() and found.keys().isdisjoint({"macs", "activation_bytes"})
+    assert "the shape of `x` can't be found" in found["parameters"].note
     subject = Candidate("c", "c", 0, (), (), "onnx", None, "", tuple(found.values()))
     (check,) = budget.judge(budget.rules({"any": {"macs": "max 1 M"}}, "host"), subject, target="host")
     assert check.verdict == "inconclusive" and "the shape of `x` can't be found" in check.reason

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from edgekd.errors import UsageError
-from edgekd.run import recipe, resolve
+from edgekd.run import plan, recipe, resolve
 from edgekd.run.dump import dump
 from edgekd.run.recipe import stages
 from edgekd.tasks import digits
@@ -289,6 +289,12 @@ class Own:
     reads = ()
     def __call__(self, source, run, *, teacher=(), data=None): ...
 """
+
+
+def test_a_default_that_no_key_can_hold_is_told():
+    stages = [{"use": "distill"}, {"use": "quantize", "ranges": "numpy:max"}]
+    with pytest.raises(UsageError, match="keepdims"):
+        plan.make(resolve.resolved({"task": "digits", "stage": stages}))
 
 
 def test_a_stage_of_ones_own_may_have_some_of_the_settings_of_grids(tmp_path, monkeypatch):

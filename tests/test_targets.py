@@ -90,6 +90,7 @@ def test_the_devices_that_people_ask_for_are_there():
 @pytest.mark.parametrize("name", ARM)
 def test_features_are_those_of_the_core_and_stand_ins_have_the_same(name):
     target = targets.load(name)
+    assert target.core in CORES, "add the core's features to CORES, from its reference manual"
     assert set(target.features) == CORES[target.core]
     assert not targets.saturates(target), "their kernels add at 32 bits"
     if target.emulated_as is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd import components, environment, runtimes, signatures
+from edgekd.errors import Problem, UsageError
 from edgekd.run.resolve import Resolved
 from edgekd.runtimes.facts import version
 from edgekd.store import fingerprint
@@ -25,18 +26,23 @@ def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[
     if task.assets:
         read["assets"] = fingerprint.files(task.assets)
     code, libraries = fingerprint.code_and_libraries(*objects)
-    return fingerprint.key(
-        stage=use,
-        settings={k: v for k, v in signatures.plain(stage).items() if k != "weights"},  # a path; its sha256 is there
-        inputs=inputs,
-        seed=seed,
-        code=code,
-        data=read,
-        threads=resolved.threads,
-        device="cpu",
-        dtype="float32",
-        libraries=libraries,
-    )
+    settings = {k: v for k, v in signatures.plain(stage).items() if k != "weights"}  # a path; its sha256 is there
+    try:
+        return fingerprint.key(
+            stage=use,
+            settings=settings,
+            inputs=inputs,
+            seed=seed,
+            code=code,
+            data=read,
+            threads=resolved.threads,
+            device="cpu",
+            dtype="float32",
+            libraries=libraries,
+        )
+    except TypeError as error:  # a default of a part of one's own that JSON has no type for
+        hint = "a part's settings are strings, finite numbers, booleans, and lists and tables of them"
+        raise UsageError(Problem(f"{resolved.recipe.place}: stage {use}", str(error), hint)) from None
 
 
 def runtime(name: str) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def source(name):
 
 
 def formats(name):
-    """The formats that a runtime reads, the one that it is for first; () where there is no such runtime."""
+    """The formats that a runtime reads, the one that it is for first; () where there is no such runtime. Raises
+    ValueError where its file can't be read, or says something else."""
     return _said(name, "FORMAT")
 
 
@@ -62,18 +63,47 @@ def about(name):
     return (ast.get_docstring(ast.parse(_text(source(name)))) or "").split("\n\n")[0]
 
 
+def offers(name, function):
+    """Whether a runtime's file has this name at its top: a function, or what it imports or assigns. Raises ValueError
+    as `formats`."""
+    return any(function in _named(node) for node in _parsed(source(name)))
+
+
 def _said(name, constant):
-    """The texts of a constant at the top of a runtime's file."""
+    """The texts of a constant at the top of a runtime's file. Raises ValueError where the file is not Python, or the
+    constant is not text or a list of texts."""
     path = source(name)
-    for node in ast.parse(_text(path)).body if path else ():
-        if isinstance(node, ast.Assign) and constant in [getattr(t, "id", "") for t in node.targets]:
+    for node in _parsed(path):
+        if constant in _targets(node):
             try:
                 value = ast.literal_eval(node.value)
             except ValueError:
                 return ()
-            found = (value,) if isinstance(value, str) else value
-            return tuple(found) if all(isinstance(text, str) for text in found) else ()
+            found = [value] if isinstance(value, str) else value
+            if not isinstance(found, (list, tuple)) or not all(isinstance(text, str) for text in found):
+                raise ValueError(f"{constant} of {path.name} must be text or a list of texts, not {value!r}")
+            return tuple(found)
     return ()
+
+
+def _parsed(path):
+    try:
+        return ast.parse(_text(path)).body if path else []
+    except (SyntaxError, ValueError) as error:  # (not UTF-8, NUL bytes)
+        raise ValueError(f"{path.name} is not Python: {error}") from None
+
+
+def _targets(node):
+    """The names that an assignment at the top of a file is to."""
+    found = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [getattr(target, "id", "") for target in found]
+
+
+def _named(node):
+    """The names that a statement at the top of a file makes."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return [alias.asname or alias.name for alias in node.names]
+    return [getattr(node, "name", ""), *_targets(node)]
 
 
 def _found(name, path):

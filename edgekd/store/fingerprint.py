@@ -231,13 +231,23 @@ class Walk:
             return [kind, "" if " at 0x" in repr(x) else repr(x)]
         return [kind, self.value(state)]
 
+    @staticmethod
+    def _computed(x: type) -> bool:
+        """Whether a class of a module with source is not the one that its name stands for there."""
+        if syntax.is_standard(x.__module__) or syntax.distributions_of(x.__module__):
+            return False
+        found: Any = sys.modules.get(x.__module__)
+        for name in x.__qualname__.split("."):
+            found = getattr(found, name, None)
+        return found is not x
+
     def type(self, x: type) -> list[Any]:
         self.module(x.__module__)
         for base in x.__mro__[1:]:
             self.module(base.__module__)
         name = f"{syntax.true_name(x.__module__)}:{x.__qualname__}"
-        # what its methods' cells hold may differ from call to call
-        if syntax.is_loose(x.__module__) or "<locals>" in x.__qualname__:
+        # what its methods' cells hold may differ from call to call, and what `type(...)` made stands in no source
+        if syntax.is_loose(x.__module__) or "<locals>" in x.__qualname__ or self._computed(x):
             members = {
                 k: v
                 for k, v in vars(x).items()

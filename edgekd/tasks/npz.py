@@ -112,7 +112,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
         raise UsageError(Problem(str(path), "there is no such file")) from None
     except (BadZipFile, OSError, ValueError, EOFError) as error:
         raise UsageError(
-            Problem(str(path), f"is not a valid .npz file: {error}", "write it with numpy.savez")
+            Problem(str(path), f"is not a valid .npz file: {_plain(error)}", "write it with numpy.savez")
         ) from None
     problems += [
         Problem(f"{path}: {name}", "is missing", f"the file holds {', '.join(held) or 'nothing'}")
@@ -173,3 +173,8 @@ def _splits(path: Path, columns: dict[str, np.ndarray], validation: float) -> Sp
         return arrays(*(columns[name] for name in NEEDED), **more, validation=validation)
     except UsageError as error:
         raise UsageError(*(Problem(f"{path}: {p.place}", p.message, p.hint) for p in error.problems)) from None
+
+
+def _plain(error: Exception) -> str:
+    """numpy takes whatever it does not know for pickled data, and advises to load that unsafely."""
+    return "it is not a zip archive" if "allow_pickle" in str(error) else str(error)
