@@ -2,6 +2,7 @@
 #   make compress     sets up .venv and runs the built-in recipe      make compress ARGS="mine.toml --out runs/mine"
 #   make test         sets up .venv and runs the checks and tests
 #   make check        the checks and the quick tests, within two minutes
+#   make wheel        dist/edgekd-*.whl, and dist/edgekd_light-*.whl without what trains
 #   make mutants      small faults, planted one at a time, and which of them no test notices: make mutants ARGS="edgekd/losses"
 #   make fuzz         the property tests with thousands of random examples, 10 minutes; an hour: make fuzz ARGS="--minutes 60"
 # PYTHON    the interpreter that .venv is made with
@@ -41,6 +42,7 @@ mutants: $(VENV)/.ready-mutants
 
 wheel: $(VENV)/.ready-test
 	$(BIN)/python -m hatchling build -t wheel -d dist
+	cd .light && ../$(BIN)/python -m hatchling build -t wheel -d ../dist
 
 clean:
 	rm -rf $(VENV) build dist .ruff_cache .mypy_cache .hypothesis

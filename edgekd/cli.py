@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from edgekd import __version__, system
+from edgekd import __version__, environment, system
 from edgekd.errors import BROKEN, INTERRUPTED, EdgekdError, plain
 from edgekd.verbs._group import Folder
 
@@ -55,6 +55,12 @@ def run(arguments: list[str] | None = None) -> int:
         click.echo(f"error: no space is left on the disk ({place}); finished work is intact\n  hint: free some, or "
                    "move the store with EDGEKD_STORE; run the same command to resume", err=True)  # fmt: skip
         return BROKEN
+    except ModuleNotFoundError as error:
+        unfit = environment.left_out(error)
+        if unfit is None:
+            return _internal(error)
+        click.echo(f"error: {unfit}", err=True)
+        return unfit.exit_code
     except Exception as error:
         return _internal(error)
 

@@ -17,6 +17,15 @@ from edgekd.runtimes import facts as reading
 VOLATILE = ("mhz", "celsius", "throttled", "cores")  # cores: those that this process may use
 # of torch, by default: independent of the cores, since another number of threads changes sums of floats
 THREADS = 2
+# what edgekd-light leaves out (.light/pyproject.toml): {module: distribution}
+TRAINING = {
+    "torch": "torch",
+    "onnxscript": "onnxscript",
+    "torch_pruning": "torch-pruning",
+    "neural_compressor": "neural-compressor",
+    "safetensors": "safetensors",
+    "sklearn": "scikit-learn",
+}
 _SYSTEM = Path("/")
 cores, FEATURES = reading.cores, reading.FEATURES
 
@@ -80,6 +89,19 @@ def lacking(runtime: str) -> list[Problem]:
     missing = [name for name in needs(runtime) if reading.version(name) is None]
     text, hint = f"has no {' and no '.join(missing)} on this machine", f"{sys.executable} -m pip install"
     return [Problem(f"runtime {runtime}", text, " ".join([hint, *missing]))] if missing else []
+
+
+def left_out(error: ModuleNotFoundError) -> EnvironmentUnfit | None:
+    """The error of a verb that trains, where edgekd was installed without these libraries; None for other modules."""
+    name = TRAINING.get((error.name or "").partition(".")[0])
+    if name is None:
+        return None
+    light = reading.version("edgekd-light") is not None
+    why = ": edgekd-light leaves out what trains" if light else ""
+    change = f"{sys.executable} -m pip uninstall edgekd-light; " if light else ""
+    return EnvironmentUnfit(
+        Problem("", f"needs {name}, which is not installed{why}", f"{change}{sys.executable} -m pip install edgekd")
+    )
 
 
 def opened(runtime: str, path: Path, threads: int = 1) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:

@@ -47,7 +47,7 @@ def verbs(group):
 def parse(words):
     """Raises where a command of ours would not be taken."""
     program, *rest = words
-    name = program.removeprefix(".venv/bin/")
+    name = re.sub(r"^[.\w]+/bin/", "", program)
     if name == "edgekd":
         command, context = cli, click.Context(cli, **cli.context_settings)
         while isinstance(command, click.Group):

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Le, MinLen
 
-from edgekd import results, system
+from edgekd import __version__, results, system
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256, sync, toml, write_atomic
 from edgekd.records import Candidate, Check, Measurement, Result, Verdict
@@ -269,14 +269,8 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
 
 def _versions(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Versions of the libraries on the machine that measured first, and edgekd's own."""
-    from importlib import metadata
-
     found: dict[str, str] = next((facts.get("versions", {}) for facts in machines.values()), {})
-    try:
-        ours = {"edgekd": metadata.version("edgekd")}
-    except metadata.PackageNotFoundError:
-        ours = {}
-    return ours | {str(k): str(v) for k, v in found.items()}
+    return {"edgekd": __version__} | {str(k): str(v) for k, v in found.items()}
 
 
 def budget_of(run: Path, target: str) -> dict[str, Any]:

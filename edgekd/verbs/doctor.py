@@ -10,17 +10,7 @@ from edgekd.errors import PASSED, UNFIT
 from edgekd.report.tables import folded
 from edgekd.verbs import _options
 
-NEEDED = (
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "torch-pruning",
-    "numpy",
-    "safetensors",
-    "scikit-learn",
-    "pydantic",
-)
+NEEDED = ("onnx", "onnxruntime", "numpy", "scipy", "pydantic")
 
 
 @click.command()
@@ -58,21 +48,20 @@ def setup(name: str, *, quiet: bool = True) -> str:
 def doctor(as_json: bool) -> tuple[str, int]:
     """(text, exit code 0, or 4 where something needed is missing)."""
     import json
-    from importlib import metadata
 
     from edgekd import environment, targets
     from edgekd.hosts import arm
     from edgekd.store.store import Store
 
     facts = environment.describe()
-    versions, missing = {}, []
-    for name in NEEDED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            missing.append(name)
+    versions = environment.versions((*NEEDED, *environment.TRAINING.values()))
+    light = bool(environment.versions(["edgekd-light"]))
+    wanted = NEEDED if light else (*NEEDED, *environment.TRAINING.values())
+    missing = [name for name in wanted if name not in versions]
     host, store = targets.load("host"), Store()
     advice = [f"{name} is not installed" for name in missing]
+    if light:
+        advice.append("edgekd-light: nothing can be trained here; quantize, profile, compare, explain and gate work")
     governor = facts.get("governor")
     if governor not in (None, "performance"):
         advice.append(f"the CPU governor is `{governor}`: timing is steadier with `performance`")
@@ -109,7 +98,7 @@ def doctor(as_json: bool) -> tuple[str, int]:
     ]
     parts = [
         folded("this machine", ("fact", "value"), rows),
-        folded("libraries", ("name", "version"), [(n, versions.get(n, "MISSING")) for n in NEEDED]),
+        folded("libraries", ("name", "version"), [(n, versions.get(n, "MISSING")) for n in wanted]),
         f"store: {store_facts['folder']} ({store_facts['bytes'] / 1e6:.1f} MB)",
         f"emulators: {'; '.join(f'{name}: {text}' for name, text in emulators.items())}",
         *[f"note: {line}" for line in advice],

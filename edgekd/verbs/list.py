@@ -45,7 +45,20 @@ def command(kind, name):
 
 def listing(kinds: list[str]) -> str:
     """Tables of the parts of each kind: name, what it is, its settings with defaults."""
-    return "\n\n".join(OWN[kind]() if kind in OWN else _parts(kind) for kind in kinds)
+    return "\n\n".join(_listed(kind, of_many=len(kinds) > 1) for kind in kinds)
+
+
+def _listed(kind: str, of_many: bool) -> str:
+    """The table of a kind; among others, a line where the libraries that its parts need are not installed."""
+    from edgekd import environment
+
+    try:
+        return OWN[kind]() if kind in OWN else _parts(kind)
+    except ModuleNotFoundError as error:
+        unfit = environment.left_out(error)
+        if unfit is None or not of_many:
+            raise
+        return f"{kind}: {unfit.problems[0].message}"
 
 
 def target(name: str) -> str:
