@@ -471,6 +471,15 @@ def test_random_inputs_are_refused_where_the_shape_is_open_or_absurd(tmp_path):
             samples.random(h.make_model(graph))
 
 
+def test_compare_takes_data(tmp_path, capsys):
+    a, b = network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx")
+    np.savez(tmp_path / "d.npz", inputs=X[:, :5])
+    assert cli.run(["compare", str(a), str(b), "--data", str(tmp_path / "d.npz"), "--quiet"]) == 2
+    assert "takes samples of shape [8]" in capsys.readouterr().err
+    np.savez(tmp_path / "d.npz", inputs=X)
+    assert cli.run(["compare", str(a), str(b), "--data", str(tmp_path / "d.npz"), "--quiet"]) in (0, 3)
+
+
 def test_wrong_files_end_in_an_error_of_use(tmp_path):
     good, path = network(tmp_path / "good.onnx"), tmp_path / "m.onnx"
     path.write_bytes(good.read_bytes()[:200])

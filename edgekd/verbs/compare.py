@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 @click.argument("b", type=click.Path())
 @click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file.")
 @click.option("--on", metavar="ADDRESS", help=_options.BOARD)
+@click.option("--data", type=click.Path(), help="An .npz with `inputs`; without: seeded random inputs.")
 @_options.preset
 @_options.json_file("Write the comparison to this file.")
 @_options.quiet
-def command(a, b, target, on, preset, json, quiet):
+def command(a, b, **settings):
     """Time two exported files interleaved (A B B A) and print the ratio B/A with its interval."""
-    return _options.finish(compare(a, b, target=target, on=on, preset=preset, json=json, quiet=quiet))
+    return _options.finish(compare(a, b, **settings))
 
 
 @dataclass(frozen=True)
