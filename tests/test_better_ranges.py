@@ -391,6 +391,15 @@ class TestSmooth:
         smooth(graph, [x])
         assert snr(wanted, settled(graph, [x], 8)(x)) > plain + 6
 
+    @pytest.mark.parametrize("between", [nn.Dropout(), nn.Dropout1d(), nn.Dropout2d(), nn.Flatten(0, 1)])
+    def test_what_only_moves_values_may_stand_between(self, between):
+        x = noise(4, 5, 16)
+        graph = capture(stirred(nn.Sequential(nn.LayerNorm(16), between, nn.Linear(16, 4))), x)
+        with torch.no_grad():
+            wanted = graph(x)
+        assert smooth(graph, [x]) == {"layer_norm": ("linear",)}
+        assert difference(graph, x, wanted) < 1e-5
+
     def test_a_norm_that_others_read_is_left(self):
         graph = capture(stirred(Block(post=True)), noise(4, 5, 16))
         assert smooth(graph, [noise(4, 5, 16)]) == {"layer_norm": ("linear", "linear_1", "linear_2")}

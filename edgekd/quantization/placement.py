@@ -54,11 +54,20 @@ KINDS = (
     (MOVES, "", "Gather"),
     (MOVES, "max_pool1d max_pool2d", "MaxPool"),
     (MOVES, "upsample_nearest2d", "Resize"),
-    (MOVES, "dropout dropout1d dropout2d feature_dropout", ""),
-    (MOVES, "alias clone contiguous detach identity", "Identity"),
+    # dropout does nothing in a model that isn't trained
+    (MOVES, "alias clone contiguous detach identity dropout dropout1d dropout2d feature_dropout", "Identity"),
 )
 TORCH = {name: rule for rule, names, _ in KINDS for name in names.split()}
 ONNX = {name: rule for rule, _, names in KINDS for name in names.split()}
+
+
+def torch_names(*onnx: str) -> frozenset[str]:
+    """What torch calls the operators that ONNX calls so.
+
+    >>> sorted(torch_names("Flatten", "MaxPool"))
+    ['flatten', 'max_pool1d', 'max_pool2d']
+    """
+    return frozenset(name for _, torch, names in KINDS if set(names.split()) & set(onnx) for name in torch.split())
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.quantization.placement import torch_names
 from edgekd.quantization.torch_graph.sites import WEIGHTED, clip, operator
 
 if TYPE_CHECKING:
     import torch
     from torch import fx
 
-# operators on values of numbers, channel by channel, with f(s x) = s f(x) for s > 0
-HOMOGENEOUS = {
-    "leaky_relu", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "dropout", "dropout1d", "dropout2d", "feature_dropout", "alias", "clone", "contiguous", "detach", "identity",
-}  # fmt: skip
-RESHAPES = {"flatten", "view", "reshape", "_unsafe_view"}
+RESHAPES = torch_names("Flatten", "Reshape")
+TRANSPOSES = torch_names("Transpose")
+# they move values one by one: `follow` tells where those of a channel go
+MOVES = RESHAPES | TRANSPOSES | torch_names("Identity")
+# f(s x) = s f(x) for s > 0, channel by channel
+HOMOGENEOUS = MOVES | torch_names("MaxPool", "AveragePool", "GlobalAveragePool") | {"leaky_relu"}
 # of the layer's largest range: what weight decay leaves of a channel; its bias would grow by the root of that
 DEAD = 2.0**-20
 # passes over all pairs at most; they end when no channel's scale moves by more than this share
@@ -135,10 +136,7 @@ def pairs(graph: fx.GraphModule) -> list[Pair]:
                 ):
                     found.append(Pair(first.name, reader.name, width))
                 break
-            if not (
-                operator(reader) in HOMOGENEOUS | RESHAPES | {"mean", "transpose", "permute"}
-                or clip(reader) == (0.0, math.inf)
-            ):
+            if not (operator(reader) in HOMOGENEOUS or clip(reader) == (0.0, math.inf)):
                 break
             followed = follow(reader, axis)
             if followed is None or (width > 1 and followed[1] > 1):
@@ -173,9 +171,11 @@ def follow(node: fx.Node, axis: int) -> tuple[int, int] | None:
         ):
             return 1, math.prod(rest)
         return None
-    if name in ("transpose", "permute"):
+    if name in TRANSPOSES:
         order = list(range(before.ndim))
-        if name == "transpose":
+        if name == "t":
+            order.reverse()
+        elif name == "transpose":
             i, j = node.args[1], node.args[2]
             order[i], order[j] = order[j], order[i]
         else:

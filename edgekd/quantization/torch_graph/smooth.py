@@ -7,15 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from edgekd.quantization.torch_graph.equalize import RESHAPES, follow, layer
+from edgekd.quantization.torch_graph.equalize import MOVES, follow, layer
 from edgekd.quantization.torch_graph.sites import operator
 from edgekd.quantization.watch import watch
 
 if TYPE_CHECKING:
     import torch
     from torch import fx
-
-PASSES = RESHAPES | {"transpose", "permute", "dropout", "alias", "clone", "contiguous", "detach", "identity"}
 
 
 def smooth(graph: fx.GraphModule, batches: Iterable[Any], alpha: float = 0.5) -> dict[str, tuple[str, ...]]:
@@ -82,7 +80,7 @@ def readers(graph: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
                 and layer(graph, reader)
             ):
                 found.append(reader)
-            elif operator(reader) in PASSES and (followed := follow(reader, axis)) is not None and followed[1] == 1:
+            elif operator(reader) in MOVES and (followed := follow(reader, axis)) is not None and followed[1] == 1:
                 waiting.append((reader, followed[0]))
             else:
                 return ()
