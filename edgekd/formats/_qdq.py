@@ -3,12 +3,13 @@ as int8 and biases as int32 initializers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.quantization.parameters import exactly
+from edgekd.quantization.parameters import bias_integers, weight_integers
+from edgekd.quantization.qdq.graph import attribute, exact_bias
 from edgekd.records import Grid
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ def pool(graph: onnx.GraphProto) -> None:
         ):
             continue
         axes = sorted(int(a) % 4 for a in numpy_helper.to_array(constants[node.input[1]]).ravel())
-        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
-        if axes == [2, 3] and keep:
+        if axes == [2, 3] and attribute(node, "keepdims", 1):
             node.CopyFrom(helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output)))
 
 
@@ -56,17 +56,15 @@ def render(graph: onnx.GraphProto, grid: Grid) -> dict[str, str]:
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
-        name = next(a.s.decode() for a in node.attribute if a.name == "site")
+        name = attribute(node, "site", b"").decode()
         site, output = grid.sites[name], node.output[0]
         scale = np.array(site.scale, np.float32)
         if node.input[0] in weights:
             array, axis = numpy_helper.to_array(weights[node.input[0]]), site.axis
-            q = _integers(array, scale, axis, site.low, site.high)
+            q = weight_integers(array, scale, axis, site.low, site.high)
             turned = transposed.get(output)
             if turned is not None:  # a weight is stored as it is read
-                order = next(
-                    (list(a.ints) for a in turned.attribute if a.name == "perm"), list(range(array.ndim))[::-1]
-                )
+                order = attribute(turned, "perm", list(range(array.ndim))[::-1])
                 q, axis, output = q.transpose(order), None if axis is None else order.index(axis), turned.output[0]
                 skip.add(turned.output[0])
             scales[output] = scale
@@ -103,8 +101,8 @@ def _looked_up(nodes: list[onnx.NodeProto], helper: Any) -> list[onnx.NodeProto]
     found = []
     for node in nodes:
         table = told.get(node.input[0]) if node.op_type == "Gather" else None
-        along = next((a.i for a in table.attribute if a.name == "axis"), None) if table is not None else None
-        if table is None or along == 0 or any(a.name == "axis" and a.i for a in node.attribute):
+        along = attribute(table, "axis", None) if table is not None else None
+        if table is None or along == 0 or attribute(node, "axis", 0):
             found.append(node)
             continue
         rows = f"{node.output[0]}.q"
@@ -133,50 +131,25 @@ def _bias(
     if node.input[0] not in scales or node.input[1] not in scales:
         return [node]
     bias = numpy_helper.to_array(weights[node.input[2]])
-    scale = np.broadcast_to(scales[node.input[0]] * scales[node.input[1]], bias.shape).astype(np.float32)
-    rounded = np.clip(np.round(bias / scale), -(2.0**31), 2.0**31 - 128).astype(np.int32)
-    name = f"{node.output[0]}.bias"
-    made = helper.make_node(
-        "DequantizeLinear", [constant(f"{name}.q", rounded), constant(f"{name}.s", scale)], [name], axis=0
-    )
-    node.input[2] = name
-    return [made, node]
+    return _integer_bias(node, *bias_integers(bias, scales[node.input[0]], scales[node.input[1]]), constant, helper)
 
 
 def _kept_float(node: onnx.NodeProto, weights: Mapping[str, Any], constant: Any, helper: Any) -> list[onnx.NodeProto]:
-    """A layer of a quantized value with float weights, its bias told as int32 times powers of two, which is the same
-    numbers.
-
-    onnxruntime (core/optimizer/qdq_transformer/weight_bias_quantization.cc) rounds the weight of such a layer to int8
-    with one scale, unless the bias is no stored float."""
+    """A layer of a quantized value with float weights, its bias as integers too."""
     from onnx import numpy_helper
 
     stored = weights.get(node.input[2]) if len(node.input) > 2 else None
     if len(node.input) > 2 and node.input[2] and stored is None:
         return [node]  # computed, so it is no stored float
-    bias = (
-        np.zeros(_outputs(node, weights[node.input[1]].dims), np.float32)
-        if stored is None
-        else numpy_helper.to_array(stored).ravel()
-    )
+    bias = None if stored is None else numpy_helper.to_array(stored)
+    return _integer_bias(node, *exact_bias(node, weights[node.input[1]].dims, bias), constant, helper)
+
+
+def _integer_bias(
+    node: onnx.NodeProto, q: np.ndarray, scale: np.ndarray, constant: Any, helper: Any
+) -> list[onnx.NodeProto]:
+    """The node with the bias `q` times `scale`, and the DequantizeLinear that makes it."""
     name = f"{node.output[0]}.bias"
-    q, scale = exactly(bias)
-    made = helper.make_node(
-        "DequantizeLinear", [constant(f"{name}.q", q), constant(f"{name}.s", scale)], [name], axis=0
-    )
+    operands = [constant(f"{name}.q", q), constant(f"{name}.s", scale)]
     node.input[:] = [*node.input[:2], name]
-    return [made, node]
-
-
-def _outputs(node: onnx.NodeProto, shape: Sequence[int]) -> int:
-    """Output channels of a layer by its weight's shape."""
-    given = {a.name: a.i for a in node.attribute}
-    if node.op_type == "ConvTranspose":
-        return shape[1] * given.get("group", 1)
-    return shape[1] if node.op_type == "Gemm" and not given.get("transB", 0) else shape[0]
-
-
-def _integers(array: np.ndarray, scale: np.ndarray, axis: int | None, low: int, high: int) -> np.ndarray:
-    """int8 of a weight: clamp(round_half_even(w / s)), as ONNX QuantizeLinear defines it."""
-    shaped = scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(array.ndim)])
-    return np.clip(np.round(array / shaped), low, high).astype(np.int8)
+    return [helper.make_node("DequantizeLinear", operands, [name], axis=0), node]

@@ -47,6 +47,19 @@ def exactly(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ldexp(numbers.astype(np.float64), -exponents).astype(np.int32), np.ldexp(np.float32(1), exponents)
 
 
+def weight_integers(weight: np.ndarray, scale: np.ndarray, axis: int | None, low: int, high: int) -> np.ndarray:
+    """int8 of a weight at float32 scales [1], or [slices] along `axis`: clamp(round_half_even(w / s)), as ONNX
+    QuantizeLinear defines it."""
+    shaped = scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
+    return np.clip(np.round(weight / shaped), low, high).astype(np.int8)
+
+
+def bias_integers(bias: np.ndarray, x_scale: np.ndarray, weight_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 of a bias, float32 scales of the same shape: the products of its operands' scales)."""
+    scale = np.broadcast_to(np.float32(x_scale) * np.float32(weight_scale), bias.shape)
+    return np.clip(np.round(bias / scale), -(2.0**31), BIAS_HIGH).astype(np.int32), scale
+
+
 def clips_itself(limits: Limits, scale: float, zero_point: int, steps: int) -> bool:
     """Whether rounding to 0 ... `steps` clips by itself as the clip before it does, which is then not computed: its
     limits are the ends of the integer range, rounded, or lie beyond them."""

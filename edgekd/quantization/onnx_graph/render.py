@@ -12,8 +12,8 @@ import numpy as np
 
 from edgekd.quantization.onnx_graph.draft import copied
 from edgekd.quantization.onnx_graph.placement import ASKED, Layer, Placement, clip
-from edgekd.quantization.parameters import BIAS_HIGH, clips_itself, exactly
-from edgekd.quantization.qdq.graph import Graph, attribute
+from edgekd.quantization.parameters import bias_integers, clips_itself, weight_integers
+from edgekd.quantization.qdq.graph import Graph, exact_bias
 from edgekd.records import Site
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ class _Rendering:
         )
         if name not in self.weights:
             scale = np.array(site.scale, np.float32)
-            shape = [-1 if d == site.axis else 1 for d in range(weight.ndim)]
-            shaped = scale if site.axis is None else scale.reshape(shape)
-            q = np.clip(np.round(weight / shaped), site.low, site.high).astype(np.int8)
+            q = weight_integers(weight, scale, site.axis, site.low, site.high)
             scale = scale[0] if site.axis is None else scale
             # Gemm stays in float without it
             zero = self.store(f"zeros.{'x'.join(map(str, scale.shape))}", np.zeros(scale.shape, np.int8))
@@ -125,18 +123,14 @@ class _Rendering:
 
     def bias(self, known: Layer) -> str:
         """The bias of a layer as int32 at the product of its operands' scales."""
-        bias = self.graph.constants[known.bias]
-        scale = np.float32(self.grid[known.x].scale[0]) * np.array(self.grid[known.weight].scale, np.float32)
-        scale = np.broadcast_to(scale, bias.shape)
-        q = np.clip(np.round(bias / scale), -(2.0**31), BIAS_HIGH).astype(np.int32)
+        x, weight = self.grid[known.x], self.grid[known.weight]
+        q, scale = bias_integers(self.graph.constants[known.bias], np.array(x.scale[0]), np.array(weight.scale))
         return self.dequantize(f"{known.name}.bias", q, scale)
 
     def float_bias(self, node: onnx.NodeProto) -> str:
-        """The bias of a layer that stays float, as int32 times powers of two: else onnxruntime rounds the layer's
-        weight to int8 with one scale (core/optimizer/qdq_transformer/weight_bias_quantization.cc)."""
+        """The bias of a layer that stays float, as integers too."""
         stored, shape = self.graph.constants.get((*node.input, "")[2]), self.graph.constants[node.input[1]].shape
-        outputs = shape[0] if node.op_type == "Conv" or attribute(node, "transB", 0) else shape[1]
-        q, scale = exactly(np.zeros(outputs, np.float32) if stored is None else stored.ravel())
+        q, scale = exact_bias(node, shape, stored)
         return self.dequantize(f"{node.output[0]}.bias", q, scale)
 
     def dequantize(self, wanted: str, q: np.ndarray, scale: np.ndarray) -> str:

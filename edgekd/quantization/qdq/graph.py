@@ -4,7 +4,7 @@ moves or clips it. A `Graph` is made once per model; whatever looks into a file 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.quantization import placement
-from edgekd.quantization.parameters import Limits, clips_itself
+from edgekd.quantization.parameters import Limits, clips_itself, exactly
 
 if TYPE_CHECKING:
     import onnx
@@ -170,6 +170,20 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     from onnx import helper
 
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def outputs(node: onnx.NodeProto, shape: Sequence[int]) -> int:
+    """Output channels of a Conv, ConvTranspose or Gemm by its weight's shape."""
+    if node.op_type == "ConvTranspose":
+        return shape[1] * attribute(node, "group", 1)
+    return shape[1] if node.op_type == "Gemm" and not attribute(node, "transB", 0) else shape[0]
+
+
+def exact_bias(node: onnx.NodeProto, shape: Sequence[int], bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(int32, powers of two) of the bias (None: zeros) of a layer that stays float, with a weight of this shape: the
+    same numbers. With a stored float bias, or none, onnxruntime would round the layer's weight to int8 with one scale
+    (core/optimizer/qdq_transformer/weight_bias_quantization.cc)."""
+    return exactly(np.zeros(outputs(node, shape), np.float32) if bias is None else bias.ravel())
 
 
 def depthwise(node: onnx.NodeProto, weight: np.ndarray) -> bool:
