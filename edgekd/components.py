@@ -95,9 +95,7 @@ def imported(path: str) -> Any:
         ) from error
     except EdgekdError as error:  # raised at the top level of the module, such as by its arrays
         where = f"importing `{module_name}`"
-        raise UsageError(
-            *(dataclasses.replace(p, place=f"{where}: {p.place}" if p.place else where) for p in error.problems)
-        ) from error
+        raise UsageError(*(p.within(where) for p in error.problems)) from error
     except THEIRS as error:
         raise UsageError(Problem("", f"importing `{module_name}` failed: {type(error).__name__}: {error}")) from error
     for name in filter(None, attribute.split(".")):

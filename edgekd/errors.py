@@ -13,11 +13,12 @@ import contextlib
 import dataclasses
 import difflib
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 # errors of a user's code: a task module that calls sys.exit() has failed like any other
 THEIRS = (Exception, SystemExit)
 PASSED, FAILED, USAGE, INCONCLUSIVE, UNFIT, BASELINE, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
@@ -52,6 +53,14 @@ class Problem:
         place, message, hint = plain(self.place), plain(self.message), plain(self.hint)
         text = f"{place}: {message}" if place else message
         return f"{text}\n  hint: {hint}" if hint else text
+
+    def within(self, place: str) -> "Problem":
+        """The same problem of a part of `place`.
+
+        >>> print(Problem("macs", "is missing").within("stage 2"))
+        stage 2: macs: is missing
+        """
+        return dataclasses.replace(self, place=": ".join(filter(None, (place, self.place))))
 
 
 def closest(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
@@ -101,6 +110,16 @@ class BaselineError(EdgekdError):
 
 class RunFailed(EdgekdError):
     exit_code = BROKEN
+
+
+def gathered(work: Callable[[], T], problems: list[Problem], place: str = "") -> T | None:
+    """What `work` returns, or None if it raises a UsageError, whose problems are added to `problems` as those of a part
+    of `place`: the caller reports all problems at once."""
+    try:
+        return work()
+    except UsageError as error:
+        problems += [p.within(place) for p in error.problems]
+        return None
 
 
 @contextlib.contextmanager

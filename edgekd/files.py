@@ -54,6 +54,16 @@ def writing(path: Path | str, hint: str = "") -> Iterator[None]:
         raise UsageError(Problem(str(path), f"can't be written: {error.strerror or error}", hint)) from None
 
 
+def unwritable(folder: Path, hint: str = "") -> list[Problem]:
+    """Why nothing can be written in a folder, which may not exist yet, as far as its permissions tell; [] if it can."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        return [Problem(str(there), "is a file, not a folder", hint)]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [Problem(str(there), f"can't be written: {os.strerror(errno.EACCES)}", hint)]
+    return []
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Writes a JSON file for the user. Raises UsageError where it can't be written."""
     with writing(path):

@@ -342,13 +342,6 @@ def test_what_is_missing_is_told_at_once(given, made, capsys):
     assert "a run's recipe says it" in capsys.readouterr().err
 
 
-def test_a_folder_that_cant_be_written_is_told(given, tmp_path):
-    home = tmp_path / "fixed"
-    home.write_text("a file")
-    with pytest.raises(UsageError, match="can't be written"):
-        fixing._writable(home)
-
-
 def test_what_makes_other_samples_worse_is_not_kept(given, monkeypatch):
     folder, _ = given
     for file in (folder / "fixed").glob("*"):

@@ -12,6 +12,7 @@ import tiny
 from edgekd import data
 from edgekd.errors import UsageError
 from edgekd.run import checks, passed, plan, resolve
+from edgekd.store import fingerprint
 from edgekd.store.store import Store
 
 RECIPE = {
@@ -147,7 +148,14 @@ def test_every_source_file_of_edgekd_counts(tmp_path, monkeypatch):
     assert len({first, second, told()}) == 3
 
 
-def test_names_and_contents_of_files_are_told_apart():
+def test_names_and_contents_of_files_are_told_apart(tmp_path):
     one, two = [("a.py", b"x"), ("b.py", b"y")], [("a.py", b"x"), ("b.py", b"z")]
-    found = {passed._digest(files) for files in (one, two, one[:1], [("a.py", b"xb.py 1\ny")])}
-    assert len(found) == 4
+    found = set()
+    for number, files in enumerate((one, two, one[:1], [("a.py", b"xb.py 1\ny")])):
+        folder = tmp_path / str(number) / "folder"
+        folder.mkdir(parents=True)
+        for name, content in (*files, ("a.pyc", bytes([number]))):
+            (folder / name).write_bytes(content)
+        found.add(fingerprint.files([folder], "*.py"))
+    (folder / "a.pyc").write_bytes(b"another")
+    assert len(found) == 4 and fingerprint.files([folder], "*.py") in found

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from edgekd.cli import run as command
-from edgekd.errors import UsageError
+from edgekd.errors import Problem, RunFailed, UsageError, gathered
+from edgekd.files import unwritable
 from edgekd.models import saved
 
 STAGES = """
@@ -271,3 +272,25 @@ def test_a_folder_where_a_file_of_the_store_was(name, tmp_path):
     (place / name).mkdir()
     assert store.find("k" * 64, {}) is None
     assert (make().folder / "file").read_text() == "x"
+
+
+def test_a_folder_that_cant_be_written_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    assert unwritable(tmp_path) == unwritable(tmp_path / "a" / "b") == []
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "a"):
+        assert list(map(str, unwritable(folder, "copy it"))) == [
+            f"{tmp_path / 'file'}: is a file, not a folder\n  hint: copy it"
+        ]
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # who runs the tests may write everywhere
+    assert [str(p) for p in unwritable(tmp_path / "a")] == [f"{tmp_path}: can't be written: Permission denied"]
+
+
+def test_problems_of_several_checks_are_gathered():
+    def wrong():
+        raise UsageError(Problem("macs", "is missing"), "and more")
+
+    problems = [Problem("", "the first")]
+    assert gathered(lambda: 3, problems) == 3 and gathered(wrong, problems, "stage 2") is None
+    assert list(map(str, problems)) == ["the first", "stage 2: macs: is missing", "stage 2: and more"]
+    with pytest.raises(RunFailed):
+        gathered(lambda: (_ for _ in ()).throw(RunFailed("it broke")), problems)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Required, get_args
 
@@ -18,7 +19,7 @@ from typing_extensions import TypedDict  # pydantic reads no other before Python
 
 from edgekd.decisions import quantities
 from edgekd.decisions.rules import Level, Rule, acceptable, accepted, example_of, parse
-from edgekd.errors import Problem, UsageError, near
+from edgekd.errors import Problem, UsageError, gathered, near
 from edgekd.files import read_toml
 from edgekd.records import Origin
 
@@ -43,10 +44,8 @@ def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems:
     found = []
     for number, text in enumerate(listed):
         where = f"{place}[{number}]" if len(listed) > 1 else place
-        try:
-            found.append(replace(parse(name, text, where, units), accept=accept, level=level))
-        except UsageError as error:
-            problems += error.problems
+        rule = gathered(partial(parse, name, text, where, units), problems)
+        found += [replace(rule, accept=accept, level=level)] if rule is not None else []
     least = max((r.limit for r in found if r.kind == "min"), default=-math.inf)
     most = min((r.limit for r in found if r.kind == "max"), default=math.inf)
     if least > most:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import environment, intervals, probes
-from edgekd.errors import EdgekdError, Problem, UsageError
+from edgekd.errors import EdgekdError, UsageError
 from edgekd.explain import requantize
 from edgekd.explain.fixed import Fixed
 from edgekd.explain.inputs import Subject
 from edgekd.explain.trial import Bench, State, Tried, best, noise_of, saturating
-from edgekd.files import sha256, write_atomic
+from edgekd.files import sha256, unwritable, write_atomic
 from edgekd.inputs import bare
 from edgekd.measure import jobs
 from edgekd.probes import figure, quality, static
@@ -47,7 +47,8 @@ def fix(
     UsageError where the folder can't be written."""
     if not findings:
         return Fixed(subject.id, None, note="no layer loses accuracy that can be shown, so there is nothing to fix")
-    _writable(subject.home)
+    if wrong := unwritable(subject.home, "copy the run to a folder of your own"):
+        raise UsageError(*wrong)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         way = requantize.way(subject, store, progress)
         bench = Bench(subject, Path(folder), trained)
@@ -168,11 +169,3 @@ def _keep(subject: Subject, made: Path, fixed: Fixed) -> None:
     text = json.dumps({"schema": SCHEMA, **dataclasses.asdict(fixed)}, indent=1, default=list) + "\n"
     write_atomic(subject.home / f"{subject.id}.json", text.encode())
     write_atomic(subject.home / f"{subject.id}.onnx", made.read_bytes())
-
-
-def _writable(home: Path) -> None:
-    import os
-
-    place = home if home.exists() else home.parent
-    if not os.access(place, os.W_OK) or (home.exists() and not home.is_dir()):
-        raise UsageError(Problem(str(home), "can't be written", "copy the run to a folder of your own"))

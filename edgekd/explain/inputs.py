@@ -4,15 +4,15 @@ a run's folder or from files of any making."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edgekd import targets
-from edgekd.errors import BaselineError, Problem, UsageError
+from edgekd.errors import BaselineError, Problem, UsageError, gathered
 from edgekd.files import sha256
 from edgekd.inputs import length, named
 from edgekd.measure import jobs, samples
@@ -167,23 +167,16 @@ def _read(
     """(float model, {input: samples}, labels, target). Raises UsageError with every problem."""
     from edgekd.quantization.onnx_graph import normalize
 
-    problems = []
+    problems: list[Problem] = []
     if plain is None:
         problems.append(Problem("--float", "is missing", "the float file that the int8 file was made of"))
     if data is None:
         problems.append(Problem("--data", "is missing", "an .npz with `inputs` and, if there are some, `labels`"))
 
-    def tried(work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except UsageError as error:
-            problems.extend(error.problems)
-            return None
-
-    tried(lambda: static.read(int8))
-    model = tried(lambda: plain and static.read(plain))
-    given = tried(lambda: data and samples.read_arrays(data))
-    device = tried(lambda: targets.load(target))
+    gathered(lambda: static.read(int8), problems)
+    model = gathered(lambda: plain and static.read(plain), problems)
+    given = gathered(lambda: data and samples.read_arrays(data), problems)
+    device = gathered(lambda: targets.load(target), problems)
     problems += normalize.problems(model, str(plain)) if model else []
     if model and given:
         arrays, wrong = inputs_of(model, given[0], str(data))

@@ -4,13 +4,14 @@ it seems, and inputs for it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from edgekd import components
 from edgekd import targets as devices
-from edgekd.errors import UsageError
+from edgekd.errors import Problem, UsageError, gathered
 from edgekd.files import reading, regular
 from edgekd.measure import jobs, samples
 from edgekd.probes import static
@@ -32,12 +33,9 @@ def taking(target: Target | None, path: Path) -> Target | None:
 
 def check(paths: Sequence[Path], target: Target | None) -> None:
     """Raises UsageError with what is wrong with the files, as far as that can be told without running them."""
-    problems = []
+    problems: list[Problem] = []
     for path in paths:
-        try:
-            _read(path, form(target))
-        except UsageError as error:
-            problems += error.problems
+        gathered(partial(_read, path, form(target)), problems)
     if problems:
         raise UsageError(*problems)
 

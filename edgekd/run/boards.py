@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, UsageError, gathered
 from edgekd.hosts import address
 from edgekd.measure.machine import host_of, stands_for
 from edgekd.progress import Silent
@@ -17,7 +18,8 @@ from edgekd.targets import HOST
 
 def check(on: Mapping[str, str], resolved: Resolved) -> None:
     """Raises UsageError where `on` names a target that the recipe does not have, or an address is not valid."""
-    names, problems = [t.name for t in resolved.targets], []
+    names = [t.name for t in resolved.targets]
+    problems: list[Problem] = []
     for target, where in on.items():
         if target not in names:
             problems.append(
@@ -27,10 +29,7 @@ def check(on: Mapping[str, str], resolved: Resolved) -> None:
                     f"its targets: {', '.join(names)}",
                 )
             )
-        try:
-            address.parse(where)
-        except UsageError as error:
-            problems += error.problems
+        gathered(partial(address.parse, where), problems)
     if problems:
         raise UsageError(*problems)
 

@@ -3,7 +3,6 @@ compute."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -42,7 +41,7 @@ def _stages(view: RecipeView) -> list[Problem]:
         stages = [settings.into(swept) for settings in view.target_groups() for swept in view.swept(line)]
         for stage in {repr(s): s for s in stages}.values():
             found = _told(stage, view, example)
-            problems += [dataclasses.replace(p, place=f"{where}: {p.place}".rstrip(": ")) for p in found]
+            problems += [p.within(where) for p in found]
     return problems
 
 
@@ -72,7 +71,7 @@ def _weights_from_files(view: RecipeView) -> list[Problem]:
         except UsageError as error:
             wrong = list(error.problems)
         where = f"{view.recipe.place}: model.{name}: weights"
-        found += [dataclasses.replace(p, place=f"{where}: {p.place}") for p in wrong]
+        found += [p.within(where) for p in wrong]
     return found
 
 
@@ -105,7 +104,7 @@ def _refused(view: RecipeView, notes: dict[str, str]) -> list[Problem]:
     for line, (settings, names) in itertools.product(view.recipe.stages, view.target_groups().items()):
         for swept in view.swept(line):
             found, where = settings.refuses(swept, ", ".join(names)), _place(view, line)
-            problems += [dataclasses.replace(p, place=f"{where}: {p.place}") for p in found]
+            problems += [p.within(where) for p in found]
             for name in names if (note := settings.slower(swept)) else ():
                 notes[name] = "; ".join(dict.fromkeys(filter(None, (notes.get(name), note))))
     return problems

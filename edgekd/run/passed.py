@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,4 @@ def _key(identity: Callable[[], Any]) -> str:
 @functools.cache
 def _edgekd() -> str:
     """sha256 of edgekd's own source files, by name and content."""
-    folder = Path(__file__).parent.parent
-    return _digest((p.relative_to(folder).as_posix(), p.read_bytes()) for p in sorted(folder.rglob("*.py")))
-
-
-def _digest(files: Iterable[tuple[str, bytes]]) -> str:
-    hasher = hashlib.sha256()
-    for name, content in files:
-        hasher.update(f"{name} {len(content)}\n".encode() + content)
-    return hasher.hexdigest()
+    return fingerprint.files([Path(__file__).parent.parent], "*.py")

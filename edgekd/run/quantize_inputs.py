@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd import components, targets
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, UsageError, gathered
+from edgekd.files import unwritable
 from edgekd.inputs import length
 from edgekd.measure.samples import read_arrays
 from edgekd.probes import static
@@ -60,20 +60,13 @@ def checked(
 
     problems: list[Problem] = []
 
-    def tried(work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except UsageError as error:
-            problems.extend(error.problems)
-            return None
-
     path = Path(model)
-    parsed = tried(lambda: static.read(path))
-    arrays, labels = tried(lambda: read_arrays(Path(data))) or (None, None)
-    device = tried(lambda: targets.load(target))
-    tried(lambda: components.find("ranges", ranges))
+    parsed = gathered(lambda: static.read(path), problems)
+    arrays, labels = gathered(lambda: read_arrays(Path(data)), problems) or (None, None)
+    device = gathered(lambda: targets.load(target), problems)
+    gathered(lambda: components.find("ranges", ranges), problems)
     problems += normalize.problems(parsed, str(path)) if parsed is not None else []
-    problems += _unwritable(Path(out), path)
+    problems += _not_an_output(Path(out), path)
     if samples < 1:
         problems.append(Problem("--samples", f"{samples} is not a number of samples", "a number from 1"))
     problems += _wrong_bits(device, weight_bits, full_range)
@@ -109,13 +102,12 @@ def _wrong_bits(device: Target | None, weight_bits: int | None, full_range: bool
     return problems
 
 
-def _unwritable(out: Path, model: Path) -> list[Problem]:
+def _not_an_output(out: Path, model: Path) -> list[Problem]:
+    """Why the int8 file can't be written as `out`."""
     if out.is_dir():
         return [Problem(str(out), "is a folder", "name a file")]
     if not out.parent.is_dir():
         return [Problem(str(out), f"there is no folder {out.parent}", "create it first")]
-    if not os.access(out.parent, os.W_OK):
-        return [Problem(str(out), "can't be written: its folder is read-only")]
     if model.exists() and out.exists() and out.samefile(model):
         return [Problem(str(out), "is the model itself", "give --out another name: the float file is needed again")]
-    return []
+    return unwritable(out.parent, "choose another folder with --out")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from edgekd import components, environment, signatures
-from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits, near
+from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits, gathered, near
 from edgekd.records import Metric, Task
 from edgekd.run import passed
 from edgekd.run import recipe as recipes
@@ -57,9 +57,9 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
     from edgekd.decisions import budget, capacity
 
     problems: list[Problem] = []
-    task = _gather(lambda: find_task(recipe.task, recipe.folder), f"{recipe.place}: task", problems)
+    task = gathered(lambda: find_task(recipe.task, recipe.folder), problems, f"{recipe.place}: task")
     found = [
-        _gather(lambda name=name: targets.load(_beside(name, recipe.folder)), f"{recipe.place}: targets", problems)
+        gathered(partial(targets.load, _beside(name, recipe.folder)), problems, f"{recipe.place}: targets")
         for name in dict.fromkeys(recipe.targets)
     ]
     load = cache(environment.threads()(lambda split: columns.load(task, split)))
@@ -116,14 +116,6 @@ def _select_problems(select: Select, metrics: Mapping[str, str] | None, place: s
 def _beside(name: str, folder: Path) -> str:
     path = folder / name
     return str(path) if name.endswith(".toml") and not Path(name).is_absolute() and path.is_file() else name
-
-
-def _gather(make: Any, where: str, problems: list[Problem]) -> Any:
-    try:
-        return make()
-    except UsageError as error:
-        problems += [Problem(f"{where}: {p.place}" if p.place else where, p.message, p.hint) for p in error.problems]
-        return None
 
 
 def find_task(spec: str | Mapping[str, Any], folder: Path) -> Task:

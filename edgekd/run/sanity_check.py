@@ -20,7 +20,7 @@ import numpy as np
 
 from edgekd import components, results, targets
 from edgekd.errors import THEIRS, EdgekdError, EnvironmentUnfit, Problem, RunFailed, UsageError
-from edgekd.files import write_atomic
+from edgekd.files import unwritable, write_atomic
 from edgekd.hosts import local
 from edgekd.inputs import each
 from edgekd.models import saved
@@ -61,7 +61,7 @@ class Fresh:
 def check(resolved: Resolved, plan: Plan, store: Store, folder: Path, progress: Silent) -> None:
     """Runs the sanity check, unless the store says that it passed. Raises UsageError with every problem, RunFailed
     where the disk has too little free space for the plan."""
-    problems = _unwritable(folder)
+    problems = unwritable(folder, "choose another folder with --out")
     if problems:
         raise UsageError(*problems)
     _room(resolved, plan, store, folder)
@@ -272,16 +272,6 @@ def _front_end(task: Task, path: Path) -> list[Problem]:
     ]
 
 
-def _unwritable(folder: Path) -> list[Problem]:
-    """Why the run's folder can't be written, as far as its permissions tell."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not there.is_dir():
-        return [Problem(str(there), "is a file, not a folder", "choose another folder with --out")]
-    if not os.access(there, os.W_OK | os.X_OK):
-        return [Problem(str(there), "can't be written: Permission denied", "choose another folder with --out")]
-    return []
-
-
 def _room(resolved: Resolved, plan: Plan, store: Store, folder: Path) -> None:
     """Raises RunFailed where the store's disk has too little free space for the teachers' answers, a run's largest
     files."""
@@ -315,7 +305,7 @@ def _tried(where: str, work: Callable[..., Any], *given: Any) -> list[Problem]:
     except (RunFailed, EnvironmentUnfit):
         raise
     except EdgekdError as error:
-        return [dataclasses.replace(p, place=": ".join(x for x in (where, p.place) if x)) for p in error.problems]
+        return [p.within(where) for p in error.problems]
     except THEIRS as error:  # models, metrics and data are the user's code
         reason = (str(error).strip().splitlines() or [""])[0]
         return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import environment, signatures
-from edgekd.errors import Problem, RunFailed, UsageError, exits, plain
+from edgekd.errors import RunFailed, UsageError, exits, plain
 from edgekd.files import write_atomic
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Run
@@ -52,9 +51,7 @@ def run_steps(
                 except UsageError as error:
                     # a problem with a file of weights is a usage error; one that only training shows is a failed run
                     kind = UsageError if step.stage == "load" else RunFailed
-                    raise kind(
-                        *(dataclasses.replace(p, place=f"{step.label}: {p.place}".rstrip(": ")) for p in error.problems)
-                    ) from error
+                    raise kind(*(p.within(step.label) for p in error.problems)) from error
         made[step.key] = artifact
         if "reached" in artifact.facts and not reused:
             progress.say(
@@ -136,9 +133,7 @@ def make(
             on_wait=lambda: log(event="waiting", step=step.label),
         )
     except RunFailed as error:
-        raise RunFailed(
-            *(Problem(f"{step.label}: {p.place}".rstrip(": "), p.message, p.hint) for p in error.problems)
-        ) from error
+        raise RunFailed(*(p.within(step.label) for p in error.problems)) from error
 
 
 def _cpus(path: Path) -> list[str]:

@@ -92,9 +92,9 @@ def data(
     return _sha256([array_digest(named), hashlib.sha256(names.encode()).hexdigest(), *tagged])
 
 
-def files(paths: Iterable[str | Path]) -> str:
-    """sha256 of files and folders, by name and content; where they lie doesn't count. Raises UsageError with all that
-    are missing."""
+def files(paths: Iterable[str | Path], pattern: str = "*") -> str:
+    """sha256 of files and folders, by name and content, of those in folders that match `pattern`; where they lie
+    doesn't count. Raises UsageError with all that are missing."""
     given = [Path(path) for path in paths]
     missing = [
         Problem(str(path), "there is no such file or folder", "assets are files that the task reads")
@@ -103,12 +103,12 @@ def files(paths: Iterable[str | Path]) -> str:
     ]
     if missing:
         raise UsageError(*missing)
-    return _sha256([[path.name, _files(path)] for path in given])
+    return _sha256([[path.name, _files(path, pattern)] for path in given])
 
 
-def _files(path: Path) -> Any:
+def _files(path: Path, pattern: str) -> Any:
     if path.is_dir():
-        return {p.relative_to(path).as_posix(): _files(p) for p in sorted(path.rglob("*")) if p.is_file()}
+        return {p.relative_to(path).as_posix(): _files(p, pattern) for p in sorted(path.rglob(pattern)) if p.is_file()}
     with reading(path, "assets are files that the task reads"):
         return sha256(path)
 
