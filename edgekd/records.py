@@ -260,6 +260,15 @@ class Deployment:
     format: str = "onnx"
     runtime: str = "onnxruntime"
 
+    @property
+    def is_onnx(self) -> bool:
+        return is_onnx(self.format)
+
+
+def is_onnx(format: str | None) -> bool:
+    """Whether files of a format are ONNX files: edgekd reads these itself; what is in others their runtime knows."""
+    return format == Deployment.format
+
 
 @dataclass(frozen=True)
 class Target:

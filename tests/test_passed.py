@@ -122,6 +122,13 @@ def test_what_did_not_pass_is_told_every_time(made, monkeypatch):
             made()
 
 
+def test_what_a_task_depends_on_is_computed_once(made, monkeypatch):
+    calls, of_task = [], passed.of_task
+    monkeypatch.setattr(passed, "of_task", lambda *given: calls.append(1) or of_task(*given))
+    made()
+    assert len(calls) == 1
+
+
 def test_where_the_identity_can_not_be_told_the_check_is_made(tmp_path):
     calls = []
 

@@ -20,7 +20,7 @@ from edgekd.measure.machine import user_error
 from edgekd.metrics import are_classes, top1
 from edgekd.probes import static
 from edgekd.quantization.onnx_graph.samples import inputs_of
-from edgekd.records import Candidate, Deployment, Metric, Result, Target
+from edgekd.records import Candidate, Deployment, Metric, Result, Target, is_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -103,7 +103,7 @@ def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> 
     if parent is None or missing is not None:
         name = missing.id if missing is not None else "its float parent"
         return f"the layers can't be looked at: the file of {name} was not kept in models/\n  hint: {KEEP}"
-    if c.runtime not in (None, Deployment().runtime) or c.form != Deployment().format:
+    if c.runtime not in (None, Deployment().runtime) or not is_onnx(c.form):
         return f"the layers can't be looked at: {c.id} is a file of {c.runtime}, and those of onnxruntime are"
     for x in (c, parent):
         if sha256(folder / x.file) != x.sha256:

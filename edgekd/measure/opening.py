@@ -15,7 +15,7 @@ from edgekd.errors import Problem, UsageError, gathered
 from edgekd.files import reading, regular
 from edgekd.measure import jobs, samples
 from edgekd.probes import static
-from edgekd.records import Deployment, Host, Target
+from edgekd.records import Deployment, Host, Target, is_onnx
 
 
 def form(target: Target | None) -> str:
@@ -42,13 +42,13 @@ def check(paths: Sequence[Path], target: Target | None) -> None:
 
 def random(path: Path, target: Target | None, folder: Path, host: Host) -> dict[str, np.ndarray]:
     """Seeded inputs that fit a file: by what it says itself, or what its runtime says of it."""
-    if target is None or form(target) == Deployment().format:
+    if target is None or is_onnx(form(target)):
         return samples.random(static.read(path))
     return samples.drawn(jobs.signature(path, runtime=target.runtime.name, folder=folder, host=host))
 
 
 def _read(path: Path, name: str) -> None:
-    if name == Deployment().format:
+    if is_onnx(name):
         static.read(path)
         return
     with reading(path), open(regular(path), "rb"):

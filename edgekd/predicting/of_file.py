@@ -13,7 +13,7 @@ from edgekd.predicting import calibration, latency, shipped
 from edgekd.predicting.work import work_of
 from edgekd.probes import static
 from edgekd.probes.times import AT_LEAST
-from edgekd.records import Deployment, Measurement, Target
+from edgekd.records import Measurement, Target
 
 
 def folder() -> Path:
@@ -47,7 +47,7 @@ def predicted(path: Path, target: Target) -> tuple[Measurement, ...]:
     with calibrated or transferred; of a core that nothing was timed on `latency_at_least_ms`, a bound. () where the
     target tells no core and clock, or takes no ONNX files, or the file does nothing that takes time, or a shape stays
     open."""
-    if not devices.runs(target) or devices.deployment(target).format != Deployment().format:
+    if not devices.runs(target) or not devices.deployment(target).is_onnx:
         return ()
     try:
         work = work_of(static.read(path))

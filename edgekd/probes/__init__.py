@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import components
-from edgekd.records import Deployment, Measurement, Metric, Quantity, Split
+from edgekd.records import Deployment, Measurement, Metric, Quantity, Split, is_onnx
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +73,7 @@ class Subject:
     def model(self) -> onnx.ModelProto | None:
         from edgekd.probes import static
 
-        return static.read(self.file) if self.format == Deployment().format else None
+        return static.read(self.file) if is_onnx(self.format) else None
 
 
 def declared() -> Mapping[str, Quantity]:

@@ -56,7 +56,7 @@ def extend(
     with progress.task("find the layers that lose most with int8") as advance:
         for number, (o, shares) in enumerate(wanted, 1):
             parent = next((by_id[p] for p in o.point.parents if p in by_id and not by_id[p].point.reference), None)
-            if o.point.deployment.format != Deployment().format:
+            if not o.point.deployment.is_onnx:
                 progress.say(f"{o.point.id}: layers of {o.point.deployment.format} files are not timed one by one")
                 continue
             if parent is None or plan.steps[o.point.step].part.float_layers:

@@ -49,7 +49,7 @@ def _identity(resolved: Resolved, plan: Plan) -> tuple[Any, ...]:
     lines = [(line.number, line.name) for line in resolved.recipe.stages]
     # models that no stage refers to make no step, and are checked
     models = {name: (signatures.plain(m.stage), _code(m.stage)) for name, m in resolved.recipe.models.items()}
-    return passed.of_task(resolved.task, resolved.data), steps, lines, models, list(resolved.targets)
+    return resolved.identity(), steps, lines, models, list(resolved.targets)
 
 
 def _code(stage: Any) -> Any:

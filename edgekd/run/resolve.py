@@ -21,7 +21,8 @@ from edgekd.store.store import Store
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with its task, data and targets, ready to plan. `data(split)` returns loaded columns, read once."""
+    """A recipe with its task, data and targets, ready to plan. `data(split)` returns loaded columns, read once;
+    `identity()` all that the task's behaviour depends on (`passed.of_task`), computed once."""
 
     recipe: Recipe
     task: Task
@@ -30,6 +31,7 @@ class Resolved:
     threads: int
     select: Select
     gate: Mapping[str, Mapping[str, Any]]
+    identity: Callable[[], tuple[Any, ...]]
 
 
 @exits(UsageError)
@@ -63,10 +65,11 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
         for name in dict.fromkeys(recipe.targets)
     ]
     load = cache(environment.threads()(lambda split: columns.load(task, split)))
+    identity = cache(lambda: passed.of_task(task, load))
     select, gate = recipe.select, {name: dict(lines) for name, lines in recipe.gate.items()}
     if isinstance(task, Task) and task.metrics:
         taken = metric_problems(task)
-        problems += [*taken, *_task_problems(task, recipe, load, store)]
+        problems += [*taken, *_task_problems(task, recipe, load, identity, store)]
         first = task.metrics[0]
         if not select.maximize and first.better == "higher":
             select = select.model_copy(update={"maximize": (first.name,)})
@@ -81,7 +84,8 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
     problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=whole, metrics=metrics)
     problems += _select_problems(select, metrics, f"{recipe.place}: select")
     problems += _unmeasured(gate, metrics, f"{recipe.place}: gate")
-    return Resolved(recipe, task, load, tuple(found), recipe.threads or environment.THREADS, select, gate), problems
+    threads = recipe.threads or environment.THREADS
+    return Resolved(recipe, task, load, tuple(found), threads, select, gate, identity), problems
 
 
 def _unmeasured(gate: Mapping[str, Any], metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
@@ -163,7 +167,9 @@ def metric_problems(task: Task) -> list[Problem]:
     return [Problem(where, f"{name!r} {text}", f"another name, such as my_{name}") for name in names if name in own]
 
 
-def _task_problems(task: Task, recipe: Recipe, load: Callable[[str], Any], store: Store | None = None) -> list[Problem]:
+def _task_problems(
+    task: Task, recipe: Recipe, load: Callable[[str], Any], identity: Callable[[], tuple[Any, ...]], store: Store | None
+) -> list[Problem]:
     from edgekd import data
 
     models = recipe.models.values()
@@ -192,5 +198,5 @@ def _task_problems(task: Task, recipe: Recipe, load: Callable[[str], Any], store
         wrong.extend(data.check(task, load, roles=roles))
         return None if wrong else {}
 
-    passed.kept(store, "task", lambda: (passed.of_task(task, load), roles), check)
+    passed.kept(store, "task", lambda: (identity(), roles), check)
     return files + unknown + wrong

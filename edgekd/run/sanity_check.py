@@ -115,8 +115,7 @@ def _identity(resolved: Resolved, plan: Plan, forms: Mapping[str, tuple]) -> tup
     stages = [*(part for *_, part in forms.values() if part is not None), *exports.values()]
     code = fingerprint.code_and_libraries(*(part for stage in stages for part in components.parts_of(stage)))
     runtimes = [keys.runtime(how.runtime) for how in exports]
-    task = passed.of_task(resolved.task, resolved.data)
-    return task, points, code, runtimes, list(resolved.targets), resolved.select
+    return resolved.identity(), points, code, runtimes, list(resolved.targets), resolved.select
 
 
 def _exported(

@@ -84,7 +84,6 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
     from edgekd.predicting.of_file import folder
     from edgekd.predicting.population import Table
     from edgekd.progress import reporter
-    from edgekd.records import Deployment
 
     wanted = named(name)
     if wanted is not None and not devices.runs(wanted):
@@ -96,7 +95,7 @@ def calibrate(name: str, *, on: str | None = None, quiet: bool = True) -> Calibr
             )
         )
     if wanted is not None:
-        wanted = next((d for d in devices.each(wanted) if devices.deployment(d).format == Deployment().format), None)
+        wanted = next((d for d in devices.each(wanted) if devices.deployment(d).is_onnx), None)
         if wanted is None:
             text = "can't be timed: none of its runtimes takes ONNX files, as the probes are"
             raise UsageError(Problem(f"target {name}", text, "its files are timed: edgekd profile --target"))
