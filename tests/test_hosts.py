@@ -389,4 +389,4 @@ def test_processes_are_held_to_the_cores_of_the_host(tmp_path):
 def test_an_emulator_takes_no_times(tmp_path):
     host = Host("an emulator", local.run, environment.describe(), {"command": ["qemu"]})
     with pytest.raises(EnvironmentUnfit, match="an emulator: is an emulator, whose times are no device's"):
-        jobs.profile({"m": network(tmp_path / "m.onnx")}, X, folder=tmp_path / "p", host=host)
+        jobs.profile({"m": network(tmp_path / "m.onnx")}, X, jobs.Session(folder=tmp_path / "p", host=host))

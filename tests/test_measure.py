@@ -16,7 +16,7 @@ from onnx import numpy_helper as nh
 from edgekd import cli, environment, results, targets
 from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import local
-from edgekd.measure import jobs, noise, samples, schedule
+from edgekd.measure import jobs, noise, samples, session
 from edgekd.probes import times
 from edgekd.records import Target
 from edgekd.report.figures import figure
@@ -25,9 +25,7 @@ from edgekd.runtimes import worker
 from edgekd.verbs import compare, profile
 
 X = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float32)
-TINY = schedule.Effort(
-    processes=6, most=6, warmup_s=0.0, runs=10, steady_s=0.01, memory=2, warmup_cap_s=0.05, cap_s=0.5
-)
+TINY = session.Effort(processes=6, most=6, warmup_s=0.0, runs=10, steady_s=0.01, memory=2, warmup_cap_s=0.05, cap_s=0.5)
 
 
 def network(path, width=16, batch="batch", kind=T.FLOAT, outside=False):
@@ -83,9 +81,11 @@ def profiled(tmp_path_factory):
         found = jobs.profile(
             models,
             X,
-            folder=folder / "p",
-            target=targets.load("host"),
-            progress=lambda done, total, text: seen.append((done, total, text)),
+            jobs.Session(
+                folder=folder / "p",
+                target=targets.load("host"),
+                progress=lambda done, total, text: seen.append((done, total, text)),
+            ),
         )
     return folder / "p", models, found, seen
 
@@ -208,7 +208,7 @@ def test_profile_is_read_again_without_measuring(profiled):
     def run(*_):
         raise AssertionError("measured again")
 
-    assert jobs.profile(models, X, folder=folder, target=targets.load("host"), host=on(run)) == found
+    assert jobs.profile(models, X, jobs.Session(folder=folder, target=targets.load("host"), host=on(run))) == found
 
 
 def test_profile_goes_on_where_it_was_cut_off(profiled, tmp_path):
@@ -218,7 +218,7 @@ def test_profile_goes_on_where_it_was_cut_off(profiled, tmp_path):
     (out / "done.json").unlink()
     lines = (out / "results.jsonl").read_bytes().splitlines(keepends=True)
     (out / "results.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:40])
-    again = jobs.profile(models, X, folder=tmp_path / "p", target=targets.load("host"))
+    again = jobs.profile(models, X, jobs.Session(folder=tmp_path / "p", target=targets.load("host")))
     assert (out / "results.jsonl").read_bytes().splitlines(keepends=True)[:-2] == lines[:-2]
     for name in models:
         assert again[name][4:] == found[name][4:]  # memory was finished before
@@ -231,7 +231,7 @@ def test_progress_names_the_file_at_work(profiled):
 
 
 def test_the_schedule_goes_forth_and_back_with_a_control():
-    entries = schedule.schedule(["s0", "s1", "control"], 4, TINY)
+    entries = session.schedule(["s0", "s1", "control"], 4, TINY)
     timed = [e["subject"] for e in entries if e["pass"] == "time"]
     forth = ["s0", "s1", "control"]
     assert timed == [*forth, *forth[::-1], *forth, *forth[::-1]]
@@ -324,33 +324,44 @@ def test_rounds_are_added_until_the_p50_is_known(tmp_path, monkeypatch):
     monkeypatch.setitem(jobs.EFFORTS, "standard", dataclasses.replace(TINY, most=20))
     path = network(tmp_path / "m.onnx")
     run = fake_host(lambda subject, round: 1.0 + (0.1 if round == 0 else 0))
-    found = jobs.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", host=on(run))
+    found = jobs.profile({"m": path}, X, jobs.Session(preset="standard", folder=tmp_path / "p", host=on(run)))
     assert found["m"][0].n == 10  # with 10 the second smallest to the second largest remain: the odd one is out
     again = fake_host(lambda subject, round: 99.0)
     assert (
-        jobs.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", host=on(again)) == found
+        jobs.profile({"m": path}, X, jobs.Session(preset="standard", folder=tmp_path / "p", host=on(again))) == found
         and again.runs == []
     )
     # cut off while rounds were added: a round without its control
     results = tmp_path / "p" / "job" / "out" / "results.jsonl"
     results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:-1]))
     (results.parent / "done.json").unlink()
-    assert jobs.profile({"m": path}, X, preset="standard", folder=tmp_path / "p", host=on(run)) == found
+    assert jobs.profile({"m": path}, X, jobs.Session(preset="standard", folder=tmp_path / "p", host=on(run))) == found
     endless = fake_host(lambda subject, round: 1.0 + round % 2)
-    assert jobs.profile({"m": path}, X, preset="standard", folder=tmp_path / "q", host=on(endless))["m"][0].n == 20
+    assert (
+        jobs.profile({"m": path}, X, jobs.Session(preset="standard", folder=tmp_path / "q", host=on(endless)))["m"][0].n
+        == 20
+    )
 
 
 def test_compare_gives_the_ratio_of_neighbours(tmp_path):
     """Both drift by a factor of three through the session; b takes 1.5 times as long as a."""
     a, b = network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx", 32)
     run = fake_host(lambda subject, round: (1 + 0.4 * round) * (1.5 if subject == "s1" else 1.0))
-    found = jobs.compare(a, b, X, folder=tmp_path / "c", host=on(run))
+    found = jobs.compare(a, b, X, jobs.Session(folder=tmp_path / "c", host=on(run), preset="standard"))
     assert (
         found.ratio == pytest.approx((1.5, 1.5, 1.5))
         and found.control == pytest.approx((1, 1, 1))
         and found.processes == 6
     )
     assert "p50 varies" in found.note
+
+
+def test_compare_runs_one_job(tmp_path, monkeypatch):
+    calls, run = [], jobs.folders.run
+    monkeypatch.setattr(jobs.folders, "run", lambda *given: calls.append(given[0]) or run(*given))
+    a, b = network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx", 32)
+    jobs.compare(a, b, X, jobs.Session(tmp_path / "c", "quick", host=on(fake_host(lambda subject, round: 1.0))))
+    assert calls == [tmp_path / "c" / "job"]
 
 
 def test_a_control_that_excludes_1_makes_a_comparison_inconclusive(tmp_path, monkeypatch, capsys):
@@ -362,7 +373,7 @@ def test_a_control_that_excludes_1_makes_a_comparison_inconclusive(tmp_path, mon
         ((1.02, 0.99, 1.05), "slower", 0),
         ((0.7, 0.6, 0.9), "inconclusive", 3),
     ):
-        monkeypatch.setattr(jobs, "compare", lambda *a, given=given, **k: jobs.Comparison(ratio, given, (), (), 10))
+        monkeypatch.setattr(jobs, "compare", lambda *a, given=given: jobs.Comparison(ratio, given, (), (), 10))
         assert cli.run(["compare", str(a), str(b), "--quiet", "--json", str(tmp_path / "c.json")]) == code
         out = capsys.readouterr().out
         assert ("B is slower" in out) == (code == 0) and (
@@ -381,7 +392,7 @@ def test_times_of_a_session_whose_control_excludes_1_are_as_wide_as_it_is_off_an
     figures = {
         m.name: m
         for m in jobs.profile(
-            {"m": network(tmp_path / "m.onnx")}, X, preset="quick", folder=tmp_path / "p", host=on(run)
+            {"m": network(tmp_path / "m.onnx")}, X, jobs.Session(preset="quick", folder=tmp_path / "p", host=on(run))
         )["m"]
     }
     p50, wide = figures["latency_p50_ms"], max(off, 1 / off)
@@ -393,7 +404,12 @@ def test_times_of_a_session_whose_control_excludes_1_are_as_wide_as_it_is_off_an
 
 
 def test_compare_says_who_is_faster(tmp_path):
-    found = jobs.compare(network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx", 20000), X, folder=tmp_path / "c")
+    found = jobs.compare(
+        network(tmp_path / "a.onnx"),
+        network(tmp_path / "b.onnx", 20000),
+        X,
+        jobs.Session(folder=tmp_path / "c", preset="standard"),
+    )
     assert found.ratio[1] > 1
 
 

@@ -215,7 +215,9 @@ def times(files: dict[str, Path], folder: Path) -> dict[str, dict]:
     shutil.rmtree(folder, ignore_errors=True)
     shown = lambda done, total, text: print(f"\rtiming {done}/{total} {text:40}", end="", file=sys.stderr)
     measured = jobs.profile(
-        files, cifar10().data("test").inputs[:64], preset="quick", threads=1, folder=folder, progress=shown
+        files,
+        cifar10().data("test").inputs[:64],
+        jobs.Session(preset="quick", threads=1, folder=folder, progress=shown),
     )
     print(file=sys.stderr)
     p50 = {row: [line["p50_ms"] for line in jobs.raw(folder, row)["time"]] for row in files}

@@ -204,7 +204,7 @@ def run(model: str, samples: int, python: str | None, only: list[str], times: bo
             ways[way] = entry
             RESULT.write_text(json.dumps(result, indent=1) + "\n")
             print(way, {k: v for k, v in entry.items() if k != "cpus"}, flush=True)
-        timed = jobs.profile(found, inputs[:64], preset="quick", folder=folder / "times")
+        timed = jobs.profile(found, inputs[:64], jobs.Session(preset="quick", folder=folder / "times"))
         p50 = {w: next(m for m in ms if m.name == "latency_p50_ms") for w, ms in timed.items()}
         for way in found:
             ways[way] |= {

@@ -113,10 +113,7 @@ def _measured(subject: Subject, taken: Tried, way: requantize.Way, bench: Bench,
         subject.int8_file,
         path,
         samples.inputs,
-        preset="quick",
-        threads=subject.threads,
-        folder=bench.place / "time",
-        progress=advance,
+        jobs.Session(preset="quick", threads=subject.threads, folder=bench.place / "time", progress=advance),
     )
     return Fixed(
         id=subject.id,

@@ -26,7 +26,7 @@ from edgekd.hosts import counter, local
 from edgekd.inputs import named
 from edgekd.measure import folders
 from edgekd.measure.folders import Inputs
-from edgekd.measure.jobs import ONNX, made_by
+from edgekd.measure.jobs import ONNXRUNTIME, made_by
 from edgekd.probes import figure
 from edgekd.probes.instructions import INSTRUCTIONS
 from edgekd.records import Measurement
@@ -70,7 +70,7 @@ def count(
     launch: Mapping[str, Any],
     folder: Path,
     *,
-    runtime: str = ONNX,
+    runtime: str = ONNXRUNTIME,
     inferences: int = INFERENCES,
     target: str | None = None,
     timeout: float = 1800,

@@ -5,15 +5,14 @@ All three are jobs: fresh processes in an interleaved schedule, with one subject
 finished stays in the folder: the same call resumes there, and reads what is complete without measuring again. A
 file that its runtime refuses ends in RunFailed.
 
-A figure is labelled with a target where its runtime made it: `profile` and `compare` take the target and its runtime
-together.
+A figure is labelled with a target where its runtime made it: a `Session` has the target and so its runtime.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,14 +26,13 @@ from edgekd.inputs import length, named
 from edgekd.measure import folders
 from edgekd.measure.folders import Inputs, Job, lines
 from edgekd.measure.noise import Interval, agrees, noise, settled
-from edgekd.measure.schedule import CONTROL, EFFORTS, Preset, entry, schedule
-from edgekd.records import Host, Measurement, Runtime, Target
+from edgekd.measure.session import CONTROL, EFFORTS, Session, entry, schedule
+from edgekd.records import Host, Measurement, Runtime
 from edgekd.runtimes import worker
 
-Progress = Callable[[int, int, str], None]
 ROWS = 64  # samples that a timing goes through
 TRIED = 120  # s that one inference of a file that nobody knows may take
-ONNX = Runtime().name  # what opens files from elsewhere
+ONNXRUNTIME = Runtime().name  # opens files from elsewhere
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def score(
     model: Path,
     inputs: Inputs,
     *,
-    runtime: str = ONNX,
+    runtime: str = ONNXRUNTIME,
     threads: int = 1,
     folder: Path,
     host: Host | None = None,
@@ -90,7 +88,7 @@ def score(
 
 
 def tried(
-    models: Mapping[str, Path], inputs: Inputs, *, runtime: str = ONNX, folder: Path, seconds: float = TRIED
+    models: Mapping[str, Path], inputs: Inputs, *, runtime: str = ONNXRUNTIME, folder: Path, seconds: float = TRIED
 ) -> None:
     """Runs files of anybody's making once, in processes of their own, before anything is done with them in this one: a
     file can crash its runtime, or never come to an end. Raises RunFailed with what each did wrong."""
@@ -110,69 +108,24 @@ def signature(
     return {name: (dtype, tuple(shape)) for name, (dtype, shape) in line["signature"].items()}
 
 
-def profile(
-    models: Mapping[str, Path],
-    inputs: Inputs,
-    *,
-    preset: Preset = "quick",
-    threads: int = 1,
-    folder: Path,
-    progress: Progress = lambda done, total, text="": None,
-    target: Target | None = None,
-    host: Host | None = None,
-) -> dict[str, tuple[Measurement, ...]]:
+def profile(models: Mapping[str, Path], inputs: Inputs, session: Session) -> dict[str, tuple[Measurement, ...]]:
     """{id: measurements}: latency, load, first inference and memory of every file in the target's runtime, all in one
     interleaved job at batch 1.
 
     Latencies are medians over processes of each process's own p50 or p90; `n` counts processes. What looks like noise
     is said in `note`. Where the A/A control excludes 1, the intervals are wider by what it is off by, and nothing is
     paired: whoever compares such times sees as much."""
-    host, runtime = _timing(host), target.runtime.name if target else ONNX
-    found, subjects = _timed(models, inputs, preset, threads, folder, progress, host, runtime)
-    machine = environment.environment_id(host.facts)
-    bare = [line["peak_rss_bytes"] for line in lines(found, "s0", "bare")]
-    control = _ratio(found, CONTROL, "s0")
-    off = 1.0 if agrees(control) else max(control[0], 1 / control[0])
-    session = hashlib.sha256(
-        repr([line["p50_ms"] for s in ("s0", CONTROL) for line in lines(found, s, "time")]).encode()
-    ).hexdigest()[:16]
-    name, told = target.name if target else None, made_by(runtime, found.values())
-    measured = {}
-    for id, subject in subjects.items():
-        processes = lines(found, subject, "time")
-        peaks = [line["peak_rss_bytes"] for line in lines(found, subject, "memory")]
-        times = probes.Times(processes, peaks, bare, off, session, noise(processes, control, threads))
-        figures = probes.measure(probes.Subject(times=times))
-        measured[id] = tuple(
-            replace(m, target=name, threads=threads, environment=machine, note="; ".join(filter(None, (m.note, told))))
-            for m in figures
-        )
-    return measured
+    return _measurements(_timed(models, inputs, session))
 
 
-def compare(
-    a: Path,
-    b: Path,
-    inputs: Inputs,
-    *,
-    preset: Preset = "standard",
-    threads: int = 1,
-    folder: Path,
-    progress: Progress = lambda done, total, text="": None,
-    target: Target | None = None,
-    host: Host | None = None,
-) -> Comparison:
+def compare(a: Path, b: Path, inputs: Inputs, session: Session) -> Comparison:
     """Times two files against each other in the target's runtime: processes in the order a b a' | a' b a ..., ratio of
     the p50 of neighbours."""
-    models, host, runtime = {"a": a, "b": b}, _timing(host), target.runtime.name if target else ONNX
-    given = {"preset": preset, "threads": threads, "folder": folder, "progress": progress, "host": host}
-    measured = profile(models, inputs, target=target, **given)
-    found, subjects = _timed(models, inputs, preset, threads, folder, progress, host, runtime)
-    control = _ratio(found, CONTROL, "s0")
-    processes = {name: lines(found, subject, "time") for name, subject in subjects.items()}
-    noisy = [f"{name} {text}" for name, times in processes.items() if (text := noise(times, control, threads))]
-    ratio = _ratio(found, subjects["b"], subjects["a"])
-    return Comparison(ratio, control, measured["a"], measured["b"], len(processes["a"]), "; ".join(noisy))
+    timed = _timed({"a": a, "b": b}, inputs, session)
+    measured = _measurements(timed)
+    noisy = [f"{name} {text}" for name in timed.subjects if (text := timed.noise(name))]
+    ratio = timed.ratio(timed.subjects["b"], timed.subjects["a"])
+    return Comparison(ratio, timed.control, measured["a"], measured["b"], len(timed.times("a")), "; ".join(noisy))
 
 
 def raw(folder: Path, name: str) -> dict[str, Any]:
@@ -197,42 +150,86 @@ def ran(folder: Path, runtime: str) -> str:
 def made_by(runtime: str, found: Iterable[Mapping[str, Any]] = ()) -> str:
     """What the note of a figure says of the runtime that made it, with the version that it said it has; "" for
     onnxruntime, whose version is among the machine's facts."""
-    if runtime == ONNX:
+    if runtime == ONNXRUNTIME:
         return ""
     versions = dict.fromkeys(str(line.get("runtime", {}).get("version", ""))[:40] for line in found)
     return f"in {runtime} {' and '.join(filter(None, versions))}".rstrip()
 
 
-def _timed(
-    models: Mapping[str, Path],
-    inputs: Inputs,
-    preset: Preset,
-    threads: int,
-    folder: Path,
-    progress: Progress,
-    host: Host,
-    runtime: str,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """(lines of all processes, {id: subject}); rounds are added while an effort allows them and a p50 is not known to 1
-    %."""
-    effort, subjects = EFFORTS[preset], {name: f"s{i}" for i, name in enumerate(models)}
+@dataclass(frozen=True)
+class _Timed:
+    """A finished session: `found` {entry: line of its process}, `subjects` {file: subject}, `host` where it ran."""
+
+    session: Session
+    host: Host
+    found: Mapping[str, Any]
+    subjects: Mapping[str, str]
+
+    def times(self, name: str) -> list[dict[str, Any]]:
+        """The lines of the processes that timed a file."""
+        return lines(self.found, self.subjects[name], "time")
+
+    def ratio(self, a: str, b: str) -> Interval:
+        return intervals.ratio(*([line["p50_ms"] for line in lines(self.found, s, "time")] for s in (a, b)))
+
+    @property
+    def control(self) -> Interval:
+        """The first file against itself."""
+        return self.ratio(CONTROL, "s0")
+
+    def noise(self, name: str) -> str:
+        return noise(self.times(name), self.control, self.session.threads)
+
+    @property
+    def digest(self) -> str:
+        """Of the session's times: those of one session are paired."""
+        first = [line["p50_ms"] for s in ("s0", CONTROL) for line in lines(self.found, s, "time")]
+        return hashlib.sha256(repr(first).encode()).hexdigest()[:16]
+
+
+def _measurements(timed: _Timed) -> dict[str, tuple[Measurement, ...]]:
+    """{file: its measurements}"""
+    target, threads = timed.session.target, timed.session.threads
+    bare, control = [line["peak_rss_bytes"] for line in lines(timed.found, "s0", "bare")], timed.control
+    off = 1.0 if agrees(control) else max(control[0], 1 / control[0])
+    machine, name = environment.environment_id(timed.host.facts), target.name if target else None
+    told = made_by(_runtime(timed.session), timed.found.values())
+    measured = {}
+    for id, subject in timed.subjects.items():
+        peaks = [line["peak_rss_bytes"] for line in lines(timed.found, subject, "memory")]
+        times = probes.Times(timed.times(id), peaks, bare, off, timed.digest, timed.noise(id))
+        measured[id] = tuple(
+            replace(m, target=name, threads=threads, environment=machine, note="; ".join(filter(None, (m.note, told))))
+            for m in probes.measure(probes.Subject(times=times))
+        )
+    return measured
+
+
+def _timed(models: Mapping[str, Path], inputs: Inputs, session: Session) -> _Timed:
+    """Runs a session; rounds are added while an effort allows them and a p50 is not known to 1 %."""
+    effort, subjects = EFFORTS[session.preset], {name: f"s{i}" for i, name in enumerate(models)}
     files = {subjects[name]: Path(path) for name, path in models.items()}
     names = {subject: name for name, subject in subjects.items()} | {CONTROL: next(iter(models))}
-    few = {name: some(array) for name, array in named(inputs).items()}
-    job = Job(files | {CONTROL: files["s0"]}, few, (), runtime, {"preset": preset, **effort.steady}, threads)
+    few, host = {name: some(array) for name, array in named(inputs).items()}, _timing(session.host)
+    settings = {"preset": session.preset, **effort.steady}
+    job = Job(files | {CONTROL: files["s0"]}, few, (), _runtime(session), settings, session.threads)
     rounds = effort.processes
     while True:
         entries = schedule(list(job.models), rounds, effort)
 
         def told(done: int, total: int, entries: Sequence[Mapping[str, Any]] = entries) -> None:
-            progress(done, total, names[entries[done - 1]["subject"]])
+            session.progress(done, total, names[entries[done - 1]["subject"]])
 
-        found = folders.run(folder / "job", replace(job, schedule=entries), host, names, told)
+        found = folders.run(session.folder / "job", replace(job, schedule=entries), host, names, told)
         if rounds >= effort.most or all(settled(lines(found, subject, "time")) for subject in subjects.values()):
             break
         rounds = min(rounds + 2, effort.most)
-    worker.write(folder / "subjects.json", json.dumps(subjects, indent=1).encode())
-    return found, subjects
+    worker.write(session.folder / "subjects.json", json.dumps(subjects, indent=1).encode())
+    return _Timed(session, host, found, subjects)
+
+
+def _runtime(session: Session) -> str:
+    return session.target.runtime.name if session.target else ONNXRUNTIME
 
 
 def _timing(host: Host | None) -> Host:
@@ -242,10 +239,6 @@ def _timing(host: Host | None) -> Host:
         hint = "`score` asks a file there for its outputs"
         raise EnvironmentUnfit(Problem(host.name, "is an emulator, whose times are no device's", hint))
     return host
-
-
-def _ratio(found: Mapping[str, Any], a: str, b: str) -> Interval:
-    return intervals.ratio(*([line["p50_ms"] for line in lines(found, s, "time")] for s in (a, b)))
 
 
 def some(array: np.ndarray) -> np.ndarray:

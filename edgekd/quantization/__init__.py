@@ -1,10 +1,10 @@
-"""Int8 as a table: a captured graph with batch norms folded (`torch_graph.capture`), the sites of its values and weights
-(`torch_graph.sites`), a grid of scales that calibration (`torch_graph.calibrate`) or training (`torch_graph.fake`)
-finds, and the proof that a file computes what the fake-quantized model does (`torch_graph.check`).
+"""Int8 as a table: a captured graph with batch norms folded (`torch_graph.capture`), the sites of its values and
+weights (`torch_graph.sites`), a grid of scales that calibration (`torch_graph.calibrate`) or training
+(`torch_graph.fake`) finds, and the proof that a file computes what the fake-quantized model does (`torch_graph.check`).
 
 Before sites are inserted: `torch_graph.equalize`, `smooth`. Once scales are fixed: `torch_graph.adaround`, then
-`correction`. Float ONNX files from elsewhere, without torch: `onnx_graph`. Which layers get other bits or stay in float:
-`diagnosis.sensitivity`, `diagnosis.mixed_precision`."""
+`correction`. Float ONNX files from elsewhere, without torch: `onnx_graph`. Which layers get other bits or stay in
+float: `diagnosis.sensitivity`, `diagnosis.mixed_precision`."""
 
 from __future__ import annotations
 

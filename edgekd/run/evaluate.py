@@ -175,12 +175,9 @@ def times(
         timed = jobs.profile(
             models,
             inputs,
-            preset=PRESET,
-            threads=target.threads,
-            folder=place,
-            progress=advance,
-            target=target,
-            host=host,
+            jobs.Session(
+                preset=PRESET, threads=target.threads, folder=place, progress=advance, target=target, host=host
+            ),
         )
     for id, o in missing.items():
         store.observe(o.artifact.key, name, {"measurements": [dataclasses.asdict(m) for m in timed[id]]})
@@ -210,8 +207,8 @@ def ratio(
     if kept is None or kept["ratio"] is None:
         place = folder / "profile" / f"pair-{target.name}-{a.artifact.key[:12]}-{b.artifact.key[:12]}"
         with progress.task(f"time {a.point.id} against {b.point.id}") as advance:
-            given = {"preset": PRESET, "threads": target.threads, "folder": place, "progress": advance, "host": host}
-            compared = jobs.compare(b.file, a.file, _inputs(resolved), target=device, **given)
+            session = jobs.Session(place, PRESET, target.threads, device, host, advance)
+            compared = jobs.compare(b.file, a.file, _inputs(resolved), session)
         if compared.verdict == "inconclusive":
             shutil.rmtree(place, ignore_errors=True)  # its finished processes would be taken for those of the next time
             return math.nan

@@ -140,7 +140,7 @@ def _times(
     for file, of in zip(files.values(), (parent, o), strict=True):
         onnx.save(mixed_precision.named(onnx.load(of.file), graph), file)
     inputs = named(columns.inputs, resolved.task.inputs[0])
-    timed, found = jobs.profile(files, inputs, threads=threads, folder=place / "job"), []
+    timed, found = jobs.profile(files, inputs, jobs.Session(threads=threads, folder=place / "job")), []
     for name in files:
         raw = jobs.raw(place / "job", name)
         p50 = next(m.value for m in timed[name] if m.name == "latency_p50_ms")

@@ -14,7 +14,7 @@ from edgekd.errors import INCONCLUSIVE, PASSED, plain
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
-    from edgekd.measure import jobs
+    from edgekd.measure import jobs, session
 
 
 @click.command()
@@ -69,7 +69,7 @@ def compare(
     *,
     target: str = "host",
     data: Path | str | None = None,
-    preset: jobs.Preset = "standard",
+    preset: session.Preset = "standard",
     json: Path | str | None = None,
     on: str | None = None,
     quiet: bool = True,
@@ -96,15 +96,10 @@ def compare(
                 inputs = inputs or opening.random(paths[0], wanted, place / "signature", host)
                 if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
                     jobs.tried({str(p): p for p in paths}, inputs, runtime=runtime, folder=place / "tried")
-            settings = {
-                "preset": preset,
-                "threads": device.threads,
-                "folder": place,
-                "target": device,
-                "host": host,
-            }
             with progress.task("time both files") as advance, user_error():
-                compared = jobs.compare(*paths, inputs, progress=advance, **settings)
+                compared = jobs.compare(
+                    *paths, inputs, jobs.Session(place, preset, device.threads, device, host, advance)
+                )
             code = INCONCLUSIVE if compared.verdict == "inconclusive" else PASSED
             told = {side: tuple(noted(getattr(compared, side), wanted, host.facts)) for side in ("a", "b")}
             found = Compared(*(p.name for p in paths), dataclasses.replace(compared, **told), host.facts, code)

@@ -17,7 +17,7 @@ from edgekd.verbs import _options
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.measure import jobs, operators
+    from edgekd.measure import operators, session
     from edgekd.records import Host, Measurement, Target
     from edgekd.verbs._emulated import Emulated
 
@@ -109,7 +109,7 @@ def profile(
     *,
     target: str = "host",
     data: Path | str | None = None,
-    preset: jobs.Preset = "standard",
+    preset: session.Preset = "standard",
     json: Path | str | None = None,
     trace: Path | str | None = None,
     on: str | None = None,
@@ -157,15 +157,10 @@ def profile(
                     jobs.tried({path.name: path}, inputs, runtime=runtime, folder=place / "tried")
             # wrong labels are told before the long part
             scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)
-            settings = {
-                "preset": preset,
-                "threads": device.threads,
-                "folder": place,
-                "target": device,
-                "host": host,
-            }
             with progress.task("time the file") as advance, user_error():
-                timed = jobs.profile({path.name: path}, inputs, progress=advance, **settings)
+                timed = jobs.profile(
+                    {path.name: path}, inputs, jobs.Session(place, preset, device.threads, device, host, advance)
+                )
             recorded = jobs.raw(place, path.name)
             p50 = next(m.value for m in timed[path.name] if m.name == "latency_p50_ms")
             by_operator, kept = (

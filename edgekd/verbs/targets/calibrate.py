@@ -170,11 +170,9 @@ def _times(
             timed = jobs.profile(
                 models,
                 inputs,
-                preset="probe",
-                threads=device.threads,
-                folder=work / str(number),
-                target=device,
-                host=host,
+                jobs.Session(
+                    preset="probe", threads=device.threads, folder=work / str(number), target=device, host=host
+                ),
             )
             for precision, figures in timed.items():
                 p50 = next(m for m in figures if m.name == "latency_p50_ms")

@@ -1,11 +1,15 @@
-"""What a timing session does: how much of it, and in which order. Every entry is a fresh process."""
+"""A timing session: where it runs, how much is measured, and in which order. Every entry is a fresh process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from edgekd.records import Host, Target
+
+Progress = Callable[[int, int, str], None]
 Preset = Literal["probe", "quick", "standard", "certify"]
 CONTROL = "control"  # the first file a second time: what a session tells of a file against itself
 STEADY = ("warmup_runs", "warmup_s", "warmup_cap_s", "runs", "steady_s", "cap_s")
@@ -43,6 +47,20 @@ EFFORTS: Mapping[str, Effort] = {
         processes=20, most=40, warmup_s=0.5, runs=52, steady_s=3.0, memory=6, warmup_cap_s=30.0, cap_s=60.0
     ),
 }
+
+
+@dataclass(frozen=True)
+class Session:
+    """How and where files are timed. `folder`: of its job, where it resumes; `target`: figures are of its runtime and
+    have its name (None: of onnxruntime); `host` None: this machine; `progress(done, total, file)` is called after
+    every process."""
+
+    folder: Path
+    preset: Preset = "quick"
+    threads: int = 1
+    target: Target | None = None
+    host: Host | None = None
+    progress: Progress = lambda done, total, text="": None
 
 
 def schedule(subjects: Sequence[str], rounds: int, effort: Effort) -> list[dict[str, Any]]:
