@@ -55,13 +55,27 @@ def find(folder: str, use: str, among: list[str] | None = None) -> Any:
     if use not in known:
         hint = near(use, known, f"one of {', '.join(known)}, or {kind.own}")
         raise UsageError(Problem("", f"no {kind.one} is named `{use}`", hint))
-    module = importlib.import_module(f"edgekd.{folder}.{use}")
+    module = built_in(f"edgekd.{folder}", use)
     if kind.module:
         return module
     for name in (use, "".join(word.capitalize() for word in use.split("_")), kind.one):
         if hasattr(module, name):
             return getattr(module, name)
-    raise AttributeError(f"edgekd.{folder}.{use} defines neither `{use}`, nor its class, nor `{kind.one}`")
+    text = f"{module.__file__} defines neither `{use}`, nor its class, nor `{kind.one}`"
+    raise UsageError(Problem("", text, f"name the {kind.one} as its file"))
+
+
+def built_in(package: str, name: str) -> Any:
+    """The module of a file or folder in a package of edgekd. Raises UsageError that names the file if it can't be
+    imported."""
+    module = f"{package}.{name}"
+    try:
+        return importlib.import_module(module)
+    except THEIRS as error:
+        spec = importlib.util.find_spec(module)
+        hint = f"install `{error.name}`" if isinstance(error, ModuleNotFoundError) else "correct the file, or move it"
+        text = f"{spec.origin if spec else module} can't be imported: {type(error).__name__}: {error}"
+        raise UsageError(Problem("", text, hint)) from error
 
 
 def look_beside(folder: Path) -> None:

@@ -16,6 +16,7 @@ from test_probes import network
 from edgekd import components, probes, results
 from edgekd.cli import run as command
 from edgekd.decisions import budget
+from edgekd.errors import UsageError
 from edgekd.metrics import top1
 from edgekd.probes import Subject
 from edgekd.records import Deployment, Quantity
@@ -83,8 +84,57 @@ def test_two_probes_of_one_name_are_told(planted, monkeypatch):
     import edgekd.probes.zero_share as other
 
     monkeypatch.setattr(other, "MEASURES", (dataclasses.replace(other.MEASURES[0], name="macs"),))
-    with pytest.raises(ValueError, match=r"zero_share.py: `macs` is measured by another probe too"):
+    with pytest.raises(UsageError, match=r"zero_share.py: measures `macs`, as .*static.py does"):
         probes._declared.__wrapped__(("static", "zero_share"))
+
+
+QUANTITY = "from edgekd.records import Quantity\n"
+DECLARED = QUANTITY + 'MEASURES = (Quantity("x", "%", "x"),)\n'
+
+
+@pytest.mark.parametrize(
+    "folder, text, says",
+    [
+        ("probes", "def (:", "can't be imported: SyntaxError"),
+        ("probes", "import no_such_library", "hint: install `no_such_library`"),
+        ("probes", "raise SystemExit(3)", "can't be imported: SystemExit"),
+        ("probes", "", "MEASURES must be a tuple of"),
+        ("probes", "MEASURES = ()", "MEASURES must be a tuple of"),
+        ("probes", "MEASURES = ('macs',)", "MEASURES must be a tuple of"),
+        ("probes", DECLARED.replace('"x")', '"x", better="up")'), "x: better is 'up'"),
+        ("probes", DECLARED + "measure = 3", "`measure` is not a function"),
+        ("probes", DECLARED.replace('"x"', '"macs"', 1), "`macs`"),
+        ("verbs", "def (:", "can't be imported: SyntaxError"),
+        ("verbs", "", "defines no command"),
+        ("verbs", "command = 3", "defines no command"),
+        ("losses", "def (:", "can't be imported: SyntaxError"),
+        ("stages", "raise ValueError('no')", "can't be imported: ValueError: no"),
+    ],
+)
+def test_a_broken_file_in_a_folder_is_named(folder, text, says, tmp_path, monkeypatch, capsys):
+    package = importlib.import_module(f"edgekd.{folder}")
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    try:
+        assert command(["--help"] if folder == "verbs" else ["list", folder]) == 2
+    finally:
+        sys.modules.pop(f"edgekd.{folder}.broken", None)
+        vars(package).pop("broken", None)
+    err = capsys.readouterr().err
+    assert str(tmp_path / "broken.py") in err and says in err and "internal" not in err
+
+
+def test_a_loss_that_is_not_in_its_file_is_told_where_it_is_named(tmp_path, monkeypatch):
+    from edgekd import losses
+    from edgekd.run import resolve
+
+    (tmp_path / "broken.py").write_text("def other(student, teacher, batch): ...\n")
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    recipe = {"task": "digits", "stage": [{"use": "distill", "losses": [{"use": "broken"}]}]}
+    with pytest.raises(
+        UsageError, match=r"losses\[0\]: .*broken.py defines neither `broken`, nor its class, nor `loss`"
+    ):
+        resolve.resolved(recipe)
 
 
 def test_a_planted_probe_is_profiled_and_listed(planted, file, tmp_path, capsys):

@@ -16,20 +16,23 @@ nothing if a field that it needs is None; static probes need only the file. A pr
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import components
+from edgekd.errors import Problem, UsageError, gathered
 from edgekd.records import Deployment, Measurement, Metric, Quantity, Split, is_onnx
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
+
+
+KNOWN = {"better": (None, "lower", "higher"), "origin": ("counted", "measured", "emulated")}  # {setting: its values}
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,16 @@ class Subject:
 
 
 def declared() -> Mapping[str, Quantity]:
-    """{name: quantity} of all probes, in the order of their columns."""
+    """{name: quantity} of all probes, in the order of their columns. Raises UsageError with every file whose
+    declaration is wrong."""
     return _declared(tuple(components.names("probes")))
 
 
 def measure(subject: Subject) -> tuple[Measurement, ...]:
     """The measurements of all probes of a subject, the task's metrics first. Figures that are not finite are left out.
     Raises UsageError for a file that can't be read, ValueError where outputs, labels and teacher don't fit together."""
-    probes = [importlib.import_module(f"edgekd.probes.{name}") for name in components.names("probes")]
+    declared()  # a probe whose declaration is wrong is told
+    probes = [components.built_in(__name__, name) for name in components.names("probes")]
     probes.sort(key=lambda probe: min(map(_place, probe.MEASURES)))
     found = [m for probe in probes if hasattr(probe, "measure") for m in probe.measure(subject)]
     return tuple(m for m in found if all(map(math.isfinite, (m.value, m.low, m.high))))
@@ -103,12 +108,37 @@ def figure(
 @cache
 def _declared(names: tuple[str, ...]) -> Mapping[str, Quantity]:
     found: dict[str, Quantity] = {}
+    files: dict[str, str] = {}
+    problems: list[Problem] = []
     for name in names:
-        for quantity in importlib.import_module(f"edgekd.probes.{name}").MEASURES:
+        probe = gathered(partial(components.built_in, __name__, name), problems)
+        wrong = _wrong(probe) if probe is not None else []
+        problems += wrong
+        for quantity in probe.MEASURES if probe is not None and not wrong else ():
             if quantity.name in found:
-                raise ValueError(f"edgekd/probes/{name}.py: `{quantity.name}` is measured by another probe too")
-            found[quantity.name] = quantity
+                text = f"measures `{quantity.name}`, as {files[quantity.name]} does"
+                problems.append(Problem(probe.__file__, text, "give it another name"))
+            found[quantity.name], files[quantity.name] = quantity, probe.__file__
+    if problems:
+        raise UsageError(*problems)
     return dict(sorted(found.items(), key=lambda item: _place(item[1])))
+
+
+def _wrong(probe: Any) -> list[Problem]:
+    """What is wrong with the declaration of a probe."""
+    place, measures = probe.__file__, getattr(probe, "MEASURES", None)
+    if not isinstance(measures, tuple) or not measures or not all(isinstance(q, Quantity) for q in measures):
+        text = "MEASURES must be a tuple of `edgekd.records.Quantity`, at least one"
+        return [Problem(place, text, 'MEASURES = (Quantity("zero_share", "%", "weights that are 0"),)')]
+    found = [
+        Problem(place, f"{q.name}: {setting} is {getattr(q, setting)!r}", f"one of {', '.join(map(str, known))}")
+        for q in measures
+        for setting, known in KNOWN.items()
+        if getattr(q, setting) not in known
+    ]
+    if not callable(getattr(probe, "measure", len)):
+        found.append(Problem(place, "`measure` is not a function", "def measure(subject): yield figure(...)"))
+    return found
 
 
 def _place(quantity: Quantity) -> float:

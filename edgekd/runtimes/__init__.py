@@ -59,8 +59,8 @@ def loaded(name):
 
 
 def about(name):
-    """The first paragraph of what a runtime's file says of itself."""
-    return (ast.get_docstring(ast.parse(_text(source(name)))) or "").split("\n\n")[0]
+    """The first paragraph of what a runtime's file says of itself. Raises ValueError as `formats`."""
+    return (ast.get_docstring(_module(source(name))) or "").split("\n\n")[0]
 
 
 def offers(name, function):
@@ -87,8 +87,12 @@ def _said(name, constant):
 
 
 def _parsed(path):
+    return _module(path).body if path else []
+
+
+def _module(path):
     try:
-        return ast.parse(_text(path)).body if path else []
+        return ast.parse(_text(path))
     except (SyntaxError, ValueError) as error:  # (not UTF-8, NUL bytes)
         raise ValueError(f"{path.name} is not Python: {error}") from None
 

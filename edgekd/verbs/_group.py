@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+from edgekd import components
+from edgekd.errors import Problem, UsageError
+
 
 class Folder(click.Group):
     """The verbs of a package: a module NAME_OF_VERB with a `command` is the verb `name-of-verb`, a package in it is a
@@ -24,7 +27,11 @@ class Folder(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
             return None
-        module = import_module(f"{self.package}.{name.replace('-', '_')}")
+        module = components.built_in(self.package, name.replace("-", "_"))
         if hasattr(module, "__path__"):
             return Folder(module.__name__, name=name, help=module.__doc__)
-        return module.command
+        verb = getattr(module, "command", None)
+        if not isinstance(verb, click.Command):
+            hint = "a verb's file has `command`, a function decorated with `click.command()`"
+            raise UsageError(Problem(str(module.__file__), "defines no command", hint))
+        return verb

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekd.errors import PASSED, UsageError
+from edgekd.errors import PASSED, Problem, UsageError
 from edgekd.report.tables import folded
 from edgekd.verbs import _options
 
@@ -147,9 +146,15 @@ def _parts(kind: str) -> str:
         if kind == "stages" and name in stages.PLANNED:
             continue
         if kind == "runtimes":  # whose libraries may not be installed
-            rows.append((name, runtimes.about(name).replace("\n", " "), ""))
+            try:
+                about = runtimes.about(name)
+            except ValueError as error:
+                raise UsageError(
+                    Problem(str(runtimes.source(name)), str(error), "correct the file, or move it")
+                ) from None
+            rows.append((name, about.replace("\n", " "), ""))
             continue
-        module = importlib.import_module("edgekd.metrics" if kind == "metrics" else f"edgekd.{kind}.{name}")
+        module = components.built_in(*(("edgekd", "metrics") if kind == "metrics" else (f"edgekd.{kind}", name)))
         part = getattr(module, name, None) or getattr(module, "".join(w.capitalize() for w in name.split("_")), None)
         text = inspect.getdoc(part if kind == "metrics" else module) or ""
         settings = _settings(part, kind) if callable(part) and kind != "formats" else ""
