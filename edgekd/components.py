@@ -98,6 +98,11 @@ def located(name: str) -> bool:
 def imported(path: str) -> Any:
     """Imports `package.module:name`, or the whole `package.module`. Raises UsageError that names what is missing."""
     module_name, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        hint = (
+            "write `package.module:name`; modules are looked for beside the recipe, in the current folder, and where "
+        )
+        raise UsageError(Problem("", f"`{module_name}` is not a module's name", f"{hint}Python finds them"))
     try:
         target = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

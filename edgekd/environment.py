@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import runtimes
-from edgekd.errors import EnvironmentUnfit, Problem
+from edgekd.errors import EnvironmentUnfit, Problem, UsageError, exits
 from edgekd.runtimes import facts as reading
 
 VOLATILE = ("mhz", "celsius", "throttled", "cores")  # cores: those that this process may use
@@ -106,12 +106,13 @@ def left_out(error: ModuleNotFoundError) -> EnvironmentUnfit | None:
 
 def opened(runtime: str, path: Path, threads: int = 1) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     """A file, opened by a runtime in this process: {input: array} -> {output: array}. Raises EnvironmentUnfit where the
-    runtime is not installed."""
+    runtime is not installed, UsageError where it calls sys.exit()."""
     missing = lacking(runtime)
     if missing:
         raise EnvironmentUnfit(*missing)
     try:
-        infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] = runtimes.loaded(runtime).load(str(path), threads)
+        with exits(UsageError):
+            infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] = runtimes.loaded(runtime).load(str(path), threads)
     except ImportError as error:
         hint = "its file declares what it needs as NEEDS"
         raise EnvironmentUnfit(Problem(f"runtime {runtime}", f"can't be loaded here: {error}", hint)) from None

@@ -129,13 +129,16 @@ def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
     where = f"{place}: {path}" if path else place
     if error["type"] == "extra_forbidden":
         known = list(model.model_fields)
-        return Problem(where, "unknown key", near(str(error["loc"][-1]), known, f"known keys: {', '.join(known)}"))
+        told = f"known keys: {', '.join(known)}" if known else f"`{model.__name__}` takes no settings"
+        return Problem(where, "unknown key", near(str(error["loc"][-1]), known, told))
     if error["type"] == "missing":
         return Problem(where, "is missing")
     message = error["msg"][0].lower() + error["msg"][1:]
-    given = error.get("input")
+    given, hint = error.get("input"), str(error.get("ctx", {}).get("hint", ""))
+    if error["type"] in ("tuple_type", "list_type"):  # TOML's word for an array is a list in Python and in the hints
+        message, hint = "must be a list", f"{error['loc'][-1]} = [...]" if path else ""
     short = isinstance(given, str | int | float | bool | list) and len(repr(given)) < 60
-    return Problem(where, f"{message}, not {given!r}" if short else message)
+    return Problem(where, f"{message}, not {given!r}" if short else message, hint)
 
 
 def plain(value: Any) -> Any:

@@ -203,7 +203,8 @@ def _parse(path: Path) -> Target:
     if several is not None:
         if not 0 < len(several) <= MOST:
             problems.append(Problem(f"{path.name}: runtime", f"has {len(several)} tables", f"write 1 to {MOST}"))
-        raw = {**raw, "others": several[1:]} | ({"runtime": several[0]} if several else {})
+        alone = {k: v for k, v in raw.items() if k != "runtime"}
+        raw = {**alone, "runtime": several[0], "others": several[1:]} if several else alone
     if path.parent != _folder():
         components.look_beside(path.resolve().parent)  # a runtime or a format of one's own
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", path.stem):

@@ -13,7 +13,7 @@ from board import board
 
 from edgekd import environment, results, runtimes, targets
 from edgekd.delivery import bundle
-from edgekd.errors import EnvironmentUnfit, UsageError
+from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import arm, emulator, local
 from edgekd.measure import folders, jobs
 from edgekd.records import Deployment, Runtime, Target
@@ -282,6 +282,39 @@ def test_of_several_the_wrong_one_is_named(tmp_path, text, place, message):
     with pytest.raises(UsageError) as error:
         targets.load(written(tmp_path, text))
     assert (f"mine.toml: {place}", True) in [(p.place, message in p.message) for p in error.value.problems]
+
+
+def test_a_target_without_a_runtime_has_one_problem(tmp_path):
+    with pytest.raises(UsageError) as error:
+        targets.load(written(tmp_path, "runtime = []\n"))
+    assert [p.message for p in error.value.problems] == ["has 0 tables"]
+
+
+@pytest.fixture
+def quits(tmp_path, monkeypatch):
+    """A target whose runtime calls sys.exit() where it opens a file."""
+    (tmp_path / "quits.py").write_text(
+        'import sys\nFORMAT = "onnx"\nNEEDS = ()\n\ndef load(path, threads):\n    sys.exit(3)\n'
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return written(tmp_path, '[runtime]\nname = "quits"\n')
+
+
+def test_a_runtime_that_calls_sys_exit_is_named(network, quits):
+    with pytest.raises(UsageError, match=r"quits.py:6: calls sys.exit\(3\)"):
+        environment.opened("quits", network / "m.onnx")
+    with pytest.raises(UsageError, match=r"does not run in quits: quits.py:6 calls sys.exit\(3\)"):
+        profile(network / "m.onnx", target=quits, data=network / "d.npz", preset="quick")
+
+
+def test_a_format_that_writes_no_file_is_named(tmp_path, monkeypatch):
+    tiny.settle(tmp_path, monkeypatch)
+    (tmp_path / "nothing.py").write_text("SUFFIX = '.nothing'\n\ndef export(*given, **named):\n    return {}\n")
+    (tmp_path / "reader.py").write_text('FORMAT = "nothing"\nNEEDS = ()\n\ndef load(path, threads): pass\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "r.toml").write_text(RECIPE)
+    with pytest.raises(RunFailed, match=r"format nothing: its `export` wrote no model.nothing\n  hint: export\(graph"):
+        compress(tmp_path / "r.toml", targets=[written(tmp_path, '[runtime]\nname = "reader"\n')], out="run")
 
 
 def test_others_is_no_key_of_a_file(tmp_path):

@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from edgekd.components import Use
 from edgekd.errors import UsageError
 from edgekd.run import plan, recipe, resolve
 from edgekd.run.dump import dump
@@ -72,6 +73,9 @@ def test_all_problems_at_once(tmp_path):
     assert len(problems) == len(expected) and all(str(path) in p for p in problems)
 
 
+POST = [{"use": "train"}, {"use": "quantize", "mode": "ptq"}]
+
+
 @pytest.mark.parametrize(
     "change, text",
     [
@@ -85,10 +89,21 @@ def test_all_problems_at_once(tmp_path):
         ({"stage": [{"use": "distill", "epochs": True}]}, "epochs"),
         ({"stage": [{"use": "nowhere.to:find"}]}, "there is no module `nowhere.to`"),
         ({"stage": [{"use": "distill", "losses": [{"use": "math:cosine"}]}]}, "`math` has no `cosine`"),
+        ({"stage": [{"use": "../nowhere:find"}]}, "`../nowhere` is not a module's name"),
+        ({"stage": [{"use": "prune", "criterion": ":find"}]}, "`` is not a module's name"),
+        ({"task": "../nowhere:find"}, "`../nowhere` is not a module's name\n  hint: write `package.module:name`"),
+        ({"stage": [{"use": "prune", "keep": 0.5}]}, 'names of layers, not 0.5\n  hint: keep = ["stem"]'),
+        ({"targets": "host"}, "must be a list, not 'host'\n  hint: targets = [...]"),
+        ({"stage": [{"use": "quantize", "ranges": {"use": "minmax", "share": 1}}]}, "`minmax` takes no settings"),
         ({"sweep": {"seed": [1, "two"]}}, "'two' is not an integer"),
         ({"sweep": {"distill.epochs": []}}, "is empty"),
         ({"sweep": {"seed": list(range(101)), "distill.epochs": list(range(1, 101))}}, "comes to 10100 combinations"),
         ({"sweep": {"distill.epochs": [3, 3]}}, "names a value twice"),
+        ({"stage": POST, "sweep": {"quantize.ranges": ["minmax", {"use": "minmax"}]}}, "names a value twice"),
+        (
+            {"stage": POST, "sweep": {"quantize.ranges": ["percentile", {"use": "percentile", "share": 99.99}]}},
+            "names a value twice",
+        ),
         ({"sweep": {"distil.epochs": [3]}}, "did you mean `distill.epochs`?"),
         ({"seed": 1.5}, "seed"),
         ({"threads": 0}, "threads"),
@@ -122,6 +137,24 @@ def test_settings_reach_their_place():
     assert read.stages[0].stage.losses == (Term("cross_entropy", 1.0, {"smoothing": 0.0}),)
     swept = recipe.parsed(GOOD, sets=["sweep.distill.epochs=[1, 2]"])[0].sweep
     assert [c.value for c in swept.choices["distill", "epochs"]] == [1, 2]
+
+
+@pytest.mark.parametrize("ranges", [{}, {"ranges": "percentile"}, {"ranges": {"use": "percentile", "share": 99.9}}])
+def test_a_setting_of_a_part_reaches_it_however_the_part_is_named(ranges):
+    """Here of the default, `minmax`, which has none."""
+    table = {**GOOD, "stage": [{"use": "train"}, {"use": "quantize", "mode": "ptq", **ranges}]}
+    read, problems = recipe.parsed(table, sets=["quantize.ranges.share=99.5"])
+    if ranges:
+        assert read.stages[1].stage.ranges == Use("ranges", "percentile", {"share": 99.5}) and problems == []
+    else:
+        assert [p.hint for p in problems] == ["`minmax` takes no settings"]
+
+
+def test_a_setting_of_a_task_reaches_it():
+    read, _ = recipe.parsed({**GOOD, "task": "image_folder"}, sets=["task.path=photos"])
+    assert read.task == {"use": "image_folder", "path": "photos"}
+    table = {**GOOD, "stage": [{"use": "train", "epochs": 1}]}
+    assert "`train.epochs` is not a table and has no keys" in told(table, sets=["train.epochs.x=1"])[0]
 
 
 def test_a_sweep_is_the_only_list_of_choices():
@@ -324,7 +357,7 @@ def test_a_swept_mode_gets_the_teacher_that_it_needs():
 @pytest.mark.parametrize(
     "sets, text",
     [
-        (["task.x=1"], "is not a table"),
+        (["task.x=1"], "`digits` takes no settings, but x is given"),
         (["sweep=3"], "sweep"),
         (["distill.lr=inf"], "lr"),
         (["seed=99999999999999999999"], "seed"),

@@ -37,6 +37,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 ATTEMPTS = 2
@@ -461,6 +462,10 @@ def main(arguments):
         _die_with_parent()
         try:
             print(json.dumps(entry(arguments[0], int(arguments[arguments.index("--entry") + 1]))), flush=True)
+        except SystemExit as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            told = f"{os.path.basename(last.filename)}:{last.lineno} calls sys.exit({error.code!r})"
+            print(json.dumps({"error": told[:2000]}), flush=True)
         except Exception as error:  # whatever a runtime raises is this entry's result
             print(json.dumps({"error": f"{type(error).__name__}: {str(error)[:2000]}"}), flush=True)
         return 0

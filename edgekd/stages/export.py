@@ -137,7 +137,11 @@ def _written(form: Any, name: str, model: _Model, path: Path, source: Artifact, 
                 )
             )
         given["blocks"] = model.blocks
-    return form.export(model.graph, model.grid, quantization.example_of(model.columns), path, **given)
+    names = form.export(model.graph, model.grid, quantization.example_of(model.columns), path, **given)
+    if not path.is_file():
+        hint = "export(graph, grid, example, path, ...) writes the file at `path`"
+        raise UsageError(Problem(f"format {name}", f"its `export` wrote no {path.name}", hint))
+    return names
 
 
 def _compared(model: _Model, file: _File, run: Run) -> dict[str, Any]:

@@ -44,6 +44,14 @@ def _share(value: Any) -> Any:
     raise PydanticCustomError("share", 'must be a share above 0 and up to 1, or such a limit: "max 0.7"')
 
 
+def _layers(value: Any) -> Any:
+    """Validates names of layers: a share is what `macs` takes."""
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    hint = 'keep = ["stem"]: these layers are not pruned; the share of the MACs to keep is `macs`'
+    raise PydanticCustomError("layers", "must be a list of names of layers", {"hint": hint})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prune(Training):
     """`macs`: the share of the source's MACs to keep, or "max 0.7" for the nearest share below it that can be reached;
@@ -54,7 +62,7 @@ class Prune(Training):
     macs: Annotated[float | str, BeforeValidator(_share)] = 0.5
     multiple_of: Annotated[int, Ge(1)] = 8
     criterion: Annotated[Use, Part("criteria")] = Use("criteria", "magnitude")
-    keep: tuple[str, ...] = ()
+    keep: Annotated[tuple[str, ...], BeforeValidator(_layers)] = ()
     losses: Annotated[tuple[Term, ...], Losses()] = KD
     cache: bool = True
     reads: ClassVar = ("train",)

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekd.errors import Problem, UsageError, closest, meant, near
 from edgekd.files import content, toml
+from edgekd.run.recipe.stages import parts_named
 
 BUILT_IN = Path(__file__).parents[2] / "tasks" / "digits.toml"
 
@@ -68,14 +69,30 @@ def _set(raw: dict[str, Any], text: str, top: tuple[str, ...], problems: list[Pr
     if not keys:
         problems.append(Problem(place, "names a stage but none of its keys", "STAGE.KEY=VALUE"))
         return
+    if len(keys) > 1:
+        _as_table(where, keys[0])
     for key in keys[:-1]:
         where = where.setdefault(key, {}) if isinstance(where, dict) else None
     if not isinstance(where, dict):
-        problems.append(Problem(place, f"`{'.'.join(path.strip().split('.')[:-1])}` is not a table and has no keys"))
+        above = path.strip().rpartition(".")[0]
+        hint = (
+            f"if it names a part: --set '{above}={{use = \"{where}\", {keys[-1]} = ...}}'"
+            if isinstance(where, str)
+            else ""
+        )
+        problems.append(Problem(place, f"`{above}` is not a table and has no keys", hint))
         return
     where[keys[-1]] = value
     if isinstance(raw.get("sweep"), dict):
         raw["sweep"].pop(path.strip(), None)
+
+
+def _as_table(table: dict[str, Any], key: str) -> None:
+    """A part that a recipe names without settings, or leaves to its default, becomes a table that settings go into."""
+    default = parts_named(str(table["use"])) if "use" in table else {"task": None}
+    name = table.get(key, default.get(key))
+    if key in default and isinstance(name, str):
+        table[key] = {"use": name}
 
 
 def _value(text: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from edgekd import components, stages
 from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.run.recipe.teachers import teachers_of
-from edgekd.signatures import settings_of
+from edgekd.signatures import parameters, plain, readers, settings_of
 
 STAGE_KEYS = ("use", "name", "teacher")  # keys of a [[stage]] besides the stage's settings
 FILLED_IN = ("augment_seed", "sha256", "teachers")  # settings that the plan fills in
@@ -108,6 +108,20 @@ def find(use: str, where: str, problems: list[Problem]) -> Any:
         found += _reads(part, use, where)
     problems += found
     return None if found else part
+
+
+def parts_named(use: str) -> dict[str, Any]:
+    """{setting of a built-in stage that names a part: its default as in a recipe, None without one}; {} for others:
+    before the whole recipe is read it is not known where modules of one's own lie."""
+    part = find(use, "", []) if use in public() else None
+    if part is None:
+        return {}
+    known = parameters(part)
+    return {
+        name: None if known[name].default is inspect.Parameter.empty else plain(known[name].default)
+        for name, reader in readers(part).items()
+        if isinstance(reader, components.Part)
+    }
 
 
 def made(part: type, table: Mapping[str, Any], where: str, problems: list[Problem]) -> tuple[Any, dict[str, Any]]:

@@ -60,22 +60,26 @@ def read(
     by_name, choices = {line.name: line for line in lines}, {}
     for path, values in said.items():
         where = f"{place}: sweep.{path}"
-        problems += _values(values, where)
         stage, _, key = path.partition(".")
+        texts = [repr(value) for value in values]
         if path == "seed":
             wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int)]
             problems += [Problem(where, f"{v!r} is not an integer") for v in wrong]
         elif stage in by_name and key:
-            choices[stage, key] = tuple(_choice(by_name[stage], key, value, where, problems) for value in values)
+            found = tuple(_choice(by_name[stage], key, value, where, problems) for value in values)
+            choices[stage, key] = found
+            texts = [repr(choice.said if choice.value is None else choice.value) for choice in found]
         elif stage not in told or stage in by_name:  # else the stage itself is reported
             hint = meant([f"{name}.{key}" for name in closest(stage, by_name)], 'write "STAGE.KEY"')
             problems.append(Problem(where, f"no stage is named `{stage}`", hint))
+        problems += _values(texts, where)
     return Sweep(tuple(said.get("seed", (seed,))), choices, said)
 
 
-def _values(values: Sequence[Any], where: str) -> list[Problem]:
-    found = [] if values else [Problem(where, "is empty", "give the values to try")]
-    if len({repr(v) for v in values}) < len(values):
+def _values(texts: Sequence[str], where: str) -> list[Problem]:
+    """`texts`: the values, with all settings of the parts that they name."""
+    found = [] if texts else [Problem(where, "is empty", "give the values to try")]
+    if len(set(texts)) < len(texts):
         found.append(Problem(where, "names a value twice"))
     return found
 
