@@ -1,6 +1,7 @@
 """The tree is the architecture: imports point down, part folders don't know each other, light things stay light."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,19 @@ def offences(files: dict[Path, str]) -> list[str]:
     return found
 
 
+def cycle(files: dict[Path, str]) -> list[str]:
+    """A circle of imports among files and folders, wherever in a file they stand; [] if there is none."""
+    graph: dict[str, set[str]] = {}
+    for path, text in files.items():
+        if unit(path) not in ENTRIES:
+            graph.setdefault(unit(path), set()).update(imports(path, text) - ENTRIES)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def sources() -> dict[Path, str]:
     return {p: p.read_text() for p in ROOT.rglob("*.py")}
 
@@ -100,6 +114,22 @@ def test_few_files_lie_directly_in_the_package():
 
 def test_imports_point_down():
     assert offences(sources()) == []
+
+
+def test_imports_make_no_circle():
+    """Also among folders of one layer, where each may import the other."""
+    assert cycle(sources()) == []
+
+
+@pytest.mark.parametrize(
+    "place, line",
+    [("hosts/ssh.py", "import edgekd.measure.jobs"), ("errors.py", "def f():\n    from edgekd import files")],
+)
+def test_a_planted_circle_is_found(place, line):
+    files = sources()
+    assert offences({ROOT / place: line}) == []
+    path = ROOT / place
+    assert {unit(path)} < set(cycle({**files, path: f"{files[path]}\n{line}\n"}))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import tiny  # noqa: F401  (the recipe's task)
 
 import edgekd
+from edgekd import components, probes, runtimes
 from edgekd.run import plan, resolve
 from edgekd.store import parsed
 
@@ -72,6 +73,27 @@ def test_a_change_of_a_built_in_part(name, before, monkeypatch, tmp_path):
     monkeypatch.setattr(parsed, "tree", lambda p: tree(copy if p == path else p))
     after, looked_at = keys(RECIPE), ["teacher", "other", *LINE, "export teacher"]
     assert {label for label in looked_at if after[label] != before[label]} == set(BUILT_IN[name])
+
+
+def test_a_change_of_a_built_in_runtime(before, monkeypatch, tmp_path):
+    """Its file is read as a file: comments count."""
+    source, copy = runtimes.source, tmp_path / "onnxruntime.py"
+    copy.write_text(source("onnxruntime").read_text() + "# a comment\n")
+    monkeypatch.setattr(runtimes, "source", lambda name: copy if name == "onnxruntime" else source(name))
+    after = keys(RECIPE)
+    assert {label for label in ["teacher", "other", *LINE, "export teacher"] if after[label] != before[label]} == set(
+        EXPORTS
+    )
+
+
+@pytest.mark.parametrize("name, kept", [("times", False), ("static", True), ("ece", True)])
+def test_a_change_of_a_probe(name, kept, monkeypatch, tmp_path):
+    """Kept figures of where a file ran are those of the probes that took them; others are computed every time."""
+    probe, before = components.find("probes", name), probes.timed()
+    copy = tmp_path / f"{name}.py"
+    copy.write_text(Path(probe.__file__).read_text() + "\nADDED = 1\n")
+    monkeypatch.setattr(probe, "__file__", str(copy))
+    assert (probes.timed() == before) == kept
 
 
 @pytest.mark.parametrize(
@@ -141,3 +163,29 @@ def test_a_change_of_ones_own_part(kind, file, monkeypatch, tmp_path):
     first = key()
     assert key() == first
     assert key(file) != first
+
+
+READER = 'FORMAT = "planted"\nNEEDS = ()\n\ndef load(path, threads=1): ...\n'
+FORMAT = "import planted_helper as helper\nSUFFIX = '.planted'\n\ndef export(*given, **named): ...\n"
+
+
+@pytest.mark.parametrize("file", ["planted.py", "planted_helper.py", "reader.py"])
+def test_a_change_of_ones_own_format_or_runtime(file, monkeypatch, tmp_path):
+    """It decides the exports, and no other step; so does what a format's module imports."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(components, "look_beside", lambda folder: None)
+    target = tmp_path / "mine.toml"
+    target.write_text('title = "mine"\narchitecture = "x86-64"\n[runtime]\nname = "reader"\n')
+    table = {**RECIPE, "task": "tiny:task", "targets": [str(target)]}
+
+    def made(changed=None):
+        texts = {"planted.py": FORMAT, "planted_helper.py": "NUMBER = 4\n", "reader.py": READER}
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text + ("\nADDED = 1\n" if name == changed else ""))
+            sys.modules.pop(name.removesuffix(".py"), None)
+        return keys(table)
+
+    first, other = made(), made(file)
+    assert made() == first
+    changed = {label for label in first if other[label] != first[label]}
+    assert changed == {label for label in first if label.startswith("export")} != set()

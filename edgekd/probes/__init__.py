@@ -95,6 +95,15 @@ def measure(subject: Subject) -> tuple[Measurement, ...]:
     return tuple(m for m in found if all(map(math.isfinite, (m.value, m.low, m.high))))
 
 
+def timed() -> str:
+    """Identifies the probes whose figures are taken where a file runs, by their files: kept figures are theirs."""
+    from edgekd.store import fingerprint
+
+    each = [components.built_in(__name__, name) for name in components.names("probes")]
+    taken = lambda q: q.origin == "measured" and not q.split
+    return fingerprint.files(p.__file__ for p in each if hasattr(p, "measure") and any(map(taken, p.MEASURES)))[:12]
+
+
 def figure(
     quantity: Quantity, value: float, low: float | None = None, high: float | None = None, n: int = 1, **more: Any
 ) -> Measurement:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import components, environment, results, targets
+from edgekd import components, environment, probes, results, targets
 from edgekd.hosts import local
 from edgekd.inputs import bare, named
 from edgekd.measure import jobs
@@ -157,7 +157,7 @@ def times(
     files that were not measured so before."""
     how = targets.deployment(target)
     inputs, taken, machine = _inputs(resolved), {}, f"{_machine(host)}{identity(how.runtime, host)}"
-    name, missing = f"profile-{PRESET}-{target.threads}-{machine}", {}
+    name, missing = f"profile-{PRESET}-{target.threads}-{machine}-{probes.timed()}", {}
     for o in [o for o in found if target.name in o.point.targets and o.point.deployment == how]:
         kept = store.observed(o.artifact.key, name)
         if kept is None:
