@@ -81,6 +81,7 @@ class Task:
     views     how many augmented views of a sample exist; epoch e shows view e % views. The teacher runs once per view.
     forward   (model, inputs) -> output tensor; default: `model(inputs)`.
     classes   labels are integers in [0, classes); None for other labels.
+    licences  {what: its licence}, of data and weights: for those who read the task; nothing else uses it.
     assets    files that the task opens itself: their bytes are part of the keys of finished work.
     before    the preprocessing of raw inputs, as the bytes of an ONNX file, which bundles include.
     shareable whether golden vectors may hold real samples; else they hold seeded synthetic inputs.

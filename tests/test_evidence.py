@@ -14,7 +14,7 @@ from edgekd.delivery import bundle
 from edgekd.errors import BaselineError
 from edgekd.files import sha256
 from edgekd.records import Check, Measurement
-from edgekd.run import answered
+from edgekd.run import metric_records
 from edgekd.run.evaluate import Observed
 from edgekd.run.plan import Point
 from edgekd.verbs import gate, report
@@ -347,7 +347,7 @@ def test_figures_of_a_board_are_held_to_what_was_answered_there(run, loss):
 def test_a_board_may_answer_in_several_outputs():
     outputs = {split: {"a": np.zeros((5, 2)), "b": np.ones(5)} for split in ("validation", "test")}
     o = Observed(Point("c", "c", 0, (), (), "step", "export", ("pi",)), None, outputs, there={"pi": outputs})
-    (found,) = answered._on_boards([o], "test").values()
+    (found,) = metric_records._on_boards([o], "test").values()
     assert found.rows.tolist() == [0, 1, 2, 3, 4] and found.there is outputs["test"]
 
 

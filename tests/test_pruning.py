@@ -17,8 +17,8 @@ from edgekd.data.columns import load
 from edgekd.errors import UsageError
 from edgekd.models import networks, saved
 from edgekd.pruning import points
+from edgekd.pruning.check import Trials
 from edgekd.pruning.coupling import removals
-from edgekd.pruning.proof import Laboratory
 from edgekd.records import Artifact, Run
 from edgekd.stages.prune import Prune
 from edgekd.stages.train import Train
@@ -431,12 +431,12 @@ def test_macs_follow_from_the_widths_exactly(case):
     what was predicted."""
     _, model, example, _, _ = case
     found, _ = pruning.groups(model, example)
-    laboratory, rng = Laboratory(model, example, found, lambda m, x: m(x)), np.random.default_rng(0)
+    trials, rng = Trials(model, example, found, lambda m, x: m(x)), np.random.default_rng(0)
     for _ in range(4):
         gone = [sorted(rng.permutation(g.units)[: rng.integers(0, g.units)].tolist()) for g in found]
         left = pruning.apply(copy.deepcopy(model), removals(found, gone))
         macs, parameters = pruning.macs_and_parameters(left, example)
-        assert macs == laboratory.cost(np.array([len(g) for g in gone]))
+        assert macs == trials.cost(np.array([len(g) for g in gone]))
         assert parameters == sum(p.numel() for p in left.parameters())
         assert left(drawn(example)).shape == model(drawn(example)).shape
 

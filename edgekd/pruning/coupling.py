@@ -1,6 +1,6 @@
 """Coupled channels of a model: removing one from a layer removes it from every layer that it reaches.
 
-The graph is torch-pruning's (Fang et al. 2023, "DepGraph", arXiv:2301.12900). `proof.py` checks its result.
+The graph is torch-pruning's (Fang et al. 2023, "DepGraph", arXiv:2301.12900). `check.py` checks its result.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _traced(model: nn.Module, example: Any, forward: Forward) -> Any:
         return [t for t in tensors(output) if t.grad_fn is not None]
 
     with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        # unknown operations, bare parameters: proof.py tries them
+        # unknown operations, bare parameters: check.py tries them
         warnings.filterwarnings("ignore", category=UserWarning, module="torch_pruning")
         return tp.DependencyGraph().build_dependency(
             model, example, forward_fn=forward, output_transform=differentiable, verbose=False

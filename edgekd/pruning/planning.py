@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import Problem, UsageError
 from edgekd.pruning import cost, points
+from edgekd.pruning.check import Trials, proved
 from edgekd.pruning.coupling import Forward, Group, Refusal, coupled, removals
 from edgekd.pruning.history import apply
-from edgekd.pruning.proof import Laboratory, proved
 from edgekd.pruning.weights import Channels, weights
 from edgekd.records import plainly
 
@@ -97,16 +97,16 @@ def plan(
         raise UsageError(
             Problem("macs", "no layer of the model can be pruned", "macs = 1 does not prune it"), *map(_told, refused)
         )
-    laboratory = Laboratory(model, example, found, forward)
-    whole = int(laboratory.cost(_none(found)))
+    trials = Trials(model, example, found, forward)
+    whole = int(trials.cost(_none(found)))
     near = points.search(
-        laboratory.cost, [g.width for g in found], [g.unit for g in found], macs * whole, multiple_of, at_most
+        trials.cost, [g.width for g in found], [g.unit for g in found], macs * whole, multiple_of, at_most
     )
     best = near[0]
     made = PruningPlan(macs, whole, best.macs, tuple(found), best.removed, tuple(refused))
     if made.error > TOLERANCE if not at_most else best.macs > macs * whole:
         raise UsageError(_too_far(made, near, multiple_of, at_most), *(_told(r) for r in refused if not r.is_output))
-    objection = laboratory.objection([range(n) for n in best.removed])
+    objection = trials.objection([range(n) for n in best.removed])
     if objection is not None:
         raise UsageError(
             Problem("macs", f"the model can't be pruned to {made.reached:.4g} of its MACs: {objection}"),

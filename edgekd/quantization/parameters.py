@@ -25,7 +25,7 @@ class Limits:
     output: bool = False
 
 
-def scale_and_zero_point(low: float, high: float, steps: int, limits: Limits = Limits()) -> tuple[float, int]:  # noqa: B008  (frozen)
+def scale_and_zero_point(low: float, high: float, steps: int, limits: Limits = Limits()) -> tuple[float, int]:
     """Those of unsigned integers 0 to `steps` over [low, high] widened to hold 0; the scale is a float32."""
     if limits.share:
         return 1 / (steps + 1), 0

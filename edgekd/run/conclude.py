@@ -19,8 +19,8 @@ from edgekd.hosts import local
 from edgekd.records import Artifact, Candidate, Check, Host, Metric, Result, Target, TargetResult
 from edgekd.report import terminal
 from edgekd.run import cross_cpu, deliver
-from edgekd.run.answered import Answered, Records, answered
 from edgekd.run.evaluate import Observed, ratio
+from edgekd.run.metric_records import Answered, Records, answered
 from edgekd.run.outcome import Outcome
 from edgekd.run.plan import Plan
 from edgekd.run.resolve import Resolved
@@ -40,7 +40,7 @@ def conclude(
     text: str,
     store: Store,
     progress: Silent,
-    boards: Mapping[str, Host] = {},  # noqa: B006  (read only)
+    boards: Mapping[str, Host] = {},
 ) -> Outcome:
     """Chooses, runs the chosen int8 files as the targets' other CPUs, gates, and writes the folder. `text`: the recipe
     as resolved; `boards`: hosts of targets whose board is connected."""

@@ -15,8 +15,8 @@ from edgekd.files import write_atomic
 from edgekd.inputs import named
 from edgekd.records import Candidate, Result
 from edgekd.report import markdown, page
-from edgekd.run.answered import Answered, Records, at
 from edgekd.run.evaluate import Observed
+from edgekd.run.metric_records import Answered, Records, at
 from edgekd.run.resolve import Resolved
 
 GOLDEN = 8  # samples in a bundle's golden vectors

@@ -73,7 +73,7 @@ def observe(
     store: Store,
     folder: Path,
     progress: Silent,
-    boards: Mapping[str, Host] = {},  # noqa: B006  (read only)
+    boards: Mapping[str, Host] = {},
 ) -> list[Observed]:
     """Every exported point with its measurements for each of its targets: taken on the target's board for those of
     `boards`, else on this machine."""

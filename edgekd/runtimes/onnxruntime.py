@@ -12,7 +12,7 @@ import numpy as np
 # before it is loaded: it would send events to its maker, keep an identifier on the device, and run a thread of its own
 # beside what is measured
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
 FORMAT = "onnx"
 NEEDS = ("onnxruntime", "numpy")

@@ -78,7 +78,7 @@ def compress(
     targets: Iterable[str] = (),
     out: Path | str | None = None,
     sets: Iterable[str] = (),
-    on: Mapping[str, str] = {},  # noqa: B006  (read only)
+    on: Mapping[str, str] = {},
     time_budget: float | None = None,
     threads: int | None = None,
     fresh: bool = False,

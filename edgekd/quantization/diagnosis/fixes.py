@@ -62,7 +62,7 @@ def fixes(findings: Sequence[Finding], now: Now) -> list[Fix]:
     return [r for r in found if unique[repr(sorted(r.settings.items()))] is r]
 
 
-def in_float(order: Iterable[str], now: Now, settings: Mapping[str, Any] = {}) -> Iterable[Fix]:  # noqa: B006  (read only)
+def in_float(order: Iterable[str], now: Now, settings: Mapping[str, Any] = {}) -> Iterable[Fix]:
     """Fixes that keep 1, 2, 3, ... layers in float, in the given `order`, on top of `settings`."""
     if "float_layers" not in now.keys:
         return

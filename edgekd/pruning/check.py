@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WRONG = 1e-3
 
 
-class Laboratory:
+class Trials:
     """Tries removals on a model with random weights. Holds the model, its output, and the cost of each group."""
 
     def __init__(self, model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward):
@@ -72,13 +72,13 @@ def proved(
     groups at once, then halves."""
     if not groups:
         return [], []
-    laboratory = Laboratory(model, example, groups, forward)
+    trials = Trials(model, example, groups, forward)
     gone: list[Sequence[int]] = [()] * len(groups)
     refused: dict[int, Refusal] = {}
 
     def settle(some: range) -> None:
         trial = [_half(group, i) if i in some else gone[i] for i, group in enumerate(groups)]
-        reason = laboratory.objection(trial)
+        reason = trials.objection(trial)
         if reason is None:
             gone[:] = trial
         elif len(some) == 1:
