@@ -69,6 +69,7 @@ def parsed(
 
 def _form(raw: Mapping[str, Any], place: str, problems: list[Problem]) -> Form:
     """The form of a recipe. Invalid keys are left out, so that all problems are reported at once."""
+    form: Form | None
     form, found = check(Form, raw, place)
     problems += found
     if form is None:

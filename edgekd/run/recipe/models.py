@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from edgekd.errors import Problem
 from edgekd.run.recipe.form import ModelTable, Shows
@@ -50,7 +50,8 @@ def _read(name: str, table: ModelTable, where: str, problems: list[Problem]) -> 
     if len(ways) > 1:
         text = f"has both {' and '.join(f'`{w}`' for w in ways)}"
         problems.append(Problem(where, text, "give one of `train`, `distill` and `weights`"))
-    stage, teacher = None, ()
+    stage: Any = None
+    teacher: tuple[str, ...] = ()
     if table.weights is None and table.distill is not None:
         given = {"model": name, **{k: v for k, v in table.distill.items() if k not in STAGE_KEYS}}
         stage, settings = made(Distill, given, f"{where}.distill", problems)

@@ -44,8 +44,8 @@ def problems(
 
 
 def _strangers(teachers: Iterable[str], known: Sequence[str], where: str) -> list[Problem]:
-    hint = lambda name: near(name, known, f"known here: {', '.join(dict.fromkeys(known))}")
-    return [Problem(where, f"nothing is named `{t}`", hint(t)) for t in teachers if t not in known]
+    told = f"known here: {', '.join(dict.fromkeys(known))}"
+    return [Problem(where, f"nothing is named `{t}`", near(t, known, told)) for t in teachers if t not in known]
 
 
 def _learns_from_itself(name: str, models: Mapping[str, Model]) -> bool:
@@ -73,7 +73,7 @@ def _mixed(
             found.append(Problem(where, f"no stage is named `{name}`", hint))
         elif line is not None and line.use != "quantize":
             found.append(Problem(where, f"`{line.use}` does not quantize to int8", "name a stage that quantizes"))
-        elif line is not None and getattr(line.stage, "float_layers", ()):
+        elif line is not None and getattr(line.stage, "float_layers", None):
             found.append(Problem(where, "the stage has float_layers of its own", "leave out one of the two"))
         if not given:
             found.append(Problem(where, "is empty", "give shares of the time that int8 saves, for example [0.1, 0.3]"))

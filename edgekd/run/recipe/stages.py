@@ -94,7 +94,10 @@ def find(use: str, where: str, problems: list[Problem]) -> Any:
         hint = "a stage is a frozen dataclass of its settings with a `__call__`"
         problems.append(Problem(where, f"`{use}` is not a stage", hint))
         return None
-    found, calls = [], {"__call__": ("stage(source, run, *, teacher=(), data=None)", (None,) * 3, {"teacher": ()})}
+    found: list[Problem] = []
+    calls: dict[str, tuple[str, tuple[None, ...], dict[str, Any]]] = {
+        "__call__": ("stage(source, run, *, teacher=(), data=None)", (None,) * 3, {"teacher": ()})
+    }
     if hasattr(part, "check"):
         calls["check"] = ("check(model, example, forward)", (None,) * 4, {})
     for name, (wanted, given, named) in calls.items():
