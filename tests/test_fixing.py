@@ -287,7 +287,8 @@ def test_a_file_is_fixed_and_the_command_says_the_same(given, capsys):
     digest = hashlib.sha256((folder / "bad.onnx").read_bytes()).hexdigest()
     assert command(["explain", str(folder / "bad.onnx"), *ours, "--fix", "--quiet"]) == 0
     out = capsys.readouterr().out
-    assert f"{culprit}  wrong scale" in out and "0 values differ from the simulation" in out
+    label = culprit.removeprefix("Conv(").removesuffix(")")
+    assert f"\n{label}  " in out and "wrong scale" in out and "0 values differ from the simulation" in out
     assert hashlib.sha256((folder / "bad.onnx").read_bytes()).hexdigest() == digest
     line = next(text for text in out.splitlines() if text.startswith("to make it so from now on: edgekd quantize"))
     assert (

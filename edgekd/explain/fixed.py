@@ -55,6 +55,8 @@ def _text(f: Fixed) -> str:
     if f.file is None and not f.after:
         return "\n".join([*lines, f.note])
     says = "gives back what was lost" if f.recovered else "gives back a part of what was lost"
+    if f.change is not None and f.change[1] <= 0:
+        says = f"the outputs have less noise; {f.before[0].name} does not change significantly"
     lines += [
         "",
         f"{f.file or 'not kept'}: {f.remedy.text}; {says if f.helped else f.note}",
@@ -94,7 +96,8 @@ def _change(f: Fixed, m: Measurement) -> str:
     if f.change is None:
         return ""
     unit, (value, low, high) = "pt" if m.unit == "%" else m.unit, f.change
-    return f"{value:+.2f} {unit} [{low:+.2f}, {high:+.2f}] better, {m.n} samples of {m.split}"
+    told = "better" if low > 0 else "worse" if high < 0 else "not significant"
+    return f"{value:+.2f} {unit} [{low:+.2f}, {high:+.2f}], {told}, {m.n} samples of {m.split}"
 
 
 def _figure(m: Measurement | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +19,7 @@ from edgekd.measure import jobs, samples
 from edgekd.measure.machine import user_error
 from edgekd.metrics import are_classes, top1
 from edgekd.probes import static
-from edgekd.quantization.onnx_graph.samples import inputs_of
+from edgekd.quantization.onnx_graph.samples import fixed_rows, inputs_of
 from edgekd.records import Candidate, Deployment, Metric, Result, Target, is_onnx
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from edgekd.run.resolve import Resolved
 
+# of files that are not in QDQ form; QLinear... too
+OTHER_FORMS = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm", "QAttention", "MatMulIntegerToFloat")
 MOST = 2048  # samples that a fix is chosen by, and judged by where there are no splits
 KEEP = (
     "a run keeps the files of the front, the choice and the references: let [select] name a figure that the float "
@@ -77,7 +79,8 @@ class FromFiles:
 @dataclass(frozen=True)
 class Subject:
     """`float_file` has the operators of `int8_file`; `home` is where fixed files are put. `classes`: labels are class
-    numbers of the only output."""
+    numbers of the only output; `norms`: the network has batch norms. `labels`, of files: {layer of a finding: its names
+    in the table of `quantize`}; `ours`: edgekd made the int8 file."""
 
     id: str
     parent: str
@@ -91,6 +94,9 @@ class Subject:
     saturates: bool
     threads: int
     source: FromRun | FromFiles
+    norms: bool
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ours: bool = True
 
 
 def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> Subject | str:
@@ -128,6 +134,7 @@ def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> 
         saturates=any(targets.saturates(d) for d in devices),
         threads=devices[0].threads if devices else 1,
         source=FromRun(folder, c, tuple(names), resolved),
+        norms=_has_norms(resolved),
     )
 
 
@@ -136,13 +143,15 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
     with every problem."""
     import onnx
 
+    from edgekd.explain import layer_names
     from edgekd.quantization.onnx_graph import normalize
 
     model, arrays, labels, device = _read(int8, plain, data, target)
     with user_error():
         jobs.tried({str(plain): plain, str(int8): int8}, arrays, folder=workspace / "tried")
-    float_file = workspace / "float.onnx"
-    onnx.save(normalize.normalized(model, str(plain)), float_file)
+    float_file, normal, kept = workspace / "float.onnx", normalize.normalized(model, str(plain)), onnx.load(int8)
+    onnx.save(normal, float_file)
+    first = {n: a[: fixed_rows(model) or 1] for n, a in arrays.items()}
     classes = are_classes(labels) and len(model.graph.output) == 1
     classes = classes and len(model.graph.output[0].type.tensor_type.shape.dim) == 2
     return Subject(
@@ -158,6 +167,9 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
         saturates=targets.saturates(device),
         threads=device.threads,
         source=FromFiles(plain, data, device, arrays),
+        norms=any(n.op_type == "BatchNormalization" for n in model.graph.node),
+        labels=layer_names.labels(model, normal, first, kept),
+        ours=kept.producer_name == "edgekd",
     )
 
 
@@ -173,7 +185,8 @@ def _read(
     if data is None:
         problems.append(Problem("--data", "is missing", "an .npz with `inputs` and, if there are some, `labels`"))
 
-    gathered(lambda: static.read(int8), problems)
+    made = gathered(lambda: static.read(int8), problems)
+    problems += _unread(made, int8) if made else []
     model = gathered(lambda: plain and static.read(plain), problems)
     given = gathered(lambda: data and samples.read_arrays(data), problems)
     device = gathered(lambda: targets.load(target), problems)
@@ -184,6 +197,28 @@ def _read(
     if problems:
         raise UsageError(*problems)
     return model, arrays, given[1], device
+
+
+def _has_norms(resolved: Resolved) -> bool:
+    from torch.nn.modules.batchnorm import _NormBase
+
+    from edgekd.models import saved
+
+    model = saved.create(resolved.task, getattr(resolved.recipe.stages[0].stage, "model", "student"), 0)
+    return any(isinstance(m, _NormBase) for m in model.modules())
+
+
+def _unread(model: onnx.ModelProto, path: Path) -> list[Problem]:
+    """Why an int8 file's layers can't be looked at: it must have QuantizeLinear and DequantizeLinear."""
+    kinds = {n.op_type for n in model.graph.node}
+    other = sorted(k for k in kinds if k.startswith("QLinear") or k in OTHER_FORMS)
+    if other:
+        hint = "make the file in QDQ form: `edgekd quantize`, or quant_format=QuantFormat.QDQ of onnxruntime"
+        text = f"holds integer operators ({', '.join(other)}), which explain can't read: it reads QDQ files"
+        return [Problem(str(path), text, hint)]
+    if not kinds & {"QuantizeLinear", "DequantizeLinear"}:
+        return [Problem(str(path), "is a float file: nothing in it is quantized", "give the int8 file")]
+    return []
 
 
 def _half(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekd.errors import plain
+from edgekd.explain import requantize
+from edgekd.explain.inputs import FromFiles
+from edgekd.inputs import length
+from edgekd.quantization.diagnosis.fixes import offered
 from edgekd.quantization.diagnosis.layers import Finding, Looked, look
 from edgekd.quantization.diagnosis.signal_to_noise import SIGNAL
+from edgekd.quantization.qdq.graph import LAYERS
 from edgekd.report.tables import aligned
 
 if TYPE_CHECKING:
@@ -14,17 +21,23 @@ if TYPE_CHECKING:
     from edgekd.progress import Silent
 
 SAMPLES = 512
-NOTHING = "int8 shows no significant loss here, in no layer"
+NOTHING = "no layer shows a significant loss in int8"
 
 
 def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...], Looked]:
-    """(as text, what was found, all that was looked at) of the layers of an int8 file."""
+    """(as text, what was found, all that was looked at) of the layers of an int8 file; of files that a person gave by
+    the names and with the options that `quantize` takes."""
     few = subject.looked.first(SAMPLES)
     labels = few.labels if subject.classes else None
     files = subject.float_file, subject.int8_file
     with progress.task(f"look at the layers of {subject.id}") as advance:
         looked = look(
-            *files, few.inputs, labels, saturates=subject.saturates, progress=lambda done, of: advance(done, of, "")
+            *files,
+            few.inputs,
+            labels,
+            saturates=subject.saturates,
+            norms=subject.norms,
+            progress=lambda done, of: advance(done, of, ""),
         )
     head = f"{plain(subject.id)} beside {plain(subject.parent)}, {len(few)} samples of {few.split}; {SIGNAL}"
     head += "".join(f"\n  {plain(a)}" for a in looked.agreements)
@@ -32,9 +45,21 @@ def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...],
         head += "\nits weights were trained in int8: what follows is of the values' quantization only"
     if not looked.findings:
         return f"{head}\n{NOTHING}", (), looked
-    rows = [("layer", "cause", "given back in float", "evidence", "fix")]
-    rows += [(f.layer, f.cause, _given(f), f.evidence, f.fix) for f in looked.findings]
-    return f"{head}\n{aligned(rows)}", looked.findings, looked
+    files_given = isinstance(subject.source, FromFiles)
+    findings = tuple(_for_quantize(f, subject) for f in looked.findings) if files_given else looked.findings
+    rows = [("layer", "cause", "given back in float", "evidence", "edgekd quantize" if files_given else "fix")]
+    rows += [(f.layer, f.cause, _given(f), f.evidence, f.fix) for f in findings]
+    return f"{head}\n{aligned(rows)}", findings, looked
+
+
+def _for_quantize(finding: Finding, subject: Subject) -> Finding:
+    """A finding as `quantize` names the layer, with the options that could help."""
+    now = requantize.of_file(length(subject.source.arrays), subject.labels, same=subject.ours)
+    ways = [shlex.join(requantize.options(settings)) for settings in offered(finding, now)]
+    kind = finding.layer.partition("(")[0]
+    label = next(iter(subject.labels.get(finding.layer, ())), "") if kind in LAYERS else ""
+    label = label or finding.layer.replace(".raw)", ")")
+    return replace(finding, layer=label, fix=" or ".join(way or "with its defaults" for way in ways))
 
 
 def _given(f: Finding) -> str:

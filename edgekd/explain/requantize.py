@@ -3,6 +3,7 @@ the float file."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def _from_float(subject: Subject, source: FromRun) -> Way:
     columns = source.resolved.data("train")
     arrays = named(columns.inputs, source.resolved.task.inputs[0])
     stage = source.resolved.recipe.stages[-1]
-    now, build = _file(subject.float_file, subject.int8_file, arrays, _served(source))
+    now, build = _file(subject.float_file, _labels(subject, arrays), arrays, _served(source))
     captured = layer_names.captured(source, subject.int8_file)
 
     def lasting(settings: Mapping[str, Any]) -> str:
@@ -123,11 +124,12 @@ def _from_float(subject: Subject, source: FromRun) -> Way:
 
 
 def _from_files(subject: Subject, source: FromFiles) -> Way:
-    now, build = _file(source.model, subject.int8_file, source.arrays, [source.target])
+    now, build = _file(source.model, subject.labels, source.arrays, [source.target])
 
     def lasting(settings: Mapping[str, Any]) -> str:
         words = [
-            "edgekd quantize",
+            "edgekd",
+            "quantize",
             str(source.model),
             "--data",
             str(source.data),
@@ -136,22 +138,27 @@ def _from_files(subject: Subject, source: FromFiles) -> Way:
             "--target",
             source.target.name,
         ]
-        for key, value in sorted({"samples": min(CALIBRATION, now.samples), **settings}.items()):
-            if key == "float_layers":
-                words += [w for name in value for w in ("--float-layer", name)]
-            else:
-                words += [f"--{key.replace('_', '-')}", str(value)]
-        return " ".join(words)
+        words += options({"samples": min(CALIBRATION, now.samples), **settings})
+        return shlex.join(words)
 
     return Way(now, build, lasting)
 
 
-def _file(
-    model: Path, int8_file: Path, arrays: Mapping[str, np.ndarray], targets: Sequence[Target]
-) -> tuple[Now, Callable]:
-    """(what is known of an int8 file of any making, how it is made again from `model` for the targets)."""
+def _labels(subject: Subject, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
+    """Names of a run's layers in its float file."""
     import onnx
 
+    from edgekd.quantization.onnx_graph import normalize, samples
+
+    model = onnx.load(subject.float_file)
+    first = {n: a[: samples.fixed_rows(model) or 1] for n, a in arrays.items()}
+    return layer_names.labels(model, normalize.normalized(model), first, onnx.load(subject.int8_file))
+
+
+def _file(
+    model: Path, labels: Mapping[str, tuple[str, ...]], arrays: Mapping[str, np.ndarray], targets: Sequence[Target]
+) -> tuple[Now, Callable]:
+    """(what is known of an int8 file of any making, how it is made again from `model` for the targets)."""
     from edgekd.probes import static
     from edgekd.quantization.onnx_graph import checks, convert, samples
 
@@ -171,9 +178,24 @@ def _file(
         said = "every integer operator computes what the file says: 0 values differ from the simulation"
         return reason if differ is None else said
 
-    first = {n: a[: samples.fixed_rows(parsed) or 1] for n, a in arrays.items()}
-    layers = layer_names.labels(parsed, first, onnx.load(int8_file))
-    return Now({}, count, FILE, 8, layers, same=False), build
+    return of_file(count, labels), build
+
+
+def of_file(count: int, labels: Mapping[str, tuple[str, ...]], *, same: bool = False) -> Now:
+    """What is known of an int8 file of any making: the samples that there are, the names of its layers, and whether
+    `quantize` made it."""
+    return Now({}, count, FILE, 8, labels, same=same)
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as options of `edgekd quantize`."""
+    words: list[str] = []
+    for key, value in sorted(settings.items()):
+        if key == "float_layers":
+            words += [w for name in value for w in ("--float-layer", name)]
+        else:
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    return words
 
 
 def _bits(source: FromRun) -> int:

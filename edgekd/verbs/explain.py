@@ -113,7 +113,7 @@ def _files(subject: Subject, store: Store | None, progress: Silent) -> Explained
 
     with runnable(f"{subject.id} or {subject.parent}"):
         text, found, looked = layers.found(subject, progress)
-    fixes = () if store is None else (fix.fix(subject, found, looked.order, looked.trained, store, progress),)
+    fixes = () if store is None else (fix.fix(subject, looked.findings, looked.order, looked.trained, store, progress),)
     return _explained({subject.id: found}, [text, *map(str, fixes)], fixes, {})
 
 

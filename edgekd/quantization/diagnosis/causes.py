@@ -73,9 +73,9 @@ class _Quantized:
         return f"the integers cover {covered}, the values {found}"
 
 
-def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
+def of_values(layer: Layer, seen: Seen, *, few: bool = False, norms: bool = True) -> Cause | None:
     """The cause in the quantization parameters of a layer's value; None if they fit. `few`: what is outside is so for
-    want of calibration."""
+    want of calibration; `norms`: the network has batch norms, which may have been folded."""
     made = _Quantized.of(layer.parameters, seen)
     crowded = _crowded(layer.kind, made)
     if (cut := _cut(made, few)) is not None:
@@ -83,7 +83,9 @@ def of_values(layer: Layer, seen: Seen, *, few: bool = False) -> Cause | None:
     if crowded is not None and layer.kind == "Softmax":  # its parameters are given, however narrow the values
         return crowded
     values = seen.after
-    found = _wide(made) or _uneven_place(values, layer.kind) or _uneven_channel(layer, values) or _outlier(values)
+    found = (
+        _wide(made) or _uneven_place(values, layer.kind) or _uneven_channel(layer, values, norms) or _outlier(values)
+    )
     return found or crowded
 
 
@@ -154,7 +156,7 @@ def _uneven_place(values: np.ndarray, kind: str) -> Cause | None:
     return Cause("activation shape", f"{text}: one scale can't serve both", hint)
 
 
-def _uneven_channel(layer: Layer, values: np.ndarray) -> Cause | None:
+def _uneven_channel(layer: Layer, values: np.ndarray, norms: bool) -> Cause | None:
     channels = channel_ranges(values, layer.kind)
     if channels is None:
         return None
@@ -165,7 +167,10 @@ def _uneven_channel(layer: Layer, values: np.ndarray) -> Cause | None:
     text = f"channel {top} reaches {channels[top]:.4g}, the median channel {rest:.4g}, {times}"
     if layer.weights is None or not folded(layer, top):
         return Cause("outlier channel", text, 'before = ["equalize"]')
-    more = "; so are the weights and bias of that channel: a norm with a tiny variance was folded into them"
+    text += "; so are the weights and bias of that channel"
+    if not norms:
+        return Cause("outlier channel", text, 'before = ["equalize"]')
+    more = ": a norm with a tiny variance was folded into them"
     return Cause("folded batch norm", text + more, 'before = ["equalize"]')
 
 

@@ -62,6 +62,14 @@ def fixes(findings: Sequence[Finding], now: Now) -> list[Fix]:
     return [r for r in found if unique[repr(sorted(r.settings.items()))] is r]
 
 
+def offered(finding: Finding, now: Now) -> list[Mapping[str, Any]]:
+    """Settings that could help one layer, as far as they can be given, the likeliest first; at the end, to keep it in
+    float."""
+    found = [r.settings for s in _settings(finding.cause, [finding], now) if (r := _possible(s, finding.cause, now))]
+    names = now.layers.get(finding.layer, ())
+    return [*found, *([{"float_layers": names}] if names and "float_layers" in now.keys else [])]
+
+
 def in_float(order: Iterable[str], now: Now, settings: Mapping[str, Any] = {}) -> Iterable[Fix]:
     """Fixes that keep 1, 2, 3, ... layers in float, in the given `order`, on top of `settings`."""
     if "float_layers" not in now.keys:

@@ -68,12 +68,15 @@ def look(
     labels: np.ndarray | None = None,
     *,
     saturates: bool = False,
+    norms: bool = True,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Looked:
     """Looks at every layer of an int8 file beside the float file.
 
     `feed`: {input: array [n, ...]}, some hundred samples; `labels` [n]: class numbers. `saturates`: asks for AVX2
     without VNNI as well: what is lost there is simulated, as it is not seen on a machine whose products are exact.
+    `norms`: the network has batch norms, in its source or in the float file.
+
     Raises UsageError if the files are not the same network."""
     import onnx
 
@@ -85,7 +88,7 @@ def look(
     seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.parameters is not None}
     few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
     whole = max(sum(sum(s.alone) for s in parts), 1e-30)
-    causes = [_cause(share, seen.get(share.layer.name), few, own) for share in parts]
+    causes = [_cause(share, seen.get(share.layer.name), few, own, norms) for share in parts]
     named = (_finding(share, cause, total, whole) for share, cause in zip(parts, causes, strict=True))
     found = [f for f in named if f is not None]
     if saturates:
@@ -155,7 +158,7 @@ def moved(w: Weights) -> bool:
     return bool((steps[inside] > 0.51).mean() > 0.005 and others.mean() > 0.5)
 
 
-def _cause(share: Share, seen: Seen | None, few: bool, own: bool) -> Cause | None:
+def _cause(share: Share, seen: Seen | None, few: bool, own: bool, norms: bool) -> Cause | None:
     """The cause of the part of a layer that is louder, or of the other where that has none."""
     layer = share.layer
     ways: Iterable[str] = sorted(PARTS, key=lambda part: -share.alone[PARTS.index(part)])
@@ -163,7 +166,7 @@ def _cause(share: Share, seen: Seen | None, few: bool, own: bool) -> Cause | Non
         if part == "weights" and layer.weights is not None and not own:
             found = of_weights(layer)
         elif part == "values" and seen is not None:
-            found = of_values(layer, seen, few=few)
+            found = of_values(layer, seen, few=few, norms=norms)
         else:
             continue
         if found is not None:

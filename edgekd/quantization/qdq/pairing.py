@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -71,7 +71,8 @@ class Pair:
 
 def pair(plain: onnx.ModelProto, quantized: onnx.ModelProto) -> Pair:
     """Finds the layers that both files have. Raises UsageError where they are not the same network."""
-    p, q = graphs.of(plain), graphs.of(quantized)
+    p, q = graphs.of(plain), graphs.of(_inlined(quantized, plain))
+    quantized = q.model
     owned = _owned(q)
     dequantized = {n.input[0]: n.output[0] for n in q.nodes if n.op_type == "DequantizeLinear"}
     layers, quantizers, operands, clips = [], {}, {}, {}
@@ -96,6 +97,25 @@ def pair(plain: onnx.ModelProto, quantized: onnx.ModelProto) -> Pair:
         if nodes and clip is not None and clip.op_type in CLIPS and q.makers[ends[0]].op_type not in CLIPS:
             clips[layer.name] = clip
     return Pair(p, q, tuple(layers), quantizers, operands, clips)
+
+
+def _inlined(model: onnx.ModelProto, like: onnx.ModelProto) -> onnx.ModelProto:
+    """A file without the operators that the other has as their definition (HardSwish as HardSigmoid and Mul), which
+    onnxruntime writes where it has no kernel for them."""
+    import onnx
+    from onnx import inliner
+
+    mine, theirs = ({n.op_type for n in m.graph.node if n.domain in ("", "ai.onnx")} for m in (model, like))
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    extra = {k for k in mine - theirs - {*CLIPS, *QUANTIZERS} if onnx.defs.has(k)}
+    known = sorted(k for k in extra if _defined(onnx.defs.get_schema(k, version, "")))
+    if not known:
+        return model
+    return inliner.inline_selected_functions(model, [("", k) for k in known], False, inline_schema_functions=True)
+
+
+def _defined(schema: Any) -> bool:
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def _operators(plain: Graph, quantized: Graph) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
