@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgekd import environment
 from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, near
 from edgekd.signatures import Kind, readers, settings_of
 
@@ -67,11 +68,13 @@ def find(folder: str, use: str, among: list[str] | None = None) -> Any:
 
 def built_in(package: str, name: str) -> Any:
     """The module of a file or folder in a package of edgekd. Raises UsageError that names the file if it can't be
-    imported."""
+    imported, EnvironmentUnfit where edgekd was installed without a library that it needs."""
     module = f"{package}.{name}"
     try:
         return importlib.import_module(module)
     except THEIRS as error:
+        if isinstance(error, ModuleNotFoundError) and (unfit := environment.left_out(error)) is not None:
+            raise unfit from error
         spec = importlib.util.find_spec(module)
         hint = f"install `{error.name}`" if isinstance(error, ModuleNotFoundError) else "correct the file, or move it"
         text = f"{spec.origin if spec else module} can't be imported: {type(error).__name__}: {error}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekd.errors import PASSED, Problem, UsageError
+from edgekd.errors import PASSED, EnvironmentUnfit, Problem, UsageError
 from edgekd.report.tables import folded
 from edgekd.verbs import _options
 
@@ -49,15 +49,12 @@ def listing(kinds: list[str]) -> str:
 
 def _listed(kind: str, of_many: bool) -> str:
     """The table of a kind; among others, a line where the libraries that its parts need are not installed."""
-    from edgekd import environment
-
     try:
         return OWN[kind]() if kind in OWN else _parts(kind)
-    except ModuleNotFoundError as error:
-        unfit = environment.left_out(error)
-        if unfit is None or not of_many:
+    except EnvironmentUnfit as error:
+        if not of_many:
             raise
-        return f"{kind}: {unfit.problems[0].message}"
+        return f"{kind}: {error.problems[0].message}"
 
 
 def target(name: str) -> str:
