@@ -29,3 +29,8 @@ def positional(values: Any) -> tuple[Any, ...]:
 def length(values: Any) -> int:
     """How many samples there are."""
     return len(positional(values)[0])
+
+
+def sample(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """{input: shape [1, ...] of one of its samples [n, ...]}"""
+    return {name: (1, *array.shape[1:]) for name, array in values.items()}

@@ -3,10 +3,13 @@
 import dataclasses
 import json
 
+import numpy as np
+import onnx
 import pytest
 import test_gate
 import test_probes
 import tiny
+from onnx import helper
 
 from edgekd import targets
 from edgekd.cli import run as command
@@ -129,9 +132,31 @@ def test_profile_counts_and_judges_and_says_what_cannot_be_had(tmp_path, capsys)
     assert "activation_bytes max 8191 B (RAM of less): FAIL" in capsys.readouterr().out
 
 
-def test_profile_of_what_never_runs_takes_no_samples(tmp_path, capsys):
-    assert command(["profile", "m.onnx", "--target", "cortex-m4-stm32l4r5", "--data", "x.npz"]) == 2
+def test_profile_of_what_never_runs_takes_no_trace(tmp_path, capsys):
+    assert command(["profile", "m.onnx", "--target", "cortex-m4-stm32l4r5", "--trace", "x.json"]) == 2
     assert "nothing runs as cortex-m4-stm32l4r5 here" in capsys.readouterr().err
+
+
+def test_what_is_not_known_never_fits_and_samples_tell_it(tmp_path, capsys):
+    """Height and width are open: 3, not 0; with samples of 8 x 8 they are known."""
+    file, data = tmp_path / "m.onnx", tmp_path / "x.npz"
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, "h", "w_"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4, "p", "q"])],
+        [onnx.numpy_helper.from_array(np.zeros((4, 3, 3, 3), np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    np.savez(data, inputs=np.zeros((2, 3, 8, 8), np.float32))
+    arguments = ["profile", str(file), "--target", "cortex-m4-stm32l4r5"]
+    assert command(arguments) == 3
+    said = capsys.readouterr().out
+    assert "macs are not counted" in said and "activation_bytes are not counted: the shape of `y`" in said
+    assert command([*arguments, "--data", str(data)]) == 0
+    said = capsys.readouterr().out
+    assert "3,888" in said and "not counted" not in said  # 4 x 6 x 6 outputs of 27 products
 
 
 # ---------------------------------------------------------------- a run, and its gate

@@ -501,7 +501,7 @@ def test_wrong_files_end_in_an_error_of_use(tmp_path):
     path.write_bytes(good.read_bytes()[:200])
     with pytest.raises(UsageError, match="not an ONNX file"):
         profile.profile(path)
-    with pytest.raises(UsageError, match=r"keeps 1 tensors in other files \(w\)"):
+    with pytest.raises(UsageError, match="leads out of the model's folder"):
         profile.profile(network(path, outside=True))
     with pytest.raises(UsageError) as caught:
         compare.compare(tmp_path / "none.onnx", path)

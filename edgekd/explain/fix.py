@@ -22,6 +22,7 @@ from edgekd.explain.trial import Bench, State, Tried, best, noise_of, saturating
 from edgekd.files import sha256, unwritable, write_atomic
 from edgekd.inputs import bare
 from edgekd.measure import jobs
+from edgekd.onnx_files import external
 from edgekd.probes import figure, quality, static
 from edgekd.probes.signal_to_noise import SIGNAL_TO_NOISE
 from edgekd.quantization.diagnosis.fixes import Fix, fixes, in_float
@@ -146,7 +147,7 @@ def _figures(
     if plain is not None:
         snr, note = -decibel(noise_of(plain, answers)), f"beside {subject.parent}"
         found.append(figure(SIGNAL_TO_NOISE, snr, n=len(samples), split=samples.split, note=note))
-    return (*found, figure(static.FILE_BYTES, file.stat().st_size))
+    return (*found, figure(static.FILE_BYTES, external.size(file)))
 
 
 def _change(

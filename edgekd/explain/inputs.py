@@ -18,6 +18,7 @@ from edgekd.inputs import length, named
 from edgekd.measure import jobs, samples
 from edgekd.measure.machine import user_error
 from edgekd.metrics import are_classes, top1
+from edgekd.onnx_files import external
 from edgekd.probes import static
 from edgekd.quantization.onnx_graph.samples import fixed_rows, inputs_of
 from edgekd.records import Candidate, Deployment, Metric, Result, Target, is_onnx
@@ -150,7 +151,7 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
     with user_error():
         jobs.tried({str(plain): plain, str(int8): int8}, arrays, folder=workspace / "tried")
     float_file, normal, kept = workspace / "float.onnx", normalize.normalized(model, str(plain)), onnx.load(int8)
-    onnx.save(normal, float_file)
+    external.write(normal, float_file)
     first = {n: a[: fixed_rows(model) or 1] for n, a in arrays.items()}
     classes = are_classes(labels) and len(model.graph.output) == 1
     classes = classes and len(model.graph.output[0].type.tensor_type.shape.dim) == 2

@@ -159,6 +159,7 @@ def _file(
     model: Path, labels: Mapping[str, tuple[str, ...]], arrays: Mapping[str, np.ndarray], targets: Sequence[Target]
 ) -> tuple[Now, Callable]:
     """(what is known of an int8 file of any making, how it is made again from `model` for the targets)."""
+    from edgekd.onnx_files import external
     from edgekd.probes import static
     from edgekd.quantization.onnx_graph import checks, convert, samples
 
@@ -173,7 +174,7 @@ def _file(
         made = convert.quantize(
             parsed, taken, scheme=scheme, ranges=settings.get("ranges", "minmax"), place_name=str(model)
         )
-        write_atomic(path, checks.finished(made.model))
+        external.put(checks.finished(made.model, path.name), path.parent)
         differ, reason = checks.simulated(path, checks.affordable(made.float_model, taken))
         said = "every integer operator computes what the file says: 0 values differ from the simulation"
         return reason if differ is None else said

@@ -17,6 +17,7 @@ from edgekd import components, environment, runtimes
 from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
 from edgekd.files import sha256
 from edgekd.inputs import named
+from edgekd.onnx_files import external
 from edgekd.records import Host, Runtime
 from edgekd.runtimes import worker
 
@@ -76,7 +77,13 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
         raise RunFailed(Problem("inputs", "are not plain arrays with a row per sample"))
     models, sources = _models(job), _sources(job.runtime)
     inputs = {name: f"inputs/{i}.npy" for i, name in enumerate(arrays)}
+    rewritten: dict[str, bytes] = {}
     files = {**{file: path for path, file in models.items()}, **sources}
+    for path, file in models.items():
+        data, beside = external.located(path, Path(file).name) if path.suffix == ".onnx" else (b"", {})
+        if beside:  # weights in a second file: named after the model's name in the job
+            rewritten[file] = data
+            files |= {f"models/{name}": other for name, other in beside.items()}
     written: dict[str, Any] = {
         "schema": "edgekd.job/1",
         "runtime": next(name for name in sources if name.startswith("runtimes/")),
@@ -84,7 +91,9 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
         "seconds": job.seconds,
         "environment": job.machine or environment.environment_id(environment.describe()),
         "settings": dict(job.settings),
-        "files": {k: sha256(p) for k, p in files.items()} | {f: _digest(arrays[n]) for n, f in inputs.items()},
+        "files": {k: sha256(p) for k, p in files.items()}
+        | {k: hashlib.sha256(data).hexdigest() for k, data in rewritten.items()}
+        | {f: _digest(arrays[n]) for n, f in inputs.items()},
         "subjects": {subject: {"model": models[path], "inputs": inputs} for subject, path in job.models.items()},
         "schedule": list(job.schedule),
     }
@@ -95,7 +104,10 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
         for part in ("models", "inputs", "runtimes"):
             (folder / part).mkdir(parents=True)
         for name, path in files.items():
-            shutil.copyfile(path, folder / name)
+            if name in rewritten:
+                (folder / name).write_bytes(rewritten[name])
+            else:
+                shutil.copyfile(path, folder / name)
         for name, file in inputs.items():
             np.save(folder / file, arrays[name], allow_pickle=False)
     worker.write(folder / "job.json", json.dumps(written, indent=1).encode())

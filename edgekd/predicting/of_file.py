@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def known_as(target: Target) -> tuple[str, str]:
     return ("bound", "") if fitted is None else (fitted.kind, fitted.note)
 
 
-def predicted(path: Path, target: Target) -> tuple[Measurement, ...]:
+def predicted(
+    path: Path, target: Target, sample: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[Measurement, ...]:
     """The latency of a file on a target that nothing here times: `latency_p50_ms`, origin predicted, its note beginning
     with calibrated or transferred; of a core that nothing was timed on `latency_at_least_ms`, a bound. () where the
     target tells no core and clock, or takes no ONNX files, or the file does nothing that takes time, or a shape stays
@@ -50,7 +53,7 @@ def predicted(path: Path, target: Target) -> tuple[Measurement, ...]:
     if not devices.runs(target) or not devices.deployment(target).is_onnx:
         return ()
     try:
-        work = work_of(static.read(path))
+        work = work_of(static.read(path), sample)
     except static.Open:
         return ()
     found = latency.predict(work, target, rows=known(target)) if work else None

@@ -1,16 +1,17 @@
 """The work of a network by operator: kinds and shapes, from an ONNX file. Independent of time and device.
 
-Shapes are those of one sample. A convolution's multiply-accumulates agree with `probes.static.macs`.
+Shapes are those of one inference. A convolution's multiply-accumulates agree with `probes.static.macs`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.errors import Problem, UsageError
+from edgekd.onnx_files import fused
 
 if TYPE_CHECKING:
     import onnx
@@ -102,13 +103,13 @@ def macs(work: Sequence[Operator]) -> int:
     return sum(operator.macs for operator in work)
 
 
-def work_of(model: onnx.ModelProto) -> tuple[Operator, ...]:
+def work_of(model: onnx.ModelProto, sample: Mapping[str, tuple[int, ...]] | None = None) -> tuple[Operator, ...]:
     """The operators of an ONNX model (from `probes.static.read`), in its order. Raises UsageError where shapes can't be
     found."""
     from edgekd.probes import static
 
-    static.node_macs(model)  # refuses operators whose shapes can't be found
-    shapes = static.value_shapes(model)
+    static.node_macs(model, sample)  # refuses operators whose shapes can't be found
+    shapes = static.value_shapes(model, sample)
     weights, integers = _weights(model), _integers(model)
     made = ((node, _operator(node, shapes, weights)) for node in model.graph.node)
     return tuple(
@@ -141,16 +142,14 @@ def _integers(model: onnx.ModelProto) -> frozenset[str]:
 def _in_integers(node: onnx.NodeProto, weights: frozenset[str], integers: frozenset[str]) -> bool:
     """Whether a runtime computes a node in integers: a layer if both operands represent integers, another operator if
     its activations do."""
-    from edgekd.probes import static
 
     if node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
         return True
-    operands = node.input[:2] if node.op_type in static.COUNTED else [i for i in node.input if i and i not in weights]
+    operands = node.input[:2] if node.op_type in fused.PRODUCTS else [i for i in node.input if i and i not in weights]
     return bool(operands) and all(i in integers for i in operands)
 
 
 def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights: frozenset[str]) -> Operator | None:
-    from edgekd.probes import static
 
     kind = node.op_type
     if kind in FREE | FUSED or node.output[0] in weights:
@@ -159,10 +158,10 @@ def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights:
     if not out or any(0 in shapes.get(name, ()) for name in (node.output[0], *node.input[:1])):
         return None  # nothing comes out, or nothing goes in
     co, height, width = _places(out)
-    if kind in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose"):
+    if kind in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose", "FusedConv"):
         return _convolution(node, shapes)
-    if kind in static.COUNTED:
-        right = node.input[3 if kind == "QLinearMatMul" else 1]
+    if kind in fused.PRODUCTS:
+        right = node.input[fused.PRODUCTS[kind][1]]
         terms = shapes[node.input[0]][-1]
         if kind == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute):
             terms = shapes[node.input[0]][0]
@@ -198,13 +197,14 @@ def _convolution(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> Op
 
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(channels, rows, columns) of what a convolution reads or writes, along however many axes."""
-    return shape[1], shape[2], math.prod(shape[3:])
+    return shape[1], shape[0] * shape[2], math.prod(shape[3:])
 
 
 def _places(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(channels, rows, columns) of a value at batch 1; sequences [1, tokens, channels] have tokens as rows."""
+    """(channels, rows, columns) of a value; sequences [n, tokens, channels] have tokens as rows. The rows of a batch
+    follow each other."""
     if len(shape) >= 4:
-        return shape[1], shape[2], math.prod(shape[3:])
+        return shape[1], shape[0] * shape[2], math.prod(shape[3:])
     if len(shape) == 3:
-        return shape[2], shape[1], 1
+        return shape[2], shape[0] * shape[1], 1
     return math.prod(shape), 1, 1

@@ -56,6 +56,7 @@ class Subject:
 
     file      the exported file; `format`: of it; `model`: the same, parsed, where it is an ONNX file
     facts     the facts of its export (`Artifact.facts`)
+    sample    {input: shape of one sample, with an axis of 1 in front}, for dimensions that the file leaves open
     outputs   its outputs for the samples of `split`: array [n, ...] or {name: array [n, ...]}
     labels    [n, ...]; metrics: the task's
     teacher   the teacher's outputs for the same samples, in the same form
@@ -65,6 +66,7 @@ class Subject:
     file: Path | None = None
     format: str = Deployment().format
     facts: Mapping[str, Any] = field(default_factory=dict)
+    sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: Any = None
     labels: np.ndarray | None = None
     metrics: Sequence[Metric] = ()

@@ -25,6 +25,7 @@ import numpy as np
 
 from edgekd.errors import Problem
 from edgekd.probes import Subject, figure, static
+from edgekd.probes._macs import HINT, counts, known
 from edgekd.records import Measurement, Quantity
 
 if TYPE_CHECKING:
@@ -58,19 +59,23 @@ class Buffer:
 
 def measure(subject: Subject) -> Iterator[Measurement]:
     """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats.
-    Nothing where a shape stays open."""
+    Nothing where a shape stays open: the note of file_bytes says so."""
     if subject.file is None or subject.model is None:
         return
     try:
-        found = buffers(subject.model)
+        found = buffers(subject.model, subject.sample)
+        batch = counts(subject.model, subject.sample)
     except static.Open:
         return
-    yield figure(MEASURES[0], arena(found, plan(found)), note=f"live set {live(found)} B")
+    size = arena(found, plan(found))
+    yield figure(MEASURES[0], size, note="; ".join(filter(None, (f"live set {live(found)} B", batch.batch(size)))))
 
 
-def buffers(model: onnx.ModelProto) -> list[Buffer]:
-    """The buffers of a graph at batch 1. Raises UsageError where a value's shape can't be found."""
-    graph, shapes, types = model.graph, static.value_shapes(model), _types(model)
+def buffers(model: onnx.ModelProto, sample: Mapping[str, static.Shape] | None = None) -> list[Buffer]:
+    """The buffers of a graph at batch 1, or at the batch that it fixes. Raises UsageError where a value's shape can't
+    be found."""
+    graph, values = model.graph, known(model, sample)
+    shapes, types = values.shapes, {n: k.tensor_type.elem_type for n, k in values.types.items()}
     fixed, nodes = set(static.constants(model)), []
     for node in graph.node:
         if node.op_type == "Constant" or (node.input and all(name in fixed for name in node.input if name)):
@@ -93,15 +98,8 @@ def buffers(model: onnx.ModelProto) -> list[Buffer]:
         groups[merged.get(name, name)].append(name)
     found = []
     for name, members in groups.items():
-        unknown = [m for m in members if m not in shapes]
-        if unknown:
-            raise static.Open(
-                Problem(
-                    unknown[0],
-                    "the shape of this value can't be found",
-                    "fix the dimensions other than the batch when exporting",
-                )
-            )
+        if unknown := [m for m in members if m not in shapes]:
+            raise static.Open(Problem(unknown[0], "the shape of this value can't be found", HINT))
         # a group is as wide as its narrowest type: the wider ones are what an integer operator never writes out
         width = min((kind.itemsize for m in members if (kind := static.dtype(types.get(m, 0))) is not None), default=4)
         size = max(math.prod(shapes[m]) for m in members) * width
@@ -142,18 +140,6 @@ def live(found: Sequence[Buffer]) -> int:
 
 def _up(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model)
-    values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
-    return {
-        v.name: v.type.tensor_type.elem_type
-        for v in values
-        if v.type.HasField("tensor_type") and v.type.tensor_type.elem_type
-    }
 
 
 def _merge(nodes: Sequence[onnx.NodeProto], fixed: set[str], inputs: set[str], outputs: set[str]) -> dict[str, str]:

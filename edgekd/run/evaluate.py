@@ -17,6 +17,7 @@ import numpy as np
 from edgekd import components, environment, probes, results, targets
 from edgekd.hosts import local
 from edgekd.inputs import bare, named
+from edgekd.inputs import sample as sample_of
 from edgekd.measure import jobs
 from edgekd.measure.folders import identity
 from edgekd.measure.machine import noted
@@ -263,14 +264,15 @@ def described(
     """All measurements of a file: counted ones once, measured ones for each target whose host has its features."""
     how = o.point.deployment
     wanted = [d for t in resolved.targets if t.name in o.point.targets and (d := targets.deployed(t, how))]
-    found = [*measure(Subject(file=o.file, format=how.format, facts=o.artifact.facts))]
+    sample = sample_of(_inputs(resolved))
+    found = [*measure(Subject(file=o.file, format=how.format, facts=o.artifact.facts, sample=sample))]
     absent = [t for t in wanted if t.name not in hosts or targets.matches(t, hosts[t.name].facts)]
     if any(map(targets.runs, absent)):
         found += _of_the_file(o, teacher, resolved, environment.environment_id(environment.describe()))
     for target in wanted:
         if target in absent:
             found += (
-                of_file.predicted(o.file, target)
+                of_file.predicted(o.file, target, sample)
                 if targets.runs(target)
                 else _by_reference(o, teacher, target, resolved)
             )
@@ -285,5 +287,5 @@ def described(
         if targets.times(target, facts):
             found += noted((dataclasses.replace(m, target=target.name) for m in timed[target.name]), target, facts)
         else:
-            found += of_file.predicted(o.file, target)
+            found += of_file.predicted(o.file, target, sample)
     return tuple(found)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.measure import jobs
 from edgekd.measure.machine import runnable, user_error
+from edgekd.onnx_files import external
 from edgekd.progress import Silent
 from edgekd.report.int8 import Row
 from edgekd.run.quantize_inputs import Given
@@ -26,10 +27,10 @@ FEW = 32  # with fewer samples the ranges are a guess
 
 @dataclass(frozen=True)
 class Checked:
-    """A checked int8 file: its `content`; `differ`: the number of values that differ from the simulation (None: not
-    compared)."""
+    """A checked int8 file: its `content`, (file name, bytes) of each part; `differ`: the number of values that differ
+    from the simulation (None: not compared)."""
 
-    content: bytes
+    content: list[tuple[str, bytes]]
     differ: int | None
     layers: tuple[Row, ...]
     audited: bool
@@ -59,8 +60,9 @@ def look(given: Given, made: Made) -> Checked:
 
     few = checks.affordable(made.float_model, given.calibration)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-        place, content = Path(folder) / "int8.onnx", checks.finished(made.model)
-        place.write_bytes(content)
+        content = checks.finished(made.model, given.out.name)
+        external.put(content, Path(folder))
+        place = Path(folder) / given.out.name
         differ, reason = checks.simulated(place, few)
         layers, unaudited = _rows(made, place, few)
         fixed = samples.fixed_rows(given.model)

@@ -29,6 +29,7 @@ class Given:
     none of the latter), `labels` of the latter."""
 
     path: Path
+    out: Path
     model: onnx.ModelProto
     calibration: Mapping[str, np.ndarray]
     compared: Mapping[str, np.ndarray]
@@ -83,7 +84,7 @@ def checked(
     calibration = {name: a[: len(calibrated)] for name, a in given.items()}
     compared = {name: a[len(calibrated) :] for name, a in given.items()} if len(kept) else calibration
     labels = None if labels is None else labels[kept if len(kept) else calibrated]
-    return Given(path, parsed, calibration, compared, labels, len(kept) > 0, scheme, device)
+    return Given(path, Path(out), parsed, calibration, compared, labels, len(kept) > 0, scheme, device)
 
 
 def _wrong_bits(device: Target | None, weight_bits: int | None, full_range: bool) -> list[Problem]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from edgekd import targets
 from edgekd.decisions import budget, capacity
-from edgekd.errors import FAILED, PASSED, plain
+from edgekd.errors import PASSED, plain
 from edgekd.files import sha256, write_found
+from edgekd.inputs import sample
+from edgekd.measure import samples
 from edgekd.probes import Subject, measure
 from edgekd.records import Candidate, Check, Measurement, Target
 from edgekd.report import notes
@@ -28,7 +30,7 @@ def device(name: str) -> Target | None:
 @dataclass(frozen=True)
 class Sized:
     """What is counted on one file, and whether the device holds it. Prints as a table; `exit_code` 1 where the device
-    does not hold it."""
+    does not hold it, 3 where a figure that this takes is not known."""
 
     model: str
     sha256: str
@@ -48,19 +50,23 @@ class Sized:
         )
 
 
-def sizes(model: Path | str, target: Target, *, json: Path | str | None = None) -> Sized:
+def sizes(
+    model: Path | str, target: Target, *, data: Path | str | None = None, json: Path | str | None = None
+) -> Sized:
     """Counts bytes, parameters, MACs and planned activation bytes of an exported file, and judges them by the device's
-    memories.
+    memories. `data`: an .npz of samples, whose shape is that of dimensions which the file leaves open.
 
-    Raises UsageError for a file that is no ONNX or leaves a shape open, and where `json` can't be written."""
+    Raises UsageError for a file that is no ONNX, and where `json` can't be written."""
     path = Path(model)
     form = targets.deployment(target).format
-    counted = tuple(dataclasses.replace(m, target=target.name) for m in measure(Subject(file=path, format=form)))
+    shape = {} if data is None else sample(samples.read_arrays(Path(data))[0])
+    figures = measure(Subject(file=path, format=form, sample=shape))
+    counted = tuple(dataclasses.replace(m, target=target.name) for m in figures)
     digest = sha256(path)
     subject = Candidate(path.name, path.name, 0, (), (), form, path.name, digest, counted)
     rules = budget.rules({target.name: capacity.budgets(target)}, target.name, "target")
     checks = tuple(budget.judge(rules, subject, target=target.name))
-    code = FAILED if any(c.verdict == "fail" for c in checks) else PASSED
+    code = budget.exit_code(c.verdict for c in checks)
     found = Sized(path.name, digest, target.name, counted, checks, exit_code=code)
     write_found(json, "edgekd.profile/1", found, "exit_code")
     return found

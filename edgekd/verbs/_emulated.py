@@ -16,7 +16,7 @@ from edgekd import targets as devices
 from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError, plain
 from edgekd.files import sha256, write_found
 from edgekd.hosts import local
-from edgekd.inputs import length
+from edgekd.inputs import length, sample
 from edgekd.measure import cpu_agreement, emulation, jobs, opening, samples
 from edgekd.measure.machine import noted, user_error
 from edgekd.metrics import suiting
@@ -107,9 +107,11 @@ def emulate(
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")
         ) from None
-    counted, told = measure(Subject(file=path, format=opening.form(one))), jobs.made_by(runtime)
+    shape = sample(inputs)
+    counted = measure(Subject(file=path, format=opening.form(one), sample=shape))
+    told = jobs.made_by(runtime)
     ran = {n: noted(made[n], t, facts, told) + noted(counted_there.get(n, ()), t, facts) for n, (t, _) in ready.items()}
-    there = {name: (*ran[name], *of_file.predicted(path, t)) for name, (t, _) in ready.items()}
+    there = {name: (*ran[name], *of_file.predicted(path, t, shape)) for name, (t, _) in ready.items()}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), data is None)
     return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
@@ -130,20 +132,22 @@ def untimed(
     target: Target,
     problems: Sequence[Problem],
     *,
-    asked: bool = False,
+    data: Path | str | None = None,
     json: Path | str | None = None,
 ) -> Emulated:
     """What can be told of an exported file for a target that nothing here runs as, for these problems: counts, and the
-    latency that is predicted. The exit code is 4 where an emulator is missing, or answers were `asked` for, else 0.
+    latency that is predicted. `data`: samples, for their shape. The exit code is 4 where an emulator is missing, or
+    answers were asked for by these, else 0.
     Raises EnvironmentUnfit where no latency is known."""
     path = Path(model)
     target = opening.taking(target, path) or target
-    guessed = of_file.predicted(path, target)
+    shape = {} if data is None else sample(samples.read_arrays(Path(data))[0])
+    guessed = of_file.predicted(path, target, shape)
     if not guessed:
         raise EnvironmentUnfit(*problems)
-    counted = measure(Subject(file=path, format=opening.form(target)))
+    counted = measure(Subject(file=path, format=opening.form(target), sample=shape))
     why = "\n".join(f"not run: {p.message}" for p in problems)
-    code = UNFIT if asked or target.emulated_as else PASSED
+    code = UNFIT if data is not None or target.emulated_as else PASSED
     return _written(
         Emulated(
             path.name,

@@ -59,8 +59,8 @@ def command(model, targets, on, data, preset, json, trace, quiet):
     from edgekd.verbs import _counted, _emulated
 
     if on is None and len(targets) == 1 and (device := _counted.device(targets[0])) is not None:
-        _unfit(device, data=data, trace=trace)
-        return _options.finish(_counted.sizes(model, device, json=json))
+        _unfit(device, trace=trace)
+        return _options.finish(_counted.sizes(model, device, data=data, json=json))
     if on == "emulator":
         outcome = _emulated.emulate(model, targets=targets, data=data, json=json, quiet=quiet)
     elif len(targets) > 1:
@@ -75,11 +75,10 @@ def command(model, targets, on, data, preset, json, trace, quiet):
     return code
 
 
-def _unfit(device: Target, *, data: str | None, trace: str | None) -> None:
-    """Raises UsageError for options that need a file to be run, where nothing runs as the device."""
-    if data is not None or trace is not None:
-        hint = "leave it out: what is counted on the file needs no samples"
-        raise UsageError(Problem("--data" if data else "--trace", f"nothing runs as {device.name} here", hint))
+def _unfit(device: Target, *, trace: str | None) -> None:
+    """Raises UsageError for an option that needs a file to be run, where nothing runs as the device."""
+    if trace is not None:
+        raise UsageError(Problem("--trace", f"nothing runs as {device.name} here", "leave it out"))
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,7 @@ def profile(
     import tempfile
 
     from edgekd.files import sha256, write_found, write_json
+    from edgekd.inputs import sample
     from edgekd.measure import emulation, jobs, opening, operators, samples
     from edgekd.measure import trace as tracing
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
@@ -141,7 +141,7 @@ def profile(
             )
         if not problems:
             return emulate(model, targets=[target], data=data, json=json, quiet=quiet)
-        return untimed(model, wanted, problems, asked=data is not None, json=json)
+        return untimed(model, wanted, problems, data=data, json=json)
     opening.check([path], wanted)
     inputs, labels = ({}, None) if data is None else samples.read_arrays(Path(data))
     progress = reporter(quiet)
@@ -149,7 +149,8 @@ def profile(
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
             place = Path(folder)
             device, host = stands_for(host, wanted)
-            subject, runtime = Subject(file=path, format=opening.form(wanted)), device.runtime.name
+            subject = Subject(file=path, format=opening.form(wanted), sample=sample(inputs))
+            runtime = device.runtime.name
             counted = [dataclasses.replace(m, target=device.name) for m in measure(subject)]
             with user_error():
                 inputs = inputs or opening.random(path, wanted, place / "signature", host)

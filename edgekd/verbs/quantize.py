@@ -72,7 +72,8 @@ def quantize(
 
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes other outputs than
     it says."""
-    from edgekd.files import write_atomic, writing
+    from edgekd.files import writing
+    from edgekd.onnx_files import external
     from edgekd.progress import reporter
     from edgekd.report.int8 import Quantized
     from edgekd.run import quantize_file
@@ -97,13 +98,13 @@ def quantize(
     finally:
         progress.close()
     with writing(out):
-        write_atomic(out, found.content)
+        external.put(found.content, Path(out).parent)
     wide = ["--full-range"] * full_range + [f"pairs16 = false in {target}"] * (not given.target.int8.pairs16)
     return Quantized(
         given.path.name,
         str(out),
-        given.path.stat().st_size,
-        len(found.content),
+        external.size(given.path),
+        sum(len(data) for _, data in found.content),
         target,
         given.scheme.weight_bits,
         given.samples,

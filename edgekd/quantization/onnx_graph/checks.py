@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.onnx_files import external
 from edgekd.probes import static
 from edgekd.quantization.onnx_graph.samples import fixed_rows
 from edgekd.quantization.qdq.compare import compare
@@ -19,8 +20,9 @@ WORK = 2 * 10**9  # multiply-accumulates that the checks in numpy may take
 SAMPLES = 16  # that they take at most
 
 
-def finished(model: onnx.ModelProto) -> bytes:
-    """The file's content, without what its exporter left in it."""
+def finished(model: onnx.ModelProto, name: str) -> list[tuple[str, bytes]]:
+    """(file name, content) of a model that is written as `name`, without what its exporter left in it: one file, or,
+    where that can't hold its weights, these first."""
     import onnx
 
     from edgekd import __version__
@@ -31,7 +33,7 @@ def finished(model: onnx.ModelProto) -> bytes:
         del part.metadata_props[:]
     kept = {p.key: p.value for p in model.metadata_props} | {"edgekd.schema": "edgekd.onnx/1"}
     onnx.helper.set_model_props(model, kept)
-    return model.SerializeToString(deterministic=True)
+    return list(external.parts(model, name))
 
 
 def affordable(float_model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgekd import components
 from edgekd.errors import Problem, UsageError, near
+from edgekd.onnx_files import external
 from edgekd.quantization.histogram import Histogram
 from edgekd.quantization.onnx_graph import embeddings, normalize, render, scales
 from edgekd.quantization.onnx_graph.placement import Layer, Placement, place
@@ -194,7 +195,10 @@ def _counted(
 def _digest(model: onnx.ModelProto) -> str:
     import hashlib
 
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    found = hashlib.sha256()
+    for _, data in external.parts(model, "model.onnx"):
+        found.update(data)
+    return found.hexdigest()
 
 
 def stored_bytes(made: Made) -> dict[str, tuple[int, int]]:

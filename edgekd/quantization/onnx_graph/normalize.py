@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import Problem, UsageError
+from edgekd.onnx_files import external
 from edgekd.quantization.onnx_graph import rewrites
 
 if TYPE_CHECKING:
@@ -64,10 +65,8 @@ def normalized(model: onnx.ModelProto, place: str = "") -> onnx.ModelProto:
 def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose initializers are constants: old files list them as inputs too, so that a caller could replace
     them."""
-    import onnx
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = external.copied(model)
     stored = {i.name for i in copy.graph.initializer}
     inputs = [i for i in copy.graph.input if i.name not in stored]
     del copy.graph.input[:]
@@ -105,8 +104,14 @@ def _folded(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
         options.log_severity_level = 4
+        given: str | bytes = str(Path(folder) / "model.onnx")
+        if external.large(model):
+            external.write(model, Path(given))
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "folded.data")
+        else:
+            given = model.SerializeToString()
         try:
-            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's classes have no common base
             raise UsageError(
                 Problem(place, f"onnxruntime can't open it: {str(error).strip().splitlines()[0][:300]}")

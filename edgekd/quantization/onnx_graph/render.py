@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.onnx_files import external
 from edgekd.quantization.onnx_graph.draft import copied
 from edgekd.quantization.onnx_graph.placement import ASKED, Layer, Placement, clip
 from edgekd.quantization.parameters import bias_integers, clips_itself, weight_integers
@@ -41,15 +42,13 @@ class _Rendering:
         self.renamed: dict[str, str] = {}
 
     def model(self) -> onnx.ModelProto:
-        import onnx
 
         for name in (value.name for value in self.graph.model.graph.input if value.name in self.on):
             self.renamed[name] = self.fresh(f"{name}.dq")
             self.quantize(name, name, self.renamed[name])
         for node in self.graph.nodes:
             self.add(node)
-        made = onnx.ModelProto()
-        made.CopyFrom(self.graph.model)
+        made = external.copied(self.graph.model)
         read = {n for node in self.nodes for n in node.input}
         read |= {n for n, readers in self.graph.readers.items() if None in readers}
         kept = [i for i in self.graph.model.graph.initializer if i.name in read]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.onnx_files import external
+
 if TYPE_CHECKING:
     import numpy as np
     import onnx
@@ -16,8 +18,7 @@ def shown(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """A copy of a model that has the values of these names as outputs too."""
     import onnx
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = external.copied(model)
     known = {o.name for o in copy.graph.output}
     copy.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(n) for n in dict.fromkeys(names) if n not in known
@@ -28,13 +29,11 @@ def shown(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
 def session(model: onnx.ModelProto, names: Iterable[str] = ()) -> Callable[[Mapping[str, np.ndarray]], Any]:
     """A model in onnxruntime, on one thread: {input: array} -> {output: array}, with the values of `names` among
     them."""
-    import onnx
-
     from edgekd.runtimes.onnxruntime import load
 
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         path = Path(folder) / "model.onnx"
-        onnx.save(shown(model, names), path)
+        external.write(shown(model, names), path)
         return load(str(path), 1)
 
 
