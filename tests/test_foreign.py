@@ -510,7 +510,7 @@ def test_a_subgraph_keeps_what_it_reads(tmp_path):
     made = quantize.quantize(
         **given(tmp_path, file(nodes, {"x": ["n", 8]}, {"y": ["n", 8]}, stored), {"x": numbers(ROWS, 8)}), weight_bits=7
     )
-    assert made.agreements[0].snr_db > 30 and made.differ is None and "not compared with the simulation" in str(made)
+    assert made.agreements[0].snr_db > 30 and made.differ == 0 and "not compared" not in str(made)
 
 
 def test_a_gemm_with_a_bias_per_row_stays_float_with_its_factor():
@@ -634,7 +634,6 @@ def wrong_files():
     gemm = helper.make_node("Gemm", ["x", "w"], ["y"])
     infinite = w.copy()
     infinite[0, 0] = np.inf
-    half = [helper.make_node("Cast", ["w"], ["v"], to=1), helper.make_node("MatMul", ["x", "v"], ["y"])]
     exploding = [
         helper.make_node("Gemm", ["x", "w"], ["a"]),
         helper.make_node("Exp", ["a"], ["b"]),
@@ -645,13 +644,12 @@ def wrong_files():
         "is quantized already": quantized,
         "no layer can be quantized": file([helper.make_node("Relu", ["x"], ["y"])], x, y, {}),
         "the weight w holds numbers that are not finite": file([gemm], x, y, {"w": infinite}),
-        "16-bit floats": file(half, x, y, {"w": w.astype(np.float16)}),
         "numbers are not finite in calibration": file(exploding, x, y, {"w": w * 100}),
     }
 
 
 @pytest.mark.parametrize(
-    "part", ["is quantized", "no layer can", "the weight w holds", "16-bit floats", "are not finite in calibration"]
+    "part", ["is quantized", "no layer can", "the weight w holds", "are not finite in calibration"]
 )
 def test_wrong_files(part, tmp_path, capsys):
     model = next(m for name, m in wrong_files().items() if part in name)

@@ -27,7 +27,7 @@ def labels(
 
     graph, floats = graphs.of(plain), frozenset(convert.everything(plain, feed, ""))
     found = [layer(n, graph, floats) for n in graph.nodes if n.op_type in graphs.LAYERS]
-    named = convert.labelled(found, {n.name for n in model.graph.node})
+    named = convert.labelled(found, convert.node_names(model))
     nodes = [n for n in int8.graph.node if n.op_type in graphs.LAYERS]
     if len(nodes) != len(named):
         return {}

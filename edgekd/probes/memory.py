@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import Problem
+from edgekd.onnx_files import subgraphs
 from edgekd.probes import Subject, figure, static
 from edgekd.probes._macs import HINT, counts, known
-from edgekd.records import Measurement, Quantity
+from edgekd.records import NOT_COUNTED, Measurement, Quantity
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +59,8 @@ class Buffer:
 
 
 def measure(subject: Subject) -> Iterator[Measurement]:
-    """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats.
+    """activation_bytes of a file: the arena that greedy-by-size plans; `note` holds the lower bound that no plan beats,
+    and says that subgraphs are not planned.
     Nothing where a shape stays open: the note of file_bytes says so."""
     if subject.file is None or subject.model is None:
         return
@@ -67,8 +69,10 @@ def measure(subject: Subject) -> Iterator[Measurement]:
         batch = counts(subject.model, subject.sample)
     except static.Open:
         return
-    size = arena(found, plan(found))
-    yield figure(MEASURES[0], size, note="; ".join(filter(None, (f"live set {live(found)} B", batch.batch(size)))))
+    size, inside = arena(found, plan(found)), {n.op_type for n in subject.model.graph.node if any(subgraphs.nested(n))}
+    left = f"{NOT_COUNTED}what is inside of {', '.join(sorted(inside))}" if inside else ""
+    note = "; ".join(filter(None, (left, f"live set {live(found)} B", batch.batch(size))))
+    yield figure(MEASURES[0], size, note=note)
 
 
 def buffers(model: onnx.ModelProto, sample: Mapping[str, static.Shape] | None = None) -> list[Buffer]:
@@ -89,7 +93,7 @@ def buffers(model: onnx.ModelProto, sample: Mapping[str, static.Shape] | None = 
     for step, node in enumerate(nodes):
         for name in filter(None, node.output):
             first[name], last[name] = step, len(nodes) - 1 if name in outputs else step
-        for name in node.input:
+        for name in (*node.input, *subgraphs.read(node)):
             if name in last:
                 last[name] = max(last[name], step)
     groups = defaultdict(list)

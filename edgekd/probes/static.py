@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from edgekd.onnx_files import external, fused
+from edgekd.onnx_files import external, fused, subgraphs
 from edgekd.onnx_files.reading import read as read
 from edgekd.onnx_files.shapes import Shape
 from edgekd.probes import Subject, figure
@@ -80,7 +80,7 @@ def parameters(model: onnx.ModelProto) -> int:
 
     Scales, zero points, 64-bit integers and booleans (shapes, axes), and constants without an axis (limits of a Clip)
     don't count."""
-    return sum(map(_parameters, graphs(model.graph)))
+    return sum(map(_parameters, subgraphs.graphs(model.graph)))
 
 
 def _parameters(graph: onnx.GraphProto) -> int:
@@ -124,15 +124,6 @@ def stored(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
             if attribute.name == "value":
                 found[node.output[0]] = attribute.t
     return found
-
-
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and the subgraphs of its If, Loop and Scan."""
-    yield graph
-    for node in graph.node:
-        for a in node.attribute:
-            for inner in [a.g] if a.HasField("g") else a.graphs:
-                yield from graphs(inner)
 
 
 def value_shapes(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> dict[str, Shape]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgekd.quantization.diagnosis.signal_to_noise import Compared
     from edgekd.quantization.onnx_graph.convert import Made
 
+SHORT = "16-bit floats: calibrated in float32, and what stays in float is float32; inputs and outputs keep their types"
 FEW = 32  # with fewer samples the ranges are a guess
 
 
@@ -67,7 +68,7 @@ def look(given: Given, made: Made) -> Checked:
         layers, unaudited = _rows(made, place, few)
         fixed = samples.fixed_rows(given.model)
         found = signal_to_noise.files(given.path, place, given.compared, given.labels, fixed)
-    notes = (*filter(None, (reason, unaudited)), *_notes(given, found))
+    notes = (*filter(None, (reason, unaudited)), *_notes(given, found), *([SHORT] if made.width == 2 else []))
     return Checked(content, differ, layers, not unaudited, found, notes)
 
 
@@ -100,5 +101,5 @@ def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray]) -> tuple[tuple[
         more = {} if audit is None or kept else {"can_saturate": audit.can_saturate, "changed": audit.changed}
         rows.append(Row(layer.label, layer.kind, *sizes[layer.name], kept, **more))
     # a scale and a zero point per column
-    rows += [Row(t.name, "table", 4 * t.elements, t.elements + 5 * t.columns, "") for t in made.tables]
+    rows += [Row(t.name, "table", made.width * t.elements, t.elements + 5 * t.columns, "") for t in made.tables]
     return tuple(rows), reason

@@ -16,9 +16,9 @@ import numpy as np
 
 from edgekd import components
 from edgekd.errors import Problem, UsageError, near
-from edgekd.onnx_files import external
+from edgekd.onnx_files import external, subgraphs
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.onnx_graph import embeddings, normalize, render, scales
+from edgekd.quantization.onnx_graph import embeddings, normalize, render, scales, widened
 from edgekd.quantization.onnx_graph.placement import Layer, Placement, place
 from edgekd.quantization.onnx_graph.samples import batches, fixed_rows
 from edgekd.quantization.qdq import graph as graphs
@@ -36,13 +36,15 @@ MOST = 64  # samples of a run
 
 @dataclass(frozen=True)
 class Made:
-    """`float_model` is the file in normal form, whose value names `placement` and `grid` use; `model` the int8 file."""
+    """`float_model` is the file in normal form, whose value names `placement` and `grid` use; `model` the int8 file.
+    `width`: bytes of a float in the file that was given."""
 
     float_model: onnx.ModelProto
     model: onnx.ModelProto
     placement: Placement
     grid: Grid
     tables: tuple[embeddings.Table, ...] = ()
+    width: int = 4
 
 
 def quantize(
@@ -62,12 +64,12 @@ def quantize(
     size = fixed_rows(model) or 1
     first = {name: a[:size] for name, a in arrays.items()}
     shown = everything(float_model, first, place_name)
-    _same(model, float_model, first, place_name)
+    _same(widened.widened(model), float_model, first, place_name)
     graph, floats = graphs.of(float_model), frozenset(shown)
-    placement = _labelled(place(graph, floats), {n.name for n in model.graph.node})
+    placement = _labelled(place(graph, floats), node_names(model))
     if scheme.float_layers:
         wanted = _asked(placement, scheme.float_layers, place_name)
-        placement = _labelled(place(graph, floats, wanted), {n.name for n in model.graph.node})
+        placement = _labelled(place(graph, floats, wanted), node_names(model))
     _possible(graph, placement, place_name)
     rows = (
         min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values) // size)))
@@ -80,7 +82,8 @@ def quantize(
     given = {"bits": scheme.activation_bits} if "bits" in inspect.signature(part).parameters else {}
     sites = scales.sites(graph, placement, {name: part(h, **given) for name, h in histograms.items()}, scheme)
     made = render.render(graph, placement, sites)
-    return Made(float_model, made, placement, Grid(_digest(float_model), scheme, sites), embeddings.shrink(made))
+    grid, width = Grid(_digest(float_model), scheme, sites), 2 if widened.short(model) else 4
+    return Made(float_model, made, placement, grid, embeddings.shrink(made), width)
 
 
 def observe(
@@ -175,6 +178,10 @@ def _asked(placement: Placement, names: Sequence[str], place_name: str) -> set[s
     return {known[n] for n in names}
 
 
+def node_names(model: onnx.ModelProto) -> set[str]:
+    return {n.name for graph in subgraphs.graphs(model.graph) for n in graph.node}
+
+
 def _labelled(placement: Placement, names: set[str]) -> Placement:
     return replace(placement, layers=labelled(placement.layers, names))
 
@@ -203,16 +210,19 @@ def _digest(model: onnx.ModelProto) -> str:
 
 def stored_bytes(made: Made) -> dict[str, tuple[int, int]]:
     """{layer: (float, int8) bytes of its own tensors}: weights, their scales, bias."""
-    sizes = {i.name: int(np.prod(i.dims)) for i in made.float_model.graph.initializer}
-    reads = {node.output[0]: node.input for node in made.float_model.graph.node}
+    each = list(subgraphs.graphs(made.float_model.graph))
+    sizes = {i.name: int(np.prod(i.dims)) for graph in each for i in graph.initializer}
+    reads = {graphs.made(node): node.input for node in made.float_model.graph.node}
+    for node in made.float_model.graph.node:
+        reads |= {f"{graphs.made(node)}/{graphs.made(n)}": n.input for n in subgraphs.nested(node)}
     found = {}
     for layer in made.placement.layers:
         if layer.weight is None:
-            total = 4 * sum(sizes[n] for n in reads.get(layer.name, ()) if n in sizes)
+            total = made.width * sum(sizes[n] for n in reads.get(layer.name, ()) if n in sizes)
             found[layer.name] = total, total
             continue
         elements, bias = sizes[layer.weight], sizes[layer.bias] if layer.bias else 0
         site = made.grid.sites.get(layer.weight)
         after = 4 * (elements + bias) if site is None else elements + 4 * len(site.scale) + 8 * bias
-        found[layer.name] = 4 * (elements + bias), after
+        found[layer.name] = made.width * (elements + bias), after
     return found

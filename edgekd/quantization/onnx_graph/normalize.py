@@ -1,6 +1,6 @@
-"""A float ONNX file from anywhere in the form that quantization reads: batch norms folded, constants as initializers,
-products of matrices with their bias as Gemm, means over an image as pooling, padding in numbers. What it computes stays
-the same.
+"""A float ONNX file from anywhere in the form that quantization reads: 16-bit floats as float32, batch norms folded,
+constants as initializers, products of matrices with their bias as Gemm, means over an image as pooling, padding in
+numbers. What it computes stays the same.
 
 onnxruntime's basic optimizations do the folding (core/optimizer/graph_transformer_utils.cc, level 1), `rewrites` the
 rest.
@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import Problem, UsageError
-from edgekd.onnx_files import external
+from edgekd.onnx_files import external, subgraphs
 from edgekd.quantization.onnx_graph import rewrites
+from edgekd.quantization.onnx_graph.widened import widened
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 13  # the first with scales per channel
-_SHORT = (10, 16)  # TensorProto.FLOAT16, BFLOAT16
-INTEGERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "QMoE", "QGemm")
+INTEGERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "QMoE", "QGemm", "QAttention")
 
 
 def problems(model: onnx.ModelProto, place: str) -> list[Problem]:
     """Why a file can't be quantized at all, before anything runs."""
-    kinds = [n.op_type for n in model.graph.node]
+    kinds = [n.op_type for graph in subgraphs.graphs(model.graph) for n in graph.node]
     integers = sorted({k for k in kinds if k in INTEGERS or k.startswith("QLinear") or k.endswith("Integer")})
     if integers:
         return [
@@ -36,11 +36,6 @@ def problems(model: onnx.ModelProto, place: str) -> list[Problem]:
                 "give the float file that it was made from",
             )
         ]
-    short = [i.name for i in model.graph.initializer if i.data_type in _SHORT]
-    if short:
-        return [
-            Problem(place, f"holds {len(short)} tensors of 16-bit floats ({short[0]}, ...)", "export it in float32")
-        ]
     return []
 
 
@@ -49,7 +44,7 @@ def normalized(model: onnx.ModelProto, place: str = "") -> onnx.ModelProto:
     converted."""
     from onnx import helper
 
-    model = _folded(_upgraded(_plain(model), place), place)
+    model = _folded(_upgraded(_plain(widened(model)), place), place)
     used = {n.domain for n in model.graph.node}
     opsets = [(o.domain, o.version) for o in model.opset_import if o.domain in used | {""}]
     del model.opset_import[:]

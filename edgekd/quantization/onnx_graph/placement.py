@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.onnx_files import subgraphs
 from edgekd.quantization import placement as rules
 from edgekd.quantization.parameters import Limits
 from edgekd.quantization.placement import COMBINES, FLOAT, LOOKUP, MOVES, ONNX, Flow, Operator
-from edgekd.quantization.qdq.graph import LAYERS, Graph, attribute, depthwise, moves
+from edgekd.quantization.qdq.graph import LAYERS, Graph, attribute, depthwise, made, moves
 
 if TYPE_CHECKING:
     import onnx
@@ -31,6 +32,13 @@ PRODUCTS = (
     "DeformConv",
     "MultiHeadAttention",
     "FusedMatMul",
+    "TransposeMatMul",
+    "FusedConv",
+    "FusedGemm",
+    "GemmFastGelu",
+    "FusedMatMulActivation",
+    "QAttention",
+    "GroupQueryAttention",
 )
 
 
@@ -65,7 +73,7 @@ class Placement:
 def place(graph: Graph, floats: AbstractSet[str], float_layers: Collection[str] = ()) -> Placement:
     """Where a file is quantized. `floats`: the values that are float32 tensors; `float_layers`: outputs of layers that
     stay float because somebody wants it."""
-    layers = tuple(layer(n, graph, floats) for n in graph.nodes if n.op_type in PRODUCTS)
+    layers = tuple(known for n in graph.nodes for known in _layers(n, graph, floats))
     layers = tuple(
         replace(known, reason=known.reason or ASKED) if known.name in float_layers else known for known in layers
     )
@@ -81,13 +89,24 @@ def place(graph: Graph, floats: AbstractSet[str], float_layers: Collection[str] 
     return Placement(values, tied, tuple(_sited(known, graph, on) for known in layers))
 
 
+def _layers(node: onnx.NodeProto, graph: Graph, floats: AbstractSet[str]) -> Iterator[Layer]:
+    """The layer that a node is; those inside an If, Loop or Scan, which stay in float."""
+    if node.op_type in PRODUCTS:
+        yield layer(node, graph, floats)
+    for inner in subgraphs.nested(node):
+        if inner.op_type in PRODUCTS:
+            name = f"{made(node)}/{made(inner)}"
+            reason = f"it is inside of {node.op_type} {node.name or made(node)}"
+            yield Layer(name, inner.name or name, inner.op_type, reason=reason)
+
+
 def _sited(known: Layer, graph: Graph, on: dict[str, str]) -> Layer:
     return known if known.reason else replace(known, x=on[graph.makers[known.name].input[0]])
 
 
 def layer(node: onnx.NodeProto, graph: Graph, floats: AbstractSet[str]) -> Layer:
     """What `place` knows of a layer by itself."""
-    found = Layer(node.output[0], node.name or node.output[0], node.op_type)
+    found = Layer(made(node), node.name or made(node), node.op_type)
     reason = _reason(node, graph, floats)
     w = graph.constants.get(node.input[1]) if not reason else None
     if w is None:

@@ -4,13 +4,14 @@ moves or clips it. A `Graph` is made once per model; whatever looks into a file 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.onnx_files import subgraphs
 from edgekd.quantization import placement
 from edgekd.quantization.parameters import Limits, clips_itself, exactly
 
@@ -139,9 +140,9 @@ def of(model: onnx.ModelProto) -> Graph:
     nodes = tuple(model.graph.node)
     readers: dict[str, list[onnx.NodeProto | None]] = {o.name: [None] for o in model.graph.output}
     for node in nodes:
-        for name in node.input:
+        for name in filter(None, node.input):  # an operand that is left out has an empty name
             readers.setdefault(name, []).append(node)
-        for name in _inside(node):
+        for name in subgraphs.read(node):
             readers.setdefault(name, []).append(None)
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     return Graph(model, nodes, constants, {o: n for n in nodes for o in n.output if o}, readers)
@@ -157,7 +158,7 @@ def moves(node: onnx.NodeProto) -> bool:
 
 def title(node: onnx.NodeProto) -> str:
     """`Conv(v29)`: how a node is called where its file gives it no name of its own."""
-    return f"{node.op_type}({node.output[0]})"
+    return f"{node.op_type}({made(node)})"
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
@@ -192,11 +193,6 @@ def depthwise(node: onnx.NodeProto, weight: np.ndarray) -> bool:
     return node.op_type == "Conv" and weight.shape[1] == 1 and weight.shape[0] == attribute(node, "group", 1)
 
 
-def _inside(node: onnx.NodeProto) -> Iterator[str]:
-    """What the subgraphs of an If or Loop read."""
-    for a in node.attribute:
-        for graph in [a.g] if a.HasField("g") else a.graphs:
-            for inner in graph.node:
-                yield from inner.input
-                yield from _inside(inner)
-            yield from (o.name for o in graph.output)
+def made(node: onnx.NodeProto) -> str:
+    """The first output of a node that it gives a name: others are left out."""
+    return next(filter(None, node.output), "")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.onnx_files import subgraphs
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.quantization.qdq.graph import Graph, attribute, attributes
 from edgekd.quantization.qdq.integers import F, Quantized, Target, onto, wrapped
@@ -97,7 +98,7 @@ def compute(
             made = [wrapped(sums).astype(F) * scale]
         else:
             made = _float(node, file.graph.model, values)
-        for name, array in zip(node.output, made, strict=True):
+        for name, array in zip(filter(None, node.output), made, strict=True):
             found[name] = array
             values[name] = (given or {}).get(name, array)
     return found
@@ -120,20 +121,19 @@ def _stored(
     if _moves(maker):
         x = quantized[maker.input[0]]
         moved = _float(maker, file.graph.model, {**values, maker.input[0]: x.q})
-        return onto(Quantized(moved[list(maker.output).index(node.input[0])], x.scale, x.zero), target)
+        return onto(Quantized(moved[[n for n in maker.output if n].index(node.input[0])], x.scale, x.zero), target)
     return KERNELS[maker.op_type](attributes(maker), [quantized[name] for name in maker.input], target)
 
 
 def _float(node: onnx.NodeProto, model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """A node by the ONNX reference implementation."""
+    """A node by the ONNX reference implementation: the outputs that it gives a name."""
+    import onnx
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 
-    kinds = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(values[n].dtype), values[n].shape)
-        for n in dict.fromkeys(node.input)
-        if n
-    ]
+    # what its subgraphs read of the graph around them is given to it too
+    read = dict.fromkeys([*node.input, *(n for n in subgraphs.read(node) if n in values)])
+    kinds = [onnx.ValueInfoProto(name=n) for n in read if n]
     outputs = [helper.make_empty_tensor_value_info(n) for n in node.output if n]
     one = helper.make_model(
         helper.make_graph([node], "one", kinds, outputs), opset_imports=model.opset_import, ir_version=model.ir_version
