@@ -23,13 +23,13 @@ def weights(kind=np.float32, **shapes):
     return {n: (GENERATOR.normal(size=s) / 3).astype(kind) for n, s in shapes.items()}
 
 
-def saved(folder, nodes, inputs, outputs, stored, samples=64, kind=T.FLOAT, functions=(), opsets=()):
+def saved(folder, nodes, inputs, outputs, stored, samples=64, kind=T.FLOAT, functions=(), opsets=(), rank=2):
     """A file and seeded samples of its inputs {name: shape}."""
     graph = h.make_graph(
         nodes,
         "g",
         [h.make_tensor_value_info(n, kind, ["n", *s]) for n, s in inputs.items()],
-        [h.make_tensor_value_info(n, kind, ["n", None]) for n in outputs],
+        [h.make_tensor_value_info(n, kind, ["n", *[None] * (rank - 1)]) for n in outputs],
         [nh.from_array(np.asarray(a), n) for n, a in stored.items()],
     )
     more = [h.make_opsetid(d, 1) for d in opsets]
@@ -167,20 +167,30 @@ def test_local_functions_are_their_operators(tmp_path):
     assert [r.reason for r in made.layers] == ["", ""] and made.differ == 0
 
 
-def test_fused_operators_are_listed_as_layers_that_stay_in_float(tmp_path):
+@pytest.mark.parametrize("activation, given", [("Relu", []), ("Clip", [-0.5, 1.0]), ("LeakyRelu", [0.1]), ("Tanh", [])])
+def test_layers_that_onnxruntime_fused_are_quantized_apart(tmp_path, activation, given):
+    """Convolutions with their activation and products by a transposed weight; Attention and QuickGelu stay float."""
+    own = {"domain": "com.microsoft"}
+    more = {"activation_params": given} if given else {}
     nodes = [
-        h.make_node("FusedConv", ["x", "w"], ["c"], domain="com.microsoft", name="fused", activation="Relu"),
-        h.make_node("Flatten", ["c"], ["f"]),
-        h.make_node("Gemm", ["f", "v"], ["y"], name="fc"),
+        h.make_node(
+            "FusedConv", ["x", "w", "b"], ["c"], name="conv", activation=activation, pads=[1] * 4, **more, **own
+        ),
+        h.make_node("Reshape", ["c", "rows"], ["f"]),
+        h.make_node("QuickGelu", ["f"], ["g"], alpha=1.702, **own),
+        h.make_node("FusedMatMul", ["g", "v"], ["m"], name="product", transB=1, alpha=0.5, **own),
+        h.make_node("Attention", ["m", "p", "q"], ["y"], name="attention", num_heads=2, **own),
     ]
-    path, data, _ = saved(
-        tmp_path, nodes, {"x": (3, 5, 5)}, ["y"], weights(w=(4, 3, 3, 3), v=(36, 5)), opsets=["com.microsoft"]
-    )
+    stored = weights(w=(4, 3, 3, 3), b=(4,), v=(8, 25), p=(8, 24), q=(24,)) | {"rows": np.array([0, 4, 25])}
+    path, data, arrays = saved(tmp_path, nodes, {"x": (3, 5, 5)}, ["y"], stored, opsets=["com.microsoft"], rank=3)
     made = quantize(path, data=data, out=tmp_path / "int8.onnx")
-    assert [(r.name, r.kind, bool(r.reason)) for r in made.layers] == [
-        ("fused", "FusedConv", True),
-        ("fc", "Gemm", False),
-    ]
+    rows = {r.name: (r.kind, bool(r.reason)) for r in made.layers}
+    assert rows == {
+        "conv": ("Conv", False),
+        "product": ("MatMul", False),
+        "attention": ("Attention", True),
+    }
+    assert made.differ == 0 and noise(path, tmp_path / "int8.onnx", arrays) < 1e-2
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -17,11 +17,14 @@ from onnx import numpy_helper as nh
 from torch import nn
 from torch.nn import functional as F
 
+from edgekd.delivery import bundle
 from edgekd.errors import UsageError
+from edgekd.files import sha256
 from edgekd.measure import folders
 from edgekd.onnx_files import external
 from edgekd.probes import Subject, measure, static
 from edgekd.quantization.qdq.values import session
+from edgekd.run import evidence
 
 IMAGE, SEQUENCE = (2, 3, 16, 16), (2, 5, 4)
 
@@ -406,3 +409,15 @@ def test_a_folder_of_tensorflow_is_named(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01\x12\x00")
     with pytest.raises(UsageError, match="TensorFlow SavedModel"):
         static.read(tmp_path)
+
+
+def test_a_bundle_takes_the_second_file_along_and_a_gate_counts_it(tmp_path):
+    source, folder = tmp_path / "m.onnx", tmp_path / "bundle"
+    split(source)
+    folder.mkdir()
+    assert bundle._copy(source, folder, sha256(source)) == "model.onnx"
+    assert np.array_equal(nh.to_array(static.read(folder / "model.onnx").graph.initializer[0]).ravel(), np.arange(12))
+    figures = [m for m in measure(Subject(file=source)) if m.name == "file_bytes"]
+    assert evidence._model(folder / "model.onnx", None, figures) == []
+    (folder / "w.bin").write_bytes(bytes(100))
+    assert "the figure is" in str(evidence._model(folder / "model.onnx", None, figures)[0])

@@ -25,6 +25,7 @@ from annotated_types import Ge, Le, MinLen
 from edgekd import __version__, results, system
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256, sync, toml, write_atomic
+from edgekd.onnx_files import external
 from edgekd.records import Candidate, Check, Measurement, Result, Verdict
 
 MANIFEST, BEFORE = "manifest.json", "before.onnx"
@@ -224,13 +225,14 @@ def _aligned(*groups: Mapping[str, np.ndarray]) -> None:
 
 
 def _copy(source: Path, folder: Path, digest: str) -> str:
-    """Copies the model, synced, and returns its new name."""
+    """Copies the model and the files beside it that hold its weights, synced, and returns its new name."""
     name = f"model{source.suffix}"
     try:
-        with open(source, "rb") as given, open(folder / name, "wb") as file:
-            shutil.copyfileobj(given, file)
-            file.flush()
-            os.fsync(file.fileno())
+        for given, new in {source: name, **{p: p.name for p in external.files(source)}}.items():
+            with open(given, "rb") as read, open(folder / new, "xb") as file:
+                shutil.copyfileobj(read, file)
+                file.flush()
+                os.fsync(file.fileno())
     except FileNotFoundError:
         raise BaselineError(Problem(str(source), "is missing")) from None
     if sha256(folder / name) != digest:

@@ -80,7 +80,7 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
     rewritten: dict[str, bytes] = {}
     files = {**{file: path for path, file in models.items()}, **sources}
     for path, file in models.items():
-        data, beside = external.located(path, Path(file).name) if path.suffix == ".onnx" else (b"", {})
+        data, beside = external.located(path, Path(file).name)
         if beside:  # weights in a second file: named after the model's name in the job
             rewritten[file] = data
             files |= {f"models/{name}": other for name, other in beside.items()}

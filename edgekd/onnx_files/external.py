@@ -133,14 +133,14 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 def files(path: Path) -> tuple[Path, ...]:
     """The files that hold weights of the ONNX file at `path`, in a fixed order; () where it holds all itself, and where
     it can't be read. Raises UsageError where a place is wrong."""
-    import onnx
-
     try:
         data = content(path, LIMIT)
     except OSError:
         return ()
     if MARK not in data:
         return ()
+    import onnx
+
     try:
         model = onnx.load_model_from_string(data)
     except Exception:  # protobuf's own error classes differ between its builds
@@ -154,19 +154,18 @@ def files(path: Path) -> tuple[Path, ...]:
 def size(path: Path | str) -> int:
     """Bytes of a file, and of those that hold its weights. Raises UsageError, OSError."""
     own = Path(path)
-    return own.stat().st_size + sum(file.lstat().st_size for file in files(own) if own.suffix == ".onnx")
+    return own.stat().st_size + sum(file.lstat().st_size for file in files(own))
 
 
 def located(path: Path, name: str) -> tuple[bytes, dict[str, Path]]:
-    """(the ONNX file at `path` as it is, {file name: the file that has its weights}) to be put elsewhere as `name`:
-    where it has such files they are called after that name, and it names them so."""
+    """(the ONNX file at `path` as it is put elsewhere as `name`, {file name: the file that has its weights}): these are
+    called after that name, and it names them so. (b"", {}) of a file that holds all itself."""
     import onnx
 
     found = files(path)
-    data = content(path, LIMIT)
     if not found:
-        return data, {}
-    model = onnx.load_model_from_string(data)
+        return b"", {}
+    model = onnx.load_model_from_string(content(path, LIMIT))
     names = {file: f"{name}.{i}.data" for i, file in enumerate(found)}
     for tensor in outside(model):
         for entry in tensor.external_data:

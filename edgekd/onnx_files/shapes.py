@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SMALL = 1024  # elements of a value that is computed: shapes, axes, sizes
 MOST = 2**62  # elements of a value: more is a mistake or an attack
-DEEP = 32  # graphs within graphs
+DEEP = 8  # graphs within graphs: a Loop is gone through twice on every level
 PLAIN = ("", "ai.onnx")
 # operators that are not computed: they draw numbers, or give other shapes than values
 _LEFT = frozenset(

@@ -20,6 +20,7 @@ from edgekd.decisions.budget import Reference, Rule
 from edgekd.delivery import bundle
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256
+from edgekd.onnx_files import external
 from edgekd.records import Candidate, Check, Measurement, Metric, Result
 
 KNOWN = (metrics.top1().name, metrics.mean_error().name)  # means of their records, in runs that don't say which are
@@ -109,7 +110,7 @@ def _model(path: Path, digest: str | None, measurements: Iterable[Measurement]) 
         return []
     if digest is not None and sha256(path) != digest:
         return [Problem(str(path), "differs from its digest in result.json: not the file that was measured")]
-    size = path.stat().st_size
+    size = external.size(path)
     told = [m.value for m in measurements if m.name == "file_bytes" and m.origin == "counted" and m.value != size]
     return [Problem(str(path), f"has {size} bytes, and the figure is {told[0]:.0f}")] if told else []
 

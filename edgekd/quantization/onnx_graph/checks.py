@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.inputs import sample
 from edgekd.onnx_files import external
 from edgekd.probes import static
 from edgekd.quantization.onnx_graph.samples import fixed_rows
@@ -39,7 +40,7 @@ def finished(model: onnx.ModelProto, name: str) -> list[tuple[str, bytes]]:
 def affordable(float_model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """{input: the first samples}, as many as the checks in numpy can take."""
     try:
-        macs = static.macs(float_model)[0]
+        macs = static.macs(float_model, sample(arrays))[0]
     except UsageError:  # shapes that stay open
         macs = WORK // 4
     count = fixed_rows(float_model) or min(SAMPLES, max(1, WORK // max(1, macs)))

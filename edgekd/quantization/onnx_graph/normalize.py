@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import Problem, UsageError
 from edgekd.onnx_files import external, subgraphs
-from edgekd.quantization.onnx_graph import rewrites
+from edgekd.quantization.onnx_graph import rewrites, unfused
 from edgekd.quantization.onnx_graph.widened import widened
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def normalized(model: onnx.ModelProto, place: str = "") -> onnx.ModelProto:
     converted."""
     from onnx import helper
 
-    model = _folded(_upgraded(_plain(widened(model)), place), place)
+    model = _upgraded(_plain(widened(model)), place)
+    unfused.unfuse(model)
+    model = _folded(model, place)
     used = {n.domain for n in model.graph.node}
     opsets = [(o.domain, o.version) for o in model.opset_import if o.domain in used | {""}]
     del model.opset_import[:]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import RunFailed
+from edgekd.onnx_files.shapes import PLAIN
 from edgekd.quantization.qdq import simulate
 from edgekd.quantization.qdq.graph import QUANTIZERS
 from edgekd.quantization.qdq.values import file_values
@@ -41,11 +42,12 @@ def compare(path: Path, feed: Mapping[str, np.ndarray]) -> list[Row]:
 
     file = simulate.read(onnx.load(path))
     stored = [n.output[0] for n in file.graph.nodes if n.op_type == "QuantizeLinear"]
-    theirs, plain = file_values(path, stored, feed), load(str(path), 1)(dict(feed))
+    own = [o for n in file.graph.nodes if n.domain not in PLAIN for o in n.output if o]  # not in the reference
+    theirs, plain = file_values(path, [*stored, *own], feed), load(str(path), 1)(dict(feed))
     changed = [name for name in plain if not np.array_equal(plain[name], theirs[name], equal_nan=True)]
     if changed:
         raise RunFailed(f"onnxruntime computes `{changed[0]}` otherwise when the values inside are shown")
-    ours = simulate.compute(file, feed, {name: theirs[name] for name in stored})
+    ours = simulate.compute(file, feed, {name: theirs[name] for name in (*stored, *own)})
     return [_row(file, name, ours[name], theirs[name]) for name in (*stored, *plain)]
 
 
