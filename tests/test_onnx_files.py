@@ -301,6 +301,29 @@ def test_places_of_weights_that_are_not_beside_the_file_are_refused(tmp_path, na
     assert reason in str(caught.value) and "keeps the tensor w" in str(caught.value)
 
 
+def test_one_missing_file_is_one_problem(tmp_path):
+    split(tmp_path / "m.onnx")
+    made = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    for i in range(30):
+        made.graph.initializer.add().CopyFrom(made.graph.initializer[0])
+        made.graph.initializer[-1].name = f"w{i}"
+    onnx.save(made, tmp_path / "m.onnx")
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(UsageError) as caught:
+        static.read(tmp_path / "m.onnx")
+    assert len(caught.value.problems) == 1 and "the tensor w (and 30 more)" in str(caught.value)
+
+
+def test_an_output_without_a_shape_is_read(tmp_path):
+    """onnx's checker refuses it; onnxruntime and some exporters don't."""
+    graph = h.make_graph(
+        [h.make_node("Relu", ["x"], ["y"])], "g", [h.make_tensor_value_info("x", T.FLOAT, ["n", 4])],
+        [h.make_tensor_value_info("y", T.FLOAT, None)],
+    )  # fmt: skip
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    assert static.value_shapes(static.read(tmp_path / "m.onnx"))["y"] == (1, 4)
+
+
 @pytest.mark.parametrize("make", [os.symlink, lambda target, link: os.mkfifo(link)])
 def test_links_and_pipes_beside_the_file_are_refused(tmp_path, make):
     split(tmp_path / "m.onnx", location="other.bin")

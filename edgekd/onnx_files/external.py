@@ -49,12 +49,16 @@ def outside(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 def load(model: onnx.ModelProto, path: Path) -> None:
     """Reads the external tensors of the model at `path` into it. Raises UsageError with every place that is wrong."""
-    problems, wanted = [], []
+    wrong: dict[str, list[str]] = {}
+    wanted = []
     for tensor in outside(model):
         try:
             wanted.append((tensor, *_place(tensor, path)))
         except ValueError as error:
-            problems.append(Problem(str(path), f"keeps the tensor {tensor.name[:80]} where it can't be: {error}", HINT))
+            wrong.setdefault(str(error), []).append(tensor.name[:80])
+    problems = [
+        Problem(str(path), f"keeps {_named(names)} where it can't be: {why}", HINT) for why, names in wrong.items()
+    ]
     sizes = {file: file.lstat().st_size for _, file, _, _ in wanted}
     if sum(length for *_, length in wanted) > OVERLAP * sum(sizes.values()):
         problems.append(Problem(str(path), "reads the same bytes of its second file for many tensors", HINT))
@@ -67,6 +71,10 @@ def load(model: onnx.ModelProto, path: Path) -> None:
             tensor.raw_data = handles[file].read(length)
             del tensor.external_data[:]
             tensor.ClearField("data_location")
+
+
+def _named(names: list[str]) -> str:
+    return f"the tensor {names[0]}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
 def _place(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, int]:

@@ -38,18 +38,30 @@ def read(path: Path | str) -> onnx.ModelProto:
         what, hint = foreign.kind(path, data[:HEAD])
         text = f"{what}, not an ONNX file" if what else "is not an ONNX file, or has no operators"
         raise UsageError(Problem(str(path), text, hint or "give a .onnx file that a runtime can load"))
-    apart = bool(external.outside(model))
-    if apart:
+    if external.outside(model):
         with reading(path):
             external.load(model, path)
     try:
-        onnx.checker.check_model(str(path) if apart else model)
+        onnx.checker.check_model(str(path) if external.large(model) else _shaped(model))
     except Exception as error:  # the checker's own class, and protobuf's
         message = (str(error).strip() or "the checker refuses it").splitlines()[0][:300]
         raise UsageError(Problem(str(path), f"is not a valid ONNX file: {message}")) from None
     if wrong := next(filter(None, map(_unlike, model.graph.node)), ""):
         raise UsageError(Problem(str(path), f"is not a valid ONNX file: {wrong}"))
     return _inlined(model)
+
+
+def _shaped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model whose outputs all have a shape, as onnx's checker wants it; onnxruntime finds it itself."""
+    if all(
+        o.type.WhichOneof("value") != "tensor_type" or o.type.tensor_type.HasField("shape") for o in model.graph.output
+    ):
+        return model
+    copy = external.copied(model)
+    for output in copy.graph.output:
+        if output.type.WhichOneof("value") == "tensor_type":
+            output.type.tensor_type.shape.SetInParent()
+    return copy
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.onnx_files import external
 from edgekd.quantization.qdq.pairing import Pair
 
 if TYPE_CHECKING:
@@ -16,15 +17,13 @@ if TYPE_CHECKING:
 def render(p: Pair, quantized: Iterable[tuple[str, str]], *, own: bool = False) -> onnx.ModelProto:
     """The network with the (layer, part) pairs in `quantized` as in the int8 file and all else in float. `own`: float
     weights are the int8 file's own, dequantized, for a file that was trained and so has no others."""
-    import onnx
     from onnx import numpy_helper
 
     keep = set(quantized)
     floats = _floats(p, keep, own)
     left_out = _left_out(p, keep)
     clips = {n: p.plain.constants[n] for clip in left_out.values() if clip is not None for n in clip.input[1:] if n}
-    model = onnx.ModelProto()
-    model.CopyFrom(p.quantized.model)
+    model = external.copied(p.quantized.model)
     del model.graph.node[:]
     model.graph.node.extend(_nodes(p, floats, left_out))
     added = {name: np.ascontiguousarray(a) for name, a in floats.items()} | {f"clip.{n}": a for n, a in clips.items()}

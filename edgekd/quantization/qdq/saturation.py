@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.onnx_files import external
 from edgekd.quantization.qdq.operands import Operands, columns, positions, read
 from edgekd.quantization.qdq.pairs import HIGH, LOW, products, reach
 from edgekd.quantization.qdq.values import session
@@ -103,8 +104,7 @@ def saturated(
             excess = np.moveaxis(excess.reshape(len(x), *positions(o, x), -1), -1, 1)
         else:
             excess = excess.reshape(*x.shape[:-1], -1)
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
+        copy = external.copied(model)
         copy.graph.initializer.append(
             numpy_helper.from_array(np.ascontiguousarray(excess, np.float32), f"{name}.excess")
         )
