@@ -696,12 +696,16 @@ def test_files_that_can_not_be_run_take_nothing_with_them(said, tmp_path, capsys
     np.savez(paths["data"], inputs=samples)
     code, _, err = say(capsys, paths["model"], "--data", paths["data"], "--out", paths["out"], "--quiet")
     assert code == 2 and "internal" not in err and not paths["out"].exists()
-    assert (
-        command(
-            ["explain", str(paths["model"]), "--float", str(paths["model"]), "--data", str(paths["data"]), "--quiet"]
-        )
-        == 2
-    )
+    one = [numpy_helper.from_array(np.float32([1]), "one"), numpy_helper.from_array(np.float32(1), "step")]
+    both = [
+        helper.make_node("QuantizeLinear", ["one", "step"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step"], ["dq"]),
+    ]
+    model.graph.initializer.extend(one)
+    model.graph.node.extend(both)  # int8 in form
+    onnx.save(model, tmp_path / "int8.onnx")
+    words = ["explain", str(tmp_path / "int8.onnx"), "--float", str(paths["model"]), "--data", str(paths["data"])]
+    assert command([*words, "--quiet"]) == 2
     assert said in capsys.readouterr().err
 
 
