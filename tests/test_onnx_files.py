@@ -220,6 +220,28 @@ def test_a_loop_of_unknown_length_is_left_out_and_said(tmp_path):
     assert static.macs(made(3)) == (48, ()) and static.macs(made(None)) == (0, ("Loop",))
 
 
+def test_loops_deeper_than_anybody_writes_come_to_an_end_and_are_left_out():
+    """A Loop is gone through twice where what it carries changes: 2 ** 20 times in all, without a limit."""
+    inner = [h.make_node("MatMul", ["x", "w"], ["y0"])]
+    for i in range(20):
+        body = h.make_graph(
+            [h.make_node("Identity", [f"c{i}"], [f"o{i}"]), *inner,
+             h.make_node("Concat", [f"k{i}", f"y{i}"], [f"z{i}"], axis=0)],
+            f"b{i}",
+            [h.make_tensor_value_info(f"i{i}", T.INT64, []), h.make_tensor_value_info(f"c{i}", T.BOOL, []),
+             h.make_tensor_value_info(f"k{i}", T.FLOAT, None)],
+            [h.make_tensor_value_info(f"o{i}", T.BOOL, []), h.make_tensor_value_info(f"z{i}", T.FLOAT, None)],
+        )  # fmt: skip
+        inner = [h.make_node("Loop", ["twice", "yes", "x"], [f"y{i + 1}"], body=body)]
+    stored = [nh.from_array(np.eye(4, dtype=np.float32), "w"), nh.from_array(np.array(2), "twice")]
+    graph = h.make_graph(
+        inner, "g", [h.make_tensor_value_info("x", T.FLOAT, ["n", 4])],
+        [h.make_tensor_value_info("y20", T.FLOAT, None)],
+        [*stored, nh.from_array(np.array(True), "yes")],
+    )  # fmt: skip
+    assert static.macs(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)) == (0, ("Loop",))
+
+
 def test_fused_operators_are_counted_like_what_they_fuse():
     """FusedConv and FusedMatMul of onnxruntime, and its attention: 5 tokens of 8."""
     stored = {"w": np.zeros((4, 3, 3, 3)), "v": np.zeros((6, 100)), "p": np.zeros((8, 24)), "b": np.zeros(24)}

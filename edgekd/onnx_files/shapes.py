@@ -227,6 +227,8 @@ def times(position: int, node: onnx.NodeProto, known: Known) -> int | None:
     makers, goes_on = {o: n for n in body.node for o in n.output}, body.output[0].name
     while goes_on in makers and makers[goes_on].op_type in ("Identity", "Cast"):
         goes_on = makers[goes_on].input[0]
+    if (position, "body") not in known.inside:
+        return None
     inner = known.inside[position, "body"].numbers.get(goes_on)
     on = (len(body.input) > 1 and goes_on == body.input[1].name) or (inner is not None and bool(inner.all()))
     return max(0, int(most.flat[0])) if always and on and most is not None and most.size else None

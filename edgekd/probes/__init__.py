@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+    from edgekd.onnx_files.shapes import Known
+
 
 KNOWN = {"better": (None, "lower", "higher"), "origin": ("counted", "measured", "emulated")}  # {setting: its values}
 
@@ -79,6 +81,15 @@ class Subject:
         from edgekd.probes import static
 
         return static.read(self.file) if is_onnx(self.format) else None
+
+    @cached_property
+    def known(self) -> Known:
+        """What is known of the values of `model`, at the shapes of `sample`; there is no other than an ONNX file."""
+        from edgekd.probes import static
+
+        if self.model is None:
+            raise ValueError(f"{self.file} is no ONNX file")
+        return static.known(self.model, self.sample)
 
 
 def declared() -> Mapping[str, Quantity]:

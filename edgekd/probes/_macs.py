@@ -58,9 +58,8 @@ def known(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> 
     return found
 
 
-def unshaped(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> str:
+def unshaped(model: onnx.ModelProto, found: Known) -> str:
     """The first value whose shape is not known, in words; "" if all are."""
-    found = known(model, sample)
     names = (name for node in model.graph.node for name in node.output if name)
     value = next((n for n in names if found.shape(n) is None), "")
     return f"the shape of `{value}` can't be found" if value else ""
@@ -69,7 +68,12 @@ def unshaped(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) 
 def counts(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> Counts:
     """The products of one inference. Raises Open where a shape is not known, UsageError where the file contradicts
     itself."""
-    found, left_out = known(model, sample), set[str]()
+    return counted(model, known(model, sample))
+
+
+def counted(model: onnx.ModelProto, found: Known) -> Counts:
+    """`counts` of what is known."""
+    left_out = set[str]()
     each = _graph(model.graph, found, left_out)
     return Counts(each, tuple(sorted(left_out)), _rows(model, found))
 
@@ -113,6 +117,8 @@ def _subgraphs(position: int, node: onnx.NodeProto, found: Known, left_out: set[
     totals = []
     for a in node.attribute:
         inner = found.inside.get((position, a.name))
+        if a.HasField("g") and inner is None and node.op_type != "If":
+            left_out.add(node.op_type)  # deeper than anybody writes
         if a.HasField("g") and inner is not None:
             try:
                 totals.append(sum(_graph(a.g, inner, left_out).values()))

@@ -25,8 +25,9 @@ import numpy as np
 
 from edgekd.errors import Problem
 from edgekd.onnx_files import subgraphs
+from edgekd.onnx_files.shapes import Known
 from edgekd.probes import Subject, figure, static
-from edgekd.probes._macs import HINT, counts, known
+from edgekd.probes._macs import HINT, counted, known
 from edgekd.records import NOT_COUNTED, Measurement, Quantity
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     if subject.file is None or subject.model is None:
         return
     try:
-        found = buffers(subject.model, subject.sample)
-        batch = counts(subject.model, subject.sample)
+        found = planned(subject.model, subject.known)
+        batch = counted(subject.model, subject.known)
     except static.Open:
         return
     size, inside = arena(found, plan(found)), {n.op_type for n in subject.model.graph.node if any(subgraphs.nested(n))}
@@ -78,7 +79,12 @@ def measure(subject: Subject) -> Iterator[Measurement]:
 def buffers(model: onnx.ModelProto, sample: Mapping[str, static.Shape] | None = None) -> list[Buffer]:
     """The buffers of a graph at batch 1, or at the batch that it fixes. Raises UsageError where a value's shape can't
     be found."""
-    graph, values = model.graph, known(model, sample)
+    return planned(model, known(model, sample))
+
+
+def planned(model: onnx.ModelProto, values: Known) -> list[Buffer]:
+    """`buffers` of what is known."""
+    graph = model.graph
     shapes, types = values.shapes, {n: k.tensor_type.elem_type for n, k in values.types.items()}
     fixed, nodes = set(static.constants(model)), []
     for node in graph.node:
