@@ -56,7 +56,6 @@ TESTS = {
     "edgekd/quantization/onnx_graph/placement.py": "foreign",
     "edgekd/quantization/onnx_graph/render.py": "foreign",
     "edgekd/quantization/onnx_graph/rewrites.py": "foreign",
-    "edgekd/quantization/onnx_graph/samples.py": "foreign",
     "edgekd/quantization/onnx_graph/scales.py": "foreign",
     "edgekd/quantization/parameters.py": "quantization ranges",
     "edgekd/quantization/placement.py": "placement foreign quantization",
@@ -110,6 +109,7 @@ TESTS = {
     "edgekd/training/settings.py": "train",
     "edgekd/training/supervision.py": "modes train",
     "edgekd/training/terms.py": "losses modes schedules train",
+    "edgekd/samples": "samples",
 }
 SHOW = """
 import sys

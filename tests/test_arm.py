@@ -239,7 +239,7 @@ def test_what_this_machine_has_more_than_is_emulated_where_it_can_be(monkeypatch
     monkeypatch.setattr("edgekd.environment.describe", lambda: facts)
     asked = []
     monkeypatch.setattr(emulation, "launches", lambda wanted: ({}, []))
-    monkeypatch.setattr(_emulated, "emulate", lambda model, *, targets, **_: asked.append(targets))
+    monkeypatch.setattr(_emulated, "emulate", lambda model, source, *, targets, **_: asked.append(targets))
     profile.profile(STUDENT, target="x86-64-avx2")
     assert asked == [["x86-64-avx2"]]
 

@@ -20,12 +20,13 @@ from edgekd.cli import run as command
 from edgekd.errors import RunFailed
 from edgekd.formats.onnx import float_kernels
 from edgekd.quantization.histogram import Histogram
-from edgekd.quantization.onnx_graph import convert, normalize, samples, scales
+from edgekd.quantization.onnx_graph import convert, normalize, scales
 from edgekd.quantization.onnx_graph.placement import Layer
 from edgekd.quantization.parameters import scale_and_zero_point
 from edgekd.quantization.qdq import simulate
 from edgekd.quantization.torch_graph import modules
 from edgekd.records import Scheme
+from edgekd.samples.rows import of
 from edgekd.verbs import quantize
 
 ROWS = 48
@@ -276,7 +277,7 @@ def given(folder, model, arrays):
 def answers(path, arrays):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     size = session.get_inputs()[0].shape[0]
-    parts = [session.run(None, feed) for feed in samples.batches(arrays, size if isinstance(size, int) else ROWS)]
+    parts = [session.run(None, feed) for feed in of(arrays).batches(size if isinstance(size, int) else ROWS)]
     return [np.concatenate(p) for p in zip(*parts, strict=True)]
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,12 +15,17 @@ from onnx import numpy_helper as nh
 from edgekd import cli, environment, results, targets
 from edgekd.errors import EnvironmentUnfit, RunFailed, UsageError
 from edgekd.hosts import local
-from edgekd.measure import jobs, noise, samples, session
+from edgekd.measure import jobs, noise, session
 from edgekd.probes import times
 from edgekd.records import Target
 from edgekd.report.figures import figure
 from edgekd.runtimes import onnxruntime as runtime
 from edgekd.runtimes import worker
+from edgekd.samples import generated
+from edgekd.samples.read import read
+from edgekd.samples.rows import of
+from edgekd.samples.signature import Signature, Tensor, of_model
+from edgekd.samples.source import Source
 from edgekd.verbs import compare, profile
 
 X = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float32)
@@ -54,6 +58,9 @@ def network(path, width=16, batch="batch", kind=T.FLOAT, outside=False):
         tensor.external_data.add(key="location", value="../secret.bin")
     path.write_bytes(made.SerializeToString())
     return path
+
+
+SIGNATURE = Signature({"x": Tensor(np.dtype("float32"), ("batch", 8))})
 
 
 def on(run):
@@ -248,9 +255,10 @@ def test_a_job_holds_no_name_of_the_users(profiled):
 
 
 def test_timing_goes_through_samples_of_the_whole_set():
-    few = jobs.some(np.arange(1000))
+    some = lambda count: jobs.some(of(np.arange(count))).arrays[""].tolist()
+    few = some(1000)
     assert len(few) == 64 and few[0] == 0 and few[-1] == 999 and len(set(few)) == 64
-    assert jobs.some(np.arange(5)).tolist() == [0, 1, 2, 3, 4]
+    assert some(5) == [0, 1, 2, 3, 4]
 
 
 def process(p50=1.0, cpu=1.0, mhz=2000.0, stable=True):
@@ -468,30 +476,29 @@ def test_labels_that_are_no_classes_give_the_mean_error(tmp_path):
 )
 def test_random_inputs_have_the_files_type_and_repeat(tmp_path, kind, values):
     model = onnx.load(network(tmp_path / "m.onnx", kind=kind))
-    (x,) = samples.random(model).values()
+    (x,) = generated.random(of_model(model)).arrays.values()
     assert x.shape == (16, 8) and x.dtype == h.tensor_dtype_to_np_dtype(kind) and len(np.unique(x)) > 1
     assert values is None or len(np.unique(x)) <= values
-    assert np.array_equal(x, samples.random(model)["x"])
+    assert np.array_equal(x, generated.random(of_model(model)).arrays["x"])
 
 
 def test_random_inputs_are_refused_where_the_shape_is_open_or_absurd(tmp_path):
     for shape, message in (
         (["n", "length", 8], "leaves length open"),
-        ([], "no axis of samples"),
         (["n", 2**20, 2**20], "samples of shape"),
     ):
         graph = h.make_graph(
             [h.make_node("Relu", ["x"], ["y"])], "g", [h.make_tensor_value_info("x", T.FLOAT, shape)], []
         )
         with pytest.raises(UsageError, match=message):
-            samples.random(h.make_model(graph))
+            generated.random(of_model(h.make_model(graph)))
 
 
 def test_compare_takes_data(tmp_path, capsys):
     a, b = network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx")
     np.savez(tmp_path / "d.npz", inputs=X[:, :5])
     assert cli.run(["compare", str(a), str(b), "--data", str(tmp_path / "d.npz"), "--quiet"]) == 2
-    assert "takes samples of shape [8]" in capsys.readouterr().err
+    assert "the model takes [n, 8]" in capsys.readouterr().err
     np.savez(tmp_path / "d.npz", inputs=X)
     assert cli.run(["compare", str(a), str(b), "--data", str(tmp_path / "d.npz"), "--quiet"]) in (0, 3)
 
@@ -507,7 +514,7 @@ def test_wrong_files_end_in_an_error_of_use(tmp_path):
         compare.compare(tmp_path / "none.onnx", path)
     assert len(caught.value.problems) == 2
     np.savez(tmp_path / "d.npz", inputs=X[:, :5])
-    with pytest.raises(UsageError, match=r"takes samples of shape \[8\]"):
+    with pytest.raises(UsageError, match=r"the model takes \[n, 8\]"):
         profile.profile(good, data=tmp_path / "d.npz")
 
 
@@ -515,12 +522,12 @@ def test_wrong_files_end_in_an_error_of_use(tmp_path):
     "arrays, messages",
     [
         ({"labels": np.zeros(3)}, ["has no `inputs`"]),
-        ({"inputs": X, "labels": np.zeros(3)}, ["same number of rows, at least one \\(inputs: 150, labels: 3\\)"]),
+        ({"inputs": X, "labels": np.zeros(3)}, ["same number of rows, at least one \\(x: 150, labels: 3\\)"]),
         (
             {"inputs": X, "x": X[:3], "labels": np.float32(0)},
-            ["has `inputs` and also x", "inputs: 150, x: 3, labels: none"],
+            ["has `inputs` and also x"],
         ),
-        ({"inputs": X[:0]}, ["inputs: 0"]),
+        ({"inputs": X[:0]}, ["x: 0"]),
         ({"inputs": np.array([{}, {}], object)}, ["not a valid .npz of plain arrays: inputs.npy holds Python objects"]),
     ],
 )
@@ -528,7 +535,7 @@ def test_wrong_data_files(tmp_path, arrays, messages):
     path = tmp_path / "d.npz"
     np.savez(path, **arrays)
     with pytest.raises(UsageError) as caught:
-        samples.read_arrays(path)
+        read(Source(path), SIGNATURE)
     assert len(caught.value.problems) == len(messages)
     for message in messages:
         assert caught.match(message)
@@ -547,9 +554,9 @@ def test_damaged_data_files(tmp_path, damage):
         else damage
     )
     with pytest.raises(UsageError, match="d.npz"):
-        samples.read_arrays(path)
+        read(Source(path), SIGNATURE)
     with pytest.raises(UsageError, match="No such file"):
-        samples.read_arrays(Path("nowhere.npz"))
+        read(Source("nowhere.npz"), SIGNATURE)
 
 
 def test_a_machine_that_lacks_a_targets_features_measures_nothing_for_it(tmp_path, monkeypatch):

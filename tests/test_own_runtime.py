@@ -19,6 +19,7 @@ from edgekd.measure import folders, jobs
 from edgekd.records import Deployment, Runtime, Target
 from edgekd.run import plan, resolve
 from edgekd.runtimes.onnxruntime import load
+from edgekd.samples.source import Source
 from edgekd.verbs._emulated import emulate
 from edgekd.verbs.compare import compare
 from edgekd.verbs.compress import compress
@@ -503,9 +504,9 @@ def test_a_board_without_what_a_runtime_needs_is_told(tmp_path, network, absent,
 def test_an_emulated_target_answers_in_its_runtime(tmp_path, network):
     text = 'title = "old"\narchitecture = "x86-64"\nemulated_as = "Nehalem"\n' + LAYERS
     (tmp_path / "old.toml").write_text(text)
-    found = emulate(network / "m.layers", targets=[str(tmp_path / "old.toml")], data=network / "d.npz")
+    found = emulate(network / "m.layers", Source(network / "d.npz"), targets=[str(tmp_path / "old.toml")])
     emulated = {m.name: m for m in found.measurements if m.origin == "emulated" and m.target == "old"}
     assert {"top1", "host_agreement"} <= emulated.keys()
     assert all("in own.interpreter" in m.note for m in emulated.values())
     with pytest.raises(UsageError, match="are of several runtimes: onnxruntime, own.interpreter"):
-        emulate(network / "m.layers", targets=[str(tmp_path / "old.toml"), "x86-64-sse42"])
+        emulate(network / "m.layers", Source(), targets=[str(tmp_path / "old.toml"), "x86-64-sse42"])

@@ -14,19 +14,23 @@ import numpy as np
 from edgekd import targets
 from edgekd.errors import BaselineError, Problem, UsageError, gathered
 from edgekd.files import sha256
-from edgekd.inputs import length, named
-from edgekd.measure import jobs, samples
+from edgekd.inputs import named
+from edgekd.measure import jobs, rolled
 from edgekd.measure.machine import user_error
 from edgekd.metrics import are_classes, top1
 from edgekd.onnx_files import external
 from edgekd.probes import static
-from edgekd.quantization.onnx_graph.samples import fixed_rows, inputs_of
 from edgekd.records import Candidate, Deployment, Metric, Result, Target, is_onnx
+from edgekd.samples import read as reader
+from edgekd.samples import rows
+from edgekd.samples.signature import of_model
+from edgekd.samples.source import Source, refused_random
 
 if TYPE_CHECKING:
     import onnx
 
     from edgekd.run.resolve import Resolved
+    from edgekd.samples.sequences import Sequences
 
 # of files that are not in QDQ form; QLinear... too
 OTHER_FORMS = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm", "QAttention", "MatMulIntegerToFloat")
@@ -40,19 +44,19 @@ KEEP = (
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of a split: `inputs` {name: array}, `labels` as the task has them, or None."""
+    """Rows of a split: `inputs` of the model, `labels` as the task has them, or None."""
 
     split: Literal["validation", "test"]
-    inputs: Mapping[str, np.ndarray]
+    inputs: rows.Samples
     labels: np.ndarray | None
 
     def __len__(self) -> int:
-        return length(self.inputs)
+        return len(self.inputs)
 
     def first(self, count: int) -> Samples:
         return dataclasses.replace(
             self,
-            inputs={n: a[:count] for n, a in self.inputs.items()},
+            inputs=self.inputs.take(slice(count)),
             labels=None if self.labels is None else self.labels[:count],
         )
 
@@ -69,12 +73,12 @@ class FromRun:
 
 @dataclass(frozen=True)
 class FromFiles:
-    """Where a subject comes from: what a person gave. `arrays` all of the data."""
+    """Where a subject comes from: what a person gave. `samples` all of the data."""
 
     model: Path
-    data: Path
+    given: Source
     target: Target
-    arrays: Mapping[str, np.ndarray]
+    samples: rows.Samples
 
 
 @dataclass(frozen=True)
@@ -139,21 +143,22 @@ def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> 
     )
 
 
-def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, workspace: Path) -> Subject:
-    """The subject of an int8 file of any making, of the float file that it was made of and samples. Raises UsageError
-    with every problem."""
+def of_files(int8: Path, plain: Path | None, source: Source, target: str, workspace: Path) -> Subject:
+    """The subject of an int8 file of any making, of the float file that it was made of and samples; of sequences the
+    steps, with the states that the float file makes. Raises UsageError with every problem."""
     import onnx
 
     from edgekd.explain import layer_names
     from edgekd.quantization.onnx_graph import normalize
 
-    model, arrays, labels, device = _read(int8, plain, data, target)
+    model, given, device = _read(int8, plain, source, target)
+    taken = given.samples if isinstance(given, reader.Given) else rolled.steps(plain, given, workspace / "steps")
     with user_error():
-        jobs.tried({str(plain): plain, str(int8): int8}, arrays, folder=workspace / "tried")
+        jobs.tried({str(plain): plain, str(int8): int8}, taken, folder=workspace / "tried")
     float_file, normal, kept = workspace / "float.onnx", normalize.normalized(model, str(plain)), onnx.load(int8)
     external.write(normal, float_file)
-    first = {n: a[: fixed_rows(model) or 1] for n, a in arrays.items()}
-    classes = are_classes(labels) and len(model.graph.output) == 1
+    first = taken.some(1).feed()
+    classes = are_classes(taken.labels) and taken.labels.dtype != object and len(model.graph.output) == 1
     classes = classes and len(model.graph.output[0].type.tensor_type.shape.dim) == 2
     return Subject(
         id=int8.stem,
@@ -161,13 +166,13 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
         float_file=float_file,
         int8_file=int8,
         home=int8.parent / "fixed",
-        looked=_half(arrays, labels, 0, "validation"),
-        judged=_half(arrays, labels, 1, "test"),
+        looked=_half(taken, 0, "validation"),
+        judged=_half(taken, 1, "test"),
         metric=top1() if classes else None,
         classes=classes,
         saturates=targets.saturates(device),
         threads=device.threads,
-        source=FromFiles(plain, data, device, arrays),
+        source=FromFiles(plain, source, device, taken),
         norms=any(n.op_type == "BatchNormalization" for n in model.graph.node),
         labels=layer_names.labels(model, normal, first, kept),
         ours=kept.producer_name == "edgekd",
@@ -175,29 +180,34 @@ def of_files(int8: Path, plain: Path | None, data: Path | None, target: str, wor
 
 
 def _read(
-    int8: Path, plain: Path | None, data: Path | None, target: str
-) -> tuple[onnx.ModelProto, dict[str, np.ndarray], np.ndarray | None, Target]:
-    """(float model, {input: samples}, labels, target). Raises UsageError with every problem."""
+    int8: Path, plain: Path | None, source: Source, target: str
+) -> tuple[onnx.ModelProto, reader.Given | Sequences, Target]:
+    """(float model, samples or sequences, target). Raises UsageError with every problem."""
     from edgekd.quantization.onnx_graph import normalize
 
     problems: list[Problem] = []
     if plain is None:
         problems.append(Problem("--float", "is missing", "the float file that the int8 file was made of"))
-    if data is None:
-        problems.append(Problem("--data", "is missing", "an .npz with `inputs` and, if there are some, `labels`"))
+    if source.data is None:
+        hint = "an .npz with `inputs` and, if there are some, `labels`, or a folder"
+        problems.append(Problem("--data", "is missing", hint))
 
     made = gathered(lambda: static.read(int8), problems)
     problems += _unread(made, int8) if made else []
     model = gathered(lambda: plain and static.read(plain), problems)
-    given = gathered(lambda: data and samples.read_arrays(data), problems)
     device = gathered(lambda: targets.load(target), problems)
     problems += normalize.problems(model, str(plain)) if model else []
-    if model and given:
-        arrays, wrong = inputs_of(model, given[0], str(data))
-        problems += wrong
+    given = None
+    if source.data is not None:
+        before = len(problems)
+        why = "random values are not what a model is used on: no layer is judged by them"
+        gathered(lambda: refused_random(source, why), problems)
+        if len(problems) == before:
+            read = reader.read_sequences if source.states else reader.read
+            given = gathered(lambda: read(source, of_model(model)) if model else reader.readable(source), problems)
     if problems:
         raise UsageError(*problems)
-    return model, arrays, given[1], device
+    return model, given, device
 
 
 def _has_norms(resolved: Resolved) -> bool:
@@ -222,13 +232,15 @@ def _unread(model: onnx.ModelProto, path: Path) -> list[Problem]:
     return []
 
 
-def _half(
-    arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, which: int, split: Literal["validation", "test"]
-) -> Samples:
-    """Every other sample, so that a fix is not judged by what it was chosen by; all of them where there are few."""
-    count = length(arrays)
-    rows = np.arange(count)[which::2][:MOST] if count >= 64 else np.arange(count)
-    return Samples(split, {n: a[rows] for n, a in arrays.items()}, None if labels is None else labels[rows])
+def _half(samples: rows.Samples, which: int, split: Literal["validation", "test"]) -> Samples:
+    """Every other sample, or sequence, so that a fix is not judged by what it was chosen by; all of them where there
+    are few."""
+    count = len(samples)
+    group = np.arange(count) if samples.begins is None else np.cumsum(samples.begins) - 1
+    every = np.arange(count)
+    taken = every[group % 2 == which][:MOST] if count >= 64 and group[-1] else every
+    found = samples.take(taken)
+    return Samples(split, found, found.labels)
 
 
 def _resolved(folder: Path, result: Result) -> Resolved:
@@ -245,10 +257,9 @@ def _resolved(folder: Path, result: Result) -> Resolved:
 def _split(resolved: Resolved, split: Literal["validation", "test"]) -> Samples:
     """At most MOST samples of validation in a fixed shuffled order; all of test."""
     columns = resolved.data(split)
-    rows = (
+    numbers = (
         np.random.default_rng(0).permutation(len(columns))[:MOST] if split == "validation" else np.arange(len(columns))
     )
     inputs = named(columns.inputs, resolved.task.inputs[0])
-    return Samples(
-        split, {name: a[rows] for name, a in inputs.items()}, None if columns.labels is None else columns.labels[rows]
-    )
+    chosen = rows.Samples({name: a[numbers] for name, a in inputs.items()})
+    return Samples(split, chosen, None if columns.labels is None else columns.labels[numbers])

@@ -15,10 +15,11 @@ from edgekd import signatures
 from edgekd.explain import layer_names
 from edgekd.explain.inputs import FromFiles, FromRun, Subject
 from edgekd.files import write_atomic
-from edgekd.inputs import length, named
+from edgekd.inputs import named
 from edgekd.quantization.diagnosis.fixes import Now, shown
 from edgekd.records import Target
 from edgekd.run import target_settings
+from edgekd.samples.rows import Samples, fitting
 
 if TYPE_CHECKING:
     from edgekd.progress import Silent
@@ -124,15 +125,14 @@ def _from_float(subject: Subject, source: FromRun) -> Way:
 
 
 def _from_files(subject: Subject, source: FromFiles) -> Way:
-    now, build = _file(source.model, subject.labels, source.arrays, [source.target])
+    now, build = _file(source.model, subject.labels, source.samples, [source.target])
 
     def lasting(settings: Mapping[str, Any]) -> str:
         words = [
             "edgekd",
             "quantize",
             str(source.model),
-            "--data",
-            str(source.data),
+            *source.given.words(),
             "--out",
             str(subject.int8_file),
             "--target",
@@ -148,29 +148,33 @@ def _labels(subject: Subject, arrays: Mapping[str, np.ndarray]) -> dict[str, tup
     """Names of a run's layers in its float file."""
     import onnx
 
-    from edgekd.quantization.onnx_graph import normalize, samples
+    from edgekd.quantization.onnx_graph import normalize
 
     model = onnx.load(subject.float_file)
-    first = {n: a[: samples.fixed_rows(model) or 1] for n, a in arrays.items()}
+    first = fitting(arrays, model).some(1).feed()
     return layer_names.labels(model, normalize.normalized(model), first, onnx.load(subject.int8_file))
 
 
 def _file(
-    model: Path, labels: Mapping[str, tuple[str, ...]], arrays: Mapping[str, np.ndarray], targets: Sequence[Target]
+    model: Path,
+    labels: Mapping[str, tuple[str, ...]],
+    given: Mapping[str, np.ndarray] | Samples,
+    targets: Sequence[Target],
 ) -> tuple[Now, Callable]:
     """(what is known of an int8 file of any making, how it is made again from `model` for the targets)."""
     from edgekd.onnx_files import external
     from edgekd.probes import static
-    from edgekd.quantization.onnx_graph import checks, convert, samples
+    from edgekd.quantization.onnx_graph import checks, convert
+    from edgekd.samples.split import divided
 
     parsed = static.read(model)
-    count = length(arrays)
+    samples = fitting(given, parsed)
+    count = len(samples)
 
     def build(settings: Mapping[str, Any], path: Path) -> str:
-        rows = samples.divided(count, settings.get("samples", CALIBRATION), parsed)[0]
-        given = {k: settings[k] for k in ("weight_bits", "float_layers") if k in settings}
-        scheme = target_settings.scheme(targets, **given)
-        taken = {n: np.ascontiguousarray(a[rows]) for n, a in arrays.items()}
+        taken = samples.take(divided(count, settings.get("samples", CALIBRATION), samples.rows)[0])
+        asked = {k: settings[k] for k in ("weight_bits", "float_layers") if k in settings}
+        scheme = target_settings.scheme(targets, **asked)
         made = convert.quantize(
             parsed, taken, scheme=scheme, ranges=settings.get("ranges", "minmax"), place_name=str(model)
         )

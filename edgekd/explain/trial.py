@@ -117,7 +117,7 @@ def saturating(file: Path, samples: Samples) -> int:
 
     from edgekd.quantization.qdq.saturation import audit
 
-    return sum(bool(layer.changed) for layer in audit(onnx.load(file), samples.first(64).inputs))
+    return sum(bool(layer.changed) for layer in audit(onnx.load(file), samples.inputs.some(64).feed()))
 
 
 def noise_of(plain: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:

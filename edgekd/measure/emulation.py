@@ -12,9 +12,9 @@ import numpy as np
 from edgekd import environment, targets
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.hosts import emulator
-from edgekd.inputs import length
 from edgekd.measure import instructions, jobs
 from edgekd.records import Measurement, Target
+from edgekd.samples.rows import Samples, of
 
 if TYPE_CHECKING:
     from edgekd.progress import Silent
@@ -57,11 +57,11 @@ def launches(wanted: Sequence[Target]) -> tuple[dict[str, tuple[Target, dict[str
 @dataclass(frozen=True)
 class Emulation:
     """A file that runs as other CPUs, on the same samples in one random `order`; targets with one CPU share a run.
-    `inputs`: {name: [n, ...]}, in that order."""
+    `inputs` in that order."""
 
     path: Path
     runtime: str
-    inputs: Mapping[str, np.ndarray]
+    inputs: Samples
     order: np.ndarray
     ready: Launches
 
@@ -98,9 +98,7 @@ class Emulation:
             advance(number, len(self.ready), name)
         return found
 
-    def count(
-        self, folder: Path, launch: Mapping[str, Any], inputs: Mapping[str, np.ndarray] | None = None
-    ) -> tuple[Measurement, ...]:
+    def count(self, folder: Path, launch: Mapping[str, Any], inputs: Samples | None = None) -> tuple[Measurement, ...]:
         """The instructions of an inference, over `inputs` (default: the samples in their order)."""
         given = self.inputs if inputs is None else inputs
         return instructions.count(self.path, given, launch, folder, runtime=self.runtime).measurements
@@ -126,10 +124,11 @@ class Emulation:
         return {name: tuple(replace(m, target=name) for m in of(target)) for name, (target, _) in arm.items()}
 
 
-def emulation(path: Path, runtime: str, inputs: Mapping[str, np.ndarray], ready: Launches) -> Emulation:
+def emulation(path: Path, runtime: str, inputs: Mapping[str, np.ndarray] | Samples, ready: Launches) -> Emulation:
     """A file with all samples of `inputs`, in a random order of seed 0."""
-    order = np.random.default_rng(0).permutation(length(inputs))
-    return Emulation(path, runtime, {name: a[order] for name, a in inputs.items()}, order, ready)
+    samples = of(inputs)
+    order = np.random.default_rng(0).permutation(len(samples))
+    return Emulation(path, runtime, samples.take(order), order, ready)
 
 
 def _kernels(target: Target, launch: Mapping[str, Any]) -> str:

@@ -16,12 +16,12 @@ import numpy as np
 from edgekd import components, environment, runtimes
 from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
 from edgekd.files import sha256
-from edgekd.inputs import named
 from edgekd.onnx_files import external
 from edgekd.records import Host, Runtime
 from edgekd.runtimes import worker
+from edgekd.samples.rows import WHOLE, Samples, of
 
-Inputs = np.ndarray | Mapping[str, np.ndarray]
+Inputs = np.ndarray | Mapping[str, np.ndarray] | Samples
 LONGEST = 600  # s that one process may take
 
 
@@ -72,11 +72,13 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
     """Writes a job folder (`job.json` last) and returns what is in that file. The same job on the same kind of machine
     keeps what was measured already; a folder with another job is made anew. Raises RunFailed where an input is no plain
     array."""
-    arrays = {name: np.asarray(array) for name, array in named(job.inputs).items()}
-    if any(array.dtype.hasobject or array.ndim == 0 for array in arrays.values()):
+    samples = of(job.inputs)
+    arrays, inputs = _written(samples)
+    if any(array.dtype.hasobject for array in arrays.values()):
         raise RunFailed(Problem("inputs", "are not plain arrays with a row per sample"))
     models, sources = _models(job), _sources(job.runtime)
-    inputs = {name: f"inputs/{i}.npy" for i, name in enumerate(arrays)}
+    how = {"axes": dict(samples.axes)} if any(axis != 0 for axis in samples.axes.values()) else {}
+    how |= {"answers": dict(samples.answers)} if samples.answers else {}
     rewritten: dict[str, bytes] = {}
     files = {**{file: path for path, file in models.items()}, **sources}
     for path, file in models.items():
@@ -93,8 +95,8 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
         "settings": dict(job.settings),
         "files": {k: sha256(p) for k, p in files.items()}
         | {k: hashlib.sha256(data).hexdigest() for k, data in rewritten.items()}
-        | {f: _digest(arrays[n]) for n, f in inputs.items()},
-        "subjects": {subject: {"model": models[path], "inputs": inputs} for subject, path in job.models.items()},
+        | {f: _digest(a) for f, a in arrays.items()},
+        "subjects": {subject: {"model": models[path], "inputs": inputs, **how} for subject, path in job.models.items()},
         "schedule": list(job.schedule),
     }
     # a folder that is being cleared up, cut off in the middle
@@ -108,10 +110,26 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
                 (folder / name).write_bytes(rewritten[name])
             else:
                 shutil.copyfile(path, folder / name)
-        for name, file in inputs.items():
-            np.save(folder / file, arrays[name], allow_pickle=False)
+        for file, array in arrays.items():
+            np.save(folder / file, array, allow_pickle=False)
     worker.write(folder / "job.json", json.dumps(written, indent=1).encode())
     return written
+
+
+def _written(samples: Samples) -> tuple[dict[str, np.ndarray], dict[str, str | list[str]]]:
+    """({file: array}, {input: its file, or one for each sample where their shapes differ})."""
+    arrays: dict[str, np.ndarray] = {}
+    inputs: dict[str, str | list[str]] = {}
+    for i, (name, given) in enumerate(samples.arrays.items()):
+        array = np.asarray(given)
+        if array.ndim == 0:
+            raise RunFailed(Problem("inputs", "are not plain arrays with a row per sample"))
+        several = array.dtype == object and samples.axes.get(name) == WHOLE
+        files = [f"inputs/{i}-{k}.npy" for k in range(len(array))] if several else [f"inputs/{i}.npy"]
+        constant = samples.axes.get(name, 0) is None
+        arrays |= dict(zip(files, array if several else [array[0] if constant else array], strict=True))
+        inputs[name] = files if several else files[0]
+    return arrays, inputs
 
 
 def identity(runtime: str, host: Host | None = None) -> str:

@@ -23,7 +23,6 @@ import numpy as np
 from edgekd import intervals
 from edgekd.errors import Problem, RunFailed
 from edgekd.hosts import counter, local
-from edgekd.inputs import named
 from edgekd.measure import folders
 from edgekd.measure.folders import Inputs
 from edgekd.measure.jobs import ONNXRUNTIME, made_by
@@ -31,6 +30,7 @@ from edgekd.probes import figure
 from edgekd.probes.instructions import INSTRUCTIONS
 from edgekd.records import Measurement
 from edgekd.runtimes import worker
+from edgekd.samples.rows import Samples, of
 
 WARMUP, EMPTY = 3, 3  # inferences before the first that counts; regions that hold no inference
 INFERENCES = 12  # of which an interval of the median may leave out two on each side
@@ -86,7 +86,7 @@ def count(
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     out, place = folder / "regions.jsonl", folder / "job"
-    few = {name: np.asarray(array)[:inferences] for name, array in named(inputs).items()}
+    few = of(inputs).take(slice(inferences))
     entry = {"id": ENTRY, "subject": "s0", "pass": "count", "warmup_runs": WARMUP, "empty": EMPTY, "runs": inferences}
     settings = {"launch": counter.counting(launch, out)}
     folders.build(place, folders.Job({"s0": Path(model)}, few, [entry], runtime, settings, 1, timeout))
@@ -146,11 +146,12 @@ def _median(regions: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return sorted(regions, key=lambda region: region["instructions"])[(len(regions) - 1) // 2]
 
 
-def _digest(inputs: Mapping[str, np.ndarray]) -> str:
+def _digest(samples: Samples) -> str:
     """Of the inputs by their names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, array in inputs.items():
-        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).data)
+    for name, given in samples.arrays.items():
+        for array in given if given.dtype == object else (given,):
+            digest.update(f"{name} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 

@@ -22,13 +22,13 @@ import numpy as np
 from edgekd import environment, intervals, probes
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.hosts import local
-from edgekd.inputs import length, named
 from edgekd.measure import folders
 from edgekd.measure.folders import Inputs, Job, lines
 from edgekd.measure.noise import Interval, agrees, noise, settled
 from edgekd.measure.session import CONTROL, EFFORTS, Session, entry, schedule
 from edgekd.records import Host, Measurement, Runtime
 from edgekd.runtimes import worker
+from edgekd.samples.rows import Samples, of
 
 ROWS = 64  # samples that a timing goes through
 TRIED = 120  # s that one inference of a file that nobody knows may take
@@ -80,8 +80,9 @@ def score(
     names = folders.run(folder / "job", job, host, {"s0": model.name})["s0-outputs"]["outputs"]
     out = folder / "job" / "out" / "s0-outputs"
     found = {name: np.load(out / f"{i}.npy", allow_pickle=False) for i, name in enumerate(names)}
-    wanted = length(inputs)
-    if any(not (1 if cap_s else wanted) <= len(array) <= wanted for array in found.values()):
+    samples = of(inputs)
+    wanted = len(samples)
+    if not samples.alone and any(not (1 if cap_s else wanted) <= len(array) <= wanted for array in found.values()):
         counts = ", ".join(str(len(array)) for array in found.values())
         raise EnvironmentUnfit(Problem(host.name, f"answered {counts} samples of {wanted}"))
     return found
@@ -92,7 +93,7 @@ def tried(
 ) -> None:
     """Runs files of anybody's making once, in processes of their own, before anything is done with them in this one: a
     file can crash its runtime, or never come to an end. Raises RunFailed with what each did wrong."""
-    few = {name: np.asarray(array)[:1] for name, array in named(inputs).items()}
+    few = of(inputs).take(slice(1))
     subjects = {f"s{i}": name for i, name in enumerate(models)}
     files = {s: Path(models[name]) for s, name in subjects.items()}
     once = [entry(s, "memory", 0, runs=1) for s in subjects]
@@ -210,7 +211,7 @@ def _timed(models: Mapping[str, Path], inputs: Inputs, session: Session) -> _Tim
     effort, subjects = EFFORTS[session.preset], {name: f"s{i}" for i, name in enumerate(models)}
     files = {subjects[name]: Path(path) for name, path in models.items()}
     names = {subject: name for name, subject in subjects.items()} | {CONTROL: next(iter(models))}
-    few, host = {name: some(array) for name, array in named(inputs).items()}, _timing(session.host)
+    few, host = some(of(inputs)), _timing(session.host)
     settings = {"preset": session.preset, **effort.steady}
     job = Job(files | {CONTROL: files["s0"]}, few, (), _runtime(session), settings, session.threads)
     rounds = effort.processes
@@ -241,6 +242,6 @@ def _timing(host: Host | None) -> Host:
     return host
 
 
-def some(array: np.ndarray) -> np.ndarray:
+def some(samples: Samples) -> Samples:
     """Up to ROWS samples, spread over all."""
-    return np.asarray(array)[np.linspace(0, len(array) - 1, min(ROWS, len(array))).astype(int)]
+    return samples.take(np.linspace(0, len(samples) - 1, min(ROWS, len(samples))).astype(int))

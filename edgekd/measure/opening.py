@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from edgekd import components
 from edgekd import targets as devices
 from edgekd.errors import Problem, UsageError, gathered
 from edgekd.files import reading, regular
-from edgekd.measure import jobs, samples
+from edgekd.measure import jobs, rolled
 from edgekd.probes import static
 from edgekd.records import Deployment, Host, Target, is_onnx
+from edgekd.samples import read as reader
+from edgekd.samples import signature, split
+from edgekd.samples.source import Source
 
 
 def form(target: Target | None) -> str:
@@ -40,11 +41,29 @@ def check(paths: Sequence[Path], target: Target | None) -> None:
         raise UsageError(*problems)
 
 
-def random(path: Path, target: Target | None, folder: Path, host: Host) -> dict[str, np.ndarray]:
-    """Seeded inputs that fit a file: by what it says itself, or what its runtime says of it."""
+def given(path: Path, source: Source, target: Target | None, folder: Path, host: Host) -> reader.Given:
+    """The samples that fit a file: by what it says itself, or what its runtime says of it. Of sequences the steps, as
+    onnxruntime runs them here."""
     if target is None or is_onnx(form(target)):
-        return samples.random(static.read(path))
-    return samples.drawn(jobs.signature(path, runtime=target.runtime.name, folder=folder, host=host))
+        taken = signature.of_model(static.read(path))
+    else:
+        taken = signature.of_runtime(jobs.signature(path, runtime=target.runtime.name, folder=folder, host=host))
+    if not source.states:
+        return reader.read(source, taken)
+    sequences = reader.read_sequences(source, taken)
+    if target is not None and not is_onnx(form(target)):
+        raise UsageError(Problem("--state", f"is for ONNX files, and {path.name} is none", "leave it out"))
+    few = split.few(sequences.lengths, jobs.ROWS)
+    steps = rolled.steps(path, sequences, folder / "steps", few)
+    note = f"timed per step, over {len(steps)} steps of {len(few)} of {len(sequences)} sequences"
+    return reader.Given(steps, sum(sequences.lengths), note)
+
+
+def shapes(path: Path, source: Source, target: Target | None) -> dict[str, tuple[int, ...]]:
+    """{input: shape of one sample of the data}; {} without data, or for a file that is not ONNX."""
+    if source.random or source.states or not (target is None or is_onnx(form(target))):
+        return {}
+    return reader.read(source, signature.of_model(static.read(path))).samples.shapes
 
 
 def _read(path: Path, name: str) -> None:

@@ -57,7 +57,7 @@ def make(given: Given, ranges: str, progress: Silent) -> Made:
 
 def look(given: Given, made: Made) -> Checked:
     from edgekd.quantization.diagnosis import signal_to_noise
-    from edgekd.quantization.onnx_graph import checks, samples
+    from edgekd.quantization.onnx_graph import checks
 
     few = checks.affordable(made.float_model, given.calibration)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
@@ -66,18 +66,20 @@ def look(given: Given, made: Made) -> Checked:
         place = Path(folder) / given.out.name
         differ, reason = checks.simulated(place, few)
         layers, unaudited = _rows(made, place, few)
-        fixed = samples.fixed_rows(given.model)
-        found = signal_to_noise.files(given.path, place, given.compared, given.labels, fixed)
+        found = signal_to_noise.files(given.path, place, given.compared)
     notes = (*filter(None, (reason, unaudited)), *_notes(given, found), *([SHORT] if made.width == 2 else []))
     return Checked(content, differ, layers, not unaudited, found, notes)
 
 
 def _notes(given: Given, found: Compared) -> list[str]:
-    notes = []
+    notes = [given.note] if given.note else []
     if given.samples < FEW:
         few = "1 sample" if given.samples == 1 else f"{given.samples} samples"
         notes.append(f"calibrated on {few} only: values outside the ranges seen will be clipped; give {FEW} or more")
     notes += [f"output {text}: it is not compared" for text in found.left]
+    labels = given.compared.labels
+    if labels is not None and found.right is None:
+        notes.append("`labels` were not used: they are not the class numbers that the only output gives, one each")
     if any(a.snr_db is not None and a.snr_db < 20 for a in found.agreements):
         notes.append("less than 20 dB: try --ranges percentile or mse, or keep this model in float")
     return notes

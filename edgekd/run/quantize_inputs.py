@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,40 +13,45 @@ import numpy as np
 from edgekd import components, targets
 from edgekd.errors import Problem, UsageError, gathered
 from edgekd.files import unwritable
-from edgekd.inputs import length
-from edgekd.measure.samples import read_arrays
+from edgekd.measure import rolled
 from edgekd.probes import static
 from edgekd.run import target_settings
+from edgekd.samples import read as reader
+from edgekd.samples.rows import Samples
+from edgekd.samples.signature import Signature, of_model
+from edgekd.samples.source import Source, refused_random
+from edgekd.samples.split import divided, of_sequences, spread
 
 if TYPE_CHECKING:
     import onnx
 
     from edgekd.records import Scheme, Target
+    from edgekd.samples.sequences import Sequences
 
 
 @dataclass(frozen=True)
 class Given:
-    """What was asked for, checked: `calibration` and `compared` samples {input: [n, ...]} (`unused`: calibration sees
-    none of the latter), `labels` of the latter."""
+    """What was asked for, checked: samples for `calibration`, and those that are `compared` (`unused`: calibration sees
+    none of the latter), with labels if there are some. `note`: how the data was read."""
 
     path: Path
     out: Path
     model: onnx.ModelProto
-    calibration: Mapping[str, np.ndarray]
-    compared: Mapping[str, np.ndarray]
-    labels: np.ndarray | None
+    calibration: Samples
+    compared: Samples
     unused: bool
     scheme: Scheme
     target: Target
+    note: str = ""
 
     @property
     def samples(self) -> int:
-        return length(self.calibration)
+        return len(self.calibration)
 
 
 def checked(
     model: Path | str,
-    data: Path | str,
+    source: Source,
     out: Path | str,
     target: str,
     *,
@@ -57,13 +63,14 @@ def checked(
 ) -> Given:
     """Raises UsageError with every problem."""
     from edgekd.quantization.onnx_graph import normalize
-    from edgekd.quantization.onnx_graph.samples import divided, inputs_of
 
     problems: list[Problem] = []
 
     path = Path(model)
+    why = "random values have not the ranges of real ones: nothing is calibrated by them"
+    gathered(lambda: refused_random(source, why), problems)
+    wrong_data = bool(problems)
     parsed = gathered(lambda: static.read(path), problems)
-    arrays, labels = gathered(lambda: read_arrays(Path(data)), problems) or (None, None)
     device = gathered(lambda: targets.load(target), problems)
     gathered(lambda: components.find("ranges", ranges), problems)
     problems += normalize.problems(parsed, str(path)) if parsed is not None else []
@@ -71,20 +78,49 @@ def checked(
     if samples < 1:
         problems.append(Problem("--samples", f"{samples} is not a number of samples", "a number from 1"))
     problems += _wrong_bits(device, weight_bits, full_range)
-    if parsed is not None and arrays is not None:
-        every = lambda count: np.concatenate(divided(count, max(samples, 1), parsed))
-        given, wrong = inputs_of(parsed, arrays, str(data), every)
-        problems += wrong
+    parts: list[np.ndarray] = []  # numbers of the samples that calibrate, and of those that are compared
+
+    def choose(total: int, size: int | None) -> np.ndarray:
+        parts[:] = divided(total, max(samples, 1), size)
+        return np.concatenate(parts)
+
+    if not wrong_data:
+        signature = None if parsed is None else of_model(parsed)
+        found = gathered(lambda: _data(source, signature, choose), problems)
     if problems:
         raise UsageError(*problems)
     bits = weight_bits or device.int8.weight_bits
     wide = {"pairs16": False} if full_range else {}
     scheme = target_settings.scheme([device], weight_bits=bits, float_layers=tuple(float_layers), **wide)
-    calibrated, kept = divided(length(arrays), samples, parsed)
-    calibration = {name: a[: len(calibrated)] for name, a in given.items()}
-    compared = {name: a[len(calibrated) :] for name, a in given.items()} if len(kept) else calibration
-    labels = None if labels is None else labels[kept if len(kept) else calibrated]
-    return Given(path, Path(out), parsed, calibration, compared, labels, len(kept) > 0, scheme, device)
+    if isinstance(found, reader.Given):
+        calibration = found.samples.take(slice(0, len(parts[0])))
+        compared = found.samples.take(slice(len(parts[0]), None)) if len(parts[1]) else calibration
+        return Given(path, Path(out), parsed, calibration, compared, len(parts[1]) > 0, scheme, device, found.note)
+    *taken, note = _run(path, found, samples)
+    return Given(path, Path(out), parsed, *taken, scheme, device, note)
+
+
+def _data(source: Source, signature: Signature | None, choose: reader.Choose) -> reader.Given | Sequences | None:
+    """The samples or the sequences of the data; without a model only what is wrong with the file."""
+    if signature is None:
+        reader.readable(source)
+        return None
+    if source.states:
+        return reader.read_sequences(source, signature)
+    return reader.read(source, signature, choose)
+
+
+def _run(path: Path, found: Sequences, samples: int) -> tuple[Samples, Samples, bool, str]:
+    """The steps of sequences, with the states that the float file makes: those that calibrate are spread over theirs,
+    those that are compared are whole sequences. Also what there is to know of that."""
+    calibrated, kept = of_sequences(found.lengths, samples)
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        every = rolled.steps(path, found, Path(folder), calibrated)
+        compared = rolled.steps(path, found, Path(folder), kept) if len(kept) else every
+    others = f"{len(kept)} others" if len(kept) else "the same"
+    note = f"samples are steps: of {len(calibrated)} sequences for calibration, and of {others} to compare, where each "
+    note += "file goes on with its own states"
+    return every.take(spread(len(every), samples)), compared, len(kept) > 0, note
 
 
 def _wrong_bits(device: Target | None, weight_bits: int | None, full_range: bool) -> list[Problem]:

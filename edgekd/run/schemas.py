@@ -20,11 +20,12 @@ KINDS = {  # {kind of file: the class that describes it}
     "budget": "edgekd.decisions.budget:Budget",
     "target": "edgekd.records:Target",
     "recipe": "edgekd.run.recipe.form:Form",
+    "preprocess": "edgekd.samples.preprocess:Preprocess",
 }
 
 
 def schema(kind: str) -> dict[str, Any]:
-    """JSON Schema (2020-12) of a file: result, manifest, budget, target or recipe."""
+    """JSON Schema (2020-12) of a file: result, manifest, budget, target, recipe or preprocess."""
     import pydantic
 
     if kind not in KINDS:
@@ -39,6 +40,8 @@ def schema(kind: str) -> dict[str, Any]:
         made["properties"]["gate"] |= tables
     if kind == "target":
         _as_in_a_file(made)
+    if kind == "preprocess":
+        made["additionalProperties"] = False
     if "Measurement" in made.get("$defs", {}):
         made["$defs"]["Measurement"]["properties"]["name"] = _names()
     _name_measurements(made)

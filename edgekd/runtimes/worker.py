@@ -1,7 +1,10 @@
 """Runs a job on a device: `python worker.py job.json` does every entry of the schedule in a process of its own and
 writes `out/`.
 
-job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects {id: {model, inputs {name: .npy}}},
+job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects {id: {model, inputs {name: .npy, or a
+            list with one for each sample}, axes {input: where the model takes samples: an axis, null: the same array
+            for all, "whole": a sample is all of the input}, answers {output: axis of its samples}}}; axis 0 where it
+            says nothing,
             schedule [{id, subject, pass, ...settings}], seconds (limit of one process), settings {launch {command,
             variables}: what a process is started with instead of this Python, an emulator; cores: the CPUs that a
             process is held to}
@@ -42,6 +45,7 @@ from pathlib import Path
 
 ATTEMPTS = 2
 LATE = "took longer"
+WHOLE = "whole"  # an axis: a sample is all of the input
 MARK = 0x65646B64  # the prctl by which regions are marked (hosts/counter.c)
 sys.dont_write_bytecode = True
 
@@ -169,7 +173,6 @@ def _in_fresh_process(job_file, number, job):
 
 def entry(job_file, number):
     """The result of one entry of the schedule, as a dict."""
-    import numpy as np
 
     folder = Path(job_file).resolve().parent
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
@@ -185,10 +188,8 @@ def entry(job_file, number):
         "import_ms": (time.perf_counter_ns() - begun) / 1e6,
     }
     subject = job["subjects"][what["subject"]]
-    # rows are looked at through a memory map: the data's size is no part of a model's peak
-    arrays = {
-        name: np.load(folder / file, mmap_mode="r", allow_pickle=False) for name, file in subject["inputs"].items()
-    }
+    axes = subject.get("axes", {})
+    arrays = {name: _Rows(folder, files, axes.get(name, 0)) for name, files in subject["inputs"].items()}
     model, out = folder / subject["model"], folder / "out"
     record["before"] = condition()
     passes = {
@@ -286,7 +287,7 @@ def _memory(runtime, model, arrays, job, what, out):
 
 def _bare(runtime, model, arrays, job, what, out):
     for i in range(what["runs"]):
-        [array[i % _rows(arrays)].copy() for array in arrays.values()]
+        [array.take(i % _rows(arrays), i % _rows(arrays) + 1).copy() for array in arrays.values()]
     return {"peak_rss_bytes": peak_rss()}
 
 
@@ -294,15 +295,26 @@ def _outputs(runtime, model, arrays, job, what, out):
     import numpy as np
 
     infer = runtime.load(model, job["threads"])
-    rows, fixed = _rows(arrays), {shape[0] for _, shape in infer.inputs.values() if shape and shape[0] is not None}
-    size = min(fixed) if fixed else what["batch"]
+    rows, alone = _rows(arrays), any(array.axis == WHOLE for array in arrays.values())
+    given = {name: arrays.get(name, arrays.get("")) for name in infer.inputs}
+    fixed = {
+        shape[given[name].axis]
+        for name, (_, shape) in infer.inputs.items()
+        if given[name] is not None and isinstance(given[name].axis, int) and len(shape) > given[name].axis
+    } - {None}
+    size = 1 if alone else min(fixed) if fixed else what["batch"]
+    where = job["subjects"][what["subject"]].get("answers", {})
     parts, stop, begun = {name: [] for name in infer.outputs}, 0, time.monotonic()
     for start in range(0, rows, size):
         if start and what.get("cap_s") and time.monotonic() - begun > what["cap_s"]:
             break
         stop = min(start + size, rows)
         for name, value in infer(_feed(infer, arrays, start, stop)).items():
-            value = np.asarray(value)
+            value, axis = np.asarray(value), where.get(name, 0)
+            value = np.moveaxis(value, axis, 0) if value.ndim > axis else value
+            if alone:
+                parts[name].append(value if value.ndim else value.reshape(1))
+                continue
             if value.ndim == 0 or len(value) < stop - start:
                 raise ValueError(
                     f"output {name} has shape {list(value.shape)} for {stop - start} samples: no row per sample"
@@ -312,7 +324,7 @@ def _outputs(runtime, model, arrays, job, what, out):
     folder.mkdir(exist_ok=True)
     for i, name in enumerate(infer.outputs):
         with open(folder / ".tmp", "wb") as file:
-            np.save(file, np.concatenate(parts[name]), allow_pickle=False)
+            np.save(file, _joined(parts[name]), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         os.replace(folder / ".tmp", folder / f"{i}.npy")
@@ -353,6 +365,45 @@ def _signature(runtime, model, arrays, job, what, out):
     return {"signature": {name: [dtype, list(shape)] for name, (dtype, shape) in infer.inputs.items()}}
 
 
+class _Rows:
+    """The samples of one input, looked at through a memory map: the data's size is no part of a model's peak. `axis`:
+    where the model takes them."""
+
+    def __init__(self, folder, files, axis):
+        import numpy as np
+
+        self.axis = axis
+        several = isinstance(files, list)
+        found = [np.load(folder / f, mmap_mode="r", allow_pickle=False) for f in (files if several else [files])]
+        self.array = found if several else found[0]
+
+    def __len__(self):
+        return len(self.array)
+
+    def take(self, start, stop):
+        """Samples start to stop as the model takes them."""
+        import numpy as np
+
+        if self.axis is None:
+            return np.ascontiguousarray(self.array) if self.array.ndim else np.array(self.array)
+        if self.axis == WHOLE:
+            return np.array(self.array[start])
+        value = self.array[start:stop]
+        return np.ascontiguousarray(np.moveaxis(value, 0, self.axis) if self.axis else value)
+
+
+def _joined(parts):
+    """The rows of all feeds; see edgekd's samples/rows.py."""
+    import numpy as np
+
+    if len({p.shape[1:] for p in parts}) == 1:
+        return np.concatenate(parts)
+    for last in (-1, 1):
+        if all(p.ndim > 1 for p in parts) and len({p.shape[last] for p in parts}) == 1:
+            return np.concatenate([np.moveaxis(p, last, -1).reshape(-1, p.shape[last]) for p in parts])
+    return np.concatenate([p.reshape(-1, 1) for p in parts])
+
+
 def _feed(infer, arrays, start, stop):
     """Rows start to stop of every input by the file's names and types; padded with the last row where the file fixes
     its batch."""
@@ -367,23 +418,26 @@ def _feed(infer, arrays, start, stop):
         raise ValueError(f"the model takes the inputs {', '.join(wanted)}, the data has {', '.join(given)}")
     feed = {}
     for name, (dtype, shape) in wanted.items():
-        value = np.ascontiguousarray(given[name][start:stop])
+        axis, value = given[name].axis, given[name].take(start, stop)
         if dtype is not None and value.dtype != np.dtype(dtype):
             raise ValueError(f"input {name} takes {dtype}, the data is {value.dtype}")
-        if shape and shape[0] is not None and len(value) < shape[0]:
-            value = np.concatenate([value, np.repeat(value[-1:], shape[0] - len(value), axis=0)])
+        along = axis if isinstance(axis, int) and len(shape) > axis < value.ndim else None
+        if along is not None and shape[along] is not None and value.shape[along] < shape[along]:
+            last = np.take(value, [-1], axis=along)
+            value = np.concatenate([value, np.repeat(last, shape[along] - value.shape[along], axis=along)], axis=along)
         if len(shape) != value.ndim or any(
-            want is not None and want != have
-            for want, have in zip(shape[1:], value.shape[1:])  # noqa: B905
+            want is not None and want != have and i != along
+            for i, (want, have) in enumerate(zip(shape, value.shape))  # noqa: B905
         ):
-            takes = ", ".join("any" if d is None else str(d) for d in shape[1:])
-            raise ValueError(f"input {name} takes samples of shape [{takes}], the data has {list(value.shape[1:])}")
+            takes = ", ".join("any" if d is None else str(d) for i, d in enumerate(shape) if i != along)
+            has = [d for i, d in enumerate(value.shape) if i != along]
+            raise ValueError(f"input {name} takes samples of shape [{takes}], the data has {has}")
         feed[name] = value
     return feed
 
 
 def _rows(arrays):
-    counts = {len(array) for array in arrays.values()}
+    counts = {len(array) for array in arrays.values() if array.axis is not None} or {1}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"the inputs have {' and '.join(str(c) for c in sorted(counts))} rows")
     return counts.pop()

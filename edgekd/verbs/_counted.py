@@ -11,12 +11,12 @@ from edgekd import targets
 from edgekd.decisions import budget, capacity
 from edgekd.errors import PASSED, plain
 from edgekd.files import sha256, write_found
-from edgekd.inputs import sample
-from edgekd.measure import samples
+from edgekd.measure import opening
 from edgekd.probes import Subject, measure
 from edgekd.records import Candidate, Check, Measurement, Target
 from edgekd.report import notes
 from edgekd.report.figures import table
+from edgekd.samples.source import Source
 
 WITHOUT = "neither times nor answers: edgekd has no runtime for this device, and emulates none"
 
@@ -51,15 +51,19 @@ class Sized:
 
 
 def sizes(
-    model: Path | str, target: Target, *, data: Path | str | None = None, json: Path | str | None = None
+    model: Path | str,
+    target: Target,
+    source: Source = Source(),  # noqa: B008  (frozen)
+    *,
+    json: Path | str | None = None,
 ) -> Sized:
     """Counts bytes, parameters, MACs and planned activation bytes of an exported file, and judges them by the device's
-    memories. `data`: an .npz of samples, whose shape is that of dimensions which the file leaves open.
+    memories. `source`: samples, whose shape is that of dimensions which the file leaves open.
 
     Raises UsageError for a file that is no ONNX, and where `json` can't be written."""
     path = Path(model)
     form = targets.deployment(target).format
-    shape = {} if data is None else sample(samples.read_arrays(Path(data))[0])
+    shape = opening.shapes(path, source, target)
     figures = measure(Subject(file=path, format=form, sample=shape))
     counted = tuple(dataclasses.replace(m, target=target.name) for m in figures)
     digest = sha256(path)

@@ -16,8 +16,7 @@ from edgekd import targets as devices
 from edgekd.errors import PASSED, UNFIT, EnvironmentUnfit, Problem, UsageError, plain
 from edgekd.files import sha256, write_found
 from edgekd.hosts import local
-from edgekd.inputs import length, sample
-from edgekd.measure import cpu_agreement, emulation, jobs, opening, samples
+from edgekd.measure import cpu_agreement, emulation, jobs, opening
 from edgekd.measure.machine import noted, user_error
 from edgekd.metrics import suiting
 from edgekd.predicting import of_file
@@ -25,6 +24,10 @@ from edgekd.probes import Subject, measure
 from edgekd.progress import reporter
 from edgekd.records import Measurement, Target
 from edgekd.report.figures import table
+from edgekd.samples.generated import COUNT
+from edgekd.samples.source import Source
+
+SOME = f"{COUNT} random samples (seed 0)"
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,9 @@ class Emulated:
 
 def emulate(
     model: Path | str,
+    source: Source,
     *,
     targets: Sequence[str] = (),
-    data: Path | str | None = None,
     json: Path | str | None = None,
     quiet: bool = True,
 ) -> Emulated:
@@ -72,11 +75,9 @@ def emulate(
     if problems and (targets or not ready):
         raise EnvironmentUnfit(*problems)
     opening.check([path], one)
-    inputs, labels = ({}, None) if data is None else samples.read_arrays(Path(data))
-    if data is None:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
-            inputs = opening.random(path, one, Path(folder), local.host())
-    count = length(inputs)
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
+        inputs = opening.given(path, source, one, Path(folder), local.host()).samples
+    count, labels = len(inputs), inputs.labels
     run = emulation.emulation(path, one.runtime.name, inputs, ready)
     progress = reporter(quiet)
     for problem in problems:
@@ -95,6 +96,9 @@ def emulate(
             jobs.tried({path.name: path}, run.inputs, runtime=runtime, folder=Path(folder) / "tried")
             here = _joined(run.score(Path(folder) / "here"), path, labels)
             answer = lambda t, launch: _joined(run.score(Path(folder) / t.name, launch), path, labels)
+            if len(here) != count:
+                text = f"has {len(here)} rows of answers for {count} samples of different shapes"
+                raise UsageError(Problem(str(path), text, "give samples of one shape: rows are compared between CPUs"))
             found = run.answers(here, answer, advance)
             work = lambda t, launch: run.count(Path(folder) / f"{t.name}-count", launch)
             counted_there = run.instructions(work, progress)
@@ -107,13 +111,13 @@ def emulate(
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")
         ) from None
-    shape = sample(inputs)
+    shape = {} if source.random else inputs.shapes
     counted = measure(Subject(file=path, format=opening.form(one), sample=shape))
     told = jobs.made_by(runtime)
     ran = {n: noted(made[n], t, facts, told) + noted(counted_there.get(n, ()), t, facts) for n, (t, _) in ready.items()}
     there = {name: (*ran[name], *of_file.predicted(path, t, shape)) for name, (t, _) in ready.items()}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
-    note = _sample(count, min(len(a.rows) for a in found), data is None)
+    note = _sample(count, min(len(a.rows) for a in found), source.random)
     return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
 
 
@@ -132,22 +136,22 @@ def untimed(
     target: Target,
     problems: Sequence[Problem],
     *,
-    data: Path | str | None = None,
+    source: Source = Source(),  # noqa: B008  (frozen)
     json: Path | str | None = None,
 ) -> Emulated:
     """What can be told of an exported file for a target that nothing here runs as, for these problems: counts, and the
-    latency that is predicted. `data`: samples, for their shape. The exit code is 4 where an emulator is missing, or
+    latency that is predicted. `source`: samples, for their shape. The exit code is 4 where an emulator is missing, or
     answers were asked for by these, else 0.
     Raises EnvironmentUnfit where no latency is known."""
     path = Path(model)
     target = opening.taking(target, path) or target
-    shape = {} if data is None else sample(samples.read_arrays(Path(data))[0])
+    shape = opening.shapes(path, source, target)
     guessed = of_file.predicted(path, target, shape)
     if not guessed:
         raise EnvironmentUnfit(*problems)
     counted = measure(Subject(file=path, format=opening.form(target), sample=shape))
     why = "\n".join(f"not run: {p.message}" for p in problems)
-    code = UNFIT if data is not None or target.emulated_as else PASSED
+    code = UNFIT if source.data is not None or target.emulated_as else PASSED
     return _written(
         Emulated(
             path.name,
@@ -170,7 +174,7 @@ def _written(found: Emulated, json: Path | str | None) -> Emulated:
 def _sample(count: int, least: int, random: bool) -> str:
     """Which samples a file was run on."""
     if random:
-        return f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz runs your own"
+        return f"inputs: {SOME}; --data FILE.npz runs your own"
     if least == count:
         return f"sample: all of {count:,} samples"
     return f"sample: at least {least:,} of {count:,} samples, drawn at random (seed 0)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -52,6 +53,81 @@ class Duration(click.ParamType):
         if not 0 < seconds < float("inf"):
             self.fail(f"{value!r} is not a valid duration; write 90s, 20m or 2h", param, ctx)
         return seconds
+
+
+class Pair(click.ParamType):
+    """`LEFT=RIGHT`, as a pair."""
+
+    name = "pair"
+
+    def __init__(self, form: str, example: str):
+        self.form, self.example = form, example
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        left, _, right = value.rpartition("=")
+        if not left or not right:
+            self.fail(f"{value!r} is not {self.form}, for example {self.example}", param, ctx)
+        return left, right
+
+
+class Axis(Pair):
+    """`NAME=K` or `NAME=none`, as a pair of the name and the axis or None."""
+
+    name = "axis"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        left, right = super().convert(value, param, ctx)
+        if right != "none" and not (right.isascii() and right.isdecimal()):
+            self.fail(f"{value!r}: the axis is a number from 0, or none", param, ctx)
+        return left, None if right == "none" else int(right)
+
+
+def _named(ctx: click.Context, param: click.Parameter, pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """{input: what is said of it}. Raises BadParameter where two say something of one."""
+    found: dict[str, Any] = {}
+    for left, right in pairs:
+        name, said = (left, right) if param.name == "axes" else (right, left)
+        if name in found:
+            raise click.BadParameter(f"{name} is given twice", ctx, param)
+        found[name] = said
+    return found
+
+
+def samples(text: str, required: bool = False) -> Callable[[Any], Any]:
+    """`--data` with this help, and what says how it is read: `axes`, `preprocess`, `states`."""
+    options = (
+        click.option("--data", required=required, type=click.Path(), help=text),
+        click.option(
+            "--axis",
+            "axes",
+            multiple=True,
+            metavar="NAME=K|none",
+            type=Axis("NAME=K or NAME=none", "h0=1"),
+            callback=_named,
+            help="The axis of an input's samples; none: the same array for all. Repeat for several.",
+        ),
+        click.option(
+            "--preprocess",
+            metavar="P",
+            help="How a folder of images or .wav files is read: imagenet, unit (0 to 1) or FILE.json.",
+        ),
+        click.option(
+            "--state",
+            "states",
+            multiple=True,
+            metavar="OUT=IN",
+            type=Pair("OUT=IN", "hn=h0"),
+            callback=_named,
+            help="The data are sequences: input IN takes what output OUT was a step before. Repeat for several.",
+        ),
+    )
+
+    def added(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return added
 
 
 quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")

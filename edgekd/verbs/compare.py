@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 @click.argument("b", type=click.Path())
 @click.option("--target", default="host", show_default=True, metavar="T", help="A target's name or file.")
 @click.option("--on", metavar="ADDRESS", help=_options.BOARD)
-@click.option("--data", type=click.Path(), help="An .npz with `inputs`; without: seeded random inputs.")
+@_options.samples(
+    "Samples: an .npz with `inputs`, a folder with one .npz per sample, of images or of .wav files; or random, which "
+    "it is by default."
+)
 @_options.preset
 @_options.json_file("Write the comparison to this file.")
 @_options.quiet
@@ -69,31 +73,36 @@ def compare(
     *,
     target: str = "host",
     data: Path | str | None = None,
+    axes: Mapping[str, int | None] = MappingProxyType({}),
+    preprocess: Path | str | None = None,
+    states: Mapping[str, str] = MappingProxyType({}),
     preset: session.Preset = "standard",
     json: Path | str | None = None,
     on: str | None = None,
     quiet: bool = True,
 ) -> Compared:
-    """Times two files against each other, interleaved; both take the same inputs. `on`, and what is raised: as in
+    """Times two files against each other, interleaved; both take the same inputs: those of `data`, `axes`,
+    `preprocess` and `states` as in `quantize`, or random ones. `on`, and what is raised: as in
     `profile`. Where the A/A control excludes 1, the exit code is 3: inconclusive."""
     import tempfile
 
     from edgekd.files import write_found
-    from edgekd.measure import jobs, opening, samples
+    from edgekd.measure import jobs, opening
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
     from edgekd.progress import reporter
+    from edgekd.samples.source import Source
 
     paths = [Path(a), Path(b)]
     wanted = opening.taking(named(target), paths[0])
     opening.check(paths, wanted)
-    inputs = {} if data is None else samples.read_arrays(Path(data))[0]
+    source = Source(data, axes, preprocess, states)
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
             device, host = stands_for(host, wanted)
             place, runtime = Path(folder), device.runtime.name
             with user_error():
-                inputs = inputs or opening.random(paths[0], wanted, place / "signature", host)
+                inputs = opening.given(paths[0], source, wanted, place / "signature", host).samples
                 if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
                     jobs.tried({str(p): p for p in paths}, inputs, runtime=runtime, folder=place / "tried")
             with progress.task("time both files") as advance, user_error():

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import click
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     "--fix", is_flag=True, help="Fix it: try what could help, keep the cheapest fix in fixed/, and measure it."
 )
 @click.option("--float", "plain", type=click.Path(), help="For an int8 file: the float file that it was made of.")
-@click.option("--data", type=click.Path(), help="For an int8 file: an .npz with `inputs` and optionally `labels`.")
+@_options.samples(
+    "For an int8 file: an .npz with `inputs` and optionally `labels`, or a folder with one .npz per sample, of images "
+    "or of .wav files."
+)
 @click.option("--target", metavar="T", help="For an int8 file: a target's name or file [default: host].")
 @_options.json_file("Write what was found as JSON.")
 @_options.quiet
@@ -62,13 +66,17 @@ def explain(
     *,
     plain: Path | str | None = None,
     data: Path | str | None = None,
+    axes: Mapping[str, int | None] = MappingProxyType({}),
+    preprocess: Path | str | None = None,
+    states: Mapping[str, str] = MappingProxyType({}),
     target: str | None = None,
     fix: bool = False,
     json: Path | str | None = None,
     quiet: bool = True,
 ) -> Explained:
     """Explains what a run chose for each target, or an int8 file of any making beside the float file `plain` that it
-    was made of, with samples of `data` for `target`. `fix` tries fixes: the exit code is 1 where none helps.
+    was made of, with samples of `data` for `target` (`axes`, `preprocess`, `states`: as in `quantize`). `fix` tries
+    fixes: the exit code is 1 where none helps.
 
     Raises UsageError for a folder that is not a run's, files that don't belong together, or data that a recipe no
     longer finds, BaselineError where a file's digest is wrong."""
@@ -77,19 +85,29 @@ def explain(
     from edgekd.explain import inputs
     from edgekd.files import write_found
     from edgekd.progress import reporter
+    from edgekd.samples.source import Source
     from edgekd.store.store import Store
 
+    source = Source(data, axes, preprocess, states)
     place, progress, store = Path(path), reporter(quiet), Store() if fix else None
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             if place.is_file():
-                given = (None if p is None else Path(p) for p in (plain, data))
-                found = _files(inputs.of_files(place, *given, target or "host", Path(folder)), store, progress)
+                float_file = None if plain is None else Path(plain)
+                subject = inputs.of_files(place, float_file, source, target or "host", Path(folder))
+                found = _files(subject, store, progress)
             else:
                 extra = [
                     name
-                    for name, value in (("--float", plain), ("--data", data), ("--target", target))
-                    if value is not None
+                    for name, value in (
+                        ("--float", plain),
+                        ("--data", data),
+                        ("--target", target),
+                        ("--axis", axes),
+                        ("--preprocess", preprocess),
+                        ("--state", states),
+                    )
+                    if value is not None and value != {}
                 ]
                 if extra:
                     raise UsageError(

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,10 +16,9 @@ from edgekd.errors import PASSED, Problem, UsageError, plain
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from edgekd.measure import operators, session
     from edgekd.records import Host, Measurement, Target
+    from edgekd.samples.rows import Samples
     from edgekd.verbs._emulated import Emulated
 
 
@@ -37,14 +37,15 @@ if TYPE_CHECKING:
     metavar="WHERE",
     help=f"{_options.BOARD} Or `emulator`: run as the target's CPU, no times.",
 )
-@click.option(
-    "--data", type=click.Path(), help="An .npz with `inputs` and optionally `labels`; without: seeded random inputs."
+@_options.samples(
+    "Samples: an .npz with `inputs` and optionally `labels`, a folder with one .npz per sample, of images or of .wav "
+    "files; or random, which it is by default."
 )
 @_options.preset
 @_options.json_file("Write the measurements to this file.")
 @click.option("--trace", type=click.Path(), help="Write a Chrome trace of the operators to this file.")
 @_options.quiet
-def command(model, targets, on, data, preset, json, trace, quiet):
+def command(model, targets, on, data, axes, preprocess, states, preset, json, trace, quiet):
     """Measure an exported MODEL: latency, load, memory, operators; and accuracy where the data has labels.
 
     \b
@@ -56,18 +57,20 @@ def command(model, targets, on, data, preset, json, trace, quiet):
     instruction set, compared with this machine; its latency predicted, not timed. Without an emulator what is counted
     and predicted remains, with exit code 4.
     """
+    from edgekd.samples.source import Source
     from edgekd.verbs import _counted, _emulated
 
+    read = {"data": data, "axes": axes, "preprocess": preprocess, "states": states}
     if on is None and len(targets) == 1 and (device := _counted.device(targets[0])) is not None:
         _unfit(device, trace=trace)
-        return _options.finish(_counted.sizes(model, device, data=data, json=json))
+        return _options.finish(_counted.sizes(model, device, Source(**read), json=json))
     if on == "emulator":
-        outcome = _emulated.emulate(model, targets=targets, data=data, json=json, quiet=quiet)
+        outcome = _emulated.emulate(model, Source(**read), targets=targets, json=json, quiet=quiet)
     elif len(targets) > 1:
         hint = "--on emulator runs as several"
         raise UsageError(Problem("--target", f"{len(targets)} are given, and times are taken for one", hint))
     else:
-        settings = {"data": data, "preset": preset, "json": json, "trace": trace, "on": on}
+        settings = {**read, "preset": preset, "json": json, "trace": trace, "on": on}
         outcome = profile(model, target=targets[0] if targets else "host", **settings, quiet=quiet)
     code = _options.finish(outcome)
     if code and isinstance(outcome, _emulated.Emulated):
@@ -108,14 +111,17 @@ def profile(
     *,
     target: str = "host",
     data: Path | str | None = None,
+    axes: Mapping[str, int | None] = MappingProxyType({}),
+    preprocess: Path | str | None = None,
+    states: Mapping[str, str] = MappingProxyType({}),
     preset: session.Preset = "standard",
     json: Path | str | None = None,
     trace: Path | str | None = None,
     on: str | None = None,
     quiet: bool = True,
 ) -> Profile | Emulated:
-    """Measures an exported file. `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`;
-    else seeded random inputs. `on`: the address of a board (hosts/address.py); default: this machine. Where this
+    """Measures an exported file. `data`, `axes`, `preprocess`, `states`: as in `quantize`; without `data`, or with
+    "random": seeded random inputs. `on`: the address of a board (hosts/address.py); default: this machine. Where this
     machine does not match the target, the file runs under emulation instead, and nothing is timed.
 
     Raises UsageError for a file, data, target or address that is wrong, EnvironmentUnfit where the machine lacks what
@@ -123,15 +129,15 @@ def profile(
     import tempfile
 
     from edgekd.files import sha256, write_found, write_json
-    from edgekd.inputs import sample
-    from edgekd.measure import emulation, jobs, opening, operators, samples
+    from edgekd.measure import emulation, jobs, opening, operators
     from edgekd.measure import trace as tracing
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
     from edgekd.probes import Subject, measure
     from edgekd.progress import reporter
-    from edgekd.verbs._emulated import emulate, untimed
+    from edgekd.samples.source import Source
+    from edgekd.verbs._emulated import SOME, emulate, untimed
 
-    path = Path(model)
+    path, source = Path(model), Source(data, axes, preprocess, states)
     wanted = opening.taking(named(target), path)
     if on is None and wanted and _elsewhere(wanted):
         problems = emulation.launches([wanted])[1]
@@ -140,24 +146,25 @@ def profile(
                 Problem("--trace", f"is a record of times, and {wanted.name} is not timed here", "leave it out")
             )
         if not problems:
-            return emulate(model, targets=[target], data=data, json=json, quiet=quiet)
-        return untimed(model, wanted, problems, data=data, json=json)
+            return emulate(model, source, targets=[target], json=json, quiet=quiet)
+        return untimed(model, wanted, problems, source=source, json=json)
     opening.check([path], wanted)
-    inputs, labels = ({}, None) if data is None else samples.read_arrays(Path(data))
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
             place = Path(folder)
             device, host = stands_for(host, wanted)
-            subject = Subject(file=path, format=opening.form(wanted), sample=sample(inputs))
             runtime = device.runtime.name
-            counted = [dataclasses.replace(m, target=device.name) for m in measure(subject)]
             with user_error():
-                inputs = inputs or opening.random(path, wanted, place / "signature", host)
+                given = opening.given(path, source, wanted, place / "signature", host)
+                inputs = given.samples
+                shape = {} if source.random else inputs.shapes
+                subject = Subject(file=path, format=opening.form(wanted), sample=shape)
+                counted = [dataclasses.replace(m, target=device.name) for m in measure(subject)]
                 if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
                     jobs.tried({path.name: path}, inputs, runtime=runtime, folder=place / "tried")
             # wrong labels are told before the long part
-            scored = [] if labels is None else _quality(path, inputs, labels, device, host, place)
+            scored = [] if inputs.labels is None or inputs.states else _quality(path, inputs, device, host, place)
             with progress.task("time the file") as advance, user_error():
                 timed = jobs.profile(
                     {path.name: path}, inputs, jobs.Session(place, preset, device.threads, device, host, advance)
@@ -175,11 +182,7 @@ def profile(
                 write_json(trace, tracing.chrome(path.name, events, recorded["time"]))
     finally:
         progress.close()
-    note = (
-        ""
-        if data is not None
-        else f"inputs: {samples.COUNT} random samples (seed 0); --data FILE.npz measures with your own"
-    )
+    note = f"inputs: {SOME}; --data FILE.npz measures with your own" if source.random else given.note
     figures = noted((*scored, *timed[path.name]), wanted, host.facts)
     found = Profile(path.name, sha256(path), (*figures, *counted), by_operator, host.facts, note)
     write_found(json, "edgekd.profile/1", found, "exit_code")
@@ -213,22 +216,29 @@ def _threads(measurements: Sequence[Measurement]) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
-def _quality(
-    path: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, device: Target, host: Host, place: Path
-) -> list[Measurement]:
+def _quality(path: Path, inputs: Samples, device: Target, host: Host, place: Path) -> list[Measurement]:
     """Accuracy and calibration where labels are class numbers, else the mean error."""
+    import numpy as np
+
     from edgekd import environment
     from edgekd.inputs import bare
     from edgekd.measure import jobs
     from edgekd.measure.machine import noted, user_error
     from edgekd.metrics import suiting
     from edgekd.probes import Subject, measure
+    from edgekd.samples import values
 
+    labels = np.concatenate(inputs.labels) if inputs.labels.dtype == object else inputs.labels
     with user_error():
         asked = {"runtime": device.runtime.name, "threads": device.threads, "folder": place / "score", "host": host}
         answered = jobs.score(path, inputs, **asked)
+    only = bare(answered)
+    if not isinstance(only, dict) and only.ndim == 2 and only.dtype.kind == "f":
+        problems = values.labels(labels, "labels", max(2, only.shape[1]), inputs.names)
+        if problems:
+            raise UsageError(*problems)
     try:
-        figures = measure(Subject(outputs=bare(answered), labels=labels, metrics=[suiting(labels)], split="test"))
+        figures = measure(Subject(outputs=only, labels=labels, metrics=[suiting(labels)], split="test"))
     except ValueError as error:
         raise UsageError(
             Problem("labels", str(error), "one label per sample: class numbers, or numbers like the outputs")

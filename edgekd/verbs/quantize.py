@@ -3,8 +3,9 @@ checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import click
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=click.Path())
-@click.option(
-    "--data",
+@_options.samples(
+    "Samples: an .npz with `inputs` (or an array per input name) and optionally `labels`, or a folder with one .npz "
+    "per sample, of images or of .wav files.",
     required=True,
-    type=click.Path(),
-    help="An .npz with `inputs` (or an array per input name) and optionally `labels`.",
 )
 @click.option("--out", required=True, type=click.Path(), help="The int8 file to write.")
 @click.option(
@@ -64,11 +64,19 @@ def quantize(
     full_range: bool = False,
     samples: int = 512,
     float_layers: Sequence[str] = (),
+    axes: Mapping[str, int | None] = MappingProxyType({}),
+    preprocess: Path | str | None = None,
+    states: Mapping[str, str] = MappingProxyType({}),
     quiet: bool = True,
 ) -> Quantized:
-    """Quantizes `model` by up to `samples` of `data`, an .npz with `inputs` (or an array per input name) and optionally
-    `labels`, and writes `out`; `float_layers` (names as the table shows them) stay float. `full_range`: weights take
-    all of int8, and the file may answer otherwise on x86 with AVX2 and without VNNI.
+    """Quantizes `model` by up to `samples` of `data`, and writes `out`; `float_layers` (names as the table shows them)
+    stay float. `full_range`: weights take all of int8, and the file may answer otherwise on x86 with AVX2 and without
+    VNNI.
+
+    `data`: an .npz with `inputs` (or an array per input name) and optionally `labels`, or a folder with one .npz per
+    sample, of images or of .wav files, which become arrays by `preprocess`: "imagenet", "unit" or a JSON file. `axes`
+    {input: axis of its samples, None: the same array for all}. `states` {input: the output that it takes the value of
+    at the next step}: the data are sequences.
 
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes other outputs than
     it says."""
@@ -78,10 +86,11 @@ def quantize(
     from edgekd.report.int8 import Quantized
     from edgekd.run import quantize_file
     from edgekd.run.quantize_inputs import checked
+    from edgekd.samples.source import Source
 
     given = checked(
         model,
-        data,
+        Source(data, axes, preprocess, states),
         out,
         target,
         ranges=ranges,

@@ -6,7 +6,7 @@ import click
 
 from edgekd.errors import PASSED
 
-KINDS = ("result", "manifest", "budget", "target", "recipe")
+KINDS = ("result", "manifest", "budget", "target", "recipe", "preprocess")
 
 
 @click.command()

@@ -16,6 +16,7 @@ from edgekd.quantization.diagnosis.signal_to_noise import Agreement, compare, de
 from edgekd.quantization.diagnosis.weight_causes import Cause, of_weights, rows_of
 from edgekd.quantization.qdq.pairing import PARTS, Pair, Weights, pair
 from edgekd.quantization.qdq.partial import render
+from edgekd.samples.rows import Samples, fitting
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +65,7 @@ class Looked:
 def look(
     float_path: Path | str,
     int8_path: Path | str,
-    feed: Mapping[str, np.ndarray],
+    feed: Mapping[str, np.ndarray] | Samples,
     labels: np.ndarray | None = None,
     *,
     saturates: bool = False,
@@ -108,15 +109,17 @@ def _finding(share: Share, cause: Cause | None, total: float, whole: float) -> F
     return None
 
 
-def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], plain: Sequence[np.ndarray]) -> list[Finding]:
+def _saturating(
+    model: onnx.ModelProto, feed: Mapping[str, np.ndarray] | Samples, plain: Sequence[np.ndarray]
+) -> list[Finding]:
     """The layers whose outputs some samples change where products saturate in 16 bits. What each loses there is the
     noise at the file's outputs with what saturation takes from its sums, over the noise without; `plain`: the float
     file's outputs."""
     from edgekd.quantization.qdq.saturation import audit, saturated
 
-    few = {n: a[:ROWS] for n, a in feed.items()}
-    changed = [layer for layer in audit(model, few) if layer.changed]
-    files, exact = saturated(model, few, {layer.name for layer in changed}), outputs(model, few)
+    few = fitting(feed, model).some(ROWS)
+    changed = [layer for layer in audit(model, few.feed()) if layer.changed]
+    files, exact = saturated(model, few.feed(), {layer.name for layer in changed}), outputs(model, few)
 
     found = []
     for layer in changed:
@@ -128,7 +131,7 @@ def _saturating(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], plain: S
     return found
 
 
-def overall(p: Pair, feed: Mapping[str, np.ndarray]) -> tuple[Agreement, ...]:
+def overall(p: Pair, feed: Mapping[str, np.ndarray] | Samples) -> tuple[Agreement, ...]:
     """How the files' outputs agree, as `quantize` tells it."""
     plain, int8 = outputs(p.plain.model, feed), outputs(p.quantized.model, feed)
     names = [o.name for o in p.quantized.model.graph.output]

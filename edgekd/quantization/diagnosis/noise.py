@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
-from edgekd.inputs import length
 from edgekd.quantization.diagnosis.signal_to_noise import power, signal
 from edgekd.quantization.qdq.pairing import PARTS, Layer, Pair
 from edgekd.quantization.qdq.partial import render
 from edgekd.quantization.qdq.values import session, shown
+from edgekd.samples.rows import Samples, fitting, joined, of
 
 if TYPE_CHECKING:
     import onnx
@@ -39,7 +39,7 @@ class Share:
 
 def shares(
     p: Pair,
-    feed: Mapping[str, np.ndarray],
+    feed: Mapping[str, np.ndarray] | Samples,
     labels: np.ndarray | None = None,
     *,
     own: bool = False,
@@ -83,22 +83,21 @@ def _gained(
     return 100 * float(change.mean()), bool(change.sum() > 2 * np.abs(change).sum() ** 0.5)
 
 
-def float_values(p: Pair, feed: Mapping[str, np.ndarray], *, own: bool = False) -> dict[str, np.ndarray]:
+def float_values(p: Pair, feed: Mapping[str, np.ndarray] | Samples, *, own: bool = False) -> dict[str, np.ndarray]:
     """{name in the int8 file: array} of what is quantized and of what the next operators read, with nothing
     quantized."""
     model = render(p, (), own=own)
     wanted = {n for layer in p.layers if layer.parameters is not None for n in (layer.before, layer.after)}
     model = shown(model, sorted(wanted - {i.name for i in model.graph.input}))
-    return {**feed, **dict(zip([o.name for o in model.graph.output], outputs(model, feed), strict=True))}
+    given = {n: joined(list(a)) if a.dtype == object else a for n, a in of(feed).arrays.items()}
+    return {**given, **dict(zip([o.name for o in model.graph.output], outputs(model, feed), strict=True))}
 
 
-def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray] | Samples) -> list[np.ndarray]:
     """A file's outputs in onnxruntime."""
-    from edgekd.quantization.onnx_graph.samples import fixed_rows
-
     infer: Any = session(model)  # with `outputs`, their names in order
-    count, rows = length(feed), fixed_rows(model) or ROWS
-    parts = [infer({n: a[i : i + rows] for n, a in feed.items()}) for i in range(0, count, rows)]
+    samples = fitting(feed, model)
+    parts = [infer(chunk) for chunk in samples.batches(ROWS)]
     odd = [
         n
         for n in infer.outputs
@@ -109,4 +108,4 @@ def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.n
     ]
     if odd:
         raise UsageError(*(Problem(f"output {name}", "holds no row of numbers for each sample") for name in odd))
-    return [np.concatenate([part[name] for part in parts]) for name in infer.outputs]
+    return [joined([part[name] for part in parts], samples.answers.get(name, 0)) for name in infer.outputs]

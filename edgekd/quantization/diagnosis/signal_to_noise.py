@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.inputs import length
+from edgekd.samples.rows import Samples, joined
+from edgekd.samples.sequences import answered
 
 SIGNAL = "dB: signal, less its mean over the samples, to noise"  # what figures in dB are, in words
 APART = 20.0  # dB between the powers of channels that are judged apart: ten times as large
 GROUPS = 4  # that an output falls into at most
 CHANNELS = 4096  # entries that an axis of channels may have
+BATCH = 32  # samples at a time
 LIMIT = 2**29  # bytes of outputs that are held at once
 
 
@@ -144,29 +146,27 @@ def ranges(channels: Sequence[int]) -> str:
 def files(
     plain: Path,
     int8: Path,
-    arrays: Mapping[str, np.ndarray],
-    labels: np.ndarray | None = None,
-    fixed: int | None = None,
+    samples: Samples,
 ) -> Compared:
-    """The outputs of two files over samples [n, ...], a batch at a time (`fixed`: the size that they take), as far as
-    LIMIT allows."""
-    from edgekd.quantization.onnx_graph.samples import batches
+    """The outputs of two files over samples, a batch at a time, as far as LIMIT allows; over sequences each file's own
+    states."""
     from edgekd.runtimes.onnxruntime import load
 
     theirs, ours = load(str(plain), 1), load(str(int8), 1)
     kept: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in ours.outputs}
     held = rows = 0
-    for feed in batches(arrays, fixed or 32):
-        made, wanted = ours(feed), theirs(feed)
-        rows += length(feed)
+    for wanted, made in zip(*(answered(infer, samples, BATCH) for infer in (theirs, ours)), strict=True):
+        rows = min(len(samples), rows + (1 if samples.states else samples.rows or BATCH))
         for name in ours.outputs:
             kept[name].append((wanted[name], made[name]))
             held += sum(np.asarray(a).nbytes for a in kept[name][-1])
         if held > LIMIT:
             break
     found, left = [], []
+    axes = samples.answers
     for name, pairs in kept.items():
-        reason = _reason(pairs)
+        pairs[:] = [tuple(np.moveaxis(a, axes[name], 0) for a in pair) if name in axes else pair for pair in pairs]
+        reason = _reason(pairs, samples.alone)
         if reason:
             left.append(f"{name}: {reason}")
         elif all(a.dtype.kind != "f" for a, _ in pairs):
@@ -178,32 +178,36 @@ def files(
                 )
             )
         else:
-            found += compare(name, *(np.concatenate(side) for side in zip(*pairs, strict=True)))
-    return Compared(tuple(found), rows, _right(list(kept.values()), labels, rows), tuple(left))
+            found += compare(name, *(joined(side) for side in zip(*pairs, strict=True)))
+    return Compared(tuple(found), rows, _right(kept, samples, rows), tuple(left))
 
 
-def _reason(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
-    """Why an output can't be compared; "" if it can."""
-    if not all(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" and a.ndim for pair in pairs for a in pair):
+def _reason(pairs: Sequence[tuple[np.ndarray, np.ndarray]], alone: bool) -> str:
+    """Why an output can't be compared; "" if it can. `alone`: samples were given one by one, and may be of different
+    shapes."""
+    numbers = all(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" for pair in pairs for a in pair)
+    if not numbers or not alone and not all(a.ndim for pair in pairs for a in pair):
         return "it holds no rows of numbers"
     if all(a.dtype.kind == "f" for a, _ in pairs) and any(
-        a.shape != b.shape or a.shape[1:] != pairs[0][0].shape[1:] or not a.size for a, b in pairs
+        a.shape != b.shape or (not alone and a.shape[1:] != pairs[0][0].shape[1:]) or not a.size for a, b in pairs
     ):
         return "its shape depends on the values"
     return ""
 
 
 def _right(
-    outputs: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], labels: np.ndarray | None, rows: int
+    outputs: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], samples: Samples, rows: int
 ) -> tuple[float, float] | None:
     """(float, int8): share of labels that the greatest entry of the only output is, or the class number that it
     gives."""
-    if labels is None or labels.dtype.kind not in "iu" or labels.ndim != 1 or len(outputs) != 1 or _reason(outputs[0]):
+    scored = [o for n, o in outputs.items() if n not in samples.states.values()]
+    if samples.labels is None or len(scored) != 1 or _reason(scored[0], samples.alone):
         return None
-    sides = [np.concatenate(side) for side in zip(*outputs[0], strict=True)]
-    if sides[0].dtype.kind == "f" and sides[0].ndim == 2:
-        sides = [s.argmax(1) for s in sides]
-    if any(s.dtype.kind not in "iu" or s.size != rows for s in sides):
+    labels = np.concatenate([np.ravel(a) for a in samples.labels[:rows]])
+    sides = [joined(side) for side in zip(*scored[0], strict=True)]
+    if sides[0].dtype.kind == "f" and sides[0].ndim > 1:
+        sides = [s.argmax(-1 if s.ndim == 3 else 1) for s in sides]
+    if labels.dtype.kind not in "iu" or any(s.dtype.kind not in "iu" or s.size != len(labels) for s in sides):
         return None
-    right = [float((s.reshape(rows) == labels[:rows]).mean()) for s in sides]
+    right = [float((s.reshape(-1) == labels).mean()) for s in sides]
     return right[0], right[1]

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import Problem, RunFailed, UsageError
-from edgekd.inputs import sample
 from edgekd.onnx_files import external
 from edgekd.probes import static
-from edgekd.quantization.onnx_graph.samples import fixed_rows
 from edgekd.quantization.qdq.compare import compare
+from edgekd.samples.rows import Samples, fitting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,14 +36,14 @@ def finished(model: onnx.ModelProto, name: str) -> list[tuple[str, bytes]]:
     return list(external.parts(model, name))
 
 
-def affordable(float_model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{input: the first samples}, as many as the checks in numpy can take."""
+def affordable(float_model: onnx.ModelProto, arrays: Mapping[str, np.ndarray] | Samples) -> dict[str, np.ndarray]:
+    """The feed of the first samples, as many as the checks in numpy can take."""
+    samples = fitting(arrays, float_model)
     try:
-        macs = static.macs(float_model, sample(arrays))[0]
+        macs = static.macs(float_model, samples.shapes)[0]
     except UsageError:  # shapes that stay open
         macs = WORK // 4
-    count = fixed_rows(float_model) or min(SAMPLES, max(1, WORK // max(1, macs)))
-    return {name: a[:count] for name, a in arrays.items()}
+    return samples.some(min(SAMPLES, max(1, WORK // max(1, macs)))).feed()
 
 
 def simulated(path: Path, feed: Mapping[str, np.ndarray]) -> tuple[int | None, str]:

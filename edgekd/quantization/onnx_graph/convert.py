@@ -20,11 +20,11 @@ from edgekd.onnx_files import external, subgraphs
 from edgekd.quantization.histogram import Histogram
 from edgekd.quantization.onnx_graph import embeddings, normalize, render, scales, widened
 from edgekd.quantization.onnx_graph.placement import Layer, Placement, place
-from edgekd.quantization.onnx_graph.samples import batches, fixed_rows
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.quantization.qdq.graph import Graph
 from edgekd.quantization.qdq.values import session
 from edgekd.records import Grid, Scheme
+from edgekd.samples import rows as samples
 
 if TYPE_CHECKING:
     import onnx
@@ -49,20 +49,21 @@ class Made:
 
 def quantize(
     model: onnx.ModelProto,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray] | samples.Samples,
     *,
     scheme: Scheme = Scheme(),  # noqa: B008  (frozen)
     ranges: str = "minmax",
     place_name: str = "",
     progress: Callable[[int, int], Any] = lambda done, of: None,
 ) -> Made:
-    """Quantizes `model` (as `probes.static.read` returns it) by samples {input: [n, ...]}.
+    """Quantizes `model` (as `probes.static.read` returns it) by samples: of arrays {input: [n, ...]} the
+    first dimension that the file fixes says how many it takes at once.
 
     Raises UsageError for a file that has nothing to quantize or can't be run, and for values or weights that are not
     finite."""
     float_model = normalize.normalized(model, place_name)
-    size = fixed_rows(model) or 1
-    first = {name: a[:size] for name, a in arrays.items()}
+    given = samples.fitting(arrays, model)
+    first = given.some(1).feed()
     shown = everything(float_model, first, place_name)
     _same(widened.widened(model), float_model, first, place_name)
     graph, floats = graphs.of(float_model), frozenset(shown)
@@ -71,13 +72,9 @@ def quantize(
         wanted = _asked(placement, scheme.float_layers, place_name)
         placement = _labelled(place(graph, floats, wanted), node_names(model))
     _possible(graph, placement, place_name)
-    rows = (
-        min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values) // size)))
-        if fixed_rows(model) is None
-        else size
-    )
-    chunks = list(batches(arrays, rows))
-    histograms = observe(float_model, list(placement.values), _counted(chunks, progress))
+    rows = given.rows or min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values))))
+    chunks = _counted(given.batches(rows), -(-len(given) // rows), progress)
+    histograms = observe(float_model, list(placement.values), chunks)
     part = components.find("ranges", ranges)
     given = {"bits": scheme.activation_bits} if "bits" in inspect.signature(part).parameters else {}
     sites = scales.sites(graph, placement, {name: part(h, **given) for name, h in histograms.items()}, scheme)
@@ -192,11 +189,11 @@ def labelled(layers: Iterable[Layer], names: set[str]) -> tuple[Layer, ...]:
 
 
 def _counted(
-    chunks: list[dict[str, np.ndarray]], progress: Callable[[int, int], Any]
+    chunks: Iterable[dict[str, np.ndarray]], count: int, progress: Callable[[int, int], Any]
 ) -> Iterable[dict[str, np.ndarray]]:
     for number, chunk in enumerate(chunks, 1):
         yield chunk
-        progress(number, len(chunks))
+        progress(number, count)
 
 
 def _digest(model: onnx.ModelProto) -> str:
