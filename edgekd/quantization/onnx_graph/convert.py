@@ -54,10 +54,12 @@ def quantize(
     scheme: Scheme = Scheme(),  # noqa: B008  (frozen)
     ranges: str = "minmax",
     place_name: str = "",
+    fixed: Mapping[str, tuple[float, float]] = {},
     progress: Callable[[int, int], Any] = lambda done, of: None,
 ) -> Made:
     """Quantizes `model` (as `probes.static.read` returns it) by samples: of arrays {input: [n, ...]} the
-    first dimension that the file fixes says how many it takes at once.
+    first dimension that the file fixes says how many it takes at once. `fixed` {value: its range}, of those whose range
+    is known.
 
     Raises UsageError for a file that has nothing to quantize or can't be run, and for values or weights that are not
     finite."""
@@ -77,7 +79,9 @@ def quantize(
     histograms = observe(float_model, list(placement.values), chunks)
     part = components.find("ranges", ranges)
     given = {"bits": scheme.activation_bits} if "bits" in inspect.signature(part).parameters else {}
-    sites = scales.sites(graph, placement, {name: part(h, **given) for name, h in histograms.items()}, scheme)
+    sites = scales.sites(
+        graph, placement, {name: part(h, **given) for name, h in histograms.items()} | dict(fixed), scheme
+    )
     made = render.render(graph, placement, sites)
     grid, width = Grid(_digest(float_model), scheme, sites), 2 if widened.short(model) else 4
     return Made(float_model, made, placement, grid, embeddings.shrink(made), width)

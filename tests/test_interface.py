@@ -1,0 +1,168 @@
+"""Bytes in, channels last, class numbers out, preprocessing in the first layer: exact, and checked."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
+from onnx import numpy_helper as nh
+
+from edgekd.errors import RunFailed, UsageError
+from edgekd.quantization.onnx_graph import convert, fold_preprocess, interface, normalize
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def network(pads=(1, 1, 1, 1), group=1, bias=True, first="Conv"):
+    """[n, 3, 8, 8] -> scores [n, 5]."""
+    rng = np.random.default_rng(0)
+    tensors = {"w": rng.normal(size=(6, 3 // group, 3, 3)), "b": rng.normal(size=6), "v": rng.normal(size=(6, 5))}
+    nodes = [
+        h.make_node("Conv", ["a" if first != "Conv" else "x", "w", *(["b"] if bias else [])], ["c"], name="conv",
+                    pads=list(pads), group=group),
+        h.make_node("Relu", ["c"], ["r"]),
+        h.make_node("GlobalAveragePool", ["r"], ["p"]),
+        h.make_node("Flatten", ["p"], ["f"]),
+        h.make_node("MatMul", ["f", "v"], ["y"], name="fc"),
+    ]  # fmt: skip
+    if first != "Conv":
+        nodes.insert(0, h.make_node(first, ["x"], ["a"], name="before"))
+    graph = h.make_graph(
+        nodes,
+        "g",
+        [h.make_tensor_value_info("x", T.FLOAT, ["n", 3, 8, 8])],
+        [h.make_tensor_value_info("y", T.FLOAT, ["n", 5])],
+        [nh.from_array(a.astype(np.float32), n) for n, a in tensors.items()],
+    )
+    return h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=9)
+
+
+def answers(model, **feed):
+    onnx.checker.check_model(model, full_check=True)
+    return onnxruntime.InferenceSession(model.SerializeToString()).run(None, feed)[0]
+
+
+def pixels(count=16):
+    return np.random.default_rng(1).integers(0, 256, (count, 3, 8, 8)).astype(np.float32)
+
+
+def normal(p, mean=MEAN, deviation=DEVIATION):
+    column = lambda v: np.array(v, np.float64).reshape(-1, 1, 1)
+    return ((p / 255 - column(mean)) / column(deviation)).astype(np.float32)
+
+
+def test_a_weight_by_hand():
+    """x = (p / 255 - 0.5) / 0.25: a 1 x 1 convolution 2 x + 1 is 8 / 255 (p - 128) + 1 + 8 * 128 / 255 - 4."""
+    node = h.make_node("Conv", ["x", "w", "b"], ["y"])
+    value = lambda n: h.make_tensor_value_info(n, T.FLOAT, ["n", 1, 1, 1])
+    tensors = [nh.from_array(np.full(s, v, np.float32), n) for n, s, v in (("w", (1, 1, 1, 1), 2), ("b", 1, 1))]
+    graph = h.make_graph([node], "g", [value("x")], [value("y")], tensors)
+    made = fold_preprocess.fold(h.make_model(graph, ir_version=9), 1 / 255, [0.5], [0.25])
+    weight, bias = (nh.to_array(i).ravel()[0] for i in made.model.graph.initializer)
+    assert made.zero_point == 128 and made.value == made.image == "x" and made.range == (-128.0, 127.0)
+    assert weight == np.float32(8 / 255) and bias == np.float32(1 + 8 * 128 / 255 - 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"group": 3}, {"pads": (0, 0, 0, 0)}, {"pads": (0, 1, 2, 0)}])
+def test_the_folded_file_answers_pixels_as_the_float_file_normalized_ones(options):
+    model, p = normalize.normalized(network(**options)), pixels()
+    made = fold_preprocess.fold(model, 1 / 255, MEAN, DEVIATION)
+    wanted, found = answers(model, x=normal(p)), answers(made.model, x=p - made.zero_point)
+    assert ("Pad" in [n.op_type for n in made.model.graph.node]) == any(options.get("pads", (1,)))
+    # the padding is rounded to whole pixels: at most half of one, 0.5 / 255 / 0.224 of a deviation
+    atol = 0.05 if any(options.get("pads", (1,))) else 1e-5
+    assert np.allclose(found, wanted, rtol=1e-5, atol=atol * np.abs(wanted).max())
+
+
+def test_padding_that_is_whole_pixels_is_exact():
+    model, p, mean = normalize.normalized(network()), pixels(), [10 / 255, 20 / 255, 30 / 255]
+    made = fold_preprocess.fold(model, 1 / 255, mean, [0.5])
+    wanted = answers(model, x=normal(p, mean, [0.5]))
+    assert np.allclose(answers(made.model, x=p - made.zero_point), wanted, rtol=1e-4, atol=1e-4)
+    assert made.zero_point == 20
+
+
+def quantized(mean=MEAN, deviation=DEVIATION, **options):
+    folded = fold_preprocess.fold(normalize.normalized(network(**options)), 1 / 255, mean, deviation)
+    less = pixels(64) - folded.zero_point
+    return folded, convert.quantize(folded.model, {"x": less}, fixed={folded.value: folded.range}).model, less
+
+
+def test_bytes_are_the_pixels(tmp_path):
+    folded, model, less = quantized()
+    made, form = interface.dressed(model, uint8=True, nhwc=True, argmax=True, pixels={"x": folded.zero_point})
+    assert form.bytes == {"x": interface.Bytes(1.0, folded.zero_point)} and form.last == ("x",)
+    seen = np.moveaxis(pixels(64), 1, -1).astype(np.uint8)
+    assert np.array_equal(interface.taken(form, {"x": less})["x"], seen)
+    found = answers(made, x=seen)
+    assert found.dtype == np.int64 and np.array_equal(found, answers(model, x=less).argmax(1))
+    interface.same(model, made, form, {"x": less}, "file")
+    kinds = [n.op_type for n in made.graph.node]
+    assert kinds.count("QuantizeLinear") == [n.op_type for n in model.graph.node].count("QuantizeLinear") - 1
+    shown = made.graph.input[0].type.tensor_type
+    assert shown.elem_type == T.UINT8 and [d.dim_value or d.dim_param for d in shown.shape.dim] == ["n", 8, 8, 3]
+    (told,) = [p.value for p in made.metadata_props if p.key == "edgekd.input.x"]
+    assert told == f"scale 1.0 zero_point {folded.zero_point}"
+
+
+def test_float_pixels():
+    folded, model, less = quantized()
+    made, form = interface.dressed(model, pixels={"x": folded.zero_point})
+    assert np.array_equal(answers(made, x=pixels(64)), answers(model, x=less))
+    interface.same(model, made, form, {"x": less}, "file")
+
+
+def test_bytes_without_folding_have_the_scale_of_the_file():
+    x = normal(pixels(64))
+    model = convert.quantize(network(), {"x": x}).model
+    made, form = interface.dressed(model, uint8=True)
+    one = form.bytes["x"]
+    steps = np.clip(np.rint(x / np.float32(one.scale)) + one.zero_point, 0, 255).astype(np.uint8)
+    assert np.array_equal(answers(made, x=steps), answers(model, x=x))
+    interface.same(model, made, form, {"x": x}, "file")
+
+
+def test_bytes_where_float_layers_read_pixels():
+    folded = fold_preprocess.fold(normalize.normalized(network(pads=(0, 0, 0, 0))), 1 / 255, MEAN, DEVIATION)
+    made, form = interface.dressed(folded.model, uint8=True, pixels={"x": folded.zero_point})
+    p = pixels()
+    assert np.allclose(answers(made, x=p.astype(np.uint8)), answers(folded.model, x=p - folded.zero_point), atol=1e-5)
+    assert [n.op_type for n in made.graph.node][:2] == ["Cast", "Sub"]
+    with pytest.raises(UsageError, match="x is read by Conv.c. in float"):
+        interface.dressed(folded.model, uint8=True)
+
+
+def test_a_file_that_answers_otherwise_is_not_delivered():
+    _, model, less = quantized()
+    made, form = interface.dressed(model, argmax=True)
+    bias = next(i for i in made.graph.initializer if i.name == "v.q")
+    bias.CopyFrom(nh.from_array(nh.to_array(bias)[:, ::-1].copy(), bias.name))
+    with pytest.raises(RunFailed, match="output y is not what it was"):
+        interface.same(model, made, form, {"x": less}, "file")
+
+
+@pytest.mark.parametrize(
+    "mean, options, told",
+    [
+        ((0.5, 0.5), {}, "has numbers for 2 channels, and x has 3"),
+        (MEAN, {"first": "Sigmoid"}, "x is read by Sigmoid"),
+        ((-0.5,) * 2 + (0.1,), {}, "pads with zeros, which are the pixels -128"),
+    ],
+)
+def test_what_can_not_be_folded_is_told(mean, options, told):
+    with pytest.raises(UsageError, match=told):
+        fold_preprocess.fold(normalize.normalized(network(**options)), 1 / 255, mean, [1.0])
+
+
+def test_what_there_is_not_can_not_change():
+    node = h.make_node("Cast", ["x"], ["y"], to=T.INT64)
+    value = lambda n, t: h.make_tensor_value_info(n, t, ["n", 3])
+    model = h.make_model(h.make_graph([node], "g", [value("x", T.INT32)], [value("y", T.INT64)]), ir_version=9)
+    for option, told in (
+        ("uint8", "no input takes floats"),
+        ("nhwc", "is an image"),
+        ("argmax", "no output is scores"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            interface.dressed(model, **{option: True})
