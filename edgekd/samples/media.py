@@ -33,12 +33,17 @@ class Files:
         return [self.paths[i].relative_to(self.folder).as_posix() for i in rows]
 
 
+def kind_of(path: Path) -> str | None:
+    """images, sounds or archives, by the ending; None for others."""
+    return next((k for k, suffixes in KINDS.items() if path.suffix.lower() in suffixes), None)
+
+
 def listed(folder: Path) -> Files:
     """The samples of a folder. Raises UsageError where it holds none, or several kinds."""
     found: dict[str, list[Path]] = {kind: [] for kind in KINDS}
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        kind = next((k for k, suffixes in KINDS.items() if path.suffix.lower() in suffixes), None)
+        kind = kind_of(path)
         if kind is not None and not hidden and path.is_file():
             found[kind].append(path)
     kinds = [kind for kind, paths in found.items() if paths]

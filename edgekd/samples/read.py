@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +57,19 @@ def read(source: Source, signature: Signature, choose: Choose | None = None) -> 
     size = axes.size(signature, placed.axes)
     rows = choose(placed.total, size) if placed.total else np.arange(0)
     return _checked(placed, labels, rows, signature, str(path), problems, (), size)
+
+
+def files(paths: Sequence[Path], source: Source, signature: Signature) -> Given:
+    """The samples of one .npz, or of images or .wav files of one kind. Raises as `read`."""
+    kind = media.kind_of(paths[0])
+    if kind == "archives":
+        return read(replace(source, data=paths[0], preprocess=None), signature)
+    if kind is None:
+        text = f"is {paths[0].suffix or 'a file'}, and no image, .wav or .npz"
+        raise UsageError(Problem(str(paths[0]), text, "a text needs --tokenizer tokenizer.json"))
+    return _media(
+        media.Files(Path(), kind, tuple(paths), None), source, signature, lambda total, size: np.arange(total)
+    )
 
 
 def readable(source: Source) -> None:
@@ -116,6 +129,12 @@ def _folder(path: Path, source: Source, signature: Signature, choose: Choose) ->
     files = media.listed(path)
     if files.kind == "archives":
         return _archives(path, files, source, signature, choose)
+    return _media(files, source, signature, choose)
+
+
+def _media(files: media.Files, source: Source, signature: Signature, choose: Choose) -> Given:
+    """Images or sounds."""
+    path = files.folder
     if len(signature.inputs) != 1:
         text = f"holds {files.kind}, and the model takes {', '.join(signature.inputs)}"
         raise UsageError(Problem(str(path), text, "a model of several inputs needs .npz files"))

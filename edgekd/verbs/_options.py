@@ -93,24 +93,28 @@ def _named(ctx: click.Context, param: click.Parameter, pairs: tuple[tuple[str, A
     return found
 
 
+axes = click.option(
+    "--axis",
+    "axes",
+    multiple=True,
+    metavar="NAME=K|none",
+    type=Axis("NAME=K or NAME=none", "h0=1"),
+    callback=_named,
+    help="The axis of an input's samples; none: the same array for all. Repeat for several.",
+)
+preprocess = click.option(
+    "--preprocess",
+    metavar="P",
+    help="How images or .wav files are read: imagenet, unit (0 to 1) or FILE.json.",
+)
+
+
 def samples(text: str, required: bool = False) -> Callable[[Any], Any]:
     """`--data` with this help, and what says how it is read: `axes`, `preprocess`, `states`."""
     options = (
         click.option("--data", required=required, type=click.Path(), help=text),
-        click.option(
-            "--axis",
-            "axes",
-            multiple=True,
-            metavar="NAME=K|none",
-            type=Axis("NAME=K or NAME=none", "h0=1"),
-            callback=_named,
-            help="The axis of an input's samples; none: the same array for all. Repeat for several.",
-        ),
-        click.option(
-            "--preprocess",
-            metavar="P",
-            help="How a folder of images or .wav files is read: imagenet, unit (0 to 1) or FILE.json.",
-        ),
+        axes,
+        preprocess,
         click.option(
             "--state",
             "states",
