@@ -133,11 +133,3 @@ def exits(kind: type[EdgekdError]) -> Iterator[None]:
         raise kind(
             Problem(f"{Path(last.filename).name}:{last.lineno}", f"calls sys.exit({error.code!r})", hint)
         ) from error
-
-
-def gathered(work, problems, place=""):
-    try:
-        return work()
-    except UsageError as error:
-        problems += error.problems
-        return None

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from edgekd.errors import plain
 from edgekd.explain import requantize
 from edgekd.explain.inputs import FromFiles
-from edgekd.inputs import length
 from edgekd.quantization.diagnosis.fixes import offered
 from edgekd.quantization.diagnosis.layers import Finding, Looked, look
 from edgekd.quantization.diagnosis.signal_to_noise import SIGNAL
@@ -54,7 +53,7 @@ def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...],
 
 def _for_quantize(finding: Finding, subject: Subject) -> Finding:
     """A finding as `quantize` names the layer, with the options that could help."""
-    now = requantize.of_file(length(subject.source.arrays), subject.labels, same=subject.ours)
+    now = requantize.of_file(len(subject.source.samples), subject.labels, same=subject.ours)
     ways = [shlex.join(requantize.options(settings)) for settings in offered(finding, now)]
     kind = finding.layer.partition("(")[0]
     label = next(iter(subject.labels.get(finding.layer, ())), "") if kind in LAYERS else ""
