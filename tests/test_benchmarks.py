@@ -66,6 +66,24 @@ def test_cifar10_delivered_file_scores_what_the_result_says(cifar):
     assert np.isclose(cifar.score(CIFAR / "student.onnx"), row["top1"][0], atol=0.05)
 
 
+def test_foreign_tables_are_those_of_the_result(tmp_path, monkeypatch):
+    """As committed; what edgekd does not reach is told, whatever it is."""
+    folder = ROOT / "benchmarks" / "foreign"
+    monkeypatch.syspath_prepend(str(folder))
+    tables = script(folder / "tables.py")
+    result = json.loads((folder / "result.json").read_text())
+    tables.write(result, tmp_path / "RESULTS.md")
+    assert (tmp_path / "RESULTS.md").read_text() == (folder / "RESULTS.md").read_text()
+    ways = next(f for f in result["files"].values() if "db" in f["ways"]["edgekd"] and "db" in f["ways"]["static"])[
+        "ways"
+    ]
+    ways["edgekd"] |= {"db": 3.21, "time_to_float": [1.3, 1.23, 1.4], "cpu_s": 77.0}
+    ways["static"]["db"] = 32.1
+    told = "\n".join(tables.missed(result["files"]))
+    assert "ruined, 3.2 dB" in told and "32.1" in told and "1.30 times float's time [1.23, 1.40]" in told
+    assert "made in 77.0 s of CPU" in told
+
+
 @pytest.mark.parametrize("name", ["distillation", "speech"])
 def test_tables_are_those_of_the_result(name, tmp_path, monkeypatch):
     """As committed; and another result gives another table."""
