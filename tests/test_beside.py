@@ -166,3 +166,11 @@ def test_explain_and_quantize_tell_one_figure(tmp_path, capsys):
         "dB: signal, less its mean over the samples, to noise" in said
         and "dB: signal, less its mean over the samples, to noise" in str(made)
     )
+
+
+def test_in_parts_as_in_one_piece(monkeypatch):
+    plain, found = detections()
+    plain[3, 2, 1] = np.inf
+    whole = signal_to_noise.compare("y", plain, found)
+    monkeypatch.setattr(signal_to_noise, "PART", 1)
+    assert signal_to_noise.compare("y", plain, found) == whole and len(whole) == 2

@@ -495,6 +495,27 @@ def test_ranges_by_name(name):
     assert (site.scale[0] < 1) == (name in ("percentile", "entropy"))
 
 
+def test_extremes_need_no_histogram(monkeypatch):
+    model, arrays = gemms()
+    grid = convert.quantize(model, arrays, ranges="minmax").grid
+    monkeypatch.setattr(Histogram, "add", None)
+    assert convert.quantize(model, arrays, ranges="minmax").grid == grid
+
+
+def test_folding_may_round_as_float32_does():
+    """A batch norm takes off 500 of what a convolution makes: float32 is 3e-5 off, which is nothing to int8."""
+    stored = {"w": numbers(8, 3, 3, 3) + 4, "s": np.ones(8, np.float32), "b": np.zeros(8, np.float32)}
+    stored |= {"m": 108 * stored["w"].mean((1, 2, 3)), "v": np.ones(8, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["y"]),
+    ]
+    model = file(nodes, {"x": ["n", 3, 8, 8]}, {"y": ["n", 8, 6, 6]}, stored)
+    x = 4 + numbers(ROWS, 3, 8, 8, scale=0.01)
+    made = convert.quantize(model, {"x": x})
+    assert [known.kind for known in made.placement.layers if not known.reason] == ["Conv"]
+
+
 def test_a_subgraph_keeps_what_it_reads(tmp_path):
     value = lambda n: helper.make_tensor_value_info(n, TensorProto.FLOAT, None)
     yes = helper.make_graph([helper.make_node("Relu", ["a"], ["t"])], "yes", [], [value("t")])

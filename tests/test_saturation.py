@@ -413,6 +413,13 @@ class TestEmulated:
 # ---------------------------------------------------------------- grids that keep pairs within 16 bits
 
 
+def test_what_no_input_can_saturate_is_not_run(monkeypatch):
+    model = layer("MatMul", weights(8, 4) // 2, (8,))
+    run, feed = saturation.audit(model, {"x": values(5, 8)}), {"x": values(5, 8)}
+    monkeypatch.setattr(saturation, "session", None)
+    assert saturation.audit(model, feed) == run and (run[0].can_saturate, run[0].changed, run[0].pairs) == (False, 0, 0)
+
+
 def test_pairs_of_a_weight_by_hand():
     from edgekd.quantization.parameters import PAIR
     from edgekd.quantization.torch_graph import modules

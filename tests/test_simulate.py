@@ -191,6 +191,7 @@ def agrees(model, x, folder):
     feed = {"input": x.numpy()}
     rows = compare.compare(path, feed)
     assert [r for r in rows if r.integer and r.differ] == []
+    assert compare.compare(path, feed, integers=True) == [r for r in rows if r.integer]
     assert all(r.steps <= 1 for r in rows)
     step = grid.sites[list(names)[-1]].scale[0]
     assert (np.abs(ours.astype(np.float64) - theirs) / step < 1.25).all() and check.compare(
@@ -218,6 +219,31 @@ def test_model_families(name, tmp_path):
     rows = agrees(stirred(make()), data(shape, 48), tmp_path)
     found = [r.operator for r in rows if r.integer]
     assert {operator: found.count(operator) for operator in INTEGER[name]} == INTEGER[name]
+
+
+def test_float_operators_are_not_computed_for_integer_kernels(tmp_path, monkeypatch):
+    """The reference implementation of some is slow, and of others there is none."""
+    make, shape = FAMILIES["encoder"]
+    x, computed, plainly = data(shape, 8), [], simulate._float
+    *_, path, _ = exported(stirred(make()), x, tmp_path)
+    monkeypatch.setattr(
+        simulate, "_float", lambda node, *rest: (computed.append(node.op_type), plainly(node, *rest))[1]
+    )
+    assert compare.compare(path, {"input": x.numpy()}, integers=True)
+    assert set(computed) <= {"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Split", "Gather"}
+    compare.compare(path, {"input": x.numpy()})
+    assert {"LayerNormalization", "Erf"} & set(computed)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_convolution_in_parts_is_the_convolution(groups, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = quantized(rng.integers(0, 256, (2, 8, 9, 7)), 0.1, 3)
+    w = quantized(rng.integers(-127, 128, (8, 8 // groups, 3, 3)), 0.2, 0, np.int8)
+    given = {"group": groups, "pads": [1, 1, 1, 1], "strides": [2, 1]}
+    whole = kernels.conv(given, [x, w], target(50.0, 9))
+    monkeypatch.setattr(kernels, "PART", 1)
+    assert np.array_equal(kernels.conv(given, [x, w], target(50.0, 9)), whole) and len(np.unique(whole)) > 9
 
 
 def test_a_planted_rounding_is_found(tmp_path, monkeypatch):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import blocks  # noqa: E402
-import samples  # noqa: E402
-from blocks import Seq, conv, head  # noqa: E402
+import blocks
+import samples
+from blocks import Seq, conv, head
 
 Made = tuple[nn.Module, Mapping[str, Any]]
 NEWEST = 17  # opset that torch's TorchScript exporter writes well; newer ones are converted
@@ -64,7 +64,7 @@ def vgg() -> Made:
 def alexnet() -> Made:
     layers = [nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(3, 2)]
     tail = [nn.Conv2d(32, 64, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 225, 64), nn.ReLU(), nn.Linear(64, 10)]
-    return Seq(*layers, *tail), picture(64)
+    return blocks.lively(Seq(*layers, *tail)), picture(64)
 
 
 def mobilenet_v1() -> Made:
@@ -106,9 +106,8 @@ def shufflenet() -> Made:
 
 def squeezenet() -> Made:
     f = blocks.Fire
-    return Seq(conv(3, 32, 2, norm=False), f(32, 8, 32), f(64, 16, 32), nn.MaxPool2d(2), f(64, 16, 64), head(128)), (
-        picture(64)
-    )
+    layers = [conv(3, 32, 2, norm=False), f(32, 8, 32), f(64, 16, 32), nn.MaxPool2d(2), f(64, 16, 64), head(128)]
+    return blocks.lively(Seq(*layers)), picture(64)
 
 
 def densenet() -> Made:
@@ -239,7 +238,7 @@ def tcn() -> Made:
 
 
 def wavenet() -> Made:
-    return blocks.Wavenet(), {"x": {"make": "sound", "shape": [1, 2048]}}
+    return blocks.lively(blocks.Wavenet()), {"x": {"make": "sound", "shape": [1, 2048]}}
 
 
 def keywords() -> Made:

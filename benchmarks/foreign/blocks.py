@@ -24,6 +24,15 @@ def head(width: int, classes: int = 10) -> Seq:
     return Seq(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 
 
+def lively(module: nn.Module) -> nn.Module:
+    """Without norms: weights with which the signal neither dies out nor drowns in biases (He et al. 2015)."""
+    for part in module.modules():
+        if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            nn.init.zeros_(part.bias)
+    return module
+
+
 class Sum(nn.Module):
     """f(x) + g(x)"""
 

@@ -53,7 +53,8 @@ def made(way: str, python: str, model: Path, data: Path, out: Path, form: Mappin
     with log.open("w") as text:
         # a small process between: a large parent's memory would count as its child's
         ask = [sys.executable, "-c", MEASURING, "timeout", str(LIMIT), python, *ask]
-        done = subprocess.run(ask, stdout=subprocess.PIPE, stderr=text, text=True)
+        # where quant_pre_process may leave its files
+        done = subprocess.run(ask, stdout=subprocess.PIPE, stderr=text, text=True, cwd=out.parent)
     told = json.loads(done.stdout)
     late = told.pop("code") == 124
     if out.is_file():
@@ -197,7 +198,7 @@ def main() -> None:
     elif given.folder is None:
         parser.error("name the folder of the ONNX files")
     else:
-        run(given.folder, given.only, given.way, given.nncf, given.avx2, given.again)
+        run(given.folder.resolve(), given.only, given.way, given.nncf, given.avx2, given.again)
 
 
 if __name__ == "__main__":

@@ -61,12 +61,17 @@ def static(model: Path, data: Path, out: Path, form: Form) -> None:
 
 def tuned(model: Path, data: Path, out: Path, form: Form) -> None:
     """quantize_static as its documentation advises for x86, on what quant_pre_process makes of the file (without its
-    symbolic shapes where these fail)."""
+    symbolic shapes where these fail), of opset 13 at least, which scales per channel need."""
+    import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.onnx"
+        loaded = onnx.load(model)
+        if next(o.version for o in loaded.opset_import if o.domain in ("", "ai.onnx")) < 13:
+            model = Path(folder) / "newer.onnx"
+            onnx.save(onnx.version_converter.convert_version(loaded, 13), model)
         try:
             quant_pre_process(model, ready)
         except Exception:  # AssertionError, KeyError, Exception, ...

@@ -25,7 +25,7 @@ def labels(
     from edgekd.quantization.onnx_graph.placement import layer
     from edgekd.quantization.qdq import graph as graphs
 
-    graph, floats = graphs.of(plain), frozenset(convert.everything(plain, feed, ""))
+    graph, floats = graphs.of(plain), frozenset(convert.everything(plain, feed, "")[0])
     found = [layer(n, graph, floats) for n in graph.nodes if n.op_type in graphs.LAYERS]
     named = convert.labelled(found, convert.node_names(model))
     nodes = [n for n in int8.graph.node if n.op_type in graphs.LAYERS]

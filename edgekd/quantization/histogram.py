@@ -1,5 +1,5 @@
-"""A histogram of a stream whose range is not known before: fixed memory, however many values it has seen, and the same
-in whatever order."""
+"""What calibration keeps of a stream of values: its extremes, or a histogram whose range is not known before. Fixed
+memory, however many values were seen, and the same in whatever order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ import numpy as np
 
 BINS = 8192
 TINY = 2.0**-100  # what no scale tells from zero
+
+
+@dataclass
+class Extremes:
+    """The exact minimum and maximum: all that a `ranges` part asks for whose parameter is called `extremes`."""
+
+    low: float = np.inf
+    high: float = -np.inf
+
+    def add(self, values: np.ndarray) -> None:
+        """Takes `values` of any shape; they must be finite."""
+        if values.size:
+            self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
 
 
 @dataclass

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 
-def minmax(histogram: Any) -> tuple[float, float]:
+def minmax(extremes: Any) -> tuple[float, float]:
     """The exact minimum and maximum.
 
     >>> import numpy as np
-    >>> from edgekd.quantization.histogram import Histogram
-    >>> histogram = Histogram()
-    >>> histogram.add(np.array([-1.0, 0.5, 4.0], np.float32))
-    >>> minmax(histogram)
+    >>> from edgekd.quantization.histogram import Extremes
+    >>> extremes = Extremes()
+    >>> extremes.add(np.array([-1.0, 0.5, 4.0], np.float32))
+    >>> minmax(extremes)
     (-1.0, 4.0)
     """
-    return histogram.low, histogram.high
+    return extremes.low, extremes.high

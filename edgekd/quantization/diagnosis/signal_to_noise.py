@@ -10,7 +10,7 @@ is nothing to the ones ruins the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ SIGNAL = "dB: signal, less its mean over the samples, to noise"  # what figures 
 APART = 20.0  # dB between the powers of channels that are judged apart: ten times as large
 GROUPS = 4  # that an output falls into at most
 CHANNELS = 4096  # entries that an axis of channels may have
-BATCH = 32  # samples at a time
-LIMIT = 2**29  # bytes of outputs that are held at once
+BATCH = 1  # samples at a time, where the file fixes no number
+PART = 2**19  # values that are squared at once
+LIMIT = 2**28  # bytes of outputs that are held at once
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,25 @@ class Compared:
     left: tuple[str, ...] = ()
 
 
-def power(values: np.ndarray) -> np.ndarray:
-    """[n] mean square of each sample's values [n, ...]."""
-    return np.square(values, dtype=np.float64).reshape(len(values), -1).mean(1)
+def power(values: np.ndarray, less: np.ndarray | None = None) -> np.ndarray:
+    """[n] mean square of each sample's values [n, ...], less those of `less`: [n, ...], or [...] for all samples."""
+    found = np.empty(len(values))
+    for part in _parts(values):
+        apart = values[part] if less is None else values[part] - (less[part] if less.ndim == values.ndim else less)
+        found[part] = np.square(apart, dtype=np.float64).reshape(len(apart), -1).mean(1)
+    return found
+
+
+def _parts(values: np.ndarray) -> Iterator[slice]:
+    """Samples of [n, ...] that are looked at together: float64 copies of all would be three times as large as they."""
+    step = max(1, PART // max(1, values[:1].size))
+    return (slice(i, i + step) for i in range(0, len(values), step))
 
 
 def signal(outputs: np.ndarray) -> np.ndarray:
     """[n] power of each sample's outputs [n, ...] less their mean over the samples (of one sample, of all of it), at
     least the median's."""
-    found = power(outputs - outputs.mean(0) if len(outputs) > 1 else outputs)
+    found = power(outputs, outputs.mean(0) if len(outputs) > 1 else None)
     return np.maximum(found, max(float(np.median(found)), 1e-30))
 
 
@@ -75,7 +86,7 @@ def noise(plain: np.ndarray, int8: np.ndarray) -> float:
     finite = np.isfinite(plain)
     if not finite.all():
         plain, int8 = np.where(finite, plain, 0), np.where(finite, int8, 0)
-    return max(float((power(plain - int8) / signal(plain)).mean()), 1e-12)
+    return max(float((power(plain, int8) / signal(plain)).mean()), 1e-12)
 
 
 def decibel(ratio: float) -> float:
@@ -86,10 +97,7 @@ def groups(plain: np.ndarray) -> tuple[int, list[np.ndarray]]:
     """(axis of channels, the channels of each size) of outputs [n, ...], found where sizes lie furthest apart; (0, [])
     where they don't."""
     best, found = APART, (0, [])
-    centred = np.where(np.isfinite(plain), plain, 0)
-    centred = centred - centred.mean(0) if len(plain) > 1 else centred
-    for axis in (a for a in range(1, plain.ndim) if 2 <= plain.shape[a] <= CHANNELS):
-        powers = np.square(centred, dtype=np.float64).mean(tuple(d for d in range(plain.ndim) if d != axis))
+    for axis, powers in _powers(plain).items():
         if not powers.any():
             continue
         # one that never moves goes with the weakest
@@ -101,6 +109,21 @@ def groups(plain: np.ndarray) -> tuple[int, list[np.ndarray]]:
             parts = np.split(order, [c + 1 for c in cuts if gaps[c] >= APART])
             best, found = gaps.max(), (axis, sorted((np.sort(p) for p in parts), key=lambda p: p[0]))
     return found
+
+
+def _powers(plain: np.ndarray) -> dict[int, np.ndarray]:
+    """{axis of outputs [n, ...] that may be one of channels: mean square of each of its entries, less its mean over the
+    samples}."""
+    axes = [a for a in range(1, plain.ndim) if 2 <= plain.shape[a] <= CHANNELS]
+    sums = {a: np.zeros(plain.shape[a]) for a in axes}
+    finite = bool(np.isfinite(plain).all())
+    mean = (plain if finite else np.where(np.isfinite(plain), plain, 0)).mean(0) if len(plain) > 1 else 0
+    for part in _parts(plain) if axes else ():
+        values = plain[part] if finite else np.where(np.isfinite(plain[part]), plain[part], 0)
+        squares = np.square(values - mean, dtype=np.float64)
+        for axis in axes:
+            sums[axis] += squares.sum(tuple(d for d in range(plain.ndim) if d != axis))
+    return {axis: total * len(total) / plain.size for axis, total in sums.items()}
 
 
 def compare(name: str, plain: np.ndarray, int8: np.ndarray) -> list[Agreement]:
@@ -178,8 +201,30 @@ def files(
                 )
             )
         else:
-            found += compare(name, *(joined(side) for side in zip(*pairs, strict=True)))
+            both = _joined(pairs) if _stackable(pairs) else tuple(joined(side) for side in zip(*pairs, strict=True))
+            found += compare(name, *both)
+            if len(kept[name]) == 0:
+                kept[name] = [both]
     return Compared(tuple(found), rows, _right(kept, samples, rows), tuple(left))
+
+
+def _stackable(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    return all(a.ndim for pair in pairs for a in pair) and all(
+        len({p[i].shape[1:] for p in pairs}) == 1 for i in (0, 1)
+    )
+
+
+def _joined(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides of all batches; a batch is let go as soon as it is copied."""
+    shapes = [(sum(len(p[i]) for p in pairs), *pairs[0][i].shape[1:]) for i in (0, 1)]
+    plain, int8 = (np.empty(shape, pairs[0][i].dtype) for i, shape in enumerate(shapes))
+    at = 0
+    while pairs:
+        batch = pairs.pop(0)
+        for whole, part in zip((plain, int8), batch, strict=True):
+            whole[at : at + len(part)] = part
+        at += len(batch[0])
+    return plain, int8
 
 
 def _reason(pairs: Sequence[tuple[np.ndarray, np.ndarray]], alone: bool) -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from edgekd import components
 from edgekd.errors import Problem, UsageError, near
 from edgekd.onnx_files import external, subgraphs
-from edgekd.quantization.histogram import Histogram
+from edgekd.quantization.histogram import Extremes, Histogram
 from edgekd.quantization.onnx_graph import embeddings, normalize, render, scales, widened
 from edgekd.quantization.onnx_graph.placement import Layer, Placement, place
 from edgekd.quantization.qdq import graph as graphs
@@ -29,9 +29,11 @@ from edgekd.samples import rows as samples
 if TYPE_CHECKING:
     import onnx
 
-FOLDED = 1e-5  # relative difference (root mean square) that folding batch norms may make
+FOLDED = 1e-3  # relative difference (root mean square) that folding batch norms may make: far below int8's
 CHUNK = 2**26  # bytes of values that one run shows
 MOST = 64  # samples of a run
+
+Kept = TypeVar("Kept", Extremes, Histogram)
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def quantize(
     float_model = normalize.normalized(model, place_name)
     given = samples.fitting(arrays, model)
     first = given.some(1).feed()
-    shown = everything(float_model, first, place_name)
-    _same(widened.widened(model), float_model, first, place_name)
+    shown, outputs = everything(float_model, first, place_name)
+    _same(session(widened.widened(model))(dict(first)), outputs, place_name)
     graph, floats = graphs.of(float_model), frozenset(shown)
     placement = _labelled(place(graph, floats), node_names(model))
     if scheme.float_layers:
@@ -76,31 +78,38 @@ def quantize(
     _possible(graph, placement, place_name)
     rows = given.rows or min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values))))
     chunks = _counted(given.batches(rows), -(-len(given) // rows), progress)
-    histograms = observe(float_model, list(placement.values), chunks)
     part = components.find("ranges", ranges)
-    given = {"bits": scheme.activation_bits} if "bits" in inspect.signature(part).parameters else {}
-    sites = scales.sites(
-        graph, placement, {name: part(h, **given) for name, h in histograms.items()} | dict(fixed), scheme
-    )
+    asked = inspect.signature(part).parameters
+    kind = Extremes if next(iter(asked), "") == "extremes" else Histogram
+    seen = observe(float_model, list(placement.values), chunks, kind)
+    bits = {"bits": scheme.activation_bits} if "bits" in asked else {}
+    found = {name: part(values, **bits) for name, values in seen.items()} | dict(fixed)
+    sites = scales.sites(graph, placement, found, scheme)
     made = render.render(graph, placement, sites)
     grid, width = Grid(_digest(float_model), scheme, sites), 2 if widened.short(model) else 4
     return Made(float_model, made, placement, grid, embeddings.shrink(made), width)
 
 
 def observe(
-    model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Mapping[str, np.ndarray]]
-) -> dict[str, Histogram]:
-    """{value: histogram over all feeds}. Raises UsageError with every value that is not finite, by name."""
-    found, broken = {name: Histogram() for name in names}, {}
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    kind: type[Kept] = Histogram,
+) -> dict[str, Kept]:
+    """{value: what is kept of it over all feeds}. Raises UsageError with every value that is not finite, by name."""
+    found, broken = {name: kind() for name in names}, {}
     inputs = {i.name for i in model.graph.input}
     infer = session(model, [n for n in names if n not in inputs])
     for feed in feeds:
         values = {**feed, **infer(dict(feed))}
         for name in names:
-            if np.isfinite(values[name]).all():
-                found[name].add(values[name])
+            array = values[name]
+            # what is not finite shows in an extreme
+            if not array.size or np.isfinite([array.min(), array.max()]).all():
+                found[name].add(array)
             else:
-                broken[name] = int((~np.isfinite(values[name])).sum()) + broken.get(name, 0)
+                broken[name] = int((~np.isfinite(array)).sum()) + broken.get(name, 0)
+        del values  # before the next run makes its own
     if broken:
         hint = "look for a layer that overflows, or inputs out of the model's range"
         raise UsageError(
@@ -112,8 +121,10 @@ def observe(
     return found
 
 
-def everything(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str) -> dict[str, int]:
-    """{value: bytes} of all float32 tensors that the file computes or takes."""
+def everything(
+    model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str
+) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    """({value: bytes} of all float32 tensors that the file computes or takes, its outputs)."""
     names = [o for node in model.graph.node for o in node.output if o]
     try:
         values = {**session(model, names)(dict(feed)), **feed}
@@ -121,14 +132,12 @@ def everything(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_nam
         raise UsageError(
             Problem(place_name, f"onnxruntime can't run it on the samples: {str(error).strip().splitlines()[0][:300]}")
         ) from None
-    return {name: v.nbytes for name, v in values.items() if isinstance(v, np.ndarray) and v.dtype == np.float32}
+    shown = {n: v.nbytes for n, v in values.items() if isinstance(v, np.ndarray) and v.dtype == np.float32}
+    return shown, {o.name: values[o.name] for o in model.graph.output}
 
 
-def _same(
-    model: onnx.ModelProto, float_model: onnx.ModelProto, feed: Mapping[str, np.ndarray], place_name: str
-) -> None:
-    """Raises UsageError where the normal form computes something else than the file."""
-    before, after = (session(m)(dict(feed)) for m in (model, float_model))
+def _same(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], place_name: str) -> None:
+    """Raises UsageError where the outputs of the normal form are others than the file's."""
     for name, value in before.items():
         if value.dtype.kind != "f" or not np.isfinite(value).all():
             continue

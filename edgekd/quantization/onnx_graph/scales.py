@@ -32,9 +32,10 @@ def _weight(graph: Graph, name: str, readers: Sequence[Layer], values: Mapping[s
     axis = axes.pop() if scheme.per_channel and len(axes) == 1 else None  # read along two axes: one scale in all
     high, weight = 2 ** (scheme.weight_bits - 1) - 1, graph.constants[name]
     scale = widest(weight, axis, high)
-    for known in readers:
-        if scheme.pairs16 and known.pairs and 2 * high > PAIR:
+    if scheme.pairs16 and 2 * high > PAIR:  # once for readers that sum alike
+        for known in {(k.kind, k.axis): k for k in readers if k.pairs}.values():
             scale = _at_least(scale, within_pairs(weight, known), axis)
+    for known in readers:
         if known.bias is not None:
             scale = _at_least(scale, _holding(graph.constants[known.bias], values[known.x]), axis)
     return Site(tuple(float(s) for s in scale.astype(np.float32)), 0, -high, high, axis)

@@ -33,31 +33,46 @@ class Row:
     steps: float
 
 
-def compare(path: Path, feed: Mapping[str, np.ndarray]) -> list[Row]:
+def compare(path: Path, feed: Mapping[str, np.ndarray], *, integers: bool = False) -> list[Row]:
     """Each stored value of a file operator by operator against onnxruntime, from onnxruntime's own operands; the file's
-    outputs last."""
+    outputs last. `integers`: only those that integer kernels make, and no float operator is computed."""
     import onnx
 
     from edgekd.runtimes.onnxruntime import load
 
     file = simulate.read(onnx.load(path))
     stored = [n.output[0] for n in file.graph.nodes if n.op_type == "QuantizeLinear"]
-    own = [o for n in file.graph.nodes if n.domain not in PLAIN for o in n.output if o]  # not in the reference
+    # operators that the reference doesn't have
+    own = [] if integers else [o for n in file.graph.nodes if n.domain not in PLAIN for o in n.output if o]
     theirs, plain = file_values(path, [*stored, *own], feed), load(str(path), 1)(dict(feed))
     changed = [name for name in plain if not np.array_equal(plain[name], theirs[name], equal_nan=True)]
     if changed:
         raise RunFailed(f"onnxruntime computes `{changed[0]}` otherwise when the values inside are shown")
-    ours = simulate.compute(file, feed, {name: theirs[name] for name in (*stored, *own)})
-    return [_row(file, name, ours[name], theirs[name]) for name in (*stored, *plain)]
+    wanted = [name for name in (*stored, *plain) if not integers or _integer(file, name)]
+    ours = simulate.compute(file, feed, {name: theirs[name] for name in (*stored, *own)}, wanted)
+    return [_row(file, name, ours[name], theirs[name]) for name in wanted]
+
+
+def _integer(file: simulate.File, name: str) -> bool:
+    """Whether an integer kernel makes a stored value or an output."""
+    node = file.graph.makers[name]
+    made = node.op_type in QUANTIZERS and _maker(file, node).op_type in QUANTIZERS
+    return name in file.kernels or made
 
 
 def _row(file: simulate.File, name: str, ours: np.ndarray, theirs: np.ndarray) -> Row:
     node = file.graph.makers[name]
     step = float(file.graph.constants[node.input[1]]) if node.op_type == "DequantizeLinear" else 1.0
-    apart = np.abs(ours.astype(np.float64) - theirs) / step
+    apart = np.abs(np.subtract(ours, theirs, dtype=np.int16 if ours.dtype.itemsize == 1 else np.float64))
     maker = file.kernels.get(name) or _maker(file, node)
-    integer = name in file.kernels or node.op_type in QUANTIZERS and maker.op_type in QUANTIZERS
-    return Row(name, maker.op_type, integer, apart.size, int((apart > 0).sum()), float(apart.max(initial=0)))
+    return Row(
+        name,
+        maker.op_type,
+        _integer(file, name),
+        apart.size,
+        int((apart > 0).sum()),
+        float(apart.max(initial=0)) / step,
+    )
 
 
 def _maker(file: simulate.File, node: onnx.NodeProto) -> onnx.NodeProto:

@@ -9,30 +9,46 @@ QLinearGlobalAveragePool multiply by whole numbers and shift, and round halves u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from edgekd.quantization.qdq.integers import F, Quantized, Target, converted, onto, requantized, windows
 
+PART = 2**21  # numbers that are multiplied at once
+
 
 def conv(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """x [n, c, *s], w [o, c / groups, *k], bias [o] int32 at x_scale * w_scale -> [n, o, *s']. Padding is the zero
     point: 0 once that is taken."""
     x, w = operands[:2]
-    groups, seen = attributes.get("group", 1), windows(x.whole(), w.q.shape[2:], attributes, 0)  # [n, c, *s', *k]
-    space, kernel = range(2, x.q.ndim), range(x.q.ndim, 2 * x.q.ndim - 2)
-    parts = []
-    for part, weights in zip(np.split(seen, groups, 1), np.split(w.whole(), groups, 0), strict=True):
-        # whole numbers below 2^53: a product of float64 is exact
-        # [n, *s', o / groups]
-        sums = np.tensordot(part.astype(np.float64), weights.astype(np.float64), ((1, *kernel), range(1, w.q.ndim)))
-        parts.append(np.moveaxis(sums, -1, 1))
-    sums = np.concatenate(parts, 1)
-    if len(operands) > 2:
-        sums = sums + operands[2].q.reshape(-1, *(1 for _ in space))
-    return requantized(sums, x.scale * w.scale, 1, target)
+    weights = w.whole().astype(np.float64)  # whole numbers below 2^53: a product of float64 is exact
+    seen = windows(x.whole().astype(np.float64), w.q.shape[2:], attributes, 0)  # [n, c, *s', *k]
+    bias: Any = operands[2].q.reshape(-1, *(1 for _ in w.q.shape[2:])) if len(operands) > 2 else 0
+    made = np.empty((len(seen), len(weights), *seen.shape[2 : x.q.ndim]), target.dtype)
+    for n in range(len(seen)):
+        for rows in _rows(seen):
+            sums = _sums(seen[n : n + 1, :, rows], weights, attributes.get("group", 1)) + bias
+            made[n : n + 1, :, rows] = requantized(sums, x.scale * w.scale, 1, target)
+    return made
+
+
+def _rows(seen: np.ndarray) -> Iterator[slice]:
+    """Parts of the first axis of space of [n, c, *s', *k], whose copies take little memory."""
+    step = max(1, PART // max(1, seen[:1, :, :1].size))
+    return (slice(i, i + step) for i in range(0, seen.shape[2], step))
+
+
+def _sums(seen: np.ndarray, weights: np.ndarray, groups: int) -> np.ndarray:
+    """[n, c, *s', *k], [o, c / groups, *k] -> [n, o, *s']"""
+    rank = weights.ndim - 2
+    if groups == seen.shape[1] == len(weights):  # depthwise
+        kernel = list(range(2 + rank, 2 + 2 * rank))
+        return np.einsum(seen, list(range(seen.ndim)), weights[:, 0], [1, *kernel], list(range(2 + rank)))
+    axes = ((1, *range(2 + rank, 2 + 2 * rank)), range(1, 2 + rank))
+    pairs = zip(np.split(seen, groups, 1), np.split(weights, groups), strict=True)
+    return np.concatenate([np.moveaxis(np.tensordot(a, b, axes), -1, 1) for a, b in pairs], 1)
 
 
 def products(attributes: Mapping, operands: Sequence[Quantized]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ LOW, HIGH = -(2**15), 2**15 - 1
 def reach(rows: np.ndarray, low: int, high: int) -> tuple[int, int]:
     """(lowest, highest) sum of two neighbouring products over all raw activations in [low, high]; `rows` int [outputs,
     sum]."""
-    even, odd = _pairs(rows)
+    even, odd = (part.astype(np.int32) for part in _pairs(rows))  # bytes times bytes
     least = np.minimum(even * low, even * high) + np.minimum(odd * low, odd * high)
     most = np.maximum(even * low, even * high) + np.maximum(odd * low, odd * high)
     return int(least.min(initial=0)), int(most.max(initial=0))

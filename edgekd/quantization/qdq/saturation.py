@@ -79,8 +79,8 @@ def audit(model: onnx.ModelProto, feed: Mapping[str, np.ndarray] | None = None) 
     layers = tuple(_bounded(o) for o in found)
     if feed is None:
         return layers
-    values = _values(model, [o.x.q for o in found], feed)
-    return tuple(_seen(layer, o, values[o.x.q]) if o.plain else layer for layer, o in zip(layers, found, strict=True))
+    values = _values(model, [o.x.q for layer, o in zip(layers, found, strict=True) if layer.can_saturate], feed)
+    return tuple(_seen(layer, o, values) if o.plain else layer for layer, o in zip(layers, found, strict=True))
 
 
 def saturated(
@@ -173,8 +173,11 @@ def _bounded(o: Operands) -> Layer:
     return Layer(o.node.output[0], o.node.op_type, o.weight.constant.shape, max(-low, high), low < LOW or high > HIGH)
 
 
-def _seen(layer: Layer, o: Operands, x: np.ndarray) -> Layer:
-    """The layer with what happens to its inputs `x`."""
+def _seen(layer: Layer, o: Operands, values: Mapping[str, np.ndarray]) -> Layer:
+    """The layer with what happens to its inputs among `values`. One that no input can saturate needs none."""
+    if not layer.can_saturate:
+        return replace(layer, pairs=0.0, changed=0.0, most=None if o.next is None else 0.0)
+    x = values[o.x.q]
     step = (
         1.0
         if o.output is not None or o.next is None
@@ -195,4 +198,6 @@ def _seen(layer: Layer, o: Operands, x: np.ndarray) -> Layer:
 
 def _values(model: onnx.ModelProto, names: list[str], feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Integers inside the file, as onnxruntime computes them."""
+    if not names:
+        return dict(feed)
     return {**feed, **session(model, [n for n in names if n not in feed])(dict(feed))}

@@ -5,7 +5,7 @@ is in `kernels`; float operators (LayerNorm, GELU) are those of the ONNX referen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,12 +81,18 @@ def run(
 
 
 def compute(
-    file: File, feed: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray] | None = None
+    file: File,
+    feed: Mapping[str, np.ndarray],
+    given: Mapping[str, np.ndarray] | None = None,
+    wanted: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """`run` of a file that was read."""
-    values, quantized, found = {**feed, **file.graph.constants}, {}, {}
+    """`run` of a file that was read; with `wanted` of these values alone: only what they need is computed, and held no
+    longer than it is read."""
+    given = given or {}
+    values, quantized, found = {**feed, **file.graph.constants, **given}, {}, {}
+    needed, ends = (None, {}) if wanted is None else (_needed(file, given, wanted), _ends(file.graph))
     for node in file.graph.nodes:
-        if file.inside.issuperset(node.output):
+        if file.inside.issuperset(node.output) or needed is not None and needed.isdisjoint(node.output):
             continue
         if node.op_type == "QuantizeLinear":
             made = [_stored(node, file, values, quantized)]
@@ -102,8 +108,38 @@ def compute(
         else:
             made = _float(node, file.graph.model, values)
         for name, array in zip(filter(None, node.output), made, strict=True):
-            found[name] = array
-            values[name] = (given or {}).get(name, array)
+            if wanted is None or name in wanted:
+                found[name] = array
+            values[name] = given.get(name, array)
+        for name in ends.get(graphs.made(node), ()):
+            values.pop(name, None)
+            quantized.pop(name, None)
+    return found
+
+
+def _needed(file: File, given: Mapping[str, np.ndarray], wanted: Collection[str]) -> set[str]:
+    """The values that have to be computed for those that are `wanted`."""
+    needed = set(wanted)
+    for node in reversed(file.graph.nodes):
+        if not needed.isdisjoint(node.output):
+            maker = file.kernels.get(graphs.made(node))
+            read = (*node.input, *subgraphs.read(node)) if maker is None else (*node.input[1:], *maker.input)
+            needed.update(name for name in read if name and name not in given)
+    return needed
+
+
+def _ends(graph: Graph) -> dict[str, list[str]]:
+    """{a node's first output: the values that no later node reads}. What an If or a Loop reads inside counts as read at
+    the end."""
+    last = {
+        name: graphs.made(node)
+        for node in graph.nodes
+        for name in (*node.output, *node.input)
+        if name and None not in graph.readers.get(name, ())
+    }
+    found: dict[str, list[str]] = {}
+    for name, at in last.items():
+        found.setdefault(at, []).append(name)
     return found
 
 
