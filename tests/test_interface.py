@@ -8,6 +8,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper as nh
 
+from edgekd import cli
 from edgekd.errors import RunFailed, UsageError
 from edgekd.quantization.onnx_graph import convert, fold_preprocess, interface, normalize
 
@@ -166,3 +167,49 @@ def test_what_there_is_not_can_not_change():
     ):
         with pytest.raises(UsageError, match=told):
             interface.dressed(model, **{option: True})
+
+
+# ---------------------------------------------------------------- as options of quantize
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The network, and 40 images in folders by class."""
+    image = pytest.importorskip("PIL.Image")
+    monkeypatch.chdir(tmp_path)
+    onnx.save(network(), tmp_path / "net.onnx")
+    for i, p in enumerate(pixels(40).astype(np.uint8)):
+        (tmp_path / "photos" / str(i % 5)).mkdir(parents=True, exist_ok=True)
+        image.fromarray(p.transpose(1, 2, 0)).save(tmp_path / "photos" / str(i % 5) / f"{i:02d}.png")
+    return tmp_path
+
+
+def say(capsys, *words):
+    code = cli.run([*words, "--quiet"])
+    return code, *capsys.readouterr()
+
+
+IMAGES = ["quantize", "net.onnx", "--data", "photos", "--preprocess", "imagenet"]
+
+
+def test_a_file_for_a_camera(place, capsys):
+    options = ["--fold-preprocess", "imagenet", "--input", "uint8", "--layout", "nhwc", "--argmax"]
+    code, out, err = say(capsys, *IMAGES, "--out", "camera.onnx", *options)
+    assert code == 0, err
+    assert "input x: bytes [n, 8, 8, 3], the pixels" in out and "output y: class numbers [n]" in out
+    assert "2 of 2 layers in int8" in out and "preprocessing is folded into the first layer" in out
+    assert say(capsys, *IMAGES, "--out", "plain.onnx")[0] == 0
+    seen = pixels(40).astype(np.uint8)
+    camera = answers(onnx.load("camera.onnx"), x=np.moveaxis(seen, 1, -1))
+    plain = answers(onnx.load("plain.onnx"), x=normal(pixels(40)))
+    assert (camera == plain.argmax(1)).mean() >= 0.95
+    code, out, _ = say(capsys, "try", "net.onnx", "camera.onnx", "photos/0/00.png", "--preprocess", "imagenet")
+    assert code == 0 and "1 of 1 answers are the same" in out
+
+
+def test_what_a_file_has_not_is_told_before_anything_runs(place, capsys):
+    (place / "words.json").write_text('{"mean": "x"}')
+    code, _, err = say(capsys, *IMAGES, "--out", "a.onnx", "--fold-preprocess", "words.json", "--ranges", "minmix")
+    assert code == 2 and "mean" in err and "minmix" in err
+    code, _, err = say(capsys, *IMAGES, "--out", "a.onnx", "--fold-preprocess", "unit")
+    assert code == 2 and "is no image of bytes that was normalized so" in err and not (place / "a.onnx").exists()

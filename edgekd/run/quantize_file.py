@@ -51,6 +51,7 @@ def make(given: Given, ranges: str, progress: Silent) -> Made:
             scheme=given.scheme,
             ranges=ranges,
             place_name=str(given.path),
+            fixed=given.fixed,
             progress=lambda done, of: advance(done, of, ""),
         )
 

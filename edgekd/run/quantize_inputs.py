@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ from edgekd.errors import Problem, UsageError, gathered
 from edgekd.files import unwritable
 from edgekd.measure import rolled
 from edgekd.probes import static
-from edgekd.run import target_settings
+from edgekd.run import quantize_interface, target_settings
+from edgekd.run.quantize_interface import Interface
 from edgekd.samples import read as reader
 from edgekd.samples.rows import Samples
 from edgekd.samples.signature import Signature, of_model
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Given:
     """What was asked for, checked: samples for `calibration`, and those that are `compared` (`unused`: calibration sees
-    none of the latter), with labels if there are some. `note`: how the data was read."""
+    none of the latter), with labels if there are some. `note`: how the data was read. `fixed` {value: its range};
+    `pixels` {image that takes pixels less a zero point: that one}."""
 
     path: Path
     out: Path
@@ -43,6 +45,8 @@ class Given:
     scheme: Scheme
     target: Target
     note: str = ""
+    fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    pixels: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -60,6 +64,7 @@ def checked(
     full_range: bool,
     samples: int,
     float_layers: Sequence[str],
+    interface: Interface = Interface(),  # noqa: B008  (frozen)
 ) -> Given:
     """Raises UsageError with every problem."""
     from edgekd.quantization.onnx_graph import normalize
@@ -75,6 +80,7 @@ def checked(
     gathered(lambda: components.find("ranges", ranges), problems)
     problems += normalize.problems(parsed, str(path)) if parsed is not None else []
     problems += _not_an_output(Path(out), path)
+    gathered(lambda: quantize_interface.possible(parsed, interface) if parsed is not None else None, problems)
     if samples < 1:
         problems.append(Problem("--samples", f"{samples} is not a number of samples", "a number from 1"))
     problems += _wrong_bits(device, weight_bits, full_range)

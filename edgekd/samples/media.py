@@ -84,8 +84,12 @@ def collected(paths: Sequence[Path], one: Callable[[Path], np.ndarray]) -> list[
 
 
 def normalized(values: np.ndarray, how: Preprocess, tensor: Tensor, scale: float, axis: int | None) -> np.ndarray:
-    """(values * scale - mean) / deviation, per channel along `axis`, in the type that the model takes."""
+    """(values * scale - mean) / deviation, per channel along `axis`, in the type that the model takes. A model that
+    takes integers gets the values as they are, unless a scale is said: mean and deviation are of floats."""
     whole = tensor.dtype is not None and tensor.dtype.kind in "iu"
+    if whole and how.scale is None:
+        limits = np.iinfo(tensor.dtype)
+        return np.clip(np.rint(values), limits.min, limits.max).astype(tensor.dtype)
     factor = how.scale if how.scale is not None else 1.0 if whole else scale
     shape = [1] * values.ndim
     if axis is not None:

@@ -46,6 +46,14 @@ if TYPE_CHECKING:
 @click.option(
     "--float-layer", "float_layers", multiple=True, metavar="NAME", help="Keep this layer in float. Repeat for several."
 )
+@click.option("--input", "input_type", type=click.Choice(["uint8"]), help="The file takes bytes instead of floats.")
+@click.option("--layout", type=click.Choice(["nhwc"]), help="The file takes images with the channels last.")
+@click.option(
+    "--fold-preprocess",
+    metavar="P",
+    help="The file takes pixels of 0 to 255: imagenet, unit or FILE.json goes into its first layer.",
+)
+@click.option("--argmax", is_flag=True, help="The file answers with class numbers instead of scores.")
 @_options.quiet
 def command(model, weight_bits, **settings):
     """Quantize a float ONNX MODEL of any making to int8 by samples of its inputs, and check the file."""
@@ -67,6 +75,10 @@ def quantize(
     axes: Mapping[str, int | None] = MappingProxyType({}),
     preprocess: Path | str | None = None,
     states: Mapping[str, str] = MappingProxyType({}),
+    input_type: str | None = None,
+    layout: str | None = None,
+    fold_preprocess: Path | str | None = None,
+    argmax: bool = False,
     quiet: bool = True,
 ) -> Quantized:
     """Quantizes `model` by up to `samples` of `data`, and writes `out`; `float_layers` (names as the table shows them)
@@ -78,14 +90,21 @@ def quantize(
     {input: axis of its samples, None: the same array for all}. `states` {input: the output that it takes the value of
     at the next step}: the data are sequences.
 
+    `input_type` "uint8": the file takes bytes; `layout` "nhwc": images with the channels last; `fold_preprocess`, a
+    name or a JSON file as of `preprocess`: pixels of 0 to 255, whose normalization goes into the first layer; `argmax`:
+    it answers with class numbers. What it answers is otherwise the same, which is checked.
+
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes other outputs than
     it says."""
+    import tempfile
+
     from edgekd.files import writing
     from edgekd.onnx_files import external
     from edgekd.progress import reporter
     from edgekd.report.int8 import Quantized
-    from edgekd.run import quantize_file
+    from edgekd.run import quantize_file, quantize_interface
     from edgekd.run.quantize_inputs import checked
+    from edgekd.run.quantize_interface import Interface
     from edgekd.samples.source import Source
 
     given = checked(
@@ -98,12 +117,15 @@ def quantize(
         full_range=full_range,
         samples=samples,
         float_layers=float_layers,
+        interface=(interface := Interface(input_type == "uint8", layout == "nhwc", argmax, fold_preprocess)),
     )
-    progress = reporter(quiet)
+    before, progress = given, reporter(quiet)
     try:
-        made = quantize_file.make(given, ranges, progress)
-        with progress.task("check the file"):
-            found = quantize_file.look(given, made)
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+            given = quantize_interface.folded(given, interface, Path(folder))
+            made = quantize_file.make(given, ranges, progress)
+            with progress.task("check the file"):
+                found = quantize_interface.delivered(quantize_file.look(given, made), given, interface)
     finally:
         progress.close()
     with writing(out):
@@ -112,7 +134,7 @@ def quantize(
     return Quantized(
         given.path.name,
         str(out),
-        external.size(given.path),
+        external.size(before.path),
         sum(len(data) for _, data in found.content),
         target,
         given.scheme.weight_bits,
