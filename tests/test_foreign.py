@@ -423,16 +423,14 @@ def test_sums_of_what_has_grids_are_integers():
     assert made.placement.tied[pool.output[0]] == pool.input[0]
 
 
-def test_products_with_a_float_operand_stay_float():
-    """Of SiLU both operands have grids; of hard swish, and of the gate behind it, one has not."""
+def test_products_of_activations_are_integers():
+    """Of SiLU, of hard swish and of the gate behind it both operands have grids."""
     made = placed(*CASES["squeeze"][0]())
     integer = [
         n.op_type == "Mul" and all(i in made.placement.values for i in n.input) for n in made.float_model.graph.node
     ]
-    assert sum(n.op_type == "Mul" for n in made.float_model.graph.node) == 3 and sum(integer) == 1
-    assert not any(
-        n.output[0] in made.placement.values for n in made.float_model.graph.node if n.op_type == "HardSigmoid"
-    )
+    assert sum(n.op_type == "Mul" for n in made.float_model.graph.node) == sum(integer) == 3
+    assert all(n.output[0] in made.placement.values for n in made.float_model.graph.node if n.op_type == "HardSigmoid")
 
 
 def test_a_branch_before_a_clip_has_its_own_grid():

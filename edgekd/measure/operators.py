@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,16 @@ def measure(trace: Path, *, warmup: int, p50_ms: float) -> Operators:
         scale,
         p50_ms - total,
     )
+
+
+def medians(trace: Path, *, warmup: int) -> list[tuple[str, float]]:
+    """[(operator, the median of its milliseconds)] in the order in which they ran: a burst of noise in one inference
+    does not move it. The first `warmup` inferences don't count. Raises RunFailed where the trace can't be read."""
+    times: dict[str, list[float]] = {}
+    for event in sorted((e for e in events(trace) if e.get("cat") == "Node"), key=lambda e: e["ts"]):
+        if str(event.get("name", "")).endswith("_kernel_time"):
+            times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1000)
+    return [(name, statistics.median(each[warmup:] or each)) for name, each in times.items()]
 
 
 def events(trace: Path) -> list[dict[str, Any]]:

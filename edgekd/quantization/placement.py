@@ -27,7 +27,7 @@ from edgekd.quantization.parameters import Limits
 CONVOLUTION = "convolution"  # its kernel reads integers and makes integers
 PRODUCT = "product"  # its kernel reads integers and makes integers or floats
 COMBINES = "combines"  # computes with several values of its operands, no weight
-LOOKUP = "look-up"  # a table of 256 numbers where what it reads is quantized
+LOOKUP = "look-up"  # a function of one value, in integers where that is quantized
 MOVES = "moves"  # its result holds values of its first operand and no others
 FLOAT = "float"
 
@@ -43,6 +43,7 @@ KINDS = (
     (COMBINES, "avg_pool1d avg_pool2d", "AveragePool"),
     (COMBINES, "mean adaptive_avg_pool1d adaptive_avg_pool2d", "GlobalAveragePool"),
     (LOOKUP, "sigmoid", "Sigmoid"),
+    (LOOKUP, "", "HardSigmoid LeakyRelu"),
     (MOVES, "flatten", "Flatten"),
     (MOVES, "view reshape _unsafe_view", "Reshape"),
     (MOVES, "permute transpose t", "Transpose"),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from edgekd.errors import PASSED, plain
 from edgekd.quantization.diagnosis.signal_to_noise import SIGNAL, Agreement
+from edgekd.report.drop import Held
+from edgekd.report.speed import Speed
 from edgekd.report.tables import aligned
 
 
@@ -30,7 +32,8 @@ class Quantized:
     and of `top1` (float, int8; if the data has labels); `unused`: whether these were not used for calibration;
     `differ`: the number of values of integer operators for which onnxruntime and the simulation differ, None if not
     checked; `audited`: whether saturation was checked; `full_range`: the option or setting that requested full-range
-    weights."""
+    weights; `speed`: beside float, None if nothing was to be timed; `held`: what it may lose, None
+    if nothing was asked for."""
 
     model: str
     out: str
@@ -47,6 +50,8 @@ class Quantized:
     audited: bool = True
     full_range: str = "--full-range"
     top1: tuple[float, float] | None = None
+    speed: Speed | None = None
+    held: Held | None = None
     notes: tuple[str, ...] = ()
     exit_code: int = PASSED
 
@@ -59,7 +64,14 @@ class Quantized:
         head += (
             f"{len(integer)} of {len(self.layers)} layers in int8, weights of {self.weight_bits} bits for {self.target}"
         )
-        parts = [head, _table(self.layers), _agreement(self), _saturation(self)]
+        parts = [
+            head,
+            _table(self.layers),
+            _agreement(self),
+            _saturation(self),
+            str(self.speed or ""),
+            str(self.held or ""),
+        ]
         return "\n\n".join(p for p in (*parts, "\n".join(self.notes)) if p)
 
 

@@ -3,6 +3,7 @@ its simulation, and lists its layers."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from edgekd.measure import jobs
 from edgekd.measure.machine import runnable, user_error
 from edgekd.onnx_files import external
 from edgekd.progress import Silent
+from edgekd.quantization.onnx_graph.placement import ASKED
 from edgekd.report.int8 import Row
 from edgekd.run.quantize_inputs import Given
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     from edgekd.quantization.diagnosis.signal_to_noise import Compared
     from edgekd.quantization.onnx_graph.convert import Made
+    from edgekd.report.drop import Held
+    from edgekd.report.speed import Speed
 
 SHORT = "16-bit floats: calibrated in float32, and what stays in float is float32; inputs and outputs keep their types"
 FEW = 32  # with fewer samples the ranges are a guess
@@ -50,10 +54,42 @@ def make(given: Given, ranges: str, progress: Silent) -> Made:
             given.calibration,
             scheme=given.scheme,
             ranges=ranges,
+            **given.adjust,
             place_name=str(given.path),
             fixed=given.fixed,
             progress=lambda done, of: advance(done, of, ""),
         )
+
+
+def fast(given: Given, made: Made, ranges: str, progress: Silent) -> tuple[Made, Speed | None]:
+    """(the file with those layers back in float whose int8 costs time, what was timed: None if nothing may be)."""
+    from edgekd.run import quantize_speed
+
+    if not given.timed:
+        return made, None
+    with user_error():
+        speed = quantize_speed.measured(given, made, progress)
+    if not speed.float_layers:
+        return made, speed
+    scheme = dataclasses.replace(given.scheme, float_layers=speed.float_layers)
+    return make(dataclasses.replace(given, scheme=scheme), ranges, progress), speed
+
+
+def held(
+    given: Given, made: Made, speed: Speed | None, ranges: str, progress: Silent
+) -> tuple[Given, Made, Speed | None, Held | None]:
+    """(the request, the file and what was timed of it, such that it loses no more than it may; what was tried)."""
+    from edgekd.run import quantize_drop, quantize_speed
+
+    if given.allowed is None:
+        return given, made, speed, None
+    kept = tuple(known.label for known in made.placement.layers if known.reason == ASKED)
+    given = dataclasses.replace(given, scheme=dataclasses.replace(given.scheme, float_layers=kept))
+    with user_error():
+        given, made, told = quantize_drop.held(given, made, ranges, given.allowed, progress)
+        if told.held and speed is not None and len(given.scheme.float_layers) > len(kept):
+            speed = quantize_speed.again(given, made, speed, progress)
+    return given, made, speed, told
 
 
 def look(given: Given, made: Made) -> Checked:
@@ -61,8 +97,9 @@ def look(given: Given, made: Made) -> Checked:
     from edgekd.quantization.onnx_graph import checks
 
     few = checks.affordable(made.float_model, given.calibration)
+    asked = [known.label for known in made.placement.layers if known.reason == ASKED]
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-        content = checks.finished(made.model, given.out.name)
+        content = checks.finished(made.model, given.out.name, asked)
         external.put(content, Path(folder))
         place = Path(folder) / given.out.name
         differ, reason = checks.simulated(place, few)

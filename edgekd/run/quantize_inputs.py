@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,26 +15,29 @@ from edgekd.errors import Problem, UsageError, gathered
 from edgekd.files import unwritable
 from edgekd.measure import rolled
 from edgekd.probes import static
-from edgekd.run import quantize_interface, target_settings
+from edgekd.run import allowed_drop, quantize_interface, target_settings
 from edgekd.run.quantize_interface import Interface
 from edgekd.samples import read as reader
 from edgekd.samples.rows import Samples
 from edgekd.samples.signature import Signature, of_model
 from edgekd.samples.source import Source, refused_random
-from edgekd.samples.split import divided, of_sequences, spread
+from edgekd.samples.split import ENOUGH, divided, of_sequences, spread
 
 if TYPE_CHECKING:
     import onnx
 
     from edgekd.records import Scheme, Target
+    from edgekd.run.allowed_drop import Allowed
     from edgekd.samples.sequences import Sequences
 
 
 @dataclass(frozen=True)
 class Given:
     """What was asked for, checked: samples for `calibration`, and those that are `compared` (`unused`: calibration sees
-    none of the latter), with labels if there are some. `note`: how the data was read. `fixed` {value: its range};
-    `pixels` {image that takes pixels less a zero point: that one}."""
+    none of the latter), with labels if there are some. `note`: how the data was read; `timed`: whether times may send
+    layers back to float, `on` a board or here; `allowed`: what may be lost; `words`: the command, but for ranges, float
+    layers and `adjust`, what `convert` does besides. `fixed` {value: its range}; `pixels` {image that
+    takes pixels less a zero point: that one}."""
 
     path: Path
     out: Path
@@ -45,6 +48,11 @@ class Given:
     scheme: Scheme
     target: Target
     note: str = ""
+    timed: bool = True
+    on: str | None = None
+    allowed: Allowed | None = None
+    words: tuple[str, ...] = ()
+    adjust: Mapping[str, bool] = field(default_factory=dict)
     fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     pixels: Mapping[str, int] = field(default_factory=dict)
 
@@ -64,10 +72,19 @@ def checked(
     full_range: bool,
     samples: int,
     float_layers: Sequence[str],
+    like: Path | str | None = None,
+    slower_int8: bool = False,
+    on: str | None = None,
+    max_drop: str | None = None,
+    equalize: bool = False,
+    correct_bias: bool = False,
     interface: Interface = Interface(),  # noqa: B008  (frozen)
 ) -> Given:
-    """Raises UsageError with every problem."""
-    from edgekd.quantization.onnx_graph import normalize
+    """`like`: an int8 file whose float layers are taken too; `slower_int8`: int8 may be slower; `on`: a board;
+    `max_drop`: see `allowed_drop`.
+
+    Raises UsageError with every problem."""
+    from edgekd.quantization.onnx_graph import checks, normalize
 
     problems: list[Problem] = []
 
@@ -83,6 +100,14 @@ def checked(
     gathered(lambda: quantize_interface.possible(parsed, interface) if parsed is not None else None, problems)
     if samples < 1:
         problems.append(Problem("--samples", f"{samples} is not a number of samples", "a number from 1"))
+    settled = {"--float-layer": float_layers, "--like": like, "--slower-int8": slower_int8}
+    if on is not None and any(settled.values()):
+        why = " and ".join(name for name, value in settled.items() if value)
+        problems.append(Problem("--on", f"is for times, and nothing is timed with {why}", "leave one of them out"))
+    taken = (
+        *float_layers,
+        *(() if like is None else gathered(lambda: checks.float_layers(Path(like)), problems) or ()),
+    )
     problems += _wrong_bits(device, weight_bits, full_range)
     parts: list[np.ndarray] = []  # numbers of the samples that calibrate, and of those that are compared
 
@@ -93,17 +118,39 @@ def checked(
     if not wrong_data:
         signature = None if parsed is None else of_model(parsed)
         found = gathered(lambda: _data(source, signature, choose), problems)
+    if max_drop is not None:
+        gathered(lambda: allowed_drop.form(max_drop), problems)
     if problems:
         raise UsageError(*problems)
     bits = weight_bits or device.int8.weight_bits
     wide = {"pairs16": False} if full_range else {}
-    scheme = target_settings.scheme([device], weight_bits=bits, float_layers=tuple(float_layers), **wide)
+    scheme = target_settings.scheme([device], weight_bits=bits, float_layers=tuple(dict.fromkeys(taken)), **wide)
+    words = ["edgekd", "quantize", str(path), *source.words(), "--out", str(out), "--target", target]
+    words += ["--samples", str(samples), *(["--full-range"] if full_range else [])]
+    words += [] if weight_bits is None else ["--weight-bits", str(weight_bits)]
+    words += interface.words()
+    more = {"timed": not any(settled.values()), "on": on, "words": tuple(words)}
+    more |= {"adjust": {"equalize": equalize, "correct_bias": correct_bias}}
     if isinstance(found, reader.Given):
         calibration = found.samples.take(slice(0, len(parts[0])))
         compared = found.samples.take(slice(len(parts[0]), None)) if len(parts[1]) else calibration
-        return Given(path, Path(out), parsed, calibration, compared, len(parts[1]) > 0, scheme, device, found.note)
-    *taken, note = _run(path, found, samples)
-    return Given(path, Path(out), parsed, *taken, scheme, device, note)
+        given = Given(
+            path, Path(out), parsed, calibration, compared, len(parts[1]) > 0, scheme, device, found.note, **more
+        )
+    else:
+        *divided_, note = _run(path, found, samples)
+        given = Given(path, Path(out), parsed, *divided_, scheme, device, note, **more)
+    return given if max_drop is None else replace(given, allowed=_allowed(given, max_drop))
+
+
+def _allowed(given: Given, text: str) -> Allowed:
+    """What may be lost. Raises UsageError where no samples are held out to judge it by."""
+    if not given.unused:
+        hint = f"give {ENOUGH} or more: every fourth is held out then, half of them to judge"
+        raise UsageError(Problem("--max-drop", "is judged on held-out samples, and these are too few", hint))
+    if given.compared.states or given.compared.alone:
+        raise UsageError(Problem("--max-drop", "is for samples of one shape, not for sequences", "leave it out"))
+    return allowed_drop.parsed(text, given.compared.labels)
 
 
 def _data(source: Source, signature: Signature | None, choose: reader.Choose) -> reader.Given | Sequences | None:

@@ -38,6 +38,11 @@ class Interface:
     def any(self) -> bool:
         return self.uint8 or self.nhwc or self.argmax or self.fold is not None
 
+    def words(self) -> list[str]:
+        """The options of `quantize` that say the same."""
+        found = ["--input", "uint8"] * self.uint8 + ["--layout", "nhwc"] * self.nhwc + ["--argmax"] * self.argmax
+        return found if self.fold is None else [*found, "--fold-preprocess", str(self.fold)]
+
 
 def possible(model: onnx.ModelProto, wanted: Interface) -> None:
     """Raises UsageError where a model has no input or output of such a kind."""

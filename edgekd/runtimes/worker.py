@@ -23,6 +23,8 @@ bare       the same process without a model: runtime and inputs alone
 outputs    every row of the inputs through the file in batches of `batch` (or of the size that the file fixes), as many
            as fit into `cap_s`
 operators  the runtime's own clock per operator (a separate run, for it perturbs)
+together   several `subjects` in one process, in turn, forth and back, `rounds` times or for `cap_s`, each for `block_s`
+           at a time; their p50
 signature  what the file takes: {input: [type, shape]}, null for what is open
 count      `warmup_runs` inferences, then `empty` regions without one and `runs` with one each, marked for an emulator's
            instruction counter
@@ -199,6 +201,7 @@ def entry(job_file, number):
         "outputs": _outputs,
         "operators": _operators,
         "count": _count,
+        "together": _together,
         "signature": _signature,
     }
     record.update(passes[what["pass"]](runtime, model, arrays, job, what, out))
@@ -358,6 +361,30 @@ def _count(runtime, model, arrays, job, what, out):
         work(feed)
         mark(MARK, 0, i)
     return {"empty": what["empty"], "n": what["runs"]}
+
+
+def _together(runtime, model, arrays, job, what, out):
+    import numpy as np
+
+    files = [out.parent / job["subjects"][subject]["model"] for subject in what["subjects"]]
+    every = [runtime.load(file, job["threads"]) for file in files]
+    feeds = [_feed(every[0], arrays, i, i + 1) for i in range(min(_rows(arrays), 64))]
+    clock, times, turn = time.perf_counter_ns, [[] for _ in every], 0
+    end, number = time.monotonic() + what["cap_s"], 0
+    while number < what["rounds"] and (number < 3 or time.monotonic() < end):
+        for i in range(len(every)) if number % 2 == 0 else reversed(range(len(every))):
+            every[i](feeds[turn])  # the others' weights are in the caches
+            begun, taken = clock(), []
+            while len(taken) < 3 or clock() - begun < what["block_s"] * 1e9:
+                turn = (turn + 1) % len(feeds)
+                start = clock()
+                every[i](feeds[turn])
+                taken.append(clock() - start)
+            if number:  # the first round warms up
+                times[i] += taken
+        number += 1
+    p50 = [float(np.quantile(t, 0.5)) / 1e6 for t in times]
+    return {"p50_ms": dict(zip(what["subjects"], p50)), "rounds": number}  # noqa: B905
 
 
 def _signature(runtime, model, arrays, job, what, out):

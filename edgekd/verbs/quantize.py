@@ -13,6 +13,7 @@ import click
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
+    from edgekd.report.drop import Held
     from edgekd.report.int8 import Quantized
 
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     metavar="R",
     help="How ranges are taken: minmax, percentile, entropy, mse.",
 )
+@click.option("--equalize", is_flag=True, help="Make the channels of values equally wide before.")
+@click.option("--correct-bias", is_flag=True, help="Let biases make up for the rounding of weights.")
 @click.option("--weight-bits", type=click.Choice(["8", "7"]), help="Instead of the target's.")
 @click.option(
     "--full-range", is_flag=True, help="Weights take all of int8: x86 with AVX2 and without VNNI may answer otherwise."
@@ -45,6 +48,19 @@ if TYPE_CHECKING:
 @click.option("--samples", type=int, default=512, show_default=True, help="Use at most this many samples.")
 @click.option(
     "--float-layer", "float_layers", multiple=True, metavar="NAME", help="Keep this layer in float. Repeat for several."
+)
+@click.option(
+    "--like", type=click.Path(), metavar="FILE", help="Keep the layers in float that this int8 FILE of edgekd keeps."
+)
+@click.option(
+    "--slower-int8", is_flag=True, help="All layers in int8, even where that is slower than float; nothing is timed."
+)
+@click.option("--on", metavar="ADDRESS", help=f"Time on a board. {_options.BOARD}")
+@click.option(
+    "--max-drop",
+    metavar="D",
+    help="What may be lost on held-out samples, or nothing is written: '1 pt' of accuracy or of answers equal to "
+    "float's, '30 dB', '0.02 package.module:metric'.",
 )
 @click.option("--input", "input_type", type=click.Choice(["uint8"]), help="The file takes bytes instead of floats.")
 @click.option("--layout", type=click.Choice(["nhwc"]), help="The file takes images with the channels last.")
@@ -56,7 +72,12 @@ if TYPE_CHECKING:
 @click.option("--argmax", is_flag=True, help="The file answers with class numbers instead of scores.")
 @_options.quiet
 def command(model, weight_bits, **settings):
-    """Quantize a float ONNX MODEL of any making to int8 by samples of its inputs, and check the file."""
+    """Quantize a float ONNX MODEL of any making to int8 by samples of its inputs, and check the file.
+
+    Where the target can be timed, here or with --on, int8 is timed against float, and layers whose int8 costs time go
+    back to float. They are printed as --float-layer options, and the file names them. With --float-layer, --like or
+    --slower-int8 nothing is timed, and the same command makes the same file.
+    """
     bits = None if weight_bits is None else int(weight_bits)
     return _options.finish(quantize(model, weight_bits=bits, **settings))
 
@@ -68,6 +89,8 @@ def quantize(
     out: Path | str,
     target: str = "host",
     ranges: str = "minmax",
+    equalize: bool = False,
+    correct_bias: bool = False,
     weight_bits: int | None = None,
     full_range: bool = False,
     samples: int = 512,
@@ -75,12 +98,16 @@ def quantize(
     axes: Mapping[str, int | None] = MappingProxyType({}),
     preprocess: Path | str | None = None,
     states: Mapping[str, str] = MappingProxyType({}),
+    like: Path | str | None = None,
+    slower_int8: bool = False,
+    on: str | None = None,
+    max_drop: str | None = None,
     input_type: str | None = None,
     layout: str | None = None,
     fold_preprocess: Path | str | None = None,
     argmax: bool = False,
     quiet: bool = True,
-) -> Quantized:
+) -> Quantized | Held:
     """Quantizes `model` by up to `samples` of `data`, and writes `out`; `float_layers` (names as the table shows them)
     stay float. `full_range`: weights take all of int8, and the file may answer otherwise on x86 with AVX2 and without
     VNNI.
@@ -89,6 +116,14 @@ def quantize(
     sample, of images or of .wav files, which become arrays by `preprocess`: "imagenet", "unit" or a JSON file. `axes`
     {input: axis of its samples, None: the same array for all}. `states` {input: the output that it takes the value of
     at the next step}: the data are sequences.
+
+    Where this machine, or the board `on`, can time the target, layers whose int8 costs time go back to float, until
+    int8 is not shown slower than float. Nothing is timed if `float_layers` are given, if they are taken from the file
+    `like`, or if int8 may be slower (`slower_int8`).
+
+    `equalize`: channels of values are made equally wide first; `correct_bias`: biases make up for the rounding of
+    weights. `max_drop`, as the option takes it: ranges, these two and then layers in float are tried until held-out
+    samples that nothing was selected by lose no more; else nothing is written, and what is returned says so.
 
     `input_type` "uint8": the file takes bytes; `layout` "nhwc": images with the channels last; `fold_preprocess`, a
     name or a JSON file as of `preprocess`: pixels of 0 to 255, whose normalization goes into the first layer; `argmax`:
@@ -117,6 +152,12 @@ def quantize(
         full_range=full_range,
         samples=samples,
         float_layers=float_layers,
+        like=like,
+        slower_int8=slower_int8,
+        on=on,
+        max_drop=max_drop,
+        equalize=equalize,
+        correct_bias=correct_bias,
         interface=(interface := Interface(input_type == "uint8", layout == "nhwc", argmax, fold_preprocess)),
     )
     before, progress = given, reporter(quiet)
@@ -124,6 +165,10 @@ def quantize(
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             given = quantize_interface.folded(given, interface, Path(folder))
             made = quantize_file.make(given, ranges, progress)
+            made, speed = quantize_file.fast(given, made, ranges, progress)
+            given, made, speed, held = quantize_file.held(given, made, speed, ranges, progress)
+            if held is not None and not held.held:
+                return held
             with progress.task("check the file"):
                 found = quantize_interface.delivered(quantize_file.look(given, made), given, interface)
     finally:
@@ -147,5 +192,7 @@ def quantize(
         audited=found.audited,
         full_range=" and ".join(wide),
         top1=found.beside.right,
+        speed=speed,
+        held=held,
         notes=found.notes,
     )

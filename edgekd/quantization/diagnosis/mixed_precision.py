@@ -90,7 +90,7 @@ def times(found: Operators, path: Path) -> dict[str, float]:
     makers, layers = {o: n for n in nodes for o in n.output}, [n.name for n in nodes if n.name]
     total: dict[str, float] = {}
     for operator in found.operators:
-        name = layer_of(operator.name, layers) or _by_value(operator.name, makers)
+        name = layer_of(operator.name, layers) or by_value(operator.name, makers)
         if name is not None:
             total[name] = total.get(name, 0.0) + operator.ms
     return {name: total[name] for name in layers if name in total}
@@ -104,7 +104,7 @@ def layer_of(operator: str, layers: Sequence[str]) -> str | None:
     return text if text in layers else None
 
 
-def _by_value(operator: str, makers: Mapping) -> str | None:
+def by_value(operator: str, makers: Mapping) -> str | None:
     """The layer that makes a value: convolutions in onnxruntime's blocked layout are called by it, as `v6_nchwc`."""
     node = makers.get(re.sub(r"_nchwc(_token_\d+)?$", "", operator)) if "_nchwc" in operator else None
     while node is not None and not node.name and node.op_type in FUSED:

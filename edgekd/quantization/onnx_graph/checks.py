@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     import onnx
 
 WORK = 5 * 10**8  # multiply-accumulates that the checks in numpy may take
+KEPT = "edgekd.float_layers"  # the metadata that names layers which were asked to stay in float
 SAMPLES = 16  # that they take at most
 
 
-def finished(model: onnx.ModelProto, name: str) -> list[tuple[str, bytes]]:
+def finished(model: onnx.ModelProto, name: str, float_layers: Sequence[str] = ()) -> list[tuple[str, bytes]]:
     """(file name, content) of a model that is written as `name`, without what its exporter left in it: one file, or,
-    where that can't hold its weights, these first."""
+    where that can't hold its weights, these first. It names the `float_layers` that were asked for."""
     import onnx
 
     from edgekd import __version__
@@ -32,6 +34,7 @@ def finished(model: onnx.ModelProto, name: str) -> list[tuple[str, bytes]]:
         part.doc_string = ""  # stack traces of whoever exported it
         del part.metadata_props[:]
     kept = {p.key: p.value for p in model.metadata_props} | {"edgekd.schema": "edgekd.onnx/1"}
+    kept = {k: v for k, v in kept.items() if k != KEPT} | ({KEPT: json.dumps(float_layers)} if float_layers else {})
     onnx.helper.set_model_props(model, kept)
     return list(external.parts(model, name))
 
@@ -63,3 +66,16 @@ def simulated(path: Path, feed: Mapping[str, np.ndarray]) -> tuple[int | None, s
         hint = "a CPU with AVX2 and without VNNI saturates products of weights of the full range; else report the file"
         raise RunFailed(Problem("", what, hint))
     return 0, ""
+
+
+def float_layers(path: Path) -> tuple[str, ...]:
+    """The layers that an int8 file of edgekd names as those that were asked to stay in float. Raises UsageError for
+    other files."""
+    known = {p.key: p.value for p in static.read(path).metadata_props}
+    try:
+        if "edgekd.schema" not in known:
+            raise ValueError
+        return tuple(map(str, json.loads(known.get(KEPT, "[]"))))
+    except (TypeError, ValueError):
+        hint = "give the options by which it was made"
+        raise UsageError(Problem(str(path), "does not say which layers edgekd kept in float", hint)) from None

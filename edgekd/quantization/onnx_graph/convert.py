@@ -18,7 +18,8 @@ from edgekd import components
 from edgekd.errors import Problem, UsageError, near
 from edgekd.onnx_files import external, subgraphs
 from edgekd.quantization.histogram import Extremes, Histogram
-from edgekd.quantization.onnx_graph import embeddings, normalize, render, scales, widened
+from edgekd.quantization.onnx_graph import bias, embeddings, normalize, render, scales, widened
+from edgekd.quantization.onnx_graph import equalize as equalizing
 from edgekd.quantization.onnx_graph.placement import Layer, Placement, place
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.quantization.qdq.graph import Graph
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 FOLDED = 1e-3  # relative difference (root mean square) that folding batch norms may make: far below int8's
 CHUNK = 2**26  # bytes of values that one run shows
 MOST = 64  # samples of a run
+FEW = 128  # samples that channels are equalized and biases corrected by
 
 Kept = TypeVar("Kept", Extremes, Histogram)
 
@@ -55,19 +57,24 @@ def quantize(
     *,
     scheme: Scheme = Scheme(),  # noqa: B008  (frozen)
     ranges: str = "minmax",
+    equalize: bool = False,
+    correct_bias: bool = False,
     place_name: str = "",
     fixed: Mapping[str, tuple[float, float]] = {},
     progress: Callable[[int, int], Any] = lambda done, of: None,
 ) -> Made:
     """Quantizes `model` (as `probes.static.read` returns it) by samples: of arrays {input: [n, ...]} the
     first dimension that the file fixes says how many it takes at once. `fixed` {value: its range}, of those whose range
-    is known.
+    is known. `equalize`: channels are made equally wide first; `correct_bias`: biases make up for the rounding of
+    weights.
 
     Raises UsageError for a file that has nothing to quantize or can't be run, and for values or weights that are not
     finite."""
     float_model = normalize.normalized(model, place_name)
     given = samples.fitting(arrays, model)
-    first = given.some(1).feed()
+    first, few = given.some(1).feed(), given.take(slice(0, FEW))
+    if equalize:
+        float_model = equalizing.equalized(float_model, few)
     shown, outputs = everything(float_model, first, place_name)
     _same(session(widened.widened(model))(dict(first)), outputs, place_name)
     graph, floats = graphs.of(float_model), frozenset(shown)
@@ -85,7 +92,8 @@ def quantize(
     bits = {"bits": scheme.activation_bits} if "bits" in asked else {}
     found = {name: part(values, **bits) for name, values in seen.items()} | dict(fixed)
     sites = scales.sites(graph, placement, found, scheme)
-    made = render.render(graph, placement, sites)
+    biases = bias.corrected(graph, placement, sites, few) if correct_bias else {}
+    made = render.render(replace(graph, constants={**graph.constants, **biases}), placement, sites)
     grid, width = Grid(_digest(float_model), scheme, sites), 2 if widened.short(model) else 4
     return Made(float_model, made, placement, grid, embeddings.shrink(made), width)
 

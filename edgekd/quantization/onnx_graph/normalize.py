@@ -56,6 +56,7 @@ def normalized(model: onnx.ModelProto, place: str = "") -> onnx.ModelProto:
     rewrites.pad(model, shapes)
     rewrites.by_rows(model, shapes)
     rewrites.unscale(model)
+    rewrites.hard_sigmoid(model)
     return model
 
 

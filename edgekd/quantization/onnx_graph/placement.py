@@ -171,11 +171,18 @@ def _rule(node: onnx.NodeProto, graph: Graph, floats: AbstractSet[str], integer:
     rule = ONNX.get(node.op_type, FLOAT)
     if node.op_type in LAYERS:
         return rule if node.output[0] in integer else FLOAT
+    if node.op_type == "HardSigmoid" and not summed(node):
+        return FLOAT
     if rule in (COMBINES, LOOKUP):  # with a number or a parameter it is a float operator
         return rule if all(n in floats and n not in graph.constants for n in node.input) else FLOAT
     if rule == MOVES:  # what is stored would have been folded
         return rule if moves(node) and node.input[0] in floats and node.input[0] not in graph.constants else FLOAT
     return rule
+
+
+def summed(node: onnx.NodeProto) -> bool:
+    """Whether a node is a HardSigmoid max(0, min(1, alpha x + beta)) that can be a sum of integers."""
+    return node.op_type == "HardSigmoid" and attribute(node, "alpha", 0.2) > 0 and attribute(node, "beta", 0.5) >= 0
 
 
 def clip(node: onnx.NodeProto | None, graph: Graph) -> tuple[float, float] | None:

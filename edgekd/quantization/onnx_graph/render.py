@@ -12,9 +12,9 @@ import numpy as np
 
 from edgekd.onnx_files import external
 from edgekd.quantization.onnx_graph.draft import copied
-from edgekd.quantization.onnx_graph.placement import ASKED, Layer, Placement, clip
+from edgekd.quantization.onnx_graph.placement import ASKED, Layer, Placement, clip, clipped, summed
 from edgekd.quantization.parameters import bias_integers, clips_itself, weight_integers
-from edgekd.quantization.qdq.graph import Graph, exact_bias
+from edgekd.quantization.qdq.graph import Graph, attribute
 from edgekd.records import Site
 
 if TYPE_CHECKING:
@@ -62,19 +62,39 @@ class _Rendering:
         if node.output[0] in self.on and self.superfluous(node):
             self.quantize(node.input[0], node.output[0], node.output[0])
             return
+        if summed(node) and {node.input[0], node.output[0]} <= self.on.keys():
+            self.hard_sigmoid(node)
+            return
         made, layer = copied(node), self.layers.get(node.output[0])
         made.input[:] = [self.renamed.get(n, n) for n in node.input]
         if layer is not None and layer.weight is not None:
             made.input[1] = self.weight(layer)
             if layer.bias is not None:
                 made.input[2] = self.bias(layer)
-        if node.output[0] in self.kept_float and (len(node.input) < 3 or node.input[2] in ("", *self.graph.constants)):
-            made.input[:] = [*made.input[:2], self.float_bias(node)]
-        made.output[:] = [self.fresh(f"{n}.raw") if n in self.on else n for n in node.output]
+        made.output[:] = outputs = [self.fresh(f"{n}.raw") if n in self.on else n for n in node.output]
         self.nodes.append(made)
-        for name, raw in zip(node.output, made.output, strict=True):
+        if self.mistaken(node):
+            self.keep_float(made)
+        for name, raw in zip(node.output, outputs, strict=True):
             if name in self.on:
                 self.quantize(raw, name, name)
+
+    def hard_sigmoid(self, node: onnx.NodeProto) -> None:
+        """max(0, min(1, alpha x + beta)) as the sum x + beta / alpha, which has an integer kernel. Its rounding clips
+        as it has to, to steps that are 1 / alpha as wide as those that they are read as."""
+        from onnx import helper
+
+        name, site = node.output[0], self.grid[self.on[node.output[0]]]
+        alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+        x, shift, total = self.renamed.get(node.input[0], node.input[0]), self.fresh(f"{name}.by"), f"{name}.shifted"
+        zero, one = self.store("hard.z", np.array(0, np.uint8)), self.store("hard.one", np.array(1, np.uint8))
+        by = self.store(f"{name}.by.s", np.array(beta / alpha, np.float32))
+        wide = self.store(f"{name}.shifted.s", np.array(site.scale[0] / alpha, np.float32))
+        scale, total, q = self.store(f"{name}.s", np.array(site.scale[0], np.float32)), self.fresh(total), f"{name}.q"
+        self.nodes.append(helper.make_node("DequantizeLinear", [one, by, zero], [shift]))
+        self.nodes.append(helper.make_node("Add", [x, shift], [total], name=node.name))
+        self.nodes.append(helper.make_node("QuantizeLinear", [total, wide, zero], [self.fresh(q)]))
+        self.nodes.append(helper.make_node("DequantizeLinear", [self.fresh(q), scale, zero], [name]))
 
     def fresh(self, wanted: str) -> str:
         while wanted in self.taken:
@@ -126,11 +146,20 @@ class _Rendering:
         q, scale = bias_integers(self.graph.constants[known.bias], np.array(x.scale[0]), np.array(weight.scale))
         return self.dequantize(f"{known.name}.bias", q, scale)
 
-    def float_bias(self, node: onnx.NodeProto) -> str:
-        """The bias of a layer that stays float, as integers too."""
-        stored, shape = self.graph.constants.get((*node.input, "")[2]), self.graph.constants[node.input[1]].shape
-        q, scale = exact_bias(node, shape, stored)
-        return self.dequantize(f"{node.output[0]}.bias", q, scale)
+    def keep_float(self, made: onnx.NodeProto) -> None:
+        """Puts a LeakyRelu that changes nothing behind a layer that stays float between integers: else onnxruntime
+        rounds its weight to int8 with one scale (core/optimizer/qdq_transformer/weight_bias_quantization.cc). Its float
+        kernel computes both at once."""
+        from onnx import helper
+
+        name, kept = made.output[0], self.fresh(f"{made.output[0]}.kept")
+        made.output[0] = kept
+        self.nodes.append(helper.make_node("LeakyRelu", [kept], [name], alpha=1.0))
+
+    def mistaken(self, node: onnx.NodeProto) -> bool:
+        """Whether onnxruntime takes a layer that stays float for one in int8: integers stand before and behind it."""
+        made = {node.output[0], clipped(node.output[0], self.graph)}
+        return node.output[0] in self.kept_float and node.input[0] in self.on and not made.isdisjoint(self.on)
 
     def dequantize(self, wanted: str, q: np.ndarray, scale: np.ndarray) -> str:
         from onnx import helper

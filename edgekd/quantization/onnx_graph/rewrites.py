@@ -4,7 +4,7 @@ padding in numbers, products of matrices with their bias as Gemm."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -202,3 +202,52 @@ def _unscaled(node: onnx.NodeProto, graph: Graph, draft: Draft) -> None:
         spread = np.broadcast_to(array.ravel() * factors["beta"], width)
         node.input[2] = draft.store(f"{node.output[0]}.beta", spread)
     _set(node, tuple(factors))
+
+
+def hard_sigmoid(model: onnx.ModelProto) -> None:
+    """min(max(x + a, 0), b), or its product with x, divided by b becomes HardSigmoid, as newer exporters write it."""
+    from onnx import helper
+
+    graph, draft = graphs.of(model), Draft(model.graph)
+    for add in graph.nodes:
+        found = _hard(add, graph)
+        if found is None:
+            continue
+        clip, times, divide, x, shift, width = found
+        gate = divide.output[0] if times is None else draft.fresh(f"{divide.output[0]}.gate")
+        factors = {"alpha": 1 / width, "beta": shift / width}
+        made = [helper.make_node("HardSigmoid", [x], [gate], name=add.name, **factors)]
+        if times is not None:
+            made.append(helper.make_node("Mul", [x, gate], list(divide.output), name=times.name))
+        draft.replace([n for n in (add, clip, times, divide) if n is not None], made)
+    if draft.made:
+        draft.write()
+
+
+def _hard(add: onnx.NodeProto, graph: Graph) -> tuple[Any, ...] | None:
+    """(Clip, Mul by x or None, Div, x, what is added, the Clip's width) behind an Add; None where they are none."""
+    if add.op_type != "Add":
+        return None
+    shift, x = _number(add, graph), next((n for n in add.input if n not in graph.constants), "")
+    clip = graph.reader(add.output[0])
+    limits = graph.clip(clip) if clip is not None and clip.op_type == "Clip" else None
+    if not x or shift is None or limits is None or limits[0] != 0 or not 0 <= shift < limits[1] < np.inf:
+        return None
+    after = graph.reader(clip.output[0])
+    times = after if after is not None and after.op_type == "Mul" and x in after.input else None
+    divide = after if times is None else graph.reader(times.output[0])
+    number = None if divide is None else _number(divide, graph)
+    by = {"Div": number, "Mul": 1 / number if number else None}.get(divide.op_type) if divide is not None else None
+    if (
+        by is None
+        or abs(by / limits[1] - 1) > 1e-6
+        or (divide.op_type == "Div" and divide.input[1] not in graph.constants)
+    ):
+        return None
+    return clip, times, divide, x, shift, limits[1]
+
+
+def _number(node: onnx.NodeProto, graph: Graph) -> float | None:
+    """The one stored number that an operator of two operands takes besides a value."""
+    stored = [graph.constants[n] for n in node.input if n in graph.constants]
+    return float(stored[0].item()) if len(stored) == 1 and len(node.input) == 2 and stored[0].size == 1 else None

@@ -150,10 +150,21 @@ def of(model: onnx.ModelProto) -> Graph:
 
 def moves(node: onnx.NodeProto) -> bool:
     """Whether a node only moves the values of its first operand. A Resize does if it takes the nearest value, a MaxPool
-    if it doesn't give the places too: with these onnxruntime pools in floats."""
+    if it doesn't give the places too: with these onnxruntime pools in floats; a LeakyRelu of slope 1, which stands
+    behind float layers among integer ones."""
     if node.op_type == "Resize":
         return attribute(node, "mode", b"nearest") == b"nearest"
+    if node.op_type == "LeakyRelu":
+        return attribute(node, "alpha", 0.01) == 1
     return node.op_type in MOVES and (node.op_type != "MaxPool" or len(node.output) == 1)
+
+
+def kind(node: onnx.NodeProto, graph: Graph) -> str:
+    """The operator that a node is in the float file: a sum with a stored number in integers is a hard sigmoid."""
+    if node.op_type != "Add":
+        return node.op_type
+    known = [graph.parameters(graph.makers.get(name)) for name in node.input]
+    return "HardSigmoid" if any(p is not None and p.constant is not None for p in known) else "Add"
 
 
 def title(node: onnx.NodeProto) -> str:

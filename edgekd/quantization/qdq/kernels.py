@@ -131,6 +131,12 @@ def sigmoid(attributes: Mapping, operands: Sequence[Quantized], target: Target) 
     return target.quantize(0.5 + 0.5 * np.tanh(operands[0].real().astype(np.float64) / 2))
 
 
+def leaky_relu(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
+    """qlinear_lookup_table.cc: quantize(leaky_relu(dequantize(q)))."""
+    x = operands[0].real()
+    return target.quantize(np.where(x >= 0, x, x * F(attributes.get("alpha", 0.01))))
+
+
 def softmax(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qlinear_softmax.cc: e^x from a table of float32, its greatest entry e^(ln(max / n) - 5) so that n of them can be
     summed; the row's greatest q is shifted onto it; round(e * floor(1 / y_scale) / sum) + z, never below 0."""
@@ -149,4 +155,5 @@ def softmax(attributes: Mapping, operands: Sequence[Quantized], target: Target) 
 KERNELS: dict[str, Callable[..., np.ndarray]] = {
     "Conv": conv, "Gemm": matmul, "MatMul": matmul, "Add": add, "Mul": multiply, "GlobalAveragePool": global_average,
     "AveragePool": average, "MaxPool": maximum, "Concat": concat, "Sigmoid": sigmoid, "Softmax": softmax,
+    "LeakyRelu": leaky_relu,
 }  # fmt: skip

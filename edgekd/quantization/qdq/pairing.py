@@ -119,12 +119,14 @@ def _defined(schema: Any) -> bool:
 
 
 def _operators(plain: Graph, quantized: Graph) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
-    """The operators of both files, side by side."""
+    """The operators of both files, side by side, without the hard sigmoids that are sums in the int8 file: what rounds
+    them clips them too, so that it is never left out."""
     ours, theirs = _skeleton(plain), _skeleton(quantized)
-    if [n.op_type for n in ours] == [n.op_type for n in theirs]:
-        return list(zip(ours, theirs, strict=True))
-    kinds = zip(ours, theirs, strict=False)
-    at = next((i for i, (a, b) in enumerate(kinds) if a.op_type != b.op_type), min(len(ours), len(theirs)))
+    kinds = [n.op_type for n in ours], [graphs.kind(n, quantized) for n in theirs]
+    if kinds[0] == kinds[1]:
+        both = zip(ours, theirs, kinds[1], strict=True)
+        return [(a, b) for a, b, kind in both if kind == b.op_type]
+    at = next((i for i, (a, b) in enumerate(zip(*kinds, strict=False)) if a != b), min(len(ours), len(theirs)))
     seen = [graphs.title(n[at]) if at < len(n) else "the end" for n in (ours, theirs)]
     what = f"operator {at + 1} is {seen[0]} in the float file, {seen[1]} in the int8 file"
     hint = "give the float file that the int8 file was made of"
