@@ -194,17 +194,26 @@ IMAGES = ["quantize", "net.onnx", "--data", "photos", "--preprocess", "imagenet"
 
 def test_a_file_for_a_camera(place, capsys):
     options = ["--fold-preprocess", "imagenet", "--input", "uint8", "--layout", "nhwc", "--argmax"]
-    code, out, err = say(capsys, *IMAGES, "--out", "camera.onnx", *options)
+    code, out, err = say(capsys, *IMAGES, "--out", "camera.onnx", *options, "--slower-int8")
     assert code == 0, err
     assert "input x: bytes [n, 8, 8, 3], the pixels" in out and "output y: class numbers [n]" in out
     assert "2 of 2 layers in int8" in out and "preprocessing is folded into the first layer" in out
-    assert say(capsys, *IMAGES, "--out", "plain.onnx")[0] == 0
+    assert say(capsys, *IMAGES, "--out", "plain.onnx", "--slower-int8")[0] == 0
     seen = pixels(40).astype(np.uint8)
     camera = answers(onnx.load("camera.onnx"), x=np.moveaxis(seen, 1, -1))
     plain = answers(onnx.load("plain.onnx"), x=normal(pixels(40)))
     assert (camera == plain.argmax(1)).mean() >= 0.95
     code, out, _ = say(capsys, "try", "net.onnx", "camera.onnx", "photos/0/00.png", "--preprocess", "imagenet")
     assert code == 0 and "1 of 1 answers are the same" in out
+
+
+def test_the_changed_file_names_its_float_layers_too(place, capsys):
+    options = ["--fold-preprocess", "imagenet", "--input", "uint8", "--float-layer", "conv"]
+    assert say(capsys, *IMAGES, "--out", "camera.onnx", *options)[0] == 0
+    kinds = [n.op_type for n in onnx.load("camera.onnx").graph.node]
+    assert "QuantizeLinear" in kinds and kinds[:2] == ["Cast", "Sub"]
+    code, _, _ = say(capsys, *IMAGES, "--out", "again.onnx", *options[:4], "--like", "camera.onnx")
+    assert code == 0 and (place / "again.onnx").read_bytes() == (place / "camera.onnx").read_bytes()
 
 
 def test_what_a_file_has_not_is_told_before_anything_runs(place, capsys):

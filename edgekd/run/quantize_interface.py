@@ -3,6 +3,7 @@ channels last, class numbers out."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,9 +103,9 @@ def delivered(found: Checked, given: Given, wanted: Interface) -> Checked:
         model, uint8=wanted.uint8, nhwc=wanted.nhwc, argmax=wanted.argmax, pixels=given.pixels
     )
     interface.same(model, made, form, given.compared.some(SEEN).feed(), str(given.out))
-    return replace(
-        found, content=checks.finished(made, given.out.name), notes=(*found.notes, *_told(made, form, given))
-    )
+    kept = next((json.loads(p.value) for p in model.metadata_props if p.key == checks.KEPT), ())
+    content = checks.finished(made, given.out.name, kept)
+    return replace(found, content=content, notes=(*found.notes, *_told(made, form, given)))
 
 
 def _pixels(samples: Samples, image: str, scale: float, how: preprocess.Preprocess, zero_point: int) -> Samples:
