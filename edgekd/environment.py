@@ -91,6 +91,12 @@ def lacking(runtime: str) -> list[Problem]:
     return [Problem(f"runtime {runtime}", text, " ".join([hint, *missing]))] if missing else []
 
 
+def extra(name: str) -> str:
+    """How an extra of edgekd is installed here."""
+    light = reading.version("edgekd-light") is not None
+    return f'{sys.executable} -m pip install "edgekd{"-light" if light else ""}[{name}]"'
+
+
 def left_out(error: ModuleNotFoundError) -> EnvironmentUnfit | None:
     """The error of a verb that trains, where edgekd was installed without these libraries; None for other modules."""
     name = TRAINING.get((error.name or "").partition(".")[0])

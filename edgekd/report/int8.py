@@ -76,7 +76,7 @@ class Quantized:
 
 
 def _ratio(before: int, after: int) -> str:
-    return f"{before / after:.2f}x smaller" if after < before else "not smaller: the model has few weights"
+    return f"{before / after:.2f}x smaller" if after < before else "not smaller: few of its weights are in int8"
 
 
 def _table(layers: tuple[Row, ...]) -> str:

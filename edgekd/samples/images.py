@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd import environment
 from edgekd.errors import EnvironmentUnfit, Problem, UsageError
 from edgekd.samples.media import normalized
 from edgekd.samples.preprocess import Preprocess
@@ -67,7 +68,7 @@ def _pillow() -> Any:
         import PIL.ImageOps
     except ImportError:
         text = "reading images needs Pillow"
-        raise EnvironmentUnfit(Problem("--data", text, 'pip install "edgekd[images]"')) from None
+        raise EnvironmentUnfit(Problem("--data", text, environment.extra("images"))) from None
     return PIL
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd import environment
 from edgekd.errors import EnvironmentUnfit, Problem, UsageError
 from edgekd.samples.signature import Signature, Tensor
 
@@ -17,8 +18,8 @@ def tokenizer(path: Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        hint = 'pip install "edgekd[text]"'
-        raise EnvironmentUnfit(Problem("--tokenizer", "reading texts needs tokenizers", hint)) from None
+        unfit = Problem("--tokenizer", "reading texts needs tokenizers", environment.extra("text"))
+        raise EnvironmentUnfit(unfit) from None
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises Exception itself

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
+from edgekd import environment
 from edgekd.data import Arrays, Splits
 from edgekd.data.augmentation import affine
 from edgekd.errors import EnvironmentUnfit, Problem, UsageError
@@ -170,7 +171,7 @@ def _read(
         from PIL import Image, ImageOps
     except ImportError:
         raise EnvironmentUnfit(
-            Problem("image_folder", "reading images needs Pillow", 'pip install "edgekd[images]"')
+            Problem("image_folder", "reading images needs Pillow", environment.extra("images"))
         ) from None
 
     problems: list[Problem] = []

@@ -61,7 +61,7 @@ def doctor(as_json: bool) -> tuple[str, int]:
     host, store = targets.load("host"), Store()
     advice = [f"{name} is not installed" for name in missing]
     if light:
-        advice.append("edgekd-light: nothing can be trained here; quantize, profile, compare, explain and gate work")
+        advice.append("edgekd-light: nothing can be trained here; verbs that take files work")
     governor = facts.get("governor")
     if governor not in (None, "performance"):
         advice.append(f"the CPU governor is `{governor}`: timing is steadier with `performance`")
