@@ -263,6 +263,27 @@ class TestImages:
         assert found.arrays["x"].dtype == np.uint8
         assert np.array_equal(found.arrays["x"][1], np.random.default_rng(1).integers(0, 256, (8, 8, 3)))
 
+    @pytest.mark.parametrize("ending", ["png", "tiff", "pgm"])
+    def test_16_bits_are_the_range_of_8(self, ending):
+        from PIL import Image
+
+        Path("d").mkdir()
+        grey = np.random.default_rng(0).integers(0, 65536, (8, 8)).astype(np.uint16)
+        Image.fromarray(grey).save(f"d/a.{ending}")
+        found = read(Source("d", preprocess="unit"), signature(x=["n", 1, 8, 8])).samples.arrays["x"][0, 0]
+        assert np.abs(found - grey / 65535).max() <= 0.5 / 255 + 1e-6
+
+    def test_values_of_no_known_range_are_refused(self):
+        from PIL import Image
+
+        Path("d").mkdir()
+        for kind in ("float32", "int32"):
+            Image.fromarray(np.ones((8, 8), kind)).save(f"d/{kind}.tiff")
+        with pytest.raises(UsageError) as caught:
+            read(Source("d", preprocess="unit"), signature(x=["n", 3, 8, 8]))
+        assert [p.place for p in caught.value.problems] == ["d/float32.tiff", "d/int32.tiff"]
+        assert "holds floats, and" in str(caught.value) and "16 bits per channel" in str(caught.value)
+
     @pytest.mark.parametrize(
         "how, dims, part",
         [

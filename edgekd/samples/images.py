@@ -48,8 +48,10 @@ def reader(tensor: Tensor, how: Preprocess | None, name: str, place: str) -> Cal
             with warnings.catch_warnings():
                 warnings.simplefilter("error", image.Image.DecompressionBombWarning)
                 with image.Image.open(path) as opened:
-                    upright = image.ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
+                    upright = _upright(opened, path, image).convert("RGB" if channels == 3 else "L")
             pixels = np.asarray(_cut(_scaled(upright, how, size, image), size), np.float32)
+        except UsageError:
+            raise
         except Exception as error:  # Pillow's decoders raise of every kind
             raise UsageError(Problem(str(path), f"can't be read as an image: {error}", "fix or remove it")) from None
         pixels = pixels.reshape(*pixels.shape[:2], channels)
@@ -85,6 +87,18 @@ def _form(dims: tuple[Dim, ...], layout: str | None) -> tuple[int, Dim, Dim, int
     channels = dims[1] if first else dims[3]
     known = channels if isinstance(channels, int) else 3
     return (known, dims[2], dims[3], 1) if first else (known, dims[1], dims[2], 3)
+
+
+def _upright(opened: Any, path: Path, image: Any) -> Any:
+    """An image as a camera held it, of values 0 to 255: Pillow's `convert` cuts those of 16 bits off at 255. Raises
+    UsageError for floats and for integers of 32 bits, whose range is not known."""
+    sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM"))
+    if opened.mode[0] in "IF" and not sixteen:
+        kind = "floats" if opened.mode == "F" else "integers of 32 bits"
+        hint = "save it with 8 or 16 bits per channel, or give .npz files"
+        raise UsageError(Problem(str(path), f"holds {kind}, and nothing says which value is white", hint))
+    found = image.ImageOps.exif_transpose(opened)
+    return image.Image.fromarray(np.rint(np.asarray(found) / 257).astype(np.uint8)) if sixteen else found
 
 
 def _scaled(opened: Any, how: Preprocess, size: tuple[int, int] | None, image: Any) -> Any:
