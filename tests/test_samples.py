@@ -127,6 +127,17 @@ class TestAxes:
                     array = np.expand_dims(np.take(array, number, where), axis)
                 assert np.array_equal(feed[name], array), name
 
+    @pytest.mark.parametrize("option", [(), ("--axis", "k=none")])
+    def test_a_scalar_is_given_once(self, capsys, option):
+        nodes = [h.make_node("Gemm", ["x", "w"], ["a"], name="fc"), h.make_node("Mul", ["a", "k"], ["y"])]
+        path = file(Path("m.onnx"), nodes, {"x": ["n", 8], "k": []}, {"y": ["n", 3]}, {"w": numbers(8, 3)})
+        np.savez("d.npz", x=numbers(40, 8), k=np.float32(2))
+        assert isinstance(read(Source("d.npz"), of_model(onnx.load(path))).samples.feed()["k"], np.ndarray)
+        words = ("--data", "d.npz", *option)
+        code, told = run(capsys, "quantize", path, *words, "--slower-int8", "--out", "int8.onnx")
+        assert code == 0 and "1 of 1 layers in int8" in told
+        assert run(capsys, "explain", "int8.onnx", "--float", path, *words)[0] == 0
+
     def test_axes_by_name_go_before(self, capsys):
         np.savez("d.npz", x=numbers(6, 8), e=numbers(6, 8))
         dims = signature(x=["n", 8], e=["n", 8])

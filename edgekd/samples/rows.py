@@ -83,7 +83,7 @@ class Samples:
     def _fed(self, name: str, array: np.ndarray) -> np.ndarray:
         axis = self.axes.get(name, 0)
         if axis is None:
-            return array[0]
+            return np.asarray(array[0])  # of a scalar no Python or NumPy number, which runtimes don't take
         if axis == WHOLE:
             if len(array) != 1:
                 raise ValueError(f"{len(array)} samples of {name}, which takes one at a time")
