@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
@@ -41,6 +41,8 @@ class Reader(Protocol):
 
 
 PLAIN = Kind("part")
+LISTS = ("tuple_type", "list_type")  # of pydantic's errors
+SHOULD = "Input should be "
 
 
 def parameters(part: Callable[..., Any], kind: Kind = PLAIN) -> dict[str, inspect.Parameter]:
@@ -121,7 +123,44 @@ def check(model: Any, table: Mapping[str, Any], place: str) -> tuple[Any, list[P
     try:
         return model.model_validate_json(json.dumps(table, default=str)), []
     except pydantic.ValidationError as error:
-        return None, [_problem(e, place, model) for e in error.errors(include_url=False)]
+        return None, [_problem(e, place, model) for e in _fitting(error.errors(include_url=False), table)]
+
+
+def _fitting(errors: Sequence[Any], table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Pydantic's errors with places in the table alone. Of a setting that may be of several types those of the type
+    that the value is of, or one that names them all. A list's length is not wrong where its entries are."""
+    found: list[dict[str, Any]] = []
+    several: dict[tuple[int | str, ...], dict[str, list[dict[str, Any]]]] = {}
+    for error in errors:
+        loc, at, kind = _located(error, table)
+        if kind is None:
+            found.append({**error, "loc": loc})
+        else:
+            several.setdefault(loc[:at], {}).setdefault(kind, []).append({**error, "loc": loc})
+    for loc, kinds in several.items():
+        wrong = lambda e, loc=loc: e["loc"] == loc and e["type"].endswith(("_type", "literal_error"))
+        fit = [those for those in kinds.values() if not any(map(wrong, those))]
+        each = [those[0] for those in kinds.values()]
+        told = " or ".join("a list" if e["type"] in LISTS else e["msg"].removeprefix(SHOULD) for e in each)
+        found += fit[0] if fit else [{**each[0], "type": "several_types", "msg": SHOULD + told}]
+    below = {e["loc"][:i] for e in found for i in range(len(e["loc"]))}
+    return [e for e in found if e["type"] != "too_short" or e["loc"] not in below]
+
+
+def _located(error: Any, value: Any) -> tuple[tuple[int | str, ...], int, str | None]:
+    """(the error's place, where in it a type of several was tried, the first such type). Pydantic writes the names of
+    types into places."""
+    kept: list[int | str] = []
+    at, kind = 0, None
+    for i, part in enumerate(error["loc"]):
+        known = value if isinstance(value, Mapping) else range(len(value)) if isinstance(value, list | tuple) else ()
+        inside = part in known
+        if inside or part == "[key]" or (error["type"] == "missing" and i == len(error["loc"]) - 1):
+            kept.append(part)
+            value = value[part] if inside else None
+        elif kind is None:
+            at, kind = len(kept), str(part)
+    return tuple(kept), at, kind
 
 
 def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
@@ -135,7 +174,12 @@ def _problem(error: Mapping[str, Any], place: str, model: Any) -> Problem:
         return Problem(where, "is missing")
     message = error["msg"][0].lower() + error["msg"][1:]
     given, hint = error.get("input"), str(error.get("ctx", {}).get("hint", ""))
-    if error["type"] in ("tuple_type", "list_type"):  # TOML's word for an array is a list in Python and in the hints
+    if error["type"] == "too_short":
+        least = error["ctx"]["min_length"]
+        message = f"must have at least {least} item{'s' if least > 1 else ''}"
+    if error["type"] == "too_long":
+        message = f"must have at most {error['ctx']['max_length']} items"
+    if error["type"] in LISTS:  # TOML's word for an array is a list in Python and in the hints
         message, hint = "must be a list", f"{error['loc'][-1]} = [...]" if path else ""
     short = isinstance(given, str | int | float | bool | list) and len(repr(given)) < 60
     return Problem(where, f"{message}, not {given!r}" if short else message, hint)

@@ -315,6 +315,30 @@ class TestImages:
             read(Source("d", preprocess=how), signature(x=dims))
         assert part in str(caught.value)
 
+    @pytest.mark.parametrize(
+        "how, wanted",
+        [
+            ({"resize": 0}, ["resize: input should be greater than or equal to 1, not 0"]),
+            ({"resize": True}, ["resize: input should be a valid integer or a list, not True"]),
+            (
+                {"crop": [0, "a"]},
+                ["crop.0: input should be greater", "crop.1: input should be a valid integer, not 'a'"],
+            ),
+            ({"crop": [1]}, ["crop.1: is missing"]),
+            ({"crop": [1, 2, 3]}, ["crop: must have at most 2 items, not [1, 2, 3]"]),
+            ({"deviation": [0]}, ["deviation.0: input should be greater than 0, not 0"]),
+            ({"mean": ["a"]}, ["mean.0: input should be a valid number, not 'a'"]),
+            ({"mean": []}, ["mean: must have at least 1 item, not []"]),
+        ],
+    )
+    def test_settings_are_named_as_the_file_has_them(self, how, wanted):
+        Path("p.json").write_text(json.dumps(how))
+        with pytest.raises(UsageError) as caught:
+            preprocess.load("p.json")
+        problems = [str(p) for p in caught.value.problems]
+        assert len(problems) == len(wanted), problems
+        assert all(p.startswith(f"p.json: {w}") for p, w in zip(problems, wanted, strict=True)), problems
+
     def test_broken_images_are_named(self):
         pictures("d")
         for name in ("d/cat/0.png", "d/dog/1.png"):
