@@ -168,6 +168,15 @@ class TestAxes:
         y, hn = onnxruntime.InferenceSession(path).run(["y", "hn"], {"x": numbers(150, 8), "h": numbers(1, 150, 4)})
         assert np.allclose(answered["y"], y, atol=1e-6) and np.allclose(answered["hn"], hn[0][:, None], atol=1e-6)
 
+    def test_more_at_once_than_memory_holds(self, capsys):
+        path = file(Path("m.onnx"), [h.make_node("Relu", ["x"], ["y"])], {"x": [2**40, 8]}, {"y": [2**40, 8]}, {})
+        np.savez("d.npz", x=numbers(200, 8))
+        for words in (["quantize", path, "--data", "d.npz", "--out", "i.onnx"], ["profile", path, "--data", "d.npz"]):
+            code, told = run(capsys, *words)
+            assert code == 2 and "d.npz: has 200 samples, the model takes 1099511627776 at once" in told
+        code, told = run(capsys, "profile", path)
+        assert code == 2 and "input x: has the shape [1099511627776, 8]" in told
+
 
 class TestFolders:
     def graphs(self):
@@ -403,6 +412,19 @@ class TestSounds:
         assert found.arrays["x"].shape == (2, 1, 6) and found.labels is None
         assert np.allclose(found.arrays["x"][0, 0], np.linspace(0, 0.9, 10)[2:8], atol=1e-4)
         assert np.allclose(found.arrays["x"][1, 0], [0.5] * 4 + [0, 0], atol=1e-4)
+
+    @pytest.mark.parametrize("how", [{"rate": 10**12}, {"length": 10**10}])
+    def test_no_more_than_memory_holds(self, how):
+        sound("d/a.wav", np.ones(10) / 2)
+        Path("p.json").write_text(json.dumps(how))
+        with pytest.raises(UsageError, match=f"p.json: {next(iter(how))}: input should be less than or equal to"):
+            read(Source("d", preprocess="p.json"), signature(x=["n", 8]))
+
+    def test_a_rate_in_a_file_that_makes_it_too_long(self):
+        sound("d/a.wav", np.ones(1000) / 2, rate=1)
+        Path("p.json").write_text('{"rate": 768000}')
+        with pytest.raises(UsageError, match="a.wav: has a sample rate of 1 Hz: at 768000 Hz it is longer"):
+            read(Source("d", preprocess="p.json"), signature(x=["n", 8]))
 
     def test_an_open_length_keeps_each(self):
         sound("d/a.wav", np.ones(10) / 2)

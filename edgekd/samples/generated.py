@@ -39,6 +39,8 @@ def random(signature: Signature, asked: Mapping[str, int | None] | None = None) 
         if len(known) < len(rest):
             left = ", ".join(str(d or "?") for d in rest if not isinstance(d, int))
             problems.append(Problem(place, f"leaves {left} open", hint))
+        elif axis is not None and isinstance(dims[axis], int) and dims[axis] * math.prod(known) > MOST:
+            problems.append(Problem(place, f"has the shape {list(dims)}", "export it with an open number of samples"))
         elif min(shape) < 1 or math.prod(shape) > MOST:
             problems.append(Problem(place, f"has samples of shape {list(shape[1:])}", hint))
         else:

@@ -39,8 +39,8 @@ class Preprocess:
     deviation: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)] = (1.0,)
     layout: Literal["nchw", "nhwc"] | None = None
     order: Literal["rgb", "bgr"] = "rgb"
-    rate: Annotated[int, Ge(1)] | None = None
-    length: Annotated[int, Ge(1)] | None = None
+    rate: Annotated[int, Ge(1), Le(768_000)] | None = None
+    length: Annotated[int, Ge(1), Le(2**26)] | None = None
 
 
 BUILT_IN = {

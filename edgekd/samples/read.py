@@ -17,6 +17,7 @@ from edgekd.samples.signature import Signature
 from edgekd.samples.source import Source
 
 Choose = Callable[[int, int | None], np.ndarray]  # (samples, how many the model takes at once) -> which to read
+MOST = 2**16  # samples that a model may take at once, where there are fewer
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def read(source: Source, signature: Signature, choose: Choose | None = None) -> 
     if placed.arrays and (len(set(counts.values())) > 1 or 0 in counts.values()):
         raise UsageError(*problems, axes.uneven(counts, str(path)))
     size = axes.size(signature, placed.axes)
-    rows = choose(placed.total, size) if placed.total else np.arange(0)
+    rows = _chosen(choose, placed.total, size, str(path)) if placed.total else np.arange(0)
     return _checked(placed, labels, rows, signature, str(path), problems, (), size)
 
 
@@ -146,7 +147,7 @@ def _media(files: media.Files, source: Source, signature: Signature, choose: Cho
     one: Callable[[Path], np.ndarray] = reader(tensor, how, name, str(path))
     axis: dict[str, int | None] = {name: source.axes.get(name, 0)}
     size = axes.size(signature, axis)
-    rows = choose(len(files.paths), size)
+    rows = _chosen(choose, len(files.paths), size, str(path))
     read_all = media.collected([files.paths[i] for i in rows], one)
     names = files.names(rows)
     placed, problems = axes.alone(signature, [{name: a} for a in read_all], axis, str(path), names)
@@ -162,7 +163,7 @@ def _archives(path: Path, files: media.Files, source: Source, signature: Signatu
     if source.preprocess is not None:
         problems.append(Problem("--preprocess", "is for a folder of images or .wav files", "leave it out"))
     size = axes.size(signature, axes.expected(signature, source.axes))
-    rows = choose(len(files.paths), size)
+    rows = _chosen(choose, len(files.paths), size, str(path))
     names = files.names(rows)
     given, labels = archives.read_all([files.paths[i] for i in rows])
     named = [archives.named(arrays, signature, str(path)) for arrays in given]
@@ -175,6 +176,14 @@ def _archives(path: Path, files: media.Files, source: Source, signature: Signatu
     put = None if labels is None else archives.label_rows(labels)
     found = _checked(placed, put, np.arange(len(rows)), signature, str(path), [], names, size)
     return replace(found, total=len(files.paths))
+
+
+def _chosen(choose: Choose, total: int, size: int | None, place: str) -> np.ndarray:
+    """What is chosen. Raises UsageError where the model takes so many at once that even their numbers are too many."""
+    if size is not None and size > max(total, MOST):
+        hint = "export the model with an open number of samples"
+        raise UsageError(Problem(place, f"has {total} samples, the model takes {size} at once", hint))
+    return choose(total, size)
 
 
 def _checked(

@@ -15,6 +15,7 @@ from edgekd.samples.preprocess import Preprocess
 from edgekd.samples.signature import Tensor
 
 HINT = "save it as PCM of 8 to 32 bits, or as float32"
+MOST = 2**28  # values of a sound at another rate: 90 minutes at 48 kHz
 
 
 def reader(tensor: Tensor, how: Preprocess | None, name: str, place: str) -> Callable[[Path], np.ndarray]:
@@ -88,6 +89,9 @@ def _at_rate(values: np.ndarray, rate: int, wanted: int, path: Path) -> np.ndarr
     except ImportError:
         text = f"has a sample rate of {rate} Hz, and {wanted} are wanted"
         raise UsageError(Problem(str(path), text, "convert it, or install SciPy")) from None
+    if len(values) * wanted > MOST * rate:
+        text = f"has a sample rate of {rate} Hz: at {wanted} Hz it is longer than {MOST} values"
+        raise UsageError(Problem(str(path), text, "cut it, or mend its rate"))
     shared = math.gcd(rate, wanted)
     return np.asarray(resample_poly(values, wanted // shared, rate // shared))
 
