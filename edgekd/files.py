@@ -64,6 +64,36 @@ def unwritable(folder: Path, hint: str = "") -> list[Problem]:
     return []
 
 
+def not_over(path: Path | str, inputs: Mapping[str, Path | str | None], hint: str = "") -> list[Problem]:
+    """Why nothing may be written in the place of `path`: it is one of the `inputs` {what it is: path}, or is there and
+    no regular file; [] where it may."""
+    try:
+        there = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        return [Problem(str(path), f"can't be written: {error.strerror or error}", hint)]
+    if stat.S_ISDIR(there.st_mode):
+        return [Problem(str(path), "is a folder", "name a file")]
+    if not _replaceable(path, there):
+        return [Problem(str(path), "is no regular file: nothing is written in its place", hint)]
+    for what, known in inputs.items():
+        with contextlib.suppress(OSError, ValueError):  # an input that is not there, or no path at all
+            if known is not None and os.path.samestat(os.stat(known), there):
+                return [Problem(str(path), f"is {what}: it would be lost", hint)]
+    return []
+
+
+def _replaceable(path: Path | str, there: os.stat_result) -> bool:
+    """Whether what is at `path` may be replaced: a regular file, and no link that stands for what a process holds open
+    (/dev/stdout)."""
+    try:
+        link = os.readlink(path)
+    except OSError:
+        link = ""
+    return stat.S_ISREG(there.st_mode) and not link.startswith("/proc/")
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Writes a JSON file for the user. Raises UsageError where it can't be written."""
     with writing(path):
@@ -79,11 +109,15 @@ def write_found(path: Path | str | None, schema: str, found: Any, *without: str,
 
 
 def write_atomic(path: Path | str, data: bytes) -> None:
-    """Writes a file atomically: readers see the old file or the new one, whole, also after a power failure."""
+    """Writes a file atomically: readers see the old file or the new one, whole, also after a power failure. Raises
+    OSError, also for a device, a pipe or a socket, which it would replace by a file."""
     path = Path(path)
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, "no file is named", str(path))
-    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR((there := os.stat(path)).st_mode) and not _replaceable(path, there):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    part = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.part")  # of 255 bytes at most, in any script
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with open(descriptor, "wb") as file:

@@ -20,7 +20,7 @@ from edgekd.run.quantize_interface import Interface
 from edgekd.samples import read as reader
 from edgekd.samples.rows import Samples
 from edgekd.samples.signature import Signature, of_model
-from edgekd.samples.source import Source, refused_random
+from edgekd.samples.source import Source, overwritten, refused_random
 from edgekd.samples.split import ENOUGH, divided, of_sequences, spread
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def checked(
     device = gathered(lambda: targets.load(target), problems)
     gathered(lambda: components.find("ranges", ranges), problems)
     problems += normalize.problems(parsed, str(path)) if parsed is not None else []
-    problems += _not_an_output(Path(out), path)
+    problems += _not_an_output(Path(out), path, source, like)
     gathered(lambda: quantize_interface.possible(parsed, interface) if parsed is not None else None, problems)
     if samples < 1:
         problems.append(Problem("--samples", f"{samples} is not a number of samples", "a number from 1"))
@@ -192,12 +192,11 @@ def _wrong_bits(device: Target | None, weight_bits: int | None, full_range: bool
     return problems
 
 
-def _not_an_output(out: Path, model: Path) -> list[Problem]:
+def _not_an_output(out: Path, model: Path, source: Source, like: Path | str | None) -> list[Problem]:
     """Why the int8 file can't be written as `out`."""
-    if out.is_dir():
-        return [Problem(str(out), "is a folder", "name a file")]
+    wrong = overwritten(out, [model], source, {"the file of --like": like}, "--out")
+    if wrong:
+        return wrong
     if not out.parent.is_dir():
         return [Problem(str(out), f"there is no folder {out.parent}", "create it first")]
-    if model.exists() and out.exists() and out.samefile(model):
-        return [Problem(str(out), "is the model itself", "give --out another name: the float file is needed again")]
     return unwritable(out.parent, "choose another folder with --out")

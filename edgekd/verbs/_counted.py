@@ -16,7 +16,7 @@ from edgekd.probes import Subject, measure
 from edgekd.records import Candidate, Check, Measurement, Target
 from edgekd.report import notes
 from edgekd.report.figures import table
-from edgekd.samples.source import Source
+from edgekd.samples.source import Source, spared
 
 WITHOUT = "neither times nor answers: edgekd has no runtime for this device, and emulates none"
 
@@ -62,6 +62,7 @@ def sizes(
 
     Raises UsageError for a file that is no ONNX, and where `json` can't be written."""
     path = Path(model)
+    spared(json, [path], source)
     form = targets.deployment(target).format
     shape = opening.shapes(path, source, target)
     figures = measure(Subject(file=path, format=form, sample=shape))

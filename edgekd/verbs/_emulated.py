@@ -25,7 +25,7 @@ from edgekd.progress import reporter
 from edgekd.records import Measurement, Target
 from edgekd.report.figures import table
 from edgekd.samples.generated import COUNT
-from edgekd.samples.source import Source
+from edgekd.samples.source import Source, spared
 
 SOME = f"{COUNT} random samples (seed 0)"
 
@@ -68,6 +68,7 @@ def emulate(
     many samples as take emulation.SECONDS each, and holds the answers against this machine's. Raises as `profile` does,
     EnvironmentUnfit without an emulator."""
     facts, path = environment.describe(), Path(model)
+    spared(json, [path], source)
     wanted = [devices.load(t) for t in targets] or [t for t in map(devices.load, devices.names()) if t.emulated_as]
     wanted = [opening.taking(t, path) or t for t in wanted]
     one = _alike(wanted)

@@ -90,12 +90,12 @@ def compare(
     from edgekd.measure import jobs, opening
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
     from edgekd.progress import reporter
-    from edgekd.samples.source import Source
+    from edgekd.samples.source import Source, spared
 
-    paths = [Path(a), Path(b)]
+    paths, source = [Path(a), Path(b)], Source(data, axes, preprocess, states)
+    spared(json, paths, source)
     wanted = opening.taking(named(target), paths[0])
     opening.check(paths, wanted)
-    source = Source(data, axes, preprocess, states)
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:

@@ -85,10 +85,12 @@ def explain(
     from edgekd.explain import inputs
     from edgekd.files import write_found
     from edgekd.progress import reporter
-    from edgekd.samples.source import Source
+    from edgekd.samples.source import Source, spared
     from edgekd.store.store import Store
 
     source = Source(data, axes, preprocess, states)
+    run = {"of the run": Path(path) / "result.json", "the recipe of the run": Path(path) / "recipe.toml"}
+    spared(json, [path, *([] if plain is None else [plain])], source, run)
     place, progress, store = Path(path), reporter(quiet), Store() if fix else None
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:

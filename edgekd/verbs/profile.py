@@ -134,10 +134,12 @@ def profile(
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
     from edgekd.probes import Subject, measure
     from edgekd.progress import reporter
-    from edgekd.samples.source import Source
+    from edgekd.samples.source import Source, spared
     from edgekd.verbs._emulated import SOME, emulate, untimed
 
     path, source = Path(model), Source(data, axes, preprocess, states)
+    spared(json, [path], source)
+    spared(trace, [path], source, option="--trace")
     wanted = opening.taking(named(target), path)
     if on is None and wanted and _elsewhere(wanted):
         problems = emulation.launches([wanted])[1]

@@ -87,8 +87,11 @@ def side_by_side(
     from edgekd.files import reading, write_found
     from edgekd.progress import reporter
     from edgekd.run import side_by_side as run
-    from edgekd.samples.source import Source
+    from edgekd.samples.source import Source, spared
 
+    others = {"the file of --names": names, "the file of --tokenizer": tokenizer}
+    others |= {f"the input {i}": i for i in inputs}
+    spared(json, [float_file, int8_file], Source(None, axes, preprocess), others)
     known: tuple[str, ...] = ()
     if names is not None:
         with reading(Path(names)):
