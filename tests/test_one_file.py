@@ -117,9 +117,9 @@ def test_the_pair_decides_whatever_the_intervals_say():
 def test_a_pair_that_noise_hid_is_timed_again_and_one_that_was_told_is_kept(tmp_path, monkeypatch):
     told = [("inconclusive", (1.5, 1.4, 1.6)), ("slower", (1.1, 1.0, 1.2))]
 
-    def compare(*given, folder, **more):
-        assert not folder.exists()
-        folder.mkdir(parents=True)
+    def compare(a, b, inputs, session):
+        assert not session.folder.exists()
+        session.folder.mkdir(parents=True)
         verdict, ratio = told.pop(0)
         return SimpleNamespace(verdict=verdict, ratio=ratio)
 

@@ -150,7 +150,9 @@ def test_a_planted_probe_is_profiled_and_listed(planted, file, tmp_path, capsys)
 def test_a_planted_probe_is_measured_by_compress(planted, file):
     point = SimpleNamespace(targets=(), deployment=Deployment())
     o = SimpleNamespace(file=file, artifact=SimpleNamespace(facts={}), point=point)
-    found = {m.name: m for m in evaluate.described(o, None, {}, SimpleNamespace(targets=()), {})}
+    seen = SimpleNamespace(inputs={"x": np.zeros((2, 3, 8, 8), np.float32)})
+    resolved = SimpleNamespace(targets=(), data=lambda split: seen, task=SimpleNamespace(inputs=(("x",),)))
+    found = {m.name: m for m in evaluate.described(o, None, {}, resolved, {})}
     assert found["zero_share"].value == 100 and found["zero_share"].origin == "counted"
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from board import board, know
 from test_measure import TINY, X, network
@@ -119,7 +120,7 @@ def test_the_verbs_on_a_board(tmp_path, there, monkeypatch, capsys):
     assert timed["environment"] == environment.environment_id(told["environment"]) and timed["origin"] == "measured"
     hosts, like = [], Measurement("latency_p50_ms", "ms", 1, 1, 1, 6, None, "host", "measured")
     same = measure.Comparison((1, 1, 1), (1, 1, 1), (like,), (like,), 6)
-    monkeypatch.setattr(measure, "compare", lambda *_, host, **__: (hosts.append(host.name), same)[1])
+    monkeypatch.setattr(measure, "compare", lambda *given: (hosts.append(given[3].host.name), same)[1])
     assert cli.run(["compare", path, path, "--on", address, "--preset", "quick", "--quiet"]) == 0
     assert "B / A" in capsys.readouterr().out and hosts == ["board"]
     other = {"aarch64": "x86-64"}.get(told["environment"]["architecture"], "aarch64")
@@ -466,7 +467,10 @@ def test_a_board_that_only_talks_is_given_up(tmp_path, monkeypatch, had):
 
 def test_a_file_that_the_board_refuses_is_the_users_error(tmp_path, there):
     network(tmp_path / "m.onnx")
+    made = onnx.load(tmp_path / "m.onnx")
+    made.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "wide"  # so that samples of any width fit
+    onnx.save(made, tmp_path / "m.onnx")
     np.savez(tmp_path / "d.npz", inputs=X[:, :3], labels=np.zeros(len(X), int))
-    with pytest.raises(UsageError, match="m.onnx: does not run in onnxruntime: .*shape"):
+    with pytest.raises(UsageError, match="m.onnx: does not run in onnxruntime: "):
         profile.profile(tmp_path / "m.onnx", data=tmp_path / "d.npz", on=there.address)
     assert there.left() == []

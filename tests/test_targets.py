@@ -334,11 +334,13 @@ def test_answers_take_one_core_however_many_threads_the_target_has(monkeypatch):
     assert targets.matches(wide, ZEN5) == [] and [targets.times(t, ZEN5) for t in (wide, alike)] == [False, True]
     assert [targets.figures(t, ZEN5) for t in (wide, alike)] == ["answers", "measured"]
     for probe in (static, memory):
-        monkeypatch.setattr(probe, "measure", lambda subject: ())
+        monkeypatch.setattr(probe, "measure", lambda *given: ())
     monkeypatch.setattr(evaluate.of_file, "predicted", lambda file, target: ("predicted",))
     labels = np.arange(6) % 3
     resolved = SimpleNamespace(
-        targets=(wide,), data=lambda split: SimpleNamespace(labels=labels), task=SimpleNamespace(metrics=(top1(),))
+        targets=(wide,),
+        data=lambda split: SimpleNamespace(labels=labels, inputs={"x": np.zeros((6, 3))}),
+        task=SimpleNamespace(metrics=(top1(),), inputs=(("x",),)),
     )
     artifact = SimpleNamespace(folder=Path("."), facts={})
     o = evaluate.Observed(
