@@ -235,3 +235,22 @@ def test_losses_that_do_not_fit_the_task_are_told_before_training(tmp_path, caps
     code, _, err = say(capsys, "compress", "r.toml")
     assert code == 2 and "losses[0]" in err and "[4, 3] for 4 samples" in err and "losses[1]" in err, err
     assert "losses[2]" not in err and not (tmp_path / "runs").exists()
+
+
+def test_warnings_of_numpy_do_not_reach_the_terminal(monkeypatch):
+    import warnings
+
+    from edgekd import __main__, cli
+
+    def warned():
+        for place in ("edgekd.samples.values", "numpy._core.fromnumeric", "recipe"):
+            warnings.warn_explicit("overflow", RuntimeWarning, "x.py", 1, module=place)
+        return 0
+
+    monkeypatch.setattr(cli, "run", warned)
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(SystemExit):
+            __main__.main()
+    assert len(told) == 1  # that of a recipe's own code

@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 import wave
 from pathlib import Path
 
@@ -405,6 +406,29 @@ class TestSounds:
         wavfile.write("f.wav", 8000, np.float32([[0.5, 0.25], [-1, 0]]))
         assert sounds.decoded(Path("f.wav"))[0].tolist() == [0.375, -0.5]
 
+    @pytest.mark.parametrize("width", [1, 2, 3, 4])
+    @pytest.mark.filterwarnings("error")
+    def test_the_extensible_form(self, width):
+        """As Windows and recorders of more than two channels write it, with a chunk that holds no sound."""
+        values = np.array([0, 0.5, -0.5, 0.25, -1, 0.125])
+        sound("s.wav", values, width=width)
+        data = Path("s.wav").read_bytes()[44 : 44 + 6 * width]
+        guid = b"\x01\x00\x00\x00\x00\x00\x10\x00\x80\x00\x00\xaa\x00\x38\x9b\x71"
+        form = struct.pack("<HHIIHHHHI", 0xFFFE, 2, 8000, 16000 * width, 2 * width, 8 * width, 22, 8 * width, 3) + guid
+        chunk = lambda name, body: name + struct.pack("<I", len(body)) + body
+        body = b"WAVE" + chunk(b"fmt ", form) + chunk(b"odd ", b"1234") + chunk(b"data", data)
+        Path("e.wav").write_bytes(chunk(b"RIFF", body))
+        found, rate = sounds.decoded(Path("e.wav"))
+        assert rate == 8000 and np.allclose(found, [0.25, -0.125, -0.4375], atol=0.01 if width == 1 else 1e-4)
+
+    def test_no_channels(self):
+        sound("s.wav", np.ones(8) / 2)
+        raw = bytearray(Path("s.wav").read_bytes())
+        raw[22:24] = b"\0\0"
+        Path("s.wav").write_bytes(raw)
+        with pytest.raises(UsageError, match="s.wav: can't be read as .wav: bad # of channels"):
+            sounds.decoded(Path("s.wav"))
+
     def test_they_are_cut_or_filled_to_what_the_model_takes(self):
         sound("d/a.wav", np.linspace(0, 0.9, 10))
         sound("d/b.wav", np.ones(4) / 2)
@@ -473,6 +497,12 @@ VALUES = {
 
 
 class TestValues:
+    @pytest.mark.filterwarnings("error")
+    def test_float16_is_taken_without_a_warning(self):
+        np.savez("d.npz", x=numbers(40, 8).astype(np.float16))
+        found = read(Source("d.npz"), signature(x=["n", 8])).samples.arrays["x"]
+        assert found.dtype == F and np.array_equal(found, numbers(40, 8).astype(np.float16))
+
     @pytest.mark.parametrize("name", VALUES)
     def test_all_verbs_refuse_the_same_with_the_same_words(self, name, capsys):
         arrays, part = VALUES[name]

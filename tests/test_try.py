@@ -96,6 +96,16 @@ def test_a_sound(place, capsys):
     assert code == 0 and "0 4, 1 -4" in out
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_output_without_values(place, capsys):
+    nodes = [h.make_node("Slice", ["x", "from", "from", "axis"], ["e"])]
+    constants = {"from": np.array([0]), "axis": np.array([1])}
+    file(place / "none.onnx", [("x", T.FLOAT, ["n", 8])], nodes, [("e", T.FLOAT, ["n", 0])], **constants)
+    np.savez(place / "d.npz", x=np.ones((2, 8), np.float32))
+    code, out, _ = say(capsys, "none.onnx", "none.onnx", "d.npz")
+    assert code == 0 and "d.npz [1]" in out and "dB" not in out
+
+
 class Tokenizer:
     """As far as the library's is called."""
 

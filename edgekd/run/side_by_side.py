@@ -30,7 +30,7 @@ FEW = 4  # values that are shown of an output that is no scores
 class Answer:
     """What both files say to one input. `plain`, `int8`: the greatest scores as (class, score), or the first values of
     an output that is no scores; `same`: whether the greatest is of one class, None where it is no scores; `snr_db`:
-    signal to noise, None where one is a class number."""
+    signal to noise, None where one is a class number, empty or not finite."""
 
     input: str
     output: str
@@ -114,8 +114,10 @@ def _answers(names: Sequence[str], files: tuple[Path, Path], pair: Sequence[Samp
 def _answer(name: str, output: str, plain: np.ndarray, int8: np.ndarray) -> Answer:
     scores = [v.ndim == 1 and v.size > 1 and v.dtype.kind == "f" for v in (plain, int8)]
     snr = None
-    if plain.shape == int8.shape and plain.dtype.kind == int8.dtype.kind == "f":
-        snr = -decibel(noise(plain[None], int8[None]))
+    if plain.size and plain.shape == int8.shape and plain.dtype.kind == int8.dtype.kind == "f":
+        with np.errstate(all="ignore"):
+            found = -decibel(noise(plain[None], int8[None]))
+        snr = found if np.isfinite(found) else None
     shown = [_top(v) if s else tuple(v.ravel()[:FEW].tolist()) for v, s in zip((plain, int8), scores, strict=True)]
     if not any(scores):
         return Answer(name, output, *shown, None, snr)

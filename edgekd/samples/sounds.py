@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -70,17 +71,20 @@ def _other(path: Path, error: Exception) -> tuple[np.ndarray, int, int]:
     """(values of all channels, rate, channels) of what the standard library does not read, where SciPy is there."""
     try:
         from scipy.io import wavfile
-
-        rate, found = wavfile.read(path)
     except ImportError:
-        raise UsageError(
-            Problem(str(path), f"can't be read as .wav: {error}", f"{HINT}; float32 needs SciPy")
-        ) from None
+        hint = f"{HINT}; float32 and WAVE_FORMAT_EXTENSIBLE need SciPy"
+        raise UsageError(Problem(str(path), f"can't be read as .wav: {error}", hint)) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no sound
+            rate, found = wavfile.read(path)
     except Exception as other:  # SciPy's reader raises of every kind
-        raise UsageError(Problem(str(path), f"can't be read as .wav: {other}", HINT)) from None
-    if found.dtype.kind != "f":
-        raise UsageError(Problem(str(path), f"can't be read as .wav: {error}", HINT))
-    return found.reshape(-1), rate, 1 if found.ndim == 1 else found.shape[1]
+        reason = other if isinstance(other, ValueError) else error
+        raise UsageError(Problem(str(path), f"can't be read as .wav: {reason}", HINT)) from None
+    channels = 1 if found.ndim == 1 else found.shape[1]
+    if found.dtype.kind == "f":
+        return found.reshape(-1), rate, channels
+    return _pcm(found.tobytes(), found.dtype.itemsize), rate, channels  # 24 bits are in the upper part of 32
 
 
 def _at_rate(values: np.ndarray, rate: int, wanted: int, path: Path) -> np.ndarray:

@@ -109,7 +109,9 @@ def _none(a: np.ndarray) -> np.ndarray:
 
 
 def _above(a: np.ndarray, limit: float) -> np.ndarray:
-    return _none(a) if a.dtype.kind == "b" else (a > limit) | (a < -limit)
+    # float16 can't hold the limit that it is compared with
+    below = a.dtype.kind == "b" or (a.dtype.kind == "f" and float(np.finfo(a.dtype).max) <= limit)
+    return _none(a) if below else (a > limit) | (a < -limit)
 
 
 def _outside(a: np.ndarray, low: int, high: int) -> np.ndarray:
