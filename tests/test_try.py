@@ -96,6 +96,30 @@ def test_a_sound(place, capsys):
     assert code == 0 and "0 4, 1 -4" in out
 
 
+def test_a_fixed_batch_takes_one(place, capsys):
+    """The batch is filled with the last sample, and only the first answers are shown."""
+    nodes = [h.make_node("GlobalAveragePool", ["x"], ["p"]), h.make_node("Flatten", ["p"], ["y"])]
+    file(place / "8.onnx", [("x", T.FLOAT, [8, 3, 2, 2])], nodes, [("y", T.FLOAT, [8, 3])])
+    np.savez(place / "one.npz", x=np.ones((1, 3, 2, 2), np.float32))
+    code, out, err = say(
+        capsys, "8.onnx", "8.onnx", str(place / "red.png"), "green.png", "one.npz", "--preprocess", "unit"
+    )
+    lines = out.splitlines()
+    assert code == 0, err
+    assert "0 1, 2 0.2, 1 0" in lines[1] and "1 1, 2 0.2, 0 0" in lines[2] and "one.npz" in lines[3]
+    assert lines[-1] == "3 of 3 answers are the same"
+
+
+def test_what_is_wrong_with_a_file_is_told_with_its_name(place, capsys):
+    code, _, err = say(capsys, "float.onnx", "float.onnx", "red.png", "--preprocess", "unit", "--axis", "x=0")
+    assert code == 0, err
+    file(
+        place / "5.onnx", [("x", T.FLOAT, ["n", 5, 2, 2])], [h.make_node("Relu", ["x"], ["y"])], [("y", T.FLOAT, None)]
+    )
+    code, _, err = say(capsys, "5.onnx", "5.onnx", "red.png", "--preprocess", "unit")
+    assert code == 2 and "error: red.png: the input x takes [n, 5, 2, 2]" in err
+
+
 @pytest.mark.filterwarnings("error")
 def test_an_output_without_values(place, capsys):
     nodes = [h.make_node("Slice", ["x", "from", "from", "axis"], ["e"])]

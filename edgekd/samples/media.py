@@ -22,15 +22,21 @@ HINT = "one .npz per sample, images, or .wav files; images and sounds may lie in
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a folder in the order of their names; `labels` by subfolder, None where there are none."""
+    """The files of a folder in the order of their names, or files by name where `folder` is None; `labels` by
+    subfolder, None where there are none."""
 
-    folder: Path
+    folder: Path | None
     kind: str
     paths: tuple[Path, ...]
     labels: np.ndarray | None
 
     def names(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        return [self.paths[i].relative_to(self.folder).as_posix() for i in rows]
+        return [(p.relative_to(self.folder) if self.folder else p).as_posix() for p in (self.paths[i] for i in rows)]
+
+    @property
+    def place(self) -> str:
+        """What messages name."""
+        return str(self.folder) if self.folder is not None else ", ".join(map(str, self.paths))
 
 
 def kind_of(path: Path) -> str | None:

@@ -29,9 +29,10 @@ class Given:
     note: str = ""
 
 
-def read(source: Source, signature: Signature, choose: Choose | None = None) -> Given:
-    """The samples of a file or a folder; of these that `choose` takes. Random ones where none are given. Raises
-    UsageError with every problem, EnvironmentUnfit where a library is missing."""
+def read(source: Source, signature: Signature, choose: Choose | None = None, few: bool = False) -> Given:
+    """The samples of a file or a folder; of these that `choose` takes. Random ones where none are given. `few`: there
+    may be fewer than the model takes at once. Raises UsageError with every problem, EnvironmentUnfit where a library is
+    missing."""
     choose = choose or (lambda total, size: np.arange(total))
     if source.states:
         raise UsageError(Problem("--state", "is for sequences"))
@@ -57,20 +58,20 @@ def read(source: Source, signature: Signature, choose: Choose | None = None) -> 
         raise UsageError(*problems, axes.uneven(counts, str(path)))
     size = axes.size(signature, placed.axes)
     rows = _chosen(choose, placed.total, size, str(path)) if placed.total else np.arange(0)
-    return _checked(placed, labels, rows, signature, str(path), problems, (), size)
+    return _checked(placed, labels, rows, signature, str(path), problems, (), size, few)
 
 
 def files(paths: Sequence[Path], source: Source, signature: Signature) -> Given:
-    """The samples of one .npz, or of images or .wav files of one kind. Raises as `read`."""
+    """The samples of one .npz, or of images or .wav files of one kind; there may be fewer than the model takes at
+    once. Raises as `read`."""
     kind = media.kind_of(paths[0])
     if kind == "archives":
-        return read(replace(source, data=paths[0], preprocess=None), signature)
+        return read(replace(source, data=paths[0], preprocess=None), signature, few=True)
     if kind is None:
         text = f"is {paths[0].suffix or 'a file'}, and no image, .wav or .npz"
         raise UsageError(Problem(str(paths[0]), text, "a text needs --tokenizer tokenizer.json"))
-    return _media(
-        media.Files(Path(), kind, tuple(paths), None), source, signature, lambda total, size: np.arange(total)
-    )
+    found = media.Files(None, kind, tuple(paths), None)
+    return _media(found, source, signature, lambda total, size: np.arange(total), few=True)
 
 
 def readable(source: Source) -> None:
@@ -133,28 +134,28 @@ def _folder(path: Path, source: Source, signature: Signature, choose: Choose) ->
     return _media(files, source, signature, choose)
 
 
-def _media(files: media.Files, source: Source, signature: Signature, choose: Choose) -> Given:
+def _media(files: media.Files, source: Source, signature: Signature, choose: Choose, few: bool = False) -> Given:
     """Images or sounds."""
-    path = files.folder
+    place = files.place
     if len(signature.inputs) != 1:
         text = f"holds {files.kind}, and the model takes {', '.join(signature.inputs)}"
-        raise UsageError(Problem(str(path), text, "a model of several inputs needs .npz files"))
+        raise UsageError(Problem(place, text, "a model of several inputs needs .npz files"))
     ((name, tensor),) = signature.inputs.items()
     how = None if source.preprocess is None else load(source.preprocess)
     if files.kind == "sounds" and str(source.preprocess) == "imagenet":
         raise UsageError(Problem("--preprocess", "imagenet is for images, and these are sounds", "unit, or FILE.json"))
     reader = images.reader if files.kind == "images" else sounds.reader
-    one: Callable[[Path], np.ndarray] = reader(tensor, how, name, str(path))
+    one: Callable[[Path], np.ndarray] = reader(tensor, how, name, place)
     axis: dict[str, int | None] = {name: source.axes.get(name, 0)}
     size = axes.size(signature, axis)
-    rows = _chosen(choose, len(files.paths), size, str(path))
+    rows = _chosen(choose, len(files.paths), size, place)
     read_all = media.collected([files.paths[i] for i in rows], one)
     names = files.names(rows)
-    placed, problems = axes.alone(signature, [{name: a} for a in read_all], axis, str(path), names)
+    placed, problems = axes.alone(signature, [{name: a} for a in read_all], axis, place, names)
     labels = None if files.labels is None else files.labels[rows]
     if problems:
         raise UsageError(*problems)
-    found = _checked(placed, labels, np.arange(len(rows)), signature, str(path), [], names, size)
+    found = _checked(placed, labels, np.arange(len(rows)), signature, place, [], names, size, few)
     return replace(found, total=len(files.paths))
 
 
@@ -195,15 +196,17 @@ def _checked(
     problems: list[Problem],
     names: list[str] | tuple[str, ...],
     size: int | None,
+    few: bool = False,
 ) -> Given:
-    """The chosen samples in the types that the model takes. All are checked, chosen or not. Raises UsageError with
+    """The chosen samples in the types that the model takes. All are checked, chosen or not. `few`: there may be fewer
+    than the model takes at once. Raises UsageError with
     every problem, the `problems` that are known already among them."""
     arrays, problems = {}, list(problems)
     everything = len(rows) == placed.total and bool((rows == np.arange(placed.total)).all())
     for name, array in placed.arrays.items():
         dtype, constant = signature.inputs[name].dtype, placed.axes[name] is None
         checked = array[:1] if constant else array
-        if size is not None and isinstance(placed.axes[name], int) and placed.total < size:
+        if not few and size is not None and isinstance(placed.axes[name], int) and placed.total < size:
             problems.append(Problem(place, f"{name} has {placed.total} samples, the model takes {size} at once"))
         wrong = values.wrong(name, checked, dtype, place, names)
         problems += wrong
