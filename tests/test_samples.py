@@ -128,6 +128,30 @@ class TestAxes:
                     array = np.expand_dims(np.take(array, number, where), axis)
                 assert np.array_equal(feed[name], array), name
 
+    @pytest.mark.parametrize(
+        "name, given, option, along",
+        [
+            ("N", (11, 40, 8), {}, 1),
+            ("N", (11, 40, 8), {"x": 1}, 1),
+            ("N", (22, 5, 8), {}, 0),
+            ("N", (11, 40, 8), {"x": 0}, 0),
+            ("seq_len", (11, 40, 8), {}, 0),
+        ],
+    )
+    def test_the_only_open_axis_is_that_of_the_samples(self, name, given, option, along):
+        path = file(Path("m.onnx"), [h.make_node("Relu", ["x"], ["y"])], {"x": [11, name, 8]}, {"y": [11, name, 8]}, {})
+        x = numbers(*given)
+        np.savez("d.npz", x=x)
+        found = read(Source("d.npz", option), of_model(onnx.load(path))).samples
+        assert found.axes == {"x": along} and len(found) == given[along] and found.size == (None if along else 11)
+        answered = jobs.score(path, found, folder=Path("score"))["y"]
+        assert np.array_equal(answered, np.moveaxis(np.maximum(x, 0), along, 0))
+
+    def test_an_open_axis_that_outputs_lack_is_none_of_samples(self):
+        np.savez("d.npz", x=numbers(8, 5, 4))
+        held = Signature({"x": Tensor(F, (8, "N", 4))}, {"y": Tensor(F, (8, 3))})
+        assert read(Source("d.npz"), held).samples.axes == {"x": 0}
+
     @pytest.mark.parametrize("option", [(), ("--axis", "k=none")])
     def test_a_scalar_is_given_once(self, capsys, option):
         nodes = [h.make_node("Gemm", ["x", "w"], ["a"], name="fc"), h.make_node("Mul", ["a", "k"], ["y"])]

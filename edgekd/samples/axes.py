@@ -7,7 +7,7 @@ there is more than the model takes at once. What is said by name goes before.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,6 +38,20 @@ def expected(signature: Signature, asked: Mapping[str, int | None]) -> dict[str,
         known = dims.index(dim) if dims and dim is not None and dim in dims else 0
         found[name] = asked.get(name, None if dims == () else known)
     return found
+
+
+def settled(signature: Signature, asked: Mapping[str, int | None], given: Mapping[str, np.ndarray]) -> Signature:
+    """The signature; with samples along the first axis of its only input where another than the open one is named, or
+    the array `given` has them there."""
+    dim, name = signature.sample_dim(), next(iter(signature.inputs), "")
+    dims = signature.inputs[name].dims if len(signature.inputs) == 1 else None
+    if dims is None or dim is None:
+        return signature
+    axis = dims.index(dim)
+    shape = given[name].shape if name in given else None
+    taken = shape is None or fits(shape, dims, axis) or fits(shape[1:], dims[:axis] + dims[axis + 1 :])
+    there = shape is not None and not taken and fits(shape, dims, 0)
+    return replace(signature, first=True) if there or asked.get(name, axis) != axis else signature
 
 
 def unknown(signature: Signature, asked: Mapping[str, int | None]) -> list[Problem]:

@@ -36,6 +36,7 @@ def read(source: Source, signature: Signature, choose: Choose | None = None, few
     choose = choose or (lambda total, size: np.arange(total))
     if source.states:
         raise UsageError(Problem("--state", "is for sequences"))
+    signature = axes.settled(signature, source.axes, {})
     if source.random:
         return Given(found := generated.random(signature, source.axes), len(found))
     problems = axes.unknown(signature, source.axes)
@@ -48,6 +49,7 @@ def read(source: Source, signature: Signature, choose: Choose | None = None, few
         problems.append(Problem("--preprocess", "is for a folder of images or .wav files", "leave it out"))
     arrays, labels = archives.read(path)
     named, wrong = archives.named(arrays, signature, str(path))
+    signature = axes.settled(signature, source.axes, named)
     placed, more = axes.placed(signature, named, source.axes, str(path))
     problems += wrong + more
     if labels is not None:

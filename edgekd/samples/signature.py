@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import onnx
 
 Dim = int | str | None  # a number, the name of a symbolic dimension, or open
+LENGTHS = ("seq", "time", "len", "step", "frame", "token", "height", "width", "t", "l", "h", "w")  # names of dimensions
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class Tensor:
 class Signature:
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    first: bool = False  # samples lie along the first axis of an only input, whatever is open
 
     def sample_dim(self) -> str | None:
         """The symbolic dimension that inputs share: that of most of them, then one that is called batch, then that
-        which is first in most. None where no two inputs share one."""
+        which is first in most. Of a file's only input its only open dimension, where that is not the first. None where
+        there is none."""
         where: dict[str, dict[str, int]] = {}
         for name, tensor in self.inputs.items():
             for axis, dim in enumerate(tensor.dims or ()):
@@ -37,7 +41,19 @@ class Signature:
                     where.setdefault(dim, {}).setdefault(name, axis)
         several = {dim: axes for dim, axes in where.items() if len(axes) > 1}
         rank = lambda dim: (len(several[dim]), "batch" in dim.lower(), sum(a == 0 for a in several[dim].values()))
-        return max(several, key=rank, default=None)
+        return max(several, key=rank, default=None if self.first else self._behind())
+
+    def _behind(self) -> str | None:
+        """The only open dimension of the only input, behind one of more than 1: of `[steps, N, values]`. What outputs
+        don't have, or what is called a length, are not samples: the first dimension is then a fixed number of them."""
+        dims = next(iter(self.inputs.values())).dims if len(self.inputs) == 1 else None
+        left = [d for d in dims or () if not isinstance(d, int)]
+        if len(left) != 1 or left[0] is None or not isinstance(dims[0], int) or dims[0] < 2:
+            return None
+        words = re.findall("[a-z]+", left[0].lower())
+        length = any(w in LENGTHS or any(w.startswith(n) for n in LENGTHS if len(n) > 1) for w in words)
+        kept = all(t.dims is None or left[0] in t.dims for t in self.outputs.values())
+        return left[0] if self.outputs and kept and not length else None
 
     def answer_axes(self) -> dict[str, int]:
         """{output: the axis of its samples}, of those where it is not the first."""
