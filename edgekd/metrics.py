@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,32 @@ def are_classes(labels: np.ndarray | None) -> bool:
 
 
 def suiting(labels: np.ndarray) -> Metric:
-    """The metric of data that no task describes: top1 of class numbers, else the mean error."""
-    return top1() if are_classes(labels) else mean_error()
+    """The metric of data that no task describes: top1 of class numbers (a single output may be a probability too), else
+    the mean error."""
+    if not are_classes(labels):
+        return mean_error()
+    metric = top1()
+
+    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
+        values = _one(outputs, None)
+        single = values.ndim == 1 or values.shape[1:] == (1,)
+        return metric.records(values - threshold(values) if single else values, labels)
+
+    return replace(metric, records=records)
+
+
+def threshold(values: np.ndarray) -> float:
+    """What a single output says yes above: 0.5 where all of its `values` lie in [0, 1] and so are probabilities, 0 of
+    logits."""
+    return 0.5 if values.size and bool(((values >= 0) & (values <= 1)).all()) else 0.0
+
+
+def decided(outputs: np.ndarray, axis: int, limit: float) -> np.ndarray:
+    """Class numbers by the greatest entry along an axis; 0 or 1 where it has one entry, by this threshold. -1 where one
+    is NaN."""
+    broken = np.isnan(outputs).any(axis)
+    found = outputs.argmax(axis) if outputs.shape[axis] > 1 else (outputs > limit).astype(np.int64).squeeze(axis)
+    return np.where(broken, -1, found)
 
 
 def _one(outputs: Any, name: str | None) -> np.ndarray:

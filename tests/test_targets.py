@@ -335,7 +335,7 @@ def test_answers_take_one_core_however_many_threads_the_target_has(monkeypatch):
     assert [targets.figures(t, ZEN5) for t in (wide, alike)] == ["answers", "measured"]
     for probe in (static, memory):
         monkeypatch.setattr(probe, "measure", lambda *given: ())
-    monkeypatch.setattr(evaluate.of_file, "predicted", lambda file, target: ("predicted",))
+    monkeypatch.setattr(evaluate.of_file, "predicted", lambda file, target, sample: ("predicted",))
     labels = np.arange(6) % 3
     resolved = SimpleNamespace(
         targets=(wide,),

@@ -17,7 +17,7 @@ from edgekd.files import sha256
 from edgekd.inputs import named
 from edgekd.measure import jobs, rolled
 from edgekd.measure.machine import user_error
-from edgekd.metrics import are_classes, top1
+from edgekd.metrics import are_classes, suiting
 from edgekd.onnx_files import external
 from edgekd.probes import static
 from edgekd.records import Candidate, Deployment, Metric, Result, Target, is_onnx
@@ -168,7 +168,7 @@ def of_files(int8: Path, plain: Path | None, source: Source, target: str, worksp
         home=int8.parent / "fixed",
         looked=_half(taken, 0, "validation"),
         judged=_half(taken, 1, "test"),
-        metric=top1() if classes else None,
+        metric=suiting(taken.labels) if classes else None,
         classes=classes,
         saturates=targets.saturates(device),
         threads=device.threads,

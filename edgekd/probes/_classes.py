@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from edgekd.inputs import positional
+from edgekd.metrics import threshold
 from edgekd.probes import Subject
+
+TINY = 1e-7  # the least probability that has a logit: what float32 tells from 1
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Classified:
 
 def classified(subject: Subject) -> Classified | None:
     """A subject's outputs, teacher and labels, where labels are class numbers of one output: logits [n, classes], or a
-    single logit [n] or [n, 1] for two classes. Raises ValueError where they differ in length."""
+    single logit or probability [n] or [n, 1] for two classes. Raises ValueError where they differ in length."""
     if subject.outputs is None or subject.labels is None:
         return None
     labels = np.asarray(subject.labels)
@@ -81,5 +84,13 @@ def _logits(outputs: Any, classes: int | None) -> np.ndarray | None:
         return None
     if classes == 2 and (values.ndim == 1 or values.shape[1:] == (1,)):
         single = values.reshape(-1, 1)
+        if threshold(values):
+            single = _log_odds(single)
         return np.concatenate([np.zeros_like(single), single], axis=1)  # sigmoid(z) = softmax(0, z)
     return values if values.ndim == 2 and values.shape[1] == classes else None
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """Logits of probabilities, which may be 0 or 1."""
+    p = np.clip(probabilities, TINY, 1 - TINY)
+    return np.log(p) - np.log1p(-p)

@@ -96,7 +96,7 @@ def parsed(text: str, labels: np.ndarray | None) -> Allowed:
     if unit == "dB":
         return Allowed(limit, unit)
     if unit == "pt":
-        return Allowed(limit, unit, metrics.top1() if metrics.are_classes(labels) else None)
+        return Allowed(limit, unit, metrics.suiting(labels) if metrics.are_classes(labels) else None)
     components.look_beside(Path.cwd())
     metric = components.imported(unit)
     if callable(metric) and not isinstance(metric, Metric):

@@ -114,7 +114,7 @@ def _answers(names: Sequence[str], files: tuple[Path, Path], pair: Sequence[Samp
 def _answer(name: str, output: str, plain: np.ndarray, int8: np.ndarray) -> Answer:
     scores = [v.ndim == 1 and v.size > 1 and v.dtype.kind == "f" for v in (plain, int8)]
     snr = None
-    if plain.size and plain.shape == int8.shape and plain.dtype.kind == int8.dtype.kind == "f":
+    if plain.shape == int8.shape and plain.dtype.kind == int8.dtype.kind == "f" and np.isfinite(plain).any():
         with np.errstate(all="ignore"):
             found = -decibel(noise(plain[None], int8[None]))
         snr = found if np.isfinite(found) else None
@@ -122,7 +122,8 @@ def _answer(name: str, output: str, plain: np.ndarray, int8: np.ndarray) -> Answ
     if not any(scores):
         return Answer(name, output, *shown, None, snr)
     first = [int(v.argmax()) if s else int(v.ravel()[0]) for v, s in zip((plain, int8), scores, strict=True)]
-    return Answer(name, output, *shown, first[0] == first[1], snr)
+    broken = any(np.isnan(v).any() for v, s in zip((plain, int8), scores, strict=True) if s)
+    return Answer(name, output, *shown, first[0] == first[1] and not broken, snr)
 
 
 def _top(scores: np.ndarray) -> tuple[tuple[int, float], ...]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
-from edgekd.quantization.diagnosis.signal_to_noise import power, signal
+from edgekd.metrics import decided, threshold
+from edgekd.quantization.diagnosis.signal_to_noise import finite, power, signal
 from edgekd.quantization.qdq.pairing import PARTS, Layer, Pair
 from edgekd.quantization.qdq.partial import render
 from edgekd.quantization.qdq.values import session, shown
@@ -68,8 +69,8 @@ def shares(
 
 def noise(plain: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
     """Noise of outputs [n, ...] beside the first n of the float ones, on average over the outputs."""
-    near = [a[: len(b)] for a, b in zip(plain, found, strict=True)]
-    return max(float(np.mean([(power(a - b) / signal(a)).mean() for a, b in zip(near, found, strict=True)])), LEAST)
+    near = [finite(a[: len(b)], b) for a, b in zip(plain, found, strict=True)]
+    return max(float(np.mean([(power(a - b) / signal(a)).mean() for a, b in near])), LEAST)
 
 
 def _gained(
@@ -78,7 +79,8 @@ def _gained(
     """(points of accuracy that the second outputs have more than the first, whether that is more than chance)."""
     if labels is None:
         return None, False
-    before, after = ((found[0].argmax(-1) == labels).astype(int) for found in (whole, without))
+    limit = threshold(whole[0])
+    before, after = ((decided(found[0], -1, limit) == labels).astype(int) for found in (whole, without))
     change = after - before
     return 100 * float(change.mean()), bool(change.sum() > 2 * np.abs(change).sum() ** 0.5)
 

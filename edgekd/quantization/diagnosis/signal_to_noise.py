@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekd.metrics import decided, threshold
 from edgekd.samples.rows import Samples, joined
 from edgekd.samples.sequences import answered
 
@@ -32,18 +33,22 @@ LIMIT = 2**28  # bytes of outputs that are held at once
 class Agreement:
     """An output of the int8 file beside the float file's, or those `channels` of it that are of one size. `snr_db`
     signal to noise, None for integers; `answers` share of equal greatest entries, None where an output is no scores;
-    `equal` share of equal values, of integers alone."""
+    `equal` share of equal values, of integers alone. `broken`: of so many of `samples` the float output is not finite;
+    where that is all of it, there is no signal."""
 
     output: str
     snr_db: float | None
     answers: float | None = None
     equal: float | None = None
     channels: str = ""
+    broken: int = 0
+    samples: int = 0
 
     def __str__(self) -> str:
         parts = [] if self.snr_db is None else [f"{self.snr_db:.1f} dB"]
         parts += [] if self.answers is None else [f"{100 * self.answers:.2f} % equal answers"]
         parts += [] if self.equal is None else [f"{100 * self.equal:.2f} % equal values"]
+        parts += [f"float's output is not finite in {self.broken} of {self.samples} samples"] if self.broken else []
         return f"{self.output}{f' [{self.channels}]' if self.channels else ''}: {', '.join(parts)}"
 
 
@@ -77,16 +82,27 @@ def signal(outputs: np.ndarray) -> np.ndarray:
     """[n] power of each sample's outputs [n, ...] less their mean over the samples (of one sample, of all of it), at
     least the median's."""
     found = power(outputs, outputs.mean(0) if len(outputs) > 1 else None)
-    return np.maximum(found, max(float(np.median(found)), 1e-30))
+    whole = float(np.mean(found)) if found.any() else 1.0
+    return np.maximum(found, max(float(np.median(found)), 1e-30 * min(1.0, whole)))  # as small as the data are
 
 
 def noise(plain: np.ndarray, int8: np.ndarray) -> float:
     """Noise of outputs [n, ...] as a share of the signal, at least 1e-12 (120 dB). What is not finite in float is not
     compared."""
-    finite = np.isfinite(plain)
-    if not finite.all():
-        plain, int8 = np.where(finite, plain, 0), np.where(finite, int8, 0)
+    plain, int8 = finite(plain, int8)
     return max(float((power(plain, int8) / signal(plain)).mean()), 1e-12)
+
+
+def finite(plain: np.ndarray, int8: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both with 0 where the float values are not finite."""
+    kept = np.isfinite(plain)
+    return (plain, int8) if kept.all() else (np.where(kept, plain, 0), np.where(kept, int8, 0))
+
+
+def broken(plain: np.ndarray) -> int:
+    """Samples of [n, ...] in which a value is NaN, or none is finite."""
+    rows = plain.reshape(len(plain), -1)
+    return int((np.isnan(rows).any(1) | ~np.isfinite(rows).any(1)).sum())
 
 
 def decibel(ratio: float) -> float:
@@ -132,22 +148,34 @@ def compare(name: str, plain: np.ndarray, int8: np.ndarray) -> list[Agreement]:
     if plain.dtype.kind != "f":
         return [Agreement(name, None, equal=equal(plain, int8))]
     axis, apart = groups(plain)
+    wrong = broken(plain)
+    more = {"broken": wrong, "samples": len(plain)} if wrong else {}
     if not apart:
         axis = plain.ndim - 1 if plain.ndim in (2, 3) else 0
-        return [Agreement(name, -decibel(noise(plain, int8)), answers(plain, int8, axis))]
+        snr = -decibel(noise(plain, int8)) if np.isfinite(plain).any() else None
+        return [Agreement(name, snr, answers(plain, int8, axis), **more)]
     most = max(apart, key=len)
     found = []
     for part in apart:
         a, b = (np.take(x, part, axis) for x in (plain, int8))
         found.append(
-            Agreement(name, -decibel(noise(a, b)), answers(a, b, axis) if part is most else None, channels=ranges(part))
+            Agreement(
+                name,
+                -decibel(noise(a, b)) if np.isfinite(a).any() else None,
+                answers(a, b, axis) if part is most else None,
+                channels=ranges(part),
+                **more,
+            )
         )
     return found
 
 
 def answers(plain: np.ndarray, int8: np.ndarray, axis: int) -> float | None:
-    """Share of equal greatest entries along an axis."""
-    return None if axis < 1 or plain.shape[axis] < 2 else float((plain.argmax(axis) == int8.argmax(axis)).mean())
+    """Share of equal greatest entries along an axis; none is equal where one is NaN."""
+    if axis < 1 or plain.shape[axis] < 2:
+        return None
+    ours, theirs = (decided(a, axis, 0.0) for a in (int8, plain))
+    return float(((ours == theirs) & (theirs >= 0)).mean())
 
 
 def equal(plain: np.ndarray, int8: np.ndarray) -> float:
@@ -193,6 +221,7 @@ def files(
         if reason:
             left.append(f"{name}: {reason}")
         elif all(a.dtype.kind != "f" for a, _ in pairs):
+            pairs[:] = _points(pairs)
             found.append(
                 Agreement(
                     name,
@@ -206,6 +235,18 @@ def files(
             if len(kept[name]) == 0:
                 kept[name] = [both]
     return Compared(tuple(found), rows, _right(kept, samples, rows), tuple(left))
+
+
+def _points(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of integers with the axis first whose length depends on the values: that of NonZero's points is the
+    last."""
+    shapes = [a.shape for pair in pairs for a in pair]
+    if len({len(s) for s in shapes}) != 1 or any(a.shape[:1] != b.shape[:1] for a, b in pairs):
+        return list(pairs)
+    open_axes = [k for k in range(1, len(shapes[0])) if any(a.shape[k] != b.shape[k] for a, b in pairs)]
+    if len(open_axes) != 1:
+        return list(pairs)
+    return [(np.moveaxis(a, open_axes[0], 0), np.moveaxis(b, open_axes[0], 0)) for a, b in pairs]
 
 
 def _stackable(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
@@ -244,14 +285,18 @@ def _right(
     outputs: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], samples: Samples, rows: int
 ) -> tuple[float, float] | None:
     """(float, int8): share of labels that the greatest entry of the only output is, or the class number that it
-    gives."""
+    gives; where it has one entry, whether that is above the threshold of a logit or a probability."""
     scored = [o for n, o in outputs.items() if n not in samples.states.values()]
     if samples.labels is None or len(scored) != 1 or _reason(scored[0], samples.alone):
         return None
     labels = np.concatenate([np.ravel(a) for a in samples.labels[:rows]])
     sides = [joined(side) for side in zip(*scored[0], strict=True)]
     if sides[0].dtype.kind == "f" and sides[0].ndim > 1:
-        sides = [s.argmax(-1 if s.ndim == 3 else 1) for s in sides]
+        axis = -1 if sides[0].ndim == 3 else 1
+        if sides[0].shape[axis] == 1 and not set(np.unique(labels).tolist()) <= {0, 1}:
+            return None
+        limit = threshold(sides[0])
+        sides = [decided(s, axis, limit) for s in sides]
     if labels.dtype.kind not in "iu" or any(s.dtype.kind not in "iu" or s.size != len(labels) for s in sides):
         return None
     right = [float((s.reshape(-1) == labels).mean()) for s in sides]
