@@ -9,7 +9,9 @@ from edgekd.metrics import suiting, top1
 from edgekd.probes import Subject, measure
 from edgekd.quantization.diagnosis import noise as by_layer
 from edgekd.quantization.diagnosis.signal_to_noise import compare, files, noise
+from edgekd.quantization.qdq.compare import compare as simulation
 from edgekd.samples.rows import Samples
+from edgekd.verbs.quantize import quantize
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 6)).astype(np.float32)
@@ -89,3 +91,35 @@ def test_points_of_nonzero_are_compared_one_by_one(tmp_path):
         [few / max(many, 1) if many else 1 for many, few in counts], weights=[m or 1 for m, _ in counts]
     )
     assert row.equal == pytest.approx(wanted)
+
+
+def rest(path, kind):
+    """A file of two products with an output that is its input, a constant, or text."""
+    value = lambda name, kind, shape: helper.make_tensor_value_info(name, kind, shape)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["r"])]
+    nodes.append(helper.make_node("MatMul", ["r", "w2"], ["y"]))
+    outputs, texts = [value("y", TensorProto.FLOAT, ["n", 5])], []
+    if kind == "input":
+        outputs.append(value("x", TensorProto.FLOAT, ["n", 6]))
+    if kind == "constant":
+        nodes.append(helper.make_node("Identity", ["w2"], ["c"]))
+        outputs.append(value("c", TensorProto.FLOAT, [16, 5]))
+    if kind == "text":
+        texts = [helper.make_tensor("names", TensorProto.STRING, [5], [b"a", b"b", b"c", b"d", b"e"])]
+        nodes += [helper.make_node("ArgMax", ["y"], ["k"], axis=1, keepdims=0)]
+        nodes += [helper.make_node("Gather", ["names", "k"], ["t"])]
+        outputs.append(value("t", TensorProto.STRING, ["n"]))
+    tensors = [
+        numpy_helper.from_array(RNG.normal(size=s).astype(np.float32), n) for n, s in (("w", (6, 16)), ("w2", (16, 5)))
+    ]
+    graph = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, ["n", 6])], outputs, [*tensors, *texts])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+@pytest.mark.parametrize("kind", ["input", "constant", "text"])
+def test_a_file_is_simulated_whatever_else_it_gives_out(tmp_path, kind):
+    rest(tmp_path / "m.onnx", kind)
+    np.savez(tmp_path / "d.npz", x=X)
+    made = quantize(tmp_path / "m.onnx", data=tmp_path / "d.npz", out=tmp_path / "q.onnx", slower_int8=True)
+    assert made.differ == 0 and not [n for n in made.notes if "simulation" in n]
+    assert len(simulation(tmp_path / "q.onnx", {"x": X})) > 2

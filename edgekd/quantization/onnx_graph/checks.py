@@ -55,7 +55,9 @@ def simulated(path: Path, feed: Mapping[str, np.ndarray]) -> tuple[int | None, s
     try:
         rows = compare(path, feed, integers=True)
     except Exception as error:  # operators that the reference doesn't have
-        return None, f"not compared with the simulation: {str(error).strip().splitlines()[0][:200]}"
+        text = str(error).strip().splitlines() or ["it says no more"]
+        what = f"it needs the value {text[0]}" if isinstance(error, KeyError) else text[0]
+        return None, f"not compared with the simulation: {what[:200]}"
     wrong = [r for r in rows if r.integer and r.differ]
     if wrong:
         shown = "; ".join(
