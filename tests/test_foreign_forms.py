@@ -215,3 +215,26 @@ def test_a_file_of_two_goes_through_and_a_large_result_is_written_as_two(tmp_pat
         assert "dB" in str(explain(both / "int8.onnx", plain=both / "m.onnx", data=data))
     else:
         assert (both / "int8.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["residual", "turned", "rows"])
+def test_what_is_added_to_a_product_but_a_bias_leaves_it_a_layer(tmp_path, form):
+    """onnxruntime's optimizer makes a Gemm of a product and a residual of two axes, which no integer kernel takes."""
+    product = h.make_node("MatMul", ["r", "v"], ["p"], name="second")
+    if form == "turned":
+        product = h.make_node("Gemm", ["r", "v", "x"], ["s"], name="second", transB=1)
+    nodes = [h.make_node("MatMul", ["x", "w"], ["m"], name="first"), h.make_node("Relu", ["m"], ["r"]), product]
+    nodes += [h.make_node("Add", ["p", "rows" if form == "rows" else "x"], ["s"])] if form != "turned" else []
+    nodes += [h.make_node("MatMul", ["s", "u"], ["y"], name="third")]
+    stored = weights(w=(8, 64), v=(8, 64) if form == "turned" else (64, 8), u=(8, 5), rows=(4, 8))
+    path, data, arrays = saved(tmp_path, nodes, {"x": (8,)}, ["y"], stored)
+    if form == "rows":
+        model = onnx.load(path)
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 4
+        onnx.save(model, path)
+        arrays = {"x": arrays["x"][:4]}
+    made = quantize(path, data=data, out=tmp_path / "int8.onnx", slower_int8=True)
+    assert [row.reason for row in made.layers] == ["", "", ""] and made.differ == 0
+    assert noise(path, tmp_path / "int8.onnx", arrays) < 1e-2
+    assert [f.layer for f in explain(tmp_path / "int8.onnx", plain=path, data=data).findings["int8"]] == []

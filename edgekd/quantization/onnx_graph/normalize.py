@@ -47,6 +47,7 @@ def normalized(model: onnx.ModelProto, place: str = "") -> onnx.ModelProto:
     model = _upgraded(_plain(widened(model)), place)
     unfused.unfuse(model)
     model = _folded(model, place)
+    unfused.sums(model)
     used = {n.domain for n in model.graph.node}
     opsets = [(o.domain, o.version) for o in model.opset_import if o.domain in used | {""}]
     del model.opset_import[:]

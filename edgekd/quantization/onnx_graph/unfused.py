@@ -3,6 +3,7 @@ that they are quantized like others (docs/ContribOperators.md)."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,40 @@ def unfuse(model: onnx.ModelProto) -> None:
                 draft.replace([node], made)
     if draft.made:
         draft.write()
+
+
+def sums(model: onnx.ModelProto) -> None:
+    """A Gemm by a stored matrix whose third operand is no stored vector becomes a product and a sum, in place:
+    onnxruntime's optimizer makes such a Gemm of a product and the residual that is added to it, and no integer kernel
+    takes it."""
+    from onnx import helper
+
+    draft, stored = Draft(model.graph), {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        weight = stored.get(node.input[1]) if node.op_type == "Gemm" and len(node.input) > 2 else None
+        if weight is None or not _residual(node, stored):
+            continue
+        turned = _transposed(weight, draft) if attribute(node, "transB", 0) else node.input[1]
+        made = draft.fresh(f"{node.output[0]}.MatMul")
+        draft.replace(
+            [node],
+            [
+                helper.make_node("MatMul", [node.input[0], turned], [made], name=node.name),
+                helper.make_node("Add", [made, node.input[2]], list(node.output)),
+            ],
+        )
+    if draft.made:
+        draft.write()
+
+
+def _residual(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool:
+    """Whether a Gemm adds all of its third operand to its plain product, and that is no number per output."""
+    plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
+    if not plain or node.input[0] in stored or not node.input[2]:
+        return False
+    added, weight = stored.get(node.input[2]), stored[node.input[1]]
+    width = weight.dims[0 if attribute(node, "transB", 0) else 1]
+    return added is None or math.prod(added.dims) not in (1, width) or [*added.dims[-1:]] not in ([], [1], [width])
 
 
 def _apart(node: onnx.NodeProto, draft: Draft, stored: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
