@@ -21,6 +21,8 @@ HELP = """Distil, prune and quantize a teacher for the edge; profile, choose and
 edgekd compress                 the built-in example: handwritten digits, under two minutes
 edgekd compress recipe.toml     your own
 """
+_SIGNALS: list[int] = []  # that came while a command ran
+NO_ROOM = "No usable temporary directory"  # tempfile's own error where all of them are full
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 cli = click.version_option(__version__, prog_name="edgekd")(
@@ -30,10 +32,16 @@ cli = click.version_option(__version__, prog_name="edgekd")(
 
 def run(arguments: list[str] | None = None) -> int:
     """The command line as a function: prints, and returns the exit code of the contract."""
+    _SIGNALS.clear()
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as behind nohup
+        signal.signal(signal.SIGINT, _interrupt)
+    verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     try:
         return cli.main(arguments, prog_name="edgekd", standalone_mode=False) or 0
     except EdgekdError as error:
+        if _SIGNALS:  # what was stopped may have become an error on its way here
+            return _stopped(verb)
         count = len(error.problems)
         click.echo("\n".join(f"error: {p}" for p in error.problems), err=True)
         if count > 1:
@@ -43,30 +51,43 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: finished work is kept; run the same command to resume", err=True)
-        return INTERRUPTED
+        return _stopped(verb)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, system.QUOTA):
-            return _internal(error)
-        place = plain(str(error.filename or "while writing"))
-        click.echo(f"error: no space is left on the disk ({place}); finished work is intact\n  hint: free some, or "
-                   "move the store with EDGEKD_STORE; run the same command to resume", err=True)  # fmt: skip
+        if error.errno not in (errno.ENOSPC, system.QUOTA) and NO_ROOM not in str(error):
+            return _internal(error, verb)
+        place = plain(str(error.filename2 or error.filename or "while writing"))
+        click.echo(f"error: no space is left on the disk ({place}){_kept(verb)[0]}\n  hint: free some, move the store "
+                   f"with EDGEKD_STORE or temporary files with TMPDIR{_kept(verb)[1]}", err=True)  # fmt: skip
         return BROKEN
     except ModuleNotFoundError as error:
         unfit = environment.left_out(error)
         if unfit is None:
-            return _internal(error)
+            return _internal(error, verb)
         click.echo(f"error: {unfit}", err=True)
         return unfit.exit_code
     except Exception as error:
-        return _internal(error)
+        return _internal(error, verb)
 
 
-def _internal(error: Exception) -> int:
+def _stopped(verb: str) -> int:
+    click.echo("interrupted" + "".join(_kept(verb)).replace("; finished", ": finished", 1), err=True)
+    return INTERRUPTED
+
+
+def _kept(verb: str) -> tuple[str, str]:
+    """What is left of a verb that was stopped, and what to do: only `compress` goes on where it was."""
+    if verb != "compress":
+        return "", ""
+    return "; finished work is kept", "; run the same command to resume"
+
+
+def _internal(error: Exception, verb: str) -> int:
     """The contract promises an exit code and no traceback, whatever happens."""
+    if _SIGNALS:
+        return _stopped(verb)
     if os.environ.get("EDGEKD_DEBUG"):
         traceback.print_exception(error)
     text = f"error: internal error: {type(error).__name__}: {plain(str(error))}"
@@ -75,4 +96,5 @@ def _internal(error: Exception) -> int:
 
 
 def _interrupt(signum: int, frame: object) -> None:
+    _SIGNALS.append(signum)  # an extension module that is being imported makes an ImportError of the exception
     raise KeyboardInterrupt

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +15,11 @@ from pathlib import Path
 
 from edgekd import environment, system
 from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
+from edgekd.hosts import fetched
 from edgekd.records import Host
+
+KEPT = "`compress` keeps finished measurements: run it again to resume"
+LEAST = 2**16  # bytes without which a worker can't even say what is wrong
 
 
 def host() -> Host:
@@ -48,20 +55,15 @@ def run(job_folder: Path, timeout: float, progress: Callable[[int, int], None] =
             worker.stdout.close()
             worker.wait()
         if late.is_set():
-            hint = "finished measurements are kept; run the same command to resume"
-            raise EnvironmentUnfit(Problem("", f"the measurement took longer than {timeout:.0f} s", hint))
+            raise EnvironmentUnfit(Problem("", f"the measurement took longer than {timeout:.0f} s", KEPT))
         if worker.returncode not in (0, 1) or not (job_folder / "out" / "done.json").is_file():
             errors.seek(0)
             last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:] or [
                 f"exit code {worker.returncode}"
             ]
-            raise RunFailed(
-                Problem(
-                    "",
-                    f"the measuring process failed: {last[0]}",
-                    "finished measurements are kept; run the same command to resume",
-                )
-            )
+            if fetched.full(last[0]) or shutil.disk_usage(job_folder).free < LEAST:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job_folder))
+            raise RunFailed(Problem("", f"the measuring process failed: {last[0]}", KEPT))
     return job_folder / "out"
 
 
