@@ -159,6 +159,37 @@ def test_what_is_not_known_never_fits_and_samples_tell_it(tmp_path, capsys):
     assert "3,888" in said and "not counted" not in said  # 4 x 6 x 6 outputs of 27 products
 
 
+def test_counts_are_those_of_the_largest_sample(tmp_path, capsys):
+    file, folder = tmp_path / "m.onnx", tmp_path / "d"
+    folder.mkdir()
+    value = lambda name, dims: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "g",
+        [value("x", ["n", 3, "h", "w_"])],
+        [value("y", ["n", 4, "p", "q"])],
+        [onnx.numpy_helper.from_array(np.zeros((4, 3, 3, 3), np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    for i, (height, width) in enumerate([(4, 4), (8, 10), (10, 5)]):
+        np.savez(folder / f"{i}.npz", x=np.zeros((3, height, width), np.float32))
+    assert command(["profile", str(file), "--target", "cortex-m4-stm32l4r5", "--data", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert f"{4 * 6 * 8 * 27:,}" in said and "counted at the largest sample: x [1, 3, 8, 10]; neither times" in said
+
+
+def test_a_dimension_of_0_is_not_known(tmp_path, capsys):
+    file = tmp_path / "m.onnx"
+    value = lambda name, dims: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
+    weights = onnx.numpy_helper.from_array(np.zeros((8, 4), np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [value("x", [0, 8])], [value("y", [0, 4])], [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    assert command(["profile", str(file), "--target", "cortex-m4-stm32l4r5"]) == 3
+    said = capsys.readouterr().out
+    assert "macs are not counted" in said and "INCONCLUSIVE" in said
+
+
 # ---------------------------------------------------------------- a run, and its gate
 
 RECIPE = """

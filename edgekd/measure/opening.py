@@ -59,11 +59,13 @@ def given(path: Path, source: Source, target: Target | None, folder: Path, host:
     return reader.Given(steps, sum(sequences.lengths), note)
 
 
-def shapes(path: Path, source: Source, target: Target | None) -> dict[str, tuple[int, ...]]:
-    """{input: shape of one sample of the data}; {} without data, or for a file that is not ONNX."""
+def shapes(path: Path, source: Source, target: Target | None) -> tuple[dict[str, tuple[int, ...]], str]:
+    """({input: shape of one sample of the data}, which sample's, in words, where they differ); {} without data, or for
+    a file that is not ONNX."""
     if source.random or source.states or not (target is None or is_onnx(form(target))):
-        return {}
-    return reader.read(source, signature.of_model(static.read(path))).samples.shapes
+        return {}, ""
+    samples = reader.read(source, signature.of_model(static.read(path))).samples
+    return samples.shapes, samples.counted
 
 
 def _read(path: Path, name: str) -> None:

@@ -64,9 +64,9 @@ def inputs(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
 
 
 def at(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> dict[str, onnx.TypeProto]:
-    """{input: type} of one inference. What the file fixes stays; the first dimension is the batch, 1 where it is open,
-    and so is any dimension of that name. Others that are open are those of `sample` {input: shape}, the name "" for a
-    file's only input; without one they stay open."""
+    """{input: type} of one inference. What the file fixes stays, but for a dimension of 0, which says nothing; the
+    first dimension is the batch, 1 where it is open, and so is any dimension of that name. Others that are open are
+    those of `sample` {input: shape}, the name "" for a file's only input; without one they stay open."""
     import onnx
 
     given, found = inputs(model), {}
@@ -78,6 +78,9 @@ def at(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> dic
         seen = (sample or {}).get(name, (sample or {}).get("", ()))
         dims = found[name].tensor_type.shape.dim
         for i, dim in enumerate(dims):
+            if dim.HasField("dim_value") and dim.dim_value == 0:
+                dim.Clear()  # a count at it would be 0, and fit every device
+                continue
             if dim.HasField("dim_value"):
                 continue
             if i == 0 or dim.dim_param in batch:

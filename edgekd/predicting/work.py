@@ -157,6 +157,8 @@ def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights:
     out = shapes.get(node.output[0])
     if not out or any(0 in shapes.get(name, ()) for name in (node.output[0], *node.input[:1])):
         return None  # nothing comes out, or nothing goes in
+    if kind in POOLS and node.input[0] not in shapes:
+        return None  # the places that it reads are not known
     co, height, width = _places(out)
     if kind in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose", "FusedConv"):
         return _convolution(node, shapes)

@@ -52,8 +52,18 @@ class Samples:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{input: the shape of one sample, as the model takes it}"""
-        return {name: array.shape for name, array in self.take(slice(1)).feed().items()}
+        """{input: the shape of one sample, as the model takes it}; of samples of different shapes the largest."""
+        sizes = sum(_sizes(a) for a in self.arrays.values() if a.dtype == object)
+        first = int(np.argmax(sizes))
+        return {name: array.shape for name, array in self.take(slice(first, first + 1)).feed().items()}
+
+    @property
+    def counted(self) -> str:
+        """Which sample's `shapes` are, in words; "" where all are of one shape."""
+        if not any(a.dtype == object for a in self.arrays.values()):
+            return ""
+        shown = ", ".join(f"{name} {list(shape)}" for name, shape in self.shapes.items())
+        return f"counted at the largest sample: {shown}"
 
     def take(self, rows: Any) -> Samples:
         """The samples of these rows: a slice, or numbers."""
@@ -89,6 +99,11 @@ class Samples:
                 raise ValueError(f"{len(array)} samples of {name}, which takes one at a time")
             return np.asarray(array[0])
         return array if axis == 0 else np.ascontiguousarray(np.moveaxis(array, 0, int(axis)))
+
+
+def _sizes(array: np.ndarray) -> np.ndarray:
+    """[n] elements of each of several arrays."""
+    return np.array([np.size(a) for a in array])
 
 
 def of(values: Any) -> Samples:

@@ -64,7 +64,7 @@ def sizes(
     path = Path(model)
     spared(json, [path], source)
     form = targets.deployment(target).format
-    shape = opening.shapes(path, source, target)
+    shape, at = opening.shapes(path, source, target)
     figures = measure(Subject(file=path, format=form, sample=shape))
     counted = tuple(dataclasses.replace(m, target=target.name) for m in figures)
     digest = sha256(path)
@@ -72,6 +72,7 @@ def sizes(
     rules = budget.rules({target.name: capacity.budgets(target)}, target.name, "target")
     checks = tuple(budget.judge(rules, subject, target=target.name))
     code = budget.exit_code(c.verdict for c in checks)
-    found = Sized(path.name, digest, target.name, counted, checks, exit_code=code)
+    note = "; ".join(filter(None, (at, WITHOUT)))
+    found = Sized(path.name, digest, target.name, counted, checks, note, code)
     write_found(json, "edgekd.profile/1", found, "exit_code")
     return found

@@ -119,6 +119,7 @@ def emulate(
     there = {name: (*ran[name], *of_file.predicted(path, t, shape)) for name, (t, _) in ready.items()}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), source.random)
+    note += f"; {inputs.counted}" if inputs.counted else ""
     return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
 
 
@@ -146,12 +147,12 @@ def untimed(
     Raises EnvironmentUnfit where no latency is known."""
     path = Path(model)
     target = opening.taking(target, path) or target
-    shape = opening.shapes(path, source, target)
+    shape, at = opening.shapes(path, source, target)
     guessed = of_file.predicted(path, target, shape)
     if not guessed:
         raise EnvironmentUnfit(*problems)
     counted = measure(Subject(file=path, format=opening.form(target), sample=shape))
-    why = "\n".join(f"not run: {p.message}" for p in problems)
+    why = "\n".join([*([at] if at else []), *(f"not run: {p.message}" for p in problems)])
     code = UNFIT if source.data is not None or target.emulated_as else PASSED
     return _written(
         Emulated(

@@ -185,6 +185,7 @@ def profile(
     finally:
         progress.close()
     note = f"inputs: {SOME}; --data FILE.npz measures with your own" if source.random else given.note
+    note = "; ".join(filter(None, (note, inputs.counted)))
     figures = noted((*scored, *timed[path.name]), wanted, host.facts)
     found = Profile(path.name, sha256(path), (*figures, *counted), by_operator, host.facts, note)
     write_found(json, "edgekd.profile/1", found, "exit_code")
