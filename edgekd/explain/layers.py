@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from edgekd.progress import Silent
 
 SAMPLES = 512
+UNLIKE = (
+    "most weights are others, and no output agrees\n  hint: give the file that it was made of with --float; if this is "
+    "it, its weights were trained in int8"
+)
 NOTHING = "no layer shows a significant loss in int8"
 
 
@@ -40,15 +44,25 @@ def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...],
         )
     head = f"{plain(subject.id)} beside {plain(subject.parent)}, {len(few)} samples of {few.split}; {SIGNAL}"
     head += "".join(f"\n  {plain(a)}" for a in looked.agreements)
-    if looked.trained:
+    files_given = isinstance(subject.source, FromFiles)
+    if files_given and _unlike(looked):
+        names = f"{plain(subject.parent)} may not be the float file that {plain(subject.id)} was made of"
+        head = f"{names}: {UNLIKE}\n\n{head}"
+    elif looked.trained:
         head += "\nits weights were trained in int8: what follows is of the values' quantization only"
     if not looked.findings:
         return f"{head}\n{NOTHING}", (), looked
-    files_given = isinstance(subject.source, FromFiles)
     findings = tuple(_for_quantize(f, subject) for f in looked.findings) if files_given else looked.findings
     rows = [("layer", "cause", "given back in float", "evidence", "edgekd quantize" if files_given else "fix")]
     rows += [(f.layer, f.cause, _given(f), f.evidence, f.fix) for f in findings]
     return f"{head}\n{aligned(rows)}", findings, looked
+
+
+def _unlike(looked: Looked) -> bool:
+    """Whether most weights are others, and every output has more noise than signal: of two files of one architecture,
+    where one was not made of the other. Training in int8 changes weights too, and keeps the outputs."""
+    ratios = [a.snr_db for a in looked.agreements if a.snr_db is not None]
+    return looked.trained and bool(ratios) and max(ratios) < 0
 
 
 def _for_quantize(finding: Finding, subject: Subject) -> Finding:

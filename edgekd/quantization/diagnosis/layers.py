@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.quantization.diagnosis.causes import Seen, beyond, calibrated_on_few, of_values
-from edgekd.quantization.diagnosis.noise import ROWS, Share, float_values, noise, outputs, shares
+from edgekd.quantization.diagnosis.noise import LOUD, MUCH, ROWS, Share, float_values, noise, outputs, shares
 from edgekd.quantization.diagnosis.signal_to_noise import Agreement, compare, decibel
 from edgekd.quantization.diagnosis.weight_causes import Cause, of_weights, rows_of
 from edgekd.quantization.qdq.pairing import PARTS, Pair, Weights, pair
@@ -25,8 +25,6 @@ SHOWS = 1.0  # dB that a layer of a loud file must give back to be named
 # share of the layers' own noise that names it too, where the file is loud: with many causes, no layer alone gives much
 # back
 PART = 0.1
-LOUD = 1e-3  # noise above which a file is loud: below 30 dB of signal to noise
-MUCH = 6.0  # dB, three quarters of the noise, that it takes in one that is not, or without a known cause
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,9 @@ def look(
     seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.parameters is not None}
     few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
     whole = max(sum(sum(s.alone) for s in parts), 1e-30)
-    causes = [_cause(share, seen.get(share.layer.name), few, own, norms) for share in parts]
-    named = (_finding(share, cause, total, whole) for share, cause in zip(parts, causes, strict=True))
+    asked = [s for s in parts if total > LOUD or s.surely or decibel(total / s.without) >= MUCH]
+    causes = [_cause(share, seen.get(share.layer.name), few, own, norms) for share in asked]
+    named = (_finding(share, cause, total, whole) for share, cause in zip(asked, causes, strict=True))
     found = [f for f in named if f is not None]
     if saturates:
         found = sorted(found + _saturating(p.quantized.model, feed, plain), key=lambda f: -(f.lost.snr or 0))

@@ -4,14 +4,14 @@ file itself. Noise is a share of the signal (`signal_to_noise`)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
 from edgekd.metrics import decided, threshold
-from edgekd.quantization.diagnosis.signal_to_noise import finite, power, signal
+from edgekd.quantization.diagnosis.signal_to_noise import decibel, finite, power, signal
 from edgekd.quantization.qdq.pairing import PARTS, Layer, Pair
 from edgekd.quantization.qdq.partial import render
 from edgekd.quantization.qdq.values import session, shown
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import onnx
 
 ROWS = 64  # samples at a time
+VALUES = 2**20  # of them at a time, where samples are large: what is computed of more does not fit a cache
+ALONE = 2**21  # values of samples that each layer alone is run on: all samples, unless these are large and many
+LOUD = 1e-3  # noise above which a file is loud: below 30 dB of signal to noise
+MUCH = 6.0  # dB, three quarters of the noise, that a layer takes in a file that is not, or without a known cause
 LEAST = 1e-12  # noise below which none is told: 120 dB
 
 
@@ -50,21 +54,37 @@ def shares(
     everything = {(layer.name, part) for layer in p.layers for part in PARTS}
     plain = outputs(render(p, (), own=own), feed)
 
-    def made(quantized: set[tuple[str, str]]) -> list[np.ndarray]:
+    few = _fewer(fitting(feed, p.plain.model))
+
+    def made(quantized: set[tuple[str, str]], feed: Mapping[str, np.ndarray] | Samples = feed) -> list[np.ndarray]:
         return outputs(render(p, quantized, own=own), feed)
 
     def alone(layer: Layer, part: str) -> float:
         there = layer.parameters is not None if part == "values" else layer.weights is not None and not own
-        return noise(plain, made({(layer.name, part)})) if there else 0.0
+        return noise(plain, made({(layer.name, part)}, few)) if there else 0.0
 
     whole = outputs(p.quantized.model, feed)
-    found = []
+    total, found = noise(plain, whole), []
+    progress(0, len(p.layers))
     for layer in p.layers:
         without = made(everything - {(layer.name, part) for part in PARTS})
-        parts = alone(layer, "weights"), alone(layer, "values")
-        found.append(Share(layer, parts, noise(plain, without), *_gained(whole, without, labels)))
+        share = Share(layer, (0.0, 0.0), noise(plain, without), *_gained(whole, without, labels))
+        if total > LOUD or share.surely or decibel(total / share.without) >= MUCH:  # else nothing is made of it
+            share = replace(share, alone=(alone(layer, "weights"), alone(layer, "values")))
+        found.append(share)
         progress(len(found), len(p.layers))
-    return noise(plain, whole), sorted(found, key=lambda s: s.without)
+    return total, sorted(found, key=lambda s: s.without)
+
+
+def _fewer(samples: Samples) -> Samples:
+    """The first samples, of ALONE values at most, but eight at least."""
+    count = max(8, ALONE // max(1, _size(samples)))
+    return samples.take(slice(-(-count // (samples.rows or 1)) * (samples.rows or 1)))
+
+
+def _size(samples: Samples) -> int:
+    """Values of one sample."""
+    return sum(int(np.prod(shape)) for shape in samples.shapes.values())
 
 
 def noise(plain: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
@@ -99,7 +119,7 @@ def outputs(model: onnx.ModelProto, feed: Mapping[str, np.ndarray] | Samples) ->
     """A file's outputs in onnxruntime."""
     infer: Any = session(model)  # with `outputs`, their names in order
     samples = fitting(feed, model)
-    parts = [infer(chunk) for chunk in samples.batches(ROWS)]
+    parts = [infer(chunk) for chunk in samples.batches(max(1, min(ROWS, VALUES // max(1, _size(samples)))))]
     odd = [
         n
         for n in infer.outputs
