@@ -13,11 +13,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 
 from edgekd import cli
 from edgekd.errors import UsageError
-from edgekd.explain import fixed, requantize
+from edgekd.explain import fixed, layers, requantize
 from edgekd.probes import figure
 from edgekd.probes.signal_to_noise import SIGNAL_TO_NOISE
 from edgekd.quantization.diagnosis.fixes import offered
-from edgekd.quantization.diagnosis.layers import Finding, Lost
+from edgekd.quantization.diagnosis.layers import Finding, Looked, Lost
+from edgekd.quantization.diagnosis.signal_to_noise import Agreement
 from edgekd.quantization.qdq.pairing import pair
 from edgekd.verbs.explain import explain
 from edgekd.verbs.quantize import quantize
@@ -82,6 +83,15 @@ def test_layers_have_the_names_that_quantize_takes_and_fixes_are_its_options(fil
     assert "edgekd quantize" in found.text and "equalize" not in found.text
     names = re.findall(r"--float-layer (\S+)", " ".join(f.fix for f in findings))
     quantize(folder / "net.onnx", data=folder / "d.npz", out=folder / "again.onnx", float_layers=names)
+
+
+@pytest.mark.parametrize("snr, told", [(3.0, "no layer alone explains the loss"), (35.0, "no layer shows")])
+def test_a_loss_that_no_layer_explains_is_not_called_none(files, monkeypatch, snr, told):
+    folder, given = files
+    seen = Looked((), (), (Agreement("y", snr),), False)
+    monkeypatch.setattr(layers, "look", lambda *_, **__: seen)
+    text = explain(folder / "q.onnx", **given).text
+    assert told in text and ("--max-drop" in text) == (snr < 20)
 
 
 def test_a_norm_is_named_where_there_is_one(files):

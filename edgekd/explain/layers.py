@@ -25,6 +25,11 @@ UNLIKE = (
     "it, its weights were trained in int8"
 )
 NOTHING = "no layer shows a significant loss in int8"
+# of outputs below POOR dB
+SPREAD = (
+    "no layer alone explains the loss; `edgekd quantize --max-drop` looks for what loses less"
+)
+POOR = 20.0
 
 
 def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...], Looked]:
@@ -51,7 +56,8 @@ def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...],
     elif looked.trained:
         head += "\nits weights were trained in int8: what follows is of the values' quantization only"
     if not looked.findings:
-        return f"{head}\n{NOTHING}", (), looked
+        poor = any(a.snr_db is not None and a.snr_db < POOR for a in looked.agreements)
+        return f"{head}\n{SPREAD if poor else NOTHING}", (), looked
     findings = tuple(_for_quantize(f, subject) for f in looked.findings) if files_given else looked.findings
     rows = [("layer", "cause", "given back in float", "evidence", "edgekd quantize" if files_given else "fix")]
     rows += [(f.layer, f.cause, _given(f), f.evidence, f.fix) for f in findings]
