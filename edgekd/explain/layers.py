@@ -26,9 +26,7 @@ UNLIKE = (
 )
 NOTHING = "no layer shows a significant loss in int8"
 # of outputs below POOR dB
-SPREAD = (
-    "no layer alone explains the loss; `edgekd quantize --max-drop` looks for what loses less"
-)
+SPREAD = "no layer alone explains the loss; `edgekd quantize --max-drop` looks for what loses less"
 POOR = 20.0
 
 
