@@ -95,7 +95,7 @@ def _at_rate(values: np.ndarray, rate: int, wanted: int, path: Path) -> np.ndarr
         raise UsageError(Problem(str(path), text, "convert it, or install SciPy")) from None
     if len(values) * wanted > MOST * rate:
         text = f"has a sample rate of {rate} Hz: at {wanted} Hz it is longer than {MOST} values"
-        raise UsageError(Problem(str(path), text, "cut it, or mend its rate"))
+        raise UsageError(Problem(str(path), text, "cut it, or correct the rate in its header"))
     shared = math.gcd(rate, wanted)
     return np.asarray(resample_poly(values, wanted // shared, rate // shared))
 
