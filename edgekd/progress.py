@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from edgekd.errors import plain
 
+LONG = 10.0  # s: what takes longer is said before
 Advance = Callable[[int, int, str], None]
 
 
@@ -83,6 +84,23 @@ class Bars(Silent):
 
     def close(self) -> None:
         self.progress.stop()
+
+
+def foretold(progress: Silent, advance: Advance, what: str) -> Advance:
+    """`advance`, which after the first part of the work says how long the others will take, where that is long."""
+    begun: list[float] = []
+
+    def told(done: int, total: int, text: str = "") -> None:
+        now = time.monotonic()
+        if done == 0:
+            begun[:] = [now]
+        elif begun:
+            left = (now - begun.pop()) / done * (total - done)
+            if left > LONG:
+                progress.say(f"{what} will take about {left:.0f} s ({total} of them)")
+        advance(done, total, text)
+
+    return told
 
 
 def reporter(quiet: bool) -> Silent:

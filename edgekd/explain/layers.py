@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd.errors import plain
 from edgekd.explain import requantize
 from edgekd.explain.inputs import FromFiles
+from edgekd.progress import foretold
 from edgekd.quantization.diagnosis.fixes import offered
 from edgekd.quantization.diagnosis.layers import Finding, Looked, look
 from edgekd.quantization.diagnosis.signal_to_noise import SIGNAL
@@ -36,7 +37,8 @@ def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...],
     few = subject.looked.first(SAMPLES)
     labels = few.labels if subject.classes else None
     files = subject.float_file, subject.int8_file
-    with progress.task(f"look at the layers of {subject.id}") as advance:
+    with progress.task(f"look at the layers of {subject.id}") as told:
+        advance = foretold(progress, told, "looking at the layers")
         looked = look(
             *files,
             few.inputs,

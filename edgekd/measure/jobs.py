@@ -25,7 +25,7 @@ from edgekd.hosts import local
 from edgekd.measure import folders
 from edgekd.measure.folders import Inputs, Job, lines
 from edgekd.measure.noise import Interval, agrees, noise, settled
-from edgekd.measure.session import CONTROL, EFFORTS, Session, entry, schedule
+from edgekd.measure.session import CONTROL, EFFORTS, Ran, Session, entry, schedule
 from edgekd.records import Host, Measurement, Runtime
 from edgekd.runtimes import worker
 from edgekd.samples.rows import Samples, of
@@ -90,14 +90,15 @@ def score(
 
 def tried(
     models: Mapping[str, Path], inputs: Inputs, *, runtime: str = ONNXRUNTIME, folder: Path, seconds: float = TRIED
-) -> None:
-    """Runs files of anybody's making once, in processes of their own, before anything is done with them in this one: a
-    file can crash its runtime, or never come to an end. Raises RunFailed with what each did wrong."""
+) -> list[Ran]:
+    """What files of anybody's making take, run once in processes of their own before anything is done with them in this
+    one: a file can crash its runtime, or never come to an end. Raises RunFailed with what each did wrong."""
     few = of(inputs).take(slice(1))
     subjects = {f"s{i}": name for i, name in enumerate(models)}
     files = {s: Path(models[name]) for s, name in subjects.items()}
     once = [entry(s, "memory", 0, runs=1) for s in subjects]
-    folders.run(folder, Job(files, few, once, runtime, seconds=seconds), local.host(), subjects)
+    found = folders.run(folder, Job(files, few, once, runtime, seconds=seconds), local.host(), subjects)
+    return [Ran((line["import_ms"] + line["load_ms"]) / 1e3, line["run_ms"] / 1e3) for line in found.values()]
 
 
 def signature(

@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgekd.progress import Silent
 from edgekd.records import Host, Target
 
 Progress = Callable[[int, int, str], None]
 Preset = Literal["probe", "quick", "standard", "certify"]
 CONTROL = "control"  # the first file a second time: what a session tells of a file against itself
+TOLD = 10.0  # s: a session that takes longer says so before
+START = 0.2  # s in which a process begins
 STEADY = ("warmup_runs", "warmup_s", "warmup_cap_s", "runs", "steady_s", "cap_s")
 
 
@@ -50,6 +53,14 @@ EFFORTS: Mapping[str, Effort] = {
 
 
 @dataclass(frozen=True)
+class Ran:
+    """What a file took when it was run once: `open_s` until it was loaded, `run_s` for an inference."""
+
+    open_s: float
+    run_s: float
+
+
+@dataclass(frozen=True)
 class Session:
     """How and where files are timed. `folder`: of its job, where it resumes; `target`: figures are of its runtime and
     have its name (None: of onnxruntime); `host` None: this machine; `progress(done, total, file)` is called after
@@ -78,3 +89,37 @@ def schedule(subjects: Sequence[str], rounds: int, effort: Effort) -> list[dict[
 
 def entry(subject: str, kind: str, number: int, **settings: Any) -> dict[str, Any]:
     return {"id": f"{subject}-{kind}-{number:03d}", "subject": subject, "pass": kind, **settings}
+
+
+def announce(progress: Silent, files: Sequence[Ran], preset: Preset) -> None:
+    """Says how long a session of these files will take, where that is long."""
+    effort = EFFORTS[preset]
+    ran = {f"s{i}": one for i, one in enumerate(files)}
+    if not ran:
+        return
+    ran[CONTROL] = ran["s0"]
+    least, most = (
+        sum(seconds(e, ran[e["subject"]]) for e in schedule(list(ran), n, effort))
+        for n in (effort.processes, effort.most)
+    )
+    if most > TOLD:
+        other = f" to {most:.0f}" if round(most) > round(least) else ""
+        times = f"{ran['s0'].run_s * 1e3:.3g} ms an inference, {effort.processes} processes or more"
+        less = "" if preset == "quick" else "; --preset quick takes less"
+        progress.say(f"timing will take about {least:.0f}{other} s ({times}){less}")
+
+
+def seconds(entry: Mapping[str, Any], ran: Ran) -> float:
+    """What a process of a session takes, about."""
+    kind, run_s = entry["pass"], ran.run_s
+    if kind == "bare":
+        return START
+    if kind == "memory":
+        return START + ran.open_s + entry["runs"] * run_s
+    if kind == "operators":
+        runs = min(entry["runs"], entry["seconds"] / max(run_s, 1e-9))
+        return START + ran.open_s + (entry["warmup_runs"] + max(1, runs)) * run_s
+    # two medians of ten inferences agree at the earliest
+    warm = max(min(max(entry["warmup_s"], 20 * run_s), entry["warmup_cap_s"]), 10 * run_s)
+    steady = max(min(max(entry["steady_s"], entry["runs"] * run_s), entry["cap_s"]), run_s)
+    return START + ran.open_s + run_s + warm + steady

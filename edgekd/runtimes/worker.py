@@ -282,10 +282,13 @@ def _warm_up(infer, feeds, what):
 
 
 def _memory(runtime, model, arrays, job, what, out):
+    begun = time.perf_counter_ns()
     infer = runtime.load(model, job["threads"])
+    loaded = time.perf_counter_ns()
     for i in range(what["runs"]):
         infer(_feed(infer, arrays, i % _rows(arrays), i % _rows(arrays) + 1))
-    return {"peak_rss_bytes": peak_rss()}
+    spent = time.perf_counter_ns() - loaded
+    return {"peak_rss_bytes": peak_rss(), "load_ms": (loaded - begun) / 1e6, "run_ms": spent / 1e6 / what["runs"]}
 
 
 def _bare(runtime, model, arrays, job, what, out):

@@ -87,7 +87,7 @@ def compare(
     import tempfile
 
     from edgekd.files import write_found
-    from edgekd.measure import jobs, opening
+    from edgekd.measure import jobs, opening, session
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
     from edgekd.progress import reporter
     from edgekd.samples.source import Source, spared
@@ -101,10 +101,12 @@ def compare(
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
             device, host = stands_for(host, wanted)
             place, runtime = Path(folder), device.runtime.name
-            with user_error():
+            with progress.task("open both files"), user_error():
                 inputs = opening.given(paths[0], source, wanted, place / "signature", host).samples
+                ran = []
                 if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
-                    jobs.tried({str(p): p for p in paths}, inputs, runtime=runtime, folder=place / "tried")
+                    ran = jobs.tried({str(p): p for p in paths}, inputs, runtime=runtime, folder=place / "tried")
+            session.announce(progress, ran, preset)
             with progress.task("time both files") as advance, user_error():
                 compared = jobs.compare(
                     *paths, inputs, jobs.Session(place, preset, device.threads, device, host, advance)

@@ -96,7 +96,8 @@ def explain(
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             if place.is_file():
                 float_file = None if plain is None else Path(plain)
-                subject = inputs.of_files(place, float_file, source, target or "host", Path(folder))
+                with progress.task("open both files"):
+                    subject = inputs.of_files(place, float_file, source, target or "host", Path(folder))
                 found = _files(subject, store, progress)
             else:
                 extra = [

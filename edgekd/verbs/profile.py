@@ -129,7 +129,7 @@ def profile(
     import tempfile
 
     from edgekd.files import sha256, write_found, write_json
-    from edgekd.measure import emulation, jobs, opening, operators
+    from edgekd.measure import emulation, jobs, opening, operators, session
     from edgekd.measure import trace as tracing
     from edgekd.measure.machine import host_of, named, noted, stands_for, user_error
     from edgekd.probes import Subject, measure
@@ -157,16 +157,18 @@ def profile(
             place = Path(folder)
             device, host = stands_for(host, wanted)
             runtime = device.runtime.name
-            with user_error():
+            with progress.task("open the file"), user_error():
                 given = opening.given(path, source, wanted, place / "signature", host)
                 inputs = given.samples
                 shape = {} if source.random else inputs.shapes
                 subject = Subject(file=path, format=opening.form(wanted), sample=shape)
                 counted = [dataclasses.replace(m, target=device.name) for m in measure(subject)]
+                ran = []
                 if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
-                    jobs.tried({path.name: path}, inputs, runtime=runtime, folder=place / "tried")
+                    ran = jobs.tried({path.name: path}, inputs, runtime=runtime, folder=place / "tried")
             # wrong labels are told before the long part
             scored = [] if inputs.labels is None or inputs.states else _quality(path, inputs, device, host, place)
+            session.announce(progress, ran, preset)
             with progress.task("time the file") as advance, user_error():
                 timed = jobs.profile(
                     {path.name: path}, inputs, jobs.Session(place, preset, device.threads, device, host, advance)
