@@ -327,7 +327,11 @@ def cores():
 def test_killed_at_random_moments_ends_in_the_same_bytes(made, place, tmp_path, cores):
     """SIGKILL, again and again, then left alone: every file that the contract lists is byte for byte that of the
     undisturbed run. Every other time, and at the end, on one core, where the undisturbed run had them all."""
-    environment = {**os.environ, "EDGEKD_STORE": str(tmp_path / "store"), "PYTHONPATH": str(HERE)}
+    environment = {
+        **os.environ,
+        "EDGEKD_STORE": str(tmp_path / "store"),
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+    }
     line = [
         sys.executable,
         str(HERE / "tiny.py"),
