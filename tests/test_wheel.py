@@ -3,6 +3,7 @@ together."""
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -132,3 +133,13 @@ def test_continuous_integration_runs_what_the_readme_says():
     ).stdout
     parts = ("pip install", ".constraints.txt", "ruff check .", "ruff format --check .", "bin/mypy", "-m pytest")
     assert [part for part in parts if part not in dry] == []
+
+
+def test_the_versions_of_torch_that_were_tried_are_allowed_and_no_later_minor_one():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    tried = re.findall(r"\d+\.\d+\.\d+", re.search(r"pass with torch ([^;]+);", text)[1])
+    (torch,) = [r for r in requirements() if r.name == "torch"]
+    minors = [int(version.split(".")[1]) for version in tried]
+    assert len(minors) >= 3 and minors == list(range(minors[0], minors[-1] + 1)) and pins()["torch"] in tried
+    assert all(torch.specifier.contains(version) for version in tried)
+    assert not any(torch.specifier.contains(f"2.{minor}.0") for minor in (minors[0] - 1, minors[-1] + 1))
