@@ -20,8 +20,12 @@ _HOME = {
     **{name: f"edgekd.verbs.{name}" for name in _VERBS},
     "arrays": "edgekd.data",
     "from_loader": "edgekd.data",
-    "top1": "edgekd.metrics",
-    "mean_error": "edgekd.metrics",
+    **dict.fromkeys(("top1", "mean_error"), "edgekd.metrics"),
+    **dict.fromkeys(
+        ("pixel_accuracy", "label_accuracy", "mean_iou", "f1", "rmse", "r2", "average_precision", "auc"),
+        "edgekd.metrics.kinds",
+    ),
+    **dict.fromkeys(("classes", "yes_no", "numbers", "embeddings", "raw"), "edgekd.outputs"),
     **dict.fromkeys(
         ("Task", "Sample", "Metric", "Signals", "Batch", "Measurement", "Candidate", "Result"), "edgekd.records"
     ),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from edgekd.outputs import Output
+
 Split = Literal["train", "validation", "test", "unlabelled", "prior"]
 Origin = Literal["counted", "measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -58,9 +60,10 @@ class Sample:
 class Metric:
     """A task's metric on the outputs of a file.
 
-    `records(outputs, labels)` returns one number per sample (`outputs`: array [n, ...] or {name: array});
-    `value(records)` computes the metric from them. Two steps, so that intervals and paired comparisons work for every
-    metric.
+    `records(outputs, labels)` returns one number per sample, or several [n, k] (`outputs`: array [n, ...] or {name:
+    array}); `value(records)` computes the metric from them. Two steps, so that intervals and paired comparisons work
+    for every metric. `formula`: the name of its `value` in `edgekd.metrics.formulas`, with which `gate` computes it
+    again; "" for a mean of the records, and for figures of one's own.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Metric:
     better: Literal["higher", "lower"]
     records: Callable[[Any, np.ndarray], np.ndarray]
     value: Callable[[np.ndarray], float]
+    formula: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Task:
     views     how many augmented views of a sample exist; epoch e shows view e % views. The teacher runs once per view.
     forward   (model, inputs) -> output tensor; default: `model(inputs)`.
     classes   labels are integers in [0, classes); None for other labels.
+    outputs   names of the model's outputs; or {name: what it is}, such as {"mask": edgekd.classes(axis=1)}, from which
+              follow the losses and figures that fit, and what labels must look like (`edgekd.outputs`).
     licences  {what: its licence}, of data and weights: for those who read the task; nothing else uses it.
     assets    files that the task opens itself: their bytes are part of the keys of finished work.
     before    the preprocessing of raw inputs, as the bytes of an ONNX file, which bundles include.
@@ -99,11 +105,16 @@ class Task:
     views: int = 16
     forward: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None
     inputs: tuple[str, ...] = ("input",)
-    outputs: tuple[str, ...] = ("output",)
+    outputs: tuple[str, ...] | Mapping[str, Output] = ("output",)
     assets: tuple[str, ...] = ()
     licences: Mapping[str, str] = field(default_factory=dict)
     before: Callable[[], bytes] | None = None
     shareable: bool = False
+
+    @property
+    def output(self) -> Output | None:
+        """What the only output is; None where the task does not say it."""
+        return next(iter(self.outputs.values())) if isinstance(self.outputs, Mapping) else None
 
     def call(self, model: torch.nn.Module, inputs: Any) -> Any:
         """The outputs of a model of the task for inputs, by `forward` if the task has one."""
@@ -121,7 +132,8 @@ def plainly(model: torch.nn.Module, inputs: Any) -> Any:
 @dataclass
 class Batch:
     """Rows of one split as tensors. `index` [B] int64: positions in the split; `view`: the number of the augmented
-    view; `tags`: B tuples, None if no sample of the split has any."""
+    view; `tags`: B tuples, None if no sample of the split has any; `part` [B]: the number of a row's position in its
+    sample, where the rows are positions."""
 
     inputs: Any
     labels: torch.Tensor | None
@@ -129,16 +141,19 @@ class Batch:
     weight: torch.Tensor
     view: int = 0
     tags: Sequence[tuple[str, ...]] | None = None
+    part: torch.Tensor | None = None
 
 
 @dataclass
 class Signals:
     """A model's outputs for one batch. `output`: logits [B, C] (or {head: tensor}), None for a black box, which shows
-    its `label` [B] only; `taps`: {dotted path of a layer: its output tensor}."""
+    its `label` [B] only; `taps`: {dotted path of a layer: its output tensor}; `kind`: of the output (`edgekd.outputs`),
+    "" where the task does not say it."""
 
     output: Any
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
     label: torch.Tensor | None = None
+    kind: str = ""
 
 
 # ---------------------------------------------------------------- finished work

@@ -34,13 +34,15 @@ LONGEST = 200  # bytes of a candidate's id
 @dataclass(frozen=True)
 class Predictions:
     """A file's outputs for the test set. `outputs`: array [n, ...] or {name: array}; `records`: {metric: one number per
-    sample [n, ...]}; `better`: {metric: higher or lower}; `digest`: of the test samples."""
+    sample [n, ...]}; `better`: {metric: higher or lower}; `formulas`: {metric: the formula of its parts};
+    `digest`: of the test samples."""
 
     ids: np.ndarray
     digest: str
     outputs: Any
     records: Mapping[str, np.ndarray]
     better: Mapping[str, str] = field(default_factory=dict)
+    formulas: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- result.json
@@ -203,6 +205,7 @@ def save_predictions(
     arrays |= {f"{name}.records": np.asarray(array, np.float64) for name, array in records.items()}
     arrays |= {f"{name}.teacher": np.asarray(array, np.float64) for name, array in (teacher or {}).items()}
     arrays |= {f"{metric.name}.better": np.array(metric.better) for metric in metrics}
+    arrays |= {f"{metric.name}.formula": np.array(metric.formula) for metric in metrics if metric.formula}
     save_arrays(path, arrays)
 
 
@@ -278,8 +281,11 @@ def _predictions(path: Path, arrays: Mapping[str, np.ndarray]) -> Predictions:
         name.removeprefix("outputs."): a for name, a in arrays.items() if name.startswith("outputs.")
     } or arrays.get("outputs")
     records = {name.removesuffix(".records"): a for name, a in arrays.items() if name.endswith(".records")}
-    better = {name.removesuffix(".better"): str(a) for name, a in arrays.items() if name.endswith(".better")}
-    return Predictions(ids, str(digest), outputs, records, better)
+    better, formulas = (
+        {name.removesuffix(end): str(a) for name, a in arrays.items() if name.endswith(end)}
+        for end in (".better", ".formula")
+    )
+    return Predictions(ids, str(digest), outputs, records, better, formulas)
 
 
 def save_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -16,6 +16,9 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "benchmarks" / "examples"
 NAMES = sorted(p.parent.name for p in EXAMPLES.glob("*/README.md"))
 POINTS = {  # what each example makes, beside the teacher
     "own_model": {"alone", "alone-quantize", "distill", "quantize"},
+    "segmentation": {"alone", "alone-quantize", "distill", "quantize"},
+    "multi_label": {"alone", "alone-quantize", "distill", "quantize"},
+    "regression": {"alone", "alone-quantize", "distill", "quantize"},
     "own_loss": {"alone", "distill"},
     "own_target": {"distill", "quantize"},
     "prune_quantize": {"distill", "prune-0.7", "prune-0.5", "quantize-0.7", "quantize-0.5"},

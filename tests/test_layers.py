@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "edgekd"
 LAYERS = (  # low to high; a module may import its own layer and those before it
     ("ground", set()),  # every file directly in edgekd/, but for ENTRIES
-    ("tools", {"store", "onnx_files"}),
+    ("tools", {"store", "onnx_files", "metrics"}),
     ("inputs", {"data", "pruning", "models", "tasks", "samples"}),
     ("parts", {"losses", "teachers", "ensembles", "criteria", "ranges", "formats", "probes"}),
     ("engines", {"training", "quantization", "hosts", "measure", "predicting"}),

@@ -21,6 +21,7 @@ from edgekd.records import Batch, Signals
 from edgekd.stages.answer import Answer
 from edgekd.stages.distill import Distill
 from edgekd.training.agreement import Agreement
+from edgekd.training.positions import Rows
 from edgekd.training.read_terms import terms
 from edgekd.training.terms import Term, bind, parts
 
@@ -128,7 +129,7 @@ def test_a_part_that_learns_changes_its_settings():
     for share, temperature in ((0.0, 1.0), (0.5, 0.55), (1.0, 0.1)):
         torch.manual_seed(0)
         plain = Contrastive(seen, guide, batch, temperature=temperature)
-        (_, weight, value), *_ = parts([bound], seen, {"": guide}, batch, share)
+        (_, weight, value), *_ = parts([bound], seen, {"": guide}, Rows(batch, batch), share)
         assert weight == 1.0 and torch.allclose(value, plain(seen, guide, batch).mean())
 
 

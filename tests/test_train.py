@@ -18,6 +18,7 @@ from edgekd.stages.train import Train
 from edgekd.training.checkpoints import restore, save
 from edgekd.training.learn import learn
 from edgekd.training.optimizer import make_optimizer, pace
+from edgekd.training.positions import Rows
 from edgekd.training.settings import Training
 from edgekd.training.terms import Bound, Term, parts, total
 
@@ -183,7 +184,10 @@ def test_combine_weighs_terms_and_samples():
     scalar = lambda student, teacher, batch: torch.tensor(4.0)
     batch = Batch(None, None, torch.arange(2), torch.tensor([1.0, 3.0]))
     found = parts(
-        [Bound("rows", Term("rows", 0.5), rows), Bound("scalar", Term("scalar", 2.0), scalar)], Signals(None), {}, batch
+        [Bound("rows", Term("rows", 0.5), rows), Bound("scalar", Term("scalar", 2.0), scalar)],
+        Signals(None),
+        {},
+        Rows(batch, batch),
     )
     assert total(found).item() == pytest.approx(9.25) and {name: mean.item() for name, _, mean in found} == {
         "rows": 2.5,

@@ -68,7 +68,19 @@ def told(task, *losses, shows=None, change=lambda y: y):
     return list(check_terms(terms(losses) if losses else (), task.models["student"](), guides, task, columns, shows))
 
 
-@pytest.mark.parametrize("name", components.names("losses"))
+VALUES = {"mse", "mae", "huber", "bounded", "cosine"}  # of numbers and vectors
+
+
+@pytest.mark.parametrize("name", sorted(VALUES))
+def test_a_loss_of_numbers_learns_or_is_refused(name, labels):
+    scores, single = (told(task, {"use": name}) for task in (task_of(labels), task_of(labels, 1)))
+    if name == "cosine":  # of vectors; a single number has no angle
+        assert scores == [] and "gradient is always 0" in single[0][1]
+    else:
+        assert single == [] and "labels have 1 values per sample, the output 3" in scores[0][1]
+
+
+@pytest.mark.parametrize("name", sorted(set(components.names("losses")) - VALUES))
 def test_a_built_in_loss_learns_or_is_refused(name, labels):
     """One contract over the folder: on scores it reacts; on a single number, and on labels that it can't take, it
     reacts or is refused."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd import outputs
 from edgekd.data.arrays import PARTS, Arrays
 from edgekd.errors import THEIRS, EdgekdError, Problem
 from edgekd.inputs import each, length, named
@@ -127,6 +128,9 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
         text = f"labels are {np.asarray(split.labels).dtype}, not numbers"
         yield Problem(place, text, "number the classes 0, 1, ...: names, y = numpy.unique(y, return_inverse=True)")
         return
+    if task.output is not None:
+        yield from (Problem(place, *said) for said in outputs.label_problems(task.output, split.labels))
+        return
     if task.classes is None:
         return
     if split.labels is None:
@@ -226,6 +230,9 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
             continue
         shapes[name] = list(answer.shape)
         problems += _answer(task, answer, where)
+        if task.output is not None:
+            beside = None if split.labels is None else np.asarray(split.labels)[rows].shape
+            problems += (Problem(where, *said) for said in outputs.fit_problems(task.output, answer.shape, beside))
         output = answer.numpy() if name == "student" else output
     told = [k for k in roles if k in shapes]
     if len({tuple(shapes[k][1:]) for k in told}) > 1:

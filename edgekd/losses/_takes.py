@@ -16,6 +16,11 @@ SINGLE = (
     "`logit_mse` learns a single number from a teacher, a loss of your own from labels; or give the model one "
     "output per class"
 )
+OTHERS = {
+    "numbers": "mse, mae and huber learn numbers from labels, logit_mse and bounded from a teacher",
+    "embeddings": "cosine and logit_mse learn embeddings from a teacher",
+    "raw": "a loss of your own takes a raw output",
+}
 NUMBERED = 'class numbers are integers 0, 1, ...; values to be predicted need a loss of your own: use = "mymodule:loss"'
 
 
@@ -25,6 +30,10 @@ def scores(signals: Signals) -> torch.Tensor:
     import torch
 
     z = signals.output
+    if signals.kind not in ("", "classes", "yes_no"):
+        raise UsageError(
+            Problem("", f"takes scores of classes, and the output is declared as {signals.kind}", OTHERS[signals.kind])
+        )
     if z is None:
         raise UsageError(Problem("", BLACK, 'use = "hard" learns from its labels'))
     if not isinstance(z, torch.Tensor):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Lt
 
 from edgekd.losses._takes import class_numbers, scores
+from edgekd.losses._weights import of_classes
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -14,11 +15,18 @@ if TYPE_CHECKING:
 
 
 def cross_entropy(
-    student: Signals, teacher: Signals | None, batch: Batch, *, smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    student: Signals,
+    teacher: Signals | None,
+    batch: Batch,
+    *,
+    smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    weights: tuple[float, ...] = (),
 ) -> torch.Tensor:
-    """-sum_c t_c log softmax(z)_c per row: student logits [B, C], labels [B] -> [B].
+    """-w_y sum_c t_c log softmax(z)_c per row: student logits [B, C], labels [B] -> [B].
 
     t is the label's one-hot, mixed with the uniform distribution at share `smoothing` (Szegedy et al. 2016, eq. 3).
+    `weights`: w of each class, by the row's label; of yes-or-no labels (no, yes), so (1, w) is a binary cross-entropy
+    whose positive labels count w times. Rows are divided by their number, not by the sum of their weights.
 
     >>> import torch
     >>> from edgekd import Batch, Signals
@@ -30,4 +38,6 @@ def cross_entropy(
     from torch.nn import functional as F
 
     z = scores(student)
-    return F.cross_entropy(z, class_numbers(batch, z.shape[1]), reduction="none", label_smoothing=smoothing)
+    wanted = class_numbers(batch, z.shape[1])
+    losses = F.cross_entropy(z, wanted, reduction="none", label_smoothing=smoothing)
+    return losses * of_classes(weights, z, wanted) if weights else losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekd.losses._values import same
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -24,4 +25,5 @@ def logit_mse(student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
     >>> logit_mse(student, teacher, batch)
     tensor([1.6667, 3.3333])
     """
+    same(student.output, teacher.output)
     return (student.output.float() - teacher.output.float()).square().reshape(len(student.output), -1).mean(-1)

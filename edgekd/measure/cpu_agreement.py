@@ -11,6 +11,7 @@ import numpy as np
 
 from edgekd import intervals, probes
 from edgekd.measure.emulation import Answers
+from edgekd.outputs import Output
 from edgekd.probes import other_cpus, quality
 from edgekd.records import Measurement, Metric
 
@@ -21,6 +22,7 @@ def figures(
     metrics: Sequence[Metric],
     teacher: np.ndarray | None = None,
     boards: Sequence[Answers] = (),
+    output: Output | None = None,
 ) -> dict[str, tuple[Measurement, ...]]:
     """{target: measurements}, all `emulated`: the metrics, with a `teacher`'s outputs also fidelity; host_agreement,
     the share of answers that are this machine's (equal_outputs, the share of numbers, where the answers are no
@@ -39,7 +41,7 @@ def figures(
         )
         note += "" if same == 1 else f", the others within {_apart(a):.2g}"
         truth, names = None if labels is None else labels[a.rows], {metric.name for metric in metrics}
-        there = probes.Subject(outputs=a.there, labels=truth, metrics=metrics, split="test")
+        there = probes.Subject(outputs=a.there, labels=truth, metrics=metrics, split="test", output=output)
         told = probes.measure(replace(there, teacher=None if teacher is None else teacher[a.rows]))
         same_answers = quality.agreement(replace(there, teacher=a.here))
         taken = [m for m in told if teacher is not None or m.name in names]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgekd.onnx_files.shapes import Known
+    from edgekd.outputs import Output
 
 
 KNOWN = {"better": (None, "lower", "higher"), "origin": ("counted", "measured", "emulated")}  # {setting: its values}
@@ -62,6 +63,7 @@ class Subject:
     outputs   its outputs for the samples of `split`: array [n, ...] or {name: array [n, ...]}
     labels    [n, ...]; metrics: the task's
     teacher   the teacher's outputs for the same samples, in the same form
+    output    what the only output is, where the task says it
     times     the records of processes that ran it
     """
 
@@ -73,6 +75,7 @@ class Subject:
     labels: np.ndarray | None = None
     metrics: Sequence[Metric] = ()
     teacher: Any = None
+    output: Output | None = None
     split: Split | None = None
     times: Times | None = None
 

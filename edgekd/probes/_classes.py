@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.inputs import positional
+from edgekd import outputs
+from edgekd.inputs import bare, named, positional
 from edgekd.metrics import threshold
+from edgekd.outputs import Output
 from edgekd.probes import Subject
 
 TINY = 1e-7  # the least probability that has a logit: what float32 tells from 1
@@ -18,11 +20,21 @@ TINY = 1e-7  # the least probability that has a logit: what float32 tells from 1
 @dataclass(frozen=True)
 class Classified:
     """Outputs of a classifier. `ours`, `theirs`: logits [n, classes] of the file and the teacher; `theirs` None if
-    there is no teacher, or its outputs have another form. `labels` [n]: class numbers."""
+    there is no teacher, or its outputs have another form. `labels` [n]: class numbers. `sample` [n]: the number of the
+    sample that a row is a position of (a pixel, a token, a yes-or-no label), None where each row is a sample."""
 
     ours: np.ndarray
     theirs: np.ndarray | None
     labels: np.ndarray
+    sample: np.ndarray | None = None
+
+    def per_sample(self, values: np.ndarray) -> np.ndarray:
+        """The mean of values [n] over the rows of each sample that has any."""
+        if self.sample is None:
+            return values
+        count = np.bincount(self.sample)
+        means: np.ndarray = np.bincount(self.sample, values)[count > 0] / count[count > 0]
+        return means
 
 
 def classified(subject: Subject) -> Classified | None:
@@ -30,6 +42,8 @@ def classified(subject: Subject) -> Classified | None:
     single logit or probability [n] or [n, 1] for two classes. Raises ValueError where they differ in length."""
     if subject.outputs is None or subject.labels is None:
         return None
+    if subject.output is not None:
+        return _positions(subject, subject.output) if subject.output.scored else None
     labels = np.asarray(subject.labels)
     classes = _classes(subject.outputs, labels)
     ours = _logits(subject.outputs, classes)
@@ -40,6 +54,22 @@ def classified(subject: Subject) -> Classified | None:
     if ours is None or not len(ours):
         return None
     return Classified(ours, theirs if theirs is not None and theirs.shape == ours.shape else None, labels)
+
+
+def _positions(subject: Subject, output: Output) -> Classified | None:
+    """The rows of an output that the task declares: one for each position that counts. Raises ValueError where outputs
+    and labels differ in size."""
+    ours, labels = outputs.rows(output, bare(named(subject.outputs))), np.asarray(subject.labels)
+    labels = labels.reshape(len(labels), -1)
+    if ours.shape[:2] != labels.shape:
+        raise ValueError(f"outputs have {list(ours.shape[:2])} samples and positions, labels {list(labels.shape)}")
+    theirs = None if subject.teacher is None else outputs.rows(output, bare(named(subject.teacher)))
+    theirs = theirs if theirs is not None and theirs.shape == ours.shape else None
+    told = np.ones(labels.shape, bool) if output.ignore_index is None else labels != output.ignore_index
+    if not told.any():
+        return None
+    sample = None if ours.shape[1] == 1 and told.all() else np.nonzero(told)[0]
+    return Classified(ours[told], None if theirs is None else theirs[told], labels[told], sample)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -63,23 +93,23 @@ def confidence(logits: np.ndarray) -> np.ndarray:
     return np.exp(log_softmax(logits)).max(1)
 
 
-def _classes(outputs: Any, labels: np.ndarray) -> int | None:
+def _classes(given: Any, labels: np.ndarray) -> int | None:
     """The number of classes, if labels are class numbers of the outputs' last axis (or 0 and 1 for a single logit);
     else None."""
-    values = np.asarray(positional(outputs)[0])
+    values = np.asarray(positional(given)[0])
     if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iub" or values.ndim not in (1, 2):
         return None
     width = 2 if values.ndim == 1 or values.shape[1] == 1 else values.shape[1]
     return width if labels.min() >= 0 and labels.max() < width else None
 
 
-def _logits(outputs: Any, classes: int | None) -> np.ndarray | None:
+def _logits(given: Any, classes: int | None) -> np.ndarray | None:
     """Outputs as logits [n, classes]; None where they aren't."""
-    if isinstance(outputs, Mapping):
-        if len(outputs) != 1:
+    if isinstance(given, Mapping):
+        if len(given) != 1:
             return None
-        outputs = next(iter(outputs.values()))
-    values = np.asarray(outputs, np.float64)
+        given = next(iter(given.values()))
+    values = np.asarray(given, np.float64)
     if classes is None:
         return None
     if classes == 2 and (values.ndim == 1 or values.shape[1:] == (1,)):

@@ -28,7 +28,7 @@ PRIOR = 4  # samples' worth of trust that a bin is calibrated: few samples of a 
 def measure(subject: Subject) -> Iterator[Measurement]:
     """The calibration error of a classifier's answers; the note has the plain sum, as it is mostly published."""
     found = classified(subject)
-    if found is None:
+    if found is None or found.sample is not None:  # positions of one sample are not independent
         return
     sure, hits = confidence(found.ours), right(found.ours, found.labels)
     if np.isfinite(sure).all():

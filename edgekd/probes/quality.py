@@ -35,10 +35,12 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     if found is None or found.theirs is None:
         return
     ours, theirs, labels = found.ours, found.theirs, found.labels
-    own = {"n": len(ours), "split": subject.split}
+    divergence = found.per_sample(kl(theirs, ours))
+    own = {"n": len(divergence), "split": subject.split}
     yield agreement(subject)
-    yield figure(KL, *_mean(kl(theirs, ours)), **own)
-    yield figure(DROP, *worst_class_drop(right(ours, labels), right(theirs, labels), labels), **own)
+    yield figure(KL, *_mean(divergence), **own)
+    if found.sample is None:  # positions of one sample are not independent
+        yield figure(DROP, *worst_class_drop(right(ours, labels), right(theirs, labels), labels), **own)
 
 
 def task_metrics(subject: Subject) -> Iterator[Measurement]:
@@ -52,14 +54,19 @@ def task_metrics(subject: Subject) -> Iterator[Measurement]:
 
 
 def agreement(subject: Subject) -> Measurement | None:
-    """The share of a classifier's predicted classes that equal the teacher's; None if it has no teacher, or is not a
+    """The share of a classifier's predicted classes that equal the teacher's, of positions averaged within a sample
+    first; None if it has no teacher, or is not a
     classifier."""
     found = classified(subject)
     if found is None or found.theirs is None:
         return None
     same = answers(found.ours) == answers(found.theirs)
-    low, high = intervals.wilson(int(same.sum()), len(same))
-    limits = (100 * x for x in (float(same.mean()), low, high))
+    if found.sample is None:
+        value, (low, high) = float(same.mean()), intervals.wilson(int(same.sum()), len(same))
+    else:
+        same = found.per_sample(same.astype(np.float64))
+        value, low, high = _mean(same)
+    limits = (100 * x for x in (value, max(low, 0.0), min(high, 1.0)))
     return figure(AGREEMENT, *limits, n=len(same), split=subject.split)
 
 

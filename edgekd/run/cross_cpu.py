@@ -64,7 +64,7 @@ def prove(
     boards = [
         Answers(t, f"the board of {t}", order, here[order], outputs["test"][order]) for t, outputs in o.there.items()
     ]
-    made = figures(found, columns.labels, resolved.task.metrics, teacher, boards)
+    made = figures(found, columns.labels, resolved.task.metrics, teacher, boards, resolved.task.output)
     spread = made.get("", ())
     if not made:
         return Proven()

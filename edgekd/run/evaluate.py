@@ -229,7 +229,8 @@ def _quality(
     """The quality of a point's outputs for a split, compared with the teacher's on this machine."""
     beside = None if teacher is None or teacher is o else teacher.outputs[split]
     labels, metrics = resolved.data(split).labels, resolved.task.metrics
-    return measure(Subject(outputs=outputs[split], labels=labels, metrics=metrics, teacher=beside, split=split))
+    own = {"labels": labels, "metrics": metrics, "output": resolved.task.output}
+    return measure(Subject(outputs=outputs[split], teacher=beside, split=split, **own))
 
 
 def _joined(*texts: str) -> str:

@@ -7,7 +7,7 @@ inconclusive."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from edgekd.decisions.budget import Reference, Rule
 from edgekd.delivery import bundle
 from edgekd.errors import BaselineError, Problem, UsageError
 from edgekd.files import sha256
+from edgekd.metrics.formulas import FORMULAS
 from edgekd.onnx_files import external
 from edgekd.records import Candidate, Check, Measurement, Metric, Result
 
@@ -97,7 +98,8 @@ def of_bundle(folder: Path, manifest: bundle.Manifest) -> Subject:
         if ours.digest != m.test_digest:
             wrong.append(Problem(str(path), "is of another test set than the manifest says"))
     if m.means is not None:
-        taught = _figures(made, m.target, subject.teacher.records, m.means) if subject.teacher else ()
+        formulas = {} if subject.predictions is None else subject.predictions.formulas
+        taught = _figures(made, m.target, subject.teacher.records, m.means, formulas) if subject.teacher else ()
         wrong += _contradictory(m.checks, m.verdict, f"{folder / bundle.MANIFEST}", made, taught)
     if wrong:
         raise BaselineError(*wrong)
@@ -198,7 +200,7 @@ def _chosen(folder: Path, result: Result, target: str) -> Subject:
         if elsewhere:  # has the teacher's records of its samples
             missing.pop(THEIRS, None)
             records = {} if ours is None else results.load_teacher(place)
-            theirs = _figures(candidate, target, records, means or {})
+            theirs = _figures(candidate, target, records, means or {}, {} if ours is None else ours.formulas)
             wrong += [] if ours is None or taught is None else _others(ours, records, taught, str(place))
         elif ours is not None and taught is not None:
             wrong += unlike(ours, taught, str(folder / "predictions" / name), "the candidate")
@@ -238,21 +240,21 @@ def _held(
     place: str,
     wrong: list[Problem],
 ) -> dict[str, Metric]:
-    """The metrics that are means of their records. Records that contradict the figure go to `wrong`. `means` None: it
-    is not recorded which metrics are means, so these are the ones that edgekd knows and the ones whose figure is the
-    mean. Other metrics need the task's code, which is not run here."""
+    """The metrics that are means of their records, or a formula of edgekd's of them. Records that contradict the figure
+    go to `wrong`. `means` None: it is not recorded which metrics are means, so these are the ones that edgekd knows and
+    the ones whose figure is the mean. Other metrics need the task's code, which is not run here."""
     made = {}
     for name in dict.fromkeys([*(means or {}), *found.records]):
         figures = [m for m in measurements if m.name == name and m.split == "test" and m.target in (None, target)]
         figure = next((m for m in figures if m.origin == "measured"), figures[0] if figures else None)
         rows = found.records.get(name)
-        if figure is None or (means is not None and name not in means):
+        formula = FORMULAS.get(found.formulas.get(name, ""))
+        if figure is None or (means is not None and name not in means and formula is None):
             continue
-        times = means[name] if means is not None else 100.0 if figure.unit == "%" else 1.0
-        text = _against(figure, rows, times)
+        value = formula or _times(means[name] if means is not None else 100.0 if figure.unit == "%" else 1.0)
+        text = _against(figure, rows, value)
         if not text:
             better = found.better.get(name) or ("lower" if quantities.lower(name) else "higher")
-            value = lambda records, times=times: times * float(np.mean(records))
             made[name] = Metric(name, figure.unit, better, lambda outputs, labels: outputs, value)  # type: ignore[arg-type]
         elif means is not None or name in KNOWN:
             wrong.append(
@@ -261,15 +263,20 @@ def _held(
     return made
 
 
-def _against(figure: Measurement, rows: np.ndarray | None, times: float) -> str:
-    """How records contradict a figure that should be `times` their mean; "" if they don't."""
+def _times(factor: float) -> Callable[[np.ndarray], float]:
+    """A metric's value that is a multiple of the mean of its records."""
+    return lambda records: factor * float(np.mean(records))
+
+
+def _against(figure: Measurement, rows: np.ndarray | None, of: Callable[[np.ndarray], float]) -> str:
+    """How records contradict a figure that should be `of` them; "" if they don't."""
     if rows is None:
         return "are missing"
     if len(rows) != figure.n:
         return f"are of {len(rows)} samples, the figure of {figure.n}"
     if not np.isfinite(rows).all():
         return "have values that are not finite"
-    value = times * float(np.mean(rows))
+    value = intervals.figure(of, rows)
     same = math.isclose(value, figure.value, rel_tol=1e-6, abs_tol=1e-9)
     return "" if same else f"come to {value:.6g} {figure.unit}".rstrip() + f", the figure is {figure.value:.6g}"
 
@@ -281,7 +288,7 @@ def _told(
 
     def told(m: Measurement) -> Measurement:
         rows = found.records[m.name] if found is not None and m.name in made else np.zeros(0)
-        if m.split != "test" or m.target not in (None, target) or len(rows) != m.n or not np.isin(rows, (0, 1)).all():
+        if m.split != "test" or m.target not in (None, target) or len(rows) != m.n or not _binary(rows):
             return m
         _, low, high = intervals.interval_of(made[m.name], rows)
         return replace(m, low=low, high=high)
@@ -289,13 +296,23 @@ def _told(
     return replace(candidate, measurements=tuple(map(told, candidate.measurements)))
 
 
+def _binary(rows: np.ndarray) -> bool:
+    return rows.ndim == 1 and bool(np.isin(rows, (0, 1)).all())
+
+
 def _figures(
-    ours: Candidate, target: str, records: Mapping[str, np.ndarray], means: Mapping[str, float]
+    ours: Candidate,
+    target: str,
+    records: Mapping[str, np.ndarray],
+    means: Mapping[str, float],
+    formulas: Mapping[str, str],
 ) -> tuple[Measurement, ...]:
     """The teacher's figures to compare with the candidate's: from the teacher's records of the same samples."""
-    own = [m for m in ours.measurements if m.split == "test" and m.target in (None, target) and m.name in means]
+    of = {name: _times(factor) for name, factor in means.items()}
+    of |= {name: FORMULAS[formula] for name, formula in formulas.items() if formula in FORMULAS}
+    own = [m for m in ours.measurements if m.split == "test" and m.target in (None, target) and m.name in of]
     return tuple(
-        replace(m, value=means[m.name] * float(np.mean(records[m.name])))
+        replace(m, value=intervals.figure(of[m.name], records[m.name]))
         for m in own
         if len(records.get(m.name, ())) == m.n
     )

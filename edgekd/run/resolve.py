@@ -14,6 +14,7 @@ from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits, gathe
 from edgekd.records import Metric, Task
 from edgekd.run import passed
 from edgekd.run import recipe as recipes
+from edgekd.run.default_losses import fitted
 from edgekd.run.recipe import Recipe
 from edgekd.run.recipe.form import Select
 from edgekd.store.store import Store
@@ -67,6 +68,8 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
     load = cache(environment.threads()(lambda split: columns.load(task, split)))
     identity = cache(lambda: passed.of_task(task, load))
     select, gate = recipe.select, {name: dict(lines) for name, lines in recipe.gate.items()}
+    if isinstance(task, Task):
+        recipe = fitted(recipe, task)
     if isinstance(task, Task) and task.metrics:
         taken = metric_problems(task)
         problems += [*taken, *_task_problems(task, recipe, load, identity, store)]

@@ -60,7 +60,7 @@ class Answer:
                             f"view {view}"
                         )
                     outputs = list(rows.shape[1:])
-                    for name, array in self.shown(rows).items():
+                    for name, array in self.shown(rows, run.task.output).items():
                         if name not in rooms:
                             rooms[name] = _room(
                                 run.folder / f"{name}.npy", (self.views, len(columns), *array.shape[1:]), array.dtype
@@ -71,10 +71,12 @@ class Answer:
             room.flush()
         return Made("logits", {"views": self.views, "rows": len(columns), "outputs": outputs, "shows": self.shows})
 
-    def shown(self, logits):
-        """{file: array} of the part of logits [B, C] that the teacher shows."""
+    def shown(self, logits, output=None):
+        """{file: array} of the part of logits [B, C] that the teacher shows, or of an output that the task declares."""
         if self.shows == "label":
-            return {"labels": logits.argmax(-1).numpy().astype("int32")}
+            from edgekd.training.positions import predicted
+
+            return {"labels": predicted(output, logits).numpy().astype("int32")}
         if self.shows == "top":
             values, classes = logits.log_softmax(-1).topk(min(self.top, logits.shape[-1]), -1)
             return {"values": values.numpy(), "classes": classes.numpy().astype("int32")}

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from edgekd.training.positions import predicted
+
 if TYPE_CHECKING:
     from edgekd.data.columns import Columns
+    from edgekd.outputs import Output
     from edgekd.records import Artifact
 
 
@@ -25,7 +28,13 @@ class Agreement(nn.Module):
         self.register_buffer("shares", torch.zeros(len(answers), dtype=torch.float64))
         self.__dict__.update(answers=dict(answers), columns=columns)  # no part of the state
 
-    def look(self, student: nn.Module, forward: Callable[[nn.Module, Any], torch.Tensor], size: int = 256) -> None:
+    def look(
+        self,
+        student: nn.Module,
+        forward: Callable[[nn.Module, Any], torch.Tensor],
+        size: int = 256,
+        output: Output | None = None,
+    ) -> None:
         """Computes the shares again. The student's mode is restored."""
         import numpy as np
 
@@ -34,7 +43,9 @@ class Agreement(nn.Module):
         was = student.training
         student.eval()
         with torch.no_grad():
-            own = torch.cat([forward(student, batch.inputs).argmax(-1) for batch in batches(self.columns, size)])
+            own = torch.cat(
+                [predicted(output, forward(student, batch.inputs)) for batch in batches(self.columns, size)]
+            )
         student.train(was)
         for number, artifact in enumerate(self.answers.values()):
             theirs = np.load(artifact.folder / "labels.npy", allow_pickle=False)[0]

@@ -19,6 +19,7 @@ from edgekd.models.precision import laid_out
 from edgekd.records import Batch, Run, Signals
 from edgekd.training.checkpoints import restore, save
 from edgekd.training.optimizer import make_optimizer, pace
+from edgekd.training.positions import rows_of
 from edgekd.training.settings import Training
 from edgekd.training.supervision import Supervision, dry
 from edgekd.training.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, total
@@ -146,7 +147,7 @@ class _Loop:
             on_epoch(self.epoch)
         if self.agreement is not None:
             with self.autocast():
-                self.agreement.look(self.students[0], self.forward)
+                self.agreement.look(self.students[0], self.forward, output=self.run.task.output)
             self.run.log(event="agreement", epoch=self.epoch + 1, **self.agreement.now())
 
     def _step(self, batch: Batch, step: int) -> tuple[float, float]:
@@ -178,10 +179,11 @@ class _Loop:
     def _terms(self, batch: Batch, step: int, share: float) -> list[Found]:
         """The terms of each student on the batch, balanced if the settings say so."""
         agreed = self.agreement.now() if self.agreement is not None else None
-        shared = self.supervision.before(batch)
-        seen = [self._see(number, batch) for number in range(len(self.students))]
+        raw = [self._see(number, batch) for number in range(len(self.students))]
+        rows = rows_of(self.run.task.output, batch, raw[0])
+        shared, seen = self.supervision.before(rows), [rows.of(s) for s in raw]
         each = [
-            parts(bound, seen[i], self.supervision.of(i, seen, shared), batch, share, agreed)
+            parts(bound, seen[i], self.supervision.of(i, seen, shared), rows, share, agreed)
             for i, bound in enumerate(self.bound)
         ]
         if self.position == 0:
@@ -198,7 +200,8 @@ class _Loop:
             return Signals(self.forward(self.students[number], batch.inputs), self.looks[number]())
 
     def _dry(self, number: int) -> tuple[Signals, dict, Batch]:
-        return dry(number, self.students, self._see, self.supervision, self.source)
+        output = self.run.task.output
+        return dry(number, self.students, self._see, self.supervision, self.source, output)
 
     def _save(self) -> None:
         save(self.run.scratch, self.whole, self.optimizer, self.epoch, self.position, self.sums)

@@ -3,7 +3,7 @@ where its value and gradient must change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from edgekd.errors import THEIRS, UsageError
 from edgekd.models import taps
 from edgekd.records import Signals, Task
 from edgekd.training.loss_reaction import inert, shares
+from edgekd.training.positions import predicted, rows_of
 from edgekd.training.terms import Bound, Term, bind, is_module
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def check_terms(
         torch.manual_seed(0)
         for number, term in enumerate(losses):
             teacher = teachers.get(term.teacher or "") if term.needs_teacher() else None
-            trial = _Trial(term, student, teacher, task.call, batch, (shows or {}).get(term.teacher or "", "logits"))
+            shown = (shows or {}).get(term.teacher or "", "logits")
+            trial = _Trial(term, student, teacher, task, batch, shown)
             yield from ((number, *found) for found in trial.problems(columns.labels, told))
             student.zero_grad(set_to_none=True)
 
@@ -56,10 +58,8 @@ def check_terms(
 class _Trial:
     """One term on a few samples; `shapes`: the shapes of its inputs, for messages."""
 
-    def __init__(
-        self, term: Term, student: nn.Module, teacher: nn.Module | None, forward: Callable, batch: Batch, shown: str
-    ):
-        self.term, self.student, self.teacher, self.forward = term, student, teacher, forward
+    def __init__(self, term: Term, student: nn.Module, teacher: nn.Module | None, task: Task, batch: Batch, shown: str):
+        self.term, self.student, self.teacher, self.task = term, student, teacher, task
         self.batch, self.shown, self.shapes = batch, shown, ""
 
     def problems(self, labels: np.ndarray | None, told: list[str] | None) -> list[tuple[str, str]]:
@@ -74,6 +74,9 @@ class _Trial:
         try:
             seen, taught = self.signals()
             self.shapes = self.described(seen, taught)
+            rows = rows_of(self.task.output, self.batch, seen)
+            self.batch = rows.batch if term.on else rows.flat
+            seen, taught = rows.of(seen), None if taught is None else rows.of(taught)
             dry = (seen, {term.teacher or "": taught}, self.batch)
             (bound,) = bind((term,), lambda: dry)
             found = self.inspected(bound, seen, taught, labels)
@@ -88,13 +91,15 @@ class _Trial:
         import torch
 
         look = taps.watch(self.student, [path for path, _ in self.term.on])
-        seen = Signals(self.forward(self.student.eval(), self.batch.inputs), look())
+        seen = Signals(self.task.call(self.student.eval(), self.batch.inputs), look())
         if self.teacher is None:
             return seen, None
         look = taps.watch(self.teacher, [path for _, path in self.term.on])
         with torch.no_grad():
-            taught = Signals(self.forward(self.teacher.eval(), self.batch.inputs), look())
-        return seen, Signals(None, label=taught.output.argmax(-1)) if self.shown == "label" else taught
+            taught = Signals(self.task.call(self.teacher.eval(), self.batch.inputs), look())
+        if self.shown != "label":
+            return seen, taught
+        return seen, Signals(None, label=predicted(self.task.output, taught.output))
 
     def described(self, seen: Signals, taught: Signals | None) -> str:
         if not self.term.on:

@@ -96,7 +96,7 @@ def _drawn(like: Signals | None, kind: tuple[str, float], seed: int, learns: boo
         return made.to(x.dtype).requires_grad_(learns)
 
     label = None if like.label is None else like.label[torch.randperm(len(like.label), generator=generator)]
-    return Signals(draw(like.output), {path: draw(tap) for path, tap in like.taps.items()}, label)
+    return Signals(draw(like.output), {path: draw(tap) for path, tap in like.taps.items()}, label, like.kind)
 
 
 def _tensors(signals: Signals) -> list[torch.Tensor]:

@@ -10,12 +10,14 @@ from edgekd.components import Use
 from edgekd.errors import THEIRS
 from edgekd.models import taps
 from edgekd.records import Batch, Signals
+from edgekd.training.positions import Rows, rows_of
 from edgekd.training.terms import EMA, PEERS, Term, is_module, tapped
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.data.columns import Columns
+    from edgekd.outputs import Output
     from edgekd.training.settings import Training
 
 
@@ -54,15 +56,16 @@ class Supervision:
         """The modules whose state a checkpoint must hold."""
         return [part for part in (self.combine, self.ema) if part is not None and is_module(part)]
 
-    def before(self, batch: Batch) -> dict[str, Signals]:
+    def before(self, rows: Rows) -> dict[str, Signals]:
         """{teacher: its signals for a batch}, the same for every student; "" is the only teacher, or the ensemble."""
-        signals = {name: teach(batch) for name, teach in self.given.items()}
+        batch = rows.batch
+        signals = {name: rows.of(teach(batch)) for name, teach in self.given.items()}
         if self.single is not None:
             signals[""] = signals[self.single]
         elif self.combine is not None:
-            signals[""] = self.combine({name: signals[name] for name in self.given}, batch)
+            signals[""] = self.combine({name: signals[name] for name in self.given}, rows.flat)
         if self.ema is not None:
-            signals[EMA] = self.ema(batch)
+            signals[EMA] = rows.of(self.ema(batch))
         return signals
 
     def of(self, number: int, seen: Sequence[Signals], signals: Mapping[str, Signals]) -> dict[str, Any]:
@@ -70,7 +73,7 @@ class Supervision:
         if not self.peers:
             return dict(signals)
         others = [
-            Signals(s.output.detach(), {k: t.detach() for k, t in s.taps.items()})
+            Signals(s.output.detach(), {k: t.detach() for k, t in s.taps.items()}, kind=s.kind)
             for i, s in enumerate(seen)
             if i != number
         ]
@@ -121,7 +124,12 @@ def check_ensemble(
 
 
 def dry(
-    number: int, students: Sequence[nn.Module], see: Callable, supervision: Supervision, source: Callable
+    number: int,
+    students: Sequence[nn.Module],
+    see: Callable,
+    supervision: Supervision,
+    source: Callable,
+    output: Output | None = None,
 ) -> tuple[Signals, dict, Batch]:
     """(a student's signals, its teachers' signals, the batch) for the first batch, in evaluation mode and with no side
     effects: for parts that need shapes."""
@@ -131,8 +139,10 @@ def dry(
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for one in students:
             one.eval()
-        seen = [see(i, batch) for i in range(len(students))]
-        signals = supervision.of(number, seen, supervision.before(batch))
+        raw = [see(i, batch) for i in range(len(students))]
+        rows = rows_of(output, batch, raw[0])
+        seen = [rows.of(s) for s in raw]
+        signals = supervision.of(number, seen, supervision.before(rows))
         for one in students:
             one.train()
-    return seen[number], {name: g[0] if isinstance(g, list) else g for name, g in signals.items()}, batch
+    return seen[number], {name: g[0] if isinstance(g, list) else g for name, g in signals.items()}, rows.flat

@@ -15,6 +15,8 @@ from edgekd.records import Batch, Signals
 if TYPE_CHECKING:
     import torch
 
+    from edgekd.training.positions import Rows
+
 KEYS = ("use", "weight", "on", "teacher", "schedule")  # keys of a term besides its loss's settings
 PEERS, EMA = "peers", "ema"  # teachers that the training itself makes
 # what schedules follow: the share of the training that is done, or the agreement with the teacher
@@ -105,7 +107,7 @@ def looked_at(term: Term, seen: Signals, teacher: Signals | None) -> tuple[Signa
     """(the student's signals, the teacher's) with the values that the term taps, in the order of `on`."""
     if not term.on:
         return seen, teacher
-    ours = Signals(seen.output, {path: seen.taps[path] for path, _ in term.on})
+    ours = Signals(seen.output, {path: seen.taps[path] for path, _ in term.on}, kind=seen.kind)
     if teacher is None or not teacher.taps:
         return ours, teacher
     return ours, Signals(
@@ -143,19 +145,19 @@ def parts(
     bound: Sequence[Bound],
     seen: Signals,
     signals: Mapping[str, Any],
-    batch: Batch,
+    rows: Rows,
     share: float = 0.0,
     agreement: Mapping[str, float] | None = None,
 ) -> list[tuple[str, float, torch.Tensor]]:
     """(name, weight, mean) of every term. The mean is over rows, by sample weight; with several teachers (peers), over
-    them too."""
+    them too. Terms that tap layers get the batch as it is, the others one row per position that counts."""
     found = []
     for b in bound:
         teacher = teacher_signals(b.term, signals)
-        means = []
+        means, batch = [], rows.batch if b.term.on else rows.flat
         for one in teacher if isinstance(teacher, list) else [teacher]:
-            weight, rows = b.rows(seen, one, batch, share, agreement)
-            means.append(rows if rows.ndim == 0 else (rows * batch.weight).sum() / batch.weight.sum())
+            weight, losses = b.rows(seen, one, batch, share, agreement)
+            means.append(losses if losses.ndim == 0 else (losses * batch.weight).sum() / batch.weight.sum())
         found.append((b.name, weight, means[0] if len(means) == 1 else sum(means) / len(means)))
     return found
 

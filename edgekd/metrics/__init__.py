@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from edgekd.metrics.selection import one
 from edgekd.records import Metric, Quantity
 
 TOP1 = Quantity("top1", "%", "samples whose greatest logit is the label's", better="higher", split=True)
@@ -21,7 +21,7 @@ def top1(*, output: str | None = None) -> Metric:
     don't match."""
 
     def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        values, labels = _one(outputs, output), np.asarray(labels)
+        values, labels = one(outputs, output), np.asarray(labels)
         if values.ndim not in (1, 2) or labels.shape != values.shape[:1]:
             raise ValueError(
                 f"top1 takes outputs [n, classes] and labels [n], not {list(values.shape)} and {list(labels.shape)}"
@@ -41,7 +41,7 @@ def mean_error(*, unit: str = "", output: str | None = None) -> Metric:
     Raises ValueError where outputs and labels don't match."""
 
     def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        values, labels = _one(outputs, output), np.asarray(labels)
+        values, labels = one(outputs, output), np.asarray(labels)
         if len(values) != len(labels) or values.size != labels.size:
             raise ValueError(
                 f"mean_error takes outputs and labels of one size, not {list(values.shape)} and {list(labels.shape)}"
@@ -66,7 +66,7 @@ def suiting(labels: np.ndarray) -> Metric:
     metric = top1()
 
     def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        values = _one(outputs, None)
+        values = one(outputs, None)
         single = values.ndim == 1 or values.shape[1:] == (1,)
         return metric.records(values - threshold(values) if single else values, labels)
 
@@ -85,13 +85,3 @@ def decided(outputs: np.ndarray, axis: int, limit: float) -> np.ndarray:
     broken = np.isnan(outputs).any(axis)
     found = outputs.argmax(axis) if outputs.shape[axis] > 1 else (outputs > limit).astype(np.int64).squeeze(axis)
     return np.where(broken, -1, found)
-
-
-def _one(outputs: Any, name: str | None) -> np.ndarray:
-    if not isinstance(outputs, Mapping):
-        return np.asarray(outputs)
-    if name is None and len(outputs) == 1:
-        return np.asarray(next(iter(outputs.values())))
-    if name not in outputs:
-        raise ValueError(f"the model has outputs {', '.join(outputs)}: say which one the metric takes with `output`")
-    return np.asarray(outputs[name])

@@ -1,0 +1,137 @@
+"""What an output of a task is: `Task.outputs = {"mask": classes(axis=1, ignore_index=255)}`. From the kind follow the
+losses, metrics and fidelity figures that fit, and what a label must look like.
+
+classes     scores of classes along an axis, one label per position: images, pixels [n, C, H, W], tokens [n, T, C]
+yes_no      one logit per independent label, of 0 or 1: [n, L]; a single one may be [n] or [n, 1]
+numbers     values to be predicted: [n, ...], labels of the same size
+embeddings  vectors [n, D] that are compared by distance or angle; labels are not used by edgekd's losses
+raw         anything else, for one's own losses and metrics
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["classes", "yes_no", "numbers", "embeddings", "raw"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output. `axis`: of the classes, the samples' axis counted; `count`: of classes or labels, None for the
+    model's; `ignore_index`: the label of positions that don't count; `unit`: of numbers."""
+
+    kind: Kind
+    axis: int = 1
+    count: int | None = None
+    ignore_index: int | None = None
+    unit: str = ""
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has scores of classes, of which a yes-or-no label has two."""
+        return self.kind in ("classes", "yes_no")
+
+
+def classes(count: int | None = None, *, axis: int = 1, ignore_index: int | None = None) -> Output:
+    """Scores of classes along `axis`; labels are class indices with the shape of the output without it.
+
+    Raises ValueError for fewer than two classes, and for axis 0, which is that of the samples."""
+    if count is not None and count < 2:
+        raise ValueError(f"{count} is not a number of classes: at least 2, and yes_no() for a single logit")
+    if axis == 0:
+        raise ValueError("axis 0 is that of the samples")
+    return Output("classes", axis, count, ignore_index)
+
+
+def yes_no(count: int | None = None, *, ignore_index: int | None = None) -> Output:
+    """A logit for each of `count` independent labels, which are 0 or 1: yes where the logit is above 0."""
+    if count is not None and count < 1:
+        raise ValueError(f"{count} is not a number of labels: at least 1")
+    return Output("yes_no", -1, count, ignore_index)
+
+
+def numbers(unit: str = "") -> Output:
+    """Values to be predicted, in a unit."""
+    return Output("numbers", unit=unit)
+
+
+def embeddings() -> Output:
+    """Vectors whose distances or angles matter."""
+    return Output("embeddings")
+
+
+def raw() -> Output:
+    """An output for one's own losses and metrics."""
+    return Output("raw")
+
+
+def rows(output: Output, values: Any) -> np.ndarray:
+    """The scores [n, positions, classes] of an output that is scored, of an array [n, ...]. A yes-or-no label is two
+    classes, of scores 0 and z: sigmoid(z) = softmax([0, z])[1]."""
+    values = np.asarray(values)
+    if output.kind == "yes_no":
+        flat = values.reshape(len(values), -1)
+        return np.stack((np.zeros_like(flat), flat), -1)
+    moved = np.moveaxis(values, output.axis, -1)
+    return moved.reshape(len(moved), -1, moved.shape[-1])
+
+
+def label_problems(output: Output, labels: np.ndarray | None) -> list[tuple[str, str]]:
+    """[(problem, hint)] of a split's labels [n, ...] by themselves."""
+    if output.kind in ("embeddings", "raw"):
+        return []
+    if labels is None:
+        return [
+            (
+                "samples have no label",
+                f"give each a label, or declare the output as {'embeddings' if output.kind == 'numbers' else 'raw'}()",
+            )
+        ]
+    labels = np.asarray(labels)
+    if output.kind == "numbers":
+        bad = ~np.isfinite(labels.reshape(len(labels), -1)).all(1) if labels.dtype.kind == "f" else np.zeros(1, bool)
+        text = f"{bad.sum()} of {len(labels)} labels are NaN or infinite, the first at {bad.argmax()}"
+        return [(text, "leave these samples out")] if bad.any() else []
+    whole = labels.dtype.kind in "iub" or bool((labels == np.round(labels)).all())
+    counted = labels if output.ignore_index is None else labels[labels != output.ignore_index]
+    if not whole or (labels.dtype.kind == "f" and output.kind == "classes"):
+        hint = "labels.astype(int)" if whole else "declare the output as numbers(), if values are to be predicted"
+        return [(f"labels are {labels.dtype}, not {'class indices' if output.kind == 'classes' else '0 or 1'}", hint)]
+    most = 2 if output.kind == "yes_no" else output.count
+    wrong = (counted < 0) | (counted >= most) if most is not None else counted < 0
+    if not wrong.any():
+        return [] if counted.size else [("no label counts", "ignore_index is the label of all positions")]
+    asked = (
+        "are not 0 or 1"
+        if output.kind == "yes_no"
+        else "are below 0"
+        if most is None
+        else f"are outside 0 to {most - 1}"
+    )
+    hint = f"ignore_index={counted[wrong].ravel()[0]}, if these positions don't count"
+    return [(f"{wrong.sum()} of {counted.size} labels {asked}, the first is {counted[wrong].ravel()[0]}", hint)]
+
+
+def fit_problems(output: Output, answer: tuple[int, ...], labels: tuple[int, ...] | None) -> list[tuple[str, str]]:
+    """[(problem, hint)] of an output's shape [n, ...] beside the shape of the labels [n, ...]."""
+    if output.kind == "classes":
+        axis = output.axis if output.axis >= 0 else output.axis + len(answer)
+        if not 0 < axis < len(answer) or answer[axis] < 2:
+            return [(f"gives {list(answer)}, which has no classes along axis {output.axis}", "classes(axis=K)")]
+        if output.count is not None and answer[axis] != output.count:
+            return [
+                (f"gives {answer[axis]} classes along axis {axis}, the task says {output.count}", "make them equal")
+            ]
+        wanted = (*answer[:axis], *answer[axis + 1 :])
+        if labels is not None and labels[1:] != wanted[1:]:
+            text = f"gives {list(answer)}: its labels are class indices {list(wanted)}, not {list(labels)}"
+            return [(text, "one label for each position")]
+    size = lambda shape: int(np.prod(shape[1:], dtype=np.int64))
+    if output.kind in ("yes_no", "numbers") and labels is not None and size(answer) != size(labels):
+        return [(f"gives {list(answer)} for labels {list(labels)}", "one value for each label")]
+    if output.kind == "yes_no" and output.count is not None and size(answer) != output.count:
+        return [(f"gives {size(answer)} logits, the task says {output.count} labels", "make them equal")]
+    return []

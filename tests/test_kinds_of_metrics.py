@@ -1,0 +1,126 @@
+"""Metrics of every kind of output against scikit-learn's, and what gate can compute again."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as theirs
+
+import edgekd
+from edgekd import intervals
+from edgekd.metrics.formulas import FORMULAS
+
+G = np.random.default_rng
+
+
+def value(metric, outputs, labels):
+    records = np.asarray(metric.records(outputs, labels))
+    assert len(records) == len(labels) and np.isfinite(records).all()
+    return metric.value(records)
+
+
+@pytest.fixture
+def masks():
+    z, y = G(0).normal(size=(6, 4, 5, 5)), G(1).integers(0, 4, (6, 5, 5))
+    y[0, 0] = 255
+    return z, y, z.argmax(1)[y != 255], y[y != 255]
+
+
+def test_mean_iou(masks):
+    z, y, said, true = masks
+    got = value(edgekd.mean_iou(edgekd.classes(ignore_index=255)), z, y)
+    assert got == pytest.approx(100 * theirs.jaccard_score(true, said, average="macro"))
+
+
+def test_mean_iou_leaves_out_classes_that_do_not_occur():
+    # classes 0 and 1 occur: 1/2 and 2/3
+    z = np.eye(3)[[[0, 0, 1, 1]]].transpose(0, 2, 1)
+    got = value(edgekd.mean_iou(edgekd.classes()), z, np.array([[0, 1, 1, 1]]))
+    assert got == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_f1_of_classes(masks, average):
+    z, y, said, true = masks
+    got = value(edgekd.f1(edgekd.classes(ignore_index=255), average=average), z, y)
+    assert got == pytest.approx(100 * theirs.f1_score(true, said, average=average))
+
+
+def test_pixel_accuracy_is_averaged_within_a_sample_first():
+    z = np.array([[[0, 0, 0, 0], [1, 1, 1, 1]], [[1, 0, 0, 0], [0, 1, 1, 1]]])  # says 1 1 1 1 and 0 1 1 1
+    y = np.array([[1, 1, 0, 0], [0, 9, 9, 9]])
+    assert value(edgekd.pixel_accuracy(edgekd.classes(ignore_index=9)), z, y) == 75.0  # 2 of 4, 1 of 1
+
+
+@pytest.fixture
+def tags():
+    y = G(3).integers(0, 2, (80, 3))
+    return np.round(G(2).normal(size=(80, 3)) + y, 1), y  # rounded: scores that tie
+
+
+def test_average_precision_and_auc(tags):
+    z, y = tags
+    kind = edgekd.yes_no()
+    assert value(edgekd.average_precision(kind), z, y) == pytest.approx(100 * theirs.average_precision_score(y, z))
+    assert value(edgekd.auc(kind), z, y) == pytest.approx(100 * theirs.roc_auc_score(y, z))
+
+
+def test_labels_that_do_not_count_are_left_out(tags):
+    z, y = tags
+    y[:10, 0] = -1
+    told = y[:, 0] >= 0
+    want = [theirs.roc_auc_score(y[told, 0], z[told, 0]), *(theirs.roc_auc_score(y[:, i], z[:, i]) for i in (1, 2))]
+    assert value(edgekd.auc(edgekd.yes_no(ignore_index=-1)), z, y) == pytest.approx(100 * np.mean(want))
+
+
+def test_a_label_of_one_answer_has_no_curve():
+    z, y = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1, 1], [0, 1]])
+    assert value(edgekd.auc(edgekd.yes_no()), z, y) == 100.0  # of the first label alone
+    with pytest.raises(ValueError, match="no label"):
+        value(edgekd.auc(edgekd.yes_no()), z, np.ones((2, 2), int))
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_f1_and_accuracy_of_labels(tags, average):
+    z, y = tags
+    got = value(edgekd.f1(edgekd.yes_no(), average=average), z, y)
+    assert got == pytest.approx(100 * theirs.f1_score(y, z > 0, average=average))
+    assert value(edgekd.label_accuracy(edgekd.yes_no()), z, y) == pytest.approx(100 * ((z > 0) == y).mean())
+
+
+def test_rmse_and_r2():
+    z, y = G(4).normal(size=(50, 1)), G(5).normal(size=50) + 100
+    assert value(edgekd.rmse(unit="m"), z, y) == pytest.approx(theirs.root_mean_squared_error(y, z[:, 0]))
+    assert value(edgekd.r2(), z, y) == pytest.approx(theirs.r2_score(y, z[:, 0]), rel=1e-9)
+    several = z[:, 0].reshape(10, 5) + 1e6, y.reshape(10, 5) + 1e6  # all values count alike, and their size does not
+    assert value(edgekd.r2(), *several) == pytest.approx(theirs.r2_score(y, z[:, 0]), rel=1e-6)
+
+
+def test_a_score_that_is_nan_is_never_right():
+    z = np.full((1, 2, 2), np.nan)
+    assert value(edgekd.pixel_accuracy(edgekd.classes()), z, np.zeros((1, 2), int)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "metric, outputs, labels, told",
+    [
+        (edgekd.mean_iou(edgekd.classes()), np.zeros((2, 3, 4)), np.zeros((2, 5)), "4 positions, labels 5"),
+        (edgekd.mean_iou(edgekd.numbers()), np.zeros((2, 3)), np.zeros((2, 3)), "not numbers"),
+        (edgekd.rmse(), np.zeros((2, 3)), np.zeros(2), "one size"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_told(metric, outputs, labels, told):
+    with pytest.raises(ValueError, match=told):
+        metric.records(outputs, labels)
+
+
+@pytest.mark.parametrize("name", ["auc", "average_precision"])
+def test_curves_are_those_of_labels(name):
+    with pytest.raises(ValueError, match="yes-or-no labels, not classes"):
+        getattr(edgekd, name)(edgekd.classes())
+
+
+def test_an_interval_of_a_curve_resamples_samples(tags):
+    z, y = tags
+    metric = edgekd.auc(edgekd.yes_no())
+    assert FORMULAS[metric.formula] is metric.value
+    middle, low, high = intervals.interval_of(metric, metric.records(z, y))
+    assert low < middle < high
