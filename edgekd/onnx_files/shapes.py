@@ -64,30 +64,38 @@ def inputs(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
 
 
 def at(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> dict[str, onnx.TypeProto]:
-    """{input: type} of one inference. What the file fixes stays, but for a dimension of 0, which says nothing; the
-    first dimension is the batch, 1 where it is open, and so is any dimension of that name. Others that are open are
-    those of `sample` {input: shape}, the name "" for a file's only input; without one they stay open."""
+    """{input: type} of one inference. What the file fixes stays, but for a dimension of 0, which says nothing. What is
+    open is as in `sample` {input: the shape that is fed}, the name "" for a file's only input; else as a dimension of
+    that name in another input's. Of what is left the first dimension is the batch, 1, and so is any of its name, unless
+    that lies behind another first one (`x [N, T], y [T]`: T is a length, and no batch); others stay open."""
     import onnx
 
     given, found = inputs(model), {}
-    first = (kind.tensor_type.shape.dim[:1] for kind in given.values())
-    batch = {d.dim_param for dims in first for d in dims if d.dim_param}
+    seen = {name: _told(kind, sample or {}, name) for name, kind in given.items()}
+    dims = {name: [d.dim_param for d in kind.tensor_type.shape.dim] for name, kind in given.items()}
+    behind = {dim for each in dims.values() for dim in each[1:] if each[0] and dim != each[0]}
+    sizes = {each[0]: 0 if each[0] in behind else 1 for each in dims.values() if each}
+    sizes[""] = 1  # a first dimension without a name
+    for name, each in dims.items():
+        sizes |= {dim: size for dim, size in zip(each, seen[name], strict=False) if dim}
     for name, kind in given.items():
         found[name] = onnx.TypeProto()
         found[name].CopyFrom(kind)
-        seen = (sample or {}).get(name, (sample or {}).get("", ()))
-        dims = found[name].tensor_type.shape.dim
-        for i, dim in enumerate(dims):
-            if dim.HasField("dim_value") and dim.dim_value == 0:
-                dim.Clear()  # a count at it would be 0, and fit every device
-                continue
+        for i, dim in enumerate(found[name].tensor_type.shape.dim):
             if dim.HasField("dim_value"):
+                if dim.dim_value == 0:
+                    dim.Clear()  # a count at it would be 0, and fit every device
                 continue
-            if i == 0 or dim.dim_param in batch:
-                dim.dim_value = 1
-            elif len(seen) == len(dims):
-                dim.dim_value = int(seen[i])
+            size = seen[name][i] if seen[name] else sizes.get(dim.dim_param, 0) if dim.dim_param or i == 0 else 0
+            if size:
+                dim.dim_value = size
     return found
+
+
+def _told(kind: onnx.TypeProto, sample: Mapping[str, Shape], name: str) -> Shape:
+    """The shape that a sample has of an input; () where none is told, or one of another rank."""
+    shape = sample.get(name, sample.get("", ()))
+    return tuple(map(int, shape)) if len(shape) == len(kind.tensor_type.shape.dim) else ()
 
 
 def infer(model: onnx.ModelProto, given: Mapping[str, onnx.TypeProto]) -> Known:
