@@ -82,7 +82,7 @@ def buffers(count):
 
 WORK = {
     "counted": (chain, lambda model: static.macs(model), 500),
-    "planned": (chain, lambda model: memory.plan(memory.buffers(model)), 500),
+    "planned": (chain, lambda model: memory.plan(memory.planned(model, static.known(model))), 500),
     "placed": (buffers, memory.plan, 2000),
     "simulated": (chain, simulate.read, 500),
     "live": (buffers, memory.live, 4000),

@@ -72,13 +72,13 @@ def residual(width=32, blocks=2):
     "model, how", [(test_probes.network(), "optimized"), (residual(), "as written")], ids=["chain", "residual"]
 )
 def test_a_float_network_takes_what_onnxruntime_plans(tmp_path, model, how):
-    found = memory.buffers(model)
+    found = test_probes.laid_out(model)
     assert block(model, tmp_path, how) == [memory.arena(found, memory.plan(found))]
 
 
 def test_onnxruntime_needs_less_where_it_adds_in_place(tmp_path):
     """It fuses a convolution with the addition behind it and writes over one operand: one of the three maps is gone."""
-    found, one = memory.buffers(residual()), 4 * 32 * 32 * 32
+    found, one = test_probes.laid_out(residual()), 4 * 32 * 32 * 32
     assert (memory.arena(found, memory.plan(found)), block(residual(), tmp_path, "optimized")) == (3 * one, [2 * one])
 
 
@@ -95,5 +95,5 @@ def test_an_int8_network_takes_what_its_integer_operators_read_and_write(tmp_pat
     events = json.loads(Path(session.end_profiling()).read_text())
     ran = [e["args"] for e in events if e.get("cat") == "Node" and "activation_size" in e["args"]]
     most = max(int(a["activation_size"]) + int(a["output_size"]) for a in ran)
-    found = memory.buffers(static.read(STUDENT))
+    found = test_probes.laid_out(static.read(STUDENT))
     assert most == memory.arena(found, memory.plan(found)) == memory.live(found) == 3 * 16 * 32 * 32

@@ -34,6 +34,11 @@ def model(nodes, shapes, constants, dtype=T.FLOAT):
     return made
 
 
+def laid_out(made):
+    """The buffers of a model at batch 1."""
+    return memory.planned(made, static.known(made))
+
+
 def f(*shape):
     return np.zeros(shape, np.float32)
 
@@ -279,7 +284,7 @@ def test_a_long_chain_in_a_quantized_network_is_planned(kind):
     ]
     parameters = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8)}
     made = model([*ends, *chain, *last], {"in:x": ["n", 4], "out:y": ["n", 4]}, parameters)
-    assert memory.buffers(made)
+    assert laid_out(made)
 
 
 def test_data_outside_is_found_inside_of_subgraphs(tmp_path):
@@ -305,7 +310,7 @@ def test_data_outside_is_found_inside_of_subgraphs(tmp_path):
 def test_activations_of_the_network_by_hand():
     """fp32: the two 16 x 8 x 8 maps of the second convolution, 4096 B each; Clip and Relu work in place, Reshape is a
     view."""
-    found = memory.buffers(network())
+    found = laid_out(network())
     assert {b.name: b.size for b in found} == {"x": 256, "a": 4096, "c": 4096, "e": 64, "y": 40}
     assert memory.live(found) == memory.arena(found, memory.plan(found)) == 8192
 
@@ -313,7 +318,7 @@ def test_activations_of_the_network_by_hand():
 def test_activations_of_the_quantized_network_by_hand():
     """int8: at the addition three maps of 1024 B live; dequantized values are never written. The input is given, and
     the output wanted, in float."""
-    found = memory.buffers(quantized())
+    found = laid_out(quantized())
     assert sorted(b.size for b in found) == sorted([256, 64, 1024, 1024, 1024, 16, 10, 40])
     assert memory.live(found) == memory.arena(found, memory.plan(found)) == 3072
 
@@ -328,13 +333,33 @@ def test_a_float_island_in_a_quantized_network_is_paid_for_in_float():
         h.make_node("Erf", ["d"], ["e"]),
         h.make_node("Neg", ["e"], ["y"]),
     ]
-    found = {b.name: b.size for b in memory.buffers(model(nodes, {"in:x": ["n", 100], "out:y": ["n", 100]}, constants))}
+    found = {b.name: b.size for b in laid_out(model(nodes, {"in:x": ["n", 100], "out:y": ["n", 100]}, constants))}
     assert found == {"x": 400, "q": 100, "d": 400, "e": 400, "y": 400}
+
+
+def test_what_is_computed_at_loading_needs_no_shape_to_be_planned(tmp_path):
+    nodes = [h.make_node("Compress", ["all", "some"], ["slope"]), h.make_node("PRelu", ["x", "slope"], ["y"])]
+    constants = {"all": f(3), "some": np.array([True, False, False])}
+    onnx.save(model(nodes, {"in:x": ["n", 8], "out:y": ["n", 8]}, constants), tmp_path / "m.onnx")
+    found = {m.name: m for m in measure(Subject(file=tmp_path / "m.onnx"))}
+    assert found["activation_bytes"].value == 64 and found["file_bytes"].note == ""
+
+
+def test_a_branch_that_reads_an_input_is_not_computed_at_loading():
+    branch = lambda name, kind: h.make_graph(
+        [h.make_node(kind, ["x"], [name])], name, [], [h.make_tensor_value_info(name, T.FLOAT, ["n", 8])]
+    )
+    nodes = [
+        h.make_node("If", ["yes"], ["a"], then_branch=branch("t", "Exp"), else_branch=branch("e", "Neg")),
+        h.make_node("Exp", ["a"], ["y"]),
+    ]
+    made = model(nodes, {"in:x": ["n", 8], "out:y": ["n", 8]}, {"yes": np.array(True)})
+    assert {b.name for b in laid_out(made)} == {"x", "a", "y"}
 
 
 def test_a_value_that_is_read_again_is_not_overwritten_in_place():
     nodes = [h.make_node("Neg", ["x"], ["a"]), h.make_node("Relu", ["a"], ["b"]), h.make_node("Add", ["a", "b"], ["y"])]
-    found = {b.name: b.size for b in memory.buffers(model(nodes, {"in:x": ["n", 100], "out:y": ["n", 100]}, {}))}
+    found = {b.name: b.size for b in laid_out(model(nodes, {"in:x": ["n", 100], "out:y": ["n", 100]}, {}))}
     assert found == {"x": 400, "a": 400, "b": 400, "y": 400}
 
 
@@ -345,9 +370,7 @@ def test_graph_outputs_live_to_the_end():
         h.make_node("Exp", ["a"], ["b"]),
         h.make_node("Neg", ["b"], ["z"]),
     ]
-    found = {
-        b.name: b for b in memory.buffers(model(nodes, {"in:x": ["n", 4], "out:y": ["n", 4], "out:z": ["n", 4]}, {}))
-    }
+    found = {b.name: b for b in laid_out(model(nodes, {"in:x": ["n", 4], "out:y": ["n", 4], "out:z": ["n", 4]}, {}))}
     assert (found["y"].first, found["y"].last) == (0, 3) and (found["a"].first, found["a"].last) == (1, 2)
 
 

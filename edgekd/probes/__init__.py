@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from edgekd.onnx_files.shapes import Known
     from edgekd.outputs import Output
+    from edgekd.probes._macs import Counts
 
 
 KNOWN = {"better": (None, "lower", "higher"), "origin": ("counted", "measured", "emulated")}  # {setting: its values}
@@ -93,6 +94,15 @@ class Subject:
         if self.model is None:
             raise ValueError(f"{self.file} is no ONNX file")
         return static.known(self.model, self.sample)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """The multiply-accumulates of `known`. Raises static.Open where a shape that they need is not known."""
+        from edgekd.probes import _macs
+
+        if self.model is None:
+            raise ValueError(f"{self.file} is no ONNX file")
+        return _macs.counted(self.model, self.known)
 
 
 def declared() -> Mapping[str, Quantity]:

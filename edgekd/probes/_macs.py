@@ -40,9 +40,10 @@ class Counts:
     def total(self) -> int:
         return sum(self.each.values())
 
-    def batch(self, figure: int) -> str:
-        """What a figure of one inference is per sample; "" where that is the same."""
-        return f"of a batch of {self.rows}: {round(figure / self.rows):,} per sample" if self.rows > 1 else ""
+
+def batch(rows: int, figure: int) -> str:
+    """What a figure of one inference of so many samples is per sample; "" where that is the same."""
+    return f"of a batch of {rows}: {round(figure / rows):,} per sample" if rows > 1 else ""
 
 
 def known(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> Known:
@@ -58,10 +59,23 @@ def known(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> 
     return found
 
 
+def once(graph: onnx.GraphProto) -> set[str]:
+    """Values that are computed from constants alone, such as dequantized weights: done once, at loading."""
+    fixed = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        # a subgraph may read what is no input of its node
+        alone = bool(node.input) and all(name in fixed for name in node.input if name) and node.op_type not in SUBGRAPHS
+        if node.op_type == "Constant" or alone:
+            fixed.update(filter(None, node.output))
+    return fixed
+
+
 def unshaped(model: onnx.ModelProto, found: Known) -> str:
-    """The first value whose shape is not known, in words; "" if all are."""
-    names = (name for node in model.graph.node for name in node.output if name)
-    value = next((n for n in names if found.shape(n) is None), "")
+    """The first value that every inference computes or is given and whose shape is not known, in words; "" if all are:
+    then memory can be planned, and time predicted."""
+    fixed = once(model.graph)
+    names = (*(i.name for i in model.graph.input), *(n for node in model.graph.node for n in node.output if n))
+    value = next((n for n in names if n not in fixed and found.shape(n) is None), "")
     return f"the shape of `{value}` can't be found" if value else ""
 
 
@@ -75,7 +89,7 @@ def counted(model: onnx.ModelProto, found: Known) -> Counts:
     """`counts` of what is known."""
     left_out = set[str]()
     each = _graph(model.graph, found, left_out)
-    return Counts(each, tuple(sorted(left_out)), _rows(model, found))
+    return Counts(each, tuple(sorted(left_out)), rows(model, found))
 
 
 def node_macs(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None) -> dict[int, int]:
@@ -84,7 +98,7 @@ def node_macs(model: onnx.ModelProto, sample: Mapping[str, Shape] | None = None)
     return counts(model, sample).each
 
 
-def _rows(model: onnx.ModelProto, found: Known) -> int:
+def rows(model: onnx.ModelProto, found: Known) -> int:
     """The first dimension that the file fixes for all inputs, where its outputs have it too."""
     given = [kind.tensor_type.shape.dim[:1] for kind in shapes.inputs(model).values()]
     sizes = {d.dim_value for dims in given for d in dims}

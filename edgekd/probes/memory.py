@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.errors import Problem
 from edgekd.onnx_files import subgraphs
 from edgekd.onnx_files.shapes import Known
 from edgekd.probes import Subject, figure, static
-from edgekd.probes._macs import HINT, counted, known
+from edgekd.probes._macs import batch, once, rows, unshaped
 from edgekd.records import NOT_COUNTED, Measurement, Quantity
 
 if TYPE_CHECKING:
@@ -65,34 +64,21 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     Nothing where a shape stays open: the note of file_bytes says so."""
     if subject.file is None or subject.model is None:
         return
-    try:
-        found = planned(subject.model, subject.known)
-        batch = counted(subject.model, subject.known)
-    except static.Open:
+    if unshaped(subject.model, subject.known):
         return
+    found = planned(subject.model, subject.known)
     size, inside = arena(found, plan(found)), {n.op_type for n in subject.model.graph.node if any(subgraphs.nested(n))}
     left = f"{NOT_COUNTED}what is inside of {', '.join(sorted(inside))}" if inside else ""
-    note = "; ".join(filter(None, (left, f"live set {live(found)} B", batch.batch(size))))
+    note = "; ".join(filter(None, (left, f"live set {live(found)} B", batch(rows(subject.model, subject.known), size))))
     yield figure(MEASURES[0], size, note=note)
 
 
-def buffers(model: onnx.ModelProto, sample: Mapping[str, static.Shape] | None = None) -> list[Buffer]:
-    """The buffers of a graph at batch 1, or at the batch that it fixes. Raises UsageError where a value's shape can't
-    be found."""
-    return planned(model, known(model, sample))
-
-
 def planned(model: onnx.ModelProto, values: Known) -> list[Buffer]:
-    """`buffers` of what is known."""
+    """The buffers of a graph, all of whose values have a known shape (`unshaped` says none)."""
     graph = model.graph
     shapes, types = values.shapes, {n: k.tensor_type.elem_type for n, k in values.types.items()}
-    fixed, nodes = set(static.constants(model)), []
-    for node in graph.node:
-        if node.op_type == "Constant" or (node.input and all(name in fixed for name in node.input if name)):
-            # computed from constants alone, such as dequantized weights: done once, at loading
-            fixed.update(node.output)
-        else:
-            nodes.append(node)
+    fixed = once(graph)
+    nodes = [n for n in graph.node if not fixed.issuperset(filter(None, n.output))]
     inputs, outputs = [v.name for v in graph.input if v.name not in fixed], {v.name for v in graph.output}
     first = dict.fromkeys(inputs, 0)
     last = dict(first)
@@ -108,8 +94,6 @@ def planned(model: onnx.ModelProto, values: Known) -> list[Buffer]:
         groups[merged.get(name, name)].append(name)
     found = []
     for name, members in groups.items():
-        if unknown := [m for m in members if m not in shapes]:
-            raise static.Open(Problem(unknown[0], "the shape of this value can't be found", HINT))
         # a group is as wide as its narrowest type: the wider ones are what an integer operator never writes out
         width = min((kind.itemsize for m in members if (kind := static.dtype(types.get(m, 0))) is not None), default=4)
         size = max(math.prod(shapes[m]) for m in members) * width

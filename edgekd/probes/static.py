@@ -11,7 +11,7 @@ from edgekd.onnx_files.reading import read as read
 from edgekd.onnx_files.shapes import Shape
 from edgekd.probes import Subject, figure
 from edgekd.probes._macs import Open as Open
-from edgekd.probes._macs import counted, counts, known, unshaped
+from edgekd.probes._macs import batch, counts, known, unshaped
 from edgekd.probes._macs import node_macs as node_macs
 from edgekd.records import NOT_COUNTED, Measurement, Quantity
 
@@ -66,9 +66,9 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     unplanned = unshaped(model, subject.known)
     yield figure(FILE_BYTES, size, note=f"activation_bytes are {NOT_COUNTED}{unplanned}" if unplanned else "")
     try:
-        found = counted(model, subject.known)
+        found = subject.counts
         left_out = f"{NOT_COUNTED}{', '.join(found.left_out)}" if found.left_out else ""
-        yield figure(MACS, found.total, note="; ".join(filter(None, (left_out, found.batch(found.total)))))
+        yield figure(MACS, found.total, note="; ".join(filter(None, (left_out, batch(found.rows, found.total)))))
     except Open as error:
         unknown = f"macs are {NOT_COUNTED}{error.problems[0].place}: {error.problems[0].message}"
     yield figure(PARAMETERS, parameters(model), note=unknown)
