@@ -12,12 +12,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.errors import UsageError
-from edgekd.predicting import bound, calibration, costs, latency, population, probes, shipped
+from edgekd import targets
+from edgekd.errors import Problem, UsageError
+from edgekd.predicting import bound, calibration, costs, latency, of_file, population, probes, shipped
 from edgekd.predicting.population import COUNT, Device, Population, Row
 from edgekd.predicting.work import Operator, macs, work_of
 from edgekd.probes import static
 from edgekd.records import Runtime, Target
+from edgekd.verbs import _emulated
 
 LATENCY = Path(__file__).parent.parent / "benchmarks" / "latency"
 A72 = Device("cortex-a72", 1.5, 1)
@@ -117,6 +119,88 @@ def test_convolutions_along_any_axes_have_their_channels(taps, place, groups):
     (made,) = work_of(model := helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
     assert (made.ci, made.co, made.groups, made.height, made.kernel[0]) == (16, 32, groups, place[0], taps[0])
     assert made.macs == static.macs(model)[0] == 32 * 16 // groups * math.prod((*taps, *place))
+
+
+def by_hand(node, given, made, stored, opset=20):
+    """A model of one operator, without a check of its domain: given {input: shape}, stored {name: array}."""
+    value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in stored.items()]
+    inputs, outputs = [value(n, s) for n, s in given.items()], [value(n, s) for n, s in made.items()]
+    graph = helper.make_graph([node], "g", inputs, outputs, tensors)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid(d, v) for d, v in (("", opset), (OWN, 1), ("own", 1))]
+    )
+
+
+OWN = "com.microsoft"
+SCALE, ZERO = np.float32(1), np.uint8(0)
+INTEGERS = {"as": SCALE, "az": ZERO, "w": np.zeros((5, 7), np.uint8), "ws": SCALE, "wz": ZERO}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        by_hand(helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain=OWN, transA=1), {"x": [2, 5, 3]},
+                {"y": [2, 3, 7]}, {"w": np.zeros((5, 7), np.float32)}),
+        by_hand(helper.make_node("Gemm", ["x", "w"], ["y"], transA=1), {"x": [5, 3]}, {"y": [3, 7]},
+                {"w": np.zeros((5, 7), np.float32)}),
+        by_hand(helper.make_node("QGemm", ["x", *INTEGERS, "", "ys", "yz"], ["y"], domain=OWN), {"x": [3, 5]},
+                {"y": [3, 7]}, {**INTEGERS, "ys": SCALE, "yz": ZERO}),
+        by_hand(helper.make_node("MatMul", ["x", "w"], ["y"]), {"x": [5]}, {"y": []}, {"w": np.zeros(5, np.float32)}),
+        by_hand(helper.make_node("FusedConv", ["x", "w"], ["y"], domain=OWN, kernel_shape=[3, 3]), {"x": [1, 4, 6, 6]},
+                {"y": [1, 8, 4, 4]}, {"w": np.zeros((8, 4, 3, 3), np.float32)}),
+        by_hand(helper.make_node("ConvTranspose", ["x", "w"], ["y"]), {"x": [1, 4, 6, 6]}, {"y": [1, 8, 8, 8]},
+                {"w": np.zeros((4, 8, 3, 3), np.float32)}),
+    ],
+    ids=lambda model: model.graph.node[0].op_type,
+)  # fmt: skip
+def test_work_has_the_macs_of_any_product(model):
+    (made,) = work_of(model)
+    assert made.stored and made.macs == static.macs(model)[0] > 0
+    assert made.int8 == (model.graph.node[0].op_type == "QGemm")
+
+
+UNLIKE = {
+    "LSTM": by_hand(
+        helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=4), {"x": [9, 1, 3]}, {"y": [9, 1, 1, 4]},
+        {"w": np.zeros((1, 16, 3), np.float32), "r": np.zeros((1, 16, 4), np.float32)},
+    ),
+    "Einsum": by_hand(
+        helper.make_node("Einsum", ["x", "w"], ["y"], equation="nk,kc->nc"), {"x": [3, 5]}, {"y": [3, 7]},
+        {"w": np.zeros((5, 7), np.float32)},
+    ),
+    "Attention": by_hand(
+        helper.make_node("Attention", ["x", "w", ""], ["y"], domain=OWN, num_heads=1), {"x": [1, 5, 4]},
+        {"y": [1, 5, 4]}, {"w": np.zeros((4, 12), np.float32)},
+    ),
+    "Mystery": by_hand(helper.make_node("Mystery", ["x"], ["y"], domain="own"), {"x": [3, 5]}, {"y": [3, 5]}, {}),
+    "If": by_hand(
+        helper.make_node("If", ["c"], ["y"], **{name: helper.make_graph(
+            [helper.make_node("Exp", ["x"], [name])], name, [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3])],
+        ) for name in ("then_branch", "else_branch")}),
+        {"x": [3]}, {"y": [3]}, {"c": np.array(True)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_the_time_of_what_is_unlike_all_that_was_timed_is_not_predicted(name, tmp_path):
+    with pytest.raises(static.Open, match=f"has {name}, whose time is not predicted"):
+        work_of(UNLIKE[name])
+    path = tmp_path / "m.onnx"
+    onnx.save(UNLIKE[name], path)
+    found, why = of_file.told(path, targets.load("raspberry-pi-4"))
+    assert found == () and name in why
+    told = _emulated.untimed(path, targets.load("raspberry-pi-4"), [Problem("", "no emulator")])
+    assert f"its latency is not predicted: it has {name}" in str(told) and "parameters" in str(told)
+    assert {m.origin for m in told.measurements} == {"counted"}
+
+
+def test_an_operator_whose_shape_is_not_known_is_not_left_out_of_the_time():
+    node = helper.make_node("Exp", ["x"], ["y"])
+    with pytest.raises(static.Open, match="the shape of `x` can't be found"):
+        work_of(by_hand(node, {"x": ["n", "length"]}, {"y": ["n", "length"]}, {}))
 
 
 def test_each_operator_counts_as_the_file_has_it():
@@ -452,14 +536,24 @@ def flat(kind, shape, out, **given):
 @pytest.mark.parametrize(
     "made",
     [
-        flat("Identity", ["n", 4], ["n", 4]), flat("Relu", ["n", 0], ["n", 0]),
-        flat("Add", ["n", 3, 0, 4], ["n", 3, 0, 4]),
+        flat("Identity", ["n", 4], ["n", 4]),
         flat("MaxPool", ["n", 3, 4, 4], ["n", 3, "h", "w"], kernel_shape=[5, 5]),
-        flat("GlobalAveragePool", ["n", 3, 0, 4], ["n", 3, 1, 1]),
     ],
 )  # fmt: skip
 def test_a_network_that_does_nothing_has_no_latency(made):
     assert latency.predict(work_of(made), Target("pi", "a board", "aarch64", "cortex-a72", clock_mhz=1500.0)) is None
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        flat("Relu", ["n", 0], ["n", 0]), flat("Add", ["n", 3, 0, 4], ["n", 3, 0, 4]),
+        flat("GlobalAveragePool", ["n", 3, 0, 4], ["n", 3, 1, 1]),
+    ],
+)  # fmt: skip
+def test_a_dimension_of_nothing_is_not_known(made):
+    with pytest.raises(static.Open, match="the shape of `x` can't be found"):
+        work_of(made)
 
 
 @pytest.mark.parametrize("groups", [0, -1, 100])

@@ -172,6 +172,14 @@ def test_what_is_not_counted_is_said(tmp_path):
         assert check.verdict == "inconclusive" and "Einsum" in check.reason
 
 
+def test_an_operator_of_which_nothing_is_known_is_not_counted_as_nothing():
+    nodes = [h.make_node("MatMul", ["x", "w"], ["a"]), h.make_node("Mixer", ["a"], ["y"], domain="own")]
+    value = lambda name: h.make_tensor_value_info(name, T.FLOAT, ["n", 4])
+    graph = h.make_graph(nodes, "g", [value("x")], [value("y")], [nh.from_array(f(4, 4), "w")])
+    made = h.make_model(graph, opset_imports=[h.make_opsetid("", 20), h.make_opsetid("own", 1)])
+    assert static.macs(made) == (16, ("Mixer",))
+
+
 @pytest.mark.parametrize("kind, gates", [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
 @pytest.mark.parametrize("both", [False, True])
 def test_recurrent_layers_are_the_products_of_their_steps(kind, gates, both):

@@ -49,17 +49,25 @@ def predicted(
     """The latency of a file on a target that nothing here times: `latency_p50_ms`, origin predicted, its note beginning
     with calibrated or transferred; of a core that nothing was timed on `latency_at_least_ms`, a bound. () where the
     target tells no core and clock, or takes no ONNX files, or the file does nothing that takes time, or a shape stays
-    open."""
-    if not devices.runs(target) or not devices.deployment(target).is_onnx:
-        return ()
+    open, or an operator is unlike all that was timed."""
+    return told(path, target, sample)[0]
+
+
+def told(
+    path: Path, target: Target, sample: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[tuple[Measurement, ...], str]:
+    """(`predicted`, why the file keeps it from being said, or "")."""
+    if not devices.runs(target) or not devices.deployment(target).is_onnx or latency.device_of(target) is None:
+        return (), ""
     try:
         work = work_of(static.read(path), sample)
-    except static.Open:
-        return ()
+    except static.Open as error:
+        first = error.problems[0]
+        return (), f"its latency is not predicted: {': '.join(filter(None, (first.place, first.message)))}"
     found = latency.predict(work, target, rows=known(target)) if work else None
     if found is None:
-        return ()
+        return (), ""
     made = calibration.measurement(found, target=target.name, threads=target.threads)
     if found.kind == "bound":
         made = dataclasses.replace(made, name=AT_LEAST.name, high=made.value)
-    return (made,)
+    return (made,), ""

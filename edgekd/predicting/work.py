@@ -1,6 +1,6 @@
 """The work of a network by operator: kinds and shapes, from an ONNX file. Independent of time and device.
 
-Shapes are those of one inference. A convolution's multiply-accumulates agree with `probes.static.macs`.
+Shapes are those of one inference. Multiply-accumulates are those of `probes.static.macs`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgekd.errors import Problem, UsageError
 from edgekd.onnx_files import fused
+from edgekd.probes import _macs
 
 if TYPE_CHECKING:
     import onnx
@@ -39,6 +40,9 @@ MOVES = frozenset(
         "SpaceToDepth",
     }
 )
+CONVOLUTIONS = _macs.CONVOLUTIONS | {"ConvTranspose"}
+# step after step, or several products at once: nothing that was timed is like them
+UNLIKE = _macs.RECURRENT | _macs.ATTENTION | _macs.SUBGRAPHS | {"Einsum"}
 # done in the kernel that makes their input
 FUSED = frozenset({"Relu", "Clip", "BatchNormalization", "LeakyRelu", "PRelu"})
 
@@ -104,14 +108,19 @@ def macs(work: Sequence[Operator]) -> int:
 
 
 def work_of(model: onnx.ModelProto, sample: Mapping[str, tuple[int, ...]] | None = None) -> tuple[Operator, ...]:
-    """The operators of an ONNX model (from `probes.static.read`), in its order. Raises UsageError where shapes can't be
-    found."""
-    from edgekd.probes import static
-
-    static.node_macs(model, sample)  # refuses operators whose shapes can't be found
-    shapes = static.value_shapes(model, sample)
-    weights, integers = _weights(model), _integers(model)
-    made = ((node, _operator(node, shapes, weights)) for node in model.graph.node)
+    """The operators of an ONNX model (from `probes.static.read`), in its order. Raises static.Open where a shape can't
+    be found, or an operator is none of which the time of a kind says something."""
+    found = _macs.known(model, sample)
+    products = _macs.counted(model, found)
+    other = (*products.left_out, *(n.op_type for n in model.graph.node if n.op_type in UNLIKE))
+    why = f"it has {other[0]}, whose time is not predicted" if other else _macs.unshaped(model, found)
+    if why:
+        raise _macs.Open(Problem("", why))
+    shapes, weights, integers = found.shapes, _weights(model), _integers(model)
+    made = (
+        (node, _operator(node, shapes, weights, products.each.get(position, 0)))
+        for position, node in enumerate(model.graph.node)
+    )
     return tuple(
         replace(operator, int8=_in_integers(node, weights, integers)) for node, operator in made if operator is not None
     )
@@ -142,32 +151,37 @@ def _integers(model: onnx.ModelProto) -> frozenset[str]:
 def _in_integers(node: onnx.NodeProto, weights: frozenset[str], integers: frozenset[str]) -> bool:
     """Whether a runtime computes a node in integers: a layer if both operands represent integers, another operator if
     its activations do."""
-
-    if node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
+    kind = node.op_type
+    if kind.startswith(("QLinear", "QGemm")) or "Integer" in kind or kind == "DynamicQuantizeMatMul":
         return True
-    operands = node.input[:2] if node.op_type in fused.PRODUCTS else [i for i in node.input if i and i not in weights]
+    product = kind in fused.PRODUCTS
+    operands = (
+        [node.input[i] for i in fused.PRODUCTS[kind]] if product else [i for i in node.input if i and i not in weights]
+    )
     return bool(operands) and all(i in integers for i in operands)
 
 
-def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights: frozenset[str]) -> Operator | None:
-
+def _operator(
+    node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights: frozenset[str], macs: int
+) -> Operator | None:
+    """`macs`: those of a product."""
     kind = node.op_type
     if kind in FREE | FUSED or node.output[0] in weights:
         return None
     out = shapes.get(node.output[0])
+    if kind in fused.PRODUCTS and out is not None and kind not in CONVOLUTIONS:
+        right, places = node.input[fused.PRODUCTS[kind][1]], math.prod(out)
+        if not macs or not places:
+            return None
+        columns = (out or (1,))[-1]
+        return Operator("product", macs // places, columns, height=places // columns, stored=right in weights)
     if not out or any(0 in shapes.get(name, ()) for name in (node.output[0], *node.input[:1])):
         return None  # nothing comes out, or nothing goes in
     if kind in POOLS and node.input[0] not in shapes:
         return None  # the places that it reads are not known
     co, height, width = _places(out)
-    if kind in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose", "FusedConv"):
+    if kind in CONVOLUTIONS:
         return _convolution(node, shapes)
-    if kind in fused.PRODUCTS:
-        right = node.input[fused.PRODUCTS[kind][1]]
-        terms = shapes[node.input[0]][-1]
-        if kind == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute):
-            terms = shapes[node.input[0]][0]
-        return Operator("product", terms, out[-1], height=math.prod(out[:-1]), stored=right in weights)
     read = [math.prod(shapes[i]) for i in node.input if i in shapes and i not in weights]
     channels = max(1, round(sum(read) / (height * width))) if read else co
     if kind in POOLS:
@@ -181,7 +195,7 @@ def _operator(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], weights:
 
 def _convolution(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> Operator:
     kind = node.op_type
-    kernel = shapes[node.input[3 if kind == "QLinearConv" else 1]][2:]
+    kernel = shapes[node.input[fused.PRODUCTS[kind][1]]][2:]
     window = (kernel[0], math.prod(kernel[1:]))
     (ci, before_h, before_w), (co, height, width) = _image(shapes[node.input[0]]), _image(shapes[node.output[0]])
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)

@@ -19,7 +19,7 @@ CONVOLUTIONS = frozenset({"Conv", "ConvInteger", "QLinearConv", "FusedConv"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})  # counted as the matrix products of their steps
 ATTENTION = frozenset({"Attention", "QAttention", "MultiHeadAttention"})
 SUBGRAPHS = frozenset({"If", "Loop", "Scan"})
-UNCOUNTED = frozenset({"DeformConv", "GroupQueryAttention", "DynamicQuantizeLSTM", "QMoE"})
+UNCOUNTED = frozenset({"DeformConv", "GroupQueryAttention", "DFT", "STFT"})
 HINT = "give samples with --data FILE.npz, or fix the dimensions other than the batch when exporting"
 
 
@@ -113,7 +113,7 @@ def _graph(graph: onnx.GraphProto, found: Known, left_out: set[str]) -> dict[int
             count = _subgraphs(position, node, found, left_out)
             if count:
                 each[position] = count
-        elif node.op_type in UNCOUNTED:
+        elif node.op_type in UNCOUNTED or _strange(node):
             left_out.add(node.op_type)
         elif node.op_type in ATTENTION or node.op_type == "Einsum":
             count = (_einsum if node.op_type == "Einsum" else _attention)(node, found)
@@ -124,6 +124,15 @@ def _graph(graph: onnx.GraphProto, found: Known, left_out: set[str]) -> dict[int
         elif node.op_type in fused.PRODUCTS or node.op_type in RECURRENT:
             each[position] = _product(node, found)
     return each
+
+
+def _strange(node: onnx.NodeProto) -> bool:
+    """Whether nothing is known of what an operator of another domain computes."""
+    import onnx
+
+    kinds = (fused.SAME, fused.STANDARD, fused.PRODUCTS, fused.RULES)
+    plain = node.domain in shapes.PLAIN or onnx.defs.has(node.op_type)  # its own forms of standard operators
+    return not plain and not any(node.op_type in kind for kind in kinds)
 
 
 def _subgraphs(position: int, node: onnx.NodeProto, found: Known, left_out: set[str]) -> int:

@@ -116,10 +116,12 @@ def emulate(
     counted = measure(Subject(file=path, format=opening.form(one), sample=shape))
     told = jobs.made_by(runtime)
     ran = {n: noted(made[n], t, facts, told) + noted(counted_there.get(n, ()), t, facts) for n, (t, _) in ready.items()}
-    there = {name: (*ran[name], *of_file.predicted(path, t, shape)) for name, (t, _) in ready.items()}
+    guessed = {name: of_file.told(path, t, shape) for name, (t, _) in ready.items()}
+    there = {name: (*ran[name], *guessed[name][0]) for name in ready}
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), source.random)
-    note += f"; {inputs.counted}" if inputs.counted else ""
+    left = next((why for _, why in guessed.values() if why), "")
+    note = "; ".join(filter(None, (note, inputs.counted, left)))
     return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
 
 
@@ -148,11 +150,11 @@ def untimed(
     path = Path(model)
     target = opening.taking(target, path) or target
     shape, at = opening.shapes(path, source, target)
-    guessed = of_file.predicted(path, target, shape)
-    if not guessed:
+    guessed, left = of_file.told(path, target, shape)
+    if not guessed and not left:
         raise EnvironmentUnfit(*problems)
     counted = measure(Subject(file=path, format=opening.form(target), sample=shape))
-    why = "\n".join([*([at] if at else []), *(f"not run: {p.message}" for p in problems)])
+    why = "\n".join([*filter(None, (at, left)), *(f"not run: {p.message}" for p in problems)])
     code = UNFIT if source.data is not None or target.emulated_as else PASSED
     return _written(
         Emulated(
