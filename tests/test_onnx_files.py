@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto as T
@@ -296,6 +297,35 @@ def test_fused_operators_are_counted_like_what_they_fuse():
     seen = session(made, ["c", "a"])({"x": np.zeros((1, 3, 7, 7), np.float32), "z": np.zeros((1, 5, 8), np.float32)})
     ours = static.value_shapes(made)
     assert {n: ours[n] for n in ("c", "m", "a", "y")} == {n: seen[n].shape for n in ("c", "m", "a", "y")}
+
+
+ONE, BYTE, SIGNED = np.float32(1), np.uint8(0), np.zeros((3, 3), np.int8)
+SIDE = {"xs": ONE, "xz": BYTE}
+TYPED = {
+    "QLinearConcat": ("ys yz x xs xz x xs xz", {**SIDE, "ys": ONE, "yz": BYTE}, {"axis": 1}),
+    "QGemm": ("x xs xz w ws wz c", {**SIDE, "w": SIGNED, "ws": ONE, "wz": np.int8(0), "c": np.zeros(3, np.int32)}, {}),
+    "QGemm of bytes": (
+        "x xs xz w ws wz _ ys yz", {**SIDE, "w": SIGNED, "ws": ONE, "wz": np.int8(0), "ys": ONE, "yz": BYTE}, {},
+    ),
+    "MatMulIntegerToFloat": ("x w xs ws", {**SIDE, "w": SIGNED, "ws": ONE}, {}),
+    "DequantizeLinear": ("x xs xz", SIDE, {}),
+    "QLinearAdd": ("x xs xz x xs xz ys yz", {**SIDE, "ys": ONE, "yz": BYTE}, {}),
+    "QLinearSigmoid": ("x xs xz ys yz", {**SIDE, "ys": ONE, "yz": BYTE}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_what_fused_operators_make_has_the_type_and_shape_of_onnxruntime(name):
+    inputs, stored, attributes = TYPED[name]
+    names = [n.strip("_") for n in inputs.split()]
+    node = h.make_node(name.split()[0], names, ["y"], domain="com.microsoft", **attributes)
+    x, y = h.make_tensor_value_info("x", T.UINT8, [2, 3]), onnx.ValueInfoProto(name="y")
+    graph = h.make_graph([node], "g", [x], [y], [nh.from_array(np.asarray(a), n) for n, a in stored.items()])
+    opsets = [h.make_opsetid("", 17), h.make_opsetid("com.microsoft", 1)]
+    made = h.make_model(graph, opset_imports=opsets, ir_version=8)
+    (seen,) = onnxruntime.InferenceSession(made.SerializeToString()).run(None, {"x": np.zeros((2, 3), np.uint8)})
+    kind = static.known(made).types["y"]
+    assert static.dtype(kind.tensor_type.elem_type) == seen.dtype and static.known(made).shape("y") == seen.shape
 
 
 # ---------------------------------------------------------------- weights in a second file

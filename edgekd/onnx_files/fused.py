@@ -49,6 +49,11 @@ PRODUCTS = dict.fromkeys(
     ),
     (0, 1),
 ) | dict.fromkeys(("QGemm", "QLinearMatMul", "QLinearConv"), (0, 3))
+# {operator: the input of whose type its output is}, where that is not the first; of one that is left out float32
+_TYPES = {
+    "DequantizeLinear": 1, "EmbedLayerNormalization": 2, "MatMulIntegerToFloat": 2, "QAttention": 2, "QGemm": 8,
+    "QEmbedLayerNormalization": 5, "QLinearConcat": 1, "QuantizeLinear": 2,
+}  # fmt: skip
 
 
 def types(node: onnx.NodeProto, known: Known) -> dict[str, onnx.TypeProto]:
@@ -56,11 +61,9 @@ def types(node: onnx.NodeProto, known: Known) -> dict[str, onnx.TypeProto]:
     import onnx
 
     shape = made(node, known)
-    source = known.types.get(node.input[0]) if node.input else None
-    if shape is None or source is None or not node.output:
+    if shape is None or not node.output:
         return {}
-    kind = _kind(node, known, source.tensor_type.elem_type)
-    return {node.output[0]: onnx.helper.make_tensor_type_proto(kind, shape)}
+    return {node.output[0]: onnx.helper.make_tensor_type_proto(_kind(node, known), shape)}
 
 
 def made(node: onnx.NodeProto, known: Known) -> Shape | None:
@@ -86,16 +89,15 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = 0) -> Any:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
-def _kind(node: onnx.NodeProto, known: Known, source: int) -> int:
+def _kind(node: onnx.NodeProto, known: Known) -> int:
     """The element type of what an operator makes."""
     import onnx
 
-    if node.op_type in ("MatMulIntegerToFloat", "QAttention", "EmbedLayerNormalization", "DequantizeLinear"):
-        return onnx.TensorProto.FLOAT
-    if node.op_type == "QuantizeLinear":
-        zero = known.types.get(node.input[2]) if len(node.input) > 2 else None
-        return onnx.TensorProto.UINT8 if zero is None else zero.tensor_type.elem_type
-    return source
+    place = _TYPES.get(node.op_type, 0)
+    kind = known.types.get(node.input[place]) if place < len(node.input) else None
+    if kind is not None:
+        return kind.tensor_type.elem_type
+    return onnx.TensorProto.UINT8 if node.op_type == "QuantizeLinear" else onnx.TensorProto.FLOAT
 
 
 def _standard(node: onnx.NodeProto, known: Known) -> Shape | None:
