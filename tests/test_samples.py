@@ -492,6 +492,10 @@ class TestSounds:
             read(Source("d"), signature(x=["n", 3, 8, 8]))
         with pytest.raises(UsageError, match="imagenet is for images"):
             read(Source("d", preprocess="imagenet"), signature(x=["n", 6]))
+        for how in ({"mean": [0.1, 0.2, 0.3]}, {"deviation": [1, 2]}):
+            Path("p.json").write_text(json.dumps(how))
+            with pytest.raises(UsageError, match="--preprocess: `mean` and `deviation` are for . channels, and the"):
+                read(Source("d", preprocess="p.json"), signature(x=["n", 6]))
         Path("d/a.wav").write_bytes(b"RIFF")
         with pytest.raises(UsageError, match="a.wav: can't be read as .wav"):
             read(Source("d"), signature(x=["n", 6]))

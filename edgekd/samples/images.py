@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekd import environment
 from edgekd.errors import EnvironmentUnfit, Problem, UsageError
-from edgekd.samples.media import normalized
+from edgekd.samples.media import fitting, normalized
 from edgekd.samples.preprocess import Preprocess
 from edgekd.samples.signature import Dim, Tensor
 
@@ -38,10 +38,7 @@ def reader(tensor: Tensor, how: Preprocess | None, name: str, place: str) -> Cal
     if size is None and how.resize is None:
         hint = 'say `"crop": [height, width]` in a file for --preprocess'
         raise UsageError(Problem(place, f"the input {name} leaves the size of images open", hint))
-    given = {len(how.mean), len(how.deviation)} - {1, channels}
-    if given:
-        text = f"`mean` and `deviation` are for {max(given)} channels, and the input {name} has {channels}"
-        raise UsageError(Problem("--preprocess", text))
+    fitting(how, channels, name)
 
     def read(path: Path) -> np.ndarray:
         try:

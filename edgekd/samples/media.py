@@ -89,6 +89,14 @@ def collected(paths: Sequence[Path], one: Callable[[Path], np.ndarray]) -> list[
     return found
 
 
+def fitting(how: Preprocess, channels: int, name: str) -> None:
+    """Raises UsageError where `mean` or `deviation` are of another number of channels than an input has."""
+    given = {len(how.mean), len(how.deviation)} - {1, channels}
+    if given:
+        text = f"`mean` and `deviation` are for {max(given)} channels, and the input {name} has {channels}"
+        raise UsageError(Problem("--preprocess", text))
+
+
 def normalized(values: np.ndarray, how: Preprocess, tensor: Tensor, scale: float, axis: int | None) -> np.ndarray:
     """(values * scale - mean) / deviation, per channel along `axis`, in the type that the model takes. A model that
     takes integers gets the values as they are, unless a scale is said: mean and deviation are of floats."""

@@ -45,8 +45,7 @@ def read(source: Source, signature: Signature, choose: Choose | None = None, few
     path = Path(source.place)
     if path.is_dir():
         return _folder(path, source, signature, choose)
-    if source.preprocess is not None:
-        problems.append(Problem("--preprocess", "is for a folder of images or .wav files", "leave it out"))
+    problems += _needless(source)
     arrays, labels = archives.read(path)
     named, wrong = archives.named(arrays, signature, str(path))
     signature = axes.settled(signature, source.axes, named)
@@ -90,9 +89,7 @@ def read_sequences(source: Source, signature: Signature) -> Sequences:
     if source.random:
         hint = "give sequences: --data FILE.npz with arrays [n, steps, ...], or a folder with one .npz for each"
         raise UsageError(Problem("--state", "needs sequences, and there is no --data", hint))
-    problems, path = axes.unknown(signature, source.axes), Path(source.place)
-    if source.preprocess is not None:
-        problems.append(Problem("--preprocess", "is for a folder of images or .wav files", "leave it out"))
+    problems, path = [*axes.unknown(signature, source.axes), *_needless(source)], Path(source.place)
     states, names, labels = list(source.states), [], None
     if path.is_dir():
         files = media.listed(path)
@@ -121,6 +118,12 @@ def read_sequences(source: Source, signature: Signature) -> Sequences:
     if problems:
         raise UsageError(*problems)
     return replace(found, labels=labels)
+
+
+def _needless(source: Source) -> list[Problem]:
+    """What is wrong with saying how samples become arrays that are arrays."""
+    wrong = Problem("--preprocess", "is for a folder of images or .wav files", "leave it out")
+    return [] if source.preprocess is None else [wrong]
 
 
 def _of_steps(found: Sequences, labels: np.ndarray, place: str) -> list[Problem]:
@@ -162,9 +165,7 @@ def _media(files: media.Files, source: Source, signature: Signature, choose: Cho
 
 
 def _archives(path: Path, files: media.Files, source: Source, signature: Signature, choose: Choose) -> Given:
-    problems = []
-    if source.preprocess is not None:
-        problems.append(Problem("--preprocess", "is for a folder of images or .wav files", "leave it out"))
+    problems = _needless(source)
     size = axes.size(signature, axes.expected(signature, source.axes))
     rows = _chosen(choose, len(files.paths), size, str(path))
     names = files.names(rows)

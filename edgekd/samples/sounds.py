@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
-from edgekd.samples.media import normalized
+from edgekd.samples.media import fitting, normalized
 from edgekd.samples.preprocess import Preprocess
 from edgekd.samples.signature import Tensor
 
@@ -27,6 +27,7 @@ def reader(tensor: Tensor, how: Preprocess | None, name: str, place: str) -> Cal
         shown = "[" + ", ".join(str(d or "?") for d in dims) + "]"
         hint = "a model that takes a spectrogram needs .npz files"
         raise UsageError(Problem(place, f"the input {name} takes {shown}, and a sound is [n, values]", hint))
+    fitting(how, 1, name)
     length = how.length or (dims[-1] if isinstance(dims[-1], int) else None)
 
     def read(path: Path) -> np.ndarray:
