@@ -24,6 +24,8 @@ from edgekd.samples.generated import random
 from edgekd.samples.read import read, read_sequences
 from edgekd.samples.signature import Signature, Tensor, of_model
 from edgekd.samples.source import Source
+from edgekd.verbs.compare import compare
+from edgekd.verbs.profile import profile
 
 F, I = np.dtype("float32"), np.dtype("int64")  # noqa: E741
 TINY = session.Effort(processes=6, most=6, warmup_s=0.0, runs=5, steady_s=0.005, memory=2, warmup_cap_s=0.02, cap_s=0.2)
@@ -650,6 +652,24 @@ class TestSequences:
         assert code == 0 and "timed per step, over" in told and "of 20 sequences" in told
         code, told = run(capsys, "explain", "i.onnx", "--float", path, *words)
         assert code == 0 and "samples of validation" in told
+
+    def test_profile_scores_the_steps_of_sequences_with_labels(self, capsys):
+        """As a loop over onnxruntime answers them, each with its own states; `compare` says what it timed."""
+        path, x = cell(Path("m.onnx")), numbers(6, 9, 8)
+        y = np.random.default_rng(1).integers(0, 3, (6, 9))
+        np.savez("d.npz", inputs=x, labels=y)
+        session, right = onnxruntime.InferenceSession(path), []
+        for sequence, labels in zip(x, y, strict=True):
+            state = np.zeros((1, 1, 4), np.float32)
+            for step, label in zip(sequence, labels, strict=True):
+                made, state = session.run(["y", "hn"], {"x": step[None], "h": state})
+                right.append(made.argmax() == label)
+        given = {"data": "d.npz", "states": {"h": "hn"}, "preset": "probe"}
+        found = profile(path, **given)
+        assert found.note == "timed per step, over 54 steps of 6 of 6 sequences; scored over the same"
+        (top1,) = (m for m in found.measurements if m.name == "top1")
+        assert top1.value == pytest.approx(100 * np.mean(right))
+        assert "timed per step, over 54 steps of 6 of 6 sequences" in str(compare(path, path, **given))
 
     def test_every_fourth_sequence_is_held_out(self):
         calibrated, kept = split.of_sequences([10] * 40, 512)

@@ -25,6 +25,7 @@ from edgekd.progress import reporter
 from edgekd.records import Measurement, Target
 from edgekd.report.figures import table
 from edgekd.samples.generated import COUNT
+from edgekd.samples.rows import Samples
 from edgekd.samples.source import Source, spared
 
 SOME = f"{COUNT} random samples (seed 0)"
@@ -77,7 +78,8 @@ def emulate(
         raise EnvironmentUnfit(*problems)
     opening.check([path], one)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
-        inputs = opening.given(path, source, one, Path(folder), local.host()).samples
+        given = opening.given(path, source, one, Path(folder), local.host())
+    inputs = given.samples
     count, labels = len(inputs), inputs.labels
     run = emulation.emulation(path, one.runtime.name, inputs, ready)
     progress = reporter(quiet)
@@ -95,8 +97,8 @@ def emulate(
         ):
             runtime = one.runtime.name
             jobs.tried({path.name: path}, run.inputs, runtime=runtime, folder=Path(folder) / "tried")
-            here = _joined(run.score(Path(folder) / "here"), path, labels)
-            answer = lambda t, launch: _joined(run.score(Path(folder) / t.name, launch), path, labels)
+            here = _joined(run.score(Path(folder) / "here"), path, inputs)
+            answer = lambda t, launch: _joined(run.score(Path(folder) / t.name, launch), path, inputs)
             if len(here) != count:
                 text = f"has {len(here)} rows of answers for {count} samples of different shapes"
                 raise UsageError(Problem(str(path), text, "give samples of one shape: rows are compared between CPUs"))
@@ -121,7 +123,7 @@ def emulate(
     flat = [*counted, *(m for figures in there.values() for m in figures if m.name != "target_spread"), *made[""]]
     note = _sample(count, min(len(a.rows) for a in found), source.random)
     left = next((why for _, why in guessed.values() if why), "")
-    note = "; ".join(filter(None, (note, inputs.counted, left)))
+    note = "; ".join(filter(None, (note, given.note, inputs.counted, left)))
     return _written(Emulated(path.name, sha256(path), tuple(flat), facts, note), json)
 
 
@@ -184,11 +186,14 @@ def _sample(count: int, least: int, random: bool) -> str:
     return f"sample: at least {least:,} of {count:,} samples, drawn at random (seed 0)"
 
 
-def _joined(answers: Mapping[str, np.ndarray], path: Path, labels: np.ndarray | None) -> np.ndarray:
-    """The outputs of a file as one array: side by side where it has several, which labels have no meaning for."""
+def _joined(answers: Mapping[str, np.ndarray], path: Path, inputs: Samples) -> np.ndarray:
+    """The outputs of a file as one array: side by side where it has several, which labels have no meaning for; states
+    have none."""
+    if inputs.labels is not None:
+        answers = {name: a for name, a in answers.items() if name not in inputs.states.values()}
     if len(answers) == 1:
         return next(iter(answers.values()))
-    if labels is not None:
+    if inputs.labels is not None:
         raise UsageError(
             Problem(
                 str(path),

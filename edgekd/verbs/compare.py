@@ -102,8 +102,8 @@ def compare(
             device, host = stands_for(host, wanted)
             place, runtime = Path(folder), device.runtime.name
             with progress.task("open both files"), user_error():
-                inputs = opening.given(paths[0], source, wanted, place / "signature", host).samples
-                ran = []
+                given = opening.given(paths[0], source, wanted, place / "signature", host)
+                inputs, ran = given.samples, []
                 if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
                     ran = jobs.tried({str(p): p for p in paths}, inputs, runtime=runtime, folder=place / "tried")
             session.announce(progress, ran, preset)
@@ -113,7 +113,9 @@ def compare(
                 )
             code = INCONCLUSIVE if compared.verdict == "inconclusive" else PASSED
             told = {side: tuple(noted(getattr(compared, side), wanted, host.facts)) for side in ("a", "b")}
-            found = Compared(*(p.name for p in paths), dataclasses.replace(compared, **told), host.facts, code)
+            note = "; ".join(filter(None, (compared.note, given.note)))
+            compared = dataclasses.replace(compared, **told, note=note)
+            found = Compared(*(p.name for p in paths), compared, host.facts, code)
     finally:
         progress.close()
     write_found(json, "edgekd.comparison/1", found, "exit_code", verdict=compared.verdict)

@@ -167,7 +167,7 @@ def profile(
                 if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
                     ran = jobs.tried({path.name: path}, inputs, runtime=runtime, folder=place / "tried")
             # wrong labels are told before the long part
-            scored = [] if inputs.labels is None or inputs.states else _quality(path, inputs, device, host, place)
+            scored = [] if inputs.labels is None else _quality(path, inputs, device, host, place)
             session.announce(progress, ran, preset)
             with progress.task("time the file") as advance, user_error():
                 timed = jobs.profile(
@@ -187,7 +187,8 @@ def profile(
     finally:
         progress.close()
     note = f"inputs: {SOME}; --data FILE.npz measures with your own" if source.random else given.note
-    note = "; ".join(filter(None, (note, inputs.counted)))
+    over = "scored over the same" if scored and inputs.states else ""
+    note = "; ".join(filter(None, (note, over, inputs.counted)))
     figures = noted((*scored, *timed[path.name]), wanted, host.facts)
     found = Profile(path.name, sha256(path), (*figures, *counted), by_operator, host.facts, note)
     write_found(json, "edgekd.profile/1", found, "exit_code")
@@ -237,7 +238,7 @@ def _quality(path: Path, inputs: Samples, device: Target, host: Host, place: Pat
     with user_error():
         asked = {"runtime": device.runtime.name, "threads": device.threads, "folder": place / "score", "host": host}
         answered = jobs.score(path, inputs, **asked)
-    only = bare(answered)
+    only = bare({name: a for name, a in answered.items() if name not in inputs.states.values()})
     if not isinstance(only, dict) and only.ndim == 2 and only.dtype.kind == "f":
         problems = values.labels(labels, "labels", max(2, only.shape[1]), inputs.names)
         if problems:
