@@ -1,4 +1,4 @@
-"""Bytes in, channels last, class numbers out, preprocessing in the first layer: exact, and checked."""
+"""Bytes in, channels last, class indices out, preprocessing in the first layer: exact, and checked."""
 
 import numpy as np
 import onnx
@@ -81,7 +81,11 @@ def test_padding_that_is_whole_pixels_is_exact():
     made = fold_preprocess.fold(model, 1 / 255, mean, [0.5])
     wanted = answers(model, x=normal(p, mean, [0.5]))
     assert np.allclose(answers(made.model, x=p - made.zero_point), wanted, rtol=1e-4, atol=1e-4)
-    assert made.zero_point == 20
+    assert made.zero_point == 20 and not made.rounded
+    assert fold_preprocess.fold(model, 1 / 255, MEAN, DEVIATION).rounded
+    # one number for all channels, which pads with 128 for 127.5
+    assert fold_preprocess.fold(model, 1 / 255, [0.5], [0.5]).rounded
+    assert not fold_preprocess.fold(normalize.normalized(network(pads=(0, 0, 0, 0))), 1 / 255, [0.5], [0.5]).rounded
 
 
 def quantized(mean=MEAN, deviation=DEVIATION, **options):
@@ -161,7 +165,7 @@ def test_what_there_is_not_can_not_change():
     value = lambda n, t: h.make_tensor_value_info(n, t, ["n", 3])
     model = h.make_model(h.make_graph([node], "g", [value("x", T.INT32)], [value("y", T.INT64)]), ir_version=9)
     for option, told in (
-        ("uint8", "no input takes floats"),
+        ("uint8", "no input takes 32-bit floats"),
         ("nhwc", "is an image"),
         ("argmax", "no output is scores"),
     ):
@@ -196,13 +200,15 @@ def test_a_file_for_a_camera(place, capsys):
     options = ["--fold-preprocess", "imagenet", "--input", "uint8", "--layout", "nhwc", "--argmax"]
     code, out, err = say(capsys, *IMAGES, "--out", "camera.onnx", *options, "--slower-int8")
     assert code == 0, err
-    assert "input x: bytes [n, 8, 8, 3], the pixels" in out and "output y: class numbers [n]" in out
+    assert "input x: bytes [n, 8, 8, 3], the pixels, RGB\n" in out and "output y: class indices [n]" in out
     assert "2 of 2 layers in int8" in out and "preprocessing is folded into the first layer" in out
-    assert say(capsys, *IMAGES, "--out", "plain.onnx", "--slower-int8")[0] == 0
+    assert "dB beside the float file, as the pixels that pad the image are rounded to whole ones" in out
+    # the same file that takes pixels as floats, and answers scores
+    code, out, err = say(capsys, *IMAGES, "--out", "scores.onnx", *options[:2], "--slower-int8")
+    assert code == 0 and "input x: floats [n, 3, 8, 8], the pixels, 0 to 255, RGB\n" in out, err
     seen = pixels(40).astype(np.uint8)
     camera = answers(onnx.load("camera.onnx"), x=np.moveaxis(seen, 1, -1))
-    plain = answers(onnx.load("plain.onnx"), x=normal(pixels(40)))
-    assert (camera == plain.argmax(1)).mean() >= 0.95
+    assert np.array_equal(camera, answers(onnx.load("scores.onnx"), x=pixels(40)).argmax(1))
     code, out, _ = say(capsys, "try", "net.onnx", "camera.onnx", "photos/0/00.png", "--preprocess", "imagenet")
     assert code == 0 and "1 of 1 answers are the same" in out
 
@@ -222,3 +228,49 @@ def test_what_a_file_has_not_is_told_before_anything_runs(place, capsys):
     assert code == 2 and "mean" in err and "minmix" in err
     code, _, err = say(capsys, *IMAGES, "--out", "a.onnx", "--fold-preprocess", "unit")
     assert code == 2 and "is no image of bytes that was normalized so" in err and not (place / "a.onnx").exists()
+
+
+def test_nothing_is_said_of_padding_that_there_is_not(place, capsys):
+    onnx.save(network(pads=(0, 0, 0, 0)), "net.onnx")
+    code, out, _ = say(capsys, *IMAGES, "--out", "a.onnx", "--fold-preprocess", "imagenet", "--slower-int8")
+    assert code == 0 and "dB beside the float file\n" in out and "rounded" not in out
+
+
+def test_all_that_is_wrong_with_inputs_and_outputs_at_once(place, capsys):
+    node = h.make_node("Cast", ["x"], ["y"], to=T.INT64)
+    value = lambda n, t: h.make_tensor_value_info(n, t, ["n", 3])
+    graph = h.make_graph([node], "g", [value("x", T.INT32)], [value("y", T.INT64)])
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=9), "cast.onnx")
+    np.savez("d.npz", x=np.zeros((40, 3), np.int32))
+    options = ["--input", "uint8", "--layout", "nhwc", "--argmax", "--fold-preprocess", "imagenat"]
+    code, _, err = say(capsys, "quantize", "cast.onnx", "--data", "d.npz", "--out", "a.onnx", *options)
+    assert code == 2 and "did you mean `imagenet`?" in err
+    assert all(f"error: {told}" in err for told in ("--input uint8: no", "--layout nhwc: no", "--argmax: no"))
+
+
+def test_a_file_with_its_weights_in_a_second_one(place, capsys, monkeypatch):
+    """As if one file could hold no more than some bytes."""
+    from edgekd.onnx_files import external
+
+    assert say(capsys, *IMAGES, "--out", "one.onnx", "--input", "uint8", "--slower-int8")[0] == 0
+    monkeypatch.setattr(external, "LIMIT", 2**20 + 100)
+    monkeypatch.setattr(external, "SMALL", 64)
+    code, _, err = say(capsys, *IMAGES, "--out", "two.onnx", "--input", "uint8", "--slower-int8")
+    assert code == 0, err
+    assert sorted(f.name for f in place.glob("two*")) == ["two.onnx", "two.onnx.data"]
+    run = lambda name: onnxruntime.InferenceSession(name).run(None, {"x": pixels(4).astype(np.uint8)})[0]
+    assert np.array_equal(run("one.onnx"), run("two.onnx"))
+
+
+def test_a_changed_file_that_onnxruntime_can_not_run(place, capsys, monkeypatch):
+    real = interface.dressed
+
+    def dressed(model, **options):
+        made, form = real(model, **options)
+        made.graph.node[0].input[0] = "nowhere"
+        return made, form
+
+    monkeypatch.setattr(interface, "dressed", dressed)
+    code, _, err = say(capsys, *IMAGES, "--out", "a.onnx", "--input", "uint8", "--slower-int8")
+    assert code == 6 and "error: a.onnx: onnxruntime can't run it with these inputs and outputs: " in err
+    assert not (place / "a.onnx").exists()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from edgekd import targets as devices
-from edgekd.errors import EnvironmentUnfit, Problem, RunFailed, UsageError
+from edgekd.errors import EdgekdError, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.hosts import local, ssh
 from edgekd.progress import Silent
 from edgekd.records import Host, Measurement, Target
@@ -87,13 +87,13 @@ def user_error() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def runnable(place: str) -> Iterator[None]:
-    """The same where a file from elsewhere is opened by onnxruntime in this process."""
+def runnable(place: str, how: str = "on the samples", kind: type[EdgekdError] = UsageError) -> Iterator[None]:
+    """The same where a file is opened by onnxruntime in this process: an error of this `kind`, by default that of a
+    file from elsewhere."""
     try:
         yield
     except Exception as error:
         if not type(error).__module__.startswith("onnxruntime"):  # its classes have no base of their own
             raise
-        raise UsageError(
-            Problem(place, f"onnxruntime can't run it on the samples: {str(error).strip().splitlines()[0][:300]}")
-        ) from None
+        told = str(error).strip().splitlines()[0][:300]
+        raise kind(Problem(place, f"onnxruntime can't run it {how}: {told}")) from None

@@ -97,7 +97,8 @@ def checked(
     gathered(lambda: components.find("ranges", ranges), problems)
     problems += normalize.problems(parsed, str(path)) if parsed is not None else []
     problems += _not_an_output(Path(out), path, source, like)
-    gathered(lambda: quantize_interface.possible(parsed, interface) if parsed is not None else None, problems)
+    if parsed is not None:
+        problems += quantize_interface.problems(parsed, interface, {*source.states, *source.states.values()})
     if samples < 1:
         problems.append(Problem("--samples", f"{samples} is not a number of samples", "a number from 1"))
     settled = {"--float-layer": float_layers, "--like": like, "--slower-int8": slower_int8}

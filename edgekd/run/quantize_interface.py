@@ -1,17 +1,20 @@
 """What a person wants of the inputs and outputs of an int8 file: pixels in instead of normalized images, bytes,
-channels last, class numbers out."""
+channels last, class indices out."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, RunFailed, UsageError, gathered
+from edgekd.measure.machine import runnable
+from edgekd.onnx_files import external
 from edgekd.samples import preprocess
 from edgekd.samples.rows import Samples
 
@@ -45,27 +48,19 @@ class Interface:
         return found if self.fold is None else [*found, "--fold-preprocess", str(self.fold)]
 
 
-def possible(model: onnx.ModelProto, wanted: Interface) -> None:
-    """Raises UsageError where a model has no input or output of such a kind."""
-    import onnx
-
+def problems(model: onnx.ModelProto, wanted: Interface, kept: Collection[str]) -> list[Problem]:
+    """Why a model can't have such inputs and outputs; `kept`: those that stay as they are."""
     from edgekd.quantization.onnx_graph import interface
 
-    bare = onnx.ModelProto(graph=onnx.GraphProto(input=model.graph.input, output=model.graph.output))
-    if wanted.nhwc or wanted.argmax:
-        interface.dressed(bare, nhwc=wanted.nhwc, argmax=wanted.argmax)
-    floats = [i for i in model.graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
-    if wanted.uint8 and not floats:
-        raise UsageError(Problem("--input uint8", "no input takes 32-bit floats"))
+    found = interface.problems(model, uint8=wanted.uint8, nhwc=wanted.nhwc, argmax=wanted.argmax, kept=kept)
     if wanted.fold is not None:
-        preprocess.load(wanted.fold)
+        gathered(lambda: preprocess.load(str(wanted.fold)), found)
+    return found
 
 
 def folded(given: Given, wanted: Interface, folder: Path) -> Given:
     """The same request for a float file that takes pixels, which is written to `folder`. Raises UsageError where
     preprocessing can't be folded, or the samples are not normalized pixels."""
-    import onnx
-
     from edgekd.quantization.onnx_graph import fold_preprocess, normalize
 
     if wanted.fold is None:
@@ -74,7 +69,7 @@ def folded(given: Given, wanted: Interface, folder: Path) -> Given:
     scale = 1 / 255 if how.scale is None else how.scale
     made = fold_preprocess.fold(normalize.normalized(given.model, str(given.path)), scale, how.mean, how.deviation)
     path = folder / given.path.name
-    onnx.save(made.model, path)
+    external.write(made.model, path)
     pixels = lambda s: _pixels(s, made.image, scale, how, made.zero_point)
     return replace(
         given,
@@ -84,28 +79,26 @@ def folded(given: Given, wanted: Interface, folder: Path) -> Given:
         compared=pixels(given.compared),
         fixed={made.value: made.range},
         pixels={made.image: made.zero_point},
-        note="\n".join(filter(None, (given.note, _beside(given, path, pixels)))),
+        note="\n".join(filter(None, (given.note, _beside(given, path, pixels, made.rounded)))),
     )
 
 
-def delivered(found: Checked, given: Given, wanted: Interface) -> Checked:
-    """The checked file with the wanted inputs and outputs. Raises RunFailed where it then answers otherwise."""
-    import onnx
-
+def delivered(found: Checked, model: onnx.ModelProto, given: Given, wanted: Interface) -> Checked:
+    """The checked file, whose `model` is given, with the wanted inputs and outputs. Raises RunFailed where it then
+    answers otherwise, or onnxruntime can't run it."""
     from edgekd.quantization.onnx_graph import checks, interface
 
     if not wanted.any:
         return found
-    if len(found.content) > 1:
-        raise UsageError(Problem(str(given.out), "has its weights in a second file: its inputs can't be changed"))
-    model = onnx.load_from_string(found.content[0][1])
-    made, form = interface.dressed(
-        model, uint8=wanted.uint8, nhwc=wanted.nhwc, argmax=wanted.argmax, pixels=given.pixels
-    )
-    interface.same(model, made, form, given.compared.some(SEEN).feed(), str(given.out))
-    kept = next((json.loads(p.value) for p in model.metadata_props if p.key == checks.KEPT), ())
-    content = checks.finished(made, given.out.name, kept)
-    return replace(found, content=content, notes=(*found.notes, *_told(made, form, given)))
+    kept = {*given.compared.states, *given.compared.states.values()}
+    how = {"uint8": wanted.uint8, "nhwc": wanted.nhwc, "argmax": wanted.argmax}
+    made, form = interface.dressed(model, **how, pixels=given.pixels, kept=kept)
+    with runnable(str(given.out), "with these inputs and outputs", RunFailed):
+        interface.same(model, made, form, given.compared.some(SEEN).feed(), str(given.out))
+    asked = next((json.loads(p.value) for p in model.metadata_props if p.key == checks.KEPT), ())
+    content = checks.finished(made, given.out.name, asked)
+    order = "" if wanted.fold is None else preprocess.load(wanted.fold).order.upper()
+    return replace(found, content=content, notes=(*found.notes, *_told(made, form, given, order)))
 
 
 def _pixels(samples: Samples, image: str, scale: float, how: preprocess.Preprocess, zero_point: int) -> Samples:
@@ -125,7 +118,7 @@ def _pixels(samples: Samples, image: str, scale: float, how: preprocess.Preproce
     return replace(samples, arrays={**samples.arrays, image: (whole - zero_point).astype(np.float32)})
 
 
-def _beside(given: Given, path: Path, pixels: object) -> str:
+def _beside(given: Given, path: Path, pixels: Callable[[Samples], Samples], rounded: bool) -> str:
     """How the file that takes pixels compares with the float file."""
     from edgekd.measure import jobs
     from edgekd.quantization.diagnosis.signal_to_noise import decibel, noise
@@ -133,26 +126,32 @@ def _beside(given: Given, path: Path, pixels: object) -> str:
     few = given.compared.take(slice(0, max(SEEN, given.compared.rows or 1)))
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         plain = jobs.score(given.path, few, folder=Path(folder) / "plain")
-        found = jobs.score(path, pixels(few), folder=Path(folder) / "pixels")  # type: ignore[operator]
+        found = jobs.score(path, pixels(few), folder=Path(folder) / "pixels")
     snr = min((-decibel(noise(a, found[n])) for n, a in plain.items() if a.dtype.kind == "f"), default=120.0)
-    return f"preprocessing is folded into the first layer: {snr:.1f} dB beside the float file, whose padding is rounded"
+    told = f"preprocessing is folded into the first layer: {snr:.1f} dB beside the float file"
+    return told + (", as the pixels that pad the image are rounded to whole ones" if rounded else "")
 
 
-def _told(model: onnx.ModelProto, form: Form, given: Given) -> list[str]:
+def _told(model: onnx.ModelProto, form: Form, given: Given, order: str) -> list[str]:
     shown = lambda v: (
         "[" + ", ".join(str(d.dim_value or d.dim_param or "?") for d in v.type.tensor_type.shape.dim) + "]"
     )
     told = []
+    colours = lambda v: f", {order}" if order and 3 in {d.dim_value for d in v.type.tensor_type.shape.dim[1:]} else ""
     for value in model.graph.input:
         parts = []
         if value.name in form.bytes:
             one = form.bytes[value.name]
             pixels = value.name in given.pixels
-            parts.append("the pixels" if pixels else f"which stand for {one.scale:.9g} * (byte - {one.zero_point})")
+            parts.append(
+                f"the pixels{colours(value)}"
+                if pixels
+                else f"which stand for {one.scale:.9g} * (byte - {one.zero_point})"
+            )
         elif value.name in form.pixels:
-            parts.append("the pixels, 0 to 255")
+            parts.append(f"the pixels, 0 to 255{colours(value)}")
         if parts or value.name in form.last:
             kind = "bytes" if value.name in form.bytes else "floats"
             told.append(f"input {value.name}: {kind} {shown(value)}{', ' if parts else ''}{', '.join(parts)}")
-    told += [f"output {v.name}: class numbers {shown(v)}" for v in model.graph.output if v.name in form.classes]
+    told += [f"output {v.name}: class indices {shown(v)}" for v in model.graph.output if v.name in form.classes]
     return [*told, "with these inputs and outputs the file answers as without them: checked"]

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     metavar="P",
     help="The file takes pixels of 0 to 255: imagenet, unit or FILE.json goes into its first layer.",
 )
-@click.option("--argmax", is_flag=True, help="The file answers with class numbers instead of scores.")
+@click.option("--argmax", is_flag=True, help="The file answers with class indices instead of scores.")
 @_options.quiet
 def command(model, weight_bits, **settings):
     """Quantize a float ONNX MODEL of any making to int8 by samples of its inputs, and check the file.
@@ -127,7 +127,7 @@ def quantize(
 
     `input_type` "uint8": the file takes bytes; `layout` "nhwc": images with the channels last; `fold_preprocess`, a
     name or a JSON file as of `preprocess`: pixels of 0 to 255, whose normalization goes into the first layer; `argmax`:
-    it answers with class numbers. What it answers is otherwise the same, which is checked.
+    it answers with class indices. What it answers is otherwise the same, which is checked.
 
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes other outputs than
     it says."""
@@ -170,7 +170,8 @@ def quantize(
             if held is not None and not held.held:
                 return held
             with progress.task("check the file"):
-                found = quantize_interface.delivered(quantize_file.look(given, made), given, interface)
+                found = quantize_file.look(given, made)
+                found = quantize_interface.delivered(found, made.model, given, interface)
     finally:
         progress.close()
     with writing(out):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.onnx_files import subgraphs
+
 if TYPE_CHECKING:
     import onnx
 
@@ -17,8 +19,10 @@ class Draft:
 
     def __init__(self, graph: onnx.GraphProto):
         self.graph = graph
-        self.taken = {i.name for i in graph.initializer} | {i.name for i in graph.input}
-        self.taken |= {name for node in graph.node for name in (*node.input, *node.output)}
+        self.taken: set[str] = set()
+        for inner in subgraphs.graphs(graph):
+            self.taken |= {i.name for i in (*inner.initializer, *inner.input)}
+            self.taken |= {name for node in inner.node for name in (*node.input, *node.output)}
         self.made: dict[tuple[str, ...], Sequence[onnx.NodeProto]] = {}
 
     def fresh(self, wanted: str) -> str:
@@ -35,6 +39,15 @@ class Draft:
         name = self.fresh(wanted)
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
+
+    def rename(self, name: str, new: str) -> None:
+        """Has whatever reads a value read another one, in subgraphs too, at once."""
+        for inner in subgraphs.graphs(self.graph):
+            for node in inner.node:
+                if name in node.input:
+                    node.input[:] = [new if n == name else n for n in node.input]
+            for value in inner.output if inner is not self.graph else ():
+                value.name = new if value.name == name else value.name
 
     def replace(self, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> None:
         """Puts `new` where the last of the `old` nodes is."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
+from edgekd.onnx_files import external
 from edgekd.quantization.onnx_graph.draft import Draft, copied
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.quantization.qdq.graph import attribute
@@ -28,12 +29,14 @@ PIXELS = 255
 
 @dataclass(frozen=True)
 class Folded:
-    """A float file that takes pixels less `zero_point` for its `image`; `value` is what its first layers read."""
+    """A float file that takes pixels less `zero_point` for its `image`; `value` is what its first layers read;
+    `rounded`: whether the pixels that pad it are others than the float file's zeros."""
 
     model: onnx.ModelProto
     image: str
     value: str
     zero_point: int
+    rounded: bool = False
 
     @property
     def range(self) -> tuple[float, float]:
@@ -45,7 +48,7 @@ def fold(model: onnx.ModelProto, scale: float, mean: Sequence[float], deviation:
     """A file in normal form that takes an image (scale * p - mean) / deviation as one that takes pixels p. `mean` and
     `deviation`: one number, or one per channel. The padding is rounded to whole pixels. Raises UsageError where the
     first layers are no convolutions of images."""
-    made = copied(model)
+    made = external.copied(model)
     graph, draft = graphs.of(made), Draft(made.graph)
     image = _image(graph)
     readers = _convolutions(graph, image)
@@ -56,8 +59,9 @@ def fold(model: onnx.ModelProto, scale: float, mean: Sequence[float], deviation:
         raise UsageError(Problem(PLACE, f"has numbers for {max(wrong)} channels, and {image} has {channels}"))
     factor = np.broadcast_to(scale / np.asarray(deviation, np.float64), channels)
     shift = np.broadcast_to(-np.asarray(mean, np.float64) / np.asarray(deviation, np.float64), channels)
-    zero = np.rint(-shift / factor)
-    middle = int(np.clip(np.rint(np.mean(-shift / factor)), 0, PIXELS))
+    exact = -shift / factor  # the pixels that a normalized image has zeros for
+    zero = np.rint(exact)
+    middle = int(np.clip(np.rint(np.mean(exact)), 0, PIXELS))
     shift = shift + factor * middle
     pads = {tuple(attribute(n, "pads", [0, 0, 0, 0])) for n in readers} - {(0, 0, 0, 0)}
     padded = bool(pads) and bool(np.any(zero != middle))
@@ -77,7 +81,7 @@ def fold(model: onnx.ModelProto, scale: float, mean: Sequence[float], deviation:
         draft.replace([node], [*before, new])
     stored = {name for n in readers for name in n.input[1:]}
     draft.write(without={n for n in stored if all(r in readers for r in graph.readers[n])})
-    return Folded(made, image, value, middle)
+    return Folded(made, image, value, middle, bool(pads) and not np.allclose(zero, exact, rtol=0, atol=1e-6))
 
 
 def _image(graph: graphs.Graph) -> str:
