@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Sequence
 
@@ -16,6 +17,11 @@ def aligned(rows: Iterable[Sequence[str]], right: Collection[int] = (), indent: 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     set_ = lambda i, cell: cell.rjust(widths[i]) if i in right else cell.ljust(widths[i])
     return "\n".join((indent + "  ".join(set_(i, cell) for i, cell in enumerate(row))).rstrip() for row in rows)
+
+
+def columns(otherwise: int) -> int:
+    """Those of the terminal that is written to."""
+    return shutil.get_terminal_size((otherwise, 24)).columns if sys.stdout.isatty() else otherwise
 
 
 def folded(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], width: int = 140) -> str:

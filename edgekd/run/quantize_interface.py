@@ -121,13 +121,13 @@ def _pixels(samples: Samples, image: str, scale: float, how: preprocess.Preproce
 def _beside(given: Given, path: Path, pixels: Callable[[Samples], Samples], rounded: bool) -> str:
     """How the file that takes pixels compares with the float file."""
     from edgekd.measure import jobs
-    from edgekd.quantization.diagnosis.signal_to_noise import decibel, noise
+    from edgekd.quantization.diagnosis.signal_to_noise import EQUAL, decibel, noise
 
     few = given.compared.take(slice(0, max(SEEN, given.compared.rows or 1)))
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         plain = jobs.score(given.path, few, folder=Path(folder) / "plain")
         found = jobs.score(path, pixels(few), folder=Path(folder) / "pixels")
-    snr = min((-decibel(noise(a, found[n])) for n, a in plain.items() if a.dtype.kind == "f"), default=120.0)
+    snr = min((-decibel(noise(a, found[n])) for n, a in plain.items() if a.dtype.kind == "f"), default=EQUAL)
     told = f"preprocessing is folded into the first layer: {snr:.1f} dB beside the float file"
     return told + (", as the pixels that pad the image are rounded to whole ones" if rounded else "")
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgekd.errors import Problem, UsageError, gathered
 from edgekd.measure import jobs
-from edgekd.measure.machine import user_error
+from edgekd.measure.machine import runnable, user_error
 from edgekd.probes import static
 from edgekd.progress import Silent
-from edgekd.quantization.diagnosis.signal_to_noise import decibel, noise
-from edgekd.samples import axes, media, read, texts
+from edgekd.quantization.diagnosis.signal_to_noise import EQUAL, decibel, noise
+from edgekd.run.answer_notes import Output, known, told
+from edgekd.samples import axes, media, read, texts, values
 from edgekd.samples.rows import Samples
+from edgekd.samples.sequences import answered
 from edgekd.samples.signature import Signature, of_model
 from edgekd.samples.source import Source
+
+__all__ = ["EQUAL", "Answer", "Answers", "asked"]
 
 MOST = 16  # samples of one file that are shown
 TOP = 3  # classes that are shown
@@ -29,8 +33,9 @@ FEW = 4  # values that are shown of an output that is no scores
 @dataclass(frozen=True)
 class Answer:
     """What both files say to one input. `plain`, `int8`: the greatest scores as (class, score), or the first values of
-    an output that is no scores; `same`: whether the greatest is of one class, None where it is no scores; `snr_db`:
-    signal to noise, None where one is a class number, empty or not finite."""
+    an output that is no scores; `same`: whether the greatest is of one class, or integers are equal, None of other
+    values; `snr_db`: signal to noise, None where one is an integer, empty or not finite; `equal`: share of equal
+    integers, of several; `nan`: whether (float, int8) has a NaN."""
 
     input: str
     output: str
@@ -38,20 +43,35 @@ class Answer:
     int8: tuple[tuple[int, float], ...] | tuple[float, ...]
     same: bool | None
     snr_db: float | None
+    equal: float | None = None
+    nan: tuple[bool, bool] = (False, False)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """`rows` of all inputs; `left`: samples that are not shown."""
+    """`rows` of all inputs; `left`: samples that are not shown; `outputs`: what they seem to be; `notes` on how the
+    inputs were read, and on answers that tell nothing."""
 
     rows: tuple[Answer, ...]
     left: int = 0
+    outputs: tuple[Output, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The first `samples` of an input, of `total`; `notes`: how they were read."""
+
+    samples: Samples
+    total: int
+    notes: tuple[str, ...] = ()
 
 
 def asked(
     files: tuple[Path, Path], inputs: Sequence[str], source: Source, tokenizer: Path | None, progress: Silent
 ) -> Answers:
-    """Runs both files on every input, each in the form that it takes. Raises UsageError with every problem."""
+    """Runs both files on every input, each in the form that it takes; of a streaming model the steps of sequences, with
+    the states that each file makes. Raises UsageError with every problem."""
     problems: list[Problem] = []
     models = [gathered(lambda path=path: of_model(static.read(path)), problems) for path in files]
     how = gathered(lambda: texts.tokenizer(tokenizer), problems) if tokenizer is not None else None
@@ -62,14 +82,15 @@ def asked(
     if problems:
         raise UsageError(*dict.fromkeys(problems))
     rows: list[Answer] = []
-    left = 0
+    seen: dict[str, Output] = {}
     with progress.task("run both files") as advance:
         for number, (names, pair) in enumerate(given, 1):
-            most = max(MOST, len(names))
-            left += max(0, len(pair[0]) - most)
-            rows += _answers(names, files, [s.take(slice(most)) for s in pair])
+            rows += _answers(names, files, [g.samples for g in pair], source.states, seen)
             advance(number, len(given), names[0])
-    return Answers(tuple(rows), left)
+    left = sum(pair[0].total - len(pair[0].samples) for _, pair in given)
+    notes = [note for _, pair in given for note in pair[0].notes]
+    outputs = tuple(seen.values())
+    return Answers(tuple(rows), left, outputs, (*dict.fromkeys(notes), *told(rows, outputs, files)))
 
 
 def _groups(inputs: Sequence[str]) -> list[list[str]]:
@@ -79,7 +100,7 @@ def _groups(inputs: Sequence[str]) -> list[list[str]]:
     return [[inputs[i] for i in group] for _, group in itertools.groupby(range(len(inputs)), key)]
 
 
-def _read(names: Sequence[str], source: Source, how: object | None, signature: Signature) -> Samples:
+def _read(names: Sequence[str], source: Source, how: object | None, signature: Signature) -> _Given:
     given, path = names[0], Path(names[0])
     if how is not None and (not path.exists() or path.suffix == ".txt"):
         text = path.read_text(encoding="utf-8") if path.exists() else given
@@ -87,43 +108,108 @@ def _read(names: Sequence[str], source: Source, how: object | None, signature: S
         placed, problems = axes.alone(signature, [one], source.axes, given, [given])
         if problems:
             raise UsageError(*problems)
-        return Samples(placed.arrays, placed.axes, signature.answer_axes(), axes.size(signature, placed.axes))
+        found = Samples(placed.arrays, placed.axes, signature.answer_axes(), axes.size(signature, placed.axes))
+        return _Given(found, len(found))
     hint = "an image, a .wav or an .npz; a text needs --tokenizer"
     missing = [Problem(name, "there is no such file", hint) for name in names if not Path(name).is_file()]
     if missing:
         raise UsageError(*missing)
-    return read.files([Path(name) for name in names], source, signature).samples
+    if source.states:
+        return _steps(names, source, signature)
+    read_ = read.files([Path(name) for name in names], source, signature)
+    every, most = read_.samples, max(MOST, len(names))
+    notes = [read_.note] if read_.note else []
+    if media.kind_of(path) == "archives":
+        notes += axes.shown(every.axes, source.axes)
+    return _Given(every.take(slice(most)), len(every), tuple(notes))
 
 
-def _answers(names: Sequence[str], files: tuple[Path, Path], pair: Sequence[Samples]) -> Iterator[Answer]:
+def _steps(names: Sequence[str], source: Source, signature: Signature) -> _Given:
+    """The first steps of sequences; states are 0 in all of them, as each file makes its own behind the first."""
+    if media.kind_of(Path(names[0])) != "archives":
+        hint = "an .npz with arrays [n, steps, ...]"
+        raise UsageError(*(Problem(name, "is no .npz, and --state needs sequences", hint) for name in names))
+    every = read.read_sequences(replace(source, data=names[0], preprocess=None), signature)
+    cut = replace(every, arrays={n: values.ragged([a[:MOST] for a in parts]) for n, parts in every.arrays.items()})
+    made = {output: every.start[name] for name, output in every.states.items()}
+    few = cut.steps(lambda feed: made, range(min(len(cut), MOST)))
+    return _Given(few.take(slice(MOST)), sum(every.lengths))
+
+
+def _answers(
+    names: Sequence[str],
+    files: tuple[Path, Path],
+    pair: Sequence[Samples],
+    states: Mapping[str, str],
+    seen: dict[str, Output],
+) -> Iterator[Answer]:
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
-        found = [
-            jobs.score(f, s, folder=Path(folder) / str(i)) for i, (f, s) in enumerate(zip(files, pair, strict=True))
-        ]
-    plain, int8 = found
+        plain, int8 = (
+            {o: a for o, a in _scored(f, s, Path(folder) / str(i)).items() if o not in states.values()}
+            for i, (f, s) in enumerate(zip(files, pair, strict=True))
+        )
     if len(plain) != len(int8):
         raise UsageError(Problem(str(files[1]), f"has {len(int8)} outputs, and {files[0].name} has {len(plain)}"))
     pairs = {o: (plain[o], int8[o]) for o in plain} if set(plain) == set(int8) else None
     pairs = pairs or dict(zip(plain, zip(plain.values(), int8.values(), strict=True), strict=True))
+    for output, (a, b) in pairs.items():
+        seen.setdefault(output, known(output, a, b))
     for row in range(len(pair[0])):
         one = names[row] if len(names) == len(pair[0]) else f"{names[0]} [{row}]"
+        one = f"{names[0]}, {pair[0].names[row]}" if states else one
         for output, (a, b) in pairs.items():
-            yield _answer(one, output, a[row], b[row])
+            yield _answer(one, output, np.asarray(a[row]), np.asarray(b[row]))
+
+
+def _scored(file: Path, samples: Samples, folder: Path) -> dict[str, np.ndarray]:
+    """{output: [n, ...]}, of steps with the states that the file makes."""
+    from edgekd.runtimes.onnxruntime import load
+
+    if not samples.states:
+        return jobs.score(file, samples, folder=folder)
+    jobs.tried({str(file): file}, samples, folder=folder)
+    with runnable(str(file)):
+        made = list(answered(load(str(file), 1), samples, 1))
+    first = lambda o, a: np.moveaxis(np.atleast_1d(a), samples.answers.get(o, 0), 0)
+    return {o: np.concatenate([first(o, m[o]) for m in made]) for o in made[0]}
 
 
 def _answer(name: str, output: str, plain: np.ndarray, int8: np.ndarray) -> Answer:
-    scores = [v.ndim == 1 and v.size > 1 and v.dtype.kind == "f" for v in (plain, int8)]
+    both = (plain, int8)
+    nan = [bool(v.dtype.kind == "f" and np.isnan(v).any()) for v in both]
     snr = None
-    if plain.shape == int8.shape and plain.dtype.kind == int8.dtype.kind == "f" and np.isfinite(plain).any():
+    if plain.shape == int8.shape and plain.dtype.kind == int8.dtype.kind == "f" and not any(nan):
         with np.errstate(all="ignore"):
-            found = -decibel(noise(plain[None], int8[None]))
+            found = -decibel(noise(plain[None], int8[None])) if np.isfinite(plain).any() else np.nan
         snr = found if np.isfinite(found) else None
-    shown = [_top(v) if s else tuple(v.ravel()[:FEW].tolist()) for v, s in zip((plain, int8), scores, strict=True)]
-    if not any(scores):
-        return Answer(name, output, *shown, None, snr)
-    first = [int(v.argmax()) if s else int(v.ravel()[0]) for v, s in zip((plain, int8), scores, strict=True)]
-    broken = any(np.isnan(v).any() for v, s in zip((plain, int8), scores, strict=True) if s)
-    return Answer(name, output, *shown, first[0] == first[1] and not broken, snr)
+    shown = [_top(v) if _scores(v) else tuple(v.ravel()[:FEW].tolist()) for v in both]
+    classes = _classes(plain, int8)
+    equal = None
+    if classes is None:
+        return Answer(name, output, *shown, None, snr, None, (nan[0], nan[1]))
+    same = classes[0].shape == classes[1].shape and bool((classes[0] == classes[1]).all()) and not any(nan)
+    if classes[0].size > 1 and classes[0].shape == classes[1].shape:
+        equal = float((classes[0] == classes[1]).mean())
+    return Answer(name, output, *shown, same, snr, equal, (nan[0], nan[1]))
+
+
+def _scores(values: np.ndarray) -> bool:
+    return values.ndim == 1 and values.size > 1 and values.dtype.kind == "f"
+
+
+def _classes(plain: np.ndarray, int8: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The integers that both answer: their own, or the classes of the greatest scores [classes, ...]; None where it is
+    neither."""
+    whole = [v.dtype.kind in "iub" for v in (plain, int8)]
+    if all(whole):
+        return (plain, int8) if plain.size or int8.size else None
+    if not any(whole):
+        return (plain.argmax(0), int8.argmax(0)) if _scores(plain) and _scores(int8) else None
+    integers, floats = (plain, int8) if whole[0] else (int8, plain)
+    if floats.ndim == 0 or floats.shape[0] < 2 or floats[0].size != integers.size:
+        return None
+    greatest, integers = floats.argmax(0).ravel(), integers.ravel()
+    return (integers, greatest) if whole[0] else (greatest, integers)
 
 
 def _top(scores: np.ndarray) -> tuple[tuple[int, float], ...]:

@@ -65,6 +65,13 @@ def unknown(signature: Signature, asked: Mapping[str, int | None]) -> list[Probl
     return wrong
 
 
+def shown(found: Mapping[str, Axis], asked: Mapping[str, int | None]) -> list[str]:
+    """A line on the axes that nobody named, if there are some."""
+    axis = lambda k: "the same for all" if k is None else "one sample" if k == WHOLE else f"axis {k}"
+    guessed = ", ".join(f"{name} {axis(k)}" for name, k in found.items() if name not in asked)
+    return [f"samples are taken along: {guessed}; --axis NAME=K names another"] if guessed else []
+
+
 def placed(
     signature: Signature, given: Mapping[str, np.ndarray], asked: Mapping[str, int | None], place: str
 ) -> tuple[Placed, list[Problem]]:

@@ -90,7 +90,9 @@ def read_sequences(source: Source, signature: Signature) -> Sequences:
         hint = "give sequences: --data FILE.npz with arrays [n, steps, ...], or a folder with one .npz for each"
         raise UsageError(Problem("--state", "needs sequences, and there is no --data", hint))
     problems, path = [*axes.unknown(signature, source.axes), *_needless(source)], Path(source.place)
-    states, names, labels = list(source.states), [], None
+    problems += sequences.misnamed(signature, source.states)
+    states = [*source.states, *source.states.values()]  # these too, where they are given the wrong way round
+    names, labels = [], None
     if path.is_dir():
         files = media.listed(path)
         if files.kind != "archives":

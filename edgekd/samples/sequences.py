@@ -135,20 +135,33 @@ def gathered(
     ), []
 
 
+def misnamed(signature: Signature, states: Mapping[str, str]) -> list[Problem]:
+    """States whose names are not an output's and an input's."""
+    problems = []
+    for name, output in states.items():
+        option = f"--state {output}={name}"
+        if name in signature.outputs and output in signature.inputs and name not in signature.inputs:
+            text = f"is the wrong way round: {name} is the output, and {output} the input that takes it"
+            problems.append(Problem(option, text, f"--state {name}={output}"))
+            continue
+        if name not in signature.inputs:
+            problems.append(Problem(option, f"{name} is not an input", f"inputs: {', '.join(signature.inputs)}"))
+        if output not in signature.outputs:
+            problems.append(Problem(option, f"{output} is not an output", f"outputs: {', '.join(signature.outputs)}"))
+    return problems
+
+
 def _start(
     signature: Signature, states: Mapping[str, str], where: Mapping[str, int | None], problems: list[Problem]
 ) -> tuple[dict[str, np.ndarray], dict[str, Axis]]:
     """({state: zeros}, {state: axis of its samples}); adds what is wrong with the states to `problems`."""
     start: dict[str, np.ndarray] = {}
     kinds: dict[str, Axis] = {}
+    problems += misnamed(signature, states)
     dim = signature.sample_dim()
     for name, output in states.items():
         tensor, made = signature.inputs.get(name), signature.outputs.get(output)
         option = f"--state {output}={name}"
-        if tensor is None:
-            problems.append(Problem(option, f"{name} is not an input", f"inputs: {', '.join(signature.inputs)}"))
-        if made is None:
-            problems.append(Problem(option, f"{output} is not an output", f"outputs: {', '.join(signature.outputs)}"))
         if tensor is None or made is None:
             continue
         dims = tensor.dims or ()

@@ -107,24 +107,20 @@ preprocess = click.option(
     metavar="P",
     help="How images or .wav files are read: imagenet, unit (0 to 1) or FILE.json.",
 )
+states = click.option(
+    "--state",
+    "states",
+    multiple=True,
+    metavar="OUT=IN",
+    type=Pair("OUT=IN", "hn=h0"),
+    callback=_named,
+    help="The data are sequences: input IN takes what output OUT was a step before. Repeat for several.",
+)
 
 
 def samples(text: str, required: bool = False) -> Callable[[Any], Any]:
     """`--data` with this help, and what says how it is read: `axes`, `preprocess`, `states`."""
-    options = (
-        click.option("--data", required=required, type=click.Path(), help=text),
-        axes,
-        preprocess,
-        click.option(
-            "--state",
-            "states",
-            multiple=True,
-            metavar="OUT=IN",
-            type=Pair("OUT=IN", "hn=h0"),
-            callback=_named,
-            help="The data are sequences: input IN takes what output OUT was a step before. Repeat for several.",
-        ),
-    )
+    options = (click.option("--data", required=required, type=click.Path(), help=text), axes, preprocess, states)
 
     def added(command: Any) -> Any:
         for option in reversed(options):

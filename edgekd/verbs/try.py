@@ -14,9 +14,9 @@ from edgekd.errors import PASSED, Problem, UsageError, plain
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
-    from edgekd.run.side_by_side import Answers
+    from edgekd.run.side_by_side import Answer, Answers
 
-EQUAL = 120.0  # dB, the most that is told apart
+WIDTH = 140  # columns, where there is no terminal
 
 
 @click.command()
@@ -25,6 +25,7 @@ EQUAL = 120.0  # dB, the most that is told apart
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @_options.axes
 @_options.preprocess
+@_options.states
 @click.option("--tokenizer", type=click.Path(), help="A tokenizer.json: INPUT may be a text or a .txt file.")
 @click.option("--names", type=click.Path(), help="A text file with the name of a class in each line.")
 @_options.json_file("Write the answers to this file.")
@@ -45,28 +46,48 @@ class Told:
     exit_code: int = PASSED
 
     def __str__(self) -> str:
-        from edgekd.report.tables import aligned
+        from edgekd.report import tables
 
-        self, found = plain(self), plain(self.answers.rows)
-        rows = [("input", "output", self.a, self.b, "")]
+        self = plain(self)
+        found = self.answers.rows
+        heads = ("input", "output", self.a, self.b, "")
+        rows = []
         for i, r in enumerate(found):
             again = i > 0 and found[i - 1].input == r.input
-            told = [] if r.same is None else ["same answer" if r.same else "ANOTHER ANSWER"]
-            told += [] if r.snr_db is None else ["equal" if r.snr_db >= EQUAL else f"{r.snr_db:.1f} dB"]
-            rows.append(
-                ("" if again else r.input, r.output, self._shown(r.plain), self._shown(r.int8), ", ".join(told))
-            )
+            cells = self._shown(r.plain), self._shown(r.int8), self._told(r)
+            rows.append(("" if again else r.input, r.output, *cells))
+        table = tables.aligned([heads, *rows])
+        if max(map(len, table.splitlines())) > tables.columns(WIDTH):
+            table = tables.folded("", heads, rows, WIDTH).strip("\n")
+        shape = lambda o: f" [{', '.join(map(str, o.shape))}]" if o.shape else ""
+        lines = [table, "", *(f"output {o.name}{shape(o)}: {o.seems}" for o in self.answers.outputs)]
+        lines += self.answers.notes
         judged = [r.same for r in found if r.same is not None]
-        lines = [aligned(rows)]
         if judged:
-            lines.append(f"\n{sum(judged)} of {len(judged)} answers are the same")
+            lines.append(f"{sum(judged)} of {len(judged)} answers are the same")
         if self.answers.left:
             lines.append(f"{self.answers.left} more samples are not shown")
         return "\n".join(lines)
 
+    def _told(self, row: Answer) -> str:
+        from edgekd.run.side_by_side import EQUAL
+
+        broken = [name for name, nan in zip((self.a, self.b), row.nan, strict=True) if nan]
+        told = [f"NaN in {' and '.join(broken)}"] if broken else []
+        told += [] if row.same is None else ["same answer" if row.same else "ANOTHER ANSWER"]
+        told += [] if row.equal is None or row.same else [f"{100 * row.equal:.1f} % equal values"]
+        told += [] if row.snr_db is None else ["equal" if row.snr_db >= EQUAL else f"{row.snr_db:.1f} dB"]
+        return ", ".join(told)
+
     def _shown(self, values: Sequence[Any]) -> str:
-        name = lambda i: self.names[i] if i < len(self.names) else str(i)
-        return ", ".join(f"{name(v[0])} {v[1]:.4g}" if isinstance(v, tuple) else f"{v:.4g}" for v in values)
+        """Scores with the names of their classes, and so one integer alone; other values as they are."""
+        name = lambda i: self.names[i] if 0 <= i < len(self.names) else str(i)
+        if len(values) == 1 and type(values[0]) is int:
+            return name(values[0])
+        one = lambda v: (
+            f"{name(v[0])} {v[1]:.4g}" if isinstance(v, tuple) else f"{v:.4g}" if type(v) is float else str(v)
+        )
+        return ", ".join(map(one, values))
 
 
 def side_by_side(
@@ -76,14 +97,15 @@ def side_by_side(
     *,
     axes: Mapping[str, int | None] = MappingProxyType({}),
     preprocess: Path | str | None = None,
+    states: Mapping[str, str] = MappingProxyType({}),
     tokenizer: Path | str | None = None,
     names: Path | str | None = None,
     json: Path | str | None = None,
     quiet: bool = True,
 ) -> Told:
-    """What two files answer to `inputs`: paths of images, .wav or .npz files, and texts with a `tokenizer` file. `axes`
-    and `preprocess` as in `quantize`; `names`: a file with the name of a class in each line. Raises UsageError with
-    every problem, RunFailed where a file breaks its runtime."""
+    """What two files answer to `inputs`: paths of images, .wav or .npz files, and texts with a `tokenizer` file.
+    `axes`, `preprocess` and `states` as in `quantize`; `names`: a file with the name of a class in each line. Raises
+    UsageError with every problem, RunFailed where a file breaks its runtime."""
     from edgekd.files import reading, write_found
     from edgekd.progress import reporter
     from edgekd.run import side_by_side as run
@@ -102,7 +124,7 @@ def side_by_side(
     files = Path(float_file), Path(int8_file)
     progress = reporter(quiet)
     try:
-        source = Source(None, axes, preprocess)
+        source = Source(None, axes, preprocess, states)
         how = None if tokenizer is None else Path(tokenizer)
         answers = run.asked(files, [str(i) for i in inputs], source, how, progress)
     finally:

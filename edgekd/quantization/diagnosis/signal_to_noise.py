@@ -24,6 +24,7 @@ SIGNAL = "dB: signal, less its mean over the samples, to noise"  # what figures 
 APART = 20.0  # dB between the powers of channels that are judged apart: ten times as large
 GROUPS = 4  # that an output falls into at most
 CHANNELS = 4096  # entries that an axis of channels may have
+EQUAL = 120.0  # dB, the most that is told apart
 BATCH = 1  # samples at a time, where the file fixes no number
 PART = 2**19  # values that are squared at once
 LIMIT = 2**28  # bytes of outputs that are held at once
@@ -90,7 +91,7 @@ def noise(plain: np.ndarray, int8: np.ndarray) -> float:
     """Noise of outputs [n, ...] as a share of the signal, at least 1e-12 (120 dB). What is not finite in float is not
     compared."""
     plain, int8 = finite(plain, int8)
-    return max(float((power(plain, int8) / signal(plain)).mean()), 1e-12)
+    return max(float((power(plain, int8) / signal(plain)).mean()), 10 ** (-EQUAL / 10))
 
 
 def finite(plain: np.ndarray, int8: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
