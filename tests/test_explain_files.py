@@ -14,9 +14,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from edgekd import cli
 from edgekd.errors import UsageError
 from edgekd.explain import fixed, layers, requantize
+from edgekd.explain.trial import State, Tried
 from edgekd.probes import figure
 from edgekd.probes.signal_to_noise import SIGNAL_TO_NOISE
-from edgekd.quantization.diagnosis.fixes import offered
+from edgekd.quantization.diagnosis.fixes import Fix, offered, options
 from edgekd.quantization.diagnosis.layers import Finding, Looked, Lost
 from edgekd.quantization.diagnosis.signal_to_noise import Agreement
 from edgekd.quantization.qdq.pairing import pair
@@ -156,7 +157,7 @@ def test_what_is_offered_ends_with_the_layer_in_float():
         {"float_layers": ("/f/conv",)},
     ]
     ours = dataclasses.replace(now, same=True)
-    assert [requantize.options(s) for s in offered(finding("outlier"), ours)] == [
+    assert [options(s) for s in offered(finding("outlier"), ours)] == [
         ["--ranges", "percentile"],
         ["--ranges", "mse"],
         ["--ranges", "entropy"],
@@ -174,3 +175,12 @@ def test_a_change_is_called_better_only_where_its_interval_says_so(change, told)
     made = fixed.Fixed("q", True, True, "fixed/q.onnx", before=(noise(5.0),), after=(noise(9.0),), change=change)
     text = fixed._beside(made)
     assert f"], {told}, 64 samples of test" in text
+
+
+@pytest.mark.parametrize("typed, told", [(True, "--ranges mse"), (False, 'ranges = "mse"')])
+def test_a_fix_is_called_as_it_is_typed(typed, told):
+    """As options of quantize for files, as a line of the recipe for a run."""
+    tried = Tried(Fix({"ranges": "mse"}, ("outlier",)), State(None, 0.1), "helps")
+    again = Tried(Fix({}), State(None, 0.1), "does not")
+    made = fixed.Fixed("q", False, note="no", tried=(tried, again), now=State(None, 0.2), typed=typed)
+    assert f"\n{told}  " in str(made) and ("with its defaults" in str(made)) == typed

@@ -17,7 +17,7 @@ from edgekd import environment, intervals, probes
 from edgekd.errors import EdgekdError, UsageError
 from edgekd.explain import requantize
 from edgekd.explain.fixed import Fixed
-from edgekd.explain.inputs import Subject
+from edgekd.explain.inputs import FromFiles, Subject
 from edgekd.explain.trial import Bench, State, Tried, best, noise_of, saturating
 from edgekd.files import sha256, unwritable, write_atomic
 from edgekd.inputs import bare
@@ -58,7 +58,9 @@ def fix(
             tried, taken = _search(way, findings, order, before, bench, advance)
         if taken is None:
             why = "nothing that was tried helps" if tried else "edgekd has no setting that could help"
-            return Fixed(subject.id, False, note=f"{why}; no file is left", tried=tuple(tried), now=before)
+            typed = isinstance(subject.source, FromFiles)
+            note = f"{why}; no file is left"
+            return Fixed(subject.id, False, note=note, tried=tuple(tried), now=before, typed=typed)
         with progress.task("measure the fixed file") as advance:
             made = dataclasses.replace(_measured(subject, taken, way, bench, advance), tried=tuple(tried), now=before)
         if made.change is not None and made.change[2] < 0:
@@ -124,6 +126,7 @@ def _measured(subject: Subject, taken: Tried, way: requantize.Way, bench: Bench,
         sha256=sha256(path),
         remedy=taken.remedy,
         lasting=way.lasting(taken.remedy.settings),
+        typed=isinstance(subject.source, FromFiles),
         proof=proof,
         note=way.note,
         plain=_figures(subject, files["plain"], answers["plain"]),

@@ -20,7 +20,8 @@ class Fixed:
     fix that was taken; `lasting`: what makes the same file from now on. `now` how it was; `plain`, `before` and
     `after`: figures of the float file and the two others on the samples that judge, `change` of the metric (above 0 is
     better) and `ratio` of the latency, after / before, with 95 % intervals (`control`: before / before); `saturation`:
-    layers that saturate, before and after. `helped` None: no layer needed a fix."""
+    layers that saturate, before and after. `helped` None: no layer needed a fix. `typed`: fixes are options of
+    `quantize`, not lines of a recipe."""
 
     id: str
     helped: bool | None
@@ -40,6 +41,7 @@ class Fixed:
     ratio: tuple[float, float, float] | None = None
     control: tuple[float, float, float] = (1.0, 1.0, 1.0)
     saturation: tuple[int, int] = (0, 0)
+    typed: bool = False
 
     def __str__(self) -> str:
         return _text(self)
@@ -51,7 +53,7 @@ def _text(f: Fixed) -> str:
     if f.helped is None:
         return f"{head}: {f.note}"
     rows = [("fix", "for", "lost to float", "signal to noise", ""), ("(as it is)", "", *_state(f.now), "")]
-    lines = [f"{head}: tried on validation", aligned([*rows, *map(_row, f.tried)])]
+    lines = [f"{head}: tried on validation", aligned([*rows, *(_row(t, f.typed) for t in f.tried)])]
     if f.file is None and not f.after:
         return "\n".join([*lines, f.note])
     says = "gives back what was lost" if f.recovered else "gives back a part of what was lost"
@@ -59,7 +61,7 @@ def _text(f: Fixed) -> str:
         says = f"the outputs have less noise; {f.before[0].name} does not change significantly"
     lines += [
         "",
-        f"{f.file or 'not kept'}: {f.remedy.text}; {says if f.helped else f.note}",
+        f"{f.file or 'not kept'}: {_named(f.remedy, f.typed)}; {says if f.helped else f.note}",
         _beside(f),
         f.proof,
         f"layers that these samples saturate on AVX2 without VNNI: {f.saturation[0]} before, {f.saturation[1]} after",
@@ -69,9 +71,13 @@ def _text(f: Fixed) -> str:
     return "\n".join(lines)
 
 
-def _row(t: Tried) -> tuple[str, ...]:
+def _named(remedy: Fix, typed: bool) -> str:
+    return remedy.typed if typed else remedy.text
+
+
+def _row(t: Tried, typed: bool) -> tuple[str, ...]:
     state = ("", "") if t.state is None else _state(t.state)
-    return t.remedy.text, ", ".join(t.remedy.causes), *state, t.verdict
+    return _named(t.remedy, typed), ", ".join(t.remedy.causes), *state, t.verdict
 
 
 def _state(state: State) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from edgekd.errors import plain
 from edgekd.explain import requantize
 from edgekd.explain.inputs import FromFiles
 from edgekd.progress import foretold
-from edgekd.quantization.diagnosis.fixes import offered
+from edgekd.quantization.diagnosis.fixes import offered, options
 from edgekd.quantization.diagnosis.layers import Finding, Looked, look
 from edgekd.quantization.diagnosis.signal_to_noise import SIGNAL
 from edgekd.quantization.qdq.graph import LAYERS
@@ -74,7 +74,7 @@ def _unlike(looked: Looked) -> bool:
 def _for_quantize(finding: Finding, subject: Subject) -> Finding:
     """A finding as `quantize` names the layer, with the options that could help."""
     now = requantize.of_file(len(subject.source.samples), subject.labels, same=subject.ours)
-    ways = [shlex.join(requantize.options(settings)) for settings in offered(finding, now)]
+    ways = [shlex.join(options(settings)) for settings in offered(finding, now)]
     kind = finding.layer.partition("(")[0]
     label = next(iter(subject.labels.get(finding.layer, ())), "") if kind in LAYERS else ""
     label = label or finding.layer.replace(".raw)", ")")

@@ -16,7 +16,7 @@ from edgekd.explain import layer_names
 from edgekd.explain.inputs import FromFiles, FromRun, Subject
 from edgekd.files import write_atomic
 from edgekd.inputs import named
-from edgekd.quantization.diagnosis.fixes import Now, shown
+from edgekd.quantization.diagnosis.fixes import Now, options, shown
 from edgekd.records import Target
 from edgekd.run import target_settings
 from edgekd.samples.rows import Samples, fitting
@@ -190,17 +190,6 @@ def of_file(count: int, labels: Mapping[str, tuple[str, ...]], *, same: bool = F
     """What is known of an int8 file of any making: the samples that there are, the names of its layers, and whether
     `quantize` made it."""
     return Now({}, count, FILE, 8, labels, same=same)
-
-
-def options(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as options of `edgekd quantize`."""
-    words: list[str] = []
-    for key, value in sorted(settings.items()):
-        if key == "float_layers":
-            words += [w for name in value for w in ("--float-layer", name)]
-        else:
-            words += [f"--{key.replace('_', '-')}", str(value)]
-    return words
 
 
 def _bits(source: FromRun) -> int:

@@ -5,6 +5,7 @@ Whether one does help is not known here: it is tried and measured (`edgekd.expla
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,11 @@ class Fix:
     @property
     def text(self) -> str:
         return ", ".join(f"{k} = {shown(v)}" for k, v in self.settings.items()) or AGAIN
+
+    @property
+    def typed(self) -> str:
+        """The same as options of `edgekd quantize`."""
+        return shlex.join(options(self.settings)) or "with its defaults"
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,17 @@ def in_float(order: Iterable[str], now: Now, settings: Mapping[str, Any] = {}) -
             else settings
         )
         yield Fix({**kept, "float_layers": tuple(names)}, costs="time")
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as options of `edgekd quantize`."""
+    words: list[str] = []
+    for key, value in sorted(settings.items()):
+        if key == "float_layers":
+            words += [w for name in value for w in ("--float-layer", name)]
+        else:
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    return words
 
 
 def shown(value: Any) -> str:
