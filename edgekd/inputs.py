@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
+
+from edgekd import system
+
+MAPPED = 2**23  # bytes of an array that is not held in memory
 
 
 def named(values: Any, name: str = "") -> dict[str, Any]:
@@ -34,3 +42,19 @@ def length(values: Any) -> int:
 def sample(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{input: shape [1, ...] of one of its samples [n, ...]}"""
     return {name: (1, *array.shape[1:]) for name, array in values.items()}
+
+
+def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An array for samples: from MAPPED bytes on in a file without a name, where the disk has room for it."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < MAPPED:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(prefix="edgekd-") as file:
+        return np.memmap(file, dtype, "r+", 0, shape) if system.reserve(file.fileno(), size) else np.empty(shape, dtype)
+
+
+def unload(array: np.ndarray) -> None:
+    """Takes an array that lies in a file out of memory, until it is read again."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None:
+        system.unload(mapped)

@@ -11,23 +11,26 @@ import io
 import json
 import math
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.files import TEXT as TEXT_LIMIT
 from edgekd.files import content, reading, regular, sha256, write_atomic
-from edgekd.inputs import each
+from edgekd.inputs import each, room, unload
 from edgekd.records import Measurement, Metric, Result
 
 VERSIONS = {"result": 2, "manifest": 1}  # the newest schema of each
 ARRAY_LIMIT = 2**31  # bytes of an .npz, unpacked
+PART = 2**20  # bytes that are read at once
+ENCRYPTED = 1  # flag of a member of a zip file
 LONGEST = 200  # bytes of a candidate's id
 
 
@@ -305,8 +308,11 @@ def save_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT, hint: str = "") -> dict[str, np.ndarray]:
-    """Reads every array of an .npz without trust in its content. Raises UsageError if it is not a valid .npz, holds
+def load_arrays(
+    path: Path | str, limit: int = ARRAY_LIMIT, hint: str = "", mapped: float = math.inf
+) -> dict[str, np.ndarray]:
+    """Reads every array of an .npz without trust in its content. Those of `mapped` bytes or more that are stored as
+    they are stay in the file, mapped, and can't be written to. Raises UsageError if it is not a valid .npz, holds
     objects, or has less data than it declares."""
     path = Path(path)
     try:
@@ -318,7 +324,7 @@ def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT, hint: str = "") -> d
                 raise UsageError(Problem(str(path), f"holds {', '.join(strange)[:200]}, which is not an array", hint))
             if len({m.filename for m in members}) < len(members):
                 raise UsageError(Problem(str(path), "holds an array twice"))
-            return {m.filename.removesuffix(".npy"): _array(archive, m) for m in members}
+            return {m.filename.removesuffix(".npy"): _array(archive, m, m.file_size >= mapped) for m in members}
     except (
         ValueError,
         SyntaxError,
@@ -333,18 +339,46 @@ def load_arrays(path: Path | str, limit: int = ARRAY_LIMIT, hint: str = "") -> d
         raise UsageError(Problem(str(path), f"is not a valid .npz of plain arrays: {error}", hint)) from None
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, mapped: bool) -> np.ndarray:
     """Reads one array, after a check that its header declares as many bytes as it has."""
     with archive.open(member) as file:
-        data = file.read(member.file_size + 1)
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if header is None:
-        raise ValueError(f"{member.filename} is of npy version {version}")
-    shape, _, dtype = header(stream)
-    if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds Python objects")
-    if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
-        raise ValueError(f"{member.filename} does not have the size that its header declares")
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if header is None:
+            raise ValueError(f"{member.filename} is of npy version {version}")
+        shape, by_column, dtype = header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects")
+        size = member.file_size - file.tell()
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"{member.filename} does not have the size that its header declares")
+        if mapped and size and not by_column and member.compress_type != zipfile.ZIP_STORED:
+            array, held = room(shape, dtype), 0
+            data = array.reshape(-1).view(np.uint8)
+            while held < size and (part := file.read(PART)):
+                data[held : held + len(part)] = np.frombuffer(part, np.uint8)
+                held += len(part)
+                unload(array)
+            if held < size:
+                raise ValueError(f"{member.filename} does not have the size that its header declares")
+            return array
+        if mapped and size and member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & ENCRYPTED:
+            start = _data(archive, member) + file.tell()
+            while file.read(PART):  # raises where the checksum is another
+                pass
+            order: Literal["C", "F"] = "F" if by_column else "C"
+            return np.memmap(cast(BinaryIO, archive.fp), dtype, "r", start, shape, order)
+    with archive.open(member) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{member.filename} does not have the size that its header declares")
+        return array
+
+
+def _data(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """The place of a member's bytes: behind its own header, whose name and extra field may have another length than the
+    directory says."""
+    opened = cast(BinaryIO, archive.fp)
+    opened.seek(member.header_offset + 26)
+    name, extra = struct.unpack("<HH", opened.read(4))
+    return int(member.header_offset + 30 + name + extra)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -40,6 +41,21 @@ def unlock(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def reserve(descriptor: int, size: int) -> bool:
+    """Whether a file has `size` bytes of its disk: a mapped file that a full disk cuts short ends its process."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (OSError, AttributeError):  # a full disk; a system without the call
+        return False
+    return True
+
+
+def unload(mapped: mmap.mmap) -> None:
+    """Takes a mapped file out of the memory of this process; what is read again comes from the file."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

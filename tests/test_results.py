@@ -282,3 +282,48 @@ def test_a_damaged_file_is_an_input_that_is_wrong_or_still_itself(tmp_path_facto
         pass
     except KeyError as error:  # the name of an array was hit
         assert error.args == ("top1",)
+
+
+# ---------------------------------------------------------------- arrays that are not held in memory
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("front", [b"", b"something before the archive"])
+def test_mapped_arrays_are_those_that_are_read(tmp_path, save, order, front):
+    given = {"a": np.arange(24.0).reshape(2, 3, 4), "b": np.arange(5, dtype=np.int8), "none": np.zeros((0, 3))}
+    save(tmp_path / "a.npz", **{name: np.asarray(a, order=order) for name, a in given.items()})
+    (tmp_path / "b.npz").write_bytes(front + (tmp_path / "a.npz").read_bytes())
+    found = results.load_arrays(tmp_path / "b.npz", mapped=0)
+    assert found.keys() == given.keys()
+    for name, array in given.items():
+        assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
+    if save is np.savez:
+        assert isinstance(found["a"], np.memmap) and not found["a"].flags.writeable
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damage_in_mapped_arrays_is_told(tmp_path, save):
+    """Any byte of the archive that is another one, and any end of it: an error of use, or the same arrays."""
+    path, given = tmp_path / "a.npz", np.arange(600, dtype=np.float32)
+    save(path, a=given)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(whole), 150):
+        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                found = results.load_arrays(path, mapped=0)
+            except UsageError:
+                continue
+            assert all(np.array_equal(a, given) for a in found.values())
+
+
+@pytest.mark.parametrize("shape", ["(-2, -3)", "(2, 4)", "(4611686018427387904, 4)", "(6,), 'x'"])
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_mapped_headers_that_lie_are_refused(tmp_path, shape, how):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(24)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", how) as archive:
+        archive.writestr("a.npy", data)
+    with pytest.raises(UsageError, match="a.npz: is not a valid .npz"):
+        results.load_arrays(tmp_path / "a.npz", mapped=0)

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import tracemalloc
 import wave
 from pathlib import Path
 
@@ -593,6 +594,23 @@ class TestRandom:
         for words in (["quantize", path, "--out", "i.onnx"], ["explain", path, "--float", path]):
             code, told = run(capsys, *words, "--data", "random")
             assert code == 2 and "--data random: random values" in told and "give real samples" in told
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_many_samples_are_not_held_in_memory(save, dtype):
+    """Nor those that are chosen: 64 MB of float32 of them."""
+    x = np.random.default_rng(0).integers(0, 4, (4096, 64, 64)).astype(dtype)
+    save("d.npz", inputs=x)
+    rows = np.arange(0, 4096)[::-1][:3600]
+    tracemalloc.start()
+    samples = read(Source("d.npz"), signature(x=["n", 64, 64]), lambda total, size: rows).samples
+    sums = [float(feed["x"].sum()) for feed in samples.batches(64)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16e6
+    assert samples.arrays["x"].dtype == np.float32 and np.array_equal(samples.arrays["x"], x[rows])
+    assert sums == [float(x[rows[i : i + 64]].sum()) for i in range(0, len(rows), 64)]
 
 
 class TestSequences:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekd import inputs
 from edgekd.errors import Problem, UsageError
 from edgekd.results import load_arrays
+from edgekd.samples import values
 from edgekd.samples.signature import Signature
 
 LIMIT = 2**34  # bytes of data, unpacked: a small archive may claim more than the memory there is
@@ -19,19 +21,19 @@ SHOWN = 10  # wrong files that are told one by one
 def read(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """(arrays by name, labels) of an .npz; the name "" stands for a file's only input. Raises UsageError with every
     problem."""
-    arrays = load_arrays(path, LIMIT, HINT)
+    arrays = load_arrays(path, LIMIT, HINT, inputs.MAPPED)
     labels = arrays.pop("labels", None)
-    inputs = {"" if name == "inputs" else name: array for name, array in arrays.items()}
+    found = {"" if name == "inputs" else name: array for name, array in arrays.items()}
     problems = []
-    if not inputs:
+    if not found:
         problems.append(Problem(str(path), "has no `inputs`", HINT))
-    elif "" in inputs and len(inputs) > 1:
-        others = ", ".join(name for name in inputs if name)
+    elif "" in found and len(found) > 1:
+        others = ", ".join(name for name in found if name)
         hint = "either `inputs`, or one array per input name"
         problems.append(Problem(str(path), f"has `inputs` and also {others}", hint))
     if problems:
         raise UsageError(*problems)
-    return inputs, labels
+    return found, labels
 
 
 def read_all(files: Sequence[Path]) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray] | None]:
@@ -88,11 +90,9 @@ def named(
 
 def label_rows(labels: Sequence[np.ndarray]) -> np.ndarray:
     """[n] labels of files: numbers where each has one, else an array of arrays."""
-    from edgekd.samples.values import ragged
-
     if all(a.size == 1 for a in labels):
         return np.concatenate([a.reshape(1) for a in labels])
-    return np.stack(labels) if len({a.shape for a in labels}) == 1 else ragged(labels)
+    return np.stack(labels) if len({a.shape for a in labels}) == 1 else values.ragged(labels)
 
 
 def _names(arrays: Mapping[str, np.ndarray]) -> str:

@@ -216,9 +216,7 @@ def _checked(
         wrong = values.wrong(name, checked, dtype, place, names)
         problems += wrong
         if not wrong:
-            taken = checked if constant or everything else array[rows]
-            made = values.changed(taken, dtype)
-            made = made if made.dtype == object else np.ascontiguousarray(made)
+            made = values.taken(checked, np.arange(1) if constant else rows, dtype)
             arrays[name] = np.broadcast_to(made, (len(rows), *made.shape[1:])) if constant else made
     if labels is not None:
         problems += values.labels(labels, place, signature.classes(), names)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.inputs import unload
 from edgekd.samples.signature import of_model
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class Samples:
         size = self.rows or size
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size)).feed()
+            for array in self.arrays.values():
+                unload(array)
 
     def _fed(self, name: str, array: np.ndarray) -> np.ndarray:
         axis = self.axes.get(name, 0)

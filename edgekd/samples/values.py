@@ -3,14 +3,16 @@ of a size that float32 can compute with. What is wrong is told with the first ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from edgekd.errors import Problem
+from edgekd.inputs import MAPPED, room, unload
 
-CHUNK = 2**22  # values that are looked at together
+CHUNK = 2**19  # values that are looked at together
 NUMBERS = "fiub"  # kinds of types
 
 
@@ -58,6 +60,23 @@ def labels(values: np.ndarray, place: str, classes: int | None, names: Sequence[
 def each(array: np.ndarray) -> Iterator[np.ndarray]:
     """The samples of an array of arrays; any other array itself."""
     yield from (np.asarray(a) for a in array) if array.dtype == object else (array,)
+
+
+def taken(array: np.ndarray, rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """These rows of samples [n, ...] in another type; from MAPPED bytes on a part of them at a time, into a file."""
+    everything = len(rows) == len(array) and bool((rows == np.arange(len(array))).all())
+    if array.dtype == object or math.prod(array.shape[1:]) * len(rows) * dtype.itemsize < MAPPED:
+        made = changed(array if everything else array[rows], dtype)
+        made = np.array(made) if isinstance(made, np.memmap) else made
+        return made if made.dtype == object else np.ascontiguousarray(made)
+    if everything and array.dtype == dtype and array.flags.c_contiguous and not isinstance(array, np.memmap):
+        return array  # it is in memory
+    found, count = room((len(rows), *array.shape[1:]), dtype), max(1, CHUNK // max(1, array[:1].size))
+    for start in range(0, len(rows), count):
+        found[start : start + count] = array[rows[start : start + count]]
+        unload(found)
+        unload(array)
+    return found
 
 
 def changed(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
@@ -135,3 +154,4 @@ def _bad(array: np.ndarray, test: Callable[[np.ndarray], np.ndarray]) -> Iterato
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
         yield from test(part).reshape(len(part), -1).any(1)
+        unload(array)
