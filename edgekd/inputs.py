@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,3 +58,31 @@ def unload(array: np.ndarray) -> None:
     mapped = getattr(array, "_mmap", None)
     if mapped is not None:
         system.unload(mapped)
+
+
+class Block:
+    """Keeps arrays of one shape and type, at most `count`, where `room` puts as many; others as they are."""
+
+    def __init__(self, count: int):
+        self.count, self.held = count, 0
+        self.block: np.ndarray | None = None
+
+    def keep(self, array: np.ndarray) -> np.ndarray:
+        """The same array, where it is kept."""
+        if self.block is None:
+            self.block = room((self.count, *array.shape), array.dtype)
+        if array.shape != self.block.shape[1:] or array.dtype != self.block.dtype or array.dtype.hasobject:
+            return array
+        place: np.ndarray = self.block[self.held, ...]  # of a scalar an array, too
+        place[...] = array
+        self.held += 1
+        unload(self.block)
+        return place
+
+    def stacked(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """[n, ...] of arrays of one shape."""
+        for part in parts:
+            self.keep(part)
+            unload(part)
+        assert self.block is not None
+        return self.block

@@ -613,6 +613,35 @@ def test_many_samples_are_not_held_in_memory(save, dtype):
     assert sums == [float(x[rows[i : i + 64]].sum()) for i in range(0, len(rows), 64)]
 
 
+@pytest.mark.parametrize("kind", ["archives", "images"])
+def test_folders_are_not_held_in_memory(kind):
+    """48 MB of float32."""
+    from PIL import Image
+
+    x = np.random.default_rng(0).integers(0, 256, (64, 250, 250, 3), dtype=np.uint8)
+    Path("d").mkdir()
+    for i, one in enumerate(x):
+        if kind == "archives":
+            np.savez(f"d/{i:03}.npz", x=one.astype(np.float32).transpose(2, 0, 1) / 255)
+        else:
+            Image.fromarray(one).save(f"d/{i:03}.png", compress_level=1)
+    tracemalloc.start()
+    how = None if kind == "archives" else "unit"
+    found = read(Source("d", preprocess=how), signature(x=["n", 3, 250, 250])).samples.arrays["x"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24e6
+    assert found.shape == (64, 3, 250, 250) and np.allclose(found, x.transpose(0, 3, 1, 2) / 255, atol=1e-6)
+
+
+def test_a_folder_of_one_scalar_each_is_read():
+    Path("d").mkdir()
+    for i in range(3):
+        np.savez(f"d/{i}.npz", x=np.float32(i), y=np.full(2, i, np.float32))
+    found = read(Source("d"), signature(x=["n"], y=["n", 2])).samples.arrays
+    assert found["x"].tolist() == [0, 1, 2] and found["y"].tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
 class TestSequences:
     def test_states_are_zeros_at_the_start_and_go_on(self):
         path = cell(Path("m.onnx"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,10 +19,10 @@ HINT = "write it with np.savez(path, inputs=..., labels=...)"
 SHOWN = 10  # wrong files that are told one by one
 
 
-def read(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """(arrays by name, labels) of an .npz; the name "" stands for a file's only input. Raises UsageError with every
-    problem."""
-    arrays = load_arrays(path, LIMIT, HINT, inputs.MAPPED)
+def read(path: Path, mapped: float = inputs.MAPPED) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """(arrays by name, labels) of an .npz; the name "" stands for a file's only input. Arrays of `mapped` bytes or
+    more stay in the file. Raises UsageError with every problem."""
+    arrays = load_arrays(path, LIMIT, HINT, mapped)
     labels = arrays.pop("labels", None)
     found = {"" if name == "inputs" else name: array for name, array in arrays.items()}
     problems = []
@@ -39,9 +40,10 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
 def read_all(files: Sequence[Path]) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray] | None]:
     """(arrays of every file, labels of every file if they have some). Raises UsageError with what is wrong."""
     found, labels, problems, held = [], [], [], 0
+    blocks: dict[str, inputs.Block] = {}
     for file in files:
         try:
-            arrays, label = read(file)
+            arrays, label = read(file, math.inf)  # a mapped file is an open one
         except UsageError as error:
             problems += error.problems
             continue
@@ -50,7 +52,8 @@ def read_all(files: Sequence[Path]) -> tuple[list[dict[str, np.ndarray]], list[n
         held += sum(a.nbytes for a in arrays.values())
         if held > LIMIT:
             raise UsageError(Problem(str(file.parent), f"holds more than {LIMIT} bytes", "give fewer files"))
-        found.append(arrays)
+        kept = {name: blocks.setdefault(name, inputs.Block(len(files))).keep(a) for name, a in arrays.items()}
+        found.append(kept)
         labels.append(label)
     some = [label for label in labels if label is not None]
     if some and len(some) < len(labels):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgekd.errors import Problem
+from edgekd.inputs import Block
 from edgekd.samples import values
 from edgekd.samples.rows import WHOLE, Axis
 from edgekd.samples.signature import Dim, Signature, Tensor
@@ -138,10 +139,10 @@ def alone(
         if axis is None and all(np.array_equal(several[0], a) for a in several[1:]):
             found[name], arrays[name] = None, np.broadcast_to(several[0], (len(several), *several[0].shape))
         elif side and axis is not None:
-            found[name], arrays[name] = axis, np.concatenate([np.moveaxis(a, axis, 0) for a in several])
+            found[name], arrays[name] = axis, _stacked([np.moveaxis(a, axis, 0)[0] for a in several])
         else:
             same = len({a.shape for a in several}) == 1
-            found[name], arrays[name] = WHOLE, np.stack(several) if same else values.ragged(several)
+            found[name], arrays[name] = WHOLE, _stacked(several) if same else values.ragged(several)
             dims = tensor.dims
             wrong = next((i for i, a in enumerate(several) if dims is not None and not fits(a.shape, dims)), None)
             if wrong is not None:
@@ -213,6 +214,12 @@ def _completed(array: np.ndarray, tensor: Tensor, axis: int | None) -> np.ndarra
 def _stackable(parts: Sequence[np.ndarray], axis: int | None) -> bool:
     shape = parts[0].shape
     return axis is not None and len({a.shape for a in parts}) == 1 and len(shape) > axis and shape[axis] == 1
+
+
+def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """[n, ...] of arrays of one shape, in the type that holds all."""
+    dtype = np.result_type(*{a.dtype for a in parts})
+    return Block(len(parts)).stacked([a.astype(dtype, copy=False) for a in parts])
 
 
 def _at_once(signature: Signature, found: Mapping[str, Axis], place: str) -> list[Problem]:

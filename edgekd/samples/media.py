@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.errors import Problem, UsageError
+from edgekd.inputs import Block
 from edgekd.samples.preprocess import Preprocess
 from edgekd.samples.signature import Tensor
 
@@ -77,10 +78,10 @@ def _labels(folder: Path, paths: Sequence[Path]) -> np.ndarray | None:
 
 def collected(paths: Sequence[Path], one: Callable[[Path], np.ndarray]) -> list[np.ndarray]:
     """The array of each file. Raises UsageError with the files that can't be read."""
-    found, problems = [], []
+    found, problems, block = [], [], Block(len(paths))
     for path in paths:
         try:
-            found.append(one(path))
+            found.append(block.keep(one(path)))
         except UsageError as error:
             problems += error.problems
     if problems:

@@ -69,8 +69,9 @@ def taken(array: np.ndarray, rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarr
         made = changed(array if everything else array[rows], dtype)
         made = np.array(made) if isinstance(made, np.memmap) else made
         return made if made.dtype == object else np.ascontiguousarray(made)
-    if everything and array.dtype == dtype and array.flags.c_contiguous and not isinstance(array, np.memmap):
-        return array  # it is in memory
+    there = array.flags.writeable or not isinstance(array, np.memmap)  # in memory, or in a file of this process
+    if everything and there and array.dtype == dtype and array.flags.c_contiguous:
+        return array
     found, count = room((len(rows), *array.shape[1:]), dtype), max(1, CHUNK // max(1, array[:1].size))
     for start in range(0, len(rows), count):
         found[start : start + count] = array[rows[start : start + count]]
