@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-    from edgekd.onnx_files.shapes import Known
+    from edgekd.onnx_files.known import Known
 
 Shape = tuple[int, ...]
 # what computes the shape of its first input, element by element or along an axis

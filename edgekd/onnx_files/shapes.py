@@ -1,60 +1,21 @@
 """The shapes of the values of an ONNX model at given input shapes, operator by operator. What a file computes from
-shapes alone (`x.view(b, 2, c // 2, h, w)`) is computed here, so that the shapes behind it are known too.
-
-Shapes are those of onnx's own inference, small numbers those of its reference implementation. Nothing large is ever
-computed, and no runtime is asked.
-"""
+shapes alone (`x.view(b, 2, c // 2, h, w)`) is computed (`folding`), so that the shapes behind it are known too. Shapes
+are those of onnx's own inference, and no runtime is asked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from edgekd.onnx_files import fused
+from edgekd.onnx_files import folding, fused, loops
+from edgekd.onnx_files.known import PLAIN, Known, Shape
 
 if TYPE_CHECKING:
     import onnx
 
-SMALL = 1024  # elements of a value that is computed: shapes, axes, sizes
 MOST = 2**62  # elements of a value: more is a mistake or an attack
 DEEP = 8  # graphs within graphs: a Loop is gone through twice on every level
-PLAIN = ("", "ai.onnx")
-# operators that are not computed: they draw numbers, or give other shapes than values
-_LEFT = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
-) | {"QuantizeLinear", "DequantizeLinear"}
-Shape = tuple[int, ...]
-
-
-@dataclass
-class Known:
-    """What is known of the values of a graph before it runs.
-
-    types     {value: its TypeProto}
-    numbers   {value: array} of small values that do not depend on what the inputs hold
-    inside    {(position of a node, attribute): what is known inside its subgraph}
-    problem   what contradicts itself, or "" """
-
-    types: dict[str, onnx.TypeProto] = field(default_factory=dict)
-    numbers: dict[str, np.ndarray] = field(default_factory=dict)
-    inside: dict[tuple[int, str], Known] = field(default_factory=dict)
-    problem: str = ""
-
-    def shape(self, name: str) -> Shape | None:
-        """The shape of a tensor; None if a dimension is not known."""
-        kind = self.types.get(name)
-        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
-            return None
-        dims = kind.tensor_type.shape.dim
-        return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
-
-    @property
-    def shapes(self) -> dict[str, Shape]:
-        return {name: shape for name in self.types if (shape := self.shape(name)) is not None}
 
 
 def inputs(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
@@ -114,20 +75,20 @@ class _Pass:
 
     def graph(self, graph: onnx.GraphProto, known: Known, depth: int) -> None:
         for tensor in graph.initializer:
-            _store(known, tensor.name, tensor)
+            folding.store(known, tensor.name, tensor)
         for position, node in enumerate(graph.node):
             made = self.node(position, node, known, depth)
             for name, kind in made.items():
                 if name:
                     known.types[name] = kind
-            self.compute(node, known)
+            folding.compute(node, known, self.opsets, self.ir)
 
     def node(self, position: int, node: onnx.NodeProto, known: Known, depth: int) -> dict[str, onnx.TypeProto]:
         """{output: type}"""
         import onnx
 
         if node.op_type == "Constant":
-            return _constant(node, known)
+            return folding.constant(node, known)
         graphs = {a.name: a.g for a in node.attribute if a.HasField("g")}
         if graphs:
             return self.subgraphs(position, node, graphs, known, depth) if depth < DEEP else {}
@@ -136,7 +97,7 @@ class _Pass:
             return fused.types(node, known)
         if not onnx.defs.has(node.op_type) or any(n and n not in known.types for n in node.input):
             return {}
-        numbers = {n: _tensor(known.numbers[n], n) for n in node.input if n in known.numbers}
+        numbers = {n: folding.tensor(known.numbers[n], n) for n in node.input if n in known.numbers}
         try:
             schema = onnx.defs.get_schema(node.op_type, self.versions.get("", 1))
             kinds = {n: known.types[n] for n in node.input if n}
@@ -148,37 +109,13 @@ class _Pass:
             known.problem = known.problem or f"{title}: {(str(error).strip() or 'error').splitlines()[0][:300]}"
             return {}
 
-    def compute(self, node: onnx.NodeProto, known: Known) -> None:
-        """Adds what a node makes of small numbers, or of shapes."""
-        outputs = [n for n in node.output if n]
-        shape = known.shape(node.input[0]) if node.input else None
-        if node.op_type == "Shape" and shape is not None:
-            ends = {a.name: a.i for a in node.attribute}
-            known.numbers[outputs[0]] = np.array(shape, np.int64)[ends.get("start", 0) : ends.get("end")]
-        elif node.op_type == "Size" and shape is not None:
-            known.numbers[outputs[0]] = np.array(math.prod(shape), np.int64)
-        elif self.computable(node, outputs, known):
-            known.numbers.update(_computed(node, known, self.opsets, self.ir))
-
-    def computable(self, node: onnx.NodeProto, outputs: list[str], known: Known) -> bool:
-        if node.domain not in PLAIN or node.op_type in _LEFT or node.op_type == "Constant":
-            return False
-        if any(a.HasField("g") or a.graphs for a in node.attribute):
-            return False
-        small = (known.shape(n) for n in outputs)
-        return (
-            bool(node.input)
-            and all(n in known.numbers for n in node.input if n)
-            and all(s is not None and math.prod(s) <= SMALL for s in small)
-        )
-
     def subgraphs(
         self, position: int, node: onnx.NodeProto, graphs: Mapping[str, onnx.GraphProto], known: Known, depth: int
     ) -> dict[str, onnx.TypeProto]:
         """{output: type} of an If, Loop or Scan, and what is known inside: of the branch that is taken, where that is
         known."""
         found: dict[str, onnx.TypeProto] = {}
-        one, ends = taken(node, known) if node.op_type == "If" else "", []
+        one, ends = loops.taken(node, known) if node.op_type == "If" else "", []
         for attribute, graph in graphs.items():
             if one in ("", attribute):
                 inner = self.inside(node, graph, known, depth)
@@ -191,22 +128,22 @@ class _Pass:
                     found[name] = kinds[0]
         elif len(ends) == 1 and node.op_type in ("Loop", "Scan"):
             carried = ends[0][1:] if node.op_type == "Loop" else ends[0]
-            states = len(node.input) - (2 if node.op_type == "Loop" else _sequences(node))
-            steps = times(position, node, known)
+            states = len(node.input) - (2 if node.op_type == "Loop" else loops.sequences(node))
+            steps = loops.times(position, node, known)
             for i, (name, kind) in enumerate(zip(node.output, carried, strict=False)):
                 if name and kind is not None:
-                    found[name] = kind if i < states else _stacked(kind, steps, _axis(node, i - states))
+                    found[name] = kind if i < states else loops.stacked(kind, steps, loops.axis(node, i - states))
         return found
 
     def inside(self, node: onnx.NodeProto, graph: onnx.GraphProto, known: Known, depth: int) -> Known:
         """What is known inside a subgraph. What a Loop or Scan carries may change its shape from step to step: then
         its shape is not known."""
-        types, changing = _entering(node, graph, known), False
+        types, changing = loops.entering(node, graph, known), False
         for _ in range(2):
             inner = Known({**known.types, **types}, {n: a for n, a in known.numbers.items() if n not in types})
             self.graph(graph, inner, depth + 1)
             first = 2 if node.op_type == "Loop" else 0
-            for i, value in enumerate(graph.input[first : len(graph.input) - _sequences(node)], first):
+            for i, value in enumerate(graph.input[first : len(graph.input) - loops.sequences(node)], first):
                 at = i - 1 if node.op_type == "Loop" else i
                 end = inner.types.get(graph.output[at].name) if at < len(graph.output) else None
                 if end != types[value.name]:
@@ -215,129 +152,6 @@ class _Pass:
             if not changing:
                 return inner
         return inner
-
-
-def taken(node: onnx.NodeProto, known: Known) -> str:
-    """The branch that an If takes for every input; "" where that depends on what the inputs hold."""
-    condition = known.numbers.get(node.input[0])
-    return "" if condition is None or not condition.size else "then_branch" if condition.flat[0] else "else_branch"
-
-
-def times(position: int, node: onnx.NodeProto, known: Known) -> int | None:
-    """How often a Loop or Scan goes through its body; None where that depends on what the inputs hold."""
-    body = next((a.g for a in node.attribute if a.name == "body"), None)
-    if body is None or not body.output:
-        return None
-    if node.op_type == "Scan":
-        count = _sequences(node)
-        shape = known.shape(node.input[-count]) if 0 < count <= len(node.input) else None
-        axis = (fused.attribute(node, "scan_input_axes", None) or [0])[0]
-        return shape[axis] if shape and -len(shape) <= axis < len(shape) else None
-    most, begins = ((known.numbers.get(n) if n else None) for n in (*node.input, "", "")[:2])
-    always = not any(node.input[1:2]) or (begins is not None and bool(begins.all()))
-    makers, goes_on = {o: n for n in body.node for o in n.output}, body.output[0].name
-    while goes_on in makers and makers[goes_on].op_type in ("Identity", "Cast"):
-        goes_on = makers[goes_on].input[0]
-    if (position, "body") not in known.inside:
-        return None
-    inner = known.inside[position, "body"].numbers.get(goes_on)
-    on = (len(body.input) > 1 and goes_on == body.input[1].name) or (inner is not None and bool(inner.all()))
-    return max(0, int(most.flat[0])) if always and on and most is not None and most.size else None
-
-
-def _stacked(kind: onnx.TypeProto, steps: int | None, axis: int) -> onnx.TypeProto:
-    """The type of what a Loop or Scan collects of a value, one per step."""
-    from onnx import helper
-
-    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
-        return helper.make_tensor_type_proto(kind.tensor_type.elem_type, None)
-    dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.tensor_type.shape.dim]
-    dims.insert(axis if axis >= 0 else len(dims) + 1 + axis, steps)
-    return helper.make_tensor_type_proto(kind.tensor_type.elem_type, dims)
-
-
-def _axis(node: onnx.NodeProto, number: int) -> int:
-    axes = list(fused.attribute(node, "scan_output_axes", None) or [])
-    return axes[number] if number < len(axes) else 0
-
-
-def _sequences(node: onnx.NodeProto) -> int:
-    """The number of sequences that a Scan goes through."""
-    return int(fused.attribute(node, "num_scan_inputs"))
-
-
-def _entering(node: onnx.NodeProto, graph: onnx.GraphProto, known: Known) -> dict[str, onnx.TypeProto]:
-    """{input of a subgraph: type}: of a Loop number and condition, then what it carries; of a Scan its states, then one
-    slice of each sequence."""
-    import onnx
-
-    found: dict[str, onnx.TypeProto] = {}
-    if node.op_type == "Loop":
-        outer = ["", "", *node.input[2:]]
-    elif node.op_type == "Scan":
-        outer = list(node.input)
-    else:
-        return {}
-    count = _sequences(node)
-    axes = next((list(a.ints) for a in node.attribute if a.name == "scan_input_axes"), []) or [0] * count
-    for i, value in enumerate(graph.input):
-        kind = onnx.TypeProto()
-        kind.CopyFrom(known.types.get(outer[i], value.type) if i < len(outer) and outer[i] else value.type)
-        slices = i - (len(graph.input) - count)
-        if node.op_type == "Scan" and slices >= 0 and kind.tensor_type.HasField("shape"):
-            dims = kind.tensor_type.shape.dim
-            if -len(dims) <= axes[slices] < len(dims):
-                del dims[axes[slices]]
-        found[value.name] = kind
-    return found
-
-
-def _constant(node: onnx.NodeProto, known: Known) -> dict[str, onnx.TypeProto]:
-    from onnx import helper
-
-    for a in node.attribute:
-        if a.name == "value":
-            _store(known, node.output[0], a.t)
-        elif a.name in ("value_int", "value_ints", "value_float", "value_floats"):
-            kind = np.int64 if "int" in a.name else np.float32
-            _store(known, node.output[0], _tensor(np.array(helper.get_attribute_value(a), kind), node.output[0]))
-    return {}
-
-
-def _store(known: Known, name: str, tensor: onnx.TensorProto) -> None:
-    """Adds a stored tensor: its type, and its numbers where they are few."""
-    from onnx import helper, numpy_helper
-
-    known.types[name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-    if 0 <= math.prod(tensor.dims) <= SMALL and tensor.data_type != tensor.STRING:
-        try:
-            known.numbers[name] = numpy_helper.to_array(tensor)
-        except Exception:  # fewer bytes than the shape says; a runtime tells
-            return
-
-
-def _tensor(array: np.ndarray, name: str) -> onnx.TensorProto:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-
-
-def _computed(node: onnx.NodeProto, known: Known, opsets: Any, ir: int) -> dict[str, np.ndarray]:
-    """{output: array} by onnx's reference implementation; {} where it can't."""
-    from onnx import helper
-    from onnx.reference import ReferenceEvaluator
-
-    names = list(dict.fromkeys(n for n in node.input if n))
-    kinds = [helper.make_value_info(n, known.types[n]) for n in names]
-    outputs = [helper.make_empty_tensor_value_info(n) for n in node.output if n]
-    graph = helper.make_graph([node], "one", kinds, outputs)
-    try:
-        with np.errstate(all="ignore"):
-            one = helper.make_model(graph, opset_imports=opsets, ir_version=ir)
-            made = ReferenceEvaluator(one).run(None, {n: known.numbers[n] for n in names})
-    except Exception:  # an operator that the reference lacks, numbers that it refuses
-        return {}
-    return {o.name: np.asarray(a) for o, a in zip(outputs, made, strict=True) if np.asarray(a).size <= SMALL}
 
 
 def impossible(known: Known) -> Iterator[tuple[str, Shape]]:

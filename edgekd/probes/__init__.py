@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from edgekd.onnx_files.shapes import Known
+    from edgekd.onnx_files.known import Known
     from edgekd.outputs import Output
     from edgekd.probes._macs import Counts
 

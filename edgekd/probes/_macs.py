@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.errors import Problem, UsageError
-from edgekd.onnx_files import fused, shapes
+from edgekd.onnx_files import fused, loops, shapes
 from edgekd.onnx_files.fused import attribute
-from edgekd.onnx_files.shapes import Known, Shape
+from edgekd.onnx_files.known import PLAIN, Known, Shape
 
 if TYPE_CHECKING:
     import onnx
@@ -131,7 +131,7 @@ def _strange(node: onnx.NodeProto) -> bool:
     import onnx
 
     kinds = (fused.SAME, fused.STANDARD, fused.PRODUCTS, fused.RULES)
-    plain = node.domain in shapes.PLAIN or onnx.defs.has(node.op_type)  # its own forms of standard operators
+    plain = node.domain in PLAIN or onnx.defs.has(node.op_type)  # its own forms of standard operators
     return not plain and not any(node.op_type in kind for kind in kinds)
 
 
@@ -147,7 +147,7 @@ def _subgraphs(position: int, node: onnx.NodeProto, found: Known, left_out: set[
                 totals.append(sum(_graph(a.g, inner, left_out).values()))
             except Open:
                 totals.append(-1)
-    times = 1 if node.op_type == "If" else shapes.times(position, node, found)
+    times = 1 if node.op_type == "If" else loops.times(position, node, found)
     if not any(totals):
         return 0
     if times is None or min(totals) < 0 or len(set(totals)) > 1:
@@ -194,7 +194,7 @@ def _attention(node: onnx.NodeProto, found: Known) -> int | None:
     """Scores and their products with the values, and the projection where an operator has its weights; None with keys
     and values of earlier steps, and of packed ones."""
     operands = [found.shape(n) if n else None for n in node.input]
-    if node.op_type == "QAttention" or (node.op_type == "Attention" and node.domain not in shapes.PLAIN):
+    if node.op_type == "QAttention" or (node.op_type == "Attention" and node.domain not in PLAIN):
         x, w = _shape(node, node.input[0], found), _shape(node, node.input[1], found)
         sizes = attribute(node, "qkv_hidden_sizes", None) or [w[-1] // 3] * 3
         if any(node.input[4:5] if node.op_type == "Attention" else node.input[8:9]):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.onnx_files import subgraphs
-from edgekd.onnx_files.shapes import Known
+from edgekd.onnx_files.known import Known
 from edgekd.probes import Subject, figure, static
 from edgekd.probes._macs import batch, once, rows, unshaped
 from edgekd.records import NOT_COUNTED, Measurement, Quantity

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from edgekd.onnx_files import external, fused, subgraphs
+from edgekd.onnx_files.known import Shape
 from edgekd.onnx_files.reading import read as read
-from edgekd.onnx_files.shapes import Shape
 from edgekd.probes import Subject, figure
 from edgekd.probes._macs import Open as Open
 from edgekd.probes._macs import batch, counts, known, unshaped

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import RunFailed
-from edgekd.onnx_files.shapes import PLAIN
+from edgekd.onnx_files.known import PLAIN
 from edgekd.quantization.qdq import simulate
 from edgekd.quantization.qdq.graph import QUANTIZERS
 from edgekd.quantization.qdq.values import file_values

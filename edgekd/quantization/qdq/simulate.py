@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.onnx_files import subgraphs
-from edgekd.onnx_files.shapes import PLAIN
+from edgekd.onnx_files.known import PLAIN
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.quantization.qdq.graph import Graph, attribute, attributes
 from edgekd.quantization.qdq.integers import F, Quantized, Target, onto, wrapped
