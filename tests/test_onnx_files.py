@@ -251,8 +251,28 @@ def test_a_loop_of_unknown_length_is_left_out_and_said(tmp_path):
     assert static.macs(made(3)) == (48, ()) and static.macs(made(None)) == (0, ("Loop",))
 
 
+@pytest.mark.parametrize("chain", [1, 2, 3, 4])
+def test_what_a_growing_value_reaches_in_later_steps_has_no_shape(chain):
+    """s0 grows by a row a step, s1 is what s0 was, s2 what s1 was, ...: the product is of none that is known."""
+    value = lambda name, shape: h.make_tensor_value_info(name, T.FLOAT, shape)
+    nodes = [h.make_node("Concat", ["s0", "row"], ["t0"], axis=0), h.make_node("Identity", ["go"], ["on"])]
+    nodes += [h.make_node("Identity", [f"s{i}"], [f"t{i + 1}"]) for i in range(chain)]
+    nodes.append(h.make_node("MatMul", [f"s{chain}", "w"], ["made"]))
+    names = range(chain + 1)
+    inputs = [h.make_tensor_value_info("i", T.INT64, []), h.make_tensor_value_info("go", T.BOOL, [])]
+    outputs = [h.make_tensor_value_info("on", T.BOOL, [])]
+    inputs += [value(f"s{i}", None) for i in names]
+    body = h.make_graph(nodes, "body", inputs, [*outputs, *(value(f"t{i}", None) for i in names)])
+    node = h.make_node("Loop", ["times", "yes", *["x"] * (chain + 1)], [f"y{i}" for i in names], body=body)
+    stored = [nh.from_array(np.eye(4, dtype=np.float32), "w"), nh.from_array(np.array(True), "yes")]
+    stored += [nh.from_array(np.array(9), "times"), nh.from_array(np.ones((1, 4), np.float32), "row")]
+    graph = h.make_graph([node], "g", [value("x", [1, 4])], [value("y0", None)], stored)
+    made = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+    assert static.macs(made) == (0, ("Loop",))
+
+
 def test_loops_deeper_than_anybody_writes_come_to_an_end_and_are_left_out():
-    """A Loop is gone through twice where what it carries changes: 2 ** 20 times in all, without a limit."""
+    """A Loop is gone through again where what it carries changes: 2 ** 20 times in all, or more, without a limit."""
     inner = [h.make_node("MatMul", ["x", "w"], ["y0"])]
     for i in range(20):
         body = h.make_graph(

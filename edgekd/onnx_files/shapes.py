@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 MOST = 2**62  # elements of a value: more is a mistake or an attack
-DEEP = 8  # graphs within graphs: a Loop is gone through twice on every level
+DEEP = 8  # graphs within graphs: a Loop is gone through up to three times on every level
 
 
 def inputs(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
@@ -138,20 +138,22 @@ class _Pass:
     def inside(self, node: onnx.NodeProto, graph: onnx.GraphProto, known: Known, depth: int) -> Known:
         """What is known inside a subgraph. What a Loop or Scan carries may change its shape from step to step: then
         its shape is not known."""
-        types, changing = loops.entering(node, graph, known), False
-        for _ in range(2):
+        types, first = loops.entering(node, graph, known), 2 if node.op_type == "Loop" else 0
+        carried = [v.name for v in graph.input[first : len(graph.input) - loops.sequences(node)]]
+        ends = [o.name for o in graph.output[1 if node.op_type == "Loop" else 0 :]]
+        ends += [""] * (len(carried) - len(ends))
+        unknown: set[str] = set()
+        while True:
             inner = Known({**known.types, **types}, {n: a for n, a in known.numbers.items() if n not in types})
             self.graph(graph, inner, depth + 1)
-            first = 2 if node.op_type == "Loop" else 0
-            for i, value in enumerate(graph.input[first : len(graph.input) - loops.sequences(node)], first):
-                at = i - 1 if node.op_type == "Loop" else i
-                end = inner.types.get(graph.output[at].name) if at < len(graph.output) else None
-                if end != types[value.name]:
-                    types[value.name].tensor_type.ClearField("shape")
-                    changing = True
+            left = [(n, end) for n, end in zip(carried, ends, strict=False) if n not in unknown]
+            changing = {n for n, end in left if inner.types.get(end) != types[n]}
             if not changing:
                 return inner
-        return inner
+            # what changes may change others at the next step: after a second time nothing is sure, and three are all
+            unknown |= set(carried) if unknown else changing
+            for name in unknown:
+                types[name].tensor_type.ClearField("shape")
 
 
 def impossible(known: Known) -> Iterator[tuple[str, Shape]]:
