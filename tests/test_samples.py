@@ -19,6 +19,7 @@ from edgekd import cli
 from edgekd.errors import UsageError
 from edgekd.hosts import local
 from edgekd.measure import jobs, opening, session
+from edgekd.probes import static
 from edgekd.run.schemas import schema
 from edgekd.samples import media, preprocess, rows, sounds, split
 from edgekd.samples.generated import random
@@ -700,7 +701,7 @@ class TestSequences:
         code, told = run(capsys, "explain", "i.onnx", "--float", path, *words)
         assert code == 0 and "samples of validation" in told
 
-    def test_profile_scores_the_steps_of_sequences_with_labels(self, capsys):
+    def test_profile_scores_the_steps_of_sequences_with_labels(self, monkeypatch):
         """As a loop over onnxruntime answers them, each with its own states; `compare` says what it timed."""
         path, x = cell(Path("m.onnx")), numbers(6, 9, 8)
         y = np.random.default_rng(1).integers(0, 3, (6, 9))
@@ -712,7 +713,10 @@ class TestSequences:
                 made, state = session.run(["y", "hn"], {"x": step[None], "h": state})
                 right.append(made.argmax() == label)
         given = {"data": "d.npz", "states": {"h": "hn"}, "preset": "probe"}
+        parsed, parse = [], static.read
+        monkeypatch.setattr(static, "read", lambda path: parsed.append(path) or parse(path))
         found = profile(path, **given)
+        assert len(parsed) == 1
         assert found.note == "timed per step, over 54 steps of 6 of 6 sequences; scored over the same"
         (top1,) = (m for m in found.measurements if m.name == "top1")
         assert top1.value == pytest.approx(100 * np.mean(right))

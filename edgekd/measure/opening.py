@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekd import components
 from edgekd import targets as devices
@@ -17,6 +18,9 @@ from edgekd.records import Deployment, Host, Target, is_onnx
 from edgekd.samples import read as reader
 from edgekd.samples import signature, split
 from edgekd.samples.source import Source
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def form(target: Target | None) -> str:
@@ -41,11 +45,13 @@ def check(paths: Sequence[Path], target: Target | None) -> None:
         raise UsageError(*problems)
 
 
-def given(path: Path, source: Source, target: Target | None, folder: Path, host: Host) -> reader.Given:
-    """The samples that fit a file: by what it says itself, or what its runtime says of it. Of sequences the steps, as
-    onnxruntime runs them here."""
+def given(
+    path: Path, source: Source, target: Target | None, folder: Path, host: Host, model: onnx.ModelProto | None = None
+) -> reader.Given:
+    """The samples that fit a file: by what it says itself (parsed: `model`), or what its runtime says of it. Of
+    sequences the steps, as onnxruntime runs them here."""
     if target is None or is_onnx(form(target)):
-        taken = signature.of_model(static.read(path))
+        taken = signature.of_model(static.read(path) if model is None else model)
     else:
         taken = signature.of_runtime(jobs.signature(path, runtime=target.runtime.name, folder=folder, host=host))
     if not source.states:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,13 @@ class Subject:
     output: Output | None = None
     split: Split | None = None
     times: Times | None = None
+
+    def at(self, sample: Mapping[str, tuple[int, ...]]) -> Subject:
+        """The same file at the shapes of a sample; it is not parsed again."""
+        found = replace(self, sample=sample)
+        if "model" in self.__dict__:
+            found.__dict__["model"] = self.model
+        return found
 
     @cached_property
     def model(self) -> onnx.ModelProto | None:

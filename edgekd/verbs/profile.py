@@ -62,7 +62,8 @@ def command(model, targets, on, data, axes, preprocess, states, preset, json, tr
 
     read = {"data": data, "axes": axes, "preprocess": preprocess, "states": states}
     if on is None and len(targets) == 1 and (device := _counted.device(targets[0])) is not None:
-        _unfit(device, trace=trace)
+        if trace is not None:
+            raise UsageError(Problem("--trace", f"nothing runs as {device.name} here", "leave it out"))
         return _options.finish(_counted.sizes(model, device, Source(**read), json=json))
     if on == "emulator":
         outcome = _emulated.emulate(model, Source(**read), targets=targets, json=json, quiet=quiet)
@@ -76,12 +77,6 @@ def command(model, targets, on, data, axes, preprocess, states, preset, json, tr
     if code and isinstance(outcome, _emulated.Emulated):
         click.echo("\n".join(f"error: {p}" for p in outcome.problems), err=True)
     return code
-
-
-def _unfit(device: Target, *, trace: str | None) -> None:
-    """Raises UsageError for an option that needs a file to be run, where nothing runs as the device."""
-    if trace is not None:
-        raise UsageError(Problem("--trace", f"nothing runs as {device.name} here", "leave it out"))
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,9 @@ def profile(
         if not problems:
             return emulate(model, source, targets=[target], json=json, quiet=quiet)
         return untimed(model, wanted, problems, source=source, json=json)
-    opening.check([path], wanted)
+    subject = Subject(file=path, format=opening.form(wanted))
+    if subject.model is None:
+        opening.check([path], wanted)
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
@@ -158,11 +155,10 @@ def profile(
             device, host = stands_for(host, wanted)
             runtime = device.runtime.name
             with progress.task("open the file"), user_error():
-                given = opening.given(path, source, wanted, place / "signature", host)
+                given = opening.given(path, source, wanted, place / "signature", host, subject.model)
                 inputs = given.samples
-                shape = {} if source.random else inputs.shapes
-                subject = Subject(file=path, format=opening.form(wanted), sample=shape)
-                counted = [dataclasses.replace(m, target=device.name) for m in measure(subject)]
+                sized = subject.at({} if source.random else inputs.shapes)
+                counted = [dataclasses.replace(m, target=device.name) for m in measure(sized)]
                 ran = []
                 if on is None:  # a file that comes to no end, or breaks its runtime, before it is run hundreds of times
                     ran = jobs.tried({path.name: path}, inputs, runtime=runtime, folder=place / "tried")
