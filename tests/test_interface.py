@@ -160,6 +160,26 @@ def test_what_can_not_be_folded_is_told(mean, options, told):
         fold_preprocess.fold(normalize.normalized(network(**options)), 1 / 255, mean, [1.0])
 
 
+@pytest.mark.parametrize(
+    "where, told", [("output", "x is an output too"), ("none", "no layer reads x"), ("if", "subgraph")]
+)
+def test_an_image_that_no_convolution_alone_reads_can_not_be_folded(where, told):
+    model = network()
+    if where == "output":
+        model.graph.output.append(model.graph.input[0])
+    elif where == "none":
+        model.graph.node[0].input[0] = "k"
+        model.graph.initializer.append(nh.from_array(np.ones((1, 3, 8, 8), np.float32), "k"))
+    else:
+        one = h.make_graph([h.make_node("Relu", ["x"], ["i"])], "b", [], [h.make_tensor_value_info("i", T.FLOAT, None)])
+        two = h.make_graph([h.make_node("Abs", ["x"], ["j"])], "b", [], [h.make_tensor_value_info("j", T.FLOAT, None)])
+        model.graph.input.append(h.make_tensor_value_info("yes", T.BOOL, []))
+        model.graph.node.append(h.make_node("If", ["yes"], ["z"], then_branch=one, else_branch=two))
+        model.graph.output.append(h.make_tensor_value_info("z", T.FLOAT, None))
+    with pytest.raises(UsageError, match=told):
+        fold_preprocess.fold(model, 1 / 255, [0.5], [0.5])
+
+
 def test_what_there_is_not_can_not_change():
     node = h.make_node("Cast", ["x"], ["y"], to=T.INT64)
     value = lambda n, t: h.make_tensor_value_info(n, t, ["n", 3])

@@ -1,6 +1,7 @@
 """`edgekd try`: what is judged and told of answers, and streaming models."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +12,9 @@ from onnx import helper as h
 from onnx import numpy_helper as nh
 
 from edgekd import cli
+from edgekd.run import answer_notes
+from edgekd.run.answer_notes import Output
+from edgekd.run.side_by_side import Answer
 
 
 def file(path, nodes, inputs, outputs, **constants):
@@ -116,7 +120,10 @@ def test_outputs_are_told_apart(place, capsys):
     product("a.onnx", np.eye(3))
     np.savez("d.npz", x=np.eye(3, dtype=np.float32))
     code, out, _ = say(capsys, "a.onnx", "a.onnx", "d.npz")
-    assert code == 0 and "output 87 [3]: probabilities of 3 classes, of which the greatest are shown\n" in out
+    assert (
+        code == 0
+        and "output 87 [3]: probabilities of 3 classes, of which the greatest are shown as class and score\n" in out
+    )
     assert "samples are taken along: x axis 0; --axis NAME=K names another\n" in out
     assert "--axis" not in say(capsys, "a.onnx", "a.onnx", "d.npz", "--axis", "x=0")[1]
 
@@ -129,9 +136,18 @@ def test_answers_that_tell_nothing_are_told(place, capsys):
     out = say(capsys, "a.onnx", "b.onnx", "d.npz")[1]
     assert "87: 0 of 5 equal answers of 5 classes is no more than by chance" in out and "to all" not in out
     out = say(capsys, "a.onnx", "c.onnx", "d.npz")[1]
-    assert "c.onnx answers 87 = 0 to all 5 inputs" in out and "a.onnx answers" not in out
+    assert "\nc.onnx gives one class of 87 to all 5 inputs: " in out
+    assert "\nboth files give one class of 87 to all 5 inputs: " in say(capsys, "c.onnx", "c.onnx", "d.npz")[1]
     out = say(capsys, "a.onnx", "a.onnx", "d.npz")[1]
     assert "chance" not in out and "to all" not in out
+
+
+@pytest.mark.parametrize("equal, of, classes, told", [(4, 4, 2, 0), (4, 5, 2, 0), (5, 10, 2, 1), (0, 4, 1000, 1)])
+def test_chance_is_told_only_where_a_sound_file_would_agree_more(equal, of, classes, told):
+    answer = lambda i: Answer(f"{i}", "y", ((i % 2, 1.0),), ((i % 2, 1.0),), i < equal, 1.0)
+    outputs = [Output("y", (classes,), "scores", classes)]
+    found = list(answer_notes.told([answer(i) for i in range(of)], outputs, (Path("a"), Path("b"))))
+    assert len(found) == told
 
 
 def test_a_table_is_no_wider_than_the_terminal(place, capsys, monkeypatch):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from edgekd.run.side_by_side import Answer
 
 ENOUGH = 4  # answers that are looked at together
-CHANCE = 0.05  # how often random answers may agree as much, for it to be no chance
+SOUND = 0.9  # share of equal answers that a file in use has at least
+CHANCE = 0.05  # what is less probable is no chance
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def known(name: str, plain: np.ndarray, int8: np.ndarray) -> Output:
         return Output(name, shape, "one value" if first.size == 1 else "values, of which the first are shown")
     what = "probabilities" if (first >= 0).all() and abs(float(first.sum()) - 1) < 1e-3 else "scores"
     other = "; the other file answers with the class index" if np.asarray(int8).dtype.kind in "iu" else ""
-    seems = f"{what} of {first.size} classes, of which the greatest are shown{other}"
+    seems = f"{what} of {first.size} classes, of which the greatest are shown as class and score{other}"
     return Output(name, shape, seems, first.size)
 
 
@@ -48,14 +49,17 @@ def told(rows: Sequence[Answer], outputs: Sequence[Output], files: tuple[Path, P
         mine = [r for r in rows if r.output == output.name and r.same is not None and output.classes]
         if output.classes is None or len(mine) < ENOUGH:
             continue
-        for file, answers in zip(files, ([_first(r.plain) for r in mine], [_first(r.int8) for r in mine]), strict=True):
-            if len(set(answers)) == 1:
-                text = f"{file.name} answers {output.name} = {answers[0]} to all {len(mine)} inputs"
-                yield f"{text}: are they what it was trained for, and read as in training?"
+        answers = {_first(r.plain) for r in mine}, {_first(r.int8) for r in mine}
+        alike = [file.name for file, found in zip(files, answers, strict=True) if len(found) == 1]
+        if alike:
+            who = "both files give" if len(alike) == 2 else f"{alike[0]} gives"
+            text = f"{who} one class of {output.name} to all {len(mine)} inputs"
+            yield f"{text}: are they what it was trained for, and read as in training?"
         agreed = sum(r.same is True for r in mine)
-        if _tail(agreed, len(mine), 1 / output.classes) > CHANCE:
-            text = f"{agreed} of {len(mine)} equal answers of {output.classes} classes"
-            yield f"{output.name}: {text} is no more than by chance: one of the files is broken, or made of another"
+        as_chance = _tail(agreed, len(mine), 1 / output.classes) > CHANCE
+        if as_chance and _tail(len(mine) - agreed, len(mine), 1 - SOUND) < CHANCE:
+            text = f"{agreed} of {len(mine)} equal answers of {output.classes} classes is no more than by chance"
+            yield f"{output.name}: {text}: is one file made of the other, and do both take the same inputs?"
 
 
 def _first(answer: Sequence[object]) -> object:

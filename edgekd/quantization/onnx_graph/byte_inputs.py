@@ -54,7 +54,7 @@ def changed(model: onnx.ModelProto, draft: Draft, names: Sequence[str], pixels: 
     bad = [name for name, way in ways.items() if way.wrong and name not in pixels]
     if bad or not ways:
         nothing = [] if bad else [Problem(PLACE, "no layer reads an input of floats")]
-        raise UsageError(*nothing, *(Problem(PLACE, f"{name} {ways[name].wrong}", HINT) for name in bad))
+        raise UsageError(*nothing, *(Problem(PLACE, f"{name} {ways[name].wrong}", _hint(ways[name])) for name in bad))
     whole = {name: way for name, way in ways.items() if not way.wrong}
     found = {name: _of(graph, way) for name, way in whole.items()}
     _unquantized(graph, draft, whole, found)
@@ -129,6 +129,10 @@ def _way(graph: Graph, name: str) -> Way:
             seen.add(id(node))
     wrong += list(_unlike(graph, ends))
     return Way(tuple(between), tuple(ends), frozenset(values), next(iter(wrong), ""))
+
+
+def _hint(way: Way) -> str:
+    return HINT if way.wrong.endswith("in float") else ""
 
 
 def _passes(node: onnx.NodeProto, value: str, graph: Graph) -> bool:

@@ -94,10 +94,13 @@ def _image(graph: graphs.Graph) -> str:
 
 def _convolutions(graph: graphs.Graph, image: str) -> list[onnx.NodeProto]:
     """The layers that read the image."""
-    readers = graph.readers[image]
+    readers, outputs = graph.readers.get(image, []), {o.name for o in graph.model.graph.output}
+    if not readers:
+        raise UsageError(Problem(PLACE, f"no layer reads {image}"))
     for node in readers:
         if node is None or node.op_type != "Conv" or node.input[1] not in graph.constants or node.input[0] != image:
-            what = "is an output too" if node is None else f"is read by {graphs.title(node)}"
+            outside = "is an output too" if image in outputs else "is read in a subgraph"
+            what = outside if node is None else f"is read by {graphs.title(node)}"
             hint = "mean and deviation are folded into a convolution with stored weights that reads the image"
             raise UsageError(Problem(PLACE, f"{image} {what}", hint))
         if len(node.input) > 2 and node.input[2] and node.input[2] not in graph.constants:
