@@ -294,3 +294,27 @@ def test_a_changed_file_that_onnxruntime_can_not_run(place, capsys, monkeypatch)
     code, _, err = say(capsys, *IMAGES, "--out", "a.onnx", "--input", "uint8", "--slower-int8")
     assert code == 6 and "error: a.onnx: onnxruntime can't run it with these inputs and outputs: " in err
     assert not (place / "a.onnx").exists()
+
+
+def test_states_of_a_streaming_model_keep_their_form(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    value = lambda n, size: h.make_tensor_value_info(n, T.FLOAT, [1, size])
+    nodes = [
+        h.make_node("MatMul", ["x", "w"], ["a"]),
+        h.make_node("MatMul", ["h", "r"], ["b"]),
+        h.make_node("Add", ["a", "b"], ["g"]),
+        h.make_node("Tanh", ["g"], ["hn"]),
+    ]
+    nodes.append(h.make_node("MatMul", ["hn", "u"], ["y"]))
+    shapes = {"w": (8, 16), "r": (16, 16), "u": (16, 5)}
+    tensors = [nh.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
+    graph = h.make_graph(nodes, "g", [value("x", 8), value("h", 16)], [value("y", 5), value("hn", 16)], tensors)
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=9), "stream.onnx")
+    np.savez("s.npz", x=rng.normal(size=(8, 8, 8)).astype(np.float32))
+    words = ["quantize", "stream.onnx", "--data", "s.npz", "--state", "hn=h", "--out", "o.onnx", "--slower-int8"]
+    code, _, err = say(capsys, *words, "--input", "uint8", "--argmax")
+    assert code == 0, err
+    made = onnx.load("o.onnx").graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*made.input, *made.output)}
+    assert kinds == {"x": T.UINT8, "h": T.FLOAT, "y": T.INT64, "hn": T.FLOAT}
