@@ -56,6 +56,8 @@ TESTS = {
     "edgekd/quantization/onnx_graph/embeddings.py": "foreign",
     "edgekd/quantization/onnx_graph/equalize.py": "max_drop",
     "edgekd/quantization/onnx_graph/byte_inputs.py": "interface_graphs",
+    "edgekd/quantization/onnx_graph/equalize.py": "max_drop gates",
+    "edgekd/quantization/onnx_graph/gates.py": "gates",
     "edgekd/quantization/onnx_graph/fold_preprocess.py": "interface",
     "edgekd/quantization/onnx_graph/interface.py": "interface",
     "edgekd/quantization/onnx_graph/normalize.py": "foreign",

@@ -18,7 +18,7 @@ from edgekd import components
 from edgekd.errors import Problem, UsageError, near
 from edgekd.onnx_files import external, subgraphs
 from edgekd.quantization.histogram import Extremes, Histogram
-from edgekd.quantization.onnx_graph import bias, embeddings, normalize, render, scales, widened
+from edgekd.quantization.onnx_graph import bias, embeddings, gates, normalize, render, scales, widened
 from edgekd.quantization.onnx_graph import equalize as equalizing
 from edgekd.quantization.onnx_graph.placement import Layer, Placement, place
 from edgekd.quantization.qdq import graph as graphs
@@ -91,6 +91,7 @@ def quantize(
     seen = observe(float_model, list(placement.values), chunks, kind)
     bits = {"bits": scheme.activation_bits} if "bits" in asked else {}
     found = {name: part(values, **bits) for name, values in seen.items()} | dict(fixed)
+    found = gates.alive(graph, found) if equalize else found
     sites = scales.sites(graph, placement, found, scheme)
     biases = bias.corrected(graph, placement, sites, few) if correct_bias else {}
     made = render.render(replace(graph, constants={**graph.constants, **biases}), placement, sites)

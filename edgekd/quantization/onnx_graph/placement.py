@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekd.onnx_files import subgraphs
 from edgekd.quantization import placement as rules
+from edgekd.quantization.onnx_graph import gates
 from edgekd.quantization.parameters import Limits
 from edgekd.quantization.placement import COMBINES, FLOAT, LOOKUP, MOVES, ONNX, Flow, Operator
 from edgekd.quantization.qdq.graph import LAYERS, Graph, attribute, depthwise, made, moves
@@ -173,6 +174,8 @@ def _rule(node: onnx.NodeProto, graph: Graph, floats: AbstractSet[str], integer:
         return rule if node.output[0] in integer else FLOAT
     if node.op_type == "HardSigmoid" and not summed(node):
         return FLOAT
+    if rule == COMBINES and gates.widths(node, graph) is not None:
+        return rule if node.input[0] in floats else FLOAT
     if rule in (COMBINES, LOOKUP):  # with a number or a parameter it is a float operator
         return rule if all(n in floats and n not in graph.constants for n in node.input) else FLOAT
     if rule == MOVES:  # what is stored would have been folded

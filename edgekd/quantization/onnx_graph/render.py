@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.onnx_files import external
+from edgekd.quantization.onnx_graph import gates
 from edgekd.quantization.onnx_graph.draft import copied
 from edgekd.quantization.onnx_graph.placement import ASKED, Layer, Placement, clip, clipped, summed
 from edgekd.quantization.parameters import bias_integers, clips_itself, weight_integers
@@ -71,6 +72,8 @@ class _Rendering:
             made.input[1] = self.weight(layer)
             if layer.bias is not None:
                 made.input[2] = self.bias(layer)
+        if gates.widths(node, self.graph) is not None and node.output[0] in self.on:
+            made.input[1] = self.widths(node.input[1])
         made.output[:] = outputs = [self.fresh(f"{n}.raw") if n in self.on else n for n in node.output]
         self.nodes.append(made)
         if self.mistaken(node):
@@ -95,6 +98,17 @@ class _Rendering:
         self.nodes.append(helper.make_node("Add", [x, shift], [total], name=node.name))
         self.nodes.append(helper.make_node("QuantizeLinear", [total, wide, zero], [self.fresh(q)]))
         self.nodes.append(helper.make_node("DequantizeLinear", [self.fresh(q), scale, zero], [name]))
+
+    def widths(self, name: str) -> str:
+        """Powers of two that channels are multiplied by, as they are, dequantized."""
+        from onnx import helper
+
+        q = np.round(self.graph.constants[name] * gates.STEPS).astype(np.uint8)
+        operands = [self.store(f"{name}.q", q), self.store("widths.s", np.array(1 / gates.STEPS, np.float32))]
+        made = self.fresh(f"{name}.dq")
+        operands.append(self.store("widths.z", np.array(0, np.uint8)))
+        self.nodes.append(helper.make_node("DequantizeLinear", operands, [made]))
+        return made
 
     def fresh(self, wanted: str) -> str:
         while wanted in self.taken:

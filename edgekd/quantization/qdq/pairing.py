@@ -122,7 +122,8 @@ def _defined(schema: Any) -> bool:
 def _operators(plain: Graph, quantized: Graph) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
     """The operators of both files, side by side, without the hard sigmoids that are sums in the int8 file: what rounds
     them clips them too, so that it is never left out."""
-    ours, theirs = _skeleton(plain), _skeleton(quantized)
+    ours = _skeleton(plain)
+    theirs = _without_widths(ours, _skeleton(quantized), quantized)
     kinds = [n.op_type for n in ours], [graphs.kind(n, quantized) for n in theirs]
     if kinds[0] == kinds[1]:
         both = zip(ours, theirs, kinds[1], strict=True)
@@ -132,6 +133,19 @@ def _operators(plain: Graph, quantized: Graph) -> list[tuple[onnx.NodeProto, onn
     what = f"operator {at + 1} is {seen[0]} in the float file, {seen[1]} in the int8 file"
     hint = "give the float file that the int8 file was made of"
     raise UsageError(Problem("", f"the files are not the same network: {what}", hint))
+
+
+def _without_widths(
+    ours: Sequence[onnx.NodeProto], theirs: Sequence[onnx.NodeProto], graph: Graph
+) -> list[onnx.NodeProto]:
+    """An int8 file's operators without the products with stored factors before hard sigmoids that the float file has
+    not: with them channels are made equally wide, see `onnx_graph.equalize`."""
+    found: list[onnx.NodeProto] = []
+    for node in theirs:
+        beside = ours[len(found)].op_type if len(found) < len(ours) else ""
+        added = node.op_type == "Mul" and beside == "HardSigmoid" and any(n in graph.stored for n in node.input)
+        found += [] if added else [node]
+    return found
 
 
 def _layer(node: onnx.NodeProto, ends: tuple[str, str], parameters: Parameters | None, given: Mapping) -> Layer:
