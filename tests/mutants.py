@@ -54,7 +54,6 @@ TESTS = {
     "edgekd/quantization/onnx_graph/convert.py": "foreign",
     "edgekd/quantization/onnx_graph/draft.py": "foreign",
     "edgekd/quantization/onnx_graph/embeddings.py": "foreign",
-    "edgekd/quantization/onnx_graph/equalize.py": "max_drop",
     "edgekd/quantization/onnx_graph/byte_inputs.py": "interface_graphs",
     "edgekd/quantization/onnx_graph/equalize.py": "max_drop gates",
     "edgekd/quantization/onnx_graph/gates.py": "gates",
