@@ -102,18 +102,19 @@ def normalized(values: np.ndarray, how: Preprocess, tensor: Tensor, scale: float
     """(values * scale - mean) / deviation, per channel along `axis`, in the type that the model takes. A model that
     takes integers gets the values as they are, unless a scale is said: mean and deviation are of floats."""
     whole = tensor.dtype is not None and tensor.dtype.kind in "iu"
-    if whole and how.scale is None:
-        limits = np.iinfo(tensor.dtype)
-        return np.clip(np.rint(values), limits.min, limits.max).astype(tensor.dtype)
-    factor = how.scale if how.scale is not None else 1.0 if whole else scale
+    found = values if whole and how.scale is None else _scaled(values, how, 1.0 if whole else scale, axis)
+    if not whole:
+        return found.astype(np.float32)
+    limits = np.iinfo(tensor.dtype)
+    return np.clip(np.rint(found), limits.min, limits.max).astype(tensor.dtype)
+
+
+def _scaled(values: np.ndarray, how: Preprocess, scale: float, axis: int | None) -> np.ndarray:
+    factor = how.scale if how.scale is not None else scale
     shape = [1] * values.ndim
     if axis is not None:
         shape[axis] = -1
     mean, deviation = (
         np.array(v, np.float64).reshape(shape if len(v) > 1 else [1] * values.ndim) for v in (how.mean, how.deviation)
     )
-    found = (values.astype(np.float64) * factor - mean) / deviation
-    if whole:
-        limits = np.iinfo(tensor.dtype)
-        return np.clip(np.rint(found), limits.min, limits.max).astype(tensor.dtype)
-    return found.astype(np.float32)
+    return (values.astype(np.float64) * factor - mean) / deviation
