@@ -24,6 +24,12 @@ THEIRS = (Exception, SystemExit)
 PASSED, FAILED, USAGE, INCONCLUSIVE, UNFIT, BASELINE, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
 
+def first_line(error: object, most: int = 300) -> str:
+    """The first line of what an error of a library says, at most so many characters; its type where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0][:most] if said else type(error).__name__
+
+
 def plain(value: Any) -> Any:
     """Text on one line, with control characters, ANSI sequences and direction marks shown instead of sent to a
     terminal; of a record, a list or a table, with all texts in it changed so."""

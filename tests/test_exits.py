@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgekd.cli import run as command
-from edgekd.errors import Problem, RunFailed, UsageError
+from edgekd.errors import Problem, RunFailed, UsageError, first_line
 from edgekd.progress import Silent
 from edgekd.run import sanity_check
 from edgekd.run.plan import Plan, Step
@@ -103,6 +103,10 @@ RUNNING = {
 
 
 @pytest.mark.parametrize("where", READING)
+def test_the_first_line_of_an_error_that_says_nothing_is_its_type():
+    assert first_line(ValueError()) == "ValueError" and first_line(OSError("  a\nb ")) == "a"
+
+
 def test_while_a_recipe_is_read(where, recipe, capsys):
     lines, stage = READING[where]
     code = recipe(lines, **({} if stage is None else {"stage": stage}))

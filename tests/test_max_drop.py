@@ -19,6 +19,7 @@ from edgekd.quantization.diagnosis.signal_to_noise import noise
 from edgekd.quantization.onnx_graph import convert, normalize
 from edgekd.quantization.onnx_graph.equalize import equalized, steps
 from edgekd.quantization.qdq import graph as graphs
+from edgekd.report.drop import Held, Row
 from edgekd.run.allowed_drop import Allowed, parsed
 from edgekd.run.quantize_drop import Setting, nearest, search
 from edgekd.verbs.quantize import quantize
@@ -71,6 +72,29 @@ class TestAmounts:
         allowed = parsed("30 dB", None)
         figure = allowed.figure(plain, int8, None)
         assert figure == pytest.approx(-10 * np.log10(noise(plain["b"], int8["b"]))) and not allowed.met(figure)
+
+    def test_an_output_that_is_not_finite_has_no_decibels_whatever_the_others_have(self):
+        plain = {n: numbers(64, 3, seed=i) for i, n in enumerate("ab")}
+        int8 = {"a": plain["a"], "b": np.full((64, 3), np.nan, np.float32)}
+        for order in ("ab", "ba"):
+            figure = parsed("30 dB", None).figure({n: plain[n] for n in order}, {n: int8[n] for n in order}, None)
+            assert math.isnan(figure) and not parsed("30 dB", None).met(figure)
+
+    def test_a_small_amount_of_ones_own_metric_is_shown(self):
+        assert Allowed(0.001, "loss", mean_error()).shown(0.00123) == "0.00123 loss"
+
+    @pytest.mark.parametrize(
+        "text, told",
+        [("0.5 own_broken:error", "ZeroDivisionError"), ("0.5 own_missing:error", "own_missing"),
+         ("0.5 own_broken:nothing", "nothing")],
+    )  # fmt: skip
+    def test_a_metric_that_can_not_be_had_is_told_with_its_place(self, text, told, tmp_path, monkeypatch):
+        (tmp_path / "own_broken.py").write_text("def error():\n    return 1 / 0\n")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UsageError) as caught:
+            parsed(text, np.zeros(4))
+        (problem,) = caught.value.problems
+        assert problem.place == "--max-drop" and told in problem.message
 
     def test_a_metric_of_ones_own(self, tmp_path, monkeypatch):
         (tmp_path / "own_drop.py").write_text("from edgekd.metrics import mean_error as error\n")
@@ -191,6 +215,12 @@ class TestVerb:
         out.unlink()
         assert command([*shlex.split(made.held.command)[1:], "--quiet"]) == 0
         assert out.read_bytes() == content
+
+    def test_files_that_were_judged_before_are_told(self):
+        rows = (Row("a", "1", "9"), Row("b", "1", ""), Row("c", "1", "1"))
+        told = str(Held(True, "at most 1 pt", rows, "1", (8, 8), "edgekd quantize"))
+        assert "the first of 2 files to hold" in told
+        assert "the first of" not in str(Held(True, "at most 1 pt", rows[1:], "1", (8, 8), "edgekd quantize"))
 
     def test_nothing_is_written_where_nothing_holds(self, net, tmp_path, capsys):
         out = tmp_path / "a.onnx"

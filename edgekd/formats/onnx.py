@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import RunFailed
+from edgekd.errors import RunFailed, first_line
 from edgekd.files import write_atomic
 from edgekd.formats._canonical import clean
 from edgekd.formats._qdq import DOMAIN, MARK, pool, render
@@ -82,7 +82,7 @@ def _translate(graph: fx.GraphModule, grid: Grid | None, example: Any, opset: in
                 program, (), dynamo=True, opset_version=opset, external_data=False, verbose=False, optimize=True
             ).model_proto
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise RunFailed(f"the model can't be written as ONNX: {reason}") from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from edgekd import targets as devices
-from edgekd.errors import EdgekdError, EnvironmentUnfit, Problem, RunFailed, UsageError
+from edgekd.errors import EdgekdError, EnvironmentUnfit, Problem, RunFailed, UsageError, first_line
 from edgekd.hosts import local, ssh
 from edgekd.progress import Silent
 from edgekd.records import Host, Measurement, Target
@@ -95,5 +95,5 @@ def runnable(place: str, how: str = "on the samples", kind: type[EdgekdError] = 
     except Exception as error:
         if not type(error).__module__.startswith("onnxruntime"):  # its classes have no base of their own
             raise
-        told = str(error).strip().splitlines()[0][:300]
+        told = first_line(error)
         raise kind(Problem(place, f"onnxruntime can't run it {how}: {told}")) from None

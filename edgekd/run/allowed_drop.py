@@ -55,7 +55,8 @@ class Allowed:
             return float(before - after if self.metric.better == "higher" else after - before)
         told = agreements(plain, int8)
         if self.unit == "dB":
-            return min((a.snr_db for a in told if a.snr_db is not None), default=math.nan)
+            found = [a.snr_db for a in told if a.snr_db is not None]
+            return math.nan if not found or any(map(math.isnan, found)) else min(found)
         shares = [a.answers if a.answers is not None else a.equal for a in told]
         found = [s for s in shares if s is not None]
         if not found:
@@ -65,7 +66,9 @@ class Allowed:
     def shown(self, figure: float) -> str:
         if math.isinf(figure) or math.isnan(figure):
             return "-"
-        return f"{figure:.1f} dB" if self.unit == "dB" else f"{figure:.2f} {self.unit}".rstrip()
+        if self.unit == "dB":
+            return f"{figure:.1f} dB"
+        return f"{figure:.2f} pt" if self.unit == "pt" else f"{figure:.4g} {self.unit}".rstrip()
 
     @property
     def kind(self) -> str:
@@ -98,9 +101,14 @@ def parsed(text: str, labels: np.ndarray | None) -> Allowed:
     if unit == "pt":
         return Allowed(limit, unit, metrics.suiting(labels) if metrics.are_classes(labels) else None)
     components.look_beside(Path.cwd())
-    metric = components.imported(unit)
-    if callable(metric) and not isinstance(metric, Metric):
-        metric = metric()
+    try:
+        metric = components.imported(unit)
+        if callable(metric) and not isinstance(metric, Metric):
+            metric = metric()
+    except UsageError as error:
+        raise UsageError(*(Problem(PLACE, p.message, p.hint) for p in error.problems)) from None
+    except THEIRS as error:  # the metric is the user's code
+        raise UsageError(Problem(PLACE, f"{unit} raised {type(error).__name__}: {error}")) from error
     if not isinstance(metric, Metric):
         raise UsageError(Problem(PLACE, f"{unit} is not an edgekd.Metric", "see docs/own-model.md"))
     if labels is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.errors import first_line
 from edgekd.measure import jobs
 from edgekd.measure.machine import runnable, user_error
 from edgekd.onnx_files import external
@@ -134,7 +135,7 @@ def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray]) -> tuple[tuple[
     try:
         audited, reason = {a.name.removesuffix(".raw"): a for a in saturation.audit(made.model, few)}, ""
     except Exception as error:
-        audited, reason = {}, f"saturation was not checked: {str(error).strip().splitlines()[0][:200]}"
+        audited, reason = {}, f"saturation was not checked: {first_line(error, 200)}"
     rows, sizes = [], stored_bytes(made)
     for layer in made.placement.layers:
         kept = layer.reason or ("onnxruntime keeps it in float" if layer.name in still else "")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekd import environment
-from edgekd.errors import EnvironmentUnfit, Problem, UsageError
+from edgekd.errors import EnvironmentUnfit, Problem, UsageError, first_line
 from edgekd.samples.signature import Signature, Tensor
 
 
@@ -23,7 +23,7 @@ def tokenizer(path: Path) -> Any:
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises Exception itself
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error, 200)
         raise UsageError(Problem(str(path), f"is not a tokenizer file: {reason}", "give its tokenizer.json")) from None
 
 

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
 from edgekd.data import Splits, arrays
 from edgekd.data.augmentation import affine
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, UsageError, first_line
 from edgekd.files import regular
 from edgekd.metrics import top1
 from edgekd.models.networks import perceptron, residual
@@ -104,7 +104,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
                     problems.append(
                         Problem(
                             f"{path}: {name}",
-                            f"can't be read: {str(error).splitlines()[0].lower()}",
+                            f"can't be read: {first_line(error).lower()}",
                             "save arrays of numbers",
                         )
                     )

@@ -123,7 +123,7 @@ def quantize(
 
     `equalize`: channels of values are made equally wide first; `correct_bias`: biases make up for the rounding of
     weights. `max_drop`, as the option takes it: ranges, these two and then layers in float are tried until held-out
-    samples that nothing was selected by lose no more; else nothing is written, and what is returned says so.
+    samples apart from those that select lose no more; else nothing is written, and what is returned says so.
 
     `input_type` "uint8": the file takes bytes; `layout` "nhwc": images with the channels last; `fold_preprocess`, a
     name or a JSON file as of `preprocess`: pixels of 0 to 255, whose normalization goes into the first layer; `argmax`:

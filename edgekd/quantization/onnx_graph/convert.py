@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from edgekd import components
-from edgekd.errors import Problem, UsageError, near
+from edgekd.errors import Problem, UsageError, first_line, near
 from edgekd.onnx_files import external, subgraphs
 from edgekd.quantization.histogram import Extremes, Histogram
 from edgekd.quantization.onnx_graph import bias, embeddings, gates, normalize, render, scales, widened
@@ -138,9 +138,7 @@ def everything(
     try:
         values = {**session(model, names)(dict(feed)), **feed}
     except Exception as error:  # onnxruntime's classes have no common base
-        raise UsageError(
-            Problem(place_name, f"onnxruntime can't run it on the samples: {str(error).strip().splitlines()[0][:300]}")
-        ) from None
+        raise UsageError(Problem(place_name, f"onnxruntime can't run it on the samples: {first_line(error)}")) from None
     shown = {n: v.nbytes for n, v in values.items() if isinstance(v, np.ndarray) and v.dtype == np.float32}
     return shown, {o.name: values[o.name] for o in model.graph.output}
 

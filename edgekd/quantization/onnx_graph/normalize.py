@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import Problem, UsageError
+from edgekd.errors import Problem, UsageError, first_line
 from edgekd.onnx_files import external, subgraphs
 from edgekd.quantization.onnx_graph import rewrites, unfused
 from edgekd.quantization.onnx_graph.widened import widened
@@ -83,7 +83,7 @@ def _upgraded(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
     try:
         return version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter's own class, for operators that it does not know
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error, 200)
         raise UsageError(
             Problem(
                 place,
@@ -112,7 +112,5 @@ def _folded(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
         try:
             onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's classes have no common base
-            raise UsageError(
-                Problem(place, f"onnxruntime can't open it: {str(error).strip().splitlines()[0][:300]}")
-            ) from None
+            raise UsageError(Problem(place, f"onnxruntime can't open it: {first_line(error)}")) from None
         return onnx.load(options.optimized_model_filepath)

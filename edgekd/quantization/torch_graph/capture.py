@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import THEIRS, Problem, UsageError
+from edgekd.errors import THEIRS, Problem, UsageError, first_line
 from edgekd.inputs import positional
 from edgekd.quantization.torch_graph.rewrite import by_rows, pooled, without_neutral, written_out
 from edgekd.quantization.torch_graph.sites import WEIGHTED, operator
@@ -53,7 +53,7 @@ def capture(
                 torch.export.export(module, tensors, dynamic_shapes=shapes if plain else (shapes,), strict=False)
             )
     except THEIRS as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UsageError(
             Problem(
                 "model",

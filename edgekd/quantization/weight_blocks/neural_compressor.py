@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
+from edgekd.errors import EnvironmentUnfit, Problem, RunFailed, first_line
 from edgekd.quantization.weight_blocks.blocks import Blocks, dequantize
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _quiet(doing: str) -> Iterator[Any]:
                     Problem("weight_only", f"neural-compressor can't be used: {error}", hint)
                 ) from error
             except (AssertionError, RuntimeError, ValueError, AttributeError, IndexError) as error:
-                text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                text = first_line(error)
                 raise RunFailed(
                     Problem("weight_only", f"{doing} failed: {text}", 'method = "rtn", or leave these layers in float')
                 ) from error
