@@ -102,11 +102,11 @@ RUNNING = {
 }
 
 
-@pytest.mark.parametrize("where", READING)
 def test_the_first_line_of_an_error_that_says_nothing_is_its_type():
     assert first_line(ValueError()) == "ValueError" and first_line(OSError("  a\nb ")) == "a"
 
 
+@pytest.mark.parametrize("where", READING)
 def test_while_a_recipe_is_read(where, recipe, capsys):
     lines, stage = READING[where]
     code = recipe(lines, **({} if stage is None else {"stage": stage}))
