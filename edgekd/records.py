@@ -131,9 +131,10 @@ def plainly(model: torch.nn.Module, inputs: Any) -> Any:
 
 @dataclass
 class Batch:
-    """Rows of one split as tensors. `index` [B] int64: positions in the split; `view`: the number of the augmented
-    view; `tags`: B tuples, None if no sample of the split has any; `part` [B]: the number of a row's position in its
-    sample, where the rows are positions."""
+    """Rows of one split as tensors, all on the device of the training. `index` [B] int64: positions in the split;
+    `view`: the number of the augmented view; `tags`: B tuples, None if no sample of the split has any; `part` [B]: the
+    number of a row's position in its sample, where the rows are positions; `rows`: `index` as an array in the CPU's
+    memory where the tensors are on another device."""
 
     inputs: Any
     labels: torch.Tensor | None
@@ -142,6 +143,7 @@ class Batch:
     view: int = 0
     tags: Sequence[tuple[str, ...]] | None = None
     part: torch.Tensor | None = None
+    rows: np.ndarray | None = None
 
 
 @dataclass
@@ -194,7 +196,8 @@ class Run:
     """The context of a stage. Files written into `folder` become the artifact's; `scratch` holds checkpoints, stays if
     the process is killed, and is removed once the artifact is finished. `progress(done, total, text)` updates the
     progress bar; `log(**event)` adds a line to log.jsonl; `data(split)` returns the loaded split
-    (`edgekd.data.columns.Columns`)."""
+    (`edgekd.data.columns.Columns`). `device`: where models are trained, `cpu`, `cuda`, `cuda:1` or `mps`; a stage takes
+    models from the CPU and leaves them there."""
 
     task: Task
     seed: int
@@ -204,6 +207,7 @@ class Run:
     data: Callable[[str], Any]
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     log: Callable[..., None] = lambda **event: None
+    device: str = "cpu"
 
 
 # ---------------------------------------------------------------- int8

@@ -28,8 +28,8 @@ def affine(
     import torch
     from torch.nn import functional as F
 
-    limits = images.new_tensor([turn, scale, scale, shift, shift])
-    angle, wide, high, right, down = ((2 * u[:, :5] - 1) * limits).unbind(1)
+    drawn, limits = (2 * u[:, :5] - 1).unbind(1), (turn, scale, scale, shift, shift)
+    angle, wide, high, right, down = (share * limit for share, limit in zip(drawn, limits, strict=True))
     cos, sin = torch.cos(angle), torch.sin(angle)
     mirror = torch.where(u[:, 5] < 0.5, -1.0, 1.0) if flip else 1.0
     # grid_sample's coordinates are relative to each axis: without this factor a rotation would distort
@@ -49,11 +49,11 @@ def shifted(images: torch.Tensor, u: torch.Tensor, *, pixels: int, flip: bool = 
 
     height, width = images.shape[2:]
     down, right = (u[:, :2] * (2 * pixels + 1)).floor().long().clamp(max=2 * pixels).sub(pixels).unbind(1)
-    rows = _mirrored(torch.arange(height) + down[:, None], height)
-    columns = _mirrored(torch.arange(width) + right[:, None], width)
+    rows = _mirrored(torch.arange(height, device=u.device) + down[:, None], height)
+    columns = _mirrored(torch.arange(width, device=u.device) + right[:, None], width)
     if flip:
         columns = torch.where(u[:, 2:3] < 0.5, width - 1 - columns, columns)
-    batch = torch.arange(len(images))[:, None, None]
+    batch = torch.arange(len(images), device=u.device)[:, None, None]
     return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -84,7 +84,7 @@ def spectral(
 
     length, width = images.shape[2:]
     later = (u[:, :1] * (2 * shift + 1)).floor().long().clamp(max=2 * shift) - shift
-    source = torch.arange(length) - later
+    source = torch.arange(length, device=u.device) - later
     inside = ((source >= 0) & (source < length))[:, None, :, None]
     moved = images.gather(2, source.clamp(0, length - 1)[:, None, :, None].expand_as(images))
     louder = ((2 * u[:, 1] - 1) * gain)[:, None, None, None]
@@ -103,5 +103,5 @@ def _stripe(wide: torch.Tensor, place: torch.Tensor, most: int, size: int) -> to
 
     width = (wide * (most + 1)).floor().clamp(max=most)
     start = (place * (size - width + 1)).floor()
-    at = torch.arange(size)
+    at = torch.arange(size, device=wide.device)
     return (at >= start[:, None]) & (at < (start + width)[:, None])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from edgekd.data.columns import Columns, take
+from edgekd.models import device
 from edgekd.records import Batch, Task
 
 ORDER, VIEW = 1, 2  # separate streams of one seed
@@ -45,20 +46,22 @@ def see(batch: Batch, task: Task, seed: int) -> Batch:
 
     if task.augment is None:
         return batch
-    u = torch.from_numpy(chance(seed, batch.index.numpy(), batch.view, task.draws))
-    return dataclasses.replace(batch, inputs=task.augment(batch.inputs, u))
+    u = torch.from_numpy(chance(seed, device.positions(batch), batch.view, task.draws))
+    return dataclasses.replace(batch, inputs=task.augment(batch.inputs, device.moved(u, batch.index.device)))
 
 
 def epochs(
-    columns: Columns, task: Task, *, batch: int, seed: int, augment_seed: int, views: int
+    columns: Columns, task: Task, *, batch: int, seed: int, augment_seed: int, views: int, on: str = device.CPU
 ) -> Callable[[int, int], Iterator[Batch]]:
-    """`source(epoch, start)`, which yields the batches of an epoch from batch `start` on. A last batch of one row is
-    added to the one before, since batch statistics of one row are NaN."""
+    """`source(epoch, start)`, which yields the batches of an epoch from batch `start` on, on the device `on`, where
+    they are augmented. A last batch of one row is added to the one before, since batch statistics of one row are
+    NaN."""
 
     def source(epoch: int, start: int = 0) -> Iterator[Batch]:
         rows, view = order(seed, epoch, len(columns)), epoch % views
-        for a, b in spans(len(rows), batch)[start:]:
-            yield see(take(columns, rows[a:b], view), task, augment_seed)
+        taken = (take(columns, rows[a:b], view) for a, b in spans(len(rows), batch)[start:])
+        for found in device.ahead(taken, on):
+            yield see(found, task, augment_seed)
 
     return source
 

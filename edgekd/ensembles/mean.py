@@ -30,4 +30,4 @@ def mean(signals: Mapping[str, Signals], batch: Batch, *, temperature: Annotated
     from torch.nn import functional as F
 
     every = torch.stack([F.log_softmax(s.output.float() / temperature, -1) for s in signals.values()])
-    return Signals(temperature * (torch.logsumexp(every, 0) - torch.log(torch.tensor(float(len(every))))))
+    return Signals(temperature * (torch.logsumexp(every, 0) - every.new_full((), float(len(every))).log()))

@@ -48,7 +48,7 @@ def routed(
         if classes is not None
         else by_tag(list(signals), tags or {}, batch)
     )
-    return Signals(every[owner, torch.arange(len(batch.index))])
+    return Signals(every[owner.to(every.device), torch.arange(len(batch.index), device=every.device)])
 
 
 def by_class(names: Sequence[str], classes: Mapping[str, Sequence[int]], batch: Batch, count: int) -> torch.Tensor:
@@ -68,7 +68,7 @@ def by_class(names: Sequence[str], classes: Mapping[str, Sequence[int]], batch: 
         raise ValueError(
             f"no teacher for the classes {', '.join(str(c) for c in torch.nonzero(owner < 0).flatten().tolist())}"
         )
-    return owner[batch.labels.long()]
+    return owner.to(batch.labels.device)[batch.labels.long()]
 
 
 def by_tag(names: Sequence[str], tags: Mapping[str, Sequence[str]], batch: Batch) -> torch.Tensor:

@@ -61,7 +61,7 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
     from edgekd.run.steps import finished, make
 
     resolved = source.resolved
-    planned = plan.make(resolved)
+    planned = plan.make(resolved, store)
     point = next((p for p in planned.points if p.id == source.candidate.id), None)
     step = planned.steps.get(point.step) if point is not None else None
     if step is None or step.stage != "quantize":

@@ -1,5 +1,6 @@
 """The inputs of terms on the output: scores of two classes or more, and class numbers as labels. Checked at every call,
-which takes microseconds."""
+which takes microseconds; the values of labels only on the CPU, where losses are checked before a training: reading them
+from a GPU would wait for it."""
 
 from __future__ import annotations
 
@@ -62,6 +63,7 @@ def class_numbers(batch: Batch, classes: int) -> torch.Tensor:
     if (
         labels.ndim == 2
         and labels.shape[1] == classes
+        and labels.device.type == "cpu"
         and bool(((labels == 0) | (labels == 1)).all() & (labels.sum(1) == 1).all())
     ):
         raise UsageError(
@@ -71,7 +73,7 @@ def class_numbers(batch: Batch, classes: int) -> torch.Tensor:
         raise UsageError(
             Problem("", f"labels are {kind}, not class numbers", NUMBERED if kind != "bool" else "y.astype(int)")
         )
-    if len(labels.reshape(-1)) and (labels.min() < 0 or labels.max() >= classes):
+    if labels.device.type == "cpu" and len(labels.reshape(-1)) and (labels.min() < 0 or labels.max() >= classes):
         text = f"labels are from {labels.min()} to {labels.max()}, but the outputs have {classes} classes"
         raise UsageError(Problem("", text, "number the classes from 0"))
     return labels.long()

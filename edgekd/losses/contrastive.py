@@ -51,11 +51,11 @@ class Contrastive(nn.Module):
         self.temperature = temperature
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> torch.Tensor:
-        own = torch.arange(len(batch.index), device=batch.index.device)
         left_out = same_class(batch)
         rows = []
         for g_s, g_t, (s, t) in zip(self.student, self.teacher, pairs(student, teacher), strict=True):
             near = unit(g_s(pooled(s))) @ unit(g_t(pooled(t))).T / self.temperature
+            own = torch.arange(len(near), device=near.device)
             if left_out is not None:
                 near = near.masked_fill(left_out, float("-inf"))
             rows.append(

@@ -34,6 +34,7 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
         "targets": [moved(name) if name.endswith(".toml") else name for name in recipe.targets],
         "seed": recipe.seed,
         "threads": resolved.threads,
+        "device": resolved.device if len(resolved.devices) == 1 else list(resolved.devices),
         "control": recipe.control,
         "stage": [_stage(line) for line in recipe.stages],
         "model": {name: _model(model, moved) for name, model in recipe.models.items()},

@@ -13,7 +13,8 @@ from typing import Any
 
 from edgekd.errors import Problem, UsageError
 from edgekd.files import toml, write_atomic, writing
-from edgekd.run.recipe.form import MOST_THREADS
+from edgekd.models.device import CPU
+from edgekd.run.recipe.form import DEVICE, MOST_THREADS
 from edgekd.store.locks import held
 
 OURS = (
@@ -51,7 +52,7 @@ def claim(folder: Path, text: str, fresh: bool) -> None:
         for name in OURS:
             target = folder / name
             shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
-    elif path.is_file() and path.read_text(encoding="utf-8") != text:
+    elif path.is_file() and _recipe(path.read_text(encoding="utf-8")) != _recipe(text):
         hint, begun = (
             "--fresh replaces it (finished work stays in the store), --out NAME keeps both",
             threads_of(folder),
@@ -70,6 +71,24 @@ def claim(folder: Path, text: str, fresh: bool) -> None:
                 )
             )
     write_atomic(path, text.encode())
+
+
+def _recipe(text: str) -> Any:
+    """A recipe without its device, which a run may change; text that is no TOML as it is."""
+    try:
+        return {k: v for k, v in toml(text).items() if k != "device"}
+    except ValueError:
+        return text
+
+
+def devices_of(folder: Path) -> tuple[str, ...]:
+    """The devices of the run in a folder, in their order; () where there is no run. A run without any is on the CPU."""
+    try:
+        found = toml((folder / "recipe.toml").read_text(encoding="utf-8")).get("device", CPU)
+    except (OSError, ValueError):
+        return ()
+    names = [found] if isinstance(found, str) else found if isinstance(found, list) else []
+    return tuple(name for name in names if isinstance(name, str) and name != "auto" and DEVICE.fullmatch(name))
 
 
 def threads_of(folder: Path) -> int | None:

@@ -10,7 +10,8 @@ from edgekd.records import Deployment
 
 @dataclass(frozen=True)
 class Step:
-    """A stage, its inputs by role, and a seed. `stage`: its name; `part`: the stage with its settings, a callable."""
+    """A stage, its inputs by role, and a seed. `stage`: its name; `part`: the stage with its settings, a callable;
+    `device`: the kind of device that it is made on."""
 
     key: str
     stage: str
@@ -19,6 +20,7 @@ class Step:
     seed: int
     source: str | None
     teacher: tuple[str, ...]
+    device: str = "cpu"
 
     @property
     def inputs(self) -> dict[str, tuple[str, ...]]:

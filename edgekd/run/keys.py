@@ -12,9 +12,11 @@ from edgekd.runtimes.facts import version
 from edgekd.store import fingerprint
 
 
-def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[str, Sequence[str]]) -> str:
-    """The key of the stage `use`: its settings, the code of the parts that it names, the task's code, the data that it
-    reads, and the keys of its inputs (by role)."""
+def key_of(
+    resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[str, Sequence[str]], device: str = "cpu"
+) -> str:
+    """The key of the stage `use` on a kind of device: its settings, the code of the parts that it names, the task's
+    code, the data that it reads, and the keys of its inputs (by role)."""
     task = resolved.task
     objects = [type(stage), dict(task.models), *components.parts_of(stage)]
     objects += [f for f in (task.collate, task.augment, task.forward) if f is not None]
@@ -36,7 +38,7 @@ def key_of(resolved: Resolved, use: str, stage: Any, seed: int, inputs: Mapping[
             code=code,
             data=read,
             threads=resolved.threads,
-            device="cpu",
+            device=device,
             dtype="float32",
             libraries=libraries,
         )

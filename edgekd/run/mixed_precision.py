@@ -73,7 +73,7 @@ def extend(
                 if layers and len(layers) < sum(map(len, sharing.values())) and layers not in known:
                     known.add(layers)
                     found = planning.extended(
-                        resolved, found, o.point, {"float_layers": layers}, f"-float{len(layers)}"
+                        resolved, found, o.point, {"float_layers": layers}, f"-float{len(layers)}", store
                     )
             if not known:
                 progress.say(

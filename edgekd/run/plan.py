@@ -11,6 +11,7 @@ from typing import Any
 from edgekd import components, signatures
 from edgekd import targets as devices
 from edgekd.errors import THEIRS, UsageError, exits
+from edgekd.models.device import CPU, kind
 from edgekd.records import Deployment, Task
 from edgekd.run import checks, passed
 from edgekd.run.graph import Plan, Point, Step
@@ -26,7 +27,7 @@ from edgekd.store.store import Store
 def make(resolved: Resolved, store: Store | None = None) -> Plan:
     """The plan of a recipe. Raises UsageError with every problem, before any training. Checks that passed before are
     not repeated if `store` has their results."""
-    planner = _Planner(resolved)
+    planner = _Planner(resolved, store)
     try:
         planner.run()
     except THEIRS:
@@ -57,9 +58,11 @@ def _code(stage: Any) -> Any:
     return fingerprint.code_and_libraries(*components.parts_of(stage)) if stage is not None else None
 
 
-def extended(resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str, Any], suffix: str) -> Plan:
+def extended(
+    resolved: Resolved, plan: Plan, point: Point, changes: Mapping[str, Any], suffix: str, store: Store | None = None
+) -> Plan:
     """`plan` with one more point: `point` with other settings of its last stage, for the same targets."""
-    planner = _Planner(resolved)
+    planner = _Planner(resolved, store)
     planner.plan = Plan(dict(plan.steps), list(plan.points), plan.losses, plan.notes)
     without = lambda name: name.removesuffix(f".{point.way}")
     base = f"{without(point.point)}{suffix}"
@@ -82,7 +85,8 @@ def again(plan: Plan, resolved: Resolved, point: Point, settings: Mapping[str, A
 class _Planner:
     """Fills a Plan in one traversal of the recipe."""
 
-    def __init__(self, resolved: Resolved):
+    def __init__(self, resolved: Resolved, store: Store | None = None):
+        self.store, self.digests = store, dict[str, str]()  # of steps that are finished
         self.resolved, self.view, self.plan = resolved, RecipeView(resolved), Plan()
         self.recipe: Recipe = resolved.recipe
         self.task: Task = resolved.task
@@ -203,9 +207,26 @@ class _Planner:
         given = {"augment_seed": self.recipe.seed} if "augment_seed" in fields else {}
         given |= {"views": views_of(stage, self.task)} if {"views", "epochs"} <= fields else {}
         stage = dataclasses.replace(stage, **given) if given else stage
-        key = key_of(self.resolved, use, stage, seed, {"source": [source] if source else [], "teacher": list(teacher)})
-        self.plan.steps.setdefault(key, Step(key, use, label, stage, seed, source, teacher))
+        inputs = {"source": [source] if source else [], "teacher": list(teacher)}
+        kinds = list(dict.fromkeys(map(kind, reversed(self.resolved.devices))))[::-1]
+        for device in [CPU] if getattr(stage, "cpu_only", False) else kinds:
+            key = key_of(self.resolved, use, stage, seed, inputs, device)
+            if device != kinds[-1] and self.finished(key, (*inputs["source"], *teacher)):
+                break
+        self.plan.steps.setdefault(key, Step(key, use, label, stage, seed, source, teacher, device))
         return key
+
+    def finished(self, key: str, inputs: Sequence[str]) -> bool:
+        """Whether the store has a step with these inputs. Asked only of a run that went on on another device."""
+        if len(self.resolved.devices) < 2 or self.store is None:
+            return False
+        for name in (*inputs, key):
+            step = self.plan.steps.get(name)
+            given = inputs if step is None else [k for keys in step.inputs.values() for k in keys]
+            if name not in self.digests and all(k in self.digests for k in given):
+                found = self.store.find(name, {k: self.digests[k] for k in given})
+                self.digests |= {} if found is None else {name: self.store.digest(found)}
+        return key in self.digests
 
     def point(
         self,

@@ -15,6 +15,7 @@ from edgekd.records import Metric, Task
 from edgekd.run import passed
 from edgekd.run import recipe as recipes
 from edgekd.run.default_losses import fitted
+from edgekd.run.device import chosen
 from edgekd.run.recipe import Recipe
 from edgekd.run.recipe.form import Select
 from edgekd.store.store import Store
@@ -23,7 +24,8 @@ from edgekd.store.store import Store
 @dataclass(frozen=True)
 class Resolved:
     """A recipe with its task, data and targets, ready to plan. `data(split)` returns loaded columns, read once;
-    `identity()` all that the task's behaviour depends on (`passed.of_task`), computed once."""
+    `identity()` all that the task's behaviour depends on (`passed.of_task`), computed once. `devices`: those of the
+    run; models are trained on the last, and what is finished on the others is kept."""
 
     recipe: Recipe
     task: Task
@@ -33,6 +35,11 @@ class Resolved:
     select: Select
     gate: Mapping[str, Mapping[str, Any]]
     identity: Callable[[], tuple[Any, ...]]
+    devices: tuple[str, ...] = ("cpu",)
+
+    @property
+    def device(self) -> str:
+        return self.devices[-1]
 
 
 @exits(UsageError)
@@ -42,10 +49,11 @@ def resolved(
     targets: Iterable[str] = (),
     threads: int | None = None,
     store: Store | None = None,
+    device: str | None = None,
 ) -> Resolved:
-    """Reads a recipe (None: the built-in one), applies settings, targets and threads, and finds its task, data and
-    targets. The check of a task is not repeated if `store` has its result. Raises UsageError with every problem."""
-    recipe, problems = recipes.parsed(source, sets, targets, threads)
+    """Reads a recipe (None: the built-in one), applies settings, targets, threads and device, and finds its task, data
+    and targets. The check of a task is not repeated if `store` has its result. Raises UsageError with every problem."""
+    recipe, problems = recipes.parsed(source, sets, targets, threads, device)
     found, more = find(recipe, store)
     if problems or more:
         raise UsageError(*dict.fromkeys([*problems, *more]))  # every split reports data that can't be read
@@ -88,7 +96,8 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
     problems += _select_problems(select, metrics, f"{recipe.place}: select")
     problems += _unmeasured(gate, metrics, f"{recipe.place}: gate")
     threads = recipe.threads or environment.THREADS
-    return Resolved(recipe, task, load, tuple(found), threads, select, gate, identity), problems
+    devices = chosen(recipe.device, problems)
+    return Resolved(recipe, task, load, tuple(found), threads, select, gate, identity, devices), problems
 
 
 def _unmeasured(gate: Mapping[str, Any], metrics: Mapping[str, str] | None, place: str) -> list[Problem]:

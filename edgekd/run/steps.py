@@ -11,8 +11,10 @@ from typing import Any
 from edgekd import environment, signatures
 from edgekd.errors import RunFailed, UsageError, exits, plain
 from edgekd.files import write_atomic
+from edgekd.models.device import CPU
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Run
+from edgekd.run.device import mixed, title
 from edgekd.run.plan import Plan, Step
 from edgekd.run.resolve import Resolved
 from edgekd.store.store import Store
@@ -61,6 +63,7 @@ def run_steps(
         cost = {"seconds": round(seconds, 3), "peak_rss_bytes": artifact.facts.get("peak_rss_bytes")}
         elsewhere = [kind for kind in artifact.facts.get("cpus", ()) if kind != here]
         cost |= {"cpus": elsewhere} if elsewhere else {}
+        cost |= {} if getattr(step.part, "cpu_only", False) else {"device": artifact.facts.get("device", CPU)}
         steps.append({"key": step.key, "step": step.label, "stage": step.stage, "reused": reused, **cost})
         log(event="step", **steps[-1])
     others = list(dict.fromkeys(kind for s in steps for kind in s.get("cpus", ())))
@@ -69,6 +72,9 @@ def run_steps(
         progress.say(
             f"{count} of {len(plan.steps)} steps were made on {' and '.join(others)}: made here, their bytes may differ"
         )
+    if several := mixed(steps):
+        log(event="mixed devices", text=several)
+        progress.say(several)
     found = sum(s["reused"] for s in steps)
     if found:
         progress.say(f"{found} of {len(plan.steps)} steps were already finished")
@@ -114,11 +120,14 @@ def make(
             resolved.data,
             advance,
             lambda **event: log(step=step.label, **event),
+            resolved.device if step.device != CPU else CPU,
         )
         source = made[step.source] if step.source else None
         with environment.threads(resolved.threads), exits(RunFailed):
             product = step.part(source, run, teacher=tuple(made[key] for key in step.teacher))
         cost = {"seconds": round(time.monotonic() - begun, 3), "peak_rss_bytes": environment.peak_rss(), "cpus": cpus}
+        cost["device"] = step.device
+        cost |= {"device_name": title(run.device)} if step.device != CPU else {}
         return Made(product.form, {**product.facts, **cost})
 
     try:

@@ -6,6 +6,9 @@ go to `run.folder`.
 and untrained weights, two rows of inputs, and the task's `forward` (None: the model is called). No stage knows a
 target: the settings that a target needs arrive as plain fields. The folder is the list.
 
+A stage that always runs on the CPU says `cpu_only: ClassVar = True`; the others use `run.device`, which is then part of
+their keys.
+
 A field that names a part is annotated, `criterion: Annotated[Use, Part("criteria")] = Use("criteria", "magnitude")`,
 and called like the part, `self.criterion(group)`; losses are `Annotated[tuple[Term, ...], Losses()]`."""
 

@@ -40,20 +40,20 @@ class Answer:
 
         from edgekd.data.columns import take
         from edgekd.data.epochs import see
-        from edgekd.models import saved
+        from edgekd.models import device, saved
         from edgekd.teachers.live import live
         from edgekd.training.loop import seeded
 
         (model,), columns = teacher, run.data(self.split)
-        teach, rooms, outputs = live(saved.load(model, run.task), run.task, self.precision), {}, []
-        with seeded(run.seed, run.threads):
+        module, rooms, outputs = device.placed(saved.load(model, run.task), run.device), {}, []
+        teach = live(module, run.task, self.precision)
+        with seeded(run.seed, run.threads, run.device), device.arithmetic(run.device):
             for view in range(self.views):
                 for start in range(0, len(columns), self.batch):
                     index = np.arange(start, min(start + self.batch, len(columns)), dtype=np.int64)
-                    batch = take(columns, index, view)
-                    rows = teach(
-                        see(batch, run.task, self.augment_seed) if self.split == "train" else batch
-                    ).output.float()
+                    batch = device.on(take(columns, index, view), run.device)
+                    seen = see(batch, run.task, self.augment_seed) if self.split == "train" else batch
+                    rows = teach(seen).output.float().cpu()
                     if not np.isfinite(rows.numpy()).all():
                         raise RunFailed(
                             f"the teacher's output is not finite for samples {start} to {start + len(index) - 1} of "

@@ -34,6 +34,7 @@ class Export:
     format: Annotated[Use, Part("formats")] = Use("formats", Deployment().format)
     runtime: str = Deployment().runtime
     reads: ClassVar = ("test",)
+    cpu_only: ClassVar = True
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         form, model = self.format.part(), _model(source, run)

@@ -20,6 +20,7 @@ class Load:
     weights: str
     sha256: str = ""
     reads: ClassVar = ()
+    cpu_only: ClassVar = True
 
     def __call__(
         self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None

@@ -55,6 +55,8 @@ class Quantize(Training):
     epochs: Annotated[int, Ge(1)] = 10
     lr: Annotated[float, Gt(0)] = 5e-4
     precision: Literal["float32"] = "float32"  # bfloat16 can't hold all quantized values
+    tf32: Literal[False] = False  # nor can TensorFloat-32
+    compile: Literal[False] = False  # ranges are read at every step
     losses: Annotated[tuple[Term, ...], Losses()] = KD
     cache: bool = True
     reads: ClassVar = ("train",)
@@ -87,6 +89,7 @@ class Quantize(Training):
 
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         from edgekd import quantization
+        from edgekd.models import device
         from edgekd.quantization import grid
         from edgekd.quantization.torch_graph import fake
         from edgekd.quantization.torch_graph.calibrate import calibrate, call
@@ -108,10 +111,12 @@ class Quantize(Training):
             "samples": min(self.samples, len(columns)),
             "parameters": sum(p.numel() for p in graph.parameters()),
         }
-        with seeded(run.seed, run.threads):
+        with seeded(run.seed, run.threads, run.device), device.arithmetic(run.device):
             facts |= {name: _equalized(name, graph, samples()) for name in self.before}
             module = fake.insert(graph, scheme, learned=self.mode == "qat" and self.observer == "learned")
-            calibrate(module, samples(), self.ranges.name, **self.ranges.settings)
+            inputs = (device.moved(x, run.device) for x in samples())
+            calibrate(device.placed(module, run.device), inputs, self.ranges.name, **self.ranges.settings)
+            device.placed(module, device.CPU)
         if self.mode == "qat":
             fake.set_mode(module, "train")
             still = self.epochs - max(1, round(self.frozen * self.epochs))

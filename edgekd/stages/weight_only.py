@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, MinLen
@@ -41,6 +41,7 @@ class WeightOnly:
     tolerable_loss: Annotated[float, Ge(0)] = 1.0
     samples: Annotated[int, Ge(1)] = 256
     float_layers: tuple[str, ...] = ()
+    cpu_only: ClassVar = True
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgekd.errors import RunFailed
+from edgekd.models.device import moved, positions
 from edgekd.records import Artifact, Batch, Signals
 
 if TYPE_CHECKING:
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signals]:
-    """Reads an artifact of the answer stage: logits.npy [views, rows, C], or the part of them that a grey or black box
-    shows. Raises RunFailed if its shape does not fit the data."""
+    """Reads an artifact of the answer stage, onto the batch's device: logits.npy [views, rows, C], or the part of them
+    that a grey or black box shows. Raises RunFailed if its shape does not fit the data."""
     import numpy as np
     import torch
 
@@ -25,7 +26,7 @@ def cached(answers: Artifact, rows: int, views: int) -> Callable[[Batch], Signal
                 f"the teacher's cached {name[:-4]} have shape {list(array.shape)}, but the data needs [{views}, "
                 f"{rows}, ...]"
             )
-        return lambda batch: torch.from_numpy(array[batch.view, batch.index.numpy()])
+        return lambda batch: moved(torch.from_numpy(array[batch.view, positions(batch)]), batch.index.device)
 
     if (answers.folder / "labels.npy").is_file():
         labels = read("labels.npy")

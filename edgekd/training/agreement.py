@@ -39,13 +39,13 @@ class Agreement(nn.Module):
         import numpy as np
 
         from edgekd.data.columns import batches
+        from edgekd.models import device
 
-        was = student.training
+        was, there = student.training, device.of(student)
         student.eval()
         with torch.no_grad():
-            own = torch.cat(
-                [predicted(output, forward(student, batch.inputs)) for batch in batches(self.columns, size)]
-            )
+            inputs = (device.moved(batch.inputs, there) for batch in batches(self.columns, size))
+            own = torch.cat([predicted(output, forward(student, x)) for x in inputs]).cpu()
         student.train(was)
         for number, artifact in enumerate(self.answers.values()):
             theirs = np.load(artifact.folder / "labels.npy", allow_pickle=False)[0]

@@ -21,7 +21,7 @@ class Balance(nn.Module):
 
     def __init__(self, count: int):
         super().__init__()
-        self.register_buffer("norms", torch.zeros(count))
+        self.register_buffer("norms", torch.zeros(count))  # on the CPU, where weights are computed
 
     def weigh(
         self, found: Sequence[tuple[str, float, torch.Tensor]], parameters: Sequence[torch.Tensor] = (), step: int = -1

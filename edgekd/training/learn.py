@@ -34,14 +34,20 @@ def learn(
 
     columns, views = run.data("train"), views_of(settings, run.task)
     source = epochs(
-        columns, run.task, batch=settings.batch, seed=run.seed, augment_seed=settings.augment_seed, views=views
+        columns,
+        run.task,
+        batch=settings.batch,
+        seed=run.seed,
+        augment_seed=settings.augment_seed,
+        views=views,
+        on=run.device,
     )
     losses = settings.losses
     names = settings.teachers or tuple("" for _ in teacher)
     # the plan adds their predictions on the validation split if a schedule needs them
     given, judged = teacher[: len(names)], teacher[len(names) :]
     teach = {
-        name: teacher_of(artifact, run.task, len(columns), views, settings.teacher_precision, tapped(losses, name))
+        name: teacher_of(artifact, run, len(columns), views, settings.teacher_precision, tapped(losses, name))
         for name, artifact in zip(names, given, strict=True)
     }
     agreement = None
@@ -69,14 +75,15 @@ def views_of(settings: Training, task: Task) -> int:
 
 
 def teacher_of(
-    artifact: Any, task: Task, rows: int, views: int, precision: Precision = "float32", paths: Sequence[str] = ()
+    artifact: Any, run: Run, rows: int, views: int, precision: Precision = "float32", paths: Sequence[str] = ()
 ) -> Callable[[Batch], Signals]:
     """The callable for a stage's teacher artifact: its cached answers, or the model itself, tapped at `paths`."""
     if artifact.form == "logits":
         from edgekd.teachers.cached import cached
 
         return cached(artifact, rows, views)
+    from edgekd.models import device
     from edgekd.models import saved as models
     from edgekd.teachers.live import live
 
-    return live(models.load(artifact, task), task, precision, paths)
+    return live(device.placed(models.load(artifact, run.task), run.device), run.task, precision, paths)

@@ -7,14 +7,13 @@ functions of the seed.
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekd import environment
-from edgekd.errors import Problem, RunFailed
-from edgekd.models import taps
+from edgekd.models import device, taps
 from edgekd.models.precision import laid_out
 from edgekd.records import Batch, Run, Signals
 from edgekd.training.checkpoints import restore, save
@@ -22,6 +21,7 @@ from edgekd.training.optimizer import make_optimizer, pace
 from edgekd.training.positions import rows_of
 from edgekd.training.settings import Training
 from edgekd.training.supervision import Supervision, dry
+from edgekd.training.tally import Finite, Given, Tally
 from edgekd.training.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, total
 
 if TYPE_CHECKING:
@@ -49,10 +49,12 @@ def fit(
 ) -> dict[str, Any]:
     """Trains `student` for `settings.epochs` over `source(epoch, start)`. The loss of a batch is
     sum over terms of weight x (sum of row losses x sample weights / sum of sample weights), and over students where
-    several learn together. `agreement`: computed before every epoch, for schedules that follow it."""
+    several learn together. `agreement`: computed before every epoch, for schedules that follow it. Batches are on
+    `run.device`, where the students are meanwhile."""
     students = list(student) if isinstance(student, Sequence) else [student]
     begun = time.monotonic()
-    with seeded(run.seed, run.threads), contextlib.ExitStack() as stack:
+    with seeded(run.seed, run.threads, run.device), contextlib.ExitStack() as stack:
+        stack.enter_context(device.arithmetic(run.device, settings.tf32))
         loop = _Loop(students, source, terms, settings, steps_per_epoch, run, agreement)
         called = forward or run.task.call
         loop.prepare(dict(teachers or {}), called, stack)
@@ -60,14 +62,13 @@ def fit(
         while loop.epoch < settings.epochs:
             loop.run_epoch(on_epoch)
     for one in students:
-        one.eval()
+        device.placed(one, device.CPU).eval()
     facts = {"epochs": settings.epochs, "steps": loop.total_steps, "seconds": round(time.monotonic() - begun, 3)}
     return {**facts, "losses": loop.means()}
 
 
 class _Loop:
-    """The state of a training: the students, their supervision, the optimizer, epoch and position. `sums`: over the
-    epoch's batches, each term's mean times the number of rows, and the number of rows."""
+    """The state of a training: the students, their supervision, the optimizer, epoch and position."""
 
     def __init__(
         self,
@@ -82,22 +83,26 @@ class _Loop:
         self.students, self.source, self.terms, self.settings = students, source, terms, settings
         self.run, self.agreement = run, agreement
         self.steps_per_epoch, self.total_steps = steps_per_epoch, settings.epochs * steps_per_epoch
-        self.epoch, self.position, self.sums = 0, 0, {}
+        self.epoch, self.position, self.tally = 0, 0, Tally(device.kind(run.device) == device.CPU)
 
     def prepare(self, teachers: dict[str, Any], forward: Callable, stack: contextlib.ExitStack) -> None:
-        """Builds supervision, taps, losses and the optimizer; modules keep the memory format of their precision until
-        `stack` closes."""
+        """Builds supervision, taps, losses and the optimizer, on the device; modules keep the memory format of their
+        precision until `stack` closes."""
+        import torch
         from torch import nn
 
-        self.forward, self.autocast = forward, contextlib.nullcontext
+        self.forward, self.autocast, there = forward, contextlib.nullcontext, self.run.device
         for one in self.students:
+            device.placed(one, there)
             self.autocast = stack.enter_context(laid_out(one, self.settings.precision))
         # before the taps: a copy of the student must not hold their hooks
         self.supervision = Supervision(self.students, self.terms, self.settings, teachers, forward, self.autocast)
+        for part in self.supervision.modules():
+            part.to(there)
         self.looks = [taps.watch(one, tapped(self.terms)) for one in self.students]
         self.bound = [bind(self.terms, lambda number=number: self._dry(number)) for number in range(len(self.students))]
         calls = [b.call for each in self.bound for b in each if is_module(b.call)]
-        self.learners = nn.ModuleList([*calls, *self.supervision.modules()])
+        self.learners = nn.ModuleList([*calls, *self.supervision.modules()]).to(there)
         self.balance = None
         if self.settings.balance:
             from edgekd.training.balance import Balance
@@ -109,14 +114,22 @@ class _Loop:
         several = len(self.students) > 1 or len(self.learners)
         self.whole = nn.ModuleList([*self.students, self.learners]) if several else self.students[0]
         self.optimizer = make_optimizer(self.whole, self.settings)
+        self.scaler = torch.amp.GradScaler(device.kind(there), enabled=self.settings.precision == "float16")
+        self.called = list(self.students)
+        if self.settings.compile:
+            # gradients of single terms are taken before those of all
+            stack.enter_context(torch._functorch.config.patch(donated_buffer=False))
+            self.called = [torch.compile(one) for one in self.students]
+        self.finite = Finite(self.students)
         self.weights = [p for p in self.students[0].parameters() if p.requires_grad]
 
     def resume(self) -> None:
         """Resumes from the checkpoint, if there is one."""
-        self.epoch, self.position, saved = restore(self.run.scratch, self.whole, self.optimizer)
+        given = self.run.scratch, self.whole, self.optimizer, self.scaler, self.run.device
+        self.epoch, self.position, saved = restore(*given)
         if saved:
             self.run.log(event="resumed", epoch=self.epoch, position=self.position)
-            self.sums = saved
+            self.tally.begin(saved)
         self.checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
         for one in (*self.students, self.learners):
             one.train()
@@ -127,8 +140,8 @@ class _Loop:
             self._begin_epoch(on_epoch)
         for batch in self.source(self.epoch, self.position):
             step = self.epoch * self.steps_per_epoch + self.position
-            rate, loss = self._step(batch, step)
-            done = f"epoch {self.epoch + 1}/{self.settings.epochs} loss {loss:.3f}"
+            rate = self._step(batch, step)
+            done = f"epoch {self.epoch + 1}/{self.settings.epochs} loss {self.tally.loss:.3f}"
             self.run.progress(step + 1, self.total_steps, done)
             if time.monotonic() > self.checkpoint_at and self.position < self.steps_per_epoch:
                 self._save()
@@ -139,10 +152,10 @@ class _Loop:
 
     def means(self) -> dict[str, float]:
         """{term: its mean over the rows of the epoch so far}."""
-        return {name: value / self.sums["rows"] for name, value in self.sums.items() if name != "rows"}
+        return self.tally.means()
 
     def _begin_epoch(self, on_epoch: Callable[[int], None] | None) -> None:
-        self.sums = {"rows": 0.0}
+        self.tally.begin()
         if on_epoch is not None:
             on_epoch(self.epoch)
         if self.agreement is not None:
@@ -150,8 +163,8 @@ class _Loop:
                 self.agreement.look(self.students[0], self.forward, output=self.run.task.output)
             self.run.log(event="agreement", epoch=self.epoch + 1, **self.agreement.now())
 
-    def _step(self, batch: Batch, step: int) -> tuple[float, float]:
-        """One step of the optimizer: (its learning rate, the loss)."""
+    def _step(self, batch: Batch, step: int) -> float:
+        """One step of the optimizer; returns its learning rate."""
         import torch
 
         rate, share = self.settings.lr * pace(step, self.total_steps, self.settings), step / self.total_steps
@@ -162,19 +175,19 @@ class _Loop:
         each = self._terms(batch, step, share)
         loss = sum((total(found) for found in each[1:]), total(each[0]))
         own = [part.own for part in self.supervision.modules() if getattr(part, "own", None) is not None]
-        _finite(loss, each[0], self.epoch, self.position, rate)
+        terms = [(name, value.detach()) for name, _, value in each[0]]
+        self.tally.add(Given(loss.detach(), terms, len(batch.index), self.epoch, self.position, rate))
         self.optimizer.zero_grad(set_to_none=True)
-        sum(own, loss).backward()
+        self.scaler.scale(sum(own, loss)).backward()
         if self.settings.clip is not None:
+            self.scaler.unscale_(self.optimizer)
             for one in self.students:
                 torch.nn.utils.clip_grad_norm_(one.parameters(), self.settings.clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.supervision.after(self.students[0])
-        for name, _, value in each[0]:
-            self.sums[name] = self.sums.get(name, 0.0) + value.item() * len(batch.index)
-        self.sums["rows"] += len(batch.index)
         self.position += 1
-        return rate, loss.item()
+        return rate
 
     def _terms(self, batch: Batch, step: int, share: float) -> list[Found]:
         """The terms of each student on the batch, balanced if the settings say so."""
@@ -196,37 +209,29 @@ class _Loop:
         return [first, *(self.balance.weigh(found) for found in each[1:])]
 
     def _see(self, number: int, batch: Batch) -> Signals:
+        return self._seen(self.called, number, batch)
+
+    def _seen(self, models: Sequence[nn.Module], number: int, batch: Batch) -> Signals:
         with self.autocast():
-            return Signals(self.forward(self.students[number], batch.inputs), self.looks[number]())
+            return Signals(self.forward(models[number], batch.inputs), self.looks[number]())
 
     def _dry(self, number: int) -> tuple[Signals, dict, Batch]:
-        output = self.run.task.output
-        return dry(number, self.students, self._see, self.supervision, self.source, output)
+        see = functools.partial(self._seen, self.students)
+        return dry(number, self.students, see, self.supervision, self.source, self.run.task.output)
 
     def _save(self) -> None:
-        save(self.run.scratch, self.whole, self.optimizer, self.epoch, self.position, self.sums)
+        self.tally.read()
+        self.finite.check(self.epoch * self.steps_per_epoch + self.position, self.total_steps)
+        given = self.whole, self.optimizer, self.epoch, self.position, self.tally.sums
+        save(self.run.scratch, *given, self.scaler, self.run.device)
         self.checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
 
 
 @contextlib.contextmanager
-def seeded(seed: int, threads: int) -> Iterator[None]:
-    """Sets the random generator and thread count of a training; the caller's are restored."""
+def seeded(seed: int, threads: int, on: str = device.CPU) -> Iterator[None]:
+    """Sets the random generators and thread count of a training on the device `on`; the caller's are restored."""
     import torch
 
-    with environment.threads(threads), torch.random.fork_rng(devices=[]):
+    with environment.threads(threads), device.forked(on):
         torch.manual_seed(seed)
         yield
-
-
-def _finite(
-    loss: torch.Tensor, parts: Sequence[tuple[str, float, torch.Tensor]], epoch: int, position: int, rate: float
-) -> None:
-    if not math.isfinite(loss.item()):
-        bad = ", ".join(f"{name} = {value.item():.3g}" for name, _, value in parts)
-        text = (
-            f"training diverged: the loss is {loss.item()} at epoch {epoch + 1}, step {position + 1}, learning "
-            f"rate {rate:.3g} ({bad})"
-        )
-        raise RunFailed(
-            Problem("", text, "lower `lr`, lengthen `warmup` or set `clip`; look for inputs that are not finite")
-        )

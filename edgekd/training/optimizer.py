@@ -24,7 +24,8 @@ def make_optimizer(module: nn.Module, settings: Training) -> torch.optim.Optimiz
     groups = [g for g in groups if g["params"]]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=settings.lr)
+    # on a GPU one kernel updates all weights
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=any(p.device.type == "cuda" for p in wanted) or None)
 
 
 def pace(step: int, total: int, settings: Training) -> float:

@@ -57,7 +57,9 @@ def rows_of(output: Output | None, batch: Batch, seen: Signals) -> Rows:
     if tags is not None and keep is not None:
         tags = [tags for tags, kept in zip(tags, keep.tolist(), strict=True) if kept]
     index, weight = (chosen(repeated(values)) for values in (batch.index, batch.weight))
-    flat = dataclasses.replace(batch, labels=chosen(labels), index=index, weight=weight, tags=tags, part=chosen(part))
+    flat = dataclasses.replace(
+        batch, labels=chosen(labels), index=index, weight=weight, tags=tags, part=chosen(part), rows=None
+    )
     return Rows(batch, flat, output, keep)
 
 

@@ -19,11 +19,12 @@ class Training:
 
     `batch` rows, `lr` peak learning rate, `warmup` share of the steps; `views` None: the task's own number.
     `augment_seed` is filled in by the plan, so that the teacher's cache and its students see the same views.
-    `precision` bfloat16: the student's convolutions and matrix products in bfloat16 (weights, norms and losses stay
-    float32), channels last; `teacher_precision`: the same for the teacher. `teachers` (filled in by the plan): the
-    names of the stage's teachers; `combine`: the ensemble of several. `ema`: decay of the student's moving average, the
-    teacher "ema". `balance`: terms are scaled by their gradients' norms, so that the weights are shares of the
-    gradient."""
+    `precision` bfloat16 or float16: the student's convolutions and matrix products in it (weights, norms and losses
+    stay float32), channels last, with float16 and a scaled gradient; `teacher_precision`: the same for the teacher.
+    `tf32`: float32 products on a GPU in TensorFloat-32; `compile`: the student's forward pass by torch.compile.
+    `teachers` (filled in by the plan): the names of the stage's teachers; `combine`: the ensemble of several.
+    `ema`: decay of the student's moving average, the teacher "ema". `balance`: terms are scaled by their gradients'
+    norms, so that the weights are shares of the gradient."""
 
     epochs: Annotated[int, Ge(1)] = 30
     batch: Annotated[int, Ge(1)] = 64
@@ -38,6 +39,8 @@ class Training:
     augment_seed: int = 0
     precision: Precision = "float32"
     teacher_precision: Precision = "float32"
+    tf32: bool = False
+    compile: bool = False
     teachers: tuple[str, ...] = ()
     combine: Annotated[Use | None, Part("ensembles")] = None
     ema: Annotated[float, Ge(0), Lt(1)] = 0.999

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.components import Use
 from edgekd.errors import THEIRS
-from edgekd.models import taps
+from edgekd.models import device, taps
 from edgekd.records import Batch, Signals
 from edgekd.training.positions import Rows, rows_of
 from edgekd.training.terms import EMA, PEERS, Term, is_module, tapped
@@ -136,7 +136,7 @@ def dry(
     import torch
 
     batch = next(iter(source(0, 0)))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), device.forked(device.of(students[0])):
         for one in students:
             one.eval()
         raw = [see(i, batch) for i in range(len(students))]

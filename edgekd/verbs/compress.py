@@ -56,6 +56,11 @@ if TYPE_CHECKING:
     help="Threads of the trainings; part of a run's identity [default: 2].",
 )
 @click.option(
+    "--device",
+    metavar="D",
+    help="Where models are trained: auto, cpu, cuda, cuda:1 or mps [default: EDGEKD_DEVICE, else cpu].",
+)
+@click.option(
     "--fresh", is_flag=True, help="Replace the run of another recipe in the folder; finished work stays in the store."
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and show the steps; compute nothing.")
@@ -81,18 +86,21 @@ def compress(
     on: Mapping[str, str] = {},
     time_budget: float | None = None,
     threads: int | None = None,
+    device: str | None = None,
     fresh: bool = False,
     dry_run: bool = False,
     quiet: bool = True,
 ) -> Outcome | str:
     """Runs a recipe (None: the built-in one) as `edgekd compress` does. `on` {target: address of its board};
     `time_budget` in seconds; `threads` of the trainings: by default the recipe's, the folder's own where it holds a
-    run, else 2; `dry_run` returns the plan as text.
+    run, else 2; `device` they run on: by default the folder's own, else the recipe's, else that of EDGEKD_DEVICE, else
+    the CPU; `dry_run` returns the plan as text.
 
     Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export
-    check fails."""
+    check fails; EnvironmentUnfit where the device is not on this machine."""
     from edgekd.progress import reporter
     from edgekd.run import boards, mixed_precision, resolve, sanity_check, steps
+    from edgekd.run import device as placing
     from edgekd.run import folder as folders
     from edgekd.run import plan as planning
     from edgekd.run.conclude import conclude
@@ -101,17 +109,23 @@ def compress(
     from edgekd.store.store import Store
 
     store = Store()
-    resolved = resolve.resolved(recipe, sets, targets, threads, store)
+    resolved = resolve.resolved(recipe, sets, targets, threads, store, device)
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
     begun = None if fresh else folders.threads_of(folder)
     if resolved.recipe.threads is None and begun is not None:
         resolved = dataclasses.replace(resolved, threads=begun)
+    before = () if fresh else folders.devices_of(folder)
+    resolved = placing.going_on(resolved, before, device is not None)
     progress = reporter(quiet)
     try:
         if told := _sharing(resolved, begun):
             progress.say(told)
+        if told := placing.told(resolved, before):
+            progress.say(told)
         with progress.task("check the plan"):
             plan = planning.make(resolved, store)
+        resolved = placing.used(resolved, plan)
+        placing.check(resolved, plan, store)
         boards.check(on, resolved)
         sanity_check.check(resolved, plan, store, folder, progress)
         for target, note in plan.notes.items():

@@ -83,7 +83,7 @@ class Value(nn.Module):
             if not x.isfinite().all():
                 message = f"calibration met values that are not finite at `{self.name}`"
                 raise RunFailed(Problem("", message, "look for NaN in the inputs, or a layer that overflows"))
-            self.histogram.add(x.detach().float().numpy())
+            self.histogram.add(x.detach().float().cpu().numpy())
             return x
         if self.mode == "exact":
             q = torch.clamp(torch.round(x / self.scale) + self.zero_point, 0, self.high)

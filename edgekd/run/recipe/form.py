@@ -3,12 +3,24 @@ against the parts that these name."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic_core import PydanticCustomError
 
 MOST_THREADS = 1024
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?")
 Shows = Literal["logits", "top", "label"]
+
+
+def _device(name: str) -> str:
+    if not DEVICE.fullmatch(name):
+        raise PydanticCustomError("device", "should be auto, cpu, cuda, cuda:1 or mps")
+    return name
+
+
+Device = Annotated[str, pydantic.AfterValidator(_device)]
 
 
 class Strict(pydantic.BaseModel):
@@ -44,6 +56,8 @@ class Form(Strict):
     modules: str = "."  # the folder of the modules that the recipe names, relative to it
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0  # of initial weights, sample order and augmentation
     threads: Annotated[int, pydantic.Field(ge=1, le=MOST_THREADS)] | None = None  # of trainings; none: 2
+    # where models are trained; none: EDGEKD_DEVICE, else the CPU. A list: of a run that went on elsewhere
+    device: Device | Annotated[tuple[Device, ...], pydantic.Field(min_length=1)] | None = None
     control: bool = True  # whether the student is also trained on labels alone
     stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)  # the student's stages: `use`, `name` and settings
     model: dict[str, ModelTable] = {}  # teachers and others that stages refer to
