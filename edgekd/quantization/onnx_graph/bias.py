@@ -3,6 +3,8 @@ Weight Equalization and Bias Correction", section 4.2, with the mean of the inpu
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -55,11 +57,12 @@ def _means(
 ) -> dict[str, np.ndarray]:
     """{value: [channels] mean over samples and places}"""
     inputs = {i.name for i in model.graph.input}
-    infer, total, count = session(model, [n for n in axes if n not in inputs]), dict.fromkeys(axes, 0.0), 0
+    infer, total, count = session(model, [n for n in axes if n not in inputs]), dict.fromkeys(axes, 0.0), Counter[str]()
     for feed in samples.batches(ROWS):
-        values, rows = {**feed, **infer(dict(feed))}, len(next(iter(feed.values())))
+        values = {**feed, **infer(dict(feed))}
         for name, axis in axes.items():
             rest = tuple(d for d in range(values[name].ndim) if d != axis % values[name].ndim)
-            total[name] = total[name] + rows * values[name].mean(rest, dtype=np.float64)
-        count += rows
-    return {name: np.asarray(sum_ / count) for name, sum_ in total.items()}
+            size = math.prod(values[name].shape[d] for d in rest)
+            total[name] = total[name] + size * values[name].mean(rest, dtype=np.float64)
+            count[name] += size
+    return {name: np.asarray(sum_ / count[name]) for name, sum_ in total.items()}
