@@ -10,6 +10,7 @@ raw         anything else, for one's own losses and metrics
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,7 +77,8 @@ def rows(output: Output, values: Any) -> np.ndarray:
         flat = values.reshape(len(values), -1)
         return np.stack((np.zeros_like(flat), flat), -1)
     moved = np.moveaxis(values, output.axis, -1)
-    return moved.reshape(len(moved), -1, moved.shape[-1])
+    flat_scores: np.ndarray = moved.reshape(len(moved), -1, moved.shape[-1])
+    return flat_scores
 
 
 def label_problems(output: Output, labels: np.ndarray | None) -> list[tuple[str, str]]:
@@ -129,9 +131,9 @@ def fit_problems(output: Output, answer: tuple[int, ...], labels: tuple[int, ...
         if labels is not None and labels[1:] != wanted[1:]:
             text = f"gives {list(answer)}: its labels are class indices {list(wanted)}, not {list(labels)}"
             return [(text, "one label for each position")]
-    size = lambda shape: int(np.prod(shape[1:], dtype=np.int64))
-    if output.kind in ("yes_no", "numbers") and labels is not None and size(answer) != size(labels):
+    size = math.prod(answer[1:])
+    if output.kind in ("yes_no", "numbers") and labels is not None and size != math.prod(labels[1:]):
         return [(f"gives {list(answer)} for labels {list(labels)}", "one value for each label")]
-    if output.kind == "yes_no" and output.count is not None and size(answer) != output.count:
-        return [(f"gives {size(answer)} logits, the task says {output.count} labels", "make them equal")]
+    if output.kind == "yes_no" and output.count is not None and size != output.count:
+        return [(f"gives {size} logits, the task says {output.count} labels", "make them equal")]
     return []

@@ -153,7 +153,7 @@ def test_what_is_not_known_never_fits_and_samples_tell_it(tmp_path, capsys):
     arguments = ["profile", str(file), "--target", "cortex-m4-stm32l4r5"]
     assert command(arguments) == 3
     said = capsys.readouterr().out
-    assert "macs are not counted" in said and "activation_bytes are not counted: the shape of `y`" in said
+    assert "macs are not counted" in said and "activation_bytes are not counted: the shape of `x`" in said
     assert command([*arguments, "--data", str(data)]) == 0
     said = capsys.readouterr().out
     assert "3,888" in said and "not counted" not in said  # 4 x 6 x 6 outputs of 27 products

@@ -97,7 +97,7 @@ def test_the_control_is_quantized_like_the_rest_with_labels_only():
     assert {id: p.beside for id, p in points.items() if p.beside} == {"distill": "alone", "quantize": "alone-quantize"}
     step, taught = (found.steps[points[id].step] for id in ("alone-quantize", "quantize"))
     assert step.source == points["alone"].step and step.teacher == () and points["alone-quantize"].reference is None
-    assert step.part.losses == (Term("cross_entropy", 1.0, {"smoothing": 0.1}),)
+    assert step.part.losses == (Term("cross_entropy", 1.0, {"smoothing": 0.1, "weights": ()}),)
     assert step.part == dataclasses.replace(taught.part, losses=step.part.losses, teachers=())
     assert list(found.steps)[-2] == step.key  # last: what a time budget leaves is the line
 

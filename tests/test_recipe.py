@@ -134,7 +134,7 @@ def test_settings_reach_their_place():
     )
     assert read.stages[0].stage.epochs == 7 and read.sweep.choices == {}
     assert read.seed == 3 and read.models["teacher"].stage.epochs == 9 and read.targets == ("a",)
-    assert read.stages[0].stage.losses == (Term("cross_entropy", 1.0, {"smoothing": 0.0}),)
+    assert read.stages[0].stage.losses == (Term("cross_entropy", 1.0, {"smoothing": 0.0, "weights": ()}),)
     swept = recipe.parsed(GOOD, sets=["sweep.distill.epochs=[1, 2]"])[0].sweep
     assert [c.value for c in swept.choices["distill", "epochs"]] == [1, 2]
 

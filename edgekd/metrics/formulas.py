@@ -81,7 +81,8 @@ FORMULAS: dict[str, Callable[[np.ndarray], float]] = {
 
 def _counts(parts: np.ndarray) -> np.ndarray:
     """[3, C] sums over samples."""
-    return np.asarray(parts).sum(0).reshape(3, -1)
+    sums: np.ndarray = np.asarray(parts).sum(0).reshape(3, -1)
+    return sums
 
 
 def _over_labels(parts: np.ndarray, of: Callable[[np.ndarray, np.ndarray], float], both: bool) -> float:
