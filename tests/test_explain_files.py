@@ -3,6 +3,7 @@ and forms that can't be read."""
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -184,3 +185,13 @@ def test_a_fix_is_called_as_it_is_typed(typed, told):
     again = Tried(Fix({}), State(None, 0.1), "does not")
     made = fixed.Fixed("q", False, note="no", tried=(tried, again), now=State(None, 0.2), typed=typed)
     assert f"\n{told}  " in str(made) and ("with its defaults" in str(made)) == typed
+
+
+@pytest.mark.parametrize("settings", [{"ranges": "mse"}, {"float_layers": ("first",)}])
+def test_what_makes_a_fixed_file_again_times_nothing(settings, tmp_path, monkeypatch):
+    """Else times of another moment may put layers into float, and the file is another one."""
+    given, target = SimpleNamespace(words=list), SimpleNamespace(name="host")
+    source = SimpleNamespace(model=tmp_path / "net.onnx", samples=None, target=target, given=given)
+    monkeypatch.setattr(requantize, "_file", lambda *given: (SimpleNamespace(samples=64), None))
+    way = requantize._from_files(SimpleNamespace(labels=None, int8_file=tmp_path / "q.onnx"), source)
+    assert ("--slower-int8" in way.lasting(settings)) == ("float_layers" not in settings)

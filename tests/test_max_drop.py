@@ -16,12 +16,13 @@ from edgekd.errors import UsageError
 from edgekd.metrics import mean_error
 from edgekd.quantization.diagnosis.noise import outputs
 from edgekd.quantization.diagnosis.signal_to_noise import noise
-from edgekd.quantization.onnx_graph import convert, normalize
+from edgekd.quantization.onnx_graph import bias, convert, normalize
 from edgekd.quantization.onnx_graph.equalize import equalized, steps
 from edgekd.quantization.qdq import graph as graphs
 from edgekd.report.drop import Held, Row
 from edgekd.run.allowed_drop import Allowed, parsed
 from edgekd.run.quantize_drop import Setting, nearest, search
+from edgekd.samples.rows import Samples
 from edgekd.verbs.quantize import quantize
 
 LAYERS = [f"layer{i}" for i in range(9)]
@@ -180,6 +181,16 @@ def test_corrected_biases_make_up_for_rounded_weights_on_average():
         apart = np.abs(found - (feed["x"].mean(0) @ stored["w"] + stored["b"])).max()
         step = constants[told[gemm.input[2]].input[1]].max()
         assert (apart <= 0.51 * step) == wanted
+
+
+def test_biases_are_corrected_where_the_first_input_is_one_number():
+    """A constant that every sample shares is no number of samples."""
+    stored = {"w": numbers(6, 4), "b": numbers(4, seed=1)}
+    nodes = [helper.make_node("Mul", ["x", "gain"], ["v"]), helper.make_node("Gemm", ["v", "w", "b"], ["y"])]
+    model = file(nodes, {"gain": [], "x": ["n", 6]}, {"y": ["n", 4]}, stored)
+    x = numbers(64, 6, seed=2) + 3
+    samples = Samples({"gain": np.broadcast_to(np.float32(2.0), (64,)), "x": x}, {"gain": None, "x": 0})
+    assert np.allclose(bias._means(model, {"v": -1}, samples)["v"], 2 * x.mean(0), rtol=1e-6)
 
 
 class Net(nn.Module):

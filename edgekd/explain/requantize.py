@@ -139,6 +139,7 @@ def _from_files(subject: Subject, source: FromFiles) -> Way:
             source.target.name,
         ]
         words += options({"samples": min(CALIBRATION, now.samples), **settings})
+        words += [] if settings.get("float_layers") else ["--slower-int8"]  # else times may put layers into float
         return shlex.join(words)
 
     return Way(now, build, lasting)
