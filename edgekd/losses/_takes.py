@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 BLACK = "the teacher shows labels only (a black box), the term needs more"
 SINGLE = (
-    "`logit_mse` learns a single number from a teacher, a loss of your own from labels; or give the model one "
-    "output per class"
+    "give the model one output per class, or say what its output is: `outputs = {...: edgekd.yes_no()}` for a logit, "
+    "`edgekd.numbers()` for a number, which `mse` learns from labels and `logit_mse` from a teacher"
 )
 OTHERS = {
     "numbers": "mse, mae and huber learn numbers from labels, logit_mse and bounded from a teacher",
