@@ -195,3 +195,35 @@ def test_what_makes_a_fixed_file_again_times_nothing(settings, tmp_path, monkeyp
     monkeypatch.setattr(requantize, "_file", lambda *given: (SimpleNamespace(samples=64), None))
     way = requantize._from_files(SimpleNamespace(labels=None, int8_file=tmp_path / "q.onnx"), source)
     assert ("--slower-int8" in way.lasting(settings)) == ("float_layers" not in settings)
+
+
+def test_a_sum_with_a_stored_number_is_one_in_files_of_others(tmp_path):
+    """onnxruntime's quantizer writes such a sum in integers, as edgekd writes a hard sigmoid."""
+    rng = np.random.default_rng(0)
+    stored = {"w": rng.normal(size=(8, 3, 3, 3)), "c": rng.normal(size=(1, 8, 1, 1)), "v": rng.normal(size=(8, 4))}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Add", ["b", "c"], ["d"], name="sum"),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"]),
+        helper.make_node("Flatten", ["e"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"], name="last"),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in (("x", ["n", 3, 8, 8]), ("y", ["n", 4]))]
+    weights = [numpy_helper.from_array(w.astype(np.float32), n) for n, w in stored.items()]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    x = rng.normal(size=(32, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", inputs=x)
+
+    class Reader(CalibrationDataReader):
+        rows = iter(x)
+
+        def get_next(self):
+            row = next(self.rows, None)
+            return None if row is None else {"x": row[None]}
+
+    quantize_static(tmp_path / "net.onnx", tmp_path / "q.onnx", Reader(), quant_format=QuantFormat.QDQ)
+    found = pair(onnx.load(tmp_path / "net.onnx"), onnx.load(tmp_path / "q.onnx"))
+    assert {"Conv", "Add", "MatMul"} <= {layer.kind for layer in found.layers}

@@ -159,12 +159,13 @@ def moves(node: onnx.NodeProto) -> bool:
     return node.op_type in MOVES and (node.op_type != "MaxPool" or len(node.output) == 1)
 
 
-def kind(node: onnx.NodeProto, graph: Graph) -> str:
-    """The operator that a node is in the float file: a sum with a stored number in integers is a hard sigmoid."""
-    if node.op_type != "Add":
-        return node.op_type
+def may_be(kind: str, node: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether a node of an int8 file may be a float file's operator of this kind: a sum with a stored number in
+    integers may be a hard sigmoid."""
+    if node.op_type == kind or kind != "HardSigmoid" or node.op_type != "Add":
+        return node.op_type == kind
     known = [graph.parameters(graph.makers.get(name)) for name in node.input]
-    return "HardSigmoid" if any(p is not None and p.constant is not None for p in known) else "Add"
+    return any(p is not None and p.constant is not None for p in known)
 
 
 def title(node: onnx.NodeProto) -> str:

@@ -107,7 +107,7 @@ def _inlined(model: onnx.ModelProto, like: onnx.ModelProto) -> onnx.ModelProto:
 
     mine, theirs = ({n.op_type for n in m.graph.node if n.domain in ("", "ai.onnx")} for m in (model, like))
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    # a hard sigmoid may be a sum in an int8 file, see `graph.kind`
+    # a hard sigmoid may be a sum in an int8 file, see `graph.may_be`
     extra = {k for k in mine - theirs - {*CLIPS, *QUANTIZERS, "HardSigmoid"} if onnx.defs.has(k)}
     known = sorted(k for k in extra if _defined(onnx.defs.get_schema(k, version, "")))
     if not known:
@@ -124,11 +124,10 @@ def _operators(plain: Graph, quantized: Graph) -> list[tuple[onnx.NodeProto, onn
     them clips them too, so that it is never left out."""
     ours = _skeleton(plain)
     theirs = _without_widths(ours, _skeleton(quantized), quantized)
-    kinds = [n.op_type for n in ours], [graphs.kind(n, quantized) for n in theirs]
-    if kinds[0] == kinds[1]:
-        both = zip(ours, theirs, kinds[1], strict=True)
-        return [(a, b) for a, b, kind in both if kind == b.op_type]
-    at = next((i for i, (a, b) in enumerate(zip(*kinds, strict=False)) if a != b), min(len(ours), len(theirs)))
+    both = list(zip(ours, theirs, strict=False))
+    at = next((i for i, (a, b) in enumerate(both) if not graphs.may_be(a.op_type, b, quantized)), len(both))
+    if at == len(ours) == len(theirs):
+        return [(a, b) for a, b in both if a.op_type == b.op_type]
     seen = [graphs.title(n[at]) if at < len(n) else "the end" for n in (ours, theirs)]
     what = f"operator {at + 1} is {seen[0]} in the float file, {seen[1]} in the int8 file"
     hint = "give the float file that the int8 file was made of"
