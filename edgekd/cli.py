@@ -22,7 +22,7 @@ edgekd compress                 the built-in example: handwritten digits, under 
 edgekd compress recipe.toml     your own
 """
 _SIGNALS: list[int] = []  # that came while a command ran
-NO_ROOM = "No usable temporary directory"  # tempfile's own error where all of them are full
+NO_ROOM = "No usable temporary directory"  # tempfile's own error where all of them are full or refused
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 cli = click.version_option(__version__, prog_name="edgekd")(
@@ -59,7 +59,10 @@ def run(arguments: list[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, system.QUOTA) and NO_ROOM not in str(error):
             return _internal(error, verb)
         place = plain(str(error.filename2 or error.filename or "while writing"))
-        click.echo(f"error: no space is left on the disk ({place}){_kept(verb)[0]}\n  hint: free some, move the store "
+        full = f"no space is left on the disk ({place})"
+        if NO_ROOM in str(error):  # tempfile doesn't say which of the two
+            full = "no temporary folder can be written to: none has space, or none is yours to write in"
+        click.echo(f"error: {full}{_kept(verb)[0]}\n  hint: free some, move the store "
                    f"with EDGEKD_STORE or temporary files with TMPDIR{_kept(verb)[1]}", err=True)  # fmt: skip
         return BROKEN
     except ModuleNotFoundError as error:
