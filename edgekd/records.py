@@ -113,8 +113,11 @@ class Task:
 
     @property
     def output(self) -> Output | None:
-        """What the only output is; None where the task does not say it."""
-        return next(iter(self.outputs.values())) if isinstance(self.outputs, Mapping) else None
+        """What the only output is; None where the task does not say it, or says what `edgekd.data.check` refuses."""
+        from edgekd.outputs import Output
+
+        given = tuple(self.outputs.values()) if isinstance(self.outputs, Mapping) else ()
+        return given[0] if len(given) == 1 and isinstance(given[0], Output) else None
 
     def call(self, model: torch.nn.Module, inputs: Any) -> Any:
         """The outputs of a model of the task for inputs, by `forward` if the task has one."""

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch.nn import functional as F
 
 import edgekd
 from edgekd import outputs
+from edgekd.data import check
 from edgekd.ensembles.mean import mean
 from edgekd.errors import UsageError
 from edgekd.losses.bounded import bounded
@@ -246,3 +248,11 @@ class TestLabels:
         for wrong in (lambda: edgekd.classes(1), lambda: edgekd.classes(axis=0), lambda: edgekd.yes_no(0)):
             with pytest.raises(ValueError):
                 wrong()
+
+
+def test_declarations_that_a_task_can_not_have():
+    several = dataclasses.replace(tiny.task, outputs={"a": edgekd.classes(), "b": edgekd.numbers()})
+    assert several.output is None and any("declares 2 outputs" in p.message for p in check(several))
+    word = dataclasses.replace(tiny.task, outputs={"a": "classes"})
+    (problem,) = check(word)
+    assert word.output is None and problem.place.endswith("outputs['a']") and "is a str" in problem.message

@@ -71,6 +71,15 @@ def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
         yield Problem(
             f"{place}: name", f"{task.name!r} is not valid as a folder name", "use letters, digits, `.`, `_` and `-`"
         )
+    declared = task.outputs if isinstance(task.outputs, Mapping) else {}
+    for name, output in declared.items():
+        if not isinstance(output, outputs.Output):
+            hint = "edgekd.classes(), yes_no(), numbers(), embeddings() or raw()"
+            yield Problem(f"{place}: outputs[{name!r}]", f"is a {type(output).__name__}, not what an output is", hint)
+    if len(declared) > 1:
+        text = f"declares {len(declared)} outputs ({', '.join(map(str, declared))}): a model is trained on one"
+        hint = "declare the only output; names alone, outputs=('a', 'b'), leave several to losses of your own"
+        yield Problem(f"{place}: outputs", text, hint)
     if not task.metrics:
         yield Problem(f"{place}: metrics", "is empty", "metrics=(edgekd.top1(),)")
     names = [m.name for m in task.metrics if isinstance(m, Metric)]
