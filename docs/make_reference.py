@@ -64,6 +64,8 @@ file_bytes = ["max 96 KiB", "regress max 3 % vs baseline"]
 latency_p50_ms = { is = "max 35 ms", accept = ["measured", "predicted"], level = "warn" }
 """
 VARIABLES = {
+    "EDGEKD_DEVICE": "Device that models are trained on where neither recipe nor `--device` says it: auto, cpu, cuda, "
+    "cuda:1 or mps.",
     "EDGEKD_STORE": "Folder of finished work. Default: `edgekd` in the user's cache folder.",
     "EDGEKD_STORE_LIMIT": "Most bytes that the store keeps, for example `20 GB`. Checkpoints and cached outputs of "
     "teachers go first, then what was not used for longest; what a run needs stays.",

@@ -74,7 +74,7 @@ def test_shares_are_of_what_int8_saves_and_no_set_is_made_twice(monkeypatch):
     monkeypatch.setattr(
         mixed_precision.planning,
         "extended",
-        lambda resolved, plan, point, change, suffix: made.append((change, suffix)) or plan,
+        lambda resolved, plan, point, change, suffix, *more: made.append((change, suffix)) or plan,
     )
     point = lambda id, parents, stage: Point(id, id, 0, parents, (stage,), id, f"{id}'", ("host",))
     seen = [
