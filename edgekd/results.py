@@ -12,6 +12,7 @@ import json
 import math
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -328,6 +329,7 @@ def load_arrays(
     except (
         ValueError,
         SyntaxError,
+        tokenize.TokenError,
         zipfile.BadZipFile,
         zlib.error,
         EOFError,
