@@ -113,8 +113,10 @@ def label_problems(output: Output, labels: np.ndarray | None) -> list[tuple[str,
         if most is None
         else f"are outside 0 to {most - 1}"
     )
-    hint = f"ignore_index={counted[wrong].ravel()[0]}, if these positions don't count"
-    return [(f"{wrong.sum()} of {counted.size} labels {asked}, the first is {counted[wrong].ravel()[0]}", hint)]
+    first = counted[wrong].ravel()[0]
+    spare = f"ignore_index={first}" if output.ignore_index is None else f"label them {output.ignore_index}"
+    hint = f"{spare}, if these positions don't count"
+    return [(f"{wrong.sum()} of {counted.size} labels {asked}, the first is {first}", hint)]
 
 
 def fit_problems(output: Output, answer: tuple[int, ...], labels: tuple[int, ...] | None) -> list[tuple[str, str]]:

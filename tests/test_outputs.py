@@ -1,6 +1,7 @@
 """What a task says of its output: labels that fit, positions as rows for losses, and the losses of each kind."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,13 @@ from edgekd.losses.huber import huber
 from edgekd.losses.kl import kl
 from edgekd.losses.mae import mae
 from edgekd.losses.mse import mse
+from edgekd.models.scores import as_given, classes_last, predicted
 from edgekd.records import Batch, Signals
-from edgekd.training.positions import predicted, rows_of
+from edgekd.run import check_losses, keys
+from edgekd.stages.answer import Answer
+from edgekd.stages.train import Train
+from edgekd.teachers.cached import cached
+from edgekd.training.positions import rows_of
 from edgekd.training.read_terms import terms
 from edgekd.training.terms import bind, parts
 
@@ -105,6 +111,35 @@ class TestPositions:
         assert torch.equal(predicted(edgekd.yes_no(), z), (z > 0).long()) and torch.equal(
             predicted(None, z), z.argmax(-1)
         )
+
+
+class TestPartsOfAnAnswer:
+    """A grey box shows its largest classes, a black box its label, for every position."""
+
+    @pytest.mark.parametrize(
+        "output, shape",
+        [(edgekd.classes(axis=1), (4, 3, 5)), (edgekd.classes(axis=-1), (4, 5, 3)), (edgekd.yes_no(), (4, 3))],
+    )
+    def test_all_that_is_shown_gives_the_output_again(self, output, shape, tmp_path):
+        """As many classes as there are tell the whole distribution, in the form of the output."""
+        given = drawn(*shape)
+        count = 2 if output.kind == "yes_no" else 3
+        for name, array in Answer(shows="top", top=count).shown(given, output).items():
+            np.save(tmp_path / f"{name}.npy", array[None])
+        kept = SimpleNamespace(folder=tmp_path, facts={"outputs": list(shape[1:])})
+        seen = cached(kept, 4, 1, output)(batch_of(torch.zeros(4, dtype=torch.long))).output
+        assert seen.shape == given.shape
+        want, got = (classes_last(output, z).softmax(-1) for z in (given, seen))
+        assert torch.allclose(got, want, atol=1e-5)
+
+    def test_labels_are_of_positions(self):
+        z = drawn(4, 3, 5)
+        assert np.array_equal(Answer(shows="label").shown(z, edgekd.classes())["labels"], z.argmax(1))
+
+    @pytest.mark.parametrize("output", [None, edgekd.classes(axis=2), edgekd.yes_no()])
+    def test_scores_come_back_as_they_were(self, output):
+        z = drawn(2, 3, 4)
+        assert torch.equal(as_given(output, classes_last(output, z)), z)
 
 
 class TestYesNo:
@@ -256,3 +291,32 @@ def test_declarations_that_a_task_can_not_have():
     word = dataclasses.replace(tiny.task, outputs={"a": "classes"})
     (problem,) = check(word)
     assert word.output is None and problem.place.endswith("outputs['a']") and "is a str" in problem.message
+
+
+def test_the_hint_keeps_the_label_that_is_ignored():
+    ((_, hint),) = outputs.label_problems(edgekd.classes(3, ignore_index=255), np.array([[0, 7]]))
+    assert "label them 255" in hint
+
+
+def test_what_an_output_is_decides_the_key_of_a_training():
+    """Another ignored label is another loss: finished work of the first must not be taken for it."""
+
+    def key(output):
+        task = tiny.task if output is None else dataclasses.replace(tiny.task, outputs={"output": output})
+        resolved = SimpleNamespace(task=task, data=lambda split: SimpleNamespace(digest="d"), threads=1)
+        return keys.key_of(resolved, "train", Train(), 0, {})
+
+    found = [key(o) for o in (None, edgekd.classes(3), edgekd.classes(3, ignore_index=0), edgekd.yes_no())]
+    assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize("kind", [edgekd.numbers(), edgekd.embeddings()])
+def test_a_teacher_that_shows_labels_has_none_to_show(kind):
+    view = SimpleNamespace(task=dataclasses.replace(tiny.task, outputs={"output": kind}))
+    objective = SimpleNamespace(
+        losses=terms([{"use": "logit_mse", "schedule": {"by": "agreement", "weight": [[0, 1]]}}])
+    )
+    found = list(check_losses._without_answers(objective, view, {"": "label", "box": "label"}, "here"))
+    assert [p.place for p in found] == ["here: teacher", "here: losses: schedule"]
+    view.task = dataclasses.replace(tiny.task, outputs={"output": edgekd.classes()})
+    assert list(check_losses._without_answers(objective, view, {"box": "label"}, "here")) == []

@@ -215,7 +215,7 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
     inputs = each(split.inputs, lambda column: torch.from_numpy(np.ascontiguousarray(column[rows])))
     problems = list(_augmentation(task, inputs, place))
     shapes: dict[str, list[int]] = {}
-    output = None
+    output, unfit = None, list[Problem]()
     for name, make in task.models.items():
         where = f"{place}: models[{name!r}]"
         if not _makes(make):
@@ -241,7 +241,7 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
         problems += _answer(task, answer, where)
         if task.output is not None:
             beside = None if split.labels is None else np.asarray(split.labels)[rows].shape
-            problems += (Problem(where, *said) for said in outputs.fit_problems(task.output, answer.shape, beside))
+            unfit += [Problem(where, *said) for said in outputs.fit_problems(task.output, answer.shape, beside)]
         output = answer.numpy() if name == "student" else output
     told = [k for k in roles if k in shapes]
     if len({tuple(shapes[k][1:]) for k in told}) > 1:
@@ -253,7 +253,8 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
                 "give both the same output shape: the student is trained on its teacher's outputs",
             )
         )
-    if output is not None and split.labels is not None:
+    problems += unfit
+    if output is not None and split.labels is not None and not unfit:
         for metric in task.metrics:
             problems += _metric(
                 metric, output, np.asarray(split.labels)[rows], f"{place}: metrics[{getattr(metric, 'name', metric)!r}]"

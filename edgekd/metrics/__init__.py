@@ -24,7 +24,8 @@ def top1(*, output: str | None = None) -> Metric:
         values, labels = one(outputs, output), np.asarray(labels)
         if values.ndim not in (1, 2) or labels.shape != values.shape[:1]:
             raise ValueError(
-                f"top1 takes outputs [n, classes] and labels [n], not {list(values.shape)} and {list(labels.shape)}"
+                f"top1 takes outputs [n, classes] and labels [n], not {list(values.shape)} and {list(labels.shape)}; "
+                "of classes at several positions take mean_iou or pixel_accuracy, of yes-or-no labels average_precision"
             )
         single = values.ndim == 1 or values.shape[1] == 1
         answers = (values.reshape(len(values)) > 0).astype(np.int64) if single else values.argmax(1)

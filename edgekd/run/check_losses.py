@@ -68,6 +68,7 @@ def _wrong(
     text = "a quantized model is a single graph: its modules have no paths"
     found = [Problem(f"{place}: losses[{i}]: on", text, "tap layers in an earlier stage") for i in tapped]
     teachers, shows = _fresh_teachers(objective, view)
+    found += _without_answers(objective, view, shows, place)
     rest, data = [i for i in range(len(objective.losses)) if i not in tapped], view.resolved.data("train")
     losses, student = [objective.losses[i] for i in rest], saved.create(view.task, objective.model, 0)
     for number, message, hint in check_terms(losses, student, teachers, view.task, data, shows, told):
@@ -81,6 +82,20 @@ def _wrong(
         wrong = supervision.check_ensemble(objective.combine, objective.teachers, _outputs(view, objective.model), data)
         found += [Problem(f"{place}: combine", *said) for said in wrong]
     return found
+
+
+def _without_answers(objective: Objective, view: RecipeView, shows: Mapping[str, str], place: str) -> Iterator[Problem]:
+    """Problems of what needs predicted classes, where the output has none."""
+    output = view.task.output
+    if output is None or output.scored:
+        return
+    for name, shown in shows.items():
+        if name and shown != "logits":
+            text = f"the teacher {name} shows its {shown} only, and the output is declared as {output.kind}"
+            yield Problem(f"{place}: teacher", text, 'shows = "logits"')
+    if any(term.by == "agreement" for term in objective.losses):
+        text = f"no share of equal answers can be followed: the output is declared as {output.kind}"
+        yield Problem(f"{place}: losses: schedule", text, 'by = "training"')
 
 
 def _fresh_teachers(objective: Objective, view: RecipeView) -> tuple[Mapping[str, Any], Mapping[str, str]]:

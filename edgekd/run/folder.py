@@ -74,7 +74,8 @@ def claim(folder: Path, text: str, fresh: bool) -> None:
 
 
 def _recipe(text: str) -> Any:
-    """A recipe without its device, which a run may change; text that is no TOML as it is."""
+    """The recipe as a table, without `device`, which may change while a run is resumed; the text itself where it is not
+    valid TOML."""
     try:
         return {k: v for k, v in toml(text).items() if k != "device"}
     except ValueError:

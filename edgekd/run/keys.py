@@ -22,6 +22,8 @@ def key_of(
     objects += [f for f in (task.collate, task.augment, task.forward) if f is not None]
     read = {split: resolved.data(split).digest for split in stage.reads}
     read |= {"version": task.version, "draws": str(task.draws)}
+    if task.output is not None:  # decides what losses and ensembles see
+        read |= {"output": repr(task.output)}
     if use == "export":
         read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(task.outputs)}
         read |= {"runtime": runtime(stage.runtime)}

@@ -73,12 +73,13 @@ class Answer:
 
     def shown(self, logits, output=None):
         """{file: array} of the part of logits [B, C] that the teacher shows, or of an output that the task declares."""
-        if self.shows == "label":
-            from edgekd.training.positions import predicted
+        from edgekd.models.scores import classes_last, predicted
 
+        if self.shows == "label":
             return {"labels": predicted(output, logits).numpy().astype("int32")}
         if self.shows == "top":
-            values, classes = logits.log_softmax(-1).topk(min(self.top, logits.shape[-1]), -1)
+            scores = classes_last(output, logits)
+            values, classes = scores.log_softmax(-1).topk(min(self.top, scores.shape[-1]), -1)
             return {"values": values.numpy(), "classes": classes.numpy().astype("int32")}
         return {"logits": logits.numpy()}
 

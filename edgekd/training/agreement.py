@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgekd.training.positions import predicted
+from edgekd.models.scores import predicted
 
 if TYPE_CHECKING:
     from edgekd.data.columns import Columns

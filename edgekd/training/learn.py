@@ -81,7 +81,7 @@ def teacher_of(
     if artifact.form == "logits":
         from edgekd.teachers.cached import cached
 
-        return cached(artifact, rows, views)
+        return cached(artifact, rows, views, run.task.output)
     from edgekd.models import device
     from edgekd.models import saved as models
     from edgekd.teachers.live import live

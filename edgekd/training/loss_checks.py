@@ -10,9 +10,10 @@ import numpy as np
 
 from edgekd.errors import THEIRS, UsageError
 from edgekd.models import taps
+from edgekd.models.scores import predicted
 from edgekd.records import Signals, Task
 from edgekd.training.loss_reaction import inert, shares
-from edgekd.training.positions import predicted, rows_of
+from edgekd.training.positions import rows_of
 from edgekd.training.terms import Bound, Term, bind, is_module
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.models import scores
 from edgekd.outputs import Output
 from edgekd.records import Batch, Signals
 
@@ -31,7 +32,7 @@ class Rows:
             return signals
         if not self.output.scored:
             return dataclasses.replace(signals, kind=self.output.kind)
-        output = None if signals.output is None else self._kept(scores(self.output, signals.output))
+        output = None if signals.output is None else self._kept(scores.rows(self.output, signals.output))
         label = None if signals.label is None else self._kept(signals.label.reshape(-1))
         return dataclasses.replace(signals, output=output, label=label, kind=self.output.kind)
 
@@ -45,7 +46,7 @@ def rows_of(output: Output | None, batch: Batch, seen: Signals) -> Rows:
 
     if output is None or not output.scored or seen.output is None:
         return Rows(batch, batch, output)
-    count = len(scores(output, seen.output)) // len(batch.index)
+    count = len(scores.rows(output, seen.output)) // len(batch.index)
     repeated = lambda values: values.repeat_interleave(count)
     labels = None if batch.labels is None else batch.labels.reshape(-1)
     part = torch.arange(count, device=seen.output.device).repeat(len(batch.index))
@@ -61,23 +62,3 @@ def rows_of(output: Output | None, batch: Batch, seen: Signals) -> Rows:
         batch, labels=chosen(labels), index=index, weight=weight, tags=tags, part=chosen(part), rows=None
     )
     return Rows(batch, flat, output, keep)
-
-
-def scores(output: Output, values: torch.Tensor) -> torch.Tensor:
-    """The logits [n * positions, classes] of an output [n, ...] that is scored. A yes-or-no label is two classes with
-    logits 0 and z: sigmoid(z) = softmax([0, z])[1], so losses on classes are its binary forms."""
-    import torch
-
-    if output.kind == "yes_no":
-        flat = values.reshape(-1)
-        return torch.stack((torch.zeros_like(flat), flat), -1)
-    moved = values.movedim(output.axis, -1)
-    return moved.reshape(-1, moved.shape[-1])
-
-
-def predicted(output: Output | None, values: torch.Tensor) -> torch.Tensor:
-    """The class of every position [n, ...] of an output, the last axis being the classes where the task declares
-    nothing; of a yes-or-no label 0 or 1."""
-    if output is not None and output.kind == "yes_no":
-        return (values > 0).long()
-    return values.argmax(-1 if output is None or output.kind != "classes" else output.axis)
