@@ -227,6 +227,40 @@ class TestVerb:
         assert command([*shlex.split(made.held.command)[1:], "--quiet"]) == 0
         assert out.read_bytes() == content
 
+    def test_layers_that_go_into_float_for_the_drop_are_in_the_share_and_in_the_command_alone(self, net, tmp_path):
+        """--like takes them from the file too, but does not make it: ranges and biases are no part of what it keeps."""
+        limit = 0.0
+        plain = quantize(net / "m.onnx", data=net / "d.npz", out=tmp_path / "plain.onnx")
+        while True:  # until settings alone don't hold it
+            limit = max(limit, plain.agreements[0].snr_db) + 1
+            made = quantize(net / "m.onnx", data=net / "d.npz", out=tmp_path / "a.onnx", max_drop=f"{limit:.1f} dB")
+            if isinstance(made, Held) or "--float-layer" in made.held.command:
+                break
+        assert not isinstance(made, Held) and 0 < made.speed.share < 1 and made.speed.float_layers == ()
+        assert "--like with it" not in str(made)
+
+    def test_points_of_accuracy_by_labels(self, net, tmp_path):
+        """float's own answers are the labels, so that each other answer is a loss; the metric is told."""
+        x = np.load(net / "d.npz")["inputs"]
+        labels = outputs(onnx.load(net / "m.onnx"), {"x": x})[0].argmax(1)
+        np.savez(tmp_path / "labelled.npz", inputs=x, labels=labels)
+        made = quantize(net / "m.onnx", data=tmp_path / "labelled.npz", out=tmp_path / "a.onnx", max_drop="5 pt")
+        assert made.exit_code == 0 and "top1 lost, at most 5.00 pt" in str(made)
+        kept, whole = x[3::4][1::2], labels[3::4][1::2]
+        found = outputs(onnx.load(tmp_path / "a.onnx"), {"x": kept})[0].argmax(1)
+        assert 100 * (found != whole).mean() == pytest.approx(float(made.held.judged.split()[0]))
+
+    def test_a_metric_that_raises_ends_the_command_with_its_place(self, net, tmp_path, monkeypatch, capsys):
+        (tmp_path / "raising_drop.py").write_text(
+            "import edgekd\nmetric = edgekd.Metric('m', '', 'lower', lambda o, l: 1 / 0, float)\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        np.savez(tmp_path / "l.npz", inputs=np.load(net / "d.npz")["inputs"], labels=np.zeros(160, np.int64))
+        words = ["quantize", net / "m.onnx", "--data", "l.npz", "--out", "a.onnx", "--quiet"]
+        assert command([*map(str, words), "--max-drop", "0.1 raising_drop:metric"]) == 2
+        err = capsys.readouterr().err
+        assert "--max-drop: m raised ZeroDivisionError" in err and not (tmp_path / "a.onnx").exists()
+
     def test_files_that_were_judged_before_are_told(self):
         rows = (Row("a", "1", "9"), Row("b", "1", ""), Row("c", "1", "1"))
         told = str(Held(True, "at most 1 pt", rows, "1", (8, 8), "edgekd quantize"))

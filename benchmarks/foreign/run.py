@@ -160,18 +160,17 @@ def run(folder: Path, only: Sequence[str], chosen: Sequence[str], nncf: str | No
         entry = result["files"].get(model.stem, {})
         entry = entry if entry.get("sha256") == sha256(model) else {}
         # only edgekd's code changes
-        known = (
-            {}
-            if again
-            else {w: f for w, f in entry.get("ways", {}).items() if w != "edgekd" or entry["code"] == code()}
-        )
+        kept = entry.get("ways", {}) if not again else {}
+        known = {w: f for w, f in kept.items() if w != "edgekd" or f.get("code") == code()}
         missing = {w: p for w, p in pythons.items() if w not in known}
         if only and model.stem not in only or not missing:
             continue
         told = json.loads(model.with_suffix(".json").read_text()) if model.with_suffix(".json").is_file() else {}
         found = measured(model, missing, launch)
+        if "edgekd" in found:
+            found["edgekd"]["code"] = code()
         facts = {key: told.get(key) for key in ("package", "about", "opset")}
-        entry = {"sha256": sha256(model), "code": code(), **facts, "ways": entry.get("ways", {}) | found}
+        entry = {"sha256": sha256(model), **facts, "ways": entry.get("ways", {}) | found}
         result["files"][model.stem] = entry
         result |= {
             "environment": environment.describe(),

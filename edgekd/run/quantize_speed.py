@@ -21,6 +21,7 @@ from edgekd.progress import Silent
 from edgekd.quantization.diagnosis.mixed_precision import by_value, layer_of
 from edgekd.quantization.diagnosis.regions import Cost, proposals
 from edgekd.quantization.onnx_graph import convert
+from edgekd.quantization.onnx_graph.placement import ASKED, Layer
 from edgekd.report.speed import Interval, Mix, Speed
 
 if TYPE_CHECKING:
@@ -88,19 +89,36 @@ def measured(given: Given, made: Made, progress: Silent) -> Speed:
         return Speed(note=f"not timed: {unfit}; every layer that can be is in int8, whatever it takes there")
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _machine(given, progress) as (host, threads):
         subject = _Subject(given, made, Bench(given.calibration, threads, Path(folder), host), progress)
-        decision = decide(subject.costs, subject.macs, subject.ratios)
+        decision = decide(subject.costs, macs_of(made, subject.layers), subject.ratios)
         return subject.told(decision, "this machine" if given.on is None else host.name)
 
 
 def again(given: Given, made: Made, before: Speed, progress: Silent) -> Speed:
-    """What `before` says, with the time of another file in place of that which it took."""
+    """What `before` says, with the time of another file in place of that which it took: more layers of it are in float
+    for what may be lost. The command that makes it names them all."""
     if before.ratio is None:
         return before
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _machine(given, progress) as (host, threads):
         subject = _Subject(given, made, Bench(given.calibration, threads, Path(folder), host), progress)
         (ratio,) = subject.ratios([frozenset()])
     note = "more layers in float, for what may be lost, are slower than float" if slower(ratio) else ""
-    return dataclasses.replace(before, ratio=ratio, note=note)
+    layers = [k for k in made.placement.layers if k.reason in ("", ASKED)]
+    share = in_int8(frozenset(i for i, k in enumerate(layers) if k.reason), macs_of(made, layers))
+    return dataclasses.replace(before, ratio=ratio, note=note, share=share, float_layers=())
+
+
+def macs_of(made: Made, layers: Sequence[Layer]) -> list[float]:
+    """The multiply-accumulates of each layer; the elements of the weights of all where one can't be counted."""
+    try:
+        counted = static.node_macs(made.float_model)
+    except EdgekdError:
+        counted = {}
+    by_name = {n.output[0]: counted.get(i) for i, n in enumerate(made.float_model.graph.node)}
+    found = [by_name.get(k.name) for k in layers]
+    if None not in found:
+        return [float(n or 0) for n in found]
+    sizes = convert.stored_bytes(made)
+    return [sizes[k.name][0] / 4 for k in layers]
 
 
 def unmeasurable(given: Given) -> str:
@@ -131,17 +149,6 @@ class _Subject:
         self.float_file = self._written("float", given.model)
         self.files[frozenset()] = self._written("int8", made.model)
 
-    @property
-    def macs(self) -> list[float]:
-        """The multiply-accumulates of each layer; the elements of its weight where they can't be counted."""
-        try:
-            counted = static.node_macs(self.made.float_model)
-        except EdgekdError:
-            counted = {}
-        by_name = {n.output[0]: counted.get(i) for i, n in enumerate(self.made.float_model.graph.node)}
-        sizes = convert.stored_bytes(self.made)
-        return [float(by_name.get(k.name) or sizes[k.name][0] / 4) for k in self.layers]
-
     def ratios(self, sets: Sequence[frozenset[int]]) -> list[Interval]:
         self.sessions += 1
         files = [self.files.get(s) or self._mixed(s) for s in sets]
@@ -167,7 +174,7 @@ class _Subject:
 
     def told(self, decision: Decision, where: str) -> Speed:
         name = lambda chosen: tuple(self.labels[i] for i in sorted(chosen))
-        macs = self.macs
+        macs = macs_of(self.made, self.layers)
         tried = tuple(Mix(name(s), r, in_int8(s, macs)) for s, r in decision.tried if r[0] != float("inf"))
         note = ""
         if slower(decision.ratio):
@@ -183,7 +190,7 @@ class _Subject:
         few = self.given.calibration.take(slice(0, max(FEW, self.given.calibration.rows or 1)))
         try:
             known = {"place_name": str(self.given.path), "fixed": self.given.fixed}
-            made = convert.quantize(self.given.model, few, scheme=scheme, **known)
+            made = convert.quantize(self.given.model, few, scheme=scheme, **known, **self.given.adjust)
         except UsageError:  # none of the rest can be quantized alone
             return None
         self.files[chosen] = self._written(f"mixed{len(self.files)}", made.model)
