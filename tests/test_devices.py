@@ -10,8 +10,9 @@ from torch import nn
 from edgekd import results
 from edgekd.cli import run as command
 from edgekd.outputs import classes, yes_no
-from edgekd.records import Batch, Signals
+from edgekd.records import Batch, Signals, Task
 from edgekd.run import device as run_device
+from edgekd.teachers.live import live
 from edgekd.training.checkpoints import restore, save
 from edgekd.training.optimizer import make_optimizer
 from edgekd.training.positions import rows_of
@@ -25,6 +26,18 @@ def trained(module, settings, scaler=None):
         module(torch.ones(2, 3, 8, 8)).square().mean().backward()
         optimizer.step()
     return optimizer
+
+
+def test_a_teacher_in_half_precision_is_laid_out_once():
+    """Other weights in every step took as long as the step itself, on a GPU."""
+    model, seen = nn.Conv2d(3, 4, 3), []
+    batch = Batch(torch.zeros(2, 3, 8, 8), None, torch.arange(2), torch.ones(2))
+    model.register_forward_hook(lambda *_: seen.append((model.weight.data_ptr(), model.weight.stride())))
+    teach = live(model, Task("t", "1", {}, lambda split: (), ()), "bfloat16")
+    kept = [teach(batch).output for _ in range(3)]
+    assert len(set(seen)) == 1 and seen[0][1][1] == 1  # channels last
+    assert model.weight.data_ptr() == seen[0][0]
+    assert all(k.dtype == torch.bfloat16 and torch.equal(k, kept[0]) for k in kept)
 
 
 @pytest.mark.parametrize("settings", [Training(), Training(optimizer="sgd")])

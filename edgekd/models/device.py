@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -34,8 +35,8 @@ def of(module: nn.Module) -> torch.device:
     """The device of a module's first parameter or buffer; the CPU where it has none."""
     import torch
 
-    tensors = [*module.parameters(), *module.buffers()]
-    return tensors[0].device if tensors else torch.device(CPU)
+    first = next(itertools.chain(module.parameters(), module.buffers()), None)
+    return torch.device(CPU) if first is None else first.device
 
 
 def placed(module: nn.Module, device: Any) -> nn.Module:

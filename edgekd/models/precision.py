@@ -12,19 +12,27 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-@contextlib.contextmanager
-def laid_out(module: nn.Module, precision: Precision) -> Iterator[Callable[[], Any]]:
-    """Yields a context for the forward pass on the module's device. For bfloat16 and float16, the weights are in the
-    channels-last memory format meanwhile, which their kernels need."""
+def forward_in(module: nn.Module, precision: Precision) -> Callable[[], Any]:
+    """A context for the forward pass on the device where the module is. For bfloat16 and float16, the weights are put
+    into the channels-last memory format, which their kernels need."""
     import torch
 
     from edgekd.models import device
 
     if precision == "float32":
-        yield contextlib.nullcontext
-        return
+        return contextlib.nullcontext
     module.to(memory_format=torch.channels_last)
+    where, kind = device.of(module).type, getattr(torch, precision)
+    return lambda: torch.autocast(where, kind)
+
+
+@contextlib.contextmanager
+def laid_out(module: nn.Module, precision: Precision) -> Iterator[Callable[[], Any]]:
+    """Yields `forward_in`; the weights have their usual memory format afterwards."""
+    import torch
+
     try:
-        yield lambda: torch.autocast(device.of(module).type, getattr(torch, precision))
+        yield forward_in(module, precision)
     finally:
-        module.to(memory_format=torch.contiguous_format)
+        if precision != "float32":
+            module.to(memory_format=torch.contiguous_format)

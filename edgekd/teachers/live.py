@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edgekd.models.precision import Precision, laid_out
+from edgekd.models.precision import Precision, forward_in
 from edgekd.models.taps import watch
 from edgekd.records import Batch, Signals, Task
 
@@ -17,14 +17,14 @@ def live(
     model: nn.Module, task: Task, precision: Precision = "float32", paths: Sequence[str] = ()
 ) -> Callable[[Batch], Signals]:
     """Runs the frozen `model` in evaluation mode on the batch's own view; returns its outputs, with the outputs of the
-    layers at `paths`."""
+    layers at `paths`. The model keeps the memory format of its precision: to change it takes longer than a batch."""
     import torch
 
     model = model.eval().requires_grad_(False)
-    tapped = watch(model, paths)
+    tapped, autocast = watch(model, paths), forward_in(model, precision)
 
     def teach(batch: Batch) -> Signals:
-        with torch.no_grad(), laid_out(model, precision) as autocast, autocast():
+        with torch.no_grad(), autocast():
             return Signals(task.call(model, batch.inputs), tapped())
 
     return teach
