@@ -7,6 +7,7 @@ from typing import Annotated
 
 from annotated_types import Gt
 
+from edgekd.ensembles._given import check_scores
 from edgekd.records import Batch, Signals
 
 
@@ -28,6 +29,7 @@ def confidence(signals: Mapping[str, Signals], batch: Batch, *, temperature: Ann
     import torch
     from torch.nn import functional as F
 
+    check_scores(signals)
     logits = torch.stack([s.output.float() for s in signals.values()])
     if len(logits) == 1:
         return Signals(logits[0])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from edgekd.ensembles._given import check_scores
 from edgekd.records import Batch, Signals
 
 
@@ -36,6 +37,7 @@ class Learned(nn.Module):
         self.own: torch.Tensor | None = None
 
     def forward(self, signals: Mapping[str, Signals], batch: Batch) -> Signals:
+        check_scores(signals)
         every = torch.stack([F.log_softmax(s.output.float(), -1) for s in signals.values()])
         mixed = torch.logsumexp(every + F.log_softmax(self.theta, 0)[:, None, None], 0)
         self.own = F.nll_loss(mixed, batch.labels.long())

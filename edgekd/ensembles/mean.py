@@ -7,6 +7,7 @@ from typing import Annotated
 
 from annotated_types import Gt
 
+from edgekd.ensembles._given import check_scores
 from edgekd.records import Batch, Signals
 
 
@@ -29,5 +30,6 @@ def mean(signals: Mapping[str, Signals], batch: Batch, *, temperature: Annotated
     import torch
     from torch.nn import functional as F
 
+    check_scores(signals)
     every = torch.stack([F.log_softmax(s.output.float() / temperature, -1) for s in signals.values()])
     return Signals(temperature * (torch.logsumexp(every, 0) - every.new_full((), float(len(every))).log()))

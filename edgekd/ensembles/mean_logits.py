@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgekd.ensembles._given import check_shown
 from edgekd.records import Batch, Signals
 
 
@@ -22,4 +23,5 @@ def mean_logits(signals: Mapping[str, Signals], batch: Batch) -> Signals:
     """
     import torch
 
+    check_shown(signals)
     return Signals(torch.stack([s.output.float() for s in signals.values()]).mean(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from edgekd.ensembles._given import check_shown
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def routed(
     strangers = [name for name in (classes or tags or {}) if name not in signals]
     if strangers:
         raise ValueError(f"no teacher of the ensemble is named {', '.join(strangers)}; it has {', '.join(signals)}")
+    check_shown(signals)
     every = torch.stack([s.output.float() for s in signals.values()])
     owner = (
         by_class(list(signals), classes, batch, every.shape[-1])

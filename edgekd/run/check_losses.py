@@ -78,8 +78,11 @@ def _wrong(
         found.append(Problem(f"{place}: losses[{rest[number]}]", message, hint))
     if objective.where != CONTROL:
         notes.setdefault(objective.where, told)
-    if objective.combine is not None:
-        wrong = supervision.check_ensemble(objective.combine, objective.teachers, _outputs(view, objective.model), data)
+    whole = len(objective.teachers) > 1 and any(t.needs_teacher() and t.teacher is None for t in objective.losses)
+    if objective.combine is not None or whole:
+        shown = {name: shows[name] for name in objective.teachers}
+        given = _outputs(view, objective.model), data, view.task.output
+        wrong = supervision.check_ensemble(objective.combine, shown, *given)
         found += [Problem(f"{place}: combine", *said) for said in wrong]
     return found
 

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from edgekd.components import Use
 from edgekd.errors import THEIRS
 from edgekd.models import device, taps
+from edgekd.models.scores import predicted
 from edgekd.records import Batch, Signals
+from edgekd.training.loss_checks import telling
 from edgekd.training.positions import Rows, rows_of
 from edgekd.training.terms import EMA, PEERS, Term, is_module, tapped
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from edgekd.data.columns import Columns
@@ -63,10 +66,17 @@ class Supervision:
         if self.single is not None:
             signals[""] = signals[self.single]
         elif self.combine is not None:
-            signals[""] = self.combine({name: signals[name] for name in self.given}, rows.flat)
+            signals[""] = self._combined({name: signals[name] for name in self.given}, rows.flat)
         if self.ema is not None:
             signals[EMA] = rows.of(self.ema(batch))
         return signals
+
+    def _combined(self, signals: Mapping[str, Signals], batch: Batch) -> Signals:
+        if len(batch.index):
+            return self.combine(signals, batch)
+        if is_module(self.combine):  # its own loss is that of the batch before
+            self.combine.own = None
+        return next(iter(signals.values()))
 
     def of(self, number: int, seen: Sequence[Signals], signals: Mapping[str, Signals]) -> dict[str, Any]:
         """{teacher: its signals} for student `number`, with those of its peers, detached from their gradients."""
@@ -92,10 +102,15 @@ def ensemble(combine: Use | None, names: Sequence[str]) -> Callable[[Mapping[str
 
 
 def check_ensemble(
-    combine: Use | None, names: Sequence[str], outputs: Sequence[int], columns: Columns
+    combine: Use | None,
+    shows: Mapping[str, str],
+    outputs: Sequence[int],
+    columns: Columns,
+    output: Output | None = None,
 ) -> list[tuple[str, str]]:
-    """[(problem, hint)] of an ensemble of teachers with outputs [B, *outputs]. It is called once on random outputs,
-    with a sample of every label and tag."""
+    """[(problem, hint)] of an ensemble of teachers with outputs [B, *outputs]. `shows`: {teacher's name: what it shows
+    of them}. It is called once on random outputs, with a sample of every label and tag; where a sample has several
+    labels, with some samples."""
     import numpy as np
     import torch
 
@@ -105,13 +120,16 @@ def check_ensemble(
         columns.labels.tolist() if columns.labels is not None and columns.labels.ndim == 1 else [None] * len(columns)
     )
     kinds = dict(zip(zip(labels, columns.tags or [()] * len(columns), strict=True), range(len(columns)), strict=True))
-    batch = take(columns, np.array(sorted(kinds.values()), dtype=np.int64))
-    signals = {
-        name: Signals(torch.randn(len(batch.index), *outputs, generator=torch.Generator().manual_seed(0)))
-        for name in names
-    }
+    chosen = set(kinds.values())
+    if output is not None and columns.labels is not None and columns.labels.ndim > 1:
+        chosen |= set(telling(columns.labels, len(columns)).tolist())
+    batch = take(columns, np.array(sorted(chosen), dtype=np.int64))
+    drawn = torch.randn(len(batch.index), *outputs, generator=torch.Generator().manual_seed(0))
+    rows = rows_of(output, batch, Signals(drawn))
     try:
-        ensemble(combine, names)(signals, batch)
+        ensemble(combine, tuple(shows))(
+            {name: rows.of(_shown(drawn, how, output)) for name, how in shows.items()}, rows.flat
+        )
     except THEIRS as error:
         known = isinstance(error, ValueError)
         return [
@@ -121,6 +139,10 @@ def check_ensemble(
             )
         ]
     return []
+
+
+def _shown(drawn: torch.Tensor, how: str, output: Output | None) -> Signals:
+    return Signals(None, label=predicted(output, drawn)) if how == "label" else Signals(drawn)
 
 
 def dry(

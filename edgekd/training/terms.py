@@ -150,11 +150,15 @@ def parts(
     agreement: Mapping[str, float] | None = None,
 ) -> list[tuple[str, float, torch.Tensor]]:
     """(name, weight, mean) of every term. The mean is over rows, by sample weight; with several teachers (peers), over
-    them too. Terms that tap layers get the batch as it is, the others one row per position that counts."""
+    them too. Terms that tap layers get the batch as it is, the others one row per position that counts, and
+    are 0 where none does."""
     found = []
     for b in bound:
         teacher = teacher_signals(b.term, signals)
         means, batch = [], rows.batch if b.term.on else rows.flat
+        if not len(batch.index):
+            found.append((b.name, b.term.at(share, agreement)[0], seen.output.sum()))
+            continue
         for one in teacher if isinstance(teacher, list) else [teacher]:
             weight, losses = b.rows(seen, one, batch, share, agreement)
             means.append(losses if losses.ndim == 0 else (losses * batch.weight).sum() / batch.weight.sum())
