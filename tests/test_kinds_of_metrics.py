@@ -50,6 +50,29 @@ def test_pixel_accuracy_is_averaged_within_a_sample_first():
     assert value(edgekd.pixel_accuracy(edgekd.classes(ignore_index=9)), z, y) == 75.0  # 2 of 4, 1 of 1
 
 
+def test_a_sample_in_which_nothing_counts_is_left_out():
+    z = np.array([[[0, 0], [1, 1]], [[1, 1], [0, 0]], [[0, 1], [1, 0]]])  # says 1 1, 0 0 and 1 0
+    y, metric = np.array([[1, 1], [9, 9], [1, 1]]), edgekd.pixel_accuracy(edgekd.classes(ignore_index=9))
+    assert value(metric, z, y) == 75.0 and FORMULAS[metric.formula] is metric.value
+    assert edgekd.pixel_accuracy(edgekd.classes()).formula == ""
+
+
+@pytest.mark.parametrize(
+    "metric, labels",
+    [
+        (edgekd.mean_iou(edgekd.classes(ignore_index=9)), np.full((2, 2), 9)),
+        (edgekd.f1(edgekd.classes(ignore_index=9)), np.full((2, 2), 9)),
+        (edgekd.f1(edgekd.classes(ignore_index=9), average="micro"), np.full((2, 2), 9)),
+        (edgekd.pixel_accuracy(edgekd.classes(ignore_index=9)), np.full((2, 2), 9)),
+        (edgekd.r2(), np.ones((2, 2, 2))),
+    ],
+)
+def test_a_figure_that_is_not_defined_is_told_in_our_words(metric, labels):
+    """Not by a warning of numpy's about the mean of an empty slice."""
+    with pytest.raises(ValueError, match="no label has the answers"):
+        metric.value(metric.records(np.zeros((2, 2, 2)), labels))
+
+
 @pytest.fixture
 def tags():
     y = G(3).integers(0, 2, (80, 3))

@@ -1,17 +1,22 @@
 """Figures that are no mean of records: each is computed from parts [n, k] per sample, which are kept, so that intervals
-resample samples and `gate` computes the figure again without the task's code.
+resample samples and `gate` computes the figure again without the task's code. They raise ValueError where they are not
+defined.
 
 counts      [n, 3 C]: true positives, predicted, labelled, of each of C classes in the sample
 errors      [n, 4]: sum of squared errors, mean of labels, sum of their squared distances from it, number of values
 pairs       [n, 2 L]: scores and labels of L yes-or-no labels; a label of -1 does not count
+shares      [n, 2]: share of the sample's positions, and 1 where it has any that counts, else 0
 edits       [n, 2]: edits, length of the reference
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+UNDEFINED = "no label has the answers that the figure needs among these samples"
 
 
 def mean_iou(parts: np.ndarray) -> float:
@@ -19,20 +24,26 @@ def mean_iou(parts: np.ndarray) -> float:
     the Pascal VOC challenge, section 4.4)."""
     hit, predicted, labelled = _counts(parts)
     union = predicted + labelled - hit
-    return 100.0 * float((hit[union > 0] / union[union > 0]).mean())
+    return 100.0 * _mean(hit[union > 0] / union[union > 0])
 
 
 def f1_macro(parts: np.ndarray) -> float:
     """100 times the mean over classes of 2 TP / (predicted + labelled), of those that occur."""
     hit, predicted, labelled = _counts(parts)
     size = predicted + labelled
-    return 100.0 * float((2 * hit[size > 0] / size[size > 0]).mean())
+    return 100.0 * _mean(2 * hit[size > 0] / size[size > 0])
 
 
 def f1_micro(parts: np.ndarray) -> float:
     """100 times 2 TP / (predicted + labelled), summed over classes."""
     hit, predicted, labelled = (column.sum() for column in _counts(parts))
-    return 100.0 * float(2 * hit / (predicted + labelled))
+    return 100.0 * float(_defined(2 * hit, predicted + labelled))
+
+
+def counted_share(parts: np.ndarray) -> float:
+    """100 times the mean of the shares, of samples with a position that counts."""
+    shares, counts = parts.T
+    return 100.0 * _mean(shares[counts > 0])
 
 
 def rmse(parts: np.ndarray) -> float:
@@ -45,7 +56,7 @@ def r2(parts: np.ndarray) -> float:
     """1 - sum (z - y)^2 / sum (y - mean y)^2: the share of the labels' variance that is explained."""
     errors, means, within, count = parts.T
     apart = (means - (count * means).sum() / count.sum()) ** 2
-    return float(1 - errors.sum() / (within.sum() + (count * apart).sum()))
+    return float(1 - _defined(errors.sum(), within.sum() + (count * apart).sum()))
 
 
 def average_precision(parts: np.ndarray) -> float:
@@ -75,7 +86,7 @@ def error_rate(parts: np.ndarray) -> float:
 
 
 FORMULAS: dict[str, Callable[[np.ndarray], float]] = {
-    f.__name__: f for f in (mean_iou, f1_macro, f1_micro, rmse, r2, average_precision, auc, error_rate)
+    f.__name__: f for f in (mean_iou, f1_macro, f1_micro, counted_share, rmse, r2, average_precision, auc, error_rate)
 }
 
 
@@ -83,6 +94,18 @@ def _counts(parts: np.ndarray) -> np.ndarray:
     """[3, C] sums over samples."""
     sums: np.ndarray = np.asarray(parts).sum(0).reshape(3, -1)
     return sums
+
+
+def _mean(values: np.ndarray) -> float:
+    if not len(values):
+        raise ValueError(UNDEFINED)
+    return float(values.mean())
+
+
+def _defined(part: Any, whole: Any) -> Any:
+    if not whole > 0:
+        raise ValueError(UNDEFINED)
+    return part / whole
 
 
 def _over_labels(parts: np.ndarray, of: Callable[[np.ndarray, np.ndarray], float], both: bool) -> float:
@@ -101,5 +124,5 @@ def _over_labels(parts: np.ndarray, of: Callable[[np.ndarray, np.ndarray], float
         if len(hits) and hits[-1] > 0 and (misses[-1] > 0 or not both):
             found.append(of(hits, misses))
     if not found:
-        raise ValueError("no label has the answers that the figure needs among these samples")
+        raise ValueError(UNDEFINED)
     return float(np.mean(found))

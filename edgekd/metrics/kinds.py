@@ -15,13 +15,15 @@ from edgekd.records import Metric
 
 def pixel_accuracy(of: Output, *, name: str = "pixel_accuracy", output: str | None = None) -> Metric:
     """Share of positions whose greatest score is the label's, in percent, averaged within a sample first. Positions
-    that don't count are left out; a sample without any counts as nothing right."""
+    that don't count are left out, and samples without any that does."""
 
     def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
         answers, wanted, told = _decided(of, one(outputs, output), labels, name)
         right: np.ndarray = ((answers == wanted) & told).sum(1) / np.maximum(told.sum(1), 1)
-        return right
+        return right if of.ignore_index is None else np.stack([right, told.any(1)], 1)
 
+    if of.ignore_index is not None:
+        return Metric(name, "%", "higher", records, FORMULAS["counted_share"], "counted_share")
     return Metric(name, "%", "higher", records, _percent)
 
 
