@@ -35,6 +35,11 @@ class Output:
         """Whether it has scores of classes, of which a yes-or-no label has two."""
         return self.kind in ("classes", "yes_no")
 
+    @property
+    def deciding(self) -> str:
+        """What of it decides the bytes of a training: not its `count` and `unit`, which are checked and shown."""
+        return f"{self.kind} {self.axis} {self.ignore_index}"
+
 
 def classes(count: int | None = None, *, axis: int = 1, ignore_index: int | None = None) -> Output:
     """Scores of classes along `axis`; labels are class indices with the shape of the output without it.

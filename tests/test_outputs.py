@@ -308,6 +308,7 @@ def test_what_an_output_is_decides_the_key_of_a_training():
 
     found = [key(o) for o in (None, edgekd.classes(3), edgekd.classes(3, ignore_index=0), edgekd.yes_no())]
     assert len(set(found)) == 4
+    assert key(edgekd.classes()) == key(edgekd.classes(3))  # a number that is checked, as is a unit that is shown
 
 
 @pytest.mark.parametrize("kind", [edgekd.numbers(), edgekd.embeddings()])

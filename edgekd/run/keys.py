@@ -23,9 +23,9 @@ def key_of(
     read = {split: resolved.data(split).digest for split in stage.reads}
     read |= {"version": task.version, "draws": str(task.draws)}
     if task.output is not None:  # decides what losses and ensembles see
-        read |= {"output": repr(task.output)}
+        read |= {"output": task.output.deciding}
     if use == "export":
-        read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(task.outputs)}
+        read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(tuple(task.outputs))}
         read |= {"runtime": runtime(stage.runtime)}
     if task.assets:
         read["assets"] = fingerprint.files(task.assets)
