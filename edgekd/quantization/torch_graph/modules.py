@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +31,7 @@ class Value(nn.Module):
         self.learned = learned and not limits.share
         self.widest = math.inf  # scale that a learned one does not pass
         self.histogram = Histogram()
+        self.read = dict[str, tuple[torch.Tensor, int, float]]()
         self.register_buffer("low_value", torch.zeros(1))
         self.register_buffer("high_value", torch.zeros(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
@@ -38,21 +40,35 @@ class Value(nn.Module):
         if self.learned:
             self.gain = nn.Parameter(torch.ones(1))
 
+    def number(self, name: str) -> float:
+        """The number in a buffer. It is read from its device only where something else has written it: reading waits
+        for a GPU."""
+        tensor, kept = getattr(self, name), self.read.get(name)
+        if kept is None or kept[0] is not tensor or kept[1] != tensor._version:
+            kept = self.read[name] = (tensor, tensor._version, tensor.item())
+        return kept[2]
+
+    def set_number(self, name: str, value: float) -> None:
+        """Writes a number into a buffer, as float32 where that is its type."""
+        tensor = getattr(self, name).fill_(value)
+        kept = float(np.float32(value)) if tensor.is_floating_point() else value
+        self.read[name] = (tensor, tensor._version, kept)
+
     def step(self) -> torch.Tensor:
         """[1] scale in use. What is learned is its ratio to the calibrated one, so that a learning rate means the same
         everywhere."""
         if not self.learned:
             return self.scale
-        self.gain.data.clamp_(1 / FURTHEST, min(FURTHEST, self.widest / self.scale.item()))
+        self.gain.data.clamp_(1 / FURTHEST, min(FURTHEST, self.widest / self.number("scale")))
         return self.scale * self.gain
 
     def set_range(self, low: float, high: float) -> None:
         """Takes the quantization parameters that cover [low, high] and hold zero exactly."""
         scale, zero_point = scale_and_zero_point(low, high, self.high, self.limits)
-        self.scale.fill_(scale)
-        self.zero_point.fill_(zero_point)
-        self.low_value.fill_(min(low, 0.0))
-        self.high_value.fill_(max(high, 0.0))
+        self.set_number("scale", scale)
+        self.set_number("zero_point", zero_point)
+        self.set_number("low_value", min(low, 0.0))
+        self.set_number("high_value", max(high, 0.0))
         if self.limits.output:
             self.widest = scale
         elif math.isfinite(self.limits.low) and math.isfinite(self.limits.high):
@@ -60,7 +76,7 @@ class Value(nn.Module):
 
     def follow(self, x: torch.Tensor) -> None:
         """Moves the range towards that of `x` by a moving average."""
-        low, high = (end.item() for end in torch.aminmax(x.detach()))
+        low, high = torch.stack(torch.aminmax(x.detach())).tolist()
         if not math.isfinite(high - low):
             message = f"training diverged: the values at `{self.name}` are not finite"
             raise RunFailed(
@@ -70,13 +86,13 @@ class Value(nn.Module):
                     "lower `lr`, lengthen `warmup` or set `clip`; folded norms want smaller steps than training did",
                 )
             )
-        low = self.low_value.item() + AVERAGE * (min(low, 0.0) - self.low_value.item())
-        high = self.high_value.item() + AVERAGE * (max(high, 0.0) - self.high_value.item())
-        self.low_value.fill_(low)
-        self.high_value.fill_(high)
+        low = self.number("low_value") + AVERAGE * (min(low, 0.0) - self.number("low_value"))
+        high = self.number("high_value") + AVERAGE * (max(high, 0.0) - self.number("high_value"))
+        self.set_number("low_value", low)
+        self.set_number("high_value", high)
         scale, zero_point = scale_and_zero_point(low, high, self.high, self.limits)
-        self.scale.fill_(scale)
-        self.zero_point.fill_(zero_point)
+        self.set_number("scale", scale)
+        self.set_number("zero_point", zero_point)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.mode == "observe":
@@ -91,10 +107,10 @@ class Value(nn.Module):
         if self.learned:
             # the step's gradient is scaled by 1 / sqrt(values of a sample * steps) (Esser et al. 2020, section 2.2)
             factor = (x.numel() / len(x) * self.high) ** -0.5
-            return Rounded.apply(x, self.step(), self.zero_point.item(), self.high, factor)
-        if self.training and not self.limits.share and self.follows.item():
+            return Rounded.apply(x, self.step(), self.number("zero_point"), self.high, factor)
+        if self.training and not self.limits.share and self.number("follows"):
             self.follow(x)
-        return Rounded.apply(x, self.scale, self.zero_point.item(), self.high, None)
+        return Rounded.apply(x, self.scale, self.number("zero_point"), self.high, None, self.number("scale"))
 
 
 class Weight(nn.Module):
@@ -134,10 +150,8 @@ class Weight(nn.Module):
         else:
             dims = [d for d in range(weight.ndim) if d != self.axis]
             scale = weight.abs().amax(dims).reshape(-1) / self.high
-        if scale.min().item() > SMALLEST:
-            return scale
-        largest = scale.max().item()
-        return torch.where(scale > SMALLEST, scale, largest if largest > SMALLEST else 1.0)
+        largest = scale.max()
+        return torch.where(scale > SMALLEST, scale, torch.where(largest > SMALLEST, largest, 1.0))
 
     def shaped(self, like: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         """[1, channels, 1] scales beside a weight [..., channels, ...]"""
