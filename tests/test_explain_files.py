@@ -3,6 +3,7 @@ and forms that can't be read."""
 
 import dataclasses
 import re
+import shlex
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,8 @@ from edgekd import cli
 from edgekd.errors import UsageError
 from edgekd.explain import fixed, layers, requantize
 from edgekd.explain.trial import State, Tried
+from edgekd.files import sha256
+from edgekd.onnx_files import external
 from edgekd.probes import figure
 from edgekd.probes.signal_to_noise import SIGNAL_TO_NOISE
 from edgekd.quantization.diagnosis.fixes import Fix, offered, options
@@ -78,13 +81,31 @@ def test_layers_have_the_names_that_quantize_takes_and_fixes_are_its_options(fil
     (findings,) = found.findings.values()
     assert findings[-1].layer == "first" and findings[-1].cause == "outlier channel"
     assert "norm" not in findings[-1].evidence, "the file has none"
-    assert findings[-1].fix == "--ranges mse or --float-layer first", "equalize is no option of quantize"
+    assert findings[-1].fix == "--equalize or --ranges mse or --float-layer first"
+    assert next(f for f in findings if f.cause == "rounding").fix == "--correct-bias or --float-layer second"
     words = {w for f in findings for w in re.findall(r"--[\w-]+", f.fix)}
     told = CliRunner().invoke(cli.cli, ["quantize", "--help"]).output
     assert words and all(w in told for w in words)
-    assert "edgekd quantize" in found.text and "equalize" not in found.text
+    assert "edgekd quantize" in found.text
     names = re.findall(r"--float-layer (\S+)", " ".join(f.fix for f in findings))
     quantize(folder / "net.onnx", data=folder / "d.npz", out=folder / "again.onnx", float_layers=names)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_fixed_file_is_kept_whole_and_is_the_one_that_its_command_makes(files, monkeypatch, apart):
+    """Also one whose weights are in a second file; the limit above which they are is lowered."""
+    folder, given = files
+    if apart:
+        monkeypatch.setattr(external, "LIMIT", external.ROOM + 500)
+        monkeypatch.setattr(external, "SMALL", 64)
+    (made,) = explain(folder / "q.onnx", **given, fix=True).fixes
+    assert made.remedy.settings == {"before": ("equalize",)} and made.recovered
+    assert made.sha256 == sha256(folder / made.file) and len(external.files(folder / made.file)) == apart
+    before, after = (next(m.value for m in f if m.name == "signal_to_noise") for f in (made.before, made.after))
+    assert before < 15 < 20 < after
+    assert cli.run([*shlex.split(made.lasting)[1:], "--quiet"]) == 0
+    kept = {p.name: p.read_bytes() for p in (folder / "fixed").iterdir() if p.suffix != ".json"}
+    assert kept == {p.name: p.read_bytes() for p in folder.iterdir() if p.name.startswith("q.onnx")}
 
 
 @pytest.mark.parametrize("snr, told", [(3.0, "no layer alone explains the loss"), (35.0, "no layer shows")])
@@ -164,7 +185,14 @@ def test_what_is_offered_ends_with_the_layer_in_float():
         ["--ranges", "entropy"],
         ["--float-layer", "/f/conv"],
     ]
-    assert offered(finding("rounding"), dataclasses.replace(ours, layers={})) == []
+    bare = dataclasses.replace(ours, layers={})
+    assert [options(s) for s in offered(finding("rounding"), bare)] == [["--correct-bias"]]
+    assert [options(s) for s in offered(finding("outlier channel"), bare)] == [["--equalize"], ["--ranges", "mse"]]
+    assert [s["before"] for s in offered(finding("outlier channel"), dataclasses.replace(bare, parts=None))[:2]] == [
+        ("equalize",),
+        ("equalize", "smooth"),
+    ]
+    assert offered(finding("per-tensor weights on depthwise"), bare) == []
 
 
 @pytest.mark.parametrize(

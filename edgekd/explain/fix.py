@@ -81,7 +81,9 @@ def _search(
 
     def recovers(one: Fix) -> bool:
         advance(len(tried), len(plain) + MOST_FLOAT, one.text)
-        tried.append(_try(one, way, before, bench, bench.place / f"made-{len(tried)}.onnx"))
+        folder = bench.place / f"made-{len(tried)}"
+        folder.mkdir()
+        tried.append(_try(one, way, before, bench, folder / f"{bench.subject.id}.onnx"))
         return tried[-1].verdict == "recovers"
 
     for one in plain[:budget]:
@@ -169,4 +171,5 @@ def _keep(subject: Subject, made: Path, fixed: Fixed) -> None:
     subject.home.mkdir(exist_ok=True)
     text = json.dumps({"schema": SCHEMA, **dataclasses.asdict(fixed)}, indent=1, default=list) + "\n"
     write_atomic(subject.home / f"{subject.id}.json", text.encode())
-    write_atomic(subject.home / f"{subject.id}.onnx", made.read_bytes())
+    for file in (*external.files(made), made):  # by the names that they have beside one another
+        write_atomic(subject.home / file.name, file.read_bytes())

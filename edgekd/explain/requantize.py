@@ -16,7 +16,7 @@ from edgekd.explain import layer_names
 from edgekd.explain.inputs import FromFiles, FromRun, Subject
 from edgekd.files import write_atomic
 from edgekd.inputs import named
-from edgekd.quantization.diagnosis.fixes import Now, options, shown
+from edgekd.quantization.diagnosis.fixes import FLAGS, Now, options, shown
 from edgekd.records import Target
 from edgekd.run import target_settings
 from edgekd.samples.rows import Samples, fitting
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RECIPE = frozenset(
     ("ranges", "samples", "before", "after", "pairs16", "float_layers", "layer_bits", "weight_bits", "observer")
 )
-FILE = frozenset(("ranges", "samples", "weight_bits", "float_layers"))
+FILE = frozenset(("ranges", "samples", "before", "after", "weight_bits", "float_layers"))
 CALIBRATION = 512  # samples, unless a fix says how many
 
 
@@ -176,9 +176,10 @@ def _file(
         taken = samples.take(divided(count, settings.get("samples", CALIBRATION), samples.rows)[0])
         asked = {k: settings[k] for k in ("weight_bits", "float_layers") if k in settings}
         scheme = target_settings.scheme(targets, **asked)
-        made = convert.quantize(
-            parsed, taken, scheme=scheme, ranges=settings.get("ranges", "minmax"), place_name=str(model)
-        )
+        parts = {*settings.get("before", ()), *settings.get("after", ())}
+        more = {"equalize": "equalize" in parts, "correct_bias": "bias_correction" in parts}
+        ranges = settings.get("ranges", "minmax")
+        made = convert.quantize(parsed, taken, scheme=scheme, ranges=ranges, place_name=str(model), **more)
         external.put(checks.finished(made.model, path.name), path.parent)
         differ, reason = checks.simulated(path, checks.affordable(made.float_model, taken))
         said = "every integer operator computes what the file says: 0 values differ from the simulation"
@@ -190,7 +191,7 @@ def _file(
 def of_file(count: int, labels: Mapping[str, tuple[str, ...]], *, same: bool = False) -> Now:
     """What is known of an int8 file of any making: the samples that there are, the names of its layers, and whether
     `quantize` made it."""
-    return Now({}, count, FILE, 8, labels, same=same)
+    return Now({}, count, FILE, 8, labels, same=same, parts=frozenset(FLAGS))
 
 
 def _bits(source: FromRun) -> int:

@@ -14,6 +14,8 @@ from edgekd.quantization.diagnosis.layers import Finding
 
 ENOUGH = 512  # samples that calibration is never short of
 AGAIN = "quantize again"
+# parts of a recipe that `quantize` has an option for
+FLAGS = {"equalize": "--equalize", "bias_correction": "--correct-bias"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Fix:
 @dataclass(frozen=True)
 class Now:
     """How a file was made: `settings` as far as they are known, the most `samples` that there are, `keys` that can be
-    given, `bits` that weights may have; `layers` {layer of a finding: names of those whose weights go together with
-    its}."""
+    given, `parts` that `before` and `after` may name (None: all), `bits` that weights may have; `layers` {layer of a
+    finding: names of those whose weights go together with its}."""
 
     settings: Mapping[str, Any]
     samples: int
@@ -47,6 +49,12 @@ class Now:
     bits: int = 8
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     same: bool = True  # whether the same settings make the same file, so that to do it again is idle
+    parts: frozenset[str] | None = None
+
+    def given(self, key: str, value: Any) -> Any:
+        """A setting, as far as it can be given."""
+        parts = None if key not in ("before", "after") else self.parts
+        return value if parts is None else tuple(name for name in value if name in parts)
 
 
 def fixes(findings: Sequence[Finding], now: Now) -> list[Fix]:
@@ -71,7 +79,10 @@ def fixes(findings: Sequence[Finding], now: Now) -> list[Fix]:
 def offered(finding: Finding, now: Now) -> list[Mapping[str, Any]]:
     """Settings that could help one layer, as far as they can be given, the likeliest first; at the end, to keep it in
     float."""
-    found = [r.settings for s in _settings(finding.cause, [finding], now) if (r := _possible(s, finding.cause, now))]
+    found: list[Mapping[str, Any]] = []
+    for settings in _settings(finding.cause, [finding], now):
+        fix = _possible(settings, finding.cause, now)
+        found += [] if fix is None or fix.settings in found else [fix.settings]
     names = now.layers.get(finding.layer, ())
     return [*found, *([{"float_layers": names}] if names and "float_layers" in now.keys else [])]
 
@@ -101,6 +112,8 @@ def options(settings: Mapping[str, Any]) -> list[str]:
     for key, value in sorted(settings.items()):
         if key == "float_layers":
             words += [w for name in value for w in ("--float-layer", name)]
+        elif key in ("before", "after"):
+            words += [FLAGS[name] for name in value]
         else:
             words += [f"--{key.replace('_', '-')}", str(value)]
     return words
@@ -145,7 +158,8 @@ def _settings(cause: str, findings: Sequence[Finding], now: Now) -> list[dict[st
 
 def _possible(settings: Mapping[str, Any], cause: str, now: Now) -> Fix | None:
     """The fix without settings that can't be given; None if nothing is left, or nothing is new."""
-    changed = {k: v for k, v in settings.items() if k in now.keys and now.settings.get(k) != v and v not in ({}, ())}
+    given = {k: now.given(k, v) for k, v in settings.items() if k in now.keys}
+    changed = {k: v for k, v in given.items() if now.settings.get(k) != v and v not in ({}, ())}
     if now.settings.get("mode") == "qat":
         changed.pop("after", None)
     if settings and not changed:
