@@ -624,6 +624,20 @@ def recorded():
     return found
 
 
+def test_operators_inside_of_a_loop_are_no_time_of_the_loop(tmp_path):
+    event = lambda name, kind, ts, dur: {
+        "cat": "Node", "name": f"{name}_kernel_time", "ts": ts, "dur": dur, "args": {"op_name": kind}
+    }  # fmt: skip
+    run = {"cat": "Session", "name": "model_run", "ts": 0, "dur": 200}
+    inside = [event("m", "MatMul", 12, 30), event("i", "If", 50, 40), event("c", "Conv", 55, 20)]
+    nodes = [event("l", "Loop", 10, 100), *inside, event("g", "Gemm", 110, 50)]
+    (tmp_path / "t.json").write_text(json.dumps([run, *nodes]))
+    found = operators.measure(tmp_path / "t.json", warmup=0, p50_ms=0.15)
+    assert {o.name: round(1000 * o.ms) for o in found.operators} == {"l": 30, "m": 30, "i": 20, "c": 20, "g": 50}
+    assert found.scale == pytest.approx(1) and found.gap_ms == pytest.approx(0)
+    assert dict(operators.medians(tmp_path / "t.json", warmup=0))["l"] == pytest.approx(0.03)
+
+
 def test_operators_leave_out_the_warm_up_and_are_scaled(tmp_path):
     path = tmp_path / "t.json"
     path.write_text(json.dumps(recorded()))

@@ -13,6 +13,8 @@ from typing import Any
 
 from edgekd.errors import Problem, RunFailed
 
+SUBGRAPHS = frozenset({"If", "Loop", "Scan"})
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -39,22 +41,18 @@ def measure(trace: Path, *, warmup: int, p50_ms: float) -> Operators:
     """Reads a trace of onnxruntime; the first `warmup` inferences in it don't count. Raises RunFailed where it can't be
     read."""
     found = events(trace)
-    nodes = sorted(
-        (e for e in found if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")),
-        key=lambda e: e["ts"],
-    )
+    nodes = _kernels(found)
     windows = sorted(
         (e["ts"], e["ts"] + e["dur"]) for e in found if e.get("cat") == "Session" and e.get("name") == "model_run"
     )[warmup:]
     if not windows or not nodes:
         raise RunFailed(Problem(trace.name, "the runtime's trace holds no inference"))
     times, starts = defaultdict(float), [begun for begun, _ in windows]
-    for event in nodes:
+    for event, own in nodes:
         window = bisect.bisect_right(starts, event["ts"]) - 1
         if window >= 0 and event["ts"] <= windows[window][1]:
-            times[event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")] += (
-                event["dur"] / 1000 / len(windows)
-            )
+            key = event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")
+            times[key] += own / 1000 / len(windows)
     total = sum(times.values())
     scale = p50_ms / total if total else 1.0
     return Operators(
@@ -68,10 +66,27 @@ def medians(trace: Path, *, warmup: int) -> list[tuple[str, float]]:
     """[(operator, the median of its milliseconds)] in the order in which they ran: a burst of noise in one inference
     does not move it. The first `warmup` inferences don't count. Raises RunFailed where the trace can't be read."""
     times: dict[str, list[float]] = {}
-    for event in sorted((e for e in events(trace) if e.get("cat") == "Node"), key=lambda e: e["ts"]):
-        if str(event.get("name", "")).endswith("_kernel_time"):
-            times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1000)
+    for event, own in _kernels(events(trace)):
+        times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(own / 1000)
     return [(name, statistics.median(each[warmup:] or each)) for name, each in times.items()]
+
+
+def _kernels(found: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """The operators' events as they begin, each with its microseconds: those of an If, a Loop or a Scan without what
+    ran inside of it, which has events of its own."""
+    nodes = [e for e in found if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")]
+    nodes.sort(key=lambda e: (e["ts"], -e["dur"]))
+    own = [float(e["dur"]) for e in nodes]
+    around: list[int] = []
+    for i, event in enumerate(nodes):
+        ends = event["ts"] + event["dur"]
+        while around and nodes[around[-1]]["ts"] + nodes[around[-1]]["dur"] < ends:
+            around.pop()
+        if around:
+            own[around[-1]] -= event["dur"]
+        if event.get("args", {}).get("op_name") in SUBGRAPHS:
+            around.append(i)
+    return [(event, max(0.0, time)) for event, time in zip(nodes, own, strict=True)]
 
 
 def events(trace: Path) -> list[dict[str, Any]]:
