@@ -367,6 +367,9 @@ class TestImages:
             ({"deviation": [0]}, ["deviation.0: input should be greater than 0, not 0"]),
             ({"mean": ["a"]}, ["mean.0: input should be a valid number, not 'a'"]),
             ({"mean": []}, ["mean: must have at least 1 item, not []"]),
+            ({"scale": 0}, ["scale, or scale / deviation, is 0 or too large"]),
+            ({"scale": 1e300}, ["scale, or scale / deviation, is 0 or too large"]),
+            ({"deviation": [1, 1e-320]}, ["scale, or scale / deviation, is 0 or too large"]),
         ],
     )
     def test_settings_are_named_as_the_file_has_them(self, how, wanted):

@@ -14,6 +14,7 @@ from edgekd.errors import Problem, UsageError, near
 from edgekd.files import content, reading
 
 Side = Annotated[int, Ge(1), Le(16384)]
+LEAST = 1e-9  # factor by which samples may be made smaller or larger
 HINT = "`edgekd schema preprocess` prints what it may hold"
 
 
@@ -69,4 +70,11 @@ def load(name: Path | str) -> Preprocess:
     made, problems = signatures.check(model, table, str(path))
     if problems:
         raise UsageError(*problems)
-    return Preprocess(**{name: getattr(made, name) for name in model.model_fields})
+    found = Preprocess(**{name: getattr(made, name) for name in model.model_fields})
+    scale = 1.0 if found.scale is None else abs(found.scale)
+    if not all(
+        LEAST <= factor <= 1 / LEAST for factor in (scale, *(scale / max(d, LEAST**2) for d in found.deviation))
+    ):
+        text = "scale, or scale / deviation, is 0 or too large: every sample would be the same, or not finite"
+        raise UsageError(Problem(str(path), text, "for images the values behind it are mostly of the size 1"))
+    return found
