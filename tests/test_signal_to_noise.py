@@ -58,6 +58,14 @@ def test_the_metric_of_a_task_takes_logits():
     assert top1().records(np.array([[0.2], [0.7]]), np.array([1, 1])).tolist() == [1, 1]
 
 
+def test_samples_that_are_all_alike_are_no_noise_of_rounding():
+    plain = np.repeat(RNG.normal(size=(1, 5)).astype(np.float32), 40, 0)
+    int8 = plain * np.float32(1.001)
+    (row,) = compare("y", plain, int8)
+    assert row.snr_db == pytest.approx(60, abs=0.1)  # as of one sample
+    assert compare("y", plain[:1], int8[:1])[0].snr_db == pytest.approx(row.snr_db, abs=0.1)
+
+
 def test_an_output_that_is_not_finite_has_no_figure():
     plain = np.full((5, 3), np.nan, np.float32)
     (row,) = compare("y", plain, plain)
@@ -69,7 +77,7 @@ def test_an_output_that_is_not_finite_has_no_figure():
     assert (row.answers, row.broken, row.samples) == (0.8, 1, 5) and row.snr_db == pytest.approx(120)
     masked = np.where(np.arange(3) == 2, -np.inf, some[[0, 2, 3]])
     assert compare("y", masked, masked)[0].broken == 0  # a mask is no fault
-    assert by_layer.noise([some], [some]) == by_layer.LEAST
+    assert by_layer.noise([some], [some]) == pytest.approx(1e-12)
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0])

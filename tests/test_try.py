@@ -6,23 +6,15 @@ import types
 import wave
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
-from onnx import numpy_helper as nh
+from small_files import file
 
 from edgekd import cli
 from edgekd.report import tables
 
 PIL = pytest.importorskip("PIL.Image")
-
-
-def file(path, inputs, nodes, outputs, **constants):
-    value = lambda n, kind, s: h.make_tensor_value_info(n, kind, s)
-    tensors = [nh.from_array(np.asarray(a), n) for n, a in constants.items()]
-    graph = h.make_graph(nodes, "g", [value(*i) for i in inputs], [value(*o) for o in outputs], tensors)
-    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), path)
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def place(tmp_path, monkeypatch):
     nodes.append(h.make_node("MatMul", ["f", "w"], ["y"]))
     for name, weights in {"float": np.eye(3), "int8": np.eye(3)[[0, 2, 1]]}.items():
         given = [("x", T.FLOAT, ["n", 3, 2, 2])]
-        file(tmp_path / f"{name}.onnx", given, nodes, [("y", T.FLOAT, ["n", 3])], w=weights.astype(np.float32))
+        file(tmp_path / f"{name}.onnx", nodes, given, [("y", T.FLOAT, ["n", 3])], w=weights.astype(np.float32))
     for name, colour in {"red": (255, 0, 51), "green": (0, 255, 51)}.items():
         PIL.new("RGB", (2, 2), colour).save(tmp_path / f"{name}.png")
     (tmp_path / "names.txt").write_text("red\ngreen\nblue\n")
@@ -77,7 +69,7 @@ def test_each_file_is_given_what_it_takes(place, capsys):
         h.make_node("ReduceMean", ["c"], ["m"], axes=[1, 2], keepdims=0),
     ]
     nodes.append(h.make_node("ArgMax", ["m"], ["y"], axis=1, keepdims=0))
-    file(place / "camera.onnx", [("x", T.UINT8, ["n", 2, 2, 3])], nodes, [("y", T.INT64, ["n"])])
+    file(place / "camera.onnx", nodes, [("x", T.UINT8, ["n", 2, 2, 3])], [("y", T.INT64, ["n"])])
     code, out, _ = say(capsys, "float.onnx", "camera.onnx", "red.png", "green.png", "--preprocess", "unit")
     assert code == 0 and "2 of 2 answers are the same" in out and "dB" not in out
 
@@ -85,8 +77,8 @@ def test_each_file_is_given_what_it_takes(place, capsys):
 def test_a_sound(place, capsys):
     file(
         place / "loud.onnx",
-        [("x", T.FLOAT, ["n", 8])],
         [h.make_node("MatMul", ["x", "w"], ["y"])],
+        [("x", T.FLOAT, ["n", 8])],
         [("y", T.FLOAT, ["n", 2])],
         w=np.repeat([[1.0, -1.0]], 8, 0).astype(np.float32),
     )
@@ -101,7 +93,7 @@ def test_a_fixed_batch_takes_one(place, capsys, monkeypatch):
     """The batch is filled with the last sample, and only the first answers are shown."""
     monkeypatch.setattr(tables, "columns", lambda otherwise: 1000)  # paths are long: a wide table would be folded
     nodes = [h.make_node("GlobalAveragePool", ["x"], ["p"]), h.make_node("Flatten", ["p"], ["y"])]
-    file(place / "8.onnx", [("x", T.FLOAT, [8, 3, 2, 2])], nodes, [("y", T.FLOAT, [8, 3])])
+    file(place / "8.onnx", nodes, [("x", T.FLOAT, [8, 3, 2, 2])], [("y", T.FLOAT, [8, 3])])
     np.savez(place / "one.npz", x=np.ones((1, 3, 2, 2), np.float32))
     code, out, err = say(
         capsys, "8.onnx", "8.onnx", str(place / "red.png"), "green.png", "one.npz", "--preprocess", "unit"
@@ -116,7 +108,7 @@ def test_what_is_wrong_with_a_file_is_told_with_its_name(place, capsys):
     code, _, err = say(capsys, "float.onnx", "float.onnx", "red.png", "--preprocess", "unit", "--axis", "x=0")
     assert code == 0, err
     file(
-        place / "5.onnx", [("x", T.FLOAT, ["n", 5, 2, 2])], [h.make_node("Relu", ["x"], ["y"])], [("y", T.FLOAT, None)]
+        place / "5.onnx", [h.make_node("Relu", ["x"], ["y"])], [("x", T.FLOAT, ["n", 5, 2, 2])], [("y", T.FLOAT, None)]
     )
     code, _, err = say(capsys, "5.onnx", "5.onnx", "red.png", "--preprocess", "unit")
     assert code == 2 and "error: red.png: the input x takes [n, 5, 2, 2]" in err
@@ -126,7 +118,7 @@ def test_what_is_wrong_with_a_file_is_told_with_its_name(place, capsys):
 def test_an_output_without_values(place, capsys):
     nodes = [h.make_node("Slice", ["x", "from", "from", "axis"], ["e"])]
     constants = {"from": np.array([0]), "axis": np.array([1])}
-    file(place / "none.onnx", [("x", T.FLOAT, ["n", 8])], nodes, [("e", T.FLOAT, ["n", 0])], **constants)
+    file(place / "none.onnx", nodes, [("x", T.FLOAT, ["n", 8])], [("e", T.FLOAT, ["n", 0])], **constants)
     np.savez(place / "d.npz", x=np.ones((2, 8), np.float32))
     code, out, _ = say(capsys, "none.onnx", "none.onnx", "d.npz")
     assert code == 0 and "d.npz [1]" in out and "dB" not in out
@@ -160,7 +152,7 @@ class Tokenizer:
 def texts(place, monkeypatch):
     given = [("input_ids", T.INT64, ["n", 4]), ("attention_mask", T.INT64, ["n", 4])]
     nodes = [h.make_node("Mul", ["input_ids", "attention_mask"], ["m"]), h.make_node("Cast", ["m"], ["y"], to=T.FLOAT)]
-    file(place / "words.onnx", given, nodes, [("y", T.FLOAT, ["n", 4])])
+    file(place / "words.onnx", nodes, given, [("y", T.FLOAT, ["n", 4])])
     (place / "tokenizer.json").write_text("{}")
     (place / "said.txt").write_text("four words is enough here")
     monkeypatch.setitem(sys.modules, "tokenizers", types.SimpleNamespace(Tokenizer=Tokenizer))

@@ -4,25 +4,16 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
-from onnx import numpy_helper as nh
+from small_files import file
 
 from edgekd import cli
 from edgekd.run import answer_notes
 from edgekd.run.answer_notes import Output
 from edgekd.run.side_by_side import Answer
-
-
-def file(path, nodes, inputs, outputs, **constants):
-    value = lambda n, kind, dims: h.make_tensor_value_info(n, kind, dims)
-    tensors = [nh.from_array(np.asarray(a), n) for n, a in constants.items()]
-    nodes = [h.make_node(*n[:3], **(n[3] if len(n) > 3 else {})) for n in nodes]
-    graph = h.make_graph(nodes, "g", [value(*i) for i in inputs], [value(*o) for o in outputs], tensors)
-    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), path)
 
 
 @pytest.fixture

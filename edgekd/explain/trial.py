@@ -12,7 +12,7 @@ import numpy as np
 
 from edgekd.explain.inputs import Samples, Subject
 from edgekd.inputs import bare
-from edgekd.measure import jobs
+from edgekd.measure import rolled
 from edgekd.quantization.diagnosis.fixes import Fix
 from edgekd.quantization.diagnosis.signal_to_noise import decibel, noise
 
@@ -89,7 +89,7 @@ class Bench:
         self.sound = SOUND if percent or self.value is None else abs(self.value) / 1000
 
     def answers(self, file: Path, samples: Samples) -> dict[str, np.ndarray]:
-        return jobs.score(file, samples.inputs, folder=self.place / f"score-{next(self.numbers)}")
+        return rolled.score(file, samples.inputs, self.place / f"score-{next(self.numbers)}")
 
     def metric(self, answers: Mapping[str, np.ndarray], samples: Samples) -> float | None:
         metric = self.subject.metric

@@ -68,6 +68,8 @@ def given(
 def shapes(path: Path, source: Source, target: Target | None) -> tuple[dict[str, tuple[int, ...]], str]:
     """({input: shape of one sample of the data}, which sample's, in words, where they differ); {} without data, or for
     a file that is not ONNX."""
+    if source.random and (wrong := reader.needless(source)):
+        raise UsageError(*wrong)
     if source.random or source.states or not (target is None or is_onnx(form(target))):
         return {}, ""
     samples = reader.read(source, signature.of_model(static.read(path))).samples

@@ -141,18 +141,27 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 def files(path: Path) -> tuple[Path, ...]:
     """The files that hold weights of the ONNX file at `path`, in a fixed order; () where it holds all itself, and where
     it can't be read. Raises UsageError where a place is wrong."""
+    model = _marked(path)
+    return () if model is None else _files(model, path)
+
+
+def _marked(path: Path) -> onnx.ModelProto | None:
+    """The model of a file that may name others; None of one that does not, or can't be read."""
     try:
         data = content(path, LIMIT)
     except OSError:
-        return ()
+        return None
     if MARK not in data:
-        return ()
+        return None
     import onnx
 
     try:
-        model = onnx.load_model_from_string(data)
+        return onnx.load_model_from_string(data)
     except Exception:  # protobuf's own error classes differ between its builds
-        return ()
+        return None
+
+
+def _files(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     try:
         return tuple(sorted({_place(tensor, path)[0] for tensor in outside(model)}))
     except ValueError as error:
@@ -168,12 +177,10 @@ def size(path: Path | str) -> int:
 def located(path: Path, name: str) -> tuple[bytes, dict[str, Path]]:
     """(the ONNX file at `path` as it is put elsewhere as `name`, {file name: the file that has its weights}): these are
     called after that name, and it names them so. (b"", {}) of a file that holds all itself."""
-    import onnx
-
-    found = files(path)
-    if not found:
+    model = _marked(path)
+    found = () if model is None else _files(model, path)
+    if model is None or not found:
         return b"", {}
-    model = onnx.load_model_from_string(content(path, LIMIT))
     names = {file: f"{name}.{i}.data" for i, file in enumerate(found)}
     for tensor in outside(model):
         for entry in tensor.external_data:

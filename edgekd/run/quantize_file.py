@@ -120,8 +120,9 @@ def _notes(given: Given, found: Compared) -> list[str]:
     if labels is not None and found.right is None:
         notes.append("`labels` were not used: they are not the class numbers that the only output gives, one each")
     if any(a.snr_db is not None and a.snr_db < 20 for a in found.agreements):
-        advice = "`edgekd explain` says which layers lose it, and --max-drop looks for settings that lose less"
-        notes.append(f"less than 20 dB: {advice}")
+        advice = "`edgekd explain` says which layers lose it"
+        more = ", and --max-drop looks for settings that lose less" if given.allowed is None else ""
+        notes.append(f"less than 20 dB: {advice}{more}")
     return notes
 
 

@@ -17,6 +17,7 @@ from edgekd.measure import rolled
 from edgekd.probes import static
 from edgekd.run import allowed_drop, quantize_interface, target_settings
 from edgekd.run.quantize_interface import Interface
+from edgekd.samples import axes
 from edgekd.samples import read as reader
 from edgekd.samples.rows import Samples
 from edgekd.samples.signature import Signature, of_model
@@ -29,6 +30,43 @@ if TYPE_CHECKING:
     from edgekd.records import Scheme, Target
     from edgekd.run.allowed_drop import Allowed
     from edgekd.samples.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asks for, as the verb says it. `like`: an int8 file whose float layers are taken too;
+    `slower_int8`: int8 may be slower; `on`: a board; `max_drop`: see `allowed_drop`."""
+
+    model: Path | str
+    source: Source
+    out: Path | str
+    target: str
+    ranges: str = "minmax"
+    weight_bits: int | None = None
+    full_range: bool = False
+    samples: int = 512
+    float_layers: Sequence[str] = ()
+    like: Path | str | None = None
+    slower_int8: bool = False
+    on: str | None = None
+    max_drop: str | None = None
+    equalize: bool = False
+    correct_bias: bool = False
+    interface: Interface = field(default_factory=Interface)
+
+    @property
+    def settled(self) -> list[str]:
+        """The options that say which layers stay float: nothing is timed then."""
+        given = {"--float-layer": self.float_layers, "--like": self.like, "--slower-int8": self.slower_int8}
+        return [name for name, value in given.items() if value]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command, but for ranges, float layers, `equalize` and `correct_bias`."""
+        words = ["edgekd", "quantize", str(self.model), *self.source.words(), "--out", str(self.out)]
+        words += ["--target", self.target, "--samples", str(self.samples), *["--full-range"] * self.full_range]
+        words += [] if self.weight_bits is None else ["--weight-bits", str(self.weight_bits)]
+        return (*words, *self.interface.words())
 
 
 @dataclass(frozen=True)
@@ -61,87 +99,70 @@ class Given:
         return len(self.calibration)
 
 
-def checked(
-    model: Path | str,
-    source: Source,
-    out: Path | str,
-    target: str,
-    *,
-    ranges: str,
-    weight_bits: int | None,
-    full_range: bool,
-    samples: int,
-    float_layers: Sequence[str],
-    like: Path | str | None = None,
-    slower_int8: bool = False,
-    on: str | None = None,
-    max_drop: str | None = None,
-    equalize: bool = False,
-    correct_bias: bool = False,
-    interface: Interface = Interface(),  # noqa: B008  (frozen)
-) -> Given:
-    """`like`: an int8 file whose float layers are taken too; `slower_int8`: int8 may be slower; `on`: a board;
-    `max_drop`: see `allowed_drop`.
-
-    Raises UsageError with every problem."""
+def checked(asked: Asked) -> Given:
+    """Raises UsageError with every problem."""
     from edgekd.quantization.onnx_graph import checks, normalize
 
     problems: list[Problem] = []
-
-    path = Path(model)
+    path, source = Path(asked.model), asked.source
     why = "random values have not the ranges of real ones: nothing is calibrated by them"
     gathered(lambda: refused_random(source, why), problems)
     wrong_data = bool(problems)
     parsed = gathered(lambda: static.read(path), problems)
-    device = gathered(lambda: targets.load(target), problems)
-    gathered(lambda: components.find("ranges", ranges), problems)
+    device = gathered(lambda: targets.load(asked.target), problems)
+    gathered(lambda: components.find("ranges", asked.ranges), problems)
     problems += normalize.problems(parsed, str(path)) if parsed is not None else []
-    problems += _not_an_output(Path(out), path, source, like)
+    problems += _not_an_output(Path(asked.out), path, source, asked.like)
     if parsed is not None:
-        problems += quantize_interface.problems(parsed, interface, {*source.states, *source.states.values()})
-    if samples < 1:
-        problems.append(Problem("--samples", f"{samples} is not a number of samples", "a number from 1"))
-    settled = {"--float-layer": float_layers, "--like": like, "--slower-int8": slower_int8}
-    if on is not None and any(settled.values()):
-        why = " and ".join(name for name, value in settled.items() if value)
+        problems += quantize_interface.problems(parsed, asked.interface, {*source.states, *source.states.values()})
+    if asked.samples < 1:
+        problems.append(Problem("--samples", f"{asked.samples} is not a number of samples", "a number from 1"))
+    if asked.on is not None and asked.settled:
+        why = " and ".join(asked.settled)
         problems.append(Problem("--on", f"is for times, and nothing is timed with {why}", "leave one of them out"))
-    taken = (
-        *float_layers,
-        *(() if like is None else gathered(lambda: checks.float_layers(Path(like)), problems) or ()),
-    )
-    problems += _wrong_bits(device, weight_bits, full_range)
+    like = () if asked.like is None else gathered(lambda: checks.float_layers(Path(asked.like)), problems) or ()
+    problems += _wrong_bits(device, asked.weight_bits, asked.full_range)
     parts: list[np.ndarray] = []  # numbers of the samples that calibrate, and of those that are compared
 
     def choose(total: int, size: int | None) -> np.ndarray:
-        parts[:] = divided(total, max(samples, 1), size)
+        parts[:] = divided(total, max(asked.samples, 1), size)
         return np.concatenate(parts)
 
+    signature = None if parsed is None else of_model(parsed)
     if not wrong_data:
-        signature = None if parsed is None else of_model(parsed)
         found = gathered(lambda: _data(source, signature, choose), problems)
-    if max_drop is not None:
-        gathered(lambda: allowed_drop.form(max_drop), problems)
+    if asked.max_drop is not None:
+        gathered(lambda: allowed_drop.form(asked.max_drop), problems)
     if problems:
         raise UsageError(*problems)
-    bits = weight_bits or device.int8.weight_bits
-    wide = {"pairs16": False} if full_range else {}
-    scheme = target_settings.scheme([device], weight_bits=bits, float_layers=tuple(dict.fromkeys(taken)), **wide)
-    words = ["edgekd", "quantize", str(path), *source.words(), "--out", str(out), "--target", target]
-    words += ["--samples", str(samples), *(["--full-range"] if full_range else [])]
-    words += [] if weight_bits is None else ["--weight-bits", str(weight_bits)]
-    words += interface.words()
-    more = {"timed": not any(settled.values()), "on": on, "words": tuple(words)}
-    more |= {"adjust": {"equalize": equalize, "correct_bias": correct_bias}}
+    wide = {"pairs16": False} if asked.full_range else {}
+    layers = tuple(dict.fromkeys((*asked.float_layers, *like)))
+    bits = asked.weight_bits or device.int8.weight_bits
+    scheme = target_settings.scheme([device], weight_bits=bits, float_layers=layers, **wide)
     if isinstance(found, reader.Given):
         calibration = found.samples.take(slice(0, len(parts[0])))
         compared = found.samples.take(slice(len(parts[0]), None)) if len(parts[1]) else calibration
-        given = Given(
-            path, Path(out), parsed, calibration, compared, len(parts[1]) > 0, scheme, device, found.note, **more
-        )
+        unused, note = len(parts[1]) > 0, found.note
     else:
-        *divided_, note = _run(path, found, samples)
-        given = Given(path, Path(out), parsed, *divided_, scheme, device, note, **more)
-    return given if max_drop is None else replace(given, allowed=_allowed(given, max_drop))
+        calibration, compared, unused, note = _run(path, found, asked.samples)
+    # of a folder each file is a sample
+    guessed = axes.doubtful(signature, calibration.axes, source.axes) if Path(source.place).is_file() else []
+    given = Given(
+        path,
+        Path(asked.out),
+        parsed,
+        calibration,
+        compared,
+        unused,
+        scheme,
+        device,
+        "\n".join(filter(None, (note, *guessed))),
+        timed=not asked.settled,
+        on=asked.on,
+        words=asked.words,
+        adjust={"equalize": asked.equalize, "correct_bias": asked.correct_bias},
+    )
+    return given if asked.max_drop is None else replace(given, allowed=_allowed(given, asked.max_drop))
 
 
 def _allowed(given: Given, text: str) -> Allowed:

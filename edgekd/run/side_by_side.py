@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.errors import Problem, UsageError, gathered
-from edgekd.measure import jobs
-from edgekd.measure.machine import runnable, user_error
+from edgekd.measure import rolled
+from edgekd.measure.machine import user_error
 from edgekd.probes import static
 from edgekd.progress import Silent
 from edgekd.quantization.diagnosis.signal_to_noise import EQUAL, decibel, noise
 from edgekd.run.answer_notes import Output, known, told
 from edgekd.samples import axes, media, read, texts, values
 from edgekd.samples.rows import Samples
-from edgekd.samples.sequences import answered
 from edgekd.samples.signature import Signature, of_model
 from edgekd.samples.source import Source
 
@@ -145,7 +144,7 @@ def _answers(
 ) -> Iterator[Answer]:
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
         plain, int8 = (
-            {o: a for o, a in _scored(f, s, Path(folder) / str(i)).items() if o not in states.values()}
+            {o: a for o, a in rolled.score(f, s, Path(folder) / str(i)).items() if o not in states.values()}
             for i, (f, s) in enumerate(zip(files, pair, strict=True))
         )
     if len(plain) != len(int8):
@@ -159,19 +158,6 @@ def _answers(
         one = f"{names[0]}, {pair[0].names[row]}" if states else one
         for output, (a, b) in pairs.items():
             yield _answer(one, output, np.asarray(a[row]), np.asarray(b[row]))
-
-
-def _scored(file: Path, samples: Samples, folder: Path) -> dict[str, np.ndarray]:
-    """{output: [n, ...]}, of steps with the states that the file makes."""
-    from edgekd.runtimes.onnxruntime import load
-
-    if not samples.states:
-        return jobs.score(file, samples, folder=folder)
-    jobs.tried({str(file): file}, samples, folder=folder)
-    with runnable(str(file)):
-        made = list(answered(load(str(file), 1), samples, 1))
-    first = lambda o, a: np.moveaxis(np.atleast_1d(a), samples.answers.get(o, 0), 0)
-    return {o: np.concatenate([first(o, m[o]) for m in made]) for o in made[0]}
 
 
 def _answer(name: str, output: str, plain: np.ndarray, int8: np.ndarray) -> Answer:

@@ -73,6 +73,17 @@ def shown(found: Mapping[str, Axis], asked: Mapping[str, int | None]) -> list[st
     return [f"samples are taken along: {guessed}; --axis NAME=K names another"] if guessed else []
 
 
+def doubtful(signature: Signature, found: Mapping[str, Axis], asked: Mapping[str, int | None]) -> list[str]:
+    """`shown`, but where samples lie along the first axis of the only input, whose others are fixed: nothing else can
+    be meant."""
+    only = next(iter(found.items())) if len(found) == 1 else None
+    plain = only is not None and only[1] == 0
+    if only is not None and plain:
+        dims = signature.inputs[only[0]].dims
+        plain = dims is None or all(isinstance(d, int) for d in dims[1:])
+    return [] if plain else shown(found, asked)
+
+
 def placed(
     signature: Signature, given: Mapping[str, np.ndarray], asked: Mapping[str, int | None], place: str
 ) -> tuple[Placed, list[Problem]]:

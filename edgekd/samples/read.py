@@ -38,6 +38,8 @@ def read(source: Source, signature: Signature, choose: Choose | None = None, few
         raise UsageError(Problem("--state", "is for sequences"))
     signature = axes.settled(signature, source.axes, {})
     if source.random:
+        if wrong := [*axes.unknown(signature, source.axes), *needless(source)]:
+            raise UsageError(*wrong)
         return Given(found := generated.random(signature, source.axes), len(found))
     problems = axes.unknown(signature, source.axes)
     if problems:
@@ -45,7 +47,7 @@ def read(source: Source, signature: Signature, choose: Choose | None = None, few
     path = Path(source.place)
     if path.is_dir():
         return _folder(path, source, signature, choose)
-    problems += _needless(source)
+    problems += needless(source)
     arrays, labels = archives.read(path)
     named, wrong = archives.named(arrays, signature, str(path))
     signature = axes.settled(signature, source.axes, named)
@@ -89,7 +91,7 @@ def read_sequences(source: Source, signature: Signature) -> Sequences:
     if source.random:
         hint = "give sequences: --data FILE.npz with arrays [n, steps, ...], or a folder with one .npz for each"
         raise UsageError(Problem("--state", "needs sequences, and there is no --data", hint))
-    problems, path = [*axes.unknown(signature, source.axes), *_needless(source)], Path(source.place)
+    problems, path = [*axes.unknown(signature, source.axes), *needless(source)], Path(source.place)
     problems += sequences.misnamed(signature, source.states)
     states = [*source.states, *source.states.values()]  # these too, where they are given the wrong way round
     names, labels = [], None
@@ -122,8 +124,8 @@ def read_sequences(source: Source, signature: Signature) -> Sequences:
     return replace(found, labels=labels)
 
 
-def _needless(source: Source) -> list[Problem]:
-    """What is wrong with saying how samples become arrays that are arrays."""
+def needless(source: Source) -> list[Problem]:
+    """What is wrong with saying how files become arrays, where none of images or sounds are read."""
     wrong = Problem("--preprocess", "is for a folder of images or .wav files", "leave it out")
     return [] if source.preprocess is None else [wrong]
 
@@ -167,7 +169,7 @@ def _media(files: media.Files, source: Source, signature: Signature, choose: Cho
 
 
 def _archives(path: Path, files: media.Files, source: Source, signature: Signature, choose: Choose) -> Given:
-    problems = _needless(source)
+    problems = needless(source)
     size = axes.size(signature, axes.expected(signature, source.axes))
     rows = _chosen(choose, len(files.paths), size, str(path))
     names = files.names(rows)

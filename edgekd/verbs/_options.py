@@ -77,16 +77,25 @@ class Axis(Pair):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         left, right = super().convert(value, param, ctx)
-        if right != "none" and not (right.isascii() and right.isdecimal()):
+        if right != "none" and not (right.isascii() and right.isdecimal() and len(right) < 10):
             self.fail(f"{value!r}: the axis is a number from 0, or none", param, ctx)
         return left, None if right == "none" else int(right)
+
+
+class State(Pair):
+    """`OUT=IN`, as a pair of the input and the output."""
+
+    name = "state"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        output, taken = super().convert(value, param, ctx)
+        return taken, output
 
 
 def _named(ctx: click.Context, param: click.Parameter, pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     """{input: what is said of it}. Raises BadParameter where two say something of one."""
     found: dict[str, Any] = {}
-    for left, right in pairs:
-        name, said = (left, right) if param.name == "axes" else (right, left)
+    for name, said in pairs:
         if name in found:
             raise click.BadParameter(f"{name} is given twice", ctx, param)
         found[name] = said
@@ -112,7 +121,7 @@ states = click.option(
     "states",
     multiple=True,
     metavar="OUT=IN",
-    type=Pair("OUT=IN", "hn=h0"),
+    type=State("OUT=IN", "hn=h0"),
     callback=_named,
     help="The data are sequences: input IN takes what output OUT was a step before. Repeat for several.",
 )

@@ -110,7 +110,7 @@ def explain(
                         ("--preprocess", preprocess),
                         ("--state", states),
                     )
-                    if value is not None and value != {}
+                    if value not in (None, {})
                 ]
                 if extra:
                     raise UsageError(

@@ -138,11 +138,12 @@ def quantize(
     from edgekd.progress import reporter
     from edgekd.report.int8 import Quantized
     from edgekd.run import quantize_file, quantize_interface
-    from edgekd.run.quantize_inputs import checked
+    from edgekd.run.quantize_inputs import Asked, checked
     from edgekd.run.quantize_interface import Interface
     from edgekd.samples.source import Source
 
-    given = checked(
+    interface = Interface(input_type == "uint8", layout == "nhwc", argmax, fold_preprocess)
+    asked = Asked(
         model,
         Source(data, axes, preprocess, states),
         out,
@@ -158,8 +159,9 @@ def quantize(
         max_drop=max_drop,
         equalize=equalize,
         correct_bias=correct_bias,
-        interface=(interface := Interface(input_type == "uint8", layout == "nhwc", argmax, fold_preprocess)),
+        interface=interface,
     )
+    given = checked(asked)
     before, progress = given, reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:

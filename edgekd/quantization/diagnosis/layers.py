@@ -87,7 +87,7 @@ def look(
     seen = {layer.name: Seen.of(layer, values) for layer in p.layers if layer.parameters is not None}
     few = calibrated_on_few({layer.name: beyond(layer, seen[layer.name]) for layer in p.layers if layer.name in seen})
     whole = max(sum(sum(s.alone) for s in parts), 1e-30)
-    asked = [s for s in parts if total > LOUD or s.surely or decibel(total / s.without) >= MUCH]
+    asked = [s for s in parts if s.counts]
     causes = [_cause(share, seen.get(share.layer.name), few, own, norms) for share in asked]
     named = (_finding(share, cause, total, whole) for share, cause in zip(asked, causes, strict=True))
     found = [f for f in named if f is not None]

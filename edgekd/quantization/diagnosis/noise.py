@@ -11,7 +11,8 @@ import numpy as np
 
 from edgekd.errors import Problem, UsageError
 from edgekd.metrics import decided, threshold
-from edgekd.quantization.diagnosis.signal_to_noise import decibel, finite, power, signal
+from edgekd.quantization.diagnosis.signal_to_noise import decibel
+from edgekd.quantization.diagnosis.signal_to_noise import noise as noise_of
 from edgekd.quantization.qdq.pairing import PARTS, Layer, Pair
 from edgekd.quantization.qdq.partial import render
 from edgekd.quantization.qdq.values import session, shown
@@ -25,7 +26,6 @@ VALUES = 2**20  # of them at a time, where samples are large: what is computed o
 ALONE = 2**21  # values of samples that each layer alone is run on: all samples, unless these are large and many
 LOUD = 1e-3  # noise above which a file is loud: below 30 dB of signal to noise
 MUCH = 6.0  # dB, three quarters of the noise, that a layer takes in a file that is not, or without a known cause
-LEAST = 1e-12  # noise below which none is told: 120 dB
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,15 @@ class Share:
     """A layer's part in the noise: `alone` power of the output's noise with its weights, then with its value alone in
     int8; `without` the noise of the file with this layer in float; both as shares of the signal. `points`: accuracy
     that this gives back; `surely`: more than chance (the answers that become right outnumber those that become wrong by
-    two standard deviations of a fair coin)."""
+    two standard deviations of a fair coin); `counts`: whether it is enough to look for a cause, else nothing ran the
+    layer `alone`."""
 
     layer: Layer
     alone: tuple[float, float]
     without: float
     points: float | None = None
     surely: bool = False
+    counts: bool = False
 
 
 def shares(
@@ -69,8 +71,8 @@ def shares(
     for layer in p.layers:
         without = made(everything - {(layer.name, part) for part in PARTS})
         share = Share(layer, (0.0, 0.0), noise(plain, without), *_gained(whole, without, labels))
-        if total > LOUD or share.surely or decibel(total / share.without) >= MUCH:  # else nothing is made of it
-            share = replace(share, alone=(alone(layer, "weights"), alone(layer, "values")))
+        if total > LOUD or share.surely or decibel(total / share.without) >= MUCH:
+            share = replace(share, alone=(alone(layer, "weights"), alone(layer, "values")), counts=True)
         found.append(share)
         progress(len(found), len(p.layers))
     return total, sorted(found, key=lambda s: s.without)
@@ -89,8 +91,7 @@ def _size(samples: Samples) -> int:
 
 def noise(plain: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
     """Noise of outputs [n, ...] beside the first n of the float ones, on average over the outputs."""
-    near = [finite(a[: len(b)], b) for a, b in zip(plain, found, strict=True)]
-    return max(float(np.mean([(power(a - b) / signal(a)).mean() for a, b in near])), LEAST)
+    return float(np.mean([noise_of(a[: len(b)], b) for a, b in zip(plain, found, strict=True)]))
 
 
 def _gained(

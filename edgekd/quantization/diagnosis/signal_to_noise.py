@@ -80,9 +80,12 @@ def _parts(values: np.ndarray) -> Iterator[slice]:
 
 
 def signal(outputs: np.ndarray) -> np.ndarray:
-    """[n] power of each sample's outputs [n, ...] less their mean over the samples (of one sample, of all of it), at
-    least the median's."""
-    found = power(outputs, outputs.mean(0) if len(outputs) > 1 else None)
+    """[n] power of each sample's outputs [n, ...] less their mean over the samples (of one sample, and where all are
+    alike, of all of it), at least the median's."""
+    mean = outputs.mean(0) if len(outputs) > 1 else None
+    found = power(outputs, mean)
+    if mean is not None and found.max() <= 10 ** (-EQUAL / 10) * np.square(mean, dtype=np.float64).mean():
+        found = power(outputs)  # what differs is the rounding of the mean
     whole = float(np.mean(found)) if found.any() else 1.0
     return np.maximum(found, max(float(np.median(found)), 1e-30 * min(1.0, whole)))  # as small as the data are
 
@@ -231,10 +234,7 @@ def files(
                 )
             )
         else:
-            both = _joined(pairs) if _stackable(pairs) else tuple(joined(side) for side in zip(*pairs, strict=True))
-            found += compare(name, *both)
-            if len(kept[name]) == 0:
-                kept[name] = [both]
+            found += compare(name, *_at_once(pairs))
     return Compared(tuple(found), rows, _right(kept, samples, rows), tuple(left))
 
 
@@ -256,8 +256,12 @@ def _stackable(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
     )
 
 
-def _joined(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides of all batches; a batch is let go as soon as it is copied."""
+def _at_once(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides of all batches. Where these are of one shape, `pairs` has that one pair then: a batch is let go as
+    soon as it is copied."""
+    if not _stackable(pairs):
+        plain, int8 = (joined(side) for side in zip(*pairs, strict=True))
+        return plain, int8
     shapes = [(sum(len(p[i]) for p in pairs), *pairs[0][i].shape[1:]) for i in (0, 1)]
     plain, int8 = (np.empty(shape, pairs[0][i].dtype) for i, shape in enumerate(shapes))
     at = 0
@@ -266,6 +270,7 @@ def _joined(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
         for whole, part in zip((plain, int8), batch, strict=True):
             whole[at : at + len(part)] = part
         at += len(batch[0])
+    pairs.append((plain, int8))
     return plain, int8
 
 

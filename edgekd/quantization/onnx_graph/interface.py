@@ -48,7 +48,9 @@ def problems(
     if nhwc and not _images(model, kept):
         found.append(Problem("--layout nhwc", "no input is an image [n, channels, height, width]"))
     if argmax and not _scores(model, kept):
-        found.append(Problem("--argmax", "no output is scores [n, classes, ...]"))
+        found.append(
+            Problem("--argmax", "no output is scores [n, classes, ...] of 32-bit floats, by the file's own shapes")
+        )
     given = {o.name for o in model.graph.output} & {i.name for i in model.graph.input}
     for option, names in {
         "--input uint8": [i.name for i in _floats(model, kept)] if uint8 else [],
