@@ -1,10 +1,12 @@
-"""What a model takes or gives: one array, or {name: array}; tensors alike. Either is handled in one way here."""
+"""What a model takes or gives: one array, or {name: array}; tensors alike. Either is handled in one way here. An array
+of samples that is not in memory is a `Column`."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,58 @@ import numpy as np
 from edgekd import system
 
 MAPPED = 2**23  # bytes of an array that is not held in memory
+CHUNK = 2**23  # bytes that are read at once where all rows are gone through
+
+
+class Column:
+    """The values [n, ...] of one input, which are not in memory: rows are read when they are asked for, and not kept.
+    `column[i]`, `column[a:b]` and `column[numbers]` are new arrays, as of an array; a subclass has `shape`, `dtype` and
+    `rows`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """[len(index), ...]: the samples at these positions, none of which is negative."""
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, slice):
+            return self.rows(np.arange(*index.indices(len(self))))
+        numbers = np.asarray(index)
+        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        if numbers.dtype.kind not in "iu" or ((numbers < 0) | (numbers >= len(self))).any():
+            raise IndexError(f"{index!r} is not in a column of {len(self)} samples")
+        return self.rows(numbers) if numbers.ndim else self.rows(numbers[None])[0]
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError(f"{len(self)} samples that are not in memory are read in parts: column[a:b]")
+
+
+def chunks(values: Any, size: int = CHUNK) -> Iterator[np.ndarray]:
+    """The rows of an array or column [n, ...] in order, `size` bytes at a time, one row at least."""
+    step = max(1, size // max(1, math.prod(values.shape[1:]) * values.dtype.itemsize))
+    for start in range(0, len(values), step):
+        yield values[start : start + step]
+
+
+def save(path: Path, values: Any) -> None:
+    """Writes an array or column as .npy."""
+    if not isinstance(values, Column):
+        np.save(path, values, allow_pickle=False)
+        return
+    header = {"descr": np.lib.format.dtype_to_descr(values.dtype), "fortran_order": False, "shape": values.shape}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in chunks(values):
+            file.write(np.ascontiguousarray(chunk).data)
 
 
 def named(values: Any, name: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Arrays in memory as the splits of a task."""
+"""Arrays, in memory or in mapped files, as the splits of a task."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from edgekd.data.column import Column, cast, column, picked
 from edgekd.errors import Problem, UsageError
 from edgekd.inputs import each, length
 from edgekd.records import Sample
@@ -17,8 +18,8 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Arrays(Sequence[Sample]):
-    """Samples in arrays: `inputs` [N, ...] or {name: [N, ...]}, `labels` [N, ...] or None, `ids`: N of them,
-    `tags`: N tuples or None."""
+    """Samples in arrays: `inputs` [N, ...] or {name: [N, ...]}, arrays or columns, `labels` [N, ...] or None, `ids`: N
+    of them, `tags`: N tuples or None."""
 
     inputs: Any
     labels: np.ndarray | None
@@ -35,7 +36,7 @@ class Arrays(Sequence[Sample]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        inputs = each(self.inputs, lambda column: column[index])
+        inputs = each(self.inputs, lambda values: values[index])
         tags = () if self.tags is None else tuple(self.tags[index])
         return Sample(inputs, None if self.labels is None else self.labels[index], self.ids[index], tags)
 
@@ -66,8 +67,8 @@ def arrays(
     validation: float = 0.2,
     seed: int = 0,
 ) -> Splits:
-    """Splits of arrays or tensors in memory: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...]
-    values, or None).
+    """Splits of arrays or tensors: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...] values, or None).
+    A memory-mapped array, `numpy.load(path, mmap_mode="r")`, stays in its file: batches are read from there.
 
     Without `x_validation`, a share `validation` of the training samples is held out, stratified by class if labels are
     class numbers; the choice depends on this `seed`, not on a run's. Floats become float32 and integer labels int64;
@@ -110,7 +111,7 @@ def arrays(
 
 
 def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, np.ndarray | None]:
-    x = each(x, to_array)
+    x = each(x, to_column)
     y = None if y is None else to_array(y)
     columns = {f"x_{name}[{k!r}]": v for k, v in x.items()} if isinstance(x, Mapping) else {f"x_{name}": x}
     columns |= {} if y is None else {f"y_{name}": y}
@@ -119,19 +120,19 @@ def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, n
         if isinstance(x, Mapping) and not x
         else []
     )
-    for place, column in columns.items():
-        if column.dtype.kind not in "fiub":
+    for place, given in columns.items():
+        if given.dtype.kind not in "fiub":
             hint = (
                 "give numbers of one shape"
                 if place.startswith("x")
                 else "number the classes: names, y = numpy.unique(y, return_inverse=True)"
             )
             found.append(
-                Problem(place, f"values are of type {'str' if column.dtype.kind == 'U' else column.dtype}", hint)
+                Problem(place, f"values are of type {'str' if given.dtype.kind == 'U' else given.dtype}", hint)
             )
-        if not column.ndim or not len(column):
-            found.append(Problem(place, f"is empty: shape {list(column.shape)}", "the first axis counts the samples"))
-    lengths = {place: len(column) for place, column in columns.items() if column.ndim}
+        if not given.ndim or not len(given):
+            found.append(Problem(place, f"is empty: shape {list(given.shape)}", "the first axis counts the samples"))
+    lengths = {place: len(given) for place, given in columns.items() if given.ndim}
     if len(set(lengths.values())) > 1:
         found.append(
             Problem(
@@ -146,6 +147,16 @@ def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, n
     return x, y.astype(np.int64) if y is not None and y.dtype.kind in "iub" else y
 
 
+def to_column(values: Any) -> Any:
+    """A mapped array or a column as a column; what else is like an array as an array. Floats are float32."""
+    found = column(values)
+    return _floats(found) if isinstance(found, Column) else to_array(values)
+
+
+def _floats(values: Any) -> Any:
+    return cast(values, np.float32) if values.dtype.kind == "f" else values
+
+
 def to_array(values: Any) -> np.ndarray:
     """Converts array-likes to numpy; floats to float32. Rows of different lengths give dtype object."""
     if hasattr(values, "detach"):  # a torch tensor, without importing torch
@@ -154,15 +165,15 @@ def to_array(values: Any) -> np.ndarray:
         values = np.asarray(values)
     except ValueError:  # rows of different lengths
         values = np.asarray(values, dtype=object)
-    return values.astype(np.float32) if values.dtype.kind == "f" else values
+    return _floats(values)
 
 
 def _shape(x: Any) -> Any:
-    return each(x, lambda column: f"{column.dtype} {list(column.shape[1:])}")
+    return each(x, lambda values: f"{values.dtype} {list(values.shape[1:])}")
 
 
 def _rows(x: Any, y: np.ndarray | None, index: np.ndarray) -> tuple[Any, np.ndarray | None]:
-    return each(x, lambda column: column[index]), None if y is None else y[index]
+    return each(x, lambda values: picked(values, index)), None if y is None else y[index]
 
 
 def _held_out(y: np.ndarray | None, count: int, share: float, seed: int) -> np.ndarray:

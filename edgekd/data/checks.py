@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from edgekd import outputs
-from edgekd.data.arrays import PARTS, Arrays
+from edgekd.data.arrays import PARTS
 from edgekd.errors import THEIRS, EdgekdError, Problem
-from edgekd.inputs import each, length, named
+from edgekd.inputs import chunks, each, length, named
 from edgekd.records import Metric, Task
 
 ROWS = 2  # samples that models, augmentation and metrics are called with: batch statistics need two
@@ -28,12 +28,14 @@ def check(
     `load(split)` returns loaded columns (`inputs`, `labels`, `ids`); default: read from `task.data`. `roles`: the
     required models, whose outputs must have one shape. The models' weights are drawn from a fixed seed; torch's
     generator is not changed."""
+    from edgekd.data import columns
+
     place = f"task {task.name}"
     problems = list(_record(task, roles, place))
     splits: dict[str, Any] = {}
     for name in PARTS:
         try:
-            split = (load or (lambda name: _read(task, name)))(name)
+            split = (load or partial(columns.load, task))(name)
         except EdgekdError as error:
             problems += error.problems
             continue
@@ -98,35 +100,13 @@ def _makes(make: Any) -> bool:
     return callable(make) and (isinstance(make, type) or not hasattr(make, "state_dict"))
 
 
-def _read(task: Task, name: str) -> Any:
-    samples = task.data(name)
-    if samples is None or not len(samples):
-        return SimpleNamespace(inputs=np.zeros((0,)), labels=None, ids=None)
-    if task.collate is None and isinstance(samples, Arrays):
-        return samples
-    rows = [samples[i] for i in range(len(samples))]
-    if task.collate is not None:
-        inputs, labels = task.collate(rows)
-    else:
-        named = isinstance(rows[0].inputs, Mapping)
-        inputs = (
-            {k: np.stack([r.inputs[k] for r in rows]) for k in rows[0].inputs}
-            if named
-            else np.stack([r.inputs for r in rows])
-        )
-        labels = None if all(r.label is None for r in rows) else np.asarray([r.label for r in rows])
-    inputs = each(inputs, np.asarray)
-    ids = None if all(r.id is None for r in rows) else [r.id for r in rows]
-    return SimpleNamespace(inputs=inputs, labels=None if labels is None else np.asarray(labels), ids=ids)
-
-
 def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
     count = length(split.inputs)
     if not count:
         yield Problem(place, "the split is empty", "return at least one sample for each of train, validation and test")
         return
     for name, values in named(split.inputs).items():
-        bad = ~np.isfinite(values).reshape(count, -1).all(1) if values.dtype.kind == "f" else np.zeros(count, bool)
+        bad = _not_finite(values) if values.dtype.kind == "f" else np.zeros(count, bool)
         if bad.any():
             text = (
                 f"{bad.sum()} of {count} samples have NaN or infinite inputs{f' in {name!r}' if name else ''}, the "
@@ -175,6 +155,11 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
             )
 
 
+def _not_finite(values: Any) -> np.ndarray:
+    """[n] whether a row of an array or column has a value that is NaN or infinite."""
+    return np.concatenate([~np.isfinite(part).reshape(len(part), -1).all(1) for part in chunks(values)])
+
+
 def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
     forms = {
         name: {k: (v.dtype.name, list(v.shape[1:])) for k, v in named(s.inputs).items()} for name, s in splits.items()
@@ -196,23 +181,32 @@ def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
         ("test", ("train", "validation"), "test on samples that are not used for training or for the choice"),
         ("validation", ("train",), "use validation samples that are not trained on"),
     ):
-        seen = {d for name in early for d in content.get(name, [])}
-        again = sum(d in seen for d in content.get(late, []))
+        given = [content[name] for name in early if name in content]
+        again = int(np.isin(content[late], np.concatenate(given)).sum()) if late in content and given else 0
         if again and again >= SAME * len(content[late]):
             text = f"{again} of {len(content[late])} {late} samples are also in {' or '.join(early)}, with equal values"
             yield Problem(f"{place}: data", text, hint)
 
 
-def _digests(inputs: Any) -> list[int]:
-    columns = [np.ascontiguousarray(v) for v in named(inputs).values()]
-    return [hash(b"".join(c[i].tobytes() for c in columns)) for i in range(len(columns[0]))]
+def _digests(inputs: Any) -> np.ndarray:
+    """[n] int64: a hash of each sample's values."""
+    found = np.zeros(length(inputs), np.int64)
+    for values in named(inputs).values():
+        start = 0
+        for part in chunks(values):
+            rows = np.ascontiguousarray(part)
+            found[start : start + len(rows)] = [
+                hash((int(before), row.tobytes())) for before, row in zip(found[start:], rows, strict=False)
+            ]
+            start += len(rows)
+    return found
 
 
 def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Problem]:
     import torch
 
     rows = np.arange(ROWS) % length(split.inputs)
-    inputs = each(split.inputs, lambda column: torch.from_numpy(np.ascontiguousarray(column[rows])))
+    inputs = each(split.inputs, lambda values: torch.from_numpy(np.ascontiguousarray(values[rows])))
     problems = list(_augmentation(task, inputs, place))
     shapes: dict[str, list[int]] = {}
     output, unfit = None, list[Problem]()

@@ -1,4 +1,4 @@
-"""A split of a task as arrays, so that batches are gathers and keys can contain the data's digest."""
+"""A split of a task as arrays or columns, so that batches are gathers and keys can contain the data's digest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.data import Arrays
+from edgekd.data.column import Column, cast, column
 from edgekd.errors import Problem, UsageError
 from edgekd.inputs import each
 from edgekd.records import Batch, Task
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Columns:
-    """A loaded split. `inputs` [N, ...] or {name: [N, ...]}; `labels` [N, ...] or None; `tags`: N tuples, or None where
-    no sample has any; `digest`: sha256 of all of it."""
+    """A loaded split. `inputs` [N, ...] or {name: [N, ...]}, arrays or columns (`inputs.Column`); `labels` [N, ...] or
+    None; `tags`: N tuples, or None where no sample has any; `digest`: sha256 of all of it."""
 
     split: str
     inputs: Any
@@ -59,8 +60,11 @@ def load(task: Task, split: str) -> Columns:
     return Columns(split, inputs, labels, ids, weight, fingerprint.data(inputs, labels, ids, weight, tags), tags)
 
 
-def _single(array: np.ndarray) -> np.ndarray:
+def _single(array: Any) -> Any:
     """Floating-point inputs as float32, the type of models; integers are unchanged."""
+    array = column(array)
+    if isinstance(array, Column):
+        return cast(array, np.float32) if array.dtype.kind == "f" else array
     array = np.asarray(array)
     return np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else array.dtype)
 
@@ -94,7 +98,7 @@ def take(columns: Columns, index: np.ndarray, view: int = 0) -> Batch:
     """The rows `index` as a batch of tensors, not augmented."""
     import torch
 
-    def gather(array: np.ndarray) -> torch.Tensor:
+    def gather(array: Any) -> torch.Tensor:
         return torch.from_numpy(array[index])
 
     labels = None if columns.labels is None else gather(columns.labels)

@@ -261,5 +261,5 @@ def _split(resolved: Resolved, split: Literal["validation", "test"]) -> Samples:
         np.random.default_rng(0).permutation(len(columns))[:MOST] if split == "validation" else np.arange(len(columns))
     )
     inputs = named(columns.inputs, resolved.task.inputs[0])
-    chosen = rows.Samples({name: a[numbers] for name, a in inputs.items()})
+    chosen = rows.Samples({name: rows.chosen(a, numbers) for name, a in inputs.items()})
     return Samples(split, chosen, None if columns.labels is None else columns.labels[numbers])

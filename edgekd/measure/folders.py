@@ -16,12 +16,13 @@ import numpy as np
 from edgekd import components, environment, runtimes
 from edgekd.errors import EnvironmentUnfit, Problem, RunFailed
 from edgekd.files import sha256
+from edgekd.inputs import Column, chunks, save
 from edgekd.onnx_files import external
 from edgekd.records import Host, Runtime
 from edgekd.runtimes import worker
 from edgekd.samples.rows import WHOLE, Samples, of
 
-Inputs = np.ndarray | Mapping[str, np.ndarray] | Samples
+Inputs = np.ndarray | Column | Mapping[str, Any] | Samples
 LONGEST = 600  # s that one process may take
 
 
@@ -111,17 +112,17 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
             else:
                 shutil.copyfile(path, folder / name)
         for file, array in arrays.items():
-            np.save(folder / file, array, allow_pickle=False)
+            save(folder / file, array)
     worker.write(folder / "job.json", json.dumps(written, indent=1).encode())
     return written
 
 
-def _written(samples: Samples) -> tuple[dict[str, np.ndarray], dict[str, str | list[str]]]:
-    """({file: array}, {input: its file, or one for each sample where their shapes differ})."""
-    arrays: dict[str, np.ndarray] = {}
+def _written(samples: Samples) -> tuple[dict[str, Any], dict[str, str | list[str]]]:
+    """({file: array or column}, {input: its file, or one for each sample where their shapes differ})."""
+    arrays: dict[str, Any] = {}
     inputs: dict[str, str | list[str]] = {}
     for i, (name, given) in enumerate(samples.arrays.items()):
-        array = np.asarray(given)
+        array = given if isinstance(given, Column) else np.asarray(given)
         if array.ndim == 0:
             raise RunFailed(Problem("inputs", "are not plain arrays with a row per sample"))
         several = array.dtype == object and samples.axes.get(name) == WHOLE
@@ -178,5 +179,8 @@ def _without_schedule(job: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in job.items() if name != "schedule"}
 
 
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).data).hexdigest()
+def _digest(array: Any) -> str:
+    hasher = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+    for part in chunks(array) if array.ndim else [array]:
+        hasher.update(np.ascontiguousarray(part).data)
+    return hasher.hexdigest()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd import components, environment, probes, results, targets
+from edgekd.data.column import joined
 from edgekd.hosts import local
 from edgekd.inputs import bare, named
 from edgekd.inputs import sample as sample_of
@@ -115,9 +116,9 @@ def answers(
 
         def build(place: Path, scratch: Path) -> Made:
             parts = [named(c.inputs, resolved.task.inputs[0]) for c in columns.values()]
-            joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            both = {name: joined([part[name] for part in parts]) for name in parts[0]}
             file = file_of(artifact, how)
-            answered = jobs.score(file, joined, runtime=how.runtime, folder=scratch, host=host)
+            answered = jobs.score(file, both, runtime=how.runtime, folder=scratch, host=host)
             first = len(columns[SPLITS[0]])
             for split, rows in zip(SPLITS, (slice(0, first), slice(first, None)), strict=True):
                 np.savez(place / f"{split}.npz", **{name: array[rows] for name, array in answered.items()})

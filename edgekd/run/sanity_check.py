@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgekd import components, results, targets
+from edgekd.data.column import picked
 from edgekd.errors import THEIRS, EdgekdError, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import unwritable, write_atomic
 from edgekd.hosts import local
@@ -320,7 +321,7 @@ def _tried(where: str, work: Callable[..., Any], *given: Any) -> list[Problem]:
 def _some(columns: Columns, most: int) -> Columns:
     """Up to `most` rows, spaced evenly over the split."""
     rows = np.linspace(0, len(columns) - 1, min(most, len(columns))).astype(int)
-    inputs = each(columns.inputs, lambda column: column[rows])
+    inputs = each(columns.inputs, lambda values: picked(values, rows))
     labels = None if columns.labels is None else columns.labels[rows]
     tags = None if columns.tags is None else [columns.tags[i] for i in rows]
     return dataclasses.replace(

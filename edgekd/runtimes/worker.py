@@ -326,6 +326,8 @@ def _outputs(runtime, model, arrays, job, what, out):
                     f"output {name} has shape {list(value.shape)} for {stop - start} samples: no row per sample"
                 )
             parts[name].append(value[: stop - start])
+        for array in arrays.values():
+            array.unload()
     folder = out / what["id"]
     folder.mkdir(exist_ok=True)
     for i, name in enumerate(infer.outputs):
@@ -420,6 +422,14 @@ class _Rows:
             return np.array(self.array[start])
         value = self.array[start:stop]
         return np.ascontiguousarray(np.moveaxis(value, 0, self.axis) if self.axis else value)
+
+    def unload(self):
+        """Takes what was read of the file out of memory, where Python (3.8) and the system can."""
+        import mmap
+
+        mapped = getattr(self.array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _joined(parts):

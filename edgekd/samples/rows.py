@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.data.column import Column, Rows
 from edgekd.inputs import unload
 from edgekd.samples.signature import of_model
 
@@ -20,8 +21,8 @@ Axis = int | str | None
 
 @dataclass(frozen=True)
 class Samples:
-    """`arrays` {input: [n, ...]}, the sample first: of a constant a view that repeats it, of samples of different
-    shapes an object array of n arrays.
+    """`arrays` {input: [n, ...]}, the sample first, or columns of them: of a constant a view that repeats it, of
+    samples of different shapes an object array of n arrays.
 
     `axes` {input: the axis along which the model takes samples, None: the same array for every sample, "whole": each
     sample is all of the input}, `answers` {output: the axis of its samples}; 0 where nothing is said. `size`: samples
@@ -70,7 +71,7 @@ class Samples:
         """The samples of these rows: a slice, or numbers."""
         return replace(
             self,
-            arrays={name: a[rows] for name, a in self.arrays.items()},
+            arrays={name: chosen(a, rows) for name, a in self.arrays.items()},
             labels=None if self.labels is None else self.labels[rows],
             names=[str(n) for n in np.asarray(self.names, object)[rows]] if len(self.names) else (),
             begins=None if self.begins is None else self.begins[rows],
@@ -101,7 +102,13 @@ class Samples:
             if len(array) != 1:
                 raise ValueError(f"{len(array)} samples of {name}, which takes one at a time")
             return np.asarray(array[0])
+        array = array[:] if isinstance(array, Column) else array
         return array if axis == 0 else np.ascontiguousarray(np.moveaxis(array, 0, int(axis)))
+
+
+def chosen(values: Any, rows: Any) -> Any:
+    """The rows of an array, or those of a column as another column."""
+    return Rows(values, np.arange(len(values))[rows]) if isinstance(values, Column) else values[rows]
 
 
 def _sizes(array: np.ndarray) -> np.ndarray:
@@ -114,7 +121,7 @@ def of(values: Any) -> Samples:
     if isinstance(values, Samples):
         return values
     named = values if isinstance(values, Mapping) else {"": values}
-    return Samples({name: np.asarray(array) for name, array in named.items()})
+    return Samples({name: a if isinstance(a, Column) else np.asarray(a) for name, a in named.items()})
 
 
 def fitting(values: Any, model: onnx.ModelProto) -> Samples:

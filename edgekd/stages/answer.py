@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from edgekd.errors import RunFailed
+from edgekd.inputs import unload
 from edgekd.models.precision import Precision
 from edgekd.records import Artifact, Made, Run
 
@@ -66,6 +67,7 @@ class Answer:
                                 run.folder / f"{name}.npy", (self.views, len(columns), *array.shape[1:]), array.dtype
                             )
                         rooms[name][view, index] = array
+                        unload(rooms[name])
                 run.progress(view + 1, self.views, f"view {view + 1}/{self.views}")
         for room in rooms.values():
             room.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -12,7 +12,7 @@ import numpy as np
 from edgekd import environment
 from edgekd.components import Part, Use
 from edgekd.errors import Problem, RunFailed, UsageError
-from edgekd.inputs import length, named
+from edgekd.inputs import named, positional
 from edgekd.models import saved
 from edgekd.records import Artifact, Deployment, Made, Run
 
@@ -42,7 +42,7 @@ class Export:
         run.progress(1, 3, "translate")
         names = _written(form, self.format.name, model, path, source, run)
         run.progress(2, 3, "compare")
-        file = _File(path, form, names, environment.opened(self.runtime, path), run.task.outputs)
+        file = _File(path, form, names, environment.opened(self.runtime, path), tuple(model.inputs), run.task.outputs)
         facts = {"bytes": path.stat().st_size, **_compared(model, file, run)}
         return Made(self.format.name, facts)
 
@@ -74,19 +74,19 @@ class _Model:
 @dataclass(frozen=True)
 class _File:
     """An exported file: `names` {site: the name of its value in the file}; `infer`: the runtime's function; names of
-    its `outputs`."""
+    its `inputs` and `outputs`."""
 
     path: Path
     form: Any
     names: Mapping[str, str]
     infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = field(repr=False)
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def answers(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs of the file, 256 samples at a time."""
-        starts = range(0, length(inputs), 256)
-        answered = [self.infer({n: a[i : i + 256] for n, a in inputs.items()}) for i in starts]
-        return [np.concatenate([a[name] for a in answered]) for name in self.outputs]
+    def answers(self, inputs: Any) -> list[np.ndarray]:
+        """The outputs of the file for a batch of tensors: one, or {name: tensor} in the order of the file's inputs."""
+        answered = self.infer(dict(zip(self.inputs, (t.numpy() for t in positional(inputs)), strict=True)))
+        return [answered[name] for name in self.outputs]
 
     def where(self, model: _Model) -> str:
         """Where file and model first differ, if the format can tell."""
@@ -150,15 +150,15 @@ def _compared(model: _Model, file: _File, run: Run) -> dict[str, Any]:
     from edgekd.data.columns import batches
     from edgekd.quantization.torch_graph.exact import Settled
 
-    rows = [b.inputs for b in batches(model.columns, 256)]
     forward = None if model.blocks else run.task.call
-    with environment.threads(run.threads):
-        if model.grid is None:
-            ours = _joined([_answer(model.module, b, forward) for b in rows])
-        else:
-            ours = _joined([_answer(Settled(model.module), b) for b in rows])
-            fake = _joined([_answer(model.module, b) for b in rows])
-    theirs = file.answers(model.inputs)
+    exact = None if model.grid is None else Settled(model.module)
+    answered = []
+    for batch in batches(model.columns, 256):
+        with environment.threads(run.threads):
+            ours = _answer(exact or model.module, batch.inputs, None if exact else forward)
+            fake = _answer(model.module, batch.inputs) if exact else []
+        answered.append((ours, file.answers(batch.inputs), fake))
+    ours, theirs, fake = (_joined(parts) for parts in zip(*answered, strict=True))
     if model.grid is None:
         return {"float": _near(ours, theirs, lambda: file.where(model))}
     return _equal(model, model.grid, file, ours, theirs, fake)
@@ -199,7 +199,7 @@ def _answer(module: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], 
     return [o.numpy() for o in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
-def _joined(batches: list[list[np.ndarray]]) -> list[np.ndarray]:
+def _joined(batches: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 

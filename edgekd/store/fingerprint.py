@@ -24,6 +24,7 @@ import numpy as np
 
 from edgekd.errors import Problem, UsageError
 from edgekd.files import reading, sha256
+from edgekd.inputs import Column, chunks
 from edgekd.store import parsed, syntax
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -60,15 +61,16 @@ def key(
 
 
 def array_digest(arrays: Any) -> str:
-    """sha256 of an array or {name: array}: dtype, shape and values in C order. Raises TypeError for arrays of Python
-    objects."""
+    """sha256 of an array or column, or {name: array}: dtype, shape and values in C order, read in parts. Raises
+    TypeError for arrays of Python objects."""
     hasher = hashlib.sha256()
     for name, array in sorted(arrays.items()) if isinstance(arrays, Mapping) else [(None, arrays)]:
-        array = np.asarray(array)
+        array = array if isinstance(array, Column) else np.asarray(array)
         if array.dtype.hasobject:
             raise TypeError(f"an array of {array.dtype} has no digest: give it a dtype of numbers or of strings")
         hasher.update(repr((name, array.dtype.name, np.lib.format.dtype_to_descr(array.dtype), array.shape)).encode())
-        hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for part in chunks(array) if array.ndim else [array]:
+            hasher.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from edgekd.data.column import Mapped
 from edgekd.errors import RunFailed
 from edgekd.models.device import moved, positions
 from edgekd.models.scores import as_given
@@ -29,7 +30,8 @@ def cached(answers: Artifact, rows: int, views: int, output: Output | None = Non
                 f"the teacher's cached {name[:-4]} have shape {list(array.shape)}, but the data needs [{views}, "
                 f"{rows}, ...]"
             )
-        return lambda batch: moved(torch.from_numpy(array[batch.view, positions(batch)]), batch.index.device)
+        every = Mapped(array.reshape(views * rows, *array.shape[2:]))
+        return lambda batch: moved(torch.from_numpy(every[batch.view * rows + positions(batch)]), batch.index.device)
 
     if (answers.folder / "labels.npy").is_file():
         labels = read("labels.npy")
