@@ -18,6 +18,7 @@ POINTS = {  # what each example makes, beside the teacher
     "own_model": {"alone", "alone-quantize", "distill", "quantize"},
     "segmentation": {"alone", "alone-quantize", "distill", "quantize"},
     "multi_label": {"alone", "alone-quantize", "distill", "quantize"},
+    "binary": {"alone", "alone-quantize", "distill", "quantize"},
     "regression": {"alone", "alone-quantize", "distill", "quantize"},
     "own_loss": {"alone", "distill"},
     "own_target": {"distill", "quantize"},
