@@ -164,6 +164,13 @@ def test_other_forms_are_named(files, make, kind):
     assert "QuantFormat.QDQ" in caught.value.problems[0].hint
 
 
+def test_a_file_that_is_not_there_is_no_run(files):
+    folder, given = files
+    with pytest.raises(UsageError, match="q9.onnx: there is no such file") as caught:
+        explain(folder / "q9.onnx", **given)
+    assert len(caught.value.problems) == 1
+
+
 def test_a_float_file_is_no_int8_file(files):
     folder, given = files
     with pytest.raises(UsageError, match="is a float file: nothing in it is quantized"):

@@ -82,6 +82,15 @@ def test_values_on_the_way_keep_no_type_that_they_had():
     agree(model, feed("x"), uint8=True)
 
 
+def test_depth_and_space():
+    """Slices that are put together are SpaceToDepth once onnxruntime folded them."""
+    nodes = [("Reshape", ["x", "four"], ["k"]), ("SpaceToDepth", ["k"], ["d"], {"blocksize": 2})]
+    nodes += [("DepthToSpace", ["d"], ["e"], {"blocksize": 2}), ("Reshape", ["e", "three"], ["t"]), quantize("t")]
+    more = {"four": np.array([1, 2, 2, 6]), "three": np.array([-1, 2, 3])}
+    made, _ = agree(file(nodes, more=more), feed("x", n=4), uint8=True)
+    assert "QuantizeLinear" not in {n.op_type for n in made.graph.node}
+
+
 @pytest.mark.parametrize("mode", ["constant", "edge"])
 def test_padding(mode):
     more = {"p": np.array([0, 0, 1, 0, 0, 1]), "f": np.float32(-3)}

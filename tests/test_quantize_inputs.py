@@ -62,8 +62,9 @@ def test_what_random_samples_can_not_have_is_refused(tmp_path, data):
 
 @pytest.mark.parametrize("allowed, told", [(None, True), ("1 pt", False)])
 def test_what_was_asked_for_is_no_advice(allowed, told):
-    given = SimpleNamespace(note="", samples=100, allowed=allowed, compared=SimpleNamespace(labels=None))
-    (note,) = quantize_file._notes(given, Compared((Agreement("y", 3.0),), 9))
+    given = SimpleNamespace(note="one\ntwo", samples=100, allowed=allowed, compared=SimpleNamespace(labels=None))
+    *others, note = quantize_file._notes(given, Compared((Agreement("y", 3.0),), 9))
+    assert others == ["one", "two"], "each in a line of its own"
     assert "`edgekd explain`" in note and ("--max-drop" in note) == told
 
 

@@ -48,6 +48,7 @@ def found(subject: Subject, progress: Silent) -> tuple[str, tuple[Finding, ...],
             progress=lambda done, of: advance(done, of, ""),
         )
     head = f"{plain(subject.id)} beside {plain(subject.parent)}, {len(few)} samples of {few.split}; {SIGNAL}"
+    head += "; every step with the states of the float file" if few.inputs.states else ""
     head += "".join(f"\n  {plain(a)}" for a in looked.agreements)
     files_given = isinstance(subject.source, FromFiles)
     if files_given and _unlike(looked):

@@ -111,7 +111,7 @@ def look(given: Given, made: Made) -> Checked:
 
 
 def _notes(given: Given, found: Compared) -> list[str]:
-    notes = [given.note] if given.note else []
+    notes = given.note.splitlines()
     if given.samples < FEW:
         few = "1 sample" if given.samples == 1 else f"{given.samples} samples"
         notes.append(f"calibrated on {few} only: values outside the ranges seen will be clipped; give {FEW} or more")

@@ -112,6 +112,8 @@ def explain(
                     )
                     if value not in (None, {})
                 ]
+                if extra and not place.exists():
+                    raise UsageError(Problem(str(place), "there is no such file", "the int8 file, or a run's folder"))
                 if extra:
                     raise UsageError(
                         *(

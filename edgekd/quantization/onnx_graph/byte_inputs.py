@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PLACE = "--input uint8"
 # operators that bytes go through as floats do, on the way to where the input is quantized
 PASSED = ("Transpose", "Split", "Pad", "Concat", "Identity", "Reshape", "Flatten", "Slice", "Squeeze", "Unsqueeze")
+PASSED += ("SpaceToDepth", "DepthToSpace")  # the former is what onnxruntime makes of slices that are put together
 HINT = "--fold-preprocess has the file take pixels; or keep no layer in float that reads it"
 
 
