@@ -406,6 +406,8 @@ class TestImages:
     def test_labels_are_numbers_where_all_folders_are(self):
         pictures("d", 3, (8, 8), ("2", "10", "0"))
         assert media.listed(Path("d")).labels.tolist() == [0, 10, 2]
+        pictures("f", 2, (8, 8), ("7", "9" * 20))
+        assert media.listed(Path("f")).labels.tolist() == [0, 1]  # 64 bits don't hold it
         pictures("e", 1, (8, 8), ("a",))
         (Path("e") / "a" / "0.png").rename(Path("e") / "0.png")
         assert media.listed(Path("e")).labels is None

@@ -154,6 +154,11 @@ def test_a_table_is_no_wider_than_the_terminal(place, capsys, monkeypatch):
     assert code == 0 and max(map(len, table.splitlines())) <= 60 and "".join(table.split()).count("longname") >= 2
 
 
+def test_chance_among_many_inputs():
+    assert answer_notes._tail(3, 10, 0.5) == pytest.approx(1 - (1 + 10 + 45) / 1024)
+    assert answer_notes._tail(0, 5000, 0.1) == pytest.approx(1)
+
+
 @pytest.fixture
 def streaming(place):
     """h grows by x; the answer is x + h, twice in the other file, whose h is half of it besides."""

@@ -70,4 +70,6 @@ def _first(answer: Sequence[object]) -> object:
 
 def _tail(least: int, of: int, share: float) -> float:
     """How probable so many or more of `of` are, each with this probability."""
-    return sum(math.comb(of, k) * share**k * (1 - share) ** (of - k) for k in range(least, of + 1))
+    ways = lambda k: math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
+    each = (ways(k) + k * math.log(share) + (of - k) * math.log1p(-share) for k in range(least, of + 1))
+    return sum(map(math.exp, each))

@@ -72,7 +72,8 @@ def _labels(folder: Path, paths: Sequence[Path]) -> np.ndarray | None:
         loose = paths[names.index("")].name
         text = f"{loose} lies beside folders of classes"
         raise UsageError(Problem(str(folder), text, "all files in folders of classes, or none"))
-    numbers = {n: int(n) if all(c.isascii() and c.isdecimal() for c in classes) else i for i, n in enumerate(classes)}
+    whole = all(c.isascii() and c.isdecimal() and len(c) < 19 for c in classes)  # what 64 bits hold
+    numbers = {n: int(n) if whole else i for i, n in enumerate(classes)}
     return np.array([numbers[n] for n in names], np.int64)
 
 
