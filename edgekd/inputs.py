@@ -24,6 +24,11 @@ class Column:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    decoded: bool = False  # whether reading takes so long that other processes should do it
+
+    def stamp(self) -> Any:
+        """A JSON value that changes whenever the samples may have changed; None where only their values tell."""
+        return None
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """[len(index), ...]: the samples at these positions, none of which is negative."""

@@ -1,14 +1,25 @@
 """Data larger than memory: columns read by rows, with the digests and results of arrays."""
 
+import multiprocessing
+import os
+import signal
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import edgekd
-from edgekd.data import column, columns
+from edgekd.data import column, columns, workers
 from edgekd.data.checks import check
 from edgekd.data.column import Cast, Chain, Mapped, Rows
+from edgekd.errors import RunFailed
 from edgekd.inputs import Column, chunks, save
+from edgekd.run import passed
 from edgekd.store import fingerprint
+from edgekd.store.store import Store
+from edgekd.tasks import image_folder
 
 N = np.random.default_rng(0)
 
@@ -101,3 +112,178 @@ def test_the_check_of_data_reads_in_parts():
     text = "\n".join(map(str, check(_task(data), roles=())))
     assert "2 of 500 samples have NaN or infinite inputs, the first at 7" in text
     assert "5 of 5 test samples are also in train or validation" in text and far.asked == 3 * 500
+
+
+# ---------------------------------------------------------------- samples that are read when they are asked for
+
+
+class Set:
+    """A map-style data set of images whose values tell their number, and which counts what is read."""
+
+    def __init__(self, count=60, changes=None):
+        self.count, self.changes, self.reads = count, changes or {}, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        self.reads.append(i)
+        if i in self.changes:
+            return self.changes[i]()
+        return {"a": np.full((2, 3), i, np.float64), "b": np.array([i]), "label": i % 3, "id": f"s{i}"}
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every split is too large for memory."""
+    monkeypatch.setattr(column, "HELD", 0)
+
+
+def loaded(data, split="train"):
+    return columns.load(_task(edgekd.data.from_loader(data, Set(5)) if isinstance(data, Set) else data), split)
+
+
+def test_a_data_set_is_read_by_rows_with_the_digest_of_arrays(monkeypatch):
+    near = loaded(Set())
+    monkeypatch.setattr(column, "HELD", 0)
+    given = Set()
+    far = loaded(given)
+    assert not isinstance(near.inputs["a"], Column) and isinstance(far.inputs["a"], Column)
+    assert far.digest == near.digest and far.ids == near.ids and np.array_equal(far.labels, near.labels)
+    given.reads.clear()
+    batch = columns.take(far, np.array([3, 1]))
+    assert len(given.reads) == 2  # both inputs of a sample are read together
+    assert all(torch.equal(v, columns.take(near, np.array([3, 1])).inputs[n]) for n, v in batch.inputs.items())
+    assert batch.inputs["a"][:, 0, 0].tolist() == [int(far.ids[i][1:]) for i in (3, 1)]
+
+
+def test_every_sample_that_cannot_be_read_is_told(large):
+    def broken():
+        raise OSError("bad block")
+
+    changes = dict.fromkeys(range(1, 14), broken)  # (8 samples are tried when the data set is given)
+    given = Set()
+    data = edgekd.data.from_loader(given, Set(5), validation=Set(5))
+    given.changes = changes
+    with pytest.raises(edgekd.UsageError) as caught:
+        loaded(data)
+    text = str(caught.value)
+    assert text.count("reading raises OSError: bad block") == 10 and "and 3 more samples" in text
+    for odd, said in (
+        ({"a": np.zeros((3, 2)), "b": np.array([0]), "label": 0}, "sample 7 is a float32 [3, 2]; b int64 [1], unlike"),
+        ({"a": np.zeros((2, 3)), "b": np.array([0])}, "1 of 60 samples have no label"),
+        ({"a": np.zeros((2, 3)), "b": np.array([0]), "label": 0.5}, "the label of sample 7 is float32 []"),
+    ):
+        given.changes = {7: lambda odd=odd: odd}
+        with pytest.raises(edgekd.UsageError) as caught:
+            loaded(data)
+        assert said in str(caught.value)
+
+
+# ---------------------------------------------------------------- processes that read ahead
+
+
+def rows_of(batches):
+    return [b.inputs["b"].ravel().tolist() for b in batches]
+
+
+@pytest.mark.parametrize("count", ["0", "1", "3"])
+def test_workers_read_in_order_and_leave_no_process(large, monkeypatch, count):
+    far = loaded(Set())
+    wanted = rows_of(columns.batches(far, 5))
+    monkeypatch.setenv("EDGEKD_WORKERS", count)
+    assert rows_of(columns.batches(far, 5)) == wanted
+    assert not multiprocessing.active_children()
+    some = columns.batches(far, 5)
+    assert [next(some).inputs["b"].ravel().tolist() for _ in range(3)] == wanted[:3]
+    assert len(multiprocessing.active_children()) == int(count)
+    some.close()
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_ends_the_run_clearly(large, monkeypatch):
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setenv("EDGEKD_WORKERS", "1")
+    given = Set()
+    far = loaded(edgekd.data.from_loader(given, Set(5), validation=Set(5)))
+    given.changes = {30: die}
+    with pytest.raises(RunFailed, match="a process that reads samples ended"):
+        list(columns.batches(far, 5))
+    assert not multiprocessing.active_children()
+    given.changes = {30: lambda: 1 / 0}
+    with pytest.raises(edgekd.UsageError, match="sample 30: reading raises ZeroDivisionError"):
+        list(columns.batches(far, 5))
+    assert not multiprocessing.active_children()
+
+
+def test_the_number_of_workers_is_checked(monkeypatch):
+    for text in ("-1", "many", "1.5"):
+        monkeypatch.setenv("EDGEKD_WORKERS", text)
+        with pytest.raises(edgekd.UsageError, match=f"EDGEKD_WORKERS: is '{text}'"):
+            workers.count()
+
+
+# ---------------------------------------------------------------- digests that are kept
+
+
+def images(folder, count=12, size=16):
+    for i in range(count):
+        place = folder / ("train", "train", "test")[i % 3] / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(N.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    return folder
+
+
+def test_a_folder_of_images_is_decoded_when_asked_and_its_digest_kept(tmp_path, monkeypatch):
+    folder, store = images(tmp_path / "images"), Store(tmp_path / "store")
+    kept = partial(passed.kept, store, "digest")
+    read = []
+    monkeypatch.setattr(
+        image_folder, "_image", lambda *given, own=image_folder._image: read.append(given[-1]) or own(*given)
+    )
+    make = lambda: columns.load(image_folder.image_folder(path=folder, size=8, validation=0.4), "train", kept)
+    near = make()
+    monkeypatch.setattr(column, "HELD", 0)
+    read.clear()
+    far = make()
+    assert isinstance(far.inputs, Column) and far.digest == near.digest and len(read) == len(far)
+    assert np.array_equal(far.inputs[:], near.inputs)
+    make()
+    assert len(read) == 2 * len(far)  # the files are too new: their times may not show the next change
+    monkeypatch.setattr(column, "SETTLED", 0)
+    make()
+    read.clear()
+    assert make().digest == near.digest and not read
+    one = folder / far.ids[0]
+    was = one.stat()
+    pixels = np.asarray(Image.open(one)).copy()
+    size = was.st_size
+    one.write_bytes(one.read_bytes()[:-12] + b"\0" * 12)  # the same size, and its time set back
+    os.utime(one, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert one.stat().st_size == size
+    make()
+    assert len(read) == len(far)
+    Image.fromarray(255 - pixels).save(one)
+    assert make().digest != near.digest
+    one.write_bytes(b"nothing")
+    with pytest.raises(edgekd.UsageError, match=f"{one.name}: can't be read as an image"):
+        make()
+
+
+def test_the_digest_of_a_mapped_file_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(column, "SETTLED", 0)
+    kept, x = partial(passed.kept, Store(tmp_path / "store"), "digest"), N.normal(size=(40, 3)).astype(np.float32)
+    far = mapped(tmp_path, x)
+    made = []
+    count = lambda identity, make: kept(identity, lambda: made.append(1) or make())
+    load = lambda a, b: columns.load(_task(edgekd.arrays(far[a:b], None, far[30:], None)), "train", count)
+    one = load(0, 30)
+    assert load(0, 30).digest == one.digest and len(made) == 1
+    assert load(1, 30).digest != one.digest and len(made) == 2  # other rows of the file
+    x[3] += 1
+    np.save(tmp_path / "new.npy", x)
+    os.replace(tmp_path / "new.npy", tmp_path / "x.npy")
+    far = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert load(0, 30).digest != one.digest and len(made) == 3

@@ -8,9 +8,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from edgekd.data.column import Column, cast, column, picked
+from edgekd.data.column import cast, column, picked
 from edgekd.errors import Problem, UsageError
-from edgekd.inputs import each, length
+from edgekd.inputs import Column, each, length
 from edgekd.records import Sample
 
 PARTS = ("train", "validation", "test")

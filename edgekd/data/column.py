@@ -3,18 +3,20 @@ several columns one after another."""
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekd.inputs import Column, unload
 
-__all__ = ["Cast", "Chain", "Column", "Mapped", "Rows", "cast", "column", "joined", "picked"]
-
-HELD = 2**26  # bytes of a split that is held in memory, whatever it is read from
-RESIDENT = 2**25  # bytes of a mapped file that may stay in memory
+HELD = 2**26  # bytes of a split that is held in memory
+SETTLED = 2 * 10**9  # ns after which another change of a file shows in its time, on every file system
+RESIDENT = 2**23  # bytes of a mapped file that may stay in memory
 AROUND = 2**16  # bytes that the system maps around one that is read
 
 
@@ -32,6 +34,16 @@ class Mapped(Column):
     @property
     def dtype(self) -> np.dtype[Any]:  # type: ignore[override]
         return self.array.dtype
+
+    def stamp(self) -> Any:
+        base: Any = self.array
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        if self.array.mode == "c" or not self.array.filename or not self.array.flags.c_contiguous:
+            return None
+        start = self.array.__array_interface__["data"][0] - base.__array_interface__["data"][0] + base.offset
+        state = stamp([Path(self.array.filename)])
+        return None if state is None else [state, start, list(self.shape), self.dtype.str]
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         found = np.asarray(self.array[index])
@@ -58,6 +70,14 @@ class Rows(Column):
     def dtype(self) -> np.dtype[Any]:  # type: ignore[override]
         return self.of.dtype
 
+    @property
+    def decoded(self) -> bool:  # type: ignore[override]
+        return getattr(self.of, "decoded", False)
+
+    def stamp(self) -> Any:
+        known = stamp_of(self.of)
+        return None if known is None else [known, hashlib.sha256(self.index.astype(np.int64).tobytes()).hexdigest()]
+
     def rows(self, index: np.ndarray) -> np.ndarray:
         return self.of[self.index[index]]
 
@@ -72,6 +92,14 @@ class Cast(Column):
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.of.shape
+
+    @property
+    def decoded(self) -> bool:  # type: ignore[override]
+        return getattr(self.of, "decoded", False)
+
+    def stamp(self) -> Any:
+        known = stamp_of(self.of)
+        return None if known is None else [known, self.dtype.str]
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         return self.of[index].astype(self.dtype)
@@ -101,6 +129,26 @@ class Chain(Column):
         return found
 
 
+def held(size: int) -> bool:
+    """Whether a split of so many bytes is held in memory, whatever it is read from: to read it again costs more."""
+    return size <= HELD
+
+
+def stamp_of(values: Any) -> Any:
+    return values.stamp() if isinstance(values, Column) else None
+
+
+def stamp(files: Sequence[Path]) -> Any:
+    """What changes with the files: names, sizes and times; None where one is so new that its time may not show the next
+    change. The change time can't be set, so that a file which keeps its size and time is still found."""
+    found = [(str(path.resolve()), path.stat()) for path in files]
+    newest = max((max(s.st_mtime_ns, s.st_ctime_ns) for _, s in found), default=0)
+    if newest > time.time_ns() - SETTLED:
+        return None
+    told = repr([(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
 def column(values: Any) -> Any:
     """A memory-mapped array as a column; anything else as it is."""
     return Mapped(values) if isinstance(values, np.memmap) and values.ndim and not values.dtype.hasobject else values
@@ -115,10 +163,10 @@ def cast(values: Any, dtype: Any) -> Any:
 
 def picked(values: Any, index: np.ndarray) -> Any:
     """The rows `index`: a copy of a small array in memory, else a column that reads them from where they are."""
-    return values[index] if not isinstance(values, Column) and values.nbytes <= HELD else Rows(values, index)
+    return values[index] if not isinstance(values, Column) and held(values.nbytes) else Rows(values, index)
 
 
 def joined(parts: Sequence[Any]) -> Any:
     """The rows of all parts: one array if all are small arrays in memory, else a column."""
-    small = all(not isinstance(p, Column) for p in parts) and sum(p.nbytes for p in parts) <= HELD
+    small = all(not isinstance(p, Column) for p in parts) and held(sum(p.nbytes for p in parts))
     return np.concatenate(parts) if small else Chain(tuple(parts))

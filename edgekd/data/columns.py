@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from edgekd.data import Arrays
-from edgekd.data.column import Column, cast, column
+from edgekd.data import Arrays, workers
+from edgekd.data.column import cast, column, held, stamp_of
+from edgekd.data.reading import Notes, Reader, every_problem, size
 from edgekd.errors import Problem, UsageError
-from edgekd.inputs import each
+from edgekd.inputs import Column, each, named
 from edgekd.records import Batch, Task
 from edgekd.store import fingerprint
 
-if TYPE_CHECKING:
-    import torch
+ROOM = 2**21  # values of inputs that a model is asked at once
+Kept = Callable[[Callable[[], Any], Callable[[], dict[str, Any]]], Any]
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Columns:
         return len(self.weight)
 
 
-def load(task: Task, split: str) -> Columns:
-    """Reads a whole split of `task`. Raises UsageError if it is empty or its samples can't be stacked."""
+def load(task: Task, split: str, kept: Kept = lambda identity, make: make()) -> Columns:
+    """Reads a split of `task`: into memory if it is small, else only for its digest, by parts; a `collate` of the task
+    gets all samples at once. `kept(identity, make)`: what `make` made for this identity before, or makes now. Raises
+    UsageError if the split is empty, or samples can't be read or stacked."""
     samples = task.data(split)
     place = f"task {task.name}: data({split!r})"
     if samples is None or len(samples) == 0:
@@ -45,19 +49,48 @@ def load(task: Task, split: str) -> Columns:
             Problem(place, "the split is empty", "return at least one sample for each of train, validation and test")
         )
     if task.collate is None and isinstance(samples, Arrays):  # nothing to stack
-        inputs, labels = samples.inputs, samples.labels
-        ids = list(samples.ids)
-        weight, tags = np.ones(len(samples), np.float32), samples.tags
-    else:
-        rows = [samples[i] for i in range(len(samples))]
-        inputs, labels = _stack(task, rows, place)
-        ids = [i if row.id is None else row.id for i, row in enumerate(rows)]
-        weight = np.array([row.weight for row in rows], np.float32)
-        tags = [tuple(row.tags) for row in rows]
+        inputs, labels = each(samples.inputs, _single), samples.labels
+        rest = labels, list(samples.ids), np.ones(len(samples), np.float32), _tags(samples.tags)
+        return Columns(split, inputs, *rest[:3], _digest(inputs, rest, kept), rest[3])
+    if task.collate is None and not held(size(samples[0].inputs) * len(samples)):
+        return _far(samples, split, place)
+    rows = [samples[i] for i in range(len(samples))]
+    inputs, labels = _stack(task, rows, place)
     inputs = each(inputs, _single)
     labels = None if labels is None else np.asarray(labels)
-    tags = list(tags) if tags is not None and any(tags) else None
+    ids = [i if row.id is None else row.id for i, row in enumerate(rows)]
+    weight, tags = np.array([row.weight for row in rows], np.float32), _tags([tuple(row.tags) for row in rows])
     return Columns(split, inputs, labels, ids, weight, fingerprint.data(inputs, labels, ids, weight, tags), tags)
+
+
+def _tags(tags: Sequence[tuple[str, ...]] | None) -> list[tuple[str, ...]] | None:
+    return list(tags) if tags is not None and any(tags) else None
+
+
+def _digest(inputs: Any, rest: tuple[Any, list, np.ndarray, Any], kept: Kept) -> str:
+    """The digest of a split. Inputs in files that nobody changed since it was computed are not read again."""
+    stamps = {name: stamp_of(values) for name, values in named(inputs).items()}
+
+    def make() -> dict[str, Any]:
+        with every_problem(inputs):
+            return {"digest": fingerprint.data(inputs, *rest)}
+
+    if None in stamps.values():
+        return make()["digest"]
+    forms = {name: (values.dtype.str, values.shape) for name, values in named(inputs).items()}
+    return kept(lambda: (stamps, forms, fingerprint.data({}, *rest)), make)["digest"]
+
+
+def _far(samples: Any, split: str, place: str) -> Columns:
+    """A split of samples that are read again whenever they are asked for. One pass finds its digest, what comes with
+    the inputs, and all samples that can't be read."""
+    notes = Notes(len(samples), place)
+    inputs = Reader(len(samples), lambda i: notes.noted(i, samples[i]).inputs, place).columns()
+    with every_problem(inputs):
+        digest = fingerprint.data_read(inputs, notes.rest)
+    notes.check()
+    labels, ids, weight, tags = notes.rest()
+    return Columns(split, inputs, labels, ids, weight, digest, tags)
 
 
 def _single(array: Any) -> Any:
@@ -96,17 +129,28 @@ def _stack(task: Task, rows: list, place: str):
 
 def take(columns: Columns, index: np.ndarray, view: int = 0) -> Batch:
     """The rows `index` as a batch of tensors, not augmented."""
+    return next(taken(columns, [index], view))
+
+
+def taken(columns: Columns, indices: Sequence[np.ndarray], view: int = 0) -> Iterator[Batch]:
+    """The rows of each index in turn as batches of tensors, not augmented. Other processes read ahead what takes
+    long."""
     import torch
 
-    def gather(array: Any) -> torch.Tensor:
-        return torch.from_numpy(array[index])
+    for index, inputs in zip(indices, workers.rows(columns.inputs, indices), strict=True):
+        labels = None if columns.labels is None else torch.from_numpy(columns.labels[index])
+        tags = None if columns.tags is None else [columns.tags[i] for i in index]
+        weight = torch.from_numpy(columns.weight[index])
+        yield Batch(each(inputs, torch.from_numpy), labels, torch.from_numpy(index), weight, view, tags)
 
-    labels = None if columns.labels is None else gather(columns.labels)
-    tags = None if columns.tags is None else [columns.tags[i] for i in index]
-    return Batch(each(columns.inputs, gather), labels, torch.from_numpy(index), gather(columns.weight), view, tags)
+
+def few(columns: Columns, most: int = 256) -> int:
+    """Rows of a batch that a model answers: `most`, fewer of large samples, whose inner values take memory."""
+    row = sum(math.prod(values.shape[1:]) for values in named(columns.inputs).values())
+    return max(16, min(most, ROOM // max(1, row)))
 
 
-def batches(columns: Columns, size: int) -> Iterator[Batch]:
+def batches(columns: Columns, size: int, view: int = 0) -> Iterator[Batch]:
     """The split in order, in batches of at most `size`."""
-    for start in range(0, len(columns), size):
-        yield take(columns, np.arange(start, min(start + size, len(columns)), dtype=np.int64))
+    starts = range(0, len(columns), size)
+    return taken(columns, [np.arange(a, min(a + size, len(columns)), dtype=np.int64) for a in starts], view)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from edgekd.data.columns import Columns, take
+from edgekd.data.columns import Columns, taken
 from edgekd.models import device
 from edgekd.records import Batch, Task
 
@@ -59,8 +59,8 @@ def epochs(
 
     def source(epoch: int, start: int = 0) -> Iterator[Batch]:
         rows, view = order(seed, epoch, len(columns)), epoch % views
-        taken = (take(columns, rows[a:b], view) for a, b in spans(len(rows), batch)[start:])
-        for found in device.ahead(taken, on):
+        batches = taken(columns, [rows[a:b] for a, b in spans(len(rows), batch)[start:]], view)
+        for found in device.ahead(batches, on):
             yield see(found, task, augment_seed)
 
     return source

@@ -73,7 +73,8 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
         gathered(partial(targets.load, _beside(name, recipe.folder)), problems, f"{recipe.place}: targets")
         for name in dict.fromkeys(recipe.targets)
     ]
-    load = cache(environment.threads()(lambda split: columns.load(task, split)))
+    kept = partial(passed.kept, store, "digest")
+    load = cache(environment.threads()(lambda split: columns.load(task, split, kept)))
     identity = cache(lambda: passed.of_task(task, load))
     select, gate = recipe.select, {name: dict(lines) for name, lines in recipe.gate.items()}
     if isinstance(task, Task):

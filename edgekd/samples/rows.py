@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.data.column import Column, Rows
-from edgekd.inputs import unload
+from edgekd.data.column import Rows
+from edgekd.inputs import Column, unload
 from edgekd.samples.signature import of_model
 
 if TYPE_CHECKING:

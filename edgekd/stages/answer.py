@@ -39,7 +39,7 @@ class Answer:
     ) -> Made:
         import numpy as np
 
-        from edgekd.data.columns import take
+        from edgekd.data.columns import batches
         from edgekd.data.epochs import see
         from edgekd.models import device, saved
         from edgekd.teachers.live import live
@@ -50,15 +50,13 @@ class Answer:
         teach = live(module, run.task, self.precision)
         with seeded(run.seed, run.threads, run.device), device.arithmetic(run.device):
             for view in range(self.views):
-                for start in range(0, len(columns), self.batch):
-                    index = np.arange(start, min(start + self.batch, len(columns)), dtype=np.int64)
-                    batch = device.on(take(columns, index, view), run.device)
+                for found in batches(columns, self.batch, view):
+                    index, batch = found.index.numpy(), device.on(found, run.device)
                     seen = see(batch, run.task, self.augment_seed) if self.split == "train" else batch
                     rows = teach(seen).output.float().cpu()
                     if not np.isfinite(rows.numpy()).all():
                         raise RunFailed(
-                            f"the teacher's output is not finite for samples {start} to {start + len(index) - 1} of "
-                            f"view {view}"
+                            f"the teacher's output is not finite for samples {index[0]} to {index[-1]} of view {view}"
                         )
                     outputs = list(rows.shape[1:])
                     for name, array in self.shown(rows, run.task.output).items():

@@ -147,13 +147,13 @@ def _written(form: Any, name: str, model: _Model, path: Path, source: Artifact, 
 
 def _compared(model: _Model, file: _File, run: Run) -> dict[str, Any]:
     """Facts on how equal file and model are. Raises RunFailed where they differ."""
-    from edgekd.data.columns import batches
+    from edgekd.data.columns import batches, few
     from edgekd.quantization.torch_graph.exact import Settled
 
     forward = None if model.blocks else run.task.call
     exact = None if model.grid is None else Settled(model.module)
     answered = []
-    for batch in batches(model.columns, 256):
+    for batch in batches(model.columns, few(model.columns)):
         with environment.threads(run.threads):
             ours = _answer(exact or model.module, batch.inputs, None if exact else forward)
             fake = _answer(model.module, batch.inputs) if exact else []

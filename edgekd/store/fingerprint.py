@@ -15,7 +15,7 @@ import json
 import math
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,17 @@ def array_digest(arrays: Any) -> str:
     TypeError for arrays of Python objects."""
     hasher = hashlib.sha256()
     for name, array in sorted(arrays.items()) if isinstance(arrays, Mapping) else [(None, arrays)]:
-        array = array if isinstance(array, Column) else np.asarray(array)
-        if array.dtype.hasobject:
-            raise TypeError(f"an array of {array.dtype} has no digest: give it a dtype of numbers or of strings")
-        hasher.update(repr((name, array.dtype.name, np.lib.format.dtype_to_descr(array.dtype), array.shape)).encode())
-        for part in chunks(array) if array.ndim else [array]:
-            hasher.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+        _add(hasher, name, array)
     return hasher.hexdigest()
+
+
+def _add(hasher: Any, name: str | None, array: Any) -> None:
+    array = array if isinstance(array, Column) else np.asarray(array)
+    if array.dtype.hasobject:
+        raise TypeError(f"an array of {array.dtype} has no digest: give it a dtype of numbers or of strings")
+    hasher.update(repr((name, array.dtype.name, np.lib.format.dtype_to_descr(array.dtype), array.shape)).encode())
+    for part in chunks(array) if array.ndim else [array]:
+        hasher.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
 
 
 def data(
@@ -83,15 +87,22 @@ def data(
 ) -> str:
     """sha256 of a split: inputs [N, ...] or {name: [N, ...]}, labels, ids in their order, weights, tags if there are
     any."""
-    named = (
-        {f"inputs.{name}": array for name, array in inputs.items()}
-        if isinstance(inputs, Mapping)
-        else {"inputs": inputs}
-    )
-    named |= {name: array for name, array in (("labels", labels), ("weight", weight)) if array is not None}
+    return data_read(inputs, lambda: (labels, ids, weight, tags))
+
+
+def data_read(inputs: Any, rest: Callable[[], tuple[Any, Iterable[Any], Any, Any]]) -> str:
+    """`data` where labels, ids, weights and tags are known once the inputs were read."""
+    hasher = hashlib.sha256()
+    named = inputs.items() if isinstance(inputs, Mapping) else [(None, inputs)]
+    for name, array in sorted(named):
+        _add(hasher, "inputs" if name is None else f"inputs.{name}", array)
+    labels, ids, weight, tags = rest()
+    for name, array in (("labels", labels), ("weight", weight)):
+        if array is not None:
+            _add(hasher, name, array)
     names = json.dumps([i.item() if isinstance(i, np.generic) else i for i in ids], separators=(",", ":"))
     tagged = [] if tags is None else [_sha256([list(t) for t in tags])]
-    return _sha256([array_digest(named), hashlib.sha256(names.encode()).hexdigest(), *tagged])
+    return _sha256([hasher.hexdigest(), hashlib.sha256(names.encode()).hexdigest(), *tagged])
 
 
 def files(paths: Iterable[str | Path], pattern: str = "*") -> str:

@@ -7,7 +7,7 @@ import json
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
@@ -15,6 +15,8 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from edgekd import environment
 from edgekd.data import Arrays, Splits
 from edgekd.data.augmentation import affine
+from edgekd.data.column import stamp
+from edgekd.data.reading import Reader, small
 from edgekd.errors import EnvironmentUnfit, Problem, UsageError
 from edgekd.metrics import top1
 from edgekd.models.networks import residual
@@ -22,7 +24,6 @@ from edgekd.records import Task
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
-SHOWN = 10  # unreadable files that are reported one by one
 
 
 def image_folder(
@@ -167,8 +168,10 @@ def _folders(path: Path) -> list[Path]:
 def _read(
     path: Path, parts: dict[str, list[tuple[Path, int]]], size: int, channels: int
 ) -> tuple[dict[str, Arrays], list[Problem]]:
+    """({split: its images}, problems): small splits are in memory, of larger ones each image is read when it is asked
+    for."""
     try:
-        from PIL import Image, ImageOps
+        import PIL
     except ImportError:
         raise EnvironmentUnfit(
             Problem("image_folder", "reading images needs Pillow", environment.extra("images"))
@@ -176,24 +179,40 @@ def _read(
 
     problems: list[Problem] = []
     read: dict[str, Arrays] = {}
-    for split, files in parts.items():
-        pixels = np.zeros((len(files), channels, size, size), np.float32)
-        for row, (file, _) in enumerate(files):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", Image.DecompressionBombWarning)
-                    with Image.open(file) as image:
-                        upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
-                square = np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR), np.float32)
-            except Exception as error:  # (Pillow's decoders raise of every kind)
-                problems.append(Problem(str(file), f"can't be read as an image: {error}", "fix or remove it"))
-                continue
-            pixels[row] = (square.reshape(size, size, channels).transpose(2, 0, 1) / 255 - 0.5) / 0.25
-        labels = np.array([label for _, label in files], np.int64)
-        read[split] = Arrays(pixels, labels, [file.relative_to(path).as_posix() for file, _ in files])
-    if len(problems) > SHOWN:
-        problems = [
-            *problems[:SHOWN],
-            Problem("image_folder", f"and {len(problems) - SHOWN} more files that can't be read as images"),
-        ]
+    form = {"": ((channels, size, size), np.dtype(np.float32))}
+    for split, given in parts.items():
+        files = [file for file, _ in given]
+        state = partial(_state, files, [size, channels, PIL.__version__])
+        pixels = Reader(len(files), partial(_image, files, size, channels), "image_folder", state, form).columns()
+        labels = np.array([label for _, label in given], np.int64)
+        try:
+            read[split] = Arrays(
+                small(pixels) if files else np.zeros((0, channels, size, size), np.float32),
+                labels,
+                [file.relative_to(path).as_posix() for file in files],
+            )
+        except UsageError as error:
+            problems += error.problems
     return read, problems
+
+
+def _state(files: list[Path], settings: list[Any]) -> Any:
+    """What changes with the images."""
+    known = stamp(files)
+    return None if known is None else [known, settings]
+
+
+def _image(files: list[Path], size: int, channels: int, position: int) -> np.ndarray:
+    """[channels, size, size] float32. Raises UsageError where the file can't be read."""
+    from PIL import Image, ImageOps
+
+    file = files[position]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+        square = np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR), np.float32)
+    except Exception as error:  # (Pillow's decoders raise of every kind)
+        raise UsageError(Problem(str(file), f"can't be read as an image: {error}", "fix or remove it")) from None
+    return (square.reshape(size, size, channels).transpose(2, 0, 1) / 255 - 0.5) / 0.25
