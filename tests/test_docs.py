@@ -169,7 +169,8 @@ def test_ways_to_distil_are_read(wanted, says, tmp_path, monkeypatch):
         stage["losses"] = [{"weight": 1.0, **term} for term in terms]
     named = {*stage.get("combine", {}).get("classes", {}), *stage.get("combine", {}).get("tags", {}), "one", "two"}
     named = sorted(named) if "combine" in stage or any(t.get("teacher") == "two" for t in terms) else ["teacher"]
-    stage.setdefault("teacher", named)
+    if "learns_with" not in stage:
+        stage.setdefault("teacher", named)
     models = {name: {"train": {"epochs": 1}} for name in ("one", "two", "teacher")}
     assert recipe.parsed({"task": "digits", "stage": [stage], "model": models})[1] == []
 

@@ -36,7 +36,7 @@ from edgekd.training.balance import Balance
 from edgekd.training.loop import fit
 from edgekd.training.loss_checks import check_terms
 from edgekd.training.read_terms import terms
-from edgekd.training.terms import Term, curve_at, gradient_norms
+from edgekd.training.terms import Term, curve_at, gradient_norms, terms_for
 
 
 @pytest.fixture
@@ -69,6 +69,21 @@ MODES = {
     "ema": {"losses": terms([CE, {**KL, "teacher": "ema", "schedule": {"weight": [[0, 0], [0.5, 1]]}}]), "ema": 0.9},
     "learned ensemble": {"losses": terms([CE, KL]), "combine": Use("ensembles", "learned"), "teachers": ("one", "two")},
     "balanced": {"losses": terms([CE, KL]), "balance": True},
+    "together": {"losses": terms([CE, KL]), "learns_with": ("teacher",)},
+    "together, each by its own": {
+        "losses": terms(
+            [
+                CE,
+                {**KL, "teacher": "teacher"},
+                {**KL, "weight": 0.1, "teacher": "student"},
+                {**KL, "weight": 0.2, "teacher": "ema"},
+                {**NEAR, "teacher": "teacher"},
+            ]
+        ),
+        "learns_with": ("teacher",),
+        "ema": 0.9,
+        "balance": True,
+    },
 }
 
 
@@ -207,6 +222,93 @@ def test_peers_begin_apart_and_the_first_is_the_lone_students_start(tmp_path, ta
     assert torch.equal(begun[0], saved.create(task, "student", 0)[0].weight)
     assert len(begun) == 3 and not any(torch.equal(a, b) for a, b in itertools.combinations(begun, 2))
     assert torch.allclose(weights(run_in(tmp_path, task))["0.weight"], begun[0], atol=1e-6)  # the first is kept
+
+
+# ---------------------------------------------------------------- other models that learn too
+
+
+def test_models_that_learn_together_are_those_of_a_plain_loop(tmp_path, task):
+    """By hand in torch: both are asked on the same batch, then each takes a step against labels and the other's output,
+    which is a constant for it (Zhang et al. 2018, algorithm 1 with one snapshot)."""
+    batches = [Batch(torch.randn(8, 6), torch.randint(0, 3, (8,)), torch.arange(8), torch.ones(8)) for _ in range(3)]
+    make = lambda: [saved.create(task, name, 0) for name in ("student", "teacher")]
+    how = {"lr": 0.1, "optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0}
+    plain = {"use": "kl", "temperature": 1.0}
+    losses = [CE, {**plain, "weight": 2.0, "teacher": "teacher"}, {**plain, "weight": 0.5, "teacher": "student"}]
+    ours, theirs, shares = make(), make(), (2.0, 0.5)
+    settings, names = Distill(epochs=1, losses=terms(losses), **how), ("student", "teacher")
+    for model in (*ours, *theirs):
+        model[3].p = 0.0
+    source = lambda epoch, start: iter(batches)
+    fit(ours, source, settings.losses, settings=settings, steps_per_epoch=3, run=run_in(tmp_path, task), names=names)
+    for batch in batches:
+        seen = [model.train()(batch.inputs) for model in theirs]
+        for i, model in enumerate(theirs):
+            logs = nn.functional.log_softmax(seen[i], 1)
+            other = seen[1 - i].detach().softmax(1)
+            divergence = nn.functional.kl_div(logs, other, reduction="batchmean")
+            loss = nn.functional.cross_entropy(seen[i], batch.labels) + shares[i] * divergence
+            weights = list(model.parameters())
+            with torch.no_grad():
+                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                    weight -= 0.1 * gradient
+    for model, other in zip(ours, theirs, strict=True):
+        for name, tensor in model.state_dict().items():
+            assert torch.allclose(tensor.float(), other.state_dict()[name].float(), atol=1e-5), name
+
+
+def test_who_has_which_terms():
+    given = terms([CE, KL, {**KL, "teacher": "a"}, {**KL, "teacher": "b"}, {**KL, "teacher": "ema"}, NEAR])
+    shared = lambda number, *names: [given.index(t) for t in terms_for(given, names, number)]
+    assert shared(0, "a", "b") == [0, 1, 3, 4, 5] and shared(1, "a", "b") == [0, 1, 2]
+    assert shared(2, "a", "b", "c") == [0, 1, 2, 3]
+    assert list(terms_for(given, (), 1)) == list(given)  # peers share all terms
+
+
+def test_a_partner_begins_with_its_table_or_with_its_initial_weights(tmp_path, task, monkeypatch):
+    begun, learn = [], train_stage.learn
+
+    def watched(modules, *rest, **more):
+        begun.append(modules[1][0].weight.detach().clone())
+        return learn(modules, *rest, **more)
+
+    made, other = teacher_in(tmp_path / "t", task), teacher_in(tmp_path / "o", task, seed=3)
+    monkeypatch.setattr(train_stage, "learn", watched)
+    stage = Distill(epochs=1, batch=20, learns_with=("teacher",), losses=terms([CE, KL, {**KL, "teacher": "teacher"}]))
+    stage(None, run_in(tmp_path / "fresh", task))
+    given = dataclasses.replace(stage, teachers=("fixed", "teacher"))
+    given(None, run_in(tmp_path / "given", task), teacher=(other, made))
+    assert torch.equal(begun[0], saved.create(task, "teacher", 0)[0].weight)
+    assert torch.equal(begun[1], saved.load(made, task)[0].weight)
+
+
+def test_a_recipe_of_models_that_learn_together_is_run_and_written_as_it_was_read(tmp_path, monkeypatch):
+    import onnx
+
+    from edgekd.progress import reporter
+    from edgekd.run import plan, resolve
+    from edgekd.run.dump import dump
+    from edgekd.run.steps import run_steps
+    from edgekd.store.store import Store
+
+    monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / "store"))
+    stage = {"use": "distill", **SHORT, "losses": [CE, KL], "learns_with": ["teacher"]}
+    inputs = {}
+    for name, models in (("fresh", {}), ("trained", {"teacher": {"train": SHORT}})):
+        resolved = resolve.resolved({**RECIPE, "model": models, "control": True, "stage": [stage]})
+        planned = plan.make(resolved)
+        (step,) = [s for s in planned.steps.values() if s.stage == "distill"]
+        inputs[name] = [planned.steps[key].label for key in step.teacher]
+        assert "answers" not in " ".join(s.label for s in planned.steps.values())
+        (tmp_path / "recipe.toml").write_text(dump(resolved, tmp_path))
+        assert list(plan.make(resolve.resolved(tmp_path / "recipe.toml")).steps) == list(planned.steps)
+    assert inputs == {"fresh": [], "trained": ["teacher"]}
+    assert planned.losses["stage 1 (distill): teacher"] == ["cross_entropy: weight 1", "kl: weight 1"]
+    made, _ = run_steps(planned, resolved, Store(), reporter(True), lambda **event: None)
+    (point,) = [p for p in planned.points if p.id == "distill"]
+    assert {"kl", "teacher: kl"} < made[point.step].facts["losses"].keys()
+    widths = [i.dims[0] for i in onnx.load(made[point.export].folder / "model.onnx").graph.initializer]
+    assert 8 in widths and 16 not in widths  # the student's
 
 
 # ---------------------------------------------------------------- the student's own past
@@ -617,6 +719,26 @@ def test_a_recipe_that_routes_its_teachers_runs_and_each_class_hears_its_own(tmp
     "stage, words",
     [
         ({"losses": [{"use": "kl", "teacher": "peers"}]}, ("no peers", "`peers`")),
+        ({"learns_with": ["teacher", "teacher"]}, ("names a model twice",)),
+        ({"learns_with": ["student"]}, ("the stage's own model", "`peers = 2`")),
+        ({"learns_with": ["teacher"], "peers": 2}, ("give one of the two",)),
+        ({"learns_with": ["nobody"]}, ("learns_with: the task has no model `nobody`", "models: teacher, student")),
+        ({"learns_with": ["oracle"]}, ("shows its label only",)),
+        ({"learns_with": ["teacher"], "teacher": "teacher"}, ("no answers of it can be kept in a cache",)),
+        ({"learns_with": ["teacher"], "cache": True}, ("cache: the stage has no fixed teacher",)),
+        ({"learns_with": ["teacher"], "losses": [CE]}, ("no loss learns from a model of `learns_with`",)),
+        ({"learns_with": ["teacher"], "losses": [{**KL, "teacher": "teacher"}]}, ("`teacher` has no loss",)),
+        ({"learns_with": ["teacher"], "combine": {"use": "mean"}}, ("combine: ", "fixed teacher")),
+        (
+            {"learns_with": ["teacher"], "losses": [CE, {**KL, "schedule": {"by": "agreement", "weight": [[0, 1]]}}]},
+            ("follows the agreement with a teacher", 'by = "training"'),
+        ),
+        (
+            {"learns_with": ["teacher"], "losses": [CE, KL, {**NEAR, "teacher": "student"}]},
+            ("only the student learns from layers",),
+        ),
+        ({"learns_with": ["teacher", "other"], "losses": [CE, KL, NEAR]}, ("name one: teacher, other",)),
+        ({"learns_with": ["teacher"], "losses": [CE, KL, {**NEAR, "on": ["22 -> 2"]}]}, ("no such module",)),
         ({"losses": [{"use": "kl", "teacher": "other"}], "teacher": "teacher"}, ("is not a teacher of the stage",)),
         ({"combine": {"use": "meen"}, "teacher": ["teacher", "other"]}, ("did you mean `mean`",)),
         ({"combine": {"use": "mean"}}, ("only one teacher",)),

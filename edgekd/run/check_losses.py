@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Any
 from edgekd.components import Use
 from edgekd.errors import Problem
 from edgekd.models import saved
+from edgekd.run.recipe.stages import partners
 from edgekd.run.variants import FORMS, RecipeView
 from edgekd.training import supervision
 from edgekd.training.loss_checks import check_terms
 from edgekd.training.read_terms import losses_of
-from edgekd.training.terms import EMA, PEERS, Term
+from edgekd.training.terms import EMA, PEERS, Term, terms_for
 
 CONTROL = "the control (the student alone, by labels)"  # the place in problems with its losses
 LABELS = "give the first stage a loss on labels, which trains the control too, or set control = false"
@@ -22,7 +24,8 @@ LABELS = "give the first stage a loss on labels, which trains the control too, o
 
 @dataclass(frozen=True)
 class Objective:
-    """The losses that one of the task's models is trained with, and its teachers."""
+    """The losses that one of the task's models is trained with, and its teachers. `together`: (name, model) of all that
+    learn together, the student first; `number`: of the one that is meant."""
 
     where: str
     use: str
@@ -30,6 +33,8 @@ class Objective:
     losses: tuple[Term, ...]
     teachers: tuple[str, ...] = ()
     combine: Use | None = None
+    together: tuple[tuple[str, str], ...] = ()
+    number: int = 0
 
 
 def problems(view: RecipeView, notes: dict[str, list[str]]) -> list[Problem]:
@@ -49,15 +54,30 @@ def _objectives(view: RecipeView) -> Iterator[Objective]:
         where, stage = f"stage {line.number} ({line.name})", line.stage
         if getattr(stage, "mode", None) != "ptq":
             combine = getattr(stage, "combine", None)
-            yield Objective(where, line.use, view.student, losses_of(stage), line.teacher, combine)
+            found = Objective(where, line.use, view.student, losses_of(stage), line.teacher, combine)
+            yield from _each(found, stage, view)
     for name, model in view.recipe.models.items():
         if model.stage is not None:
             where, stage = f"model.{name}.{model.way}", model.stage
-            yield Objective(where, model.way, model.of, stage.losses, model.teacher, stage.combine)
+            found = Objective(where, model.way, model.of, stage.losses, model.teacher, stage.combine)
+            yield from _each(found, stage, view)
     if view.controlled and not view.on_labels(first):  # else they are the stage's own
         yield Objective(CONTROL, "train", view.student, view.control(first))
     if view.controlled and last.use in FORMS and view.trains(last):
         yield Objective(CONTROL, last.use, view.student, view.control(last))
+
+
+def _each(objective: Objective, stage: Any, view: RecipeView) -> Iterator[Objective]:
+    """The objective of a stage, or of every model that learns together with its student."""
+    others = [(name, view.partner(name)) for name in partners(stage)]
+    if not others:
+        yield objective
+        return
+    together = ((stage.model, objective.model), *others)
+    yield dataclasses.replace(objective, together=together)
+    for number, (name, model) in enumerate(others, 1):
+        where = f"{objective.where}: {name}"
+        yield dataclasses.replace(objective, where=where, model=model, together=together, number=number)
 
 
 def _wrong(
@@ -69,7 +89,9 @@ def _wrong(
     found = [Problem(f"{place}: losses[{i}]: on", text, "tap layers in an earlier stage") for i in tapped]
     teachers, shows = _fresh_teachers(objective, view)
     found += _without_answers(objective, view, shows, place)
-    rest, data = [i for i in range(len(objective.losses)) if i not in tapped], view.resolved.data("train")
+    own = terms_for(objective.losses, [name for name, _ in objective.together], objective.number)
+    rest = [i for i, term in enumerate(objective.losses) if i not in tapped and term in own]
+    data = view.resolved.data("train")
     losses, student = [objective.losses[i] for i in rest], saved.create(view.task, objective.model, 0)
     for number, message, hint in check_terms(losses, student, teachers, view.task, data, shows, told):
         if objective.where == CONTROL and any((p.message, p.hint) == (message, hint) for p in before):
@@ -106,7 +128,9 @@ def _fresh_teachers(objective: Objective, view: RecipeView) -> tuple[Mapping[str
     fresh = lambda name: saved.create(view.task, name, 0)
     teachers = {name: fresh(view.model_of(name)) for name in objective.teachers}
     teachers |= {PEERS: fresh(objective.model), EMA: fresh(objective.model)}
-    teachers[""] = teachers[objective.teachers[0] if objective.teachers else PEERS]
+    others = {name: fresh(model) for i, (name, model) in enumerate(objective.together) if i != objective.number}
+    teachers |= others
+    teachers[""] = teachers[next(iter((*objective.teachers, *others, PEERS)))]
     models = view.recipe.models
     shows: dict[str, str] = {name: models[name].shows if name in models else "logits" for name in objective.teachers}
     shows[""] = next((s for s in shows.values() if s != "logits"), "logits")

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekd.components import specs_in
 from edgekd.run.recipe.models import Model
-from edgekd.run.recipe.stages import FILLED_IN, Line
+from edgekd.run.recipe.stages import FILLED_IN, Line, partners
 from edgekd.run.resolve import Resolved
 from edgekd.run.target_settings import OPEN
 from edgekd.signatures import plain
@@ -28,7 +28,9 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
             return value
         return os.path.relpath(home / value, place.resolve())
 
-    task = recipe.task
+    task, every = recipe.task, [swept.stage for line in recipe.stages for swept in recipe.sweep.lines(line)]
+    every += [model.stage for model in recipe.models.values()]
+    new = [name for stage in every for name in partners(stage)]  # a table would give them weights to begin with
     table: dict[str, Any] = {
         "task": task if isinstance(task, str) else {k: v if k == "use" else moved(v) for k, v in task.items()},
         "targets": [moved(name) if name.endswith(".toml") else name for name in recipe.targets],
@@ -37,7 +39,9 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
         "device": resolved.device if len(resolved.devices) == 1 else list(resolved.devices),
         "control": recipe.control,
         "stage": [_stage(line) for line in recipe.stages],
-        "model": {name: _model(model, moved) for name, model in recipe.models.items()},
+        "model": {
+            name: _model(model, moved) for name, model in recipe.models.items() if model.given or name not in new
+        },
     }
     if place is not None and _names_modules(recipe):
         table["modules"] = os.path.relpath(home / recipe.modules, place.resolve())
@@ -50,7 +54,7 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
 
 def _stage(line: Line) -> dict[str, Any]:
     """A `[[stage]]`, without the settings that each target fills in."""
-    told = {k: v for k, v in plain(line.stage).items() if k in line.said or k not in OPEN}
+    told = {k: v for k, v in _settings(line.stage, line.teacher).items() if k in line.said or k not in OPEN}
     return {"use": line.use, "name": line.name, **({"teacher": list(line.teacher)} if line.teacher else {}), **told}
 
 
@@ -61,8 +65,14 @@ def _model(model: Model, moved: Callable[[Any], Any]) -> dict[str, Any]:
         found |= {"shows": model.shows, "top": model.top}
     if model.stage is None:
         return found | {"weights": moved(model.weights)}
-    told = {k: v for k, v in plain(model.stage).items() if k != "model" or v != model.name}
+    told = {k: v for k, v in _settings(model.stage, model.teacher).items() if k != "model" or v != model.name}
     return found | {model.way: told | ({"teacher": list(model.teacher)} if model.teacher else {})}
+
+
+def _settings(stage: Any, teachers: tuple[str, ...]) -> Mapping[str, Any]:
+    """A stage's settings; no `cache` where no teacher is fixed."""
+    cached = teachers or not partners(stage)
+    return {k: v for k, v in plain(stage).items() if k != "cache" or cached}
 
 
 def _names_modules(recipe: Any) -> bool:

@@ -17,6 +17,7 @@ from edgekd.run import checks, passed
 from edgekd.run.graph import Plan, Point, Step
 from edgekd.run.keys import key_of
 from edgekd.run.recipe import Recipe
+from edgekd.run.recipe.stages import partners
 from edgekd.run.resolve import Resolved
 from edgekd.run.variants import FORMS, RecipeView, Variant
 from edgekd.store import fingerprint
@@ -147,13 +148,14 @@ class _Planner:
         self, stage: Any, teachers: tuple[str, ...], known: Mapping[str, str] | None = None
     ) -> tuple[Any, tuple[str, ...]]:
         """(the stage with the teachers' names, keys): of each teacher its cached answers, or the model itself if the
-        stage has `cache = false` or a term taps its layers; then its answers to the validation split, if a schedule
-        follows the agreement."""
+        stage has `cache = false` or a term taps its layers; the models that learn together with the student and
+        have a table; then the teachers' answers to the validation split, if a schedule follows the agreement."""
         from edgekd.stages.answer import Answer
         from edgekd.training.learn import views_of
         from edgekd.training.terms import tapped
 
-        if not teachers:
+        begun = [name for name in partners(stage) if name in self.recipe.models and self.recipe.models[name].given]
+        if not teachers and not begun:
             return stage, ()
         keys, judged, views = [], [], views_of(stage, self.task)
         for name in teachers:
@@ -168,7 +170,8 @@ class _Planner:
             keys.append(model if live else answers("", views=views, **shown))
             if any(term.by == "agreement" for term in stage.losses):
                 judged.append(answers(" (validation)", split="validation", shows="label"))
-        return dataclasses.replace(stage, teachers=teachers), (*keys, *judged)
+        keys += map(self.model, begun)
+        return dataclasses.replace(stage, teachers=(*teachers, *begun)), (*keys, *judged)
 
     def model(self, name: str) -> str:
         """The key of a `[model.NAME]`: loaded from its file, trained, or distilled from another."""

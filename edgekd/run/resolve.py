@@ -18,6 +18,7 @@ from edgekd.run.default_losses import fitted
 from edgekd.run.device import chosen
 from edgekd.run.recipe import Recipe
 from edgekd.run.recipe.form import Select
+from edgekd.run.recipe.stages import partners
 from edgekd.store.store import Store
 
 
@@ -199,11 +200,19 @@ def _task_problems(
     named = [(f"stage {line.number} ({line.name})", getattr(line.stage, "model", None)) for line in recipe.stages]
     named += [(f"model.{m.name}", m.of) for m in models if m.of != m.name]
     known = f"models: {', '.join(task.models)}"
+    together = [(f"stage {s.number} ({s.name})", n) for s in recipe.stages for n in partners(s.stage)]
+    together += [(f"model.{m.name}", n) for m in models for n in partners(m.stage)]
     unknown = [
         Problem(f"{recipe.place}: {where}: model", f"the task has no model `{name}`", known)
         for where, name in named
         if name is not None and name not in task.models
     ]
+    unknown += [
+        Problem(f"{recipe.place}: {where}: learns_with", f"the task has no model `{name}`", known)
+        for where, name in together
+        if name not in task.models and not (name in recipe.models and recipe.models[name].given)
+    ]
+    made += [name for _, name in together if name in task.models]
     roles = tuple(dict.fromkeys((recipe.models["teacher"].of, "student", *made)))
     wrong: list[Problem] = []
 

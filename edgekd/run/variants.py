@@ -74,6 +74,10 @@ class RecipeView:
         """Which of the task's models a teacher is: a `[model.NAME]`'s, or the student for a stage."""
         return self.recipe.models[teacher].of if teacher in self.recipe.models else self.student
 
+    def partner(self, name: str) -> str:
+        """Which of the task's models one is that learns together with a student."""
+        return self.recipe.models[name].of if name in self.recipe.models else name
+
     def control(self, line: Line) -> tuple[Term, ...]:
         """The losses of the control in a stage: the stage's losses that need no teacher, else those of the first stage,
         scaled to a total weight of 1; else the teacher's own."""

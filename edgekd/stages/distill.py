@@ -20,14 +20,17 @@ KD = (Term("cross_entropy", 0.1), Term("kl", 0.9, {"temperature": 4.0}))
 class Distill(Train):
     """`Train` with teachers. `cache` False runs a teacher on every batch instead of once per view; a teacher whose
     layers a term taps always runs on every batch. `peers`: the number of students that learn together, each with its
-    own initial weights and from the others; the first is kept."""
+    own initial weights and from the others; the first is kept. `learns_with`: other models of the task that learn
+    together with the student, each from the outputs of the others; the student is kept. A model with a table
+    `[model.NAME]` begins with the weights that this gives it, another with its initial weights."""
 
     losses: Annotated[tuple[Term, ...], Losses()] = KD
     cache: bool = True
     peers: Annotated[int, Ge(1), Le(8)] = 1
+    learns_with: tuple[str, ...] | None = None
     reads: ClassVar = ("train",)
 
     def __call__(
         self, source: Artifact | None, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None
     ) -> Made:
-        return learned(self, source, run, teacher, self.peers)
+        return learned(self, source, run, teacher, self.peers, self.learns_with or ())

@@ -24,10 +24,12 @@ def learn(
     teacher: Sequence = (),
     forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains `module` in place by `settings` on the task's train split; several modules learn together, each from the
     others (Zhang et al. 2018, "Deep Mutual Learning"). `teacher`: artifacts, `logits` (cached) or `torch` (live);
-    `forward`: how a module is called, by default as the task says.
+    `forward`: how a module is called, by default as the task says; `names`: of several modules that are different
+    models.
 
     Returns facts: epochs, steps, seconds, the last epoch's mean of every term."""
     from edgekd.data.epochs import epochs, spans
@@ -43,18 +45,18 @@ def learn(
         on=run.device,
     )
     losses = settings.losses
-    names = settings.teachers or tuple("" for _ in teacher)
+    fixed = settings.teachers or tuple("" for _ in teacher)
     # the plan adds their predictions on the validation split if a schedule needs them
-    given, judged = teacher[: len(names)], teacher[len(names) :]
+    given, judged = teacher[: len(fixed)], teacher[len(fixed) :]
     teach = {
         name: teacher_of(artifact, run, len(columns), views, settings.teacher_precision, tapped(losses, name))
-        for name, artifact in zip(names, given, strict=True)
+        for name, artifact in zip(fixed, given, strict=True)
     }
     agreement = None
     if judged:
         from edgekd.training.agreement import Agreement
 
-        agreement = Agreement(dict(zip(names, judged, strict=True)), run.data("validation"))
+        agreement = Agreement(dict(zip(fixed, judged, strict=True)), run.data("validation"))
     return fit(
         module,
         source,
@@ -66,6 +68,7 @@ def learn(
         agreement=agreement,
         forward=forward,
         on_epoch=on_epoch,
+        names=names,
     )
 
 

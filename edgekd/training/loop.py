@@ -22,7 +22,7 @@ from edgekd.training.positions import rows_of
 from edgekd.training.settings import Training
 from edgekd.training.supervision import Supervision, dry
 from edgekd.training.tally import Finite, Given, Tally
-from edgekd.training.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, total
+from edgekd.training.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, terms_for, total
 
 if TYPE_CHECKING:
     import torch
@@ -46,16 +46,18 @@ def fit(
     agreement: Agreement | None = None,
     forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains `student` for `settings.epochs` over `source(epoch, start)`. The loss of a batch is
     sum over terms of weight x (sum of row losses x sample weights / sum of sample weights), and over students where
     several learn together. `agreement`: computed before every epoch, for schedules that follow it. Batches are on
-    `run.device`, where the students are meanwhile."""
+    `run.device`, where the students are meanwhile. `names`: of the students, where they are different models; each then
+    has the terms that `terms_for` gives it."""
     students = list(student) if isinstance(student, Sequence) else [student]
     begun = time.monotonic()
     with seeded(run.seed, run.threads, run.device), contextlib.ExitStack() as stack:
         stack.enter_context(device.arithmetic(run.device, settings.tf32))
-        loop = _Loop(students, source, terms, settings, steps_per_epoch, run, agreement)
+        loop = _Loop(students, source, terms, settings, steps_per_epoch, run, agreement, names)
         called = forward or run.task.call
         loop.prepare(dict(teachers or {}), called, stack)
         loop.resume()
@@ -79,8 +81,10 @@ class _Loop:
         steps_per_epoch: int,
         run: Run,
         agreement: Agreement | None,
+        names: Sequence[str],
     ):
-        self.students, self.source, self.terms, self.settings = students, source, terms, settings
+        self.students, self.source, self.terms, self.settings, self.names = students, source, terms, settings, names
+        self.each = [terms_for(terms, names, number) for number in range(len(students))]
         self.run, self.agreement = run, agreement
         self.steps_per_epoch, self.total_steps = steps_per_epoch, settings.epochs * steps_per_epoch
         self.epoch, self.position, self.tally = 0, 0, Tally(device.kind(run.device) == device.CPU)
@@ -96,19 +100,21 @@ class _Loop:
             device.placed(one, there)
             self.autocast = stack.enter_context(laid_out(one, self.settings.precision))
         # before the taps: a copy of the student must not hold their hooks
-        self.supervision = Supervision(self.students, self.terms, self.settings, teachers, forward, self.autocast)
+        self.supervision = Supervision(
+            self.students, self.terms, self.settings, teachers, forward, self.autocast, self.names
+        )
         for part in self.supervision.modules():
             part.to(there)
-        self.looks = [taps.watch(one, tapped(self.terms)) for one in self.students]
-        self.bound = [bind(self.terms, lambda number=number: self._dry(number)) for number in range(len(self.students))]
+        self.looks = [taps.watch(one, self._paths(number, teachers)) for number, one in enumerate(self.students)]
+        self.bound = [bind(own, lambda number=number: self._dry(number)) for number, own in enumerate(self.each)]
         calls = [b.call for each in self.bound for b in each if is_module(b.call)]
         self.learners = nn.ModuleList([*calls, *self.supervision.modules()]).to(there)
-        self.balance = None
+        self.balances = []
         if self.settings.balance:
             from edgekd.training.balance import Balance
 
-            self.balance = Balance(len(self.terms))
-            self.learners.append(self.balance)
+            self.balances = [Balance(len(own)) for own in (self.each if self.names else self.each[:1])]
+            self.learners.extend(self.balances)
         if self.agreement is not None:
             self.learners.append(self.agreement)
         several = len(self.students) > 1 or len(self.learners)
@@ -121,7 +127,7 @@ class _Loop:
             stack.enter_context(torch._functorch.config.patch(donated_buffer=False))
             self.called = [torch.compile(one) for one in self.students]
         self.finite = Finite(self.students)
-        self.weights = [p for p in self.students[0].parameters() if p.requires_grad]
+        self.weights = [[p for p in one.parameters() if p.requires_grad] for one in self.students]
 
     def resume(self) -> None:
         """Resumes from the checkpoint, if there is one."""
@@ -175,7 +181,8 @@ class _Loop:
         each = self._terms(batch, step, share)
         loss = sum((total(found) for found in each[1:]), total(each[0]))
         own = [part.own for part in self.supervision.modules() if getattr(part, "own", None) is not None]
-        terms = [(name, value.detach()) for name, _, value in each[0]]
+        found = [(f"{who}: {name}" if who else name, v) for who, one in self._told(each) for name, _, v in one]
+        terms = [(name, value.detach()) for name, value in found]
         self.tally.add(Given(loss.detach(), terms, len(batch.index), self.epoch, self.position, rate))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(sum(own, loss)).backward()
@@ -200,13 +207,25 @@ class _Loop:
             for i, bound in enumerate(self.bound)
         ]
         if self.position == 0:
-            self.run.log(event="gradients", epoch=self.epoch + 1, **gradient_norms(each[0], self.weights))
+            self.run.log(event="gradients", epoch=self.epoch + 1, **gradient_norms(each[0], self.weights[0]))
             if any(b.term.schedule for b in self.bound[0]):
                 self.run.log(event="settings", epoch=self.epoch + 1, **settings_at(self.bound[0], share, agreed))
-        if self.balance is None:
+        if not self.balances:
             return each
-        first = self.balance.weigh(each[0], self.weights, step)
-        return [first, *(self.balance.weigh(found) for found in each[1:])]
+        if self.names:
+            return [b.weigh(*given, step) for b, *given in zip(self.balances, each, self.weights, strict=True)]
+        (balance,) = self.balances
+        return [balance.weigh(each[0], self.weights[0], step), *(balance.weigh(found) for found in each[1:])]
+
+    def _told(self, each: Sequence[Found]) -> list[tuple[str, Found]]:
+        """[(whose, terms)] for the log: the student's, and those of models with names."""
+        return [("", each[0]), *zip(self.names[1:], each[1:], strict=False)]
+
+    def _paths(self, number: int, teachers: Mapping[str, Any]) -> tuple[str, ...]:
+        """The paths that terms tap in a student."""
+        if not self.names or number == 0:
+            return tapped(self.each[number])
+        return tapped([term for term in self.terms if term.teacher or not teachers], self.names[number])
 
     def _see(self, number: int, batch: Batch) -> Signals:
         return self._seen(self.called, number, batch)

@@ -36,10 +36,11 @@ class Supervision:
         teachers: dict,
         forward: Callable,
         autocast: Callable,
+        names: Sequence[str] = (),
     ):
         from edgekd.teachers.ema import Ema
 
-        self.given, self.peers = teachers, len(students) > 1
+        self.given, self.peers, self.names = teachers, len(students) > 1, names
         named = [term.teacher or "" for term in terms if term.needs_teacher()]
         self.single = next(iter(teachers)) if len(teachers) == 1 else None
         self.combine = None
@@ -79,15 +80,17 @@ class Supervision:
         return next(iter(signals.values()))
 
     def of(self, number: int, seen: Sequence[Signals], signals: Mapping[str, Signals]) -> dict[str, Any]:
-        """{teacher: its signals} for student `number`, with those of its peers, detached from their gradients."""
+        """{teacher: its signals} for student `number`, with those of its peers, detached from their gradients, and by
+        name where they have names."""
         if not self.peers:
             return dict(signals)
-        others = [
-            Signals(s.output.detach(), {k: t.detach() for k, t in s.taps.items()}, kind=s.kind)
+        found = {
+            i: Signals(s.output.detach(), {k: t.detach() for k, t in s.taps.items()}, kind=s.kind)
             for i, s in enumerate(seen)
             if i != number
-        ]
-        return {"": others, **signals, PEERS: others}
+        }
+        others, named = list(found.values()), {self.names[i]: s for i, s in found.items() if self.names}
+        return {"": others, **signals, PEERS: others, **named}
 
     def after(self, student: nn.Module) -> None:
         """Updates the moving average after an optimizer step."""

@@ -175,6 +175,13 @@ def settings_at(bound: Sequence[Bound], share: float, agreement: Mapping[str, fl
     return found
 
 
+def terms_for(terms: Sequence[Term], names: Sequence[str], number: int) -> tuple[Term, ...]:
+    """The terms of one of the models `names` that learn together, the student first. A term that names one of them is
+    for the others; one that taps layers or names "ema" is for the student. Without names every model has all terms."""
+    chosen = [term for term in terms if not names or term.teacher != names[number]]
+    return tuple(term for term in chosen if not names or number == 0 or not (term.on or term.teacher == EMA))
+
+
 def total(parts: Sequence[tuple[str, float, torch.Tensor]]) -> torch.Tensor:
     """The sum of weight x mean."""
     whole = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgekd.errors import Problem
 from edgekd.run.recipe.form import ModelTable, Shows
+from edgekd.run.recipe.learns_with import uncached
 from edgekd.run.recipe.stages import STAGE_KEYS, made
 from edgekd.run.recipe.teachers import teachers_of
 from edgekd.stages.distill import Distill
@@ -17,7 +19,7 @@ from edgekd.stages.train import Train
 @dataclass(frozen=True)
 class Model:
     """A model that stages refer to. `stage`: the stage that trains it, or distils it from its `teacher`s; None where
-    its `weights` come from a file. `seed` None: the recipe's."""
+    its `weights` come from a file. `seed` None: the recipe's. `given`: whether the recipe has its table."""
 
     name: str
     stage: Train | None
@@ -26,6 +28,7 @@ class Model:
     seed: int | None = None
     shows: Shows = "logits"
     top: int = 5
+    given: bool = True
 
     @property
     def way(self) -> Literal["weights", "distill", "train"]:
@@ -40,7 +43,7 @@ class Model:
 def read(tables: Mapping[str, ModelTable], place: str, problems: list[Problem]) -> dict[str, Model]:
     """The models by name; `teacher` is always one of them."""
     return {
-        name: _read(name, table, f"{place}: model.{name}", problems)
+        name: dataclasses.replace(_read(name, table, f"{place}: model.{name}", problems), given=name in tables)
         for name, table in {"teacher": ModelTable(), **tables}.items()
     }
 
@@ -56,6 +59,7 @@ def _read(name: str, table: ModelTable, where: str, problems: list[Problem]) -> 
         given = {"model": name, **{k: v for k, v in table.distill.items() if k not in STAGE_KEYS}}
         stage, settings = made(Distill, given, f"{where}.distill", problems)
         teacher = teachers_of(Distill, settings, table.distill.get("teacher"), f"{where}.distill", problems)
+        problems += uncached(table.distill, stage, teacher, f"{where}.distill")
     elif table.weights is None:
         stage, _ = made(Train, {"model": name, **(table.train or {})}, f"{where}.train", problems)
     return Model(name, stage, teacher, table.weights, table.seed, table.shows, table.top)

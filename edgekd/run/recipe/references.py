@@ -4,10 +4,11 @@ stages that it can extend."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from edgekd.errors import Problem, near
 from edgekd.run.recipe.models import Model
-from edgekd.run.recipe.stages import Line
+from edgekd.run.recipe.stages import Line, partners
 
 STUDENT = (
     'begin with a `distill` or `train` stage, or load the student: [model.student] weights = "student.safetensors"'
@@ -27,8 +28,10 @@ def problems(
     for line in lines:
         known = ["teacher", *models, *(s.name for s in lines if s.number < line.number)]
         found += _strangers(line.teacher, known, f"{place}: stage {line.number} ({line.name}): teacher")
+        found += _boxes(line.stage, models, f"{place}: stage {line.number} ({line.name})")
     for name, model in models.items():
         found += _strangers(model.teacher, list(models), f"{place}: model.{name}: teacher")
+        found += _boxes(model.stage, models, f"{place}: model.{name}.{model.way}")
         if _learns_from_itself(name, models):
             text, hint = "learns from itself through its teachers", "name teachers that are made before it"
             found.append(Problem(f"{place}: model.{name}: teacher", text, hint))
@@ -48,12 +51,20 @@ def _strangers(teachers: Iterable[str], known: Sequence[str], where: str) -> lis
     return [Problem(where, f"nothing is named `{t}`", near(t, known, told)) for t in teachers if t not in known]
 
 
+def _boxes(stage: Any, models: Mapping[str, Model], where: str) -> list[Problem]:
+    """Problems of models that learn together with a stage's student, and show less than their outputs."""
+    shows = {name: models[name].shows for name in partners(stage) if name in models}
+    text = "the model {} shows its {} only, and one that learns with the student shows its outputs"
+    wrong = [(name, shown) for name, shown in shows.items() if shown != "logits"]
+    return [Problem(f"{where}: learns_with", text.format(*both), 'shows = "logits"') for both in wrong]
+
+
 def _learns_from_itself(name: str, models: Mapping[str, Model]) -> bool:
-    """Whether a model is among the teachers of its teachers."""
+    """Whether a model is among the teachers of its teachers, or the models that these learn with."""
     seen, ahead = set(), [name]
     while ahead:
         found = models.get(ahead.pop())
-        for other in found.teacher if found is not None else ():
+        for other in (*found.teacher, *partners(found.stage)) if found is not None else ():
             if other == name:
                 return True
             ahead += [] if other in seen else [other]

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekd import components, stages
 from edgekd.errors import THEIRS, Problem, UsageError
+from edgekd.run.recipe.learns_with import uncached
 from edgekd.run.recipe.teachers import teachers_of
 from edgekd.signatures import parameters, plain, readers, settings_of
 
@@ -46,6 +47,11 @@ class Line:
         return dataclasses.replace(self, stage=stage, said=self.said | own.keys(), teacher=teacher)
 
 
+def partners(stage: Any) -> tuple[str, ...]:
+    """The models that learn together with a stage's student."""
+    return tuple(getattr(stage, "learns_with", None) or ())
+
+
 def public() -> list[str]:
     """The stages that a recipe may name: those that make a model from a model."""
     return [name for name in components.names("stages") if name not in stages.PLANNED]
@@ -70,6 +76,7 @@ def read(tables: Sequence[Mapping[str, Any]], taken: Sequence[str], place: str, 
         own, named = {k: v for k, v in table.items() if k not in STAGE_KEYS}, table.get("teacher")
         stage, settings = made(part, own, where, problems)
         teacher = teachers_of(part, settings, named, where, problems)
+        problems += uncached(own, stage, teacher, where)
         lines.append(Line(number, name, use, part, stage, frozenset(own), named, teacher))
     return lines
 

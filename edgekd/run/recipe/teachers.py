@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd.errors import Problem
+from edgekd.run.recipe import learns_with
 from edgekd.signatures import parameters
 from edgekd.training.terms import EMA, PEERS, Term
 
@@ -16,13 +17,15 @@ def teachers_of(
     """The teachers of a stage: `told` (one, or a list), by default those that its terms name, and `teacher` where a
     term needs a teacher but names none."""
     losses, peers = settings.get("losses", ()), settings.get("peers", 1)
+    partners = settings.get("learns_with") or ()
     needing = [(number, term) for number, term in enumerate(losses) if _needs(term)]
     for number, term in needing:
         if term.teacher == PEERS and peers < 2:
             hint = "set `peers` of a distill stage to 2 or more"
             problems.append(Problem(f"{where}: losses[{number}]: teacher", "the stage trains no peers", hint))
-    wanted = [term.teacher for _, term in needing if term.teacher not in (None, EMA, PEERS)]
-    single = any(term.teacher is None for _, term in needing) and peers < 2
+    together = (settings.get("model", "student"), *partners) if partners else ()
+    wanted = [term.teacher for _, term in needing if term.teacher not in (None, EMA, PEERS, *together)]
+    single = any(term.teacher is None for _, term in needing) and peers < 2 and not partners
     given = told if told is not None else list(dict.fromkeys([*(["teacher"] if single else []), *wanted]))
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
@@ -31,10 +34,14 @@ def teachers_of(
         return ()
     trains = "losses" in parameters(part) and settings.get("mode") != "ptq"
     problems += _wrong(needing, wanted, names, where)
+    problems += learns_with.problems(settings, names, where) if partners else []
     if trains and not names and any(term.by == "agreement" for term in losses):
         text = "follows the agreement with a teacher, and the stage names no teacher"
         problems.append(Problem(f"{where}: losses: schedule", text, 'teacher = "teacher"'))
-    if settings.get("combine") is not None and len(names) < 2:
+    if settings.get("combine") is not None and len(names) < 2 and partners:
+        text = "is for fixed teachers; models that learn together learn from each of the others"
+        problems.append(Problem(f"{where}: combine", text, "leave it out"))
+    elif settings.get("combine") is not None and len(names) < 2:
         problems.append(Problem(f"{where}: combine", "there is only one teacher", 'teacher = ["one", "two"]'))
     return tuple(names) if trains else ()
 
