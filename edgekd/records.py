@@ -87,6 +87,7 @@ class Task:
     classes   labels are integers in [0, classes); None for other labels.
     outputs   names of the model's outputs; or {name: what it is}, such as {"mask": edgekd.classes(axis=1)}, from which
               follow the losses and figures that fit, and what labels must look like (`edgekd.outputs`).
+    lengths   {input whose samples [T, ...] differ in length: the input that gets their lengths [n] int64}.
     licences  {what: its licence}, of data and weights: for those who read the task; nothing else uses it.
     assets    files that the task opens itself: their bytes are part of the keys of finished work.
     before    the preprocessing of raw inputs, as the bytes of an ONNX file, which bundles include.
@@ -106,6 +107,7 @@ class Task:
     forward: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None
     inputs: tuple[str, ...] = ("input",)
     outputs: tuple[str, ...] | Mapping[str, Output] = ("output",)
+    lengths: Mapping[str, str] = field(default_factory=dict)
     assets: tuple[str, ...] = ()
     licences: Mapping[str, str] = field(default_factory=dict)
     before: Callable[[], bytes] | None = None

@@ -447,7 +447,7 @@ class TestOddities:
                 return self.head(self.gru(x)[0][:, -1])
 
         self.check(stirred(Recurrent()), data((5, 6), 100), tmp_path)
-        assert format.float_kernels(tmp_path / "model.onnx") == []
+        assert [k.split("(")[0] for k in format.float_kernels(tmp_path / "model.onnx")] == ["GRU"]
 
     @pytest.mark.parametrize("masked", [False, True])
     def test_fused_attention_is_written_out(self, tmp_path, masked):
@@ -754,7 +754,6 @@ def test_the_last_state_is_no_row_of_a_table(tmp_path, kind):
     ours, theirs, grid, path, names = exported(stirred(LastState(kind)), data((5, 4), 200), tmp_path)
     equality = check.compare(ours, theirs, grid.sites[list(names)[-1]].scale[0])
     assert equality.reasons == () and equality.equal >= 0.999, equality
-    assert (
-        set(names) == {name for name, site in grid.sites.items() if site.axis is None}
-        and format.float_kernels(path) == []
-    )
+    assert set(names) == {name for name, site in grid.sites.items() if site.axis is None} and [
+        k.split("(")[0] for k in format.float_kernels(path)
+    ] == [kind.__name__]

@@ -60,7 +60,9 @@ def captured(source: FromRun, int8_file: Path) -> dict[str, tuple[str, ...]]:
     from edgekd.quantization.torch_graph.capture import capture
 
     task, name = source.resolved.task, getattr(source.resolved.recipe.stages[0].stage, "model", "student")
-    graph = capture(saved.create(task, name, 0), quantization.example_of(source.resolved.data("train")), task.forward)
+    graph = capture(
+        saved.create(task, name, 0), quantization.example_of(source.resolved.data("train")), task.forward, task.lengths
+    )
     return layers(int8_file, graph, sites.layers(graph))
 
 

@@ -72,7 +72,10 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
         return None
     columns = resolved.data("train")
     graph = capture(
-        saved.load(made[step.source], resolved.task), quantization.example_of(columns), resolved.task.forward
+        saved.load(made[step.source], resolved.task),
+        quantization.example_of(columns),
+        resolved.task.forward,
+        resolved.task.lengths,
     )
 
     def build(settings: Mapping[str, Any], path: Path) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import RunFailed, first_line
 from edgekd.files import write_atomic
+from edgekd.formats import _recurrent
 from edgekd.formats._canonical import clean
 from edgekd.formats._qdq import DOMAIN, MARK, pool, render
 from edgekd.inputs import positional
@@ -69,15 +70,14 @@ def _translate(graph: fx.GraphModule, grid: Grid | None, example: Any, opset: in
     """The graph in ONNX, with a node `edgekd.Site` at each site if there is a grid."""
     import torch
 
-    module = _marked(graph, grid) if grid is not None else copy.deepcopy(graph)
+    from edgekd.quantization.torch_graph.capture import opened
+
+    module = _recurrent.written(_marked(graph, grid) if grid is not None else copy.deepcopy(graph), opset)
     tensors = positional(example)
-    batch = torch.export.Dim("batch", min=1)
     try:
         with warnings.catch_warnings(), torch.no_grad(), _quiet():
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                module.eval(), tensors, dynamic_shapes=tuple({0: batch} for _ in tensors), strict=False
-            )
+            program = torch.export.export(module.eval(), tensors, dynamic_shapes=opened(graph), strict=False)
             return torch.onnx.export(
                 program, (), dynamo=True, opset_version=opset, external_data=False, verbose=False, optimize=True
             ).model_proto
@@ -188,8 +188,8 @@ def audit(path: Path, feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def float_kernels(path: Path) -> list[str]:
-    """Convolutions and matrix products that onnxruntime still computes in float after its optimizations, as
-    `Conv(v12)`."""
+    """Convolutions, matrix products and recurrent layers that onnxruntime still computes in float after its
+    optimizations, as `Conv(v12)`."""
     import tempfile
 
     import onnx
@@ -203,5 +203,5 @@ def float_kernels(path: Path) -> list[str]:
         options.log_severity_level = 4
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
-    names = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+    names = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "GRU", "LSTM", "RNN")
     return [f"{n.op_type}({n.output[0]})" for n in graph.node if n.op_type in names]

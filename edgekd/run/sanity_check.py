@@ -150,8 +150,10 @@ def _exported(
                     done[repr((form, export))] = plain
         step, file = done[repr((form, export))]
         if file in made:
+            kept = made[step].facts.get("recurrent", ())
+            notes += [f"the recurrent layers {', '.join(kept)} stay in float in int8 files"] if kept else []
             made |= {point.step: made[step], point.export: made[file]}
-    return made, problems, notes
+    return made, problems, list(dict.fromkeys(notes))
 
 
 def _run(line: list[Step], made: dict[str, Artifact], few: Resolved, store: Store) -> None:

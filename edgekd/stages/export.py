@@ -109,7 +109,7 @@ def _model(source: Artifact, run: Run) -> _Model:
         module = blocks.apply(graph, table)
     else:
         module = saved.load(source, task)
-        graph = capture(module, example, task.forward)
+        graph = capture(module, example, task.forward, task.lengths)
     found = _Model(graph, module, grid, table, named(columns.inputs, task.inputs[0]), columns)
     count = len(_outputs(found))
     if count != len(task.outputs):
@@ -168,13 +168,14 @@ def _equal(
     model: _Model, grid: Grid, file: _File, ours: list[np.ndarray], theirs: list[np.ndarray], fake: list[np.ndarray]
 ) -> dict[str, Any]:
     """Facts on how equal an int8 file is to the quantized model, and to the fake-quantized model as it was trained."""
-    from edgekd.quantization.torch_graph import check
+    from edgekd.quantization.torch_graph import check, sites
 
     found, plain = [], []
-    for a, b, floats, site in zip(ours, theirs, fake, _outputs(model), strict=True):
+    floats = bool(grid.scheme.float_layers or sites.recurrent(model.graph))
+    for a, b, fakes, site in zip(ours, theirs, fake, _outputs(model), strict=True):
         step = grid.sites[site].scale[0]
-        found.append(check.compare(a, b, step, floats=bool(grid.scheme.float_layers)))
-        plain.append(check.compare(floats, b, step))
+        found.append(check.compare(a, b, step, floats=floats))
+        plain.append(check.compare(fakes, b, step))
         if found[-1].reasons:
             check.refuse(found[-1], file.where(model))
     facts = {

@@ -94,12 +94,14 @@ class Quantize(Training):
         from edgekd.quantization.torch_graph import fake
         from edgekd.quantization.torch_graph.calibrate import calibrate, call
         from edgekd.quantization.torch_graph.capture import capture
-        from edgekd.quantization.torch_graph.sites import layers
+        from edgekd.quantization.torch_graph.sites import layers, recurrent
         from edgekd.training.loop import seeded
 
         samples = lambda: calibration(columns, min(self.samples, len(columns)))
         columns, record = run.data("train"), saved.record_of(source)
-        graph = capture(saved.load(source, run.task), quantization.example_of(columns), run.task.forward)
+        graph = capture(
+            saved.load(source, run.task), quantization.example_of(columns), run.task.forward, run.task.lengths
+        )
         if problems := _named(layers(graph), self.float_layers, self.layer_bits):
             raise UsageError(*problems)
         given = {
@@ -111,6 +113,7 @@ class Quantize(Training):
             "samples": min(self.samples, len(columns)),
             "parameters": sum(p.numel() for p in graph.parameters()),
         }
+        facts |= {"recurrent": kept} if (kept := recurrent(graph)) else {}
         with seeded(run.seed, run.threads, run.device), device.arithmetic(run.device):
             facts |= {name: _equalized(name, graph, samples()) for name in self.before}
             module = fake.insert(graph, scheme, learned=self.mode == "qat" and self.observer == "learned")

@@ -113,7 +113,9 @@ class WeightOnly:
         if missing := neural_compressor.unfit(self.method):
             raise EnvironmentUnfit(*missing)
         columns, record = run.data("train"), saved.record_of(source)
-        graph = capture(saved.load(source, run.task), quantization.example_of(columns), run.task.forward)
+        graph = capture(
+            saved.load(source, run.task), quantization.example_of(columns), run.task.forward, run.task.lengths
+        )
         if problems := self.wrong(graph):
             raise UsageError(*problems)
         layers = {name: _linear(graph, node) for name, node in self.chosen(graph).items()}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import THEIRS, Problem, UsageError, first_line
 from edgekd.inputs import positional
+from edgekd.quantization.torch_graph.recurrent import original, whole
 from edgekd.quantization.torch_graph.rewrite import by_rows, pooled, without_neutral, written_out
 from edgekd.quantization.torch_graph.sites import WEIGHTED, operator
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 
 
 def capture(
-    model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], torch.Tensor] | None = None
+    model: nn.Module,
+    example: Any,
+    forward: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    lengths: Mapping[str, str] | None = None,
 ) -> fx.GraphModule:
     """The model in evaluation mode as a graph over its parameters. `example`: inputs tensor [2 or more, ...] or {name:
-    tensor}.
+    tensor}; `lengths`: a task's, whose inputs [n, T, ...] have an open T.
 
     Raises UsageError where torch.export can't trace the model (control flow on values, a fixed batch size)."""
     import torch
@@ -44,10 +48,9 @@ def capture(
     plain = forward is None and not isinstance(example, Mapping)
     module = copy.deepcopy(model).eval().requires_grad_(True)
     module = module if plain else Called(module).eval()
-    batch = torch.export.Dim("batch", min=1)
-    shapes = tuple({0: batch} for _ in tensors)
+    shapes = _open(example, lengths or {})
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), whole():
             warnings.simplefilter("ignore")
             program = written_out(
                 torch.export.export(module, tensors, dynamic_shapes=shapes if plain else (shapes,), strict=False)
@@ -58,7 +61,7 @@ def capture(
             Problem(
                 "model",
                 f"can't be captured as a graph: {reason}",
-                "avoid Python control flow on values and fixed batch sizes",
+                "avoid Python control flow on values, and fixed sizes of batches and of lengths",
             )
         ) from error
     graph = fx.GraphModule(*_unlifted(program))
@@ -71,6 +74,34 @@ def capture(
     _drop_unused(graph)
     graph.recompile()
     return graph
+
+
+def _open(example: Any, lengths: Mapping[str, str]) -> tuple[dict[int, Any], ...]:
+    """({axis: its dimension}) of each input: samples are open, and steps of what has `lengths`, which share theirs
+    where they share these."""
+    import torch
+
+    batch = torch.export.Dim("batch", min=1)
+    if not isinstance(example, Mapping):
+        return ({0: batch},)
+    steps = {of: torch.export.Dim(f"steps{i}", min=1) for i, of in enumerate(dict.fromkeys(lengths.values()))}
+    return tuple({0: batch, **({1: steps[lengths[name]]} if name in lengths else {})} for name in example)
+
+
+def opened(graph: fx.GraphModule) -> tuple[dict[int, Any], ...]:
+    """({axis: its dimension}) of each input of a captured graph, to export it again."""
+    import torch
+
+    known: dict[str, Any] = {}
+    return tuple(
+        {
+            axis: known.setdefault(str(size), torch.export.Dim(f"open{len(known)}", min=1))
+            for axis, size in enumerate(node.meta["val"].shape)
+            if not isinstance(size, int)
+        }
+        for node in graph.graph.nodes
+        if node.op == "placeholder"
+    )
 
 
 def _unlifted(program: torch.export.ExportedProgram) -> tuple[dict[str, Any], fx.Graph]:
@@ -107,6 +138,7 @@ def _unlifted(program: torch.export.ExportedProgram) -> tuple[dict[str, Any], fx
             continue
         else:
             values[node] = graph.node_copy(node, lambda n: values[n])
+            values[node].target, values[node].args = original(values[node].target, values[node].args)
         if node in values:
             values[node].meta = {k: v for k, v in node.meta.items() if k == "val"}
             values[node].meta["stack"] = str(node.meta.get("nn_module_stack", ""))

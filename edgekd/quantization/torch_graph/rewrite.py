@@ -3,7 +3,8 @@ means as pooling."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from edgekd.quantization.torch_graph.sites import clip, operator
 
@@ -52,9 +53,14 @@ NEUTRAL = {"mul": 1, "div": 1, "add": 0, "sub": 0}
 
 
 def without_neutral(graph: fx.Graph) -> None:
-    """Drops x * 1, x / 1, x + 0 and x - 0: onnxruntime drops them too, and then makes one of the two quantizations
-    on either side."""
+    """Drops x * 1, x / 1, x + 0, x - 0 and x[:]: onnxruntime drops them too, and then makes one of the two
+    quantizations on either side."""
     for node in list(graph.nodes):
+        if operator(node) == "slice" and not node.kwargs and node.args[2:4] in ((0, sys.maxsize), (None, sys.maxsize)):
+            if len(node.args) < 5 or node.args[4] == 1:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+            continue
         name = operator(node)
         if (
             name not in NEUTRAL
@@ -104,9 +110,11 @@ def by_rows(graph: fx.Graph) -> None:
         if operator(node) != "linear" or node.meta["val"].ndim < 3:
             continue
         value, result = node.args[0].meta["val"], node.meta["val"]
-        shape = [d if isinstance(d, int) else -1 for d in result.shape]
-        if shape.count(-1) > 1:
-            continue  # more dimensions are open than one reshape can find again
+        shape: list[Any] = [d if isinstance(d, int) else -1 for d in result.shape]
+        with graph.inserting_before(node):
+            for axis in [axis for axis, size in enumerate(shape) if size == -1][:-1]:  # a reshape finds one
+                shape[axis] = graph.call_function(torch.ops.aten.sym_size.int, (node.args[0], axis))
+                shape[axis].meta = {"val": value.shape[axis]}
         with graph.inserting_before(node):
             rows = graph.call_function(torch.ops.aten.reshape.default, (node.args[0], [-1, value.shape[-1]]))
         rows.meta = {"val": value.reshape(-1, value.shape[-1])}

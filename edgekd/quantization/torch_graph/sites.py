@@ -25,6 +25,7 @@ WEIGHTED = {
     "conv_transpose2d": 1,
     "conv_transpose3d": 1,
 }
+RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 PRODUCTS = ("matmul", "mm")  # by a stored matrix they are layers too, without a bias
 MOVES = frozenset(name for name, rule in TORCH.items() if rule == rules.MOVES)
 _BINARY = {"add", "mul", "matmul", "mm", "bmm"}
@@ -75,6 +76,13 @@ class Placement:
 def layers(module: fx.GraphModule) -> dict[str, str]:
     """{node of each layer with a weight: the attribute that holds it}, in graph order."""
     return {n.name: n.args[1].target for n in module.graph.nodes if _axis(module, n) is not None}
+
+
+def recurrent(module: fx.GraphModule) -> list[str]:
+    """The paths of the recurrent layers in the model, which stay in float: the runtime has no integer kernel of what
+    ONNX has."""
+    found = [n for n in module.graph.nodes if operator(n) in RECURRENT]
+    return list(dict.fromkeys(n.args[2][0].target.replace("__", ".").rpartition(".")[0] or n.name for n in found))
 
 
 def place(module: fx.GraphModule, float_layers: Collection[str] = ()) -> Placement:
