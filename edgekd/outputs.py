@@ -11,6 +11,7 @@ raw         anything else, for one's own losses and metrics
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,6 +73,21 @@ def embeddings() -> Output:
 def raw() -> Output:
     """An output for one's own losses and metrics."""
     return Output("raw")
+
+
+def by_name(names: Sequence[str], answer: Any) -> dict[str, Any]:
+    """{name: value} in the order of `names`, of what a model with several outputs gives: {name: value}, or a tuple or
+    list in this order. Raises ValueError for anything else."""
+    hint = f"give {{name: tensor}} of {', '.join(names)}, or a tuple in this order"
+    if isinstance(answer, Mapping):
+        other = [str(name) for name in answer if name not in names] + [n for n in names if n not in answer]
+        if other:
+            raise ValueError(f"the model gives {', '.join(map(str, answer)) or 'nothing'}: {hint}")
+        return {name: answer[name] for name in names}
+    if isinstance(answer, tuple | list) and len(answer) == len(names):
+        return dict(zip(names, answer, strict=True))
+    form = f"{len(answer)} outputs" if isinstance(answer, tuple | list) else f"one {type(answer).__name__}"
+    raise ValueError(f"the model gives {form}: {hint}")
 
 
 def rows(output: Output, values: Any) -> np.ndarray:

@@ -83,10 +83,11 @@ class Task:
     augment   (inputs tensor [B, ...], u tensor [B, draws] uniform in [0, 1)) -> inputs; a pure function: `u` is its
               only source of randomness, and depends on seed, sample and view alone.
     views     how many augmented views of a sample exist; epoch e shows view e % views. The teacher runs once per view.
-    forward   (model, inputs) -> output tensor; default: `model(inputs)`.
+    forward   (model, inputs) -> output tensor, or {name: tensor} where several are declared; default: `model(inputs)`.
     classes   labels are integers in [0, classes); None for other labels.
     outputs   names of the model's outputs; or {name: what it is}, such as {"mask": edgekd.classes(axis=1)}, from which
-              follow the losses and figures that fit, and what labels must look like (`edgekd.outputs`).
+              follow the losses and figures that fit, and what labels must look like (`edgekd.outputs`). Of several,
+              models give {name: tensor}, or a tuple in this order, and labels are {name: [N, ...]}.
     lengths   {input whose samples [T, ...] differ in length: the input that gets their lengths [n] int64}.
     licences  {what: its licence}, of data and weights: for those who read the task; nothing else uses it.
     assets    files that the task opens itself: their bytes are part of the keys of finished work.
@@ -121,9 +122,34 @@ class Task:
         given = tuple(self.outputs.values()) if isinstance(self.outputs, Mapping) else ()
         return given[0] if len(given) == 1 and isinstance(given[0], Output) else None
 
+    @property
+    def heads(self) -> Mapping[str, Output]:
+        """{name: what it is} of several declared outputs; {} of one, and where `edgekd.data.check` refuses them."""
+        from edgekd.outputs import Output
+
+        given = self.outputs if isinstance(self.outputs, Mapping) else {}
+        return given if len(given) > 1 and all(isinstance(o, Output) for o in given.values()) else {}
+
+    @property
+    def declared(self) -> Output | Mapping[str, Output] | None:
+        """What the only output is, or {name: what it is} of several."""
+        return self.heads or self.output
+
     def call(self, model: torch.nn.Module, inputs: Any) -> Any:
-        """The outputs of a model of the task for inputs, by `forward` if the task has one."""
-        return (self.forward or plainly)(model, inputs)
+        """The outputs of a model of the task for inputs, by `forward` if the task has one: as it gives them, or {name:
+        tensor} in the declared order of several outputs."""
+        return self.by_name((self.forward or plainly)(model, inputs))
+
+    def by_name(self, answer: Any) -> Any:
+        """What a model gives, with the names of several declared outputs. Raises ValueError where they don't fit."""
+        from edgekd.outputs import by_name
+
+        return by_name(tuple(self.heads), answer) if self.heads else answer
+
+    @property
+    def traced(self) -> Callable[[torch.nn.Module, Any], Any] | None:
+        """How a model is called where it becomes a graph, whose outputs are in the declared order; None: by itself."""
+        return self.call if self.heads else self.forward
 
 
 def plainly(model: torch.nn.Module, inputs: Any) -> Any:
@@ -136,13 +162,14 @@ def plainly(model: torch.nn.Module, inputs: Any) -> Any:
 
 @dataclass
 class Batch:
-    """Rows of one split as tensors, all on the device of the training. `index` [B] int64: positions in the split;
+    """Rows of one split as tensors, all on the device of the training. `labels` [B, ...], or {output: [B, ...]} where
+    the task declares several; `index` [B] int64: positions in the split;
     `view`: the number of the augmented view; `tags`: B tuples, None if no sample of the split has any; `part` [B]: the
     number of a row's position in its sample, where the rows are positions; `rows`: `index` as an array in the CPU's
     memory where the tensors are on another device."""
 
     inputs: Any
-    labels: torch.Tensor | None
+    labels: Any
     index: torch.Tensor
     weight: torch.Tensor
     view: int = 0
@@ -153,14 +180,15 @@ class Batch:
 
 @dataclass
 class Signals:
-    """A model's outputs for one batch. `output`: logits [B, C] (or {head: tensor}), None for a black box, which shows
-    its `label` [B] only; `taps`: {dotted path of a layer: its output tensor}; `kind`: of the output (`edgekd.outputs`),
-    "" where the task does not say it."""
+    """A model's outputs for one batch. `output`: logits [B, C], None for a black box, which shows its `label` [B] only;
+    `taps`: {dotted path of a layer: its output tensor}; `kind`: of the output (`edgekd.outputs`), "" where the task
+    does not say it. Of several outputs `output` and `label` are {name: tensor}, and `heads` has the signals of each."""
 
     output: Any
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    label: torch.Tensor | None = None
+    label: Any = None
     kind: str = ""
+    heads: Mapping[str, Signals] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- finished work

@@ -81,7 +81,7 @@ class TestEnsembles:
         count = len(labels)
         columns = Columns("train", np.zeros((count, 2), np.float32), labels, list(range(count)), np.ones(count), "")
         combine = None if name is None else Use("ensembles", name, settings)
-        return check_ensemble(combine, shows or {"a": "logits", "b": "logits"}, shape, columns, output)
+        return check_ensemble(combine, shows or {"a": "logits", "b": "logits"}, torch.zeros(1, *shape), columns, output)
 
     @pytest.mark.parametrize("name", [None, "mean", "mean_logits", "confidence", "learned"])
     @pytest.mark.parametrize(

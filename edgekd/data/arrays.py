@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekd.data.column import cast, column, picked
 from edgekd.errors import Problem, UsageError
-from edgekd.inputs import Column, each, length
+from edgekd.inputs import Column, each, length, named
 from edgekd.records import Sample
 
 PARTS = ("train", "validation", "test")
@@ -18,11 +18,12 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Arrays(Sequence[Sample]):
-    """Samples in arrays: `inputs` [N, ...] or {name: [N, ...]}, arrays or columns, `labels` [N, ...] or None, `ids`: N
+    """Samples in arrays: `inputs` [N, ...] or {name: [N, ...]}, arrays or columns, `labels` [N, ...], {output: [N,
+    ...]} or None, `ids`: N
     of them, `tags`: N tuples or None."""
 
     inputs: Any
-    labels: np.ndarray | None
+    labels: Any
     ids: list[str]
     tags: Sequence[tuple[str, ...]] | None = None
 
@@ -36,9 +37,9 @@ class Arrays(Sequence[Sample]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        inputs = each(self.inputs, lambda values: values[index])
+        inputs, labels = _rows(self.inputs, self.labels, index)
         tags = () if self.tags is None else tuple(self.tags[index])
-        return Sample(inputs, None if self.labels is None else self.labels[index], self.ids[index], tags)
+        return Sample(inputs, labels, self.ids[index], tags)
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,13 @@ def arrays(
     validation: float = 0.2,
     seed: int = 0,
 ) -> Splits:
-    """Splits of arrays or tensors: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...] values, or None).
+    """Splits of arrays or tensors: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...] values, or None);
+    {output: y} where the task declares several outputs.
     A memory-mapped array, `numpy.load(path, mmap_mode="r")`, stays in its file: batches are read from there.
 
     Without `x_validation`, a share `validation` of the training samples is held out, stratified by class if labels are
-    class numbers; the choice depends on this `seed`, not on a run's. Floats become float32 and integer labels int64;
-    nothing else is changed. Raises UsageError with every problem."""
+    class numbers (of several outputs the first that has some); the choice depends on this `seed`, not on a run's.
+    Floats become float32 and integer labels int64; nothing else is changed. Raises UsageError with every problem."""
     given = {"train": (x_train, y_train), "validation": (x_validation, y_validation), "test": (x_test, y_test)}
     problems: list[Problem] = []
     parts = {name: _columns(name, x, y, problems) for name, (x, y) in given.items() if x is not None}
@@ -110,16 +112,33 @@ def arrays(
     )
 
 
-def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, np.ndarray | None]:
+def labels_of(labels: Sequence[Any]) -> Any:
+    """The labels of samples as one array [N, ...], or {output: array}; None where no sample has any. Raises ValueError
+    where samples name other outputs, or shapes differ."""
+    if all(label is None for label in labels):
+        return None
+    if not any(isinstance(label, Mapping) for label in labels):
+        return np.asarray(labels)
+    names = next(list(label) for label in labels if isinstance(label, Mapping))
+    for number, label in enumerate(labels):
+        if not isinstance(label, Mapping) or set(label) != set(names):
+            has = ", ".join(map(str, label)) if isinstance(label, Mapping) else "one label"
+            raise ValueError(f"sample {number} has {has}, others {', '.join(map(str, names))}")
+    return {name: np.asarray([label[name] for label in labels]) for name in names}
+
+
+def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, Any]:
     x = each(x, to_column)
-    y = None if y is None else to_array(y)
-    columns = {f"x_{name}[{k!r}]": v for k, v in x.items()} if isinstance(x, Mapping) else {f"x_{name}": x}
-    columns |= {} if y is None else {f"y_{name}": y}
-    found = (
-        [Problem(f"x_{name}", "has no inputs", "give at least one named array")]
-        if isinstance(x, Mapping) and not x
-        else []
-    )
+    y = None if y is None else each(y, to_array)
+    columns = {}
+    for kind, values in (("x", x), ("y", y)):
+        if values is not None:
+            columns |= {f"{kind}_{name}[{k!r}]" if k else f"{kind}_{name}": v for k, v in named(values).items()}
+    found = [
+        Problem(f"{kind}_{name}", f"has no {what}", "give at least one named array")
+        for kind, what, values in (("x", "inputs", x), ("y", "labels", y))
+        if isinstance(values, Mapping) and not values
+    ]
     for place, given in columns.items():
         if given.dtype.kind not in "fiub":
             hint = (
@@ -144,7 +163,7 @@ def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, n
     problems += found
     if found:
         return None, None
-    return x, y.astype(np.int64) if y is not None and y.dtype.kind in "iub" else y
+    return x, None if y is None else each(y, lambda v: v.astype(np.int64) if v.dtype.kind in "iub" else v)
 
 
 def to_column(values: Any) -> Any:
@@ -172,12 +191,15 @@ def _shape(x: Any) -> Any:
     return each(x, lambda values: f"{values.dtype} {list(values.shape[1:])}")
 
 
-def _rows(x: Any, y: np.ndarray | None, index: np.ndarray) -> tuple[Any, np.ndarray | None]:
-    return each(x, lambda values: picked(values, index)), None if y is None else y[index]
+def _rows(x: Any, y: Any, index: Any) -> tuple[Any, Any]:
+    labels = None if y is None else each(y, lambda values: values[index])
+    return each(x, lambda values: picked(values, index)), labels
 
 
-def _held_out(y: np.ndarray | None, count: int, share: float, seed: int) -> np.ndarray:
+def _held_out(y: Any, count: int, share: float, seed: int) -> np.ndarray:
     """Sorted positions of round(share * count) samples, at least 1 and at most count - 1, stratified by class."""
+    if isinstance(y, Mapping):
+        y = next((v for v in y.values() if v.dtype.kind == "i" and v.ndim == 1), None)
     generator = np.random.default_rng(seed)
     wanted = min(max(1, round(share * count)), max(1, count - 1))
     if y is None or y.dtype.kind != "i" or y.ndim != 1:

@@ -13,7 +13,7 @@ import numpy as np
 from edgekd import outputs
 from edgekd.data.arrays import PARTS
 from edgekd.errors import THEIRS, EdgekdError, Problem
-from edgekd.inputs import chunks, each, length, named
+from edgekd.inputs import chunks, each, length, named, positional
 from edgekd.records import Metric, Task
 
 ROWS = 2  # samples that models, augmentation and metrics are called with: batch statistics need two
@@ -79,16 +79,21 @@ def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
             hint = "edgekd.classes(), yes_no(), numbers(), embeddings() or raw()"
             yield Problem(f"{place}: outputs[{name!r}]", f"is a {type(output).__name__}, not what an output is", hint)
     if len(declared) > 1:
-        text = f"declares {len(declared)} outputs ({', '.join(map(str, declared))}): a model is trained on one"
-        hint = "declare the only output; names alone, outputs=('a', 'b'), leave several to losses of your own"
-        yield Problem(f"{place}: outputs", text, hint)
+        for name in declared:
+            if not re.fullmatch(r"[A-Za-z_][\w-]*", str(name)):
+                text = f"an output is named {name!r}: its name is part of the names of losses, figures and files"
+                yield Problem(f"{place}: outputs", text, "use letters, digits, `_` and `-`")
+        if task.classes is not None:
+            text = f"is {task.classes}, and the task declares several outputs"
+            yield Problem(f"{place}: classes", text, f"leave it out: an output is edgekd.classes({task.classes})")
     if not task.metrics:
         yield Problem(f"{place}: metrics", "is empty", "metrics=(edgekd.top1(),)")
     names = [m.name for m in task.metrics if isinstance(m, Metric)]
     for name in (n for n in names if not isinstance(n, str) or not n.strip()):
         yield Problem(f"{place}: metrics", f"a metric is named {name!r}", "give it a name, such as top1")
     for name in sorted({n for n in names if names.count(n) > 1}, key=str):
-        yield Problem(f"{place}: metrics", f"two metrics are named {name!r}", "give each its own name")
+        hint = f'give each its own name, of several outputs such as {name}(output="a", name="a_{name}")'
+        yield Problem(f"{place}: metrics", f"two metrics are named {name!r}", hint if task.heads else hint[:22])
     for field, least in (("views", 1), ("draws", 1), ("classes", 2)):
         value = getattr(task, field)
         if not (isinstance(value, int) and value >= least) and not (field == "classes" and value is None):
@@ -113,9 +118,15 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
                 f"first at {bad.argmax()}"
             )
             yield Problem(place, text, "leave these samples out, or fill in the values")
-    if split.labels is not None and np.asarray(split.labels).dtype.kind not in "biuf":
-        text = f"labels are {np.asarray(split.labels).dtype}, not numbers"
-        yield Problem(place, text, "number the classes 0, 1, ...: names, y = numpy.unique(y, return_inverse=True)")
+    if task.heads:
+        yield from _labels_of_heads(task.heads, split.labels, place)
+        return
+    if isinstance(split.labels, Mapping):
+        text = f"labels are of {', '.join(map(str, split.labels))}, and the task declares no several outputs"
+        yield Problem(place, text, "outputs={name: what it is, ...} with a name for each, or one array of labels")
+        return
+    if split.labels is not None and _no_numbers(split.labels):
+        yield Problem(place, *_no_numbers(split.labels))
         return
     if task.output is not None:
         yield from (Problem(place, *said) for said in outputs.label_problems(task.output, split.labels))
@@ -158,6 +169,29 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
 def _not_finite(values: Any) -> np.ndarray:
     """[n] whether a row of an array or column has a value that is NaN or infinite."""
     return np.concatenate([~np.isfinite(part).reshape(len(part), -1).all(1) for part in chunks(values)])
+
+
+def _labels_of_heads(heads: Mapping[str, outputs.Output], labels: Any, place: str) -> Iterator[Problem]:
+    """Problems of the labels {output: [n, ...]} of several outputs."""
+    known = dict(labels) if isinstance(labels, Mapping) else {}
+    if labels is not None and not isinstance(labels, Mapping):
+        text = f"labels are one array, and the task has the outputs {', '.join(heads)}"
+        yield Problem(place, text, f"give {{{', '.join(f'{name!r}: labels' for name in heads)}}}")
+        return
+    for name in (name for name in known if name not in heads):
+        yield Problem(f"{place}: labels[{name!r}]", "no output has this name", f"the outputs are {', '.join(heads)}")
+    for name, output in heads.items():
+        given = known.get(name)
+        wrong = _no_numbers(given) if given is not None else None
+        for said in [wrong] if wrong else outputs.label_problems(output, given):
+            yield Problem(f"{place}: labels[{name!r}]", *said)
+
+
+def _no_numbers(labels: Any) -> tuple[str, str] | None:
+    """(problem, hint) of labels that aren't numbers."""
+    kind = np.asarray(labels).dtype
+    hint = "number the classes 0, 1, ...: names, y = numpy.unique(y, return_inverse=True)"
+    return None if kind.kind in "biuf" else (f"labels are {kind}, not numbers", hint)
 
 
 def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
@@ -208,8 +242,9 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
     rows = np.arange(ROWS) % length(split.inputs)
     inputs = each(split.inputs, lambda values: torch.from_numpy(np.ascontiguousarray(values[rows])))
     problems = list(_augmentation(task, inputs, place))
-    shapes: dict[str, list[int]] = {}
-    output, unfit = None, list[Problem]()
+    shapes: dict[str, dict[str, list[int]]] = {}
+    output, unfit, heads = None, list[Problem](), task.heads
+    labels = None if split.labels is None else each(split.labels, lambda column: np.asarray(column)[rows])
     for name, make in task.models.items():
         where = f"{place}: models[{name!r}]"
         if not _makes(make):
@@ -227,33 +262,38 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
             text = f"raises {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             problems.append(Problem(where, text, f"it was called with {given}, that is {ROWS} samples of validation"))
             continue
-        if not isinstance(answer, torch.Tensor):
-            text = f"gives a {type(answer).__name__}, not a tensor"
-            problems.append(Problem(where, text, "give the task a `forward(model, inputs)` that returns the logits"))
+        other = next((z for z in positional(answer) if not isinstance(z, torch.Tensor)), None)
+        if other is not None or isinstance(answer, Mapping) and not heads:
+            text = f"gives a {type(answer if other is None else other).__name__}, not a tensor"
+            problems.append(Problem(where, text, _several(answer)))
             continue
-        shapes[name] = list(answer.shape)
-        problems += _answer(task, answer, where)
-        if task.output is not None:
-            beside = None if split.labels is None else np.asarray(split.labels)[rows].shape
-            unfit += [Problem(where, *said) for said in outputs.fit_problems(task.output, answer.shape, beside)]
-        output = answer.numpy() if name == "student" else output
+        shapes[name] = {of: list(z.shape) for of, z in named(answer).items()}
+        for of, z in named(answer).items():
+            at = f"{where}: {of}" if of else where
+            problems += _answer(task, z, at)
+            declared, beside = heads.get(of, task.output), labels.get(of) if isinstance(labels, Mapping) else labels
+            if declared is not None:
+                fits = outputs.fit_problems(declared, z.shape, None if beside is None else beside.shape)
+                unfit += [Problem(at, *said) for said in fits]
+        output = each(answer, lambda z: z.numpy()) if name == "student" else output
     told = [k for k in roles if k in shapes]
-    if len({tuple(shapes[k][1:]) for k in told}) > 1:
-        text = ", ".join(f"{k} gives [B{''.join(f', {n}' for n in shapes[k][1:])}]" for k in told)
-        problems.append(
-            Problem(
-                f"{place}: models",
-                text,
-                "give both the same output shape: the student is trained on its teacher's outputs",
-            )
-        )
+    for of in heads or ("",):
+        if len({tuple(shapes[k][of][1:]) for k in told}) > 1:
+            text = ", ".join(f"{k} gives [B{''.join(f', {n}' for n in shapes[k][of][1:])}]" for k in told)
+            hint = "give both the same output shape: the student is trained on its teacher's outputs"
+            problems.append(Problem(f"{place}: models", f"{of}: {text}" if of else text, hint))
     problems += unfit
-    if output is not None and split.labels is not None and not unfit:
+    if output is not None and labels is not None and not unfit:
         for metric in task.metrics:
-            problems += _metric(
-                metric, output, np.asarray(split.labels)[rows], f"{place}: metrics[{getattr(metric, 'name', metric)!r}]"
-            )
+            problems += _metric(metric, output, labels, f"{place}: metrics[{getattr(metric, 'name', metric)!r}]")
     return problems
+
+
+def _several(answer: Any) -> str:
+    """A hint on what a model gives that is no tensor."""
+    if isinstance(answer, Mapping | tuple | list) and len(answer) > 1:
+        return "declare what each output is: outputs={name: edgekd.classes(...), name: edgekd.numbers(...)}"
+    return "give the task a `forward(model, inputs)` that returns the logits"
 
 
 def _answer(task: Task, answer: Any, where: str) -> Iterator[Problem]:
@@ -312,7 +352,7 @@ def _augmentation(task: Task, inputs: Any, place: str) -> Iterator[Problem]:
             yield Problem(where, f"gives {given} for {kept[k].dtype} {list(kept[k].shape)}", hint)
 
 
-def _metric(metric: Metric, outputs: np.ndarray, labels: np.ndarray, where: str) -> Iterator[Problem]:
+def _metric(metric: Metric, outputs: Any, labels: Any, where: str) -> Iterator[Problem]:
     if not isinstance(metric, Metric):
         yield Problem(where, f"is a {type(metric).__name__}, not a Metric", "metrics=(edgekd.top1(),)")
         return
@@ -329,7 +369,8 @@ def _metric(metric: Metric, outputs: np.ndarray, labels: np.ndarray, where: str)
         ):  # not defined for two samples, such as an AUC with one class: run/sanity_check calls it with many
             value = math.nan
     except THEIRS as error:  # (the metric is the user's own code)
-        hint = f"it was called with outputs {list(outputs.shape)}, labels {list(labels.shape)}"
+        form = lambda values: ", ".join(f"{k} {list(v.shape)}".lstrip() for k, v in named(values).items())
+        hint = f"it was called with outputs {form(outputs)}, labels {form(labels)}"
         yield Problem(where, f"raises {type(error).__name__}: {error}", hint)
         return
     if not fits:

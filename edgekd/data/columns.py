@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.data import Arrays, workers
+from edgekd.data.arrays import labels_of
 from edgekd.data.column import cast, column, held, stamp_of
 from edgekd.data.reading import Notes, Reader, every_problem, size
 from edgekd.errors import Problem, UsageError
@@ -23,12 +24,12 @@ Kept = Callable[[Callable[[], Any], Callable[[], dict[str, Any]]], Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """A loaded split. `inputs` [N, ...] or {name: [N, ...]}, arrays or columns (`inputs.Column`); `labels` [N, ...] or
-    None; `tags`: N tuples, or None where no sample has any; `digest`: sha256 of all of it."""
+    """A loaded split. `inputs` [N, ...] or {name: [N, ...]}, arrays or columns (`inputs.Column`); `labels` [N, ...],
+    {output: [N, ...]} or None; `tags`: N tuples, or None where no sample has any; `digest`: sha256 of all of it."""
 
     split: str
     inputs: Any
-    labels: np.ndarray | None
+    labels: Any
     ids: list
     weight: np.ndarray
     digest: str
@@ -57,7 +58,7 @@ def load(task: Task, split: str, kept: Kept = lambda identity, make: make()) -> 
     rows = [samples[i] for i in range(len(samples))]
     inputs, labels = _stack(task, rows, place)
     inputs = each(inputs, _single)
-    labels = None if labels is None else np.asarray(labels)
+    labels = None if labels is None else each(labels, np.asarray)
     ids = [i if row.id is None else row.id for i, row in enumerate(rows)]
     weight, tags = np.array([row.weight for row in rows], np.float32), _tags([tuple(row.tags) for row in rows])
     return Columns(split, inputs, labels, ids, weight, fingerprint.data(inputs, labels, ids, weight, tags), tags)
@@ -105,7 +106,7 @@ def _single(array: Any) -> Any:
 def _stack(task: Task, rows: list, place: str):
     if task.collate is not None:
         inputs, labels = task.collate(rows)
-        return each(inputs, np.asarray), None if labels is None else np.asarray(labels)
+        return each(inputs, np.asarray), None if labels is None else each(labels, np.asarray)
     try:
         if isinstance(rows[0].inputs, Mapping):
             inputs = {name: np.stack([np.asarray(row.inputs[name]) for row in rows]) for name in rows[0].inputs}
@@ -124,7 +125,17 @@ def _stack(task: Task, rows: list, place: str):
                 "label all samples of a split, or none",
             )
         )
-    return inputs, np.asarray([row.label for row in rows]) if all(labelled) else None
+    try:
+        return inputs, labels_of([row.label for row in rows])
+    except (ValueError, KeyError) as error:
+        hint = "give every sample one label, or {output: label} of the same outputs"
+        raise UsageError(Problem(place, f"labels can't be stacked: {error}", hint)) from None
+
+
+def _tensors(labels: Any, index: np.ndarray) -> Any:
+    import torch
+
+    return each(labels, lambda array: torch.from_numpy(array[index]))
 
 
 def take(columns: Columns, index: np.ndarray, view: int = 0) -> Batch:
@@ -138,7 +149,7 @@ def taken(columns: Columns, indices: Sequence[np.ndarray], view: int = 0) -> Ite
     import torch
 
     for index, inputs in zip(indices, workers.rows(columns.inputs, indices), strict=True):
-        labels = None if columns.labels is None else torch.from_numpy(columns.labels[index])
+        labels = None if columns.labels is None else _tensors(columns.labels, index)
         tags = None if columns.tags is None else [columns.tags[i] for i in index]
         weight = torch.from_numpy(columns.weight[index])
         yield Batch(each(inputs, torch.from_numpy), labels, torch.from_numpy(index), weight, view, tags)

@@ -42,8 +42,9 @@ def from_loader(train: Any, test: Any, *, validation: Any = 0.2, seed: int = 0) 
 
     Of a loader, its data set is used, and a SubsetRandomSampler's rows; its order, batch size, workers and `drop_last`
     are ignored. An item is (inputs, label), inputs only, a Sample, or a dict: its label is `label`, `labels`, `target`,
-    `targets` or `y`, its id is `id`, and the rest are inputs. A custom `collate_fn` is called with one item at a time,
-    and the batch axis of its result is removed: it may change or pad an item, but not mix several.
+    `targets` or `y`, its id is `id`, and the rest are inputs. A label may be {output: label}. A custom `collate_fn` is
+    called with one item at a time, and the batch axis of its result is removed: it may change or pad an item, but not
+    mix several.
 
     Raises UsageError with every problem: a stream without positions, a sampler that weights or repeats samples, data
     that differ when read again (random transforms belong in the task's `augment`, so that teacher and student get the
@@ -167,14 +168,14 @@ def _sample(item: Any, collate: Callable[[list], Any] | None, name: str) -> Samp
                 Problem(
                     "",
                     f"a sample is a {type(item).__name__} of {len(item)}",
-                    "give (inputs, label), or a dict with a `label`",
+                    "give (inputs, label), of several outputs (inputs, {output: label}), or a dict with a `label`",
                 )
             )
         inputs, label = item
     inputs = each(inputs, _numbers)
     if isinstance(name, np.ndarray | np.generic) or hasattr(name, "item"):
         name = name.item()
-    return Sample(inputs, None if label is None else _numbers(label)[()], name)
+    return Sample(inputs, None if label is None else each(label, lambda v: _numbers(v)[()]), name)
 
 
 def _first(batch: Any) -> Any:

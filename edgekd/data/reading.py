@@ -158,7 +158,7 @@ class Notes:
         self.ids: list[Any] = list(range(count))
         self.weight = np.ones(count, np.float32)
         self.tags: list[tuple[str, ...]] = [()] * count
-        self.labels: np.ndarray | None = None
+        self.labels: dict[str, np.ndarray] | None = None  # by output, "" is the only one
         self.labelled = np.zeros(count, bool)
 
     def noted(self, position: int, sample: Sample) -> Sample:
@@ -171,19 +171,29 @@ class Notes:
     def _label(self, position: int, label: Any) -> None:
         if label is None:
             return
-        value = np.asarray(label)
+        given = {name: np.asarray(value) for name, value in named(label).items()}
         if self.labels is None:
-            self.labels = room((self.count, *value.shape), value.dtype)
-        if value.shape != self.labels.shape[1:] or np.result_type(value, self.labels.dtype) != self.labels.dtype:
-            had = f"{self.labels.dtype} {list(self.labels.shape[1:])}"
-            text = f"the label of sample {position} is {value.dtype} {list(value.shape)}, labels before it are {had}"
-            raise UsageError(Problem(self.place, text, "give all labels one shape and type"))
-        self.labels[position], self.labelled[position] = value, True
+            self.labels = {name: room((self.count, *value.shape), value.dtype) for name, value in given.items()}
+        if given.keys() != self.labels.keys():
+            text = f"the label of sample {position} is of {', '.join(given) or 'none'}, labels before it of "
+            hint = "give every sample one label, or {output: label} of the same outputs"
+            raise UsageError(Problem(self.place, text + (", ".join(self.labels) or "none"), hint))
+        for name, value in given.items():
+            kept = self.labels[name]
+            if value.shape != kept.shape[1:] or np.result_type(value, kept.dtype) != kept.dtype:
+                had, what = f"{kept.dtype} {list(kept.shape[1:])}", f"label {name}".strip()
+                text = (
+                    f"the {what} of sample {position} is {value.dtype} {list(value.shape)}, labels before it are {had}"
+                )
+                raise UsageError(Problem(self.place, text, "give all labels one shape and type"))
+            kept[position] = value
+        self.labelled[position] = True
 
-    def rest(self) -> tuple[np.ndarray | None, list[Any], np.ndarray, list[tuple[str, ...]] | None]:
+    def rest(self) -> tuple[Any, list[Any], np.ndarray, list[tuple[str, ...]] | None]:
         """(labels, ids, weights, tags or None) once every sample was read."""
         self.done = True
-        return self.labels, self.ids, self.weight, self.tags if any(self.tags) else None
+        labels = self.labels if self.labels is None or "" not in self.labels else self.labels[""]
+        return labels, self.ids, self.weight, self.tags if any(self.tags) else None
 
     def check(self) -> None:
         """Raises UsageError where some samples have a label and others none."""

@@ -76,7 +76,8 @@ def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] | None
     if kind in ("drop", "regress") and versus not in ("teacher", "baseline"):
         given = f"`{versus}` is not a reference" if versus else "`vs` is missing"
         raise UsageError(Problem(place, f"{given} in `{text}`", "write `vs teacher` or `vs baseline`"))
-    if kind in ("drop", "regress") and name in quantities.known() and quantities.known()[name].better is None:
+    known = quantities.of(name)
+    if kind in ("drop", "regress") and known is not None and known.better is None:
         raise UsageError(
             Problem(place, f"neither direction of {name} is better, so it has no `{kind}`", "write min X or max X")
         )
@@ -86,7 +87,7 @@ def parse(name: str, text: Any, place: str = "", units: Mapping[str, str] | None
     if kind == "drop" and wanted == "%":
         wanted = "pt"
     limit, unit = _convert(number, written, wanted, kind, name, place, text)
-    if kind in ("min", "max") and unit == "%" and name in quantities.known() and not 0 <= limit <= 100:
+    if kind in ("min", "max") and unit == "%" and known is not None and not 0 <= limit <= 100:
         raise UsageError(Problem(place, f"{name} is between 0 and 100 %, so `{text}` always or never holds"))
     return Rule(name, kind, limit, unit, versus, " ".join(text.split()), accepted(name), place=place)  # type: ignore[arg-type]
 

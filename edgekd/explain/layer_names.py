@@ -61,7 +61,7 @@ def captured(source: FromRun, int8_file: Path) -> dict[str, tuple[str, ...]]:
 
     task, name = source.resolved.task, getattr(source.resolved.recipe.stages[0].stage, "model", "student")
     graph = capture(
-        saved.create(task, name, 0), quantization.example_of(source.resolved.data("train")), task.forward, task.lengths
+        saved.create(task, name, 0), quantization.example_of(source.resolved.data("train")), task.traced, task.lengths
     )
     return layers(int8_file, graph, sites.layers(graph))
 

@@ -74,7 +74,7 @@ def _through_steps(subject: Subject, source: FromRun, store: Store, progress: Si
     graph = capture(
         saved.load(made[step.source], resolved.task),
         quantization.example_of(columns),
-        resolved.task.forward,
+        resolved.task.traced,
         resolved.task.lengths,
     )
 

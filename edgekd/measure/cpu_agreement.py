@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from edgekd import intervals, probes
+from edgekd.inputs import each
 from edgekd.measure.emulation import Answers
 from edgekd.outputs import Output
 from edgekd.probes import other_cpus, quality
@@ -18,11 +19,11 @@ from edgekd.records import Measurement, Metric
 
 def figures(
     found: Sequence[Answers],
-    labels: np.ndarray | None,
+    labels: Any,
     metrics: Sequence[Metric],
-    teacher: np.ndarray | None = None,
+    teacher: Any = None,
     boards: Sequence[Answers] = (),
-    output: Output | None = None,
+    output: Output | Mapping[str, Output] | None = None,
 ) -> dict[str, tuple[Measurement, ...]]:
     """{target: measurements}, all `emulated`: the metrics, with a `teacher`'s outputs also fidelity; host_agreement,
     the share of answers that are this machine's (equal_outputs, the share of numbers, where the answers are no
@@ -33,40 +34,50 @@ def figures(
     pairs, of the difference on all data."""
     spread, made = _spread([*found, *boards] if found else (), labels, metrics), {}
     for a in found:
-        same = float((a.here == a.there).mean())
+        same = float(np.concatenate([np.ravel(x == y) for _, x, y in a.pairs()]).mean())
         cpu = f"{a.cpu} ({a.kernels})" if a.kernels else a.cpu
         note = (
             f"as {cpu}: {'all outputs equal' if same == 1 else f'{100 * same:.2f} % of the outputs equal'} to this "
             "machine's"
         )
         note += "" if same == 1 else f", the others within {_apart(a):.2g}"
-        truth, names = None if labels is None else labels[a.rows], {metric.name for metric in metrics}
+        of_rows = lambda values, rows=a.rows: None if values is None else each(values, lambda array: array[rows])
+        truth, names = of_rows(labels), {metric.name for metric in metrics}
         there = probes.Subject(outputs=a.there, labels=truth, metrics=metrics, split="test", output=output)
-        told = probes.measure(replace(there, teacher=None if teacher is None else teacher[a.rows]))
-        same_answers = quality.agreement(replace(there, teacher=a.here))
+        told = probes.measure(replace(there, teacher=of_rows(teacher)))
         taken = [m for m in told if teacher is not None or m.name in names]
-        share = 100 * same if same_answers is None else same_answers.value
-        # answers that nobody said to be classes: how many of the numbers are the same
-        own = other_cpus.EQUAL if same_answers is None else other_cpus.HOST_AGREEMENT
-        taken.append(probes.figure(own, share, n=len(a.there), split="test"))
+        alike = replace(there, teacher=a.here)
+        taken += [_equal(one, name) for name, one in (alike.heads() or {"": alike}).items()]
         made[a.target] = (*(replace(m, target=a.target, origin="emulated", note=note) for m in taken), *spread)
     return {"": spread, **made} if made else {}
 
 
+def _equal(alike: probes.Subject, name: str) -> Measurement:
+    """The share of answers there that are those here, the subject's `teacher`; of several outputs of the output
+    `name`."""
+    same = quality.agreement(alike)
+    share = 100 * float((alike.outputs == alike.teacher).mean()) if same is None else same.value
+    # answers that nobody said to be classes: how many of the numbers are the same
+    own = other_cpus.EQUAL if same is None else other_cpus.HOST_AGREEMENT
+    made = probes.figure(own, share, n=len(alike.outputs), split="test")
+    return replace(made, name=probes.of_output(made.name, name))
+
+
 def _apart(a: Answers) -> float:
     """The greatest difference between an output here and there."""
-    return float(np.abs(np.asarray(a.there, np.float64) - a.here).max())
+    return max(float(np.abs(np.asarray(there, np.float64) - here).max()) for _, here, there in a.pairs())
 
 
-def _spread(found: Sequence[Answers], labels: np.ndarray | None, metrics: Sequence[Metric]) -> tuple[Measurement, ...]:
+def _spread(found: Sequence[Answers], labels: Any, metrics: Sequence[Metric]) -> tuple[Measurement, ...]:
     if not found or labels is None or not metrics:
         return ()
     one = {a.cpu: a for a in reversed(found)}  # targets with one CPU have one answer
     found = [a for a in found if one[a.cpu] is a]
     metric, n = metrics[0], min(len(a.rows) for a in found)
     rows = found[0].rows[:n]  # all go through the samples in one order
-    records: dict[str, Any] = {"here": metric.records(found[0].here[:n], labels[rows])}
-    records |= {a.target: metric.records(a.there[:n], labels[rows]) for a in found}
+    truth, first = each(labels, lambda array: array[rows]), lambda values: each(values, lambda array: array[:n])
+    records: dict[str, Any] = {"here": metric.records(first(found[0].here), truth)}
+    records |= {a.target: metric.records(first(a.there), truth) for a in found}
     values = {name: intervals.figure(metric.value, np.asarray(r, np.float64)) for name, r in records.items()}
     if not np.isfinite(list(values.values())).all():  # so few samples may have none of a class
         return ()

@@ -12,6 +12,7 @@ import numpy as np
 from edgekd import environment, targets
 from edgekd.errors import EnvironmentUnfit, Problem
 from edgekd.hosts import emulator
+from edgekd.inputs import each, length, named
 from edgekd.measure import instructions, jobs
 from edgekd.records import Measurement, Target
 from edgekd.samples.rows import Samples, of
@@ -25,15 +26,20 @@ Launches = Mapping[str, tuple[Target, Mapping[str, Any]]]  # {name of a target: 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a file answers here and as `target`, to the same `rows` of a split, in the same order. `kernels`: which the
-    CPU can reach, as text."""
+    """What a file answers here and as `target`, an array or {output: array}, to the same `rows` of a split, in the same
+    order. `kernels`: which the CPU can reach, as text."""
 
     target: str
     cpu: str
     rows: np.ndarray
-    here: np.ndarray
-    there: np.ndarray
+    here: Any
+    there: Any
     kernels: str = ""
+
+    def pairs(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """(output, what it is here, what it is there) of each output; "" is the only one."""
+        there = named(self.there)
+        return [(name, here, there[name]) for name, here in named(self.here).items()]
 
 
 def devices(wanted: Sequence[Target]) -> list[Target]:
@@ -72,15 +78,15 @@ class Emulation:
 
     def answers(
         self,
-        here: np.ndarray,
-        answer: Callable[[Target, Mapping[str, Any]], np.ndarray],
+        here: Any,
+        answer: Callable[[Target, Mapping[str, Any]], Any],
         advance: Callable[[int, int, str], None],
         say: Callable[[str], None] | None = None,
     ) -> list[Answers]:
         """What the file answers as each target. `answer` gives what it answers to the first samples; `here` is what it
         answers on this machine, in the same order. A target whose run takes too long is left out, where `say` can be
         told so."""
-        taken: dict[tuple, np.ndarray] = {}
+        taken: dict[tuple, Any] = {}
         found = []
         for number, (name, (target, launch)) in enumerate(self.ready.items(), 1):
             cpu = (target.architecture, target.emulated_as)
@@ -93,8 +99,9 @@ class Emulation:
                 say(f"not run as {name}: {error}")
                 continue
             there, kernels = taken[cpu], _kernels(target, launch)
-            rows = self.order[: len(there)]
-            found.append(Answers(name, target.emulated_as or "", rows, here[: len(there)], there, kernels))
+            count = length(there)
+            same = each(here, lambda array, count=count: array[:count])
+            found.append(Answers(name, target.emulated_as or "", self.order[:count], same, there, kernels))
             advance(number, len(self.ready), name)
         return found
 

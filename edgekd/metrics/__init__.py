@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.metrics.selection import one
+from edgekd.metrics.selection import one, pair
 from edgekd.records import Metric, Quantity
 
 TOP1 = Quantity("top1", "%", "samples whose greatest logit is the label's", better="higher", split=True)
 
 
-def top1(*, output: str | None = None) -> Metric:
+def top1(*, output: str | None = None, name: str = TOP1.name) -> Metric:
     """Share of samples whose greatest logit is the label's, in percent.
 
     Outputs [n, classes], or a single logit [n] or [n, 1] that says yes where it is above 0. Of equal logits the first
-    counts; a NaN is wrong. `output`: which one, where the model has several. Raises ValueError where outputs and labels
-    don't match."""
+    counts; a NaN is wrong. `output`: which one, where the model has several; `name`: the metric's, where one is taken
+    of two outputs. Raises ValueError where outputs and labels don't match."""
 
-    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        values, labels = one(outputs, output), np.asarray(labels)
+    def records(outputs: Any, labels: Any) -> np.ndarray:
+        values, labels = pair(outputs, labels, output)
         if values.ndim not in (1, 2) or labels.shape != values.shape[:1]:
             raise ValueError(
                 f"top1 takes outputs [n, classes] and labels [n], not {list(values.shape)} and {list(labels.shape)}; "
@@ -33,16 +33,16 @@ def top1(*, output: str | None = None) -> Metric:
         right: np.ndarray = (answers == labels) & ~broken
         return right.astype(np.float64)
 
-    return Metric(TOP1.name, TOP1.unit, "higher", records, lambda records: 100.0 * float(np.mean(records)))
+    return Metric(name, TOP1.unit, "higher", records, lambda records: 100.0 * float(np.mean(records)))
 
 
-def mean_error(*, unit: str = "", output: str | None = None) -> Metric:
+def mean_error(*, unit: str = "", output: str | None = None, name: str = "mean_error") -> Metric:
     """Mean absolute error in the labels' unit, averaged within a sample first: outputs and labels [n, ...] of one size.
 
-    Raises ValueError where outputs and labels don't match."""
+    `output`, `name`: as of top1. Raises ValueError where outputs and labels don't match."""
 
-    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        values, labels = one(outputs, output), np.asarray(labels)
+    def records(outputs: Any, labels: Any) -> np.ndarray:
+        values, labels = pair(outputs, labels, output)
         if len(values) != len(labels) or values.size != labels.size:
             raise ValueError(
                 f"mean_error takes outputs and labels of one size, not {list(values.shape)} and {list(labels.shape)}"
@@ -51,7 +51,7 @@ def mean_error(*, unit: str = "", output: str | None = None) -> Metric:
         errors: np.ndarray = values.reshape(n, -1).astype(np.float64) - labels.reshape(n, -1)
         return np.asarray(np.abs(errors).mean(1))
 
-    return Metric("mean_error", unit, "lower", records, lambda records: float(np.mean(records)))
+    return Metric(name, unit, "lower", records, lambda records: float(np.mean(records)))
 
 
 def are_classes(labels: np.ndarray | None) -> bool:

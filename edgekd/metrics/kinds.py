@@ -1,4 +1,5 @@
-"""Metrics of outputs of every kind. Each takes the output as `Task.outputs` declares it."""
+"""Metrics of outputs of every kind. Each takes the output as `Task.outputs` declares it; `output`: its name, where the
+task has several; `name`: the metric's, where one is taken of two outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.metrics.formulas import FORMULAS
-from edgekd.metrics.selection import one
+from edgekd.metrics.selection import pair
 from edgekd.outputs import Output, rows
 from edgekd.records import Metric
 
@@ -17,8 +18,8 @@ def pixel_accuracy(of: Output, *, name: str = "pixel_accuracy", output: str | No
     """Share of positions whose greatest score is the label's, in percent, averaged within a sample first. Positions
     that don't count are left out, and samples without any that does."""
 
-    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        answers, wanted, told = _decided(of, one(outputs, output), labels, name)
+    def records(outputs: Any, labels: Any) -> np.ndarray:
+        answers, wanted, told = _decided(of, *pair(outputs, labels, output), name)
         right: np.ndarray = ((answers == wanted) & told).sum(1) / np.maximum(told.sum(1), 1)
         return right if of.ignore_index is None else np.stack([right, told.any(1)], 1)
 
@@ -27,38 +28,38 @@ def pixel_accuracy(of: Output, *, name: str = "pixel_accuracy", output: str | No
     return Metric(name, "%", "higher", records, _percent)
 
 
-def label_accuracy(of: Output, *, output: str | None = None) -> Metric:
+def label_accuracy(of: Output, *, output: str | None = None, name: str = "label_accuracy") -> Metric:
     """Share of yes-or-no labels that are answered right, in percent: yes where the logit is above 0."""
-    return pixel_accuracy(of, name="label_accuracy", output=output)
+    return pixel_accuracy(of, name=name, output=output)
 
 
-def mean_iou(of: Output, *, output: str | None = None) -> Metric:
+def mean_iou(of: Output, *, output: str | None = None, name: str = "mean_iou") -> Metric:
     """Mean over classes of the intersection over union, in percent, over all positions of all samples."""
-    return _counted("mean_iou", of, output)
+    return _counted("mean_iou", of, output, name)
 
 
-def f1(of: Output, *, average: str = "macro", output: str | None = None) -> Metric:
+def f1(of: Output, *, average: str = "macro", output: str | None = None, name: str = "") -> Metric:
     """F1 in percent, over classes or yes-or-no labels: `average` macro is the mean of each's, micro is of all together.
-    Of yes-or-no labels only yes counts."""
+    Of yes-or-no labels only yes counts. `name`: f1_macro or f1_micro, if not given."""
     if average not in ("macro", "micro"):
         raise ValueError(f"average is {average!r}: macro or micro")
-    return _counted(f"f1_{average}", of, output)
+    return _counted(f"f1_{average}", of, output, name or f"f1_{average}")
 
 
-def rmse(*, unit: str = "", output: str | None = None) -> Metric:
+def rmse(*, unit: str = "", output: str | None = None, name: str = "rmse") -> Metric:
     """Root of the mean squared error, in the labels' unit."""
-    return Metric("rmse", unit, "lower", _errors("rmse", output), FORMULAS["rmse"], "rmse")
+    return Metric(name, unit, "lower", _errors("rmse", output), FORMULAS["rmse"], "rmse")
 
 
-def r2(*, output: str | None = None) -> Metric:
+def r2(*, output: str | None = None, name: str = "r2") -> Metric:
     """Share of the labels' variance that is explained, at most 1."""
-    return Metric("r2", "", "higher", _errors("r2", output), FORMULAS["r2"], "r2")
+    return Metric(name, "", "higher", _errors("r2", output), FORMULAS["r2"], "r2")
 
 
-def average_precision(of: Output, *, output: str | None = None) -> Metric:
+def average_precision(of: Output, *, output: str | None = None, name: str = "average_precision") -> Metric:
     """Average precision of yes-or-no labels in percent, the mean over labels (scikit-learn's)."""
     return Metric(
-        "average_precision",
+        name,
         "%",
         "higher",
         _pairs("average_precision", of, output),
@@ -67,9 +68,9 @@ def average_precision(of: Output, *, output: str | None = None) -> Metric:
     )
 
 
-def auc(of: Output, *, output: str | None = None) -> Metric:
+def auc(of: Output, *, output: str | None = None, name: str = "auc") -> Metric:
     """Area under the ROC curve of yes-or-no labels in percent, the mean over labels (scikit-learn's)."""
-    return Metric("auc", "%", "higher", _pairs("auc", of, output), FORMULAS["auc"], "auc")
+    return Metric(name, "%", "higher", _pairs("auc", of, output), FORMULAS["auc"], "auc")
 
 
 def _percent(records: np.ndarray) -> float:
@@ -93,11 +94,11 @@ def _decided(
     return answers, wanted, told
 
 
-def _counted(name: str, of: Output, output: str | None) -> Metric:
-    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        values = one(outputs, output)
-        answers, wanted, told = _decided(of, values, labels, name)
-        if of.kind == "yes_no" and name != "mean_iou":  # each label is a class, counted where it is yes
+def _counted(formula: str, of: Output, output: str | None, name: str) -> Metric:
+    def records(outputs: Any, labels: Any) -> np.ndarray:
+        values, labels = pair(outputs, labels, output)
+        answers, wanted, told = _decided(of, values, labels, formula)
+        if of.kind == "yes_no" and formula != "mean_iou":  # each label is a class, counted where it is yes
             hit, said, true = (answers == 1) & (wanted == 1) & told, (answers == 1) & told, (wanted == 1) & told
             return np.concatenate([hit, said, true], 1).astype(np.float64)
         count = rows(of, values[:1]).shape[-1] if len(values) else 2
@@ -107,12 +108,12 @@ def _counted(name: str, of: Output, output: str | None) -> Metric:
             parts[:, :, c] = np.stack([(said & true).sum(1), said.sum(1), true.sum(1)], 1)
         return parts.reshape(len(values), -1)
 
-    return Metric(name, "%", "higher", records, FORMULAS[name], name)
+    return Metric(name, "%", "higher", records, FORMULAS[formula], formula)
 
 
 def _errors(name: str, output: str | None) -> Callable[[Any, np.ndarray], np.ndarray]:
-    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        values, wanted = one(outputs, output).astype(np.float64), np.asarray(labels, np.float64)
+    def records(outputs: Any, labels: Any) -> np.ndarray:
+        values, wanted = (array.astype(np.float64) for array in pair(outputs, labels, output))
         if values.size != wanted.size or len(values) != len(wanted):
             raise ValueError(
                 f"{name} takes outputs and labels of one size, not {list(values.shape)} and {list(wanted.shape)}"
@@ -129,8 +130,9 @@ def _pairs(name: str, of: Output, output: str | None) -> Callable[[Any, np.ndarr
     if of.kind != "yes_no":
         raise ValueError(f"{name} takes yes-or-no labels, not {of.kind}")
 
-    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        values = one(outputs, output).astype(np.float64)
+    def records(outputs: Any, labels: Any) -> np.ndarray:
+        values, labels = pair(outputs, labels, output)
+        values = values.astype(np.float64)
         _, wanted, told = _decided(of, values, labels, name)
         return np.concatenate([values.reshape(len(values), -1), np.where(told, wanted, -1)], 1)
 

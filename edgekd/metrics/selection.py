@@ -17,3 +17,15 @@ def one(outputs: Any, name: str | None) -> np.ndarray:
     if name not in outputs:
         raise ValueError(f"the model has outputs {', '.join(outputs)}: say which one the metric takes with `output`")
     return np.asarray(outputs[name])
+
+
+def pair(outputs: Any, labels: Any, name: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """(the output `name`, its labels), or the only ones. Raises ValueError where it must be said, or there are none."""
+    values = one(outputs, name)
+    if not isinstance(labels, Mapping):
+        return values, np.asarray(labels)
+    if name is None:
+        raise ValueError(f"labels are of {', '.join(labels)}: say which output the metric takes with `output`")
+    if name not in labels:
+        raise ValueError(f"the output {name} has no labels: there are some of {', '.join(labels)}")
+    return values, np.asarray(labels[name])

@@ -109,7 +109,7 @@ def _arrived(batch: Batch, event: Any, device: str) -> Batch:
 
     current = torch.cuda.current_stream(device)
     current.wait_event(event)
-    for tensor in (*positional(batch.inputs), batch.labels, batch.index, batch.weight):
+    for tensor in (*positional(batch.inputs), *positional(batch.labels), batch.index, batch.weight):
         if tensor is not None:
             tensor.record_stream(current)
     return batch

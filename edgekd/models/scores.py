@@ -3,7 +3,8 @@ label is two classes with logits 0 and z: sigmoid(z) = softmax([0, z])[1], so lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from edgekd.outputs import Output
 
@@ -39,3 +40,15 @@ def predicted(output: Output | None, values: torch.Tensor) -> torch.Tensor:
     """The class of every position [n, ...] of an output; of a yes-or-no label 0 or 1, yes where the logit is above
     0."""
     return classes_last(output, values).argmax(-1)
+
+
+def shown(output: Output | Mapping[str, Output] | None, values: Any) -> dict[str, torch.Tensor]:
+    """{name: predicted classes [n, ...]} of those of several outputs that have classes; {"": ...} of the only one."""
+    if not isinstance(output, Mapping):
+        return {"": predicted(output, values)}
+    return {name: predicted(one, values[name]) for name, one in output.items() if one.scored}
+
+
+def file_of(what: str, name: str) -> str:
+    """The name of the file that holds a teacher's `logits` or what is shown of them, of one of several outputs."""
+    return f"{what}.{name}.npy" if name else f"{what}.npy"

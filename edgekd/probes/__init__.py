@@ -28,7 +28,6 @@ from edgekd.errors import Problem, UsageError, gathered
 from edgekd.records import Deployment, Measurement, Metric, Quantity, Split, is_onnx
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
 
     from edgekd.onnx_files.known import Known
@@ -62,9 +61,10 @@ class Subject:
     facts     the facts of its export (`Artifact.facts`)
     sample    {input: shape of one sample, with an axis of 1 in front}, for dimensions that the file leaves open
     outputs   its outputs for the samples of `split`: array [n, ...] or {name: array [n, ...]}
-    labels    [n, ...]; metrics: the task's
+    labels    [n, ...] or {output: [n, ...]}; metrics: the task's
     teacher   the teacher's outputs for the same samples, in the same form
-    output    what the only output is, where the task says it
+    output    what the only output is, where the task says it; {name: what it is} of several, each of which probes get
+              once more, alone, as `head`
     times     the records of processes that ran it
     """
 
@@ -73,10 +73,11 @@ class Subject:
     facts: Mapping[str, Any] = field(default_factory=dict)
     sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: Any = None
-    labels: np.ndarray | None = None
+    labels: Any = None
     metrics: Sequence[Metric] = ()
     teacher: Any = None
-    output: Output | None = None
+    output: Output | Mapping[str, Output] | None = None
+    head: str = ""
     split: Split | None = None
     times: Times | None = None
 
@@ -86,6 +87,18 @@ class Subject:
         if "model" in self.__dict__:
             found.__dict__["model"] = self.model
         return found
+
+    def heads(self) -> dict[str, Subject]:
+        """{name: the subject's answers with that output only} of several outputs that the task declares."""
+        if not isinstance(self.output, Mapping) or self.outputs is None:
+            return {}
+        alone: dict[str, Any] = {"split": self.split}
+        of = lambda values, name: values.get(name) if isinstance(values, Mapping) else None
+        each = {name: [of(v, name) for v in (self.outputs, self.labels, self.teacher)] for name in self.output}
+        return {
+            name: Subject(outputs=ours, labels=labels, teacher=theirs, output=self.output[name], head=name, **alone)
+            for name, (ours, labels, theirs) in each.items()
+        }
 
     @cached_property
     def model(self) -> onnx.ModelProto | None:
@@ -118,13 +131,35 @@ def declared() -> Mapping[str, Quantity]:
     return _declared(tuple(components.names("probes")))
 
 
+def of_output(name: str, output: str) -> str:
+    """The name of a quantity of one of several outputs: `agreement-sex`."""
+    return f"{name}-{output}" if output else name
+
+
+def quantity(name: str) -> Quantity | None:
+    """The declared quantity of this name, which may be of one of several outputs; None of a task's metric."""
+    base, _, output = name.partition("-")
+    found = declared().get(base)
+    if found is None or not output:
+        return declared().get(name)
+    return replace(found, name=name, title=f"{found.title}, of {output}") if found.split else None
+
+
 def measure(subject: Subject) -> tuple[Measurement, ...]:
-    """The measurements of all probes of a subject, the task's metrics first. Figures that are not finite are left out.
+    """The measurements of all probes of a subject, the task's metrics first; of several outputs those of each too, as
+    `agreement-NAME`. Figures that are not finite are left out.
     Raises UsageError for a file that can't be read, ValueError where outputs, labels and teacher don't fit together."""
     declared()  # a probe whose declaration is wrong is told
     probes = [components.built_in(__name__, name) for name in components.names("probes")]
     probes.sort(key=lambda probe: min(map(_place, probe.MEASURES)))
-    found = [m for probe in probes if hasattr(probe, "measure") for m in probe.measure(subject)]
+    given = {"": subject, **subject.heads()}
+    found = [
+        replace(m, name=of_output(m.name, name))
+        for name, one in given.items()
+        for probe in probes
+        if hasattr(probe, "measure")
+        for m in probe.measure(one)
+    ]
     return tuple(m for m in found if all(map(math.isfinite, (m.value, m.low, m.high))))
 
 

@@ -40,9 +40,9 @@ class Classified:
 def classified(subject: Subject) -> Classified | None:
     """A subject's outputs, teacher and labels, where labels are class numbers of one output: logits [n, classes], or a
     single logit or probability [n] or [n, 1] for two classes. Raises ValueError where they differ in length."""
-    if subject.outputs is None or subject.labels is None:
-        return None
-    if subject.output is not None:
+    if subject.outputs is None or subject.labels is None or isinstance(subject.labels, Mapping):
+        return None  # (of several outputs each is a subject of its own)
+    if subject.output is not None and not isinstance(subject.output, Mapping):
         return _positions(subject, subject.output) if subject.output.scored else None
     labels = np.asarray(subject.labels)
     classes = _classes(subject.outputs, labels)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgekd import intervals
+from edgekd.inputs import each
 from edgekd.probes import Subject, figure
 from edgekd.probes._classes import answers, classified, log_softmax, right
 from edgekd.records import Measurement, Quantity
@@ -24,14 +25,27 @@ KL = Quantity("kl_to_teacher", "nat", "KL divergence from the teacher", better="
 DROP = Quantity(
     "worst_class_drop", "pt", "how much the class that lost most lost", better="lower", split=True, column=130
 )
-MEASURES = (AGREEMENT, KL, DROP)
+ERROR = Quantity(
+    "error_to_teacher",
+    "",
+    "mean absolute difference from the teacher",
+    better="lower",
+    split=True,
+    column=115,
+)
+MEASURES = (AGREEMENT, KL, DROP, ERROR)
 
 
 def measure(subject: Subject) -> Iterator[Measurement]:
-    """The task's metrics, with a teacher agreement, kl_to_teacher and worst_class_drop of a classifier. Raises
-    ValueError where outputs, labels and teacher differ in length."""
+    """The task's metrics, with a teacher agreement, kl_to_teacher and worst_class_drop of a classifier, and
+    error_to_teacher of numbers beside other outputs. Raises ValueError where outputs, labels and teacher differ in
+    length."""
     found = classified(subject)  # first: it tells lengths that differ
     yield from task_metrics(subject)
+    if subject.head and subject.teacher is not None and getattr(subject.output, "kind", "") == "numbers":
+        apart = np.abs(np.asarray(subject.outputs, np.float64) - subject.teacher).reshape(len(subject.outputs), -1)
+        unit = getattr(subject.output, "unit", "")
+        yield figure(ERROR, *_mean(apart.mean(1)), n=len(apart), split=subject.split, unit=unit)
     if found is None or found.theirs is None:
         return
     ours, theirs, labels = found.ours, found.theirs, found.labels
@@ -47,7 +61,7 @@ def task_metrics(subject: Subject) -> Iterator[Measurement]:
     """The task's metrics, each with its interval, of outputs that have labels."""
     for metric in subject.metrics if subject.outputs is not None and subject.labels is not None else ():
         records = np.asarray(
-            metric.records(subject.outputs, np.asarray(subject.labels)), np.float64
+            metric.records(subject.outputs, each(subject.labels, np.asarray)), np.float64
         )  # as they are kept
         limits = intervals.interval_of(metric, records)
         yield Measurement(metric.name, metric.unit, *limits, len(records), subject.split, None, "measured")

@@ -50,7 +50,7 @@ def load(artifact: Artifact, task: Task, example: Any) -> tuple[fx.GraphModule, 
     from edgekd.quantization.torch_graph.capture import capture
     from edgekd.quantization.torch_graph.fake import apply
 
-    graph = capture(saved.build(saved.record_of(artifact), task), example, task.forward, task.lengths)
+    graph = capture(saved.build(saved.record_of(artifact), task), example, task.traced, task.lengths)
     graph.load_state_dict(saved.read_tensors(artifact.folder / "weights.safetensors"))
     grid = read(artifact.folder / "grid.json")
     return graph, apply(graph, grid), grid

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from edgekd.probes import declared
+from edgekd.probes import quantity
 from edgekd.records import Measurement
 
 WIDE = 2.0  # a prediction with a wider interval, to either side, is shown as a range
@@ -40,7 +40,7 @@ def digits(m: Measurement) -> int | None:
 
 def scaled(m: Measurement) -> Measurement:
     """The measurement in the unit of reports, such as MB for peak memory."""
-    known = declared().get(m.name)
+    known = quantity(m.name)
     if known is None or known.shown is None:
         return m
     unit, size = known.shown

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from edgekd import intervals
 from edgekd.errors import plain
-from edgekd.probes import declared
+from edgekd.probes import declared, quantity
 from edgekd.probes.static import FILE_BYTES
 from edgekd.records import Candidate, Measurement, Quantity, Result
 from edgekd.report.numbers import ranged
@@ -71,8 +71,7 @@ def figures(candidate: Candidate, target: str) -> dict[str, Measurement]:
 
 def metrics(found: Iterable[Row]) -> tuple[str, ...]:
     """Names of the task's metrics, in the order of their measurements."""
-    known = declared()
-    names = [m.name for row in found for m in row.figures.values() if m.split == "test" and m.name not in known]
+    names = [m.name for row in found for m in row.figures.values() if m.split == "test" and quantity(m.name) is None]
     return tuple(dict.fromkeys(names))
 
 
@@ -81,7 +80,8 @@ def columns(found: Iterable[Row], page: bool = False) -> tuple[str, ...]:
     probe. `page`: also those for which text tables have no space."""
     found = tuple(found)
     wanted = [q.name for q in declared().values() if q.column is not None and (page or q.keep)]
-    return (*metrics(found), *(n for n in wanted if any(n in row.figures for row in found)))
+    there = dict.fromkeys(n for row in found for n in row.figures)  # of several outputs `agreement-NAME` too
+    return (*metrics(found), *(n for q in wanted for n in there if n == q or n.startswith(f"{q}-")))
 
 
 def compared(figures: Iterable[str]) -> tuple[Quantity, ...]:
@@ -92,7 +92,7 @@ def compared(figures: Iterable[str]) -> tuple[Quantity, ...]:
 
 def title(name: str, unit: str = "") -> str:
     """The heading of a measurement's column."""
-    known = declared().get(name)
+    known = quantity(name)
     if known is not None and known.heading:
         return known.heading
     shown = known.shown[0] if known is not None and known.shown else unit

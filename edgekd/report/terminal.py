@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgekd import environment, targets
 from edgekd.errors import plain
-from edgekd.probes import declared
+from edgekd.probes import quantity
 from edgekd.probes.static import FILE_BYTES
 from edgekd.probes.times import P50
 from edgekd.records import Result
@@ -56,7 +56,7 @@ class Left:
 
 def _leaner(found: Sequence[Row]) -> Iterator[Left]:
     """Yields what to leave out: nothing, then more and more intervals, then columns, the lowest priority first."""
-    keep = {n: q.keep for n in rows.columns(found) if (q := declared().get(n)) is not None and q.keep < INTERVALS}
+    keep = {n: q.keep for n in rows.columns(found) if (q := quantity(n)) is not None and q.keep < INTERVALS}
     keep |= dict([SMALLER])
     steps = sorted(set(keep.values()))
     for most in (0, *steps):

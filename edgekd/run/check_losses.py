@@ -103,7 +103,7 @@ def _wrong(
     whole = len(objective.teachers) > 1 and any(t.needs_teacher() and t.teacher is None for t in objective.losses)
     if objective.combine is not None or whole:
         shown = {name: shows[name] for name in objective.teachers}
-        given = _outputs(view, objective.model), data, view.task.output
+        given = _answer(view, objective.model), data, view.task.declared
         wrong = supervision.check_ensemble(objective.combine, shown, *given)
         found += [Problem(f"{place}: combine", *said) for said in wrong]
     return found
@@ -111,16 +111,21 @@ def _wrong(
 
 def _without_answers(objective: Objective, view: RecipeView, shows: Mapping[str, str], place: str) -> Iterator[Problem]:
     """Problems of what needs predicted classes, where the output has none."""
-    output = view.task.output
-    if output is None or output.scored:
-        return
-    for name, shown in shows.items():
-        if name and shown != "logits":
-            text = f"the teacher {name} shows its {shown} only, and the output is declared as {output.kind}"
-            yield Problem(f"{place}: teacher", text, 'shows = "logits"')
-    if any(term.by == "agreement" for term in objective.losses):
-        text = f"no share of equal answers can be followed: the output is declared as {output.kind}"
-        yield Problem(f"{place}: losses: schedule", text, 'by = "training"')
+    task = view.task
+    for of, output in (task.heads or {"": task.output}).items():
+        if output is None or output.scored:
+            continue
+        which = f"the output {of}" if of else "the output"
+        for name, shown in shows.items():
+            if name and shown != "logits":
+                text = f"the teacher {name} shows its {shown} only, and {which} is declared as {output.kind}"
+                yield Problem(f"{place}: teacher", text, 'shows = "logits"')
+        if any(term.by == "agreement" and term.output in ("", of) for term in objective.losses):
+            text = f"no share of equal answers can be followed: {which} is declared as {output.kind}"
+            yield Problem(f"{place}: losses: schedule", text, 'by = "training"')
+    if task.heads and any(term.by == "agreement" and not term.output for term in objective.losses):
+        text = "a schedule that follows the agreement on an output says which: the task has several"
+        yield Problem(f"{place}: losses: schedule", text, f"output = one of {', '.join(task.heads)}")
 
 
 def _fresh_teachers(objective: Objective, view: RecipeView) -> tuple[Mapping[str, Any], Mapping[str, str]]:
@@ -137,9 +142,9 @@ def _fresh_teachers(objective: Objective, view: RecipeView) -> tuple[Mapping[str
     return teachers, shows
 
 
-def _outputs(view: RecipeView, model: str) -> list[int]:
-    """The shape of an untrained `model`'s output for one sample."""
+def _answer(view: RecipeView, model: str) -> Any:
+    """What an untrained `model` gives: a tensor, or {output: tensor}."""
     import torch
 
     with torch.no_grad():
-        return list(view.task.call(saved.create(view.task, model, 0).eval(), view.example()).shape[1:])
+        return view.task.call(saved.create(view.task, model, 0).eval(), view.example())

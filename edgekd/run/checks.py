@@ -49,7 +49,7 @@ def _told(stage: Any, view: RecipeView, example: Any) -> list[Problem]:
     from edgekd.models import saved
 
     try:
-        found = stage.check(saved.create(view.task, view.student, 0), example, view.task.forward) or ()
+        found = stage.check(saved.create(view.task, view.student, 0), example, view.task.traced) or ()
         return [p if isinstance(p, Problem) else Problem("", str(p)) for p in found]
     except UsageError as error:
         return list(error.problems)

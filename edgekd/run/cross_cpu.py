@@ -13,13 +13,14 @@ import numpy as np
 from edgekd import environment, results, targets
 from edgekd.files import sha256
 from edgekd.hosts import counter
-from edgekd.inputs import named
+from edgekd.inputs import bare, each, length, named
 from edgekd.measure import instructions as counts
 from edgekd.measure import jobs
 from edgekd.measure.cpu_agreement import figures
 from edgekd.measure.emulation import SECONDS, Answers, Emulation, devices, emulation, launches
 from edgekd.measure.folders import identity
 from edgekd.measure.machine import noted
+from edgekd.models.scores import file_of
 from edgekd.records import Made, Measurement, Target
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def prove(
     here = o.outputs["test"]
     facts = environment.describe()
     wanted = [t for t in devices(_taking(absent, o)) if int8 or targets.matches(t, facts)]
-    if isinstance(here, Mapping) or not wanted:
+    if isinstance(here, Mapping) and not resolved.task.heads or not wanted:
         return Proven()
     inputs = named(columns.inputs, resolved.task.inputs[0])
     ready, problems = launches(wanted)
@@ -60,11 +61,13 @@ def prove(
     order = run.order
     with progress.task(f"run {o.point.id} as other CPUs") as advance:
         answer = lambda target, launch: _kept(o, run, target, launch, columns.digest, store)
-        found = run.answers(here[order], answer, advance, progress.say)
+        ordered = lambda values: each(values, lambda array: array[order])
+        found = run.answers(ordered(here), answer, advance, progress.say)
     boards = [
-        Answers(t, f"the board of {t}", order, here[order], outputs["test"][order]) for t, outputs in o.there.items()
+        Answers(t, f"the board of {t}", order, ordered(here), ordered(outputs["test"]))
+        for t, outputs in o.there.items()
     ]
-    made = figures(found, columns.labels, resolved.task.metrics, teacher, boards, resolved.task.output)
+    made = figures(found, columns.labels, resolved.task.metrics, teacher, boards, resolved.task.declared)
     spread = made.get("", ())
     if not made:
         return Proven()
@@ -88,9 +91,8 @@ def _taking(wanted: Sequence[Target], o: Observed) -> list[Target]:
 
 def _same(a: Answers) -> bool:
     """Whether each output (class, or number) equals this machine's."""
-    if a.here.ndim == 2 and a.here.shape[1] > 1:
-        return bool((a.here.argmax(1) == a.there.argmax(1)).all())
-    return bool((a.here == a.there).all())
+    classes = lambda x: x.argmax(1) if x.ndim == 2 and x.shape[1] > 1 else x
+    return all(bool((classes(here) == classes(there)).all()) for _, here, there in a.pairs())
 
 
 def instructions(
@@ -133,10 +135,8 @@ def added(measured: Sequence[Measurement], proven: Proven) -> tuple[Measurement,
     return (*kept, *(m for figures in proven.measurements.values() for m in figures))
 
 
-def _kept(
-    o: Observed, run: Emulation, device: Target, launch: Mapping[str, Any], digest: str, store: Store
-) -> np.ndarray:
-    """The outputs of the file as `device`, computed once and kept in the store."""
+def _kept(o: Observed, run: Emulation, device: Target, launch: Mapping[str, Any], digest: str, store: Store) -> Any:
+    """The outputs of the file as `device`, computed once and kept in the store: an array, or {output: array}."""
     machine, ran = environment.environment_id(environment.describe()), identity(run.runtime)
     taken = repr(
         ("emulated", o.artifact.key, digest, device.emulated_as, launch.get("identity", ""), machine, SECONDS, ran)
@@ -146,9 +146,10 @@ def _kept(
     if kept is None:
 
         def build(place: Path, scratch: Path) -> Made:
-            (answered,) = run.score(scratch, launch).values()
-            np.save(place / "outputs.npy", answered, allow_pickle=False)
-            return Made("outputs", {"samples": len(answered)})
+            answered = run.score(scratch, launch)
+            for name, array in answered.items():
+                np.save(place / file_of("outputs", name if len(answered) > 1 else ""), array, allow_pickle=False)
+            return Made("outputs", {"samples": length(answered)})
 
         kept = store.make(
             key,
@@ -159,4 +160,5 @@ def _kept(
             parents=parents,
             build=build,
         )
-    return np.load(kept.folder / "outputs.npy", allow_pickle=False)
+    names = o.outputs["test"] if isinstance(o.outputs["test"], Mapping) else ("",)
+    return bare({n: np.load(kept.folder / file_of("outputs", n), allow_pickle=False) for n in names})

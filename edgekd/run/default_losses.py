@@ -1,10 +1,10 @@
-"""The losses and ensembles of stages whose recipe gives none, by the kind of the task's output: a stage's own defaults
-are those of classes."""
+"""The losses and ensembles of stages whose recipe gives none, by the kind of the task's output, of several outputs each
+its own: a stage's own defaults are those of classes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd.components import Use
@@ -21,16 +21,18 @@ FITTING = {  # {kind: (from labels, with a teacher)}
 
 
 def fitted(recipe: Recipe, task: Task) -> Recipe:
-    """The recipe with losses and ensembles that fit the task's output, where it gives none."""
-    if task.output is None or task.output.scored:
+    """The recipe with losses and ensembles that fit the task's outputs, where it gives none."""
+    kinds = {name: output.kind for name, output in task.heads.items()}
+    if not kinds and (task.output is None or task.output.scored):
         return recipe
-    kind = task.output.kind
+    kinds = kinds or {"": task.output.kind if task.output is not None else ""}
+    combined = _combined if not task.heads else lambda stage, teachers: stage  # each output has its own mean
     lines = tuple(
-        dataclasses.replace(line, stage=_combined(_stage(line.stage, kind, "losses" in line.said), line.teacher))
+        dataclasses.replace(line, stage=combined(_stage(line.stage, kinds, "losses" in line.said), line.teacher))
         for line in recipe.stages
     )
     models = {
-        name: dataclasses.replace(model, stage=_combined(_stage(model.stage, kind), model.teacher))
+        name: dataclasses.replace(model, stage=combined(_stage(model.stage, kinds), model.teacher))
         for name, model in recipe.models.items()
     }
     return dataclasses.replace(recipe, stages=lines, models=models)
@@ -43,13 +45,26 @@ def _combined(stage: Any, teachers: Sequence[str]) -> Any:
     return dataclasses.replace(stage, combine=Use("ensembles", "mean_logits"))
 
 
-def _stage(stage: Any, kind: str, said: bool = False) -> Any:
+def _stage(stage: Any, kinds: Mapping[str, str], said: bool = False) -> Any:
     """The stage with other losses, if it trains with its own defaults; `said`: the recipe gives them."""
-    if said or kind not in FITTING:
+    if said or (tuple(kinds) == ("",) and kinds[""] not in FITTING):
         return stage
     own = {f.name: f.default for f in dataclasses.fields(stage)}.get("losses") if stage is not None else None
     if not own or stage.losses not in (own, terms([term.table() for term in own])):
         return stage
-    labels, both = FITTING[kind]
     taught = any(term.needs_teacher() for term in own)
-    return dataclasses.replace(stage, losses=both if taught else labels or own)
+    given = stage.losses
+    losses = [dataclasses.replace(term, output=name) for name in kinds for term in _terms(kinds[name], taught, given)]
+    return dataclasses.replace(stage, losses=tuple(losses) or given)
+
+
+def on_labels(task: Task) -> tuple[Term, ...]:
+    """Terms that train each of several outputs on its labels."""
+    own = (Term("cross_entropy"),)
+    return tuple(dataclasses.replace(t, output=n) for n, o in task.heads.items() for t in _terms(o.kind, False, own))
+
+
+def _terms(kind: str, taught: bool, own: Sequence[Term]) -> Sequence[Term]:
+    """The terms of an output of a kind: those of the stage where it has scores of classes, none where it is raw."""
+    labels, both = FITTING.get(kind, ((), ()) if kind == "raw" else (own, own))
+    return both if taught else labels

@@ -230,7 +230,7 @@ def _quality(
     """The quality of a point's outputs for a split, compared with the teacher's on this machine."""
     beside = None if teacher is None or teacher is o else teacher.outputs[split]
     labels, metrics = resolved.data(split).labels, resolved.task.metrics
-    own = {"labels": labels, "metrics": metrics, "output": resolved.task.output}
+    own = {"labels": labels, "metrics": metrics, "output": resolved.task.declared}
     return measure(Subject(outputs=outputs[split], teacher=beside, split=split, **own))
 
 

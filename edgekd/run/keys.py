@@ -22,8 +22,9 @@ def key_of(
     objects += [f for f in (task.collate, task.augment, task.forward) if f is not None]
     read = {split: resolved.data(split).digest for split in stage.reads}
     read |= {"version": task.version, "draws": str(task.draws)}
-    if task.output is not None:  # decides what losses and ensembles see
-        read |= {"output": task.output.deciding}
+    if task.declared is not None:  # decides what losses and ensembles see
+        several = {name: output.deciding for name, output in task.heads.items()}
+        read |= {"output": repr(several) if task.output is None else task.output.deciding}
     if use == "export":
         read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(tuple(task.outputs))}
         read |= {"runtime": runtime(stage.runtime)}

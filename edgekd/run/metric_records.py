@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from edgekd.inputs import length
+from edgekd.inputs import each, length
 from edgekd.run.cross_cpu import Answers, Proven
 from edgekd.run.evaluate import Observed
 from edgekd.run.resolve import Resolved
@@ -46,7 +47,8 @@ class Answered:
     def records(self, answers: Answers, split: str) -> Records:
         """The records of outputs from elsewhere, for the samples that ran there."""
         labels = self.resolved.data(split).labels
-        return _records(self.resolved, answers.there, None if labels is None else labels[answers.rows])
+        chosen = None if labels is None else each(labels, lambda column: column[answers.rows])
+        return _records(self.resolved, answers.there, chosen)
 
 
 def answered(resolved: Resolved, observed: Sequence[Observed], teacher: str) -> Answered:
@@ -63,7 +65,7 @@ def at(records: Records, rows: np.ndarray) -> Records:
     return {name: r[rows] for name, r in records.items()}
 
 
-def _records(resolved: Resolved, outputs: object, labels: np.ndarray | None) -> Records:
+def _records(resolved: Resolved, outputs: object, labels: Any) -> Records:
     return {m.name: np.asarray(m.records(outputs, labels), np.float64) for m in resolved.task.metrics}
 
 

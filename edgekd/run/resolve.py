@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import components, environment, signatures
+from edgekd.decisions.quantities import of_outputs
 from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits, gathered, near
 from edgekd.records import Metric, Task
 from edgekd.run import passed
@@ -92,22 +93,25 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
             gate = budget.with_default(gate, first.name, first.unit, [t.name for t in found if t is not None])
     gate = capacity.added(gate, [t for t in found if t is not None])
     names = [t.name for t in found if t is not None]
-    metrics = {m.name: m.unit for m in task.metrics} if isinstance(task, Task) else None
+    metrics = {m.name: m.unit for m in task.metrics} | of_outputs(task.heads) if isinstance(task, Task) else None
     whole = None if None in found else names  # a target that was not found is reported once, not again by the gate
     problems += budget.problems(gate, place=f"{recipe.place}: gate", targets=whole, metrics=metrics)
     problems += _select_problems(select, metrics, f"{recipe.place}: select")
-    problems += _unmeasured(gate, metrics, f"{recipe.place}: gate")
+    problems += _unmeasured(gate, metrics, f"{recipe.place}: gate", isinstance(task, Task) and bool(task.heads))
     threads = recipe.threads or environment.THREADS
     devices = chosen(recipe.device, problems)
     return Resolved(recipe, task, load, tuple(found), threads, select, gate, identity, devices), problems
 
 
-def _unmeasured(gate: Mapping[str, Any], metrics: Mapping[str, str] | None, place: str) -> list[Problem]:
-    """Budgets on the metrics of other tasks: nothing would ever measure them."""
-    from edgekd.decisions.quantities import METRICS
+def _unmeasured(
+    gate: Mapping[str, Any], metrics: Mapping[str, str] | None, place: str, several: bool = False
+) -> list[Problem]:
+    """Budgets on the metrics of other tasks, and of `several` outputs on what is measured of each: nothing would ever
+    measure them."""
+    from edgekd.decisions.quantities import METRICS, of_each
 
     tables = [(t, table) for t, table in gate.items() if isinstance(table, Mapping)] if metrics is not None else []
-    others = {m.name for m in METRICS} - set(metrics or ())
+    others = {*(m.name for m in METRICS), *(of_each() if several else ())} - set(metrics or ())
     return [
         Problem(
             f"{place}.{target}.{name}",

@@ -23,7 +23,7 @@ from edgekd.data.column import picked
 from edgekd.errors import THEIRS, EdgekdError, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import unwritable, write_atomic
 from edgekd.hosts import local
-from edgekd.inputs import each
+from edgekd.inputs import each, length
 from edgekd.models import saved
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Metric, Run, Task
@@ -196,9 +196,9 @@ def _metrics(
     return problems
 
 
-def _value(metric: Metric, outputs: Any, labels: np.ndarray) -> float:
+def _value(metric: Metric, outputs: Any, labels: Any) -> float:
     records = np.asarray(metric.records(outputs, labels))
-    if records.shape[:1] != (len(labels),):
+    if records.shape[:1] != (length(labels),):
         raise UsageError(
             Problem(
                 "", f"gives records of shape {list(records.shape)} for {len(labels)} samples", "one record per sample"
@@ -324,7 +324,7 @@ def _some(columns: Columns, most: int) -> Columns:
     """Up to `most` rows, spaced evenly over the split."""
     rows = np.linspace(0, len(columns) - 1, min(most, len(columns))).astype(int)
     inputs = each(columns.inputs, lambda values: picked(values, rows))
-    labels = None if columns.labels is None else columns.labels[rows]
+    labels = None if columns.labels is None else each(columns.labels, lambda column: column[rows])
     tags = None if columns.tags is None else [columns.tags[i] for i in rows]
     return dataclasses.replace(
         columns,

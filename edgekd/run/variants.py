@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd.records import Task
-from edgekd.run import target_settings
+from edgekd.run import default_losses, target_settings
 from edgekd.run.recipe import Recipe
 from edgekd.run.recipe.stages import Line
 from edgekd.run.resolve import Resolved
@@ -81,12 +81,33 @@ class RecipeView:
     def control(self, line: Line) -> tuple[Term, ...]:
         """The losses of the control in a stage: the stage's losses that need no teacher, else those of the first stage,
         scaled to a total weight of 1; else the teacher's own."""
+        if self.task.heads:
+            return self._control_of_heads(line)
         labels = self.on_labels(line) or self.on_labels(self.recipe.stages[0])
         if labels:
             whole = sum(term.weight for term in labels)
             return tuple(dataclasses.replace(_alone(term), weight=term.weight / whole) for term in labels)
         teacher = self.recipe.models["teacher"]
         return teacher.stage.losses if teacher.way == "train" else settings_of(Train, {}, "")[0]["losses"]
+
+    def _control_of_heads(self, line: Line) -> tuple[Term, ...]:
+        """The same for each of several outputs, scaled to the total weight that the stage gives it."""
+        teacher = self.recipe.models["teacher"]
+        taught = teacher.stage.losses if teacher.way == "train" else ()
+        sources = (
+            self.on_labels(line),
+            self.on_labels(self.recipe.stages[0]),
+            taught,
+            default_losses.on_labels(self.task),
+        )
+        found: list[Term] = []
+        for name in self.task.heads:
+            of = lambda terms, name=name: [t for t in terms if t.output == name and t.weight > 0]
+            labels = next(filter(None, map(of, sources)), [])
+            whole = sum(t.weight for t in of(losses_of(line.stage))) or sum(t.weight for t in labels)
+            scale = whole / (sum(t.weight for t in labels) or 1)
+            found += [dataclasses.replace(_alone(t), weight=t.weight * scale) for t in labels]
+        return tuple(found)
 
     def trains(self, line: Line) -> bool:
         """Whether the stage trains the control, besides changing its number format."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,8 +11,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from edgekd.errors import RunFailed
-from edgekd.inputs import unload
+from edgekd.inputs import each, named, unload
 from edgekd.models.precision import Precision
+from edgekd.models.scores import file_of
 from edgekd.records import Artifact, Made, Run
 
 
@@ -19,7 +21,8 @@ from edgekd.records import Artifact, Made, Run
 class Answer:
     """Writes logits.npy float32 [views, rows, C], in the order of the split, `batch` rows at a time. `shows` "top": of
     a grey box, the `top` largest log-probabilities (values.npy [views, rows, top], classes.npy); "label": of a black
-    box, only the predicted class (labels.npy [views, rows]). Only the train split is augmented."""
+    box, only the predicted class (labels.npy [views, rows]). Of several outputs each has its files, such as
+    logits.NAME.npy. Only the train split is augmented."""
 
     split: Literal["train", "validation"] = "train"
 
@@ -53,23 +56,33 @@ class Answer:
                 for found in batches(columns, self.batch, view):
                     index, batch = found.index.numpy(), device.on(found, run.device)
                     seen = see(batch, run.task, self.augment_seed) if self.split == "train" else batch
-                    rows = teach(seen).output.float().cpu()
-                    if not np.isfinite(rows.numpy()).all():
-                        raise RunFailed(
-                            f"the teacher's output is not finite for samples {index[0]} to {index[-1]} of view {view}"
-                        )
-                    outputs = list(rows.shape[1:])
-                    for name, array in self.shown(rows, run.task.output).items():
-                        if name not in rooms:
-                            rooms[name] = _room(
-                                run.folder / f"{name}.npy", (self.views, len(columns), *array.shape[1:]), array.dtype
+                    answered = each(teach(seen).output, lambda z: z.float().cpu())
+                    for name, rows in named(answered).items():
+                        if not np.isfinite(rows.numpy()).all():
+                            raise RunFailed(
+                                f"the teacher's output{f' {name}' if name else ''} is not finite for samples "
+                                f"{index[0]} to {index[-1]} of view {view}"
                             )
-                        rooms[name][view, index] = array
-                        unload(rooms[name])
+                    outputs = each(answered, lambda z: list(z.shape[1:]))
+                    for file, array in self.files(answered, run.task.declared).items():
+                        if file not in rooms:
+                            rooms[file] = _room(
+                                run.folder / file, (self.views, len(columns), *array.shape[1:]), array.dtype
+                            )
+                        rooms[file][view, index] = array
+                        unload(rooms[file])
                 run.progress(view + 1, self.views, f"view {view + 1}/{self.views}")
         for room in rooms.values():
             room.flush()
         return Made("logits", {"views": self.views, "rows": len(columns), "outputs": outputs, "shows": self.shows})
+
+    def files(self, answered, declared=None):
+        """{file: array} of what the teacher shows of its output, or of each of several; of classes only of those that
+        have some."""
+        if not isinstance(declared, Mapping):
+            return {f"{what}.npy": a for what, a in self.shown(answered, declared).items()}
+        told = {n: o for n, o in declared.items() if o.scored or self.shows == "logits"}
+        return {file_of(what, n): a for n, o in told.items() for what, a in self.shown(answered[n], o).items()}
 
     def shown(self, logits, output=None):
         """{file: array} of the part of logits [B, C] that the teacher shows, or of an output that the task declares."""

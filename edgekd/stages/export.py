@@ -109,7 +109,7 @@ def _model(source: Artifact, run: Run) -> _Model:
         module = blocks.apply(graph, table)
     else:
         module = saved.load(source, task)
-        graph = capture(module, example, task.forward, task.lengths)
+        graph = capture(module, example, task.traced, task.lengths)
     found = _Model(graph, module, grid, table, named(columns.inputs, task.inputs[0]), columns)
     count = len(_outputs(found))
     if count != len(task.outputs):
@@ -197,7 +197,7 @@ def _answer(module: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], 
 
     with torch.no_grad():
         outputs = (forward or call)(module, inputs)
-    return [o.numpy() for o in (outputs if isinstance(outputs, tuple) else (outputs,))]
+    return [o.numpy() for o in (outputs if isinstance(outputs, tuple) else positional(outputs))]
 
 
 def _joined(batches: Sequence[list[np.ndarray]]) -> list[np.ndarray]:

@@ -101,10 +101,10 @@ class Prune(Training):
         with seeded(run.seed, run.threads):
             share, at_most = self.requested
             plan = pruning.plan(
-                module, example, share, self.multiple_of, at_most=at_most, forward=run.task.forward, protect=self.keep
+                module, example, share, self.multiple_of, at_most=at_most, forward=run.task.traced, protect=self.keep
             )
             history = pruning.prune(module, plan, self.criterion)
-        macs, parameters = pruning.macs_and_parameters(module, example, run.task.forward)
+        macs, parameters = pruning.macs_and_parameters(module, example, run.task.traced)
         facts: dict[str, Any] = {
             "macs": macs,
             "parameters": parameters,

@@ -100,7 +100,7 @@ class Quantize(Training):
         samples = lambda: calibration(columns, min(self.samples, len(columns)))
         columns, record = run.data("train"), saved.record_of(source)
         graph = capture(
-            saved.load(source, run.task), quantization.example_of(columns), run.task.forward, run.task.lengths
+            saved.load(source, run.task), quantization.example_of(columns), run.task.traced, run.task.lengths
         )
         if problems := _named(layers(graph), self.float_layers, self.layer_bits):
             raise UsageError(*problems)

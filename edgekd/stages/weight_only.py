@@ -114,7 +114,7 @@ class WeightOnly:
             raise EnvironmentUnfit(*missing)
         columns, record = run.data("train"), saved.record_of(source)
         graph = capture(
-            saved.load(source, run.task), quantization.example_of(columns), run.task.forward, run.task.lengths
+            saved.load(source, run.task), quantization.example_of(columns), run.task.traced, run.task.lengths
         )
         if problems := self.wrong(graph):
             raise UsageError(*problems)

@@ -80,13 +80,13 @@ def _add(hasher: Any, name: str | None, array: Any) -> None:
 
 def data(
     inputs: Any,
-    labels: np.ndarray | None,
+    labels: Any,
     ids: Iterable[Any],
     weight: np.ndarray | None,
     tags: Sequence[Sequence[str]] | None = None,
 ) -> str:
-    """sha256 of a split: inputs [N, ...] or {name: [N, ...]}, labels, ids in their order, weights, tags if there are
-    any."""
+    """sha256 of a split: inputs [N, ...] or {name: [N, ...]}, labels alike, ids in their order, weights, tags if
+    there are any."""
     return data_read(inputs, lambda: (labels, ids, weight, tags))
 
 
@@ -97,7 +97,9 @@ def data_read(inputs: Any, rest: Callable[[], tuple[Any, Iterable[Any], Any, Any
     for name, array in sorted(named):
         _add(hasher, "inputs" if name is None else f"inputs.{name}", array)
     labels, ids, weight, tags = rest()
-    for name, array in (("labels", labels), ("weight", weight)):
+    of_outputs = sorted(labels.items()) if isinstance(labels, Mapping) else [(None, labels)]
+    told = [("labels" if name is None else f"labels.{name}", array) for name, array in of_outputs]
+    for name, array in (*told, ("weight", weight)):
         if array is not None:
             _add(hasher, name, array)
     names = json.dumps([i.item() if isinstance(i, np.generic) else i for i in ids], separators=(",", ":"))

@@ -3,13 +3,15 @@ follow it."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from edgekd.models.scores import predicted
+from edgekd.models.scores import file_of, shown
+from edgekd.training.terms import agreement_on
 
 if TYPE_CHECKING:
     from edgekd.data.columns import Columns
@@ -18,22 +20,24 @@ if TYPE_CHECKING:
 
 
 class Agreement(nn.Module):
-    """The share of validation samples whose class (argmax) a student predicts as a teacher does, for each teacher. Part
-    of the training's checkpoints.
+    """The share of validation samples whose class (argmax) a student predicts as a teacher does, for each teacher, and
+    of several outputs for each that has classes. Part of the training's checkpoints.
 
-    `answers`: {teacher's name: labels.npy [1, rows, ...] of an answer stage}, `columns`: the validation split."""
+    `answers`: {teacher's name: labels.npy [1, rows, ...] of an answer stage}, `columns`: the validation split; `heads`:
+    several outputs that the task declares."""
 
-    def __init__(self, answers: Mapping[str, Artifact], columns: Columns):
+    def __init__(self, answers: Mapping[str, Artifact], columns: Columns, heads: Mapping[str, Output] | None = None):
         super().__init__()
-        self.register_buffer("shares", torch.zeros(len(answers), dtype=torch.float64))
-        self.__dict__.update(answers=dict(answers), columns=columns)  # no part of the state
+        outputs = tuple(name for name, output in heads.items() if output.scored) if heads else ("",)
+        self.register_buffer("shares", torch.zeros(len(answers) * len(outputs), dtype=torch.float64))
+        self.__dict__.update(answers=dict(answers), columns=columns, outputs=outputs)  # no part of the state
 
     def look(
         self,
         student: nn.Module,
         forward: Callable[[nn.Module, Any], torch.Tensor],
         size: int = 256,
-        output: Output | None = None,
+        output: Output | Mapping[str, Output] | None = None,
     ) -> None:
         """Computes the shares again. The student's mode is restored."""
         import numpy as np
@@ -45,13 +49,20 @@ class Agreement(nn.Module):
         student.eval()
         with torch.no_grad():
             inputs = (device.moved(batch.inputs, there) for batch in batches(self.columns, size))
-            own = torch.cat([predicted(output, forward(student, x)) for x in inputs]).cpu()
+            answered = [shown(output, forward(student, x)) for x in inputs]
+            own = {name: torch.cat([one[name] for one in answered]).cpu().numpy() for name in self.outputs}
         student.train(was)
-        for number, artifact in enumerate(self.answers.values()):
-            theirs = np.load(artifact.folder / "labels.npy", allow_pickle=False)[0]
-            self.shares[number] = float((own.numpy() == theirs).mean())
+        pairs = itertools.product(self.answers.values(), self.outputs)
+        for number, (artifact, name) in enumerate(pairs):
+            theirs = np.load(artifact.folder / file_of("labels", name), allow_pickle=False)[0]
+            self.shares[number] = float((own[name] == theirs).mean())
 
     def now(self) -> dict[str, float]:
-        """{teacher's name: share}, and their mean under ""."""
-        found = dict(zip(self.answers, self.shares.tolist(), strict=True))
-        return {**found, "": sum(found.values()) / len(found)}
+        """{teacher's name: share}, and their mean under ""; of several outputs {"teacher on output": share}, and the
+        teachers' means."""
+        shares = self.shares.reshape(len(self.answers), len(self.outputs)).tolist()
+        found = {}
+        for output, of_teachers in zip(self.outputs, zip(*shares, strict=True), strict=True):
+            found |= {agreement_on(t, output): s for t, s in zip(self.answers, of_teachers, strict=True)}
+            found[agreement_on("", output)] = sum(of_teachers) / len(of_teachers)
+        return found

@@ -56,7 +56,7 @@ def learn(
     if judged:
         from edgekd.training.agreement import Agreement
 
-        agreement = Agreement(dict(zip(fixed, judged, strict=True)), run.data("validation"))
+        agreement = Agreement(dict(zip(fixed, judged, strict=True)), run.data("validation"), run.task.heads)
     return fit(
         module,
         source,
@@ -84,7 +84,7 @@ def teacher_of(
     if artifact.form == "logits":
         from edgekd.teachers.cached import cached
 
-        return cached(artifact, rows, views, run.task.output)
+        return cached(artifact, rows, views, run.task.declared)
     from edgekd.models import device
     from edgekd.models import saved as models
     from edgekd.teachers.live import live

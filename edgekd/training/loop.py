@@ -18,7 +18,7 @@ from edgekd.models.precision import laid_out
 from edgekd.records import Batch, Run, Signals
 from edgekd.training.checkpoints import restore, save
 from edgekd.training.optimizer import make_optimizer, pace
-from edgekd.training.positions import rows_of
+from edgekd.training.positions import Rows, rows_of
 from edgekd.training.settings import Training
 from edgekd.training.supervision import Supervision, dry
 from edgekd.training.tally import Finite, Given, Tally
@@ -58,7 +58,7 @@ def fit(
     with seeded(run.seed, run.threads, run.device), contextlib.ExitStack() as stack:
         stack.enter_context(device.arithmetic(run.device, settings.tf32))
         loop = _Loop(students, source, terms, settings, steps_per_epoch, run, agreement, names)
-        called = forward or run.task.call
+        called = run.task.call if forward is None else lambda module, inputs: run.task.by_name(forward(module, inputs))
         loop.prepare(dict(teachers or {}), called, stack)
         loop.resume()
         while loop.epoch < settings.epochs:
@@ -100,8 +100,9 @@ class _Loop:
             device.placed(one, there)
             self.autocast = stack.enter_context(laid_out(one, self.settings.precision))
         # before the taps: a copy of the student must not hold their hooks
+        declared = self.run.task.declared
         self.supervision = Supervision(
-            self.students, self.terms, self.settings, teachers, forward, self.autocast, self.names
+            self.students, self.terms, self.settings, teachers, forward, self.autocast, self.names, declared
         )
         for part in self.supervision.modules():
             part.to(there)
@@ -166,7 +167,7 @@ class _Loop:
             on_epoch(self.epoch)
         if self.agreement is not None:
             with self.autocast():
-                self.agreement.look(self.students[0], self.forward, output=self.run.task.output)
+                self.agreement.look(self.students[0], self.forward, output=self.run.task.declared)
             self.run.log(event="agreement", epoch=self.epoch + 1, **self.agreement.now())
 
     def _step(self, batch: Batch, step: int) -> float:
@@ -200,7 +201,7 @@ class _Loop:
         """The terms of each student on the batch, balanced if the settings say so."""
         agreed = self.agreement.now() if self.agreement is not None else None
         raw = [self._see(number, batch) for number in range(len(self.students))]
-        rows = rows_of(self.run.task.output, batch, raw[0])
+        rows = rows_of(self.run.task.declared, batch, raw[0])
         shared, seen = self.supervision.before(rows), [rows.of(s) for s in raw]
         each = [
             parts(bound, seen[i], self.supervision.of(i, seen, shared), rows, share, agreed)
@@ -234,9 +235,9 @@ class _Loop:
         with self.autocast():
             return Signals(self.forward(models[number], batch.inputs), self.looks[number]())
 
-    def _dry(self, number: int) -> tuple[Signals, dict, Batch]:
+    def _dry(self, number: int) -> tuple[Signals, dict, Rows]:
         see = functools.partial(self._seen, self.students)
-        return dry(number, self.students, see, self.supervision, self.source, self.run.task.output)
+        return dry(number, self.students, see, self.supervision, self.source, self.run.task.declared)
 
     def _save(self) -> None:
         self.tally.read()

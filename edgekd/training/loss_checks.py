@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import THEIRS, UsageError
+from edgekd.inputs import positional
 from edgekd.models import taps
-from edgekd.models.scores import predicted
+from edgekd.models.scores import shown
 from edgekd.records import Signals, Task
 from edgekd.training.loss_reaction import inert, shares
-from edgekd.training.positions import rows_of
+from edgekd.training.positions import head, rows_of
 from edgekd.training.terms import Bound, Term, bind, is_module
 
 if TYPE_CHECKING:
@@ -43,17 +44,38 @@ def check_terms(
 
     from edgekd.data.columns import take
 
-    batch = take(columns, telling(columns.labels, len(columns)))
+    rows = [telling(labels, len(columns)) for labels in positional(columns.labels)]
+    batch = take(columns, np.unique(np.concatenate(rows)) if len(rows) > 1 else rows[0])
     if losses and not any(term.at(share, {term.teacher or "": share})[0] for term in losses for share in shares(term)):
         yield 0, "the weights of all losses are 0: nothing would be trained", "give one a weight above 0"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for number, term in enumerate(losses):
+            wrong = _of_output(term, task)
+            if wrong:
+                yield number, *wrong
+                continue
             teacher = teachers.get(term.teacher or "") if term.needs_teacher() else None
             shown = (shows or {}).get(term.teacher or "", "logits")
             trial = _Trial(term, student, teacher, task, batch, shown)
-            yield from ((number, *found) for found in trial.problems(columns.labels, told))
+            labels = columns.labels.get(term.output) if isinstance(columns.labels, Mapping) else columns.labels
+            yield from ((number, *found) for found in trial.problems(labels, told))
             student.zero_grad(set_to_none=True)
+        unsaid = [name for name, o in task.heads.items() if o.kind not in ("embeddings", "raw")]
+        learned = {term.output for term in losses}
+        if told is not None and learned - {""}:
+            told += [f"no loss is on the output {name}" for name in unsaid if name not in learned]
+
+
+def _of_output(term: Term, task: Task) -> tuple[str, str] | None:
+    """(problem, hint) of the output that a term names, or has to name."""
+    names = tuple(task.heads) or tuple(task.outputs)
+    if task.heads and not term.output and not term.on:
+        text = f"`{term.use}` has to say which output it is on: the task has {', '.join(names)}"
+        return text, f'output = "{names[0]}" in the term, and a term for each output'
+    if term.output and term.output not in names:
+        return f"`{term.use}` is on the output {term.output}, which the task doesn't have", f"one of {', '.join(names)}"
+    return None
 
 
 class _Trial:
@@ -75,9 +97,11 @@ class _Trial:
         try:
             seen, taught = self.signals()
             self.shapes = self.described(seen, taught)
-            rows = rows_of(self.task.output, self.batch, seen)
-            self.batch = rows.batch if term.on else rows.flat
-            seen, taught = rows.of(seen), None if taught is None else rows.of(taught)
+            rows = rows_of(self.task.declared, self.batch, seen)
+            own = rows.head(term.output)
+            self.batch = own.batch if term.on else own.flat
+            seen, taught = (None if s is None else head(rows.of(s), term.output) for s in (seen, taught))
+            assert seen is not None
             dry = (seen, {term.teacher or "": taught}, self.batch)
             (bound,) = bind((term,), lambda: dry)
             found = self.inspected(bound, seen, taught, labels)
@@ -100,11 +124,12 @@ class _Trial:
             taught = Signals(self.task.call(self.teacher.eval(), self.batch.inputs), look())
         if self.shown != "label":
             return seen, taught
-        return seen, Signals(None, label=predicted(self.task.output, taught.output))
+        labels = shown(self.task.declared, taught.output)
+        return seen, Signals(None, label=labels if self.task.heads else labels[""])
 
     def described(self, seen: Signals, taught: Signals | None) -> str:
         if not self.term.on:
-            return f"outputs {_shape(seen.output)}, labels {_shape(self.batch.labels)}"
+            return f"outputs {_shape(seen.output, self.term)}, labels {_shape(self.batch.labels, self.term)}"
         tapped = lambda signals: ", ".join(f"{path} {_shape(value)}" for path, value in signals.taps.items())
         return tapped(seen) + (f"; teacher's {tapped(taught)}" if taught is not None else "")
 
@@ -143,7 +168,9 @@ class _Trial:
         """(problem, hint) of a term that raised `error`."""
         text = str(error).strip()
         kind, reason, hint = f"{type(error).__name__}: ", text.splitlines()[0] if text else "", self.fits
-        if isinstance(error, UsageError):
+        if self.task.heads and not self.term.output:
+            hint = f"a term that reads outputs or labels says which: output = one of {', '.join(self.task.heads)}"
+        elif isinstance(error, UsageError):
             kind, hint = "", error.problems[0].hint or hint
         elif self.shown == "label":
             kind, reason = "", "the teacher shows labels only (a black box), the term needs more"
@@ -188,7 +215,7 @@ def _line(term: Term, bound: Bound, seen: Signals, taught: Signals | None) -> st
     parameters`."""
     ends = [term.at(share, {term.teacher or "": share}) for share in (0.0, 1.0)]
     weight = " to ".join(dict.fromkeys(f"{w:g}" for w, _ in ends))
-    found = [f"{term.use}: weight {weight}"]
+    found = [f"{term.use}{f' on {term.output}' if term.output else ''}: weight {weight}"]
     found[0] += "".join(
         f", {name} {ends[0][1][name]:g} to {ends[1][1][name]:g}" for name in term.schedule if name != "weight"
     )
@@ -204,5 +231,7 @@ def _line(term: Term, bound: Bound, seen: Signals, taught: Signals | None) -> st
     return "; ".join(found)
 
 
-def _shape(value: Any) -> str:
+def _shape(value: Any, term: Term | None = None) -> str:
+    """The shape of a tensor, of several that of the term's output."""
+    value = value.get(term.output) if term is not None and isinstance(value, Mapping) else value
     return "none" if value is None else str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__

@@ -5,7 +5,8 @@ counts, once."""
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgekd.models import scores
@@ -19,15 +20,23 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Rows:
     """`batch`: as given; `flat`: with one row per position that counts (`part`: the number of its position in the
-    sample); `keep`: which positions count, None for all."""
+    sample); `keep`: which positions count, None for all; `heads`: the rows of each of several outputs."""
 
     batch: Batch
     flat: Batch
     output: Output | None = None
     keep: torch.Tensor | None = None
+    heads: Mapping[str, Rows] = field(default_factory=dict)
+
+    def head(self, name: str) -> Rows:
+        """The rows of one of several outputs; of the only output, and where a term names none, these."""
+        return self.heads.get(name, self)
 
     def of(self, signals: Signals) -> Signals:
-        """The output as rows: logits [rows, classes] where it is scored, else as it is."""
+        """The output as rows: logits [rows, classes] where it is scored, else as it is; of several outputs each."""
+        if self.heads:
+            each = {name: rows.of(_alone(signals, name)) for name, rows in self.heads.items()}
+            return dataclasses.replace(signals, heads=each)
         if self.output is None:
             return signals
         if not self.output.scored:
@@ -40,10 +49,27 @@ class Rows:
         return rows if self.keep is None else rows[self.keep]
 
 
-def rows_of(output: Output | None, batch: Batch, seen: Signals) -> Rows:
-    """The rows of a batch, for the positions of a model's output; a batch as it is where the task declares nothing."""
+def head(signals: Signals, name: str) -> Signals:
+    """The signals of one of several outputs; of the only output, and where a term names none, these."""
+    return signals.heads.get(name, signals)
+
+
+def _alone(signals: Signals, name: str) -> Signals:
+    """What a model gives for one of several outputs."""
+    of = lambda values: values.get(name) if isinstance(values, Mapping) else None
+    return Signals(of(signals.output), signals.taps, of(signals.label))
+
+
+def rows_of(output: Output | Mapping[str, Output] | None, batch: Batch, seen: Signals) -> Rows:
+    """The rows of a batch, for the positions of a model's output; a batch as it is where the task declares nothing. Of
+    several outputs, {name: what it is}, those of each."""
     import torch
 
+    if isinstance(output, Mapping):
+        labels = batch.labels or {}
+        alone = lambda name: dataclasses.replace(batch, labels=labels.get(name))
+        each = {name: rows_of(kind, alone(name), _alone(seen, name)) for name, kind in output.items()}
+        return Rows(batch, batch, heads=each)
     if output is None or not output.scored or seen.output is None:
         return Rows(batch, batch, output)
     count = len(scores.rows(output, seen.output)) // len(batch.index)

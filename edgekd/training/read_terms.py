@@ -40,6 +40,9 @@ class Losses(Part):
             return None
         part, found = self.find(table.get("use"), where)
         problems += found
+        # a loss may have a setting of this name, a number
+        output = table["output"] if isinstance(table.get("output"), str) else ""
+        table = {k: v for k, v in table.items() if k != "output" or v != output}
         weight, on, teacher = _weight(table, where, problems), _on(table, where, problems), table.get("teacher")
         if teacher is not None and not isinstance(teacher, str):
             problems.append(Problem(f"{where}: teacher", f"must be one name, not {teacher!r}"))
@@ -54,7 +57,7 @@ class Losses(Part):
         problems += [*found, *wrong]
         schedule = dict(schedule) if schedule is not None and not wrong else {}
         by = schedule.pop("by", BY[0])
-        return Term(table["use"], weight, {} if found else settings, on, teacher, schedule, by)
+        return Term(table["use"], weight, {} if found else settings, on, teacher, schedule, by, output)
 
     def parts(self, value: Any) -> list[Any]:
         """The losses of the terms."""

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd import components
 from edgekd.records import Batch, Signals
+from edgekd.training.positions import Rows, head
 
 if TYPE_CHECKING:
     import torch
-
-    from edgekd.training.positions import Rows
 
 KEYS = ("use", "weight", "on", "teacher", "schedule")  # keys of a term besides its loss's settings
 PEERS, EMA = "peers", "ema"  # teachers that the training itself makes
@@ -26,10 +25,11 @@ Curve = Sequence[Sequence[float]]  # [[share, value], ...]: straight lines betwe
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of a recipe: the loss `use`, its weight, its own settings (`hyper`). `on`: paths of layers in student
-    and teacher; `teacher`: one of the stage's teachers, "peers", or "ema" (None: all teachers of the stage);
-    `schedule`: {"weight" or a setting: curve}. A curve runs over the training; with `by` "agreement", over the share of
-    validation samples on which student and teacher predict the same class (see `agreement`)."""
+    """One loss of a recipe: the loss `use`, its weight, its own settings (`hyper`). `output`: which of several outputs
+    it is on, "" for the only one, and for inner layers; `on`: paths of layers in student and teacher; `teacher`: one of
+    the stage's teachers, "peers", or "ema" (None: all teachers of the stage); `schedule`: {"weight" or a setting:
+    curve}. A curve runs over the training; with `by` "agreement", over the share of validation samples on which student
+    and teacher predict the same class (see `agreement`)."""
 
     use: str
     weight: float = 1.0
@@ -38,6 +38,7 @@ class Term:
     teacher: str | None = None
     schedule: Mapping[str, Curve] = field(default_factory=dict)
     by: str = "training"
+    output: str = ""
 
     def function(self) -> Callable:
         return components.find("losses", self.use)
@@ -46,7 +47,12 @@ class Term:
         """The term as a table of a recipe."""
         on = [ours if ours == theirs else f"{ours} -> {theirs}" for ours, theirs in self.on]
         by = {"by": self.by} if self.by != BY[0] else {}
-        said = {"on": on, "teacher": self.teacher, "schedule": {**by, **self.schedule} if self.schedule else None}
+        said = {
+            "output": self.output,
+            "on": on,
+            "teacher": self.teacher,
+            "schedule": {**by, **self.schedule} if self.schedule else None,
+        }
         return {"use": self.use, "weight": self.weight, **{k: v for k, v in said.items() if v}, **self.hyper}
 
     def needs_teacher(self) -> bool:
@@ -61,9 +67,16 @@ class Term:
         """(weight, settings) once `share` of the training is done, at this `agreement` by teacher."""
         if not self.schedule:
             return self.weight, self.hyper
-        share = share if self.by == "training" else (agreement or {}).get(self.teacher or "", 0.0)
+        if self.by != "training":
+            name = self.teacher or ""
+            share = (agreement or {}).get(agreement_on(name, self.output), (agreement or {}).get(name, 0.0))
         now = {name: curve_at(curve, share) for name, curve in self.schedule.items()}
         return now.pop("weight", self.weight), {**self.hyper, **now}
+
+
+def agreement_on(teacher: str, output: str) -> str:
+    """The name of the agreement with a teacher on one of several outputs, in schedules and logs."""
+    return f"{teacher} on {output}".strip() if output else teacher
 
 
 def curve_at(curve: Curve, share: float) -> float:
@@ -121,24 +134,33 @@ def is_module(part: Any) -> bool:
     return isinstance(part, nn.Module) or (isinstance(part, type) and issubclass(part, nn.Module))
 
 
-def bind(terms: Sequence[Term], dry_run: Callable[[], tuple[Signals, Mapping[str, Signals], Batch]]) -> list[Bound]:
-    """Every term with its loss. `dry_run()` gives the student's signals, the teachers' and the batch, for losses that
-    learn."""
+def bind(
+    terms: Sequence[Term], dry_run: Callable[[], tuple[Signals, Mapping[str, Signals], Batch | Rows]]
+) -> list[Bound]:
+    """Every term with its loss. `dry_run()` gives the student's signals, the teachers' and the batch, or its rows, for
+    losses that learn."""
     bound, names, dry = [], {}, None
     for term in terms:
         part = term.function()
         if is_module(part):
             dry = dry or dry_run()
             seen, signals, batch = dry
-            part = part(*looked_at(term, seen, teacher_signals(term, signals)), batch, **term.hyper)
-        count = names[term.use] = names.get(term.use, 0) + 1
-        bound.append(Bound(term.use if count == 1 else f"{term.use}.{count - 1}", term, part))
+            given, taught = head(seen, term.output), teacher_signals(term, signals)
+            batch = batch.head(term.output).flat if isinstance(batch, Rows) else batch
+            part = part(*looked_at(term, given, taught), batch, **term.hyper)
+        name = f"{term.use} on {term.output}" if term.output else term.use
+        count = names[name] = names.get(name, 0) + 1
+        bound.append(Bound(name if count == 1 else f"{name}.{count - 1}", term, part))
     return bound
 
 
 def teacher_signals(term: Term, signals: Mapping[str, Any]) -> Any:
-    """The signals of the term's teacher; None where there is no teacher."""
-    return signals.get(term.teacher or "")
+    """The signals of the term's teacher for the term's output, of each of several peers; None where there is no
+    teacher."""
+    found = signals.get(term.teacher or "")
+    if isinstance(found, list):
+        return [head(one, term.output) for one in found]
+    return found if found is None else head(found, term.output)
 
 
 def parts(
@@ -155,12 +177,13 @@ def parts(
     found = []
     for b in bound:
         teacher = teacher_signals(b.term, signals)
-        means, batch = [], rows.batch if b.term.on else rows.flat
+        own, ours = rows.head(b.term.output), head(seen, b.term.output)
+        means, batch = [], own.batch if b.term.on else own.flat
         if not len(batch.index):
-            found.append((b.name, b.term.at(share, agreement)[0], seen.output.sum()))
+            found.append((b.name, b.term.at(share, agreement)[0], ours.output.sum()))
             continue
         for one in teacher if isinstance(teacher, list) else [teacher]:
-            weight, losses = b.rows(seen, one, batch, share, agreement)
+            weight, losses = b.rows(ours, one, batch, share, agreement)
             means.append(losses if losses.ndim == 0 else (losses * batch.weight).sum() / batch.weight.sum())
         found.append((b.name, weight, means[0] if len(means) == 1 else sum(means) / len(means)))
     return found

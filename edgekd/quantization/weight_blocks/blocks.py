@@ -140,7 +140,7 @@ def load(artifact: Artifact, task: Task, example: Any) -> tuple[fx.GraphModule, 
     from edgekd.models import saved
     from edgekd.quantization.torch_graph.capture import capture, graph_digest
 
-    graph = capture(saved.build(saved.record_of(artifact), task), example, task.forward, task.lengths)
+    graph = capture(saved.build(saved.record_of(artifact), task), example, task.traced, task.lengths)
     graph.load_state_dict(saved.read_tensors(artifact.folder / "weights.safetensors"))
     table, digest = read(artifact.folder)
     if digest != graph_digest(graph):
