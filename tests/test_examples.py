@@ -20,6 +20,7 @@ POINTS = {  # what each example makes, beside the teacher
     "multi_label": {"alone", "alone-quantize", "distill", "quantize"},
     "binary": {"alone", "alone-quantize", "distill", "quantize"},
     "regression": {"alone", "alone-quantize", "distill", "quantize"},
+    "two_heads": {"alone", "alone-quantize", "distill", "quantize"},
     "own_loss": {"alone", "distill"},
     "own_target": {"distill", "quantize"},
     "prune_quantize": {"distill", "prune-0.7", "prune-0.5", "quantize-0.7", "quantize-0.5"},

@@ -7,14 +7,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from edgekd import targets
 from edgekd.errors import BaselineError, Problem, UsageError, gathered
 from edgekd.files import sha256
-from edgekd.inputs import named
+from edgekd.inputs import each, named
 from edgekd.measure import jobs, rolled
 from edgekd.measure.machine import user_error
 from edgekd.metrics import are_classes, suiting
@@ -44,11 +44,11 @@ KEEP = (
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of a split: `inputs` of the model, `labels` as the task has them, or None."""
+    """Rows of a split: `inputs` of the model, `labels` as the task has them, {output: array} of several, or None."""
 
     split: Literal["validation", "test"]
     inputs: rows.Samples
-    labels: np.ndarray | None
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -57,7 +57,7 @@ class Samples:
         return dataclasses.replace(
             self,
             inputs=self.inputs.take(slice(count)),
-            labels=None if self.labels is None else self.labels[:count],
+            labels=None if self.labels is None else each(self.labels, lambda array: array[:count]),
         )
 
 
@@ -262,4 +262,5 @@ def _split(resolved: Resolved, split: Literal["validation", "test"]) -> Samples:
     )
     inputs = named(columns.inputs, resolved.task.inputs[0])
     chosen = rows.Samples({name: rows.chosen(a, numbers) for name, a in inputs.items()})
-    return Samples(split, chosen, None if columns.labels is None else columns.labels[numbers])
+    labels = None if columns.labels is None else each(columns.labels, lambda array: array[numbers])
+    return Samples(split, chosen, labels)

@@ -61,7 +61,7 @@ def _objectives(view: RecipeView) -> Iterator[Objective]:
             where, stage = f"model.{name}.{model.way}", model.stage
             found = Objective(where, model.way, model.of, stage.losses, model.teacher, stage.combine)
             yield from _each(found, stage, view)
-    if view.controlled and not view.on_labels(first):  # else they are the stage's own
+    if view.controlled and (view.task.heads or not view.on_labels(first)):  # else they are the stage's own
         yield Objective(CONTROL, "train", view.student, view.control(first))
     if view.controlled and last.use in FORMS and view.trains(last):
         yield Objective(CONTROL, last.use, view.student, view.control(last))

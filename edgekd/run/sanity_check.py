@@ -201,7 +201,9 @@ def _value(metric: Metric, outputs: Any, labels: Any) -> float:
     if records.shape[:1] != (length(labels),):
         raise UsageError(
             Problem(
-                "", f"gives records of shape {list(records.shape)} for {len(labels)} samples", "one record per sample"
+                "",
+                f"gives records of shape {list(records.shape)} for {length(labels)} samples",
+                "one record per sample",
             )
         )
     return float(metric.value(np.asarray(records, np.float64)))
