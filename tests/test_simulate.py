@@ -165,6 +165,17 @@ class TestKernels:
             self.check("QLinearAdd", arrays, scales, zeros, "Add")
             self.check("QLinearMul", arrays, product, zeros, "Mul")
 
+    @pytest.mark.parametrize(
+        "first, second",
+        [((16, 3, 1, 1), ()), ((16, 3, 1, 1), (1,)), ((16, 3, 1, 1), (1, 1, 1)), ((16, 3, 1, 1), (3, 1, 1))]
+        + [((1, 3, 1, 1), (16, 3, 1, 1)), ((2, 3, 4, 1), ()), ((), (2, 3)), ((2, 3), ()), ((1,), (5, 1)), ((), ())]
+        + [((5, 1), (5, 1)), ((5, 1), (1, 1)), ((2, 1), (1, 4)), ((1, 4), (2, 1)), ((2, 3, 5), (2, 3, 1))],
+    )
+    def test_which_of_two_is_added_first(self, first, second):
+        """59 stands for 0, and 0 + 2.5 lies halfway between two steps."""
+        arrays = [np.full(first, 59, np.uint8), np.ones(second, np.uint8)]
+        self.check("QLinearAdd", arrays, [0.016301377, 2.5, 0.019607844], [59, 0, 0], "Add")
+
     def test_pools(self, grids):
         rng, scales, zeros = grids
         x = rng.integers(0, 256, (2, 6, 7, 5)).astype(np.uint8)

@@ -68,15 +68,25 @@ def matmul(attributes: Mapping, operands: Sequence[Quantized], target: Target) -
 def add(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qladd_avx2.cpp: fma(a, r_a, fma(b, r_b, z - fma(r_a, z_a, r_b z_b))), r = scale / y_scale, on stored integers.
     The operands change places if the first is one number beside a row of the other (qlinear_binary_op.cc; a row as the
-    file lays it out, whatever the kernels' layout). A fused multiply-add rounds once: float64 holds the product of 8
+    file lays it out, whatever the kernels' layout), see `_one_beside_a_row`. A fused multiply-add rounds once: float64 holds the product of 8
     bits and a float32 exactly, and the sum nearly so."""
     a, b = operands
-    if a.q.size == 1 < b.q.size or a.q.ndim and b.q.ndim and a.q.shape[-1] == 1 < b.q.shape[-1]:
+    if _one_beside_a_row(a.q.shape, b.q.shape):
         a, b = b, a
     ra, rb = a.scale / target.scale, b.scale / target.scale
     zeros = F(np.float64(ra) * int(a.zero) + np.float64(rb * F(b.zero)))
     inner = (b.q.astype(np.float64) * rb + (F(target.zero) - zeros)).astype(F)
     return target.saturate(converted((a.q.astype(np.float64) * ra + inner).astype(F)))
+
+
+def _one_beside_a_row(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether onnxruntime's broadcasting (element_wise_ops.h) takes the first operand for one number: rows lie along the
+    last axis that is not 1 in both. Where there is none, or the other is a number beside rows of one, it does so too."""
+    if not a or not b:
+        return not a or a[-1] == 1
+    while a and b and a[-1] == b[-1] == 1:
+        a, b = a[:-1], b[:-1]
+    return not a or not b or a[-1] == 1
 
 
 def multiply(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
