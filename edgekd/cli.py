@@ -12,7 +12,7 @@ import traceback
 import click
 
 from edgekd import __version__, environment, system
-from edgekd.errors import BROKEN, INTERRUPTED, EdgekdError, plain
+from edgekd.errors import BROKEN, INTERRUPTED, USAGE, EdgekdError, plain
 from edgekd.verbs._group import Folder
 
 HELP = """Distil, prune and quantize a teacher for the edge; profile, choose and gate the exported file.
@@ -56,6 +56,10 @@ def run(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            text = plain(str(error.filename or error))
+            click.echo(f"error: {text[:80]}...: is too long for the name of a file", err=True)
+            return USAGE
         if error.errno not in (errno.ENOSPC, system.QUOTA) and NO_ROOM not in str(error):
             return _internal(error, verb)
         place = plain(str(error.filename2 or error.filename or "while writing"))

@@ -165,9 +165,24 @@ def test_texts(texts, capsys):
     assert code == 0 and "a bcd" in out and "1 3, 0 1, 2 0" in out and "said.txt" in out and "3 6, 1 5, 0 4" in out
 
 
+def test_a_text_may_be_longer_than_the_name_of_a_file(texts, capsys):
+    words = ["words.onnx", "words.onnx", "a bcd " * 1000, "--tokenizer", "tokenizer.json"]
+    assert say(capsys, *words)[0] == 0
+    code, _, err = say(capsys, *words[:3])
+    assert code == 2 and "there is no such file" in err and len(err) < 500
+
+
+@pytest.mark.parametrize("verb", [["profile"], ["explain"], ["gate"], ["compare", "float.onnx"]])
+def test_a_name_that_is_too_long_is_told(place, capsys, verb):
+    code = cli.run([*verb, "x" * 5000])
+    told = capsys.readouterr().err
+    assert code == 2 and "too long" in told and "internal" not in told
+
+
 @pytest.mark.parametrize(
     "words, told",
     [
+        (["words.onnx", "words.onnx", "bin.txt", "--tokenizer", "tokenizer.json"], ["bin.txt: is not text in UTF-8"]),
         (["float.onnx", "int8.onnx", "none.png"], ["none.png: there is no such file", "a text needs --tokenizer"]),
         (["no.onnx", "int8.onnx", "also.npz"], ["no.onnx", "also.npz: there is no such file"]),
         (["float.onnx", "int8.onnx", "names.txt"], ["names.txt: is .txt, and no image, .wav or .npz"]),
@@ -186,7 +201,9 @@ def test_texts(texts, capsys):
 )
 def test_what_can_not_be_is_told(texts, capsys, words, told):
     (texts / "bad.png").write_bytes(b"\x89PNG\r\n")
+    (texts / "bin.txt").write_bytes(b"\xff")
     code, _, err = say(capsys, *words)
+    assert "names.txt: is not a tok" not in err or "no such file" not in err
     assert code == 2 and [t for t in told if t not in err] == [], err
 
 

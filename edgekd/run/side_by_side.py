@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.errors import Problem, UsageError, gathered
+from edgekd.files import content, reading
 from edgekd.measure import rolled
 from edgekd.measure.machine import user_error
 from edgekd.probes import static
@@ -76,7 +77,7 @@ def asked(
     how = gathered(lambda: texts.tokenizer(tokenizer), problems) if tokenizer is not None else None
     given = [
         (names, [gathered(lambda i=names, m=m: _read(i, source, how, m), problems) for m in models if m is not None])
-        for names in _groups(inputs)
+        for names in _groups(inputs if tokenizer is None or how is not None else ())  # else it can't be told what is
     ]
     if problems:
         raise UsageError(*dict.fromkeys(problems))
@@ -101,8 +102,9 @@ def _groups(inputs: Sequence[str]) -> list[list[str]]:
 
 def _read(names: Sequence[str], source: Source, how: object | None, signature: Signature) -> _Given:
     given, path = names[0], Path(names[0])
-    if how is not None and (not path.exists() or path.suffix == ".txt"):
-        text = path.read_text(encoding="utf-8") if path.exists() else given
+    there = _there(path)
+    if how is not None and (not there or path.suffix == ".txt"):
+        text = _text(path) if there else given
         one = texts.arrays(text, how, signature, given)
         placed, problems = axes.alone(signature, [one], source.axes, given, [given])
         if problems:
@@ -110,7 +112,7 @@ def _read(names: Sequence[str], source: Source, how: object | None, signature: S
         found = Samples(placed.arrays, placed.axes, signature.answer_axes(), axes.size(signature, placed.axes))
         return _Given(found, len(found))
     hint = "an image, a .wav or an .npz; a text needs --tokenizer"
-    missing = [Problem(name, "there is no such file", hint) for name in names if not Path(name).is_file()]
+    missing = [Problem(name[:200], "there is no such file", hint) for name in names if not _there(Path(name), True)]
     if missing:
         raise UsageError(*missing)
     if source.states:
@@ -121,6 +123,22 @@ def _read(names: Sequence[str], source: Source, how: object | None, signature: S
     if media.kind_of(path) == "archives":
         notes += axes.shown(every.axes, source.axes)
     return _Given(every.take(slice(most)), len(every), tuple(notes))
+
+
+def _text(path: Path) -> str:
+    with reading(path):
+        data = content(path)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UsageError(Problem(str(path), "is not text in UTF-8")) from None
+
+
+def _there(path: Path, file: bool = False) -> bool:
+    try:
+        return path.is_file() if file else path.exists()
+    except OSError:  # a text that is too long for a name
+        return False
 
 
 def _steps(names: Sequence[str], source: Source, signature: Signature) -> _Given:

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgekd import environment
 from edgekd.errors import EnvironmentUnfit, Problem, UsageError, first_line
+from edgekd.files import content
 from edgekd.samples.signature import Signature, Tensor
 
 
@@ -21,7 +22,7 @@ def tokenizer(path: Path) -> Any:
         unfit = Problem("--tokenizer", "reading texts needs tokenizers", environment.extra("text"))
         raise EnvironmentUnfit(unfit) from None
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return Tokenizer.from_str(content(path).decode())
     except Exception as error:  # the library raises Exception itself
         reason = first_line(error, 200)
         raise UsageError(Problem(str(path), f"is not a tokenizer file: {reason}", "give its tokenizer.json")) from None

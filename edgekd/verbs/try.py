@@ -106,7 +106,7 @@ def side_by_side(
     """What two files answer to `inputs`: paths of images, .wav or .npz files, and texts with a `tokenizer` file.
     `axes`, `preprocess` and `states` as in `quantize`; `names`: a file with the name of a class in each line. Raises
     UsageError with every problem, RunFailed where a file breaks its runtime."""
-    from edgekd.files import reading, write_found
+    from edgekd.files import content, reading, write_found
     from edgekd.progress import reporter
     from edgekd.run import side_by_side as run
     from edgekd.samples.source import Source, spared
@@ -118,7 +118,7 @@ def side_by_side(
     if names is not None:
         with reading(Path(names)):
             try:
-                known = tuple(Path(names).read_text(encoding="utf-8").splitlines())
+                known = tuple(content(names).decode().splitlines())
             except UnicodeDecodeError:
                 raise UsageError(Problem(str(names), "is not text in UTF-8", "one name a line")) from None
     files = Path(float_file), Path(int8_file)

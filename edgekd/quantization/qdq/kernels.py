@@ -68,7 +68,7 @@ def matmul(attributes: Mapping, operands: Sequence[Quantized], target: Target) -
 def add(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> np.ndarray:
     """qladd_avx2.cpp: fma(a, r_a, fma(b, r_b, z - fma(r_a, z_a, r_b z_b))), r = scale / y_scale, on stored integers.
     The operands change places if the first is one number beside a row of the other (qlinear_binary_op.cc; a row as the
-    file lays it out, whatever the kernels' layout), see `_one_beside_a_row`. A fused multiply-add rounds once: float64 holds the product of 8
+    file lays it out, whatever the kernels' layout). A fused multiply-add rounds once: float64 holds the product of 8
     bits and a float32 exactly, and the sum nearly so."""
     a, b = operands
     if _one_beside_a_row(a.q.shape, b.q.shape):
@@ -80,8 +80,9 @@ def add(attributes: Mapping, operands: Sequence[Quantized], target: Target) -> n
 
 
 def _one_beside_a_row(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether onnxruntime's broadcasting (element_wise_ops.h) takes the first operand for one number: rows lie along the
-    last axis that is not 1 in both. Where there is none, or the other is a number beside rows of one, it does so too."""
+    """Whether onnxruntime's broadcasting (element_wise_ops.h) takes the first operand for one number: rows lie along
+    the last axis that is not 1 in both. Where there is none, or the other is a number beside rows of one, it does too.
+    """
     if not a or not b:
         return not a or a[-1] == 1
     while a and b and a[-1] == b[-1] == 1:
