@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto as T
+from onnx import helper as h
 from small_files import file
 
 from edgekd.errors import UsageError
@@ -19,6 +20,7 @@ from edgekd.run.quantize_inputs import Asked, checked
 from edgekd.samples.read import read
 from edgekd.samples.signature import of_model
 from edgekd.samples.source import Source
+from edgekd.verbs.quantize import quantize
 
 
 def saved(path, nodes, inputs, outputs, **constants):
@@ -85,3 +87,28 @@ def test_a_file_that_is_tried_goes_on_with_its_own_states(tmp_path):
             y, state = session.run(None, {"x": step[None], "h": state})
             wanted.append(y[0])
     assert np.array_equal(found, wanted)
+
+
+def test_a_sequence_is_an_output_that_is_not_compared(tmp_path):
+    path = saved(tmp_path / "m.onnx", [("MatMul", ["x", "w"], ["m"])], {"x": ["n", 8]}, {}, w=np.eye(8))
+    model = onnx.load(path)
+    model.graph.node.append(h.make_node("SplitToSequence", ["m"], ["y"], axis=1))
+    model.graph.output.append(h.make_tensor_sequence_value_info("y", T.FLOAT, None))
+    onnx.save(model, path)
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
+    made = quantize(path, data=tmp_path / "d.npz", out=tmp_path / "q.onnx", slower_int8=True)
+    assert made.differ == 0 and any("output y: it holds no rows of numbers" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("kind", [T.STRING, T.BFLOAT16])
+def test_inputs_that_are_no_numbers_are_told(tmp_path, kind):
+    path = file(tmp_path / "m.onnx", [("Identity", ["x"], ["y"])], [("x", kind, ["n", 3])], [("y", kind, ["n", 3])])
+    np.savez(tmp_path / "d.npz", x=np.ones((40, 3), np.float32))
+    with pytest.raises(UsageError, match="the input x of the model is not a tensor of numbers"):
+        read(Source(tmp_path / "d.npz"), of_model(onnx.load(path)))
+
+
+def test_a_model_without_inputs_has_no_random_samples(tmp_path):
+    path = saved(tmp_path / "m.onnx", [("Relu", ["c"], ["y"])], {}, {"y": [3]}, c=np.ones(3))
+    with pytest.raises(UsageError, match="takes no input"):
+        read(Source(), of_model(onnx.load(path)))

@@ -21,6 +21,8 @@ def random(signature: Signature, asked: Mapping[str, int | None] | None = None) 
     indices). Raises UsageError where a shape leaves more open than the number of samples."""
     asked = asked or {}
     problems, found = axes.unknown(signature, asked), {}
+    if not signature.inputs:
+        problems.append(Problem("the model", "takes no input: it computes the same every time"))
     if problems:
         raise UsageError(*problems)
     generator, where = np.random.default_rng(0), axes.expected(signature, asked)

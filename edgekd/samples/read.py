@@ -38,7 +38,7 @@ def read(source: Source, signature: Signature, choose: Choose | None = None, few
         raise UsageError(Problem("--state", "is for sequences"))
     signature = axes.settled(signature, source.axes, {})
     if source.random:
-        if wrong := [*axes.unknown(signature, source.axes), *needless(source)]:
+        if wrong := needless(source):
             raise UsageError(*wrong)
         return Given(found := generated.random(signature, source.axes), len(found))
     problems = axes.unknown(signature, source.axes)

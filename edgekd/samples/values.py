@@ -21,11 +21,14 @@ def wrong(
 ) -> list[Problem]:
     """What is wrong with samples [n, ...] for a model that takes `dtype`. `names` of samples, else they are
     numbered."""
+    if dtype is None or dtype.kind not in NUMBERS:
+        text = f"the input {name} of the model is not a tensor of numbers"
+        return [Problem(place, text, "samples are floats, integers or booleans")]
     kinds = {np.dtype(a.dtype) for a in each(array)}
     unlike = next((k for k in kinds if not _convertible(k, dtype)), None)
-    if unlike is not None or dtype is None:
-        hint = f'convert them, for example with .astype("{dtype}")' if dtype is not None else ""
-        return [Problem(place, f"{name} is {unlike or min(kinds, key=str)}, the model takes {dtype}", hint)]
+    if unlike is not None:
+        hint = f'convert them, for example with .astype("{dtype}")'
+        return [Problem(place, f"{name} is {unlike}, the model takes {dtype}", hint)]
     for reason, hint, bad in _rules(dtype):
         rows = [i for i, found in enumerate(_bad(array, bad)) if found]
         if rows:
@@ -95,9 +98,9 @@ def ragged(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return found
 
 
-def _convertible(kind: np.dtype[Any], dtype: np.dtype[Any] | None) -> bool:
+def _convertible(kind: np.dtype[Any], dtype: np.dtype[Any]) -> bool:
     """Whether values of a type may be given where another is wanted, as far as the types say it."""
-    if dtype is None or kind.kind not in NUMBERS or dtype.kind not in NUMBERS:
+    if kind.kind not in NUMBERS:
         return False
     return {"f": True, "i": kind.kind in "iub", "u": kind.kind in "iub", "b": kind.kind == "b"}[dtype.kind]
 

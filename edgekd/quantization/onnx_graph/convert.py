@@ -146,7 +146,8 @@ def everything(
 def _same(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], place_name: str) -> None:
     """Raises UsageError where the outputs of the normal form are others than the file's."""
     for name, value in before.items():
-        if value.dtype.kind != "f" or not np.isfinite(value).all():
+        # of a sequence a list
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or not np.isfinite(value).all():
             continue
         apart = float(np.linalg.norm(after[name].astype(np.float64) - value)) / max(
             float(np.linalg.norm(value.astype(np.float64))), 1e-30
