@@ -167,7 +167,7 @@ class UNet(nn.Module):
         layer = lambda a, b: Seq(nn.Conv2d(a, b, 3, 1, 1), nn.GroupNorm(4, b), nn.SiLU())
         self.a, self.b, self.c, self.d = layer(3, 16), layer(16, 16), layer(16, 32), layer(32, 32)
         self.up = nn.ConvTranspose2d(32, 16, 2, 2)
-        self.merge = nn.ModuleList([layer(48, 32), layer(48, 16), layer(24, 16)])
+        self.merge = nn.ModuleList([layer(64, 32), layer(48, 16), layer(24, 16)])
         self.shuffle, self.last = Seq(nn.Conv2d(16, 32, 1), nn.PixelShuffle(2)), nn.Conv2d(16, CLASSES, 1)
 
     def forward(self, x):
@@ -175,7 +175,7 @@ class UNet(nn.Module):
         b = self.b(F.max_pool2d(a, 2))
         c = self.c(F.max_pool2d(b, 2))
         d = F.interpolate(self.d(F.max_pool2d(c, 2)), scale_factor=2.0, mode="nearest")
-        c = self.merge[0](torch.cat([d, c[:, :16]], 1))
+        c = self.merge[0](torch.cat([d, c], 1))
         b = self.merge[1](torch.cat([self.up(c), b, b], 1))
         return self.last(self.merge[2](torch.cat([self.shuffle(b), a], 1)))
 

@@ -1,24 +1,28 @@
 """Checks by removal that the channels of a group can be removed: a model without them must compute the same as a model
-whose layers ignore them.
+whose layers leave them out.
 
-Tracing can be wrong (a hard-coded shape, shuffled channels, a mean over channels, an unknown operation). So the check
-draws random weights, removes some channels of a group, and compares the output, in double precision, with that of the
-whole model whose layers ignore these channels. It also counts the MACs. A group that differs is refused. Trained
-weights are not used."""
+Tracing can be wrong (a hard-coded shape, an operation that counts its channels). So the check draws random weights,
+removes some channels of a group, and compares the output, in double precision, with that of the whole model in which
+sums leave these channels out, and norms and means are over the others. It also counts the MACs. A group that differs is
+refused. Trained weights are not used."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.errors import THEIRS, Problem, UsageError
+from edgekd.errors import THEIRS, Problem, UsageError, first_line
 from edgekd.inputs import each
 from edgekd.pruning.cost import Cost, cost, first_row, run
-from edgekd.pruning.coupling import Forward, Group, Refusal, first_line, removals
+from edgekd.pruning.coupling import Group, Refusal, coupled, removals
 from edgekd.pruning.history import apply
+from edgekd.pruning.masked import Masked
+from edgekd.pruning.trace import Forward, plain_operators, tensors, traced
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +36,22 @@ class Trials:
     """Tries removals on a model with random weights. Holds the model, its output, and the cost of each group."""
 
     def __init__(self, model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward):
+        _, _, of = coupled(model, example, forward)
         self.forward, self.groups = forward, list(groups)
         self.model, self.example, self.output, macs = _prepared(model, first_row(example), forward)
-        self.cost: Cost = cost(self.model, self.example, forward, self.groups, macs)
+        self.trace, _ = traced(self.model, self.example, forward)
+        self.classes = of
+        self.cost: Cost = cost(self.trace, self.groups, of, macs)
+
+    def masked(self, gone: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """The output of the whole model whose layers leave out the units `gone` of each group."""
+        import torch
+
+        lost = {int(self.classes[g.labels[u]]) for g, units in zip(self.groups, gone, strict=True) for u in units}
+        labels = torch.from_numpy(np.isin(self.classes, list(lost)))
+        with plain_operators(), Masked(self.trace, labels):
+            output = tensors(self.forward(self.model, self.example))
+        return [t.detach() for t in output]
 
     def objection(self, gone: Sequence[Sequence[int]]) -> str | None:
         """Why removing the units `gone` of each group is wrong; None if it is correct."""
@@ -48,7 +65,7 @@ class Trials:
             )
         if [t.shape for t in output] != [t.shape for t in self.output]:
             return "its channels reach the model's output"
-        expected, _ = run(ignoring(copy.deepcopy(self.model), history), self.example, self.forward)
+        expected = self.masked(gone)
         for new, right, whole in zip(output, expected, self.output, strict=True):
             effect = (right - whole).abs().max().item()
             rounding = 1e-9 if new.element_size() == 8 else 1e-5
@@ -82,35 +99,30 @@ def proved(
         if reason is None:
             gone[:] = trial
         elif len(some) == 1:
-            refused[some[0]] = Refusal(groups[some[0]].name, reason)
+            if not _numbers(trials, some[0], trial):
+                refused[some[0]] = Refusal(groups[some[0]].name, reason)
+            else:
+                gone[:] = trial
         else:
             settle(some[: len(some) // 2])
             settle(some[len(some) // 2 :])
 
     settle(range(len(groups)))
-    return [g for i, g in enumerate(groups) if i not in refused], list(refused.values())
+    return [g for i, g in enumerate(trials.groups) if i not in refused], list(refused.values())
 
 
-def ignoring(model: nn.Module, history: Sequence[dict[str, Any]]) -> nn.Module:
-    """`model` with 0 for its weights on the channels that `history` removes from a layer's inputs."""
-    import torch
-    from torch import nn
-
-    with torch.no_grad():
-        for step in history:
-            if step["side"] != "in":
-                continue
-            module = model.get_submodule(step["layer"])
-            if isinstance(module, nn.Linear):
-                module.weight[:, step["removed"]] = 0
-            elif module.transposed:
-                module.weight[step["removed"]] = 0
-            else:
-                inputs, outputs = module.in_channels // module.groups, module.out_channels // module.groups
-                for channel in step["removed"]:
-                    part, local = divmod(channel, inputs)
-                    module.weight[part * outputs : (part + 1) * outputs, local] = 0
-    return model
+def _numbers(trials: Trials, place: int, gone: Sequence[Sequence[int]]) -> bool:
+    """Whether a group can go with some of the numbers that modules keep changed, but not all; the group in `trials`
+    then has these only."""
+    group = trials.groups[place]
+    every = group.attributes[:6]
+    for count in range(len(every)):
+        for chosen in itertools.combinations(every, count):
+            trials.groups[place] = replace(group, attributes=chosen)
+            if trials.objection(gone) is None:
+                return True
+    trials.groups[place] = group
+    return False
 
 
 def _half(group: Group, seed: int) -> list[int]:

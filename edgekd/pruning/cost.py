@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekd.inputs import each
-from edgekd.pruning.coupling import Forward, Group, tensors
+from edgekd.pruning.coupling import Group
+from edgekd.pruning.trace import Forward, Trace, first_row, plain_operators, tensors
+
+__all__ = ["Cost", "cost", "first_row", "run"]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,33 +21,21 @@ if TYPE_CHECKING:
 def run(model: nn.Module, inputs: Any, forward: Forward) -> tuple[list[torch.Tensor], int]:
     """Runs one forward pass: (the tensors of its output, its MACs). MACs are those of convolutions and matrix products
     in all modules and functions (torch's FlopCounterMode, halved)."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    # fused transformer layers (used without gradients), attention and recurrent layers would be counted as 0: run their
-    # parts separately
-    with (
-        torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
-        counter,
-    ):
+    with plain_operators(), counter:  # fused, they would be counted as 0
         output = tensors(forward(model, inputs))
     return [t.detach() for t in output], counter.get_total_flops() // 2
 
 
-def first_row(example: Any) -> Any:
-    return each(example, lambda tensor: tensor[:1])
-
-
 @dataclass(frozen=True)
 class Cost:
-    """MACs as a function of the units removed from each group: rest + sum over layers of
+    """MACs as a function of the units removed from each group: rest + sum over products of
     per x (fan_in - lost_in . removed) x (fan_out - lost_out . removed). All integers, exact.
 
-    per, fan_in, fan_out [L]; lost_in, lost_out [L, groups]; a depthwise convolution has fan_in 1 and lost_in 0."""
+    per, fan_in, fan_out [L]; lost_in, lost_out [L, groups]; two axes of a matrix product or a kernel, of which one may
+    be 1 and lose nothing (a depthwise convolution, an attention head)."""
 
     rest: int
     per: np.ndarray
@@ -62,61 +52,30 @@ class Cost:
         )
 
 
-def cost(model: nn.Module, row: Any, forward: Forward, groups: Sequence[Group], macs: int) -> Cost:
-    """The cost of `model` (in evaluation mode) with `macs` MACs, from the shapes of its layers in a forward pass of one
-    row."""
+def cost(trace: Trace, groups: Sequence[Group], of: np.ndarray, macs: int) -> Cost:
+    """The cost of a traced model with `macs` MACs; `of` [labels]: the class of each label."""
     import numpy as np
-    from torch import nn
 
-    places = _places(model, row, forward)
-    layers = {name: model.get_submodule(name) for name in places}
-    order = {name: i for i, name in enumerate(layers)}
-    fan_in, fan_out, per = (np.zeros(len(layers), np.int64) for _ in range(3))
-    lost_in, lost_out = (np.zeros((len(layers), len(groups)), np.int64) for _ in range(2))
-    for name, i in order.items():
-        m = layers[name]
-        linear = isinstance(m, nn.Linear)
-        fan_in[i] = m.in_features if linear else m.in_channels // m.groups
-        fan_out[i] = m.out_features if linear else m.out_channels
-        per[i] = places[name] if linear else places[name] * math.prod(m.kernel_size)
-    for g, group in enumerate(groups):
-        for member in group.members:
-            i = order.get(member.layer)
-            if i is None:
-                continue
-            if member.side == "out":
-                lost_out[i, g] += len(member.index[0])
-            else:
-                lost_in[i, g] += len(member.index[0]) // getattr(layers[member.layer], "groups", 1)
-    rest = macs - int((per * fan_in * fan_out).sum())
-    return Cost(rest, per, fan_in, fan_out, lost_in, lost_out)
-
-
-def _places(model: nn.Module, row: Any, forward: Forward) -> dict[str, int]:
-    """{convolution or linear layer: number of places (positions x calls) that it is applied at for one row}."""
-    import torch
-    from torch import nn
-
-    found: dict[str, int] = {}
-
-    def hook(name: str):
-        def see(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-            if isinstance(module, nn.Linear):
-                places = output.numel() // module.out_features
-            elif module.transposed:  # each input position is spread over the kernel
-                places = inputs[0].numel() // module.in_channels
-            else:
-                places = output.numel() // module.out_channels
-            found[name] = found.get(name, 0) + places
-
-        return see
-
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    handles = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
-    try:
-        with torch.enable_grad():
-            forward(model, row)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    owner = {int(of[label]): g for g, group in enumerate(groups) for label in group.labels}
+    units = [group.units for group in groups]
+    rows: list[tuple[int, list[tuple[int, dict[int, int]]]]] = []
+    for factor, axes in trace.notes.products:
+        sides = []
+        for plane, axis in axes:
+            at = of[plane.numpy()]
+            line = np.moveaxis(at, axis, 0).reshape(at.shape[axis], -1)[:, 0].tolist()
+            lost = Counter(owner[c] for c in line if c in owner)
+            if lost and len(set(line)) > 1:
+                sides.append((len(line), {g: n // units[g] for g, n in lost.items()}))
+        if sides:
+            sides = (sides + [(1, {})])[:2]
+            rows.append((factor // (sides[0][0] * sides[1][0]), sides))
+    per = np.array([p for p, _ in rows], np.int64)
+    fans = [np.array([sides[s][0] for _, sides in rows], np.int64) for s in (0, 1)]
+    losts = [np.zeros((len(rows), len(groups)), np.int64) for _ in (0, 1)]
+    for i, (_, sides) in enumerate(rows):
+        for s in (0, 1):
+            for g, n in sides[s][1].items():
+                losts[s][i, g] = n
+    rest = macs - int((per * fans[0] * fans[1]).sum())
+    return Cost(rest, per, *fans, *losts)

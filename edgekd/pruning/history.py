@@ -1,8 +1,8 @@
 """The pruning history of a model as JSON, and how to apply it to a new instance, without pickle, tracing or weights.
 
 A history is a list of removals {"layer", "side", "width", "removed"}, applied in order. `side`: `out` or `in` for a
-layer's channels, `axis N` for a parameter outside any layer; `width`: the number of channels before; `removed`: the
-indices of those removed.
+layer's channels, `axis N` for a parameter outside any layer, or the name of an attribute that holds their number;
+`width`: the number of channels before; `removed`: the indices of those removed.
 """
 
 from __future__ import annotations
@@ -48,11 +48,16 @@ def apply(module: nn.Module, history: Sequence[Mapping[str, Any]]) -> nn.Module:
 def width(module: nn.Module, layer: str, side: str) -> int:
     """The number of channels of `layer` on `side`."""
     import torch_pruning as tp
+    from torch import nn
     from torch_pruning.pruner.function import PrunerBox
 
     if side.startswith("axis "):
         return module.get_parameter(layer).shape[int(side.removeprefix("axis "))]
     part = module.get_submodule(layer)
+    if side not in ("in", "out"):
+        return int(getattr(part, side))
+    if isinstance(part, nn.RMSNorm):
+        return part.normalized_shape[-1]
     pruner = PrunerBox[tp.ops.module2type(part)]
     return pruner.get_out_channels(part) if side == "out" else pruner.get_in_channels(part)
 
@@ -75,6 +80,15 @@ def cut(module: nn.Module, layer: str, side: str, removed: Sequence[int]) -> Non
         )
         return
     part = module.get_submodule(layer)
+    if side not in ("in", "out"):
+        setattr(part, side, getattr(part, side) - len(removed))
+        return
+    if isinstance(part, (nn.RMSNorm, nn.LayerNorm)):
+        kept = sorted(set(range(part.normalized_shape[-1])) - set(removed))
+        part.normalized_shape = (*part.normalized_shape[:-1], len(kept))
+        for name, p in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(p.detach()[..., kept].clone(), requires_grad=p.requires_grad))
+        return
     frozen = {name for name, p in part.named_parameters(recurse=False) if not p.requires_grad}
     pruner = PrunerBox[tp.ops.module2type(part)]
     with torch.no_grad():

@@ -49,11 +49,14 @@ def weights(model: nn.Module, group: Group) -> Channels:
 
 
 def _rows(model: nn.Module, member: Member) -> torch.Tensor | None:
-    """A layer's weight as [channels of the member's side, numbers]; None for a norm without weights."""
+    """A layer's weight as [channels of the member's side, numbers]; None where it has none."""
+    if member.kind in ("number", "recurrent"):
+        return None
     if member.side.startswith("axis "):
-        return model.get_parameter(member.layer).movedim(int(member.side.removeprefix("axis ")), 0).flatten(1)
+        rows = model.get_parameter(member.layer).movedim(int(member.side.removeprefix("axis ")), 0)
+        return rows.reshape(len(rows), -1)
     module = model.get_submodule(member.layer)
-    weight = module.weight
+    weight = getattr(module, "weight", None)
     if weight is None or member.kind in ("norm", "other"):
         return None if weight is None else weight[:, None]
     if member.kind == "depthwise":
