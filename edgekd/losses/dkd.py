@@ -47,17 +47,19 @@ def dkd(
     z_s, z_t = scores(student), scores(teacher)
     if standardize:
         z_s, z_t = standardized(z_s), standardized(z_t)
-    others = torch.arange(z_s.shape[-1], device=z_s.device) != class_numbers(batch, z_s.shape[-1])[:, None]
-    (target_s, rest_s), (target_t, rest_t) = (_decoupled(z / temperature, others) for z in (z_s, z_t))
+    own = class_numbers(batch, z_s.shape[-1])[:, None]
+    others = torch.arange(z_s.shape[-1] - 1, device=z_s.device).expand(len(z_s), -1)
+    others = others + (others >= own)  # gathered: a mask would be counted, which waits for a GPU
+    (target_s, rest_s), (target_t, rest_t) = (_decoupled(z / temperature, own, others) for z in (z_s, z_t))
     target = F.kl_div(target_s, target_t, reduction="none", log_target=True).sum(-1)
     rest = F.kl_div(rest_s, rest_t, reduction="none", log_target=True).sum(-1)
     return temperature**2 * (alpha * target + beta * rest)
 
 
-def _decoupled(z: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _decoupled(z: torch.Tensor, own: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(log [p_y, 1 - p_y] as [B, 2], log of the distribution over the other classes as [B, C - 1])."""
     import torch
     from torch.nn import functional as F
 
-    rest = z[others].view(len(z), -1)
-    return F.log_softmax(torch.stack((z[~others], rest.logsumexp(-1)), -1), dim=-1), F.log_softmax(rest, dim=-1)
+    target, rest = z.gather(1, own).squeeze(1), z.gather(1, others)
+    return F.log_softmax(torch.stack((target, rest.logsumexp(-1)), -1), dim=-1), F.log_softmax(rest, dim=-1)
