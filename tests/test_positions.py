@@ -11,6 +11,7 @@ from torch import nn
 import edgekd
 from edgekd.components import Use
 from edgekd.data.columns import Columns
+from edgekd.errors import UsageError
 from edgekd.records import Batch, Run, Signals
 from edgekd.run import recipe as recipes
 from edgekd.run.default_losses import fitted
@@ -72,6 +73,14 @@ def test_a_training_goes_past_a_batch_in_which_nothing_counts(combine, tmp_path)
     facts = fit(student, source, losses, settings=settings, steps_per_epoch=3, run=run, teachers=teachers)
     assert all(np.isfinite(value) and value > 0 for value in facts["losses"].values())
     assert all(p.isfinite().all() for p in student.parameters())
+
+
+def test_heads_of_an_output_with_positions_are_refused():
+    student = Signals(drawn(32, 3), {"tap": drawn(2, 8, 4, 4)})
+    with pytest.raises(UsageError, match="2 samples has 32 positions"):
+        bind(
+            terms([{"use": "heads", "on": ["tap"]}]), lambda: (student, {}, batch_of(torch.zeros(32, dtype=torch.long)))
+        )
 
 
 class TestEnsembles:

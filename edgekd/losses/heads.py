@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt
 from torch import nn
 from torch.nn import functional as F
 
+from edgekd.errors import Problem, UsageError
 from edgekd.losses._takes import class_numbers, scores
 from edgekd.losses._taps import pooled
 from edgekd.records import Batch, Signals
@@ -49,6 +50,10 @@ class Heads(nn.Module):
         super().__init__()
         if not student.taps:
             raise ValueError("heads need at least one tap of the student")
+        rows, samples = len(scores(student)), len(next(iter(student.taps.values())))
+        if rows != samples:
+            text = f"a head gives one class per sample, and the output of {samples} samples has {rows} positions"
+            raise UsageError(Problem("", text, "attention, hint and others on layers take several positions"))
         if labels and batch.labels is None:
             raise ValueError("the samples have no labels: set `labels` to 0")
         if hint and len(student.taps) < 2:
