@@ -73,8 +73,8 @@ VARIABLES = {
     "EDGEKD_CALIBRATIONS": "Folder of timed boards (`edgekd targets calibrate`). Default: the user's data folder.",
     "EDGEKD_SSH_CONFIG": "The ssh configuration for `--on ssh://...`. Default: ssh's own.",
     "EDGEKD_REMOTE_PYTHON": "The Python interpreter on a board. Default: `python3`.",
-    "EDGEKD_WORKERS": "Number of processes that read samples ahead where a split is decoded as it is read; 0 reads in "
-    "the process itself. Default: 1 where there are several cores.",
+    "EDGEKD_WORKERS": "Number of processes that read samples ahead where these are decoded as they are read; 0: none. "
+    "Default: 1 where there are several cores.",
     "EDGEKD_DEBUG": "Set to 1 to see the traceback of an internal error.",
     "EDGEKD_CIFAR10": "Where CIFAR-10's archive or folder is, for the task `cifar10`.",
     "EDGEKD_SPEECH": "Where the recordings are, for the task `speech`.",

@@ -20,6 +20,7 @@ _HOME = {
     **{name: f"edgekd.verbs.{name}" for name in _VERBS},
     "arrays": "edgekd.data",
     "from_loader": "edgekd.data",
+    **dict.fromkeys(("from_datasets", "from_parquet"), "edgekd.data.tables"),
     **dict.fromkeys(("top1", "mean_error"), "edgekd.metrics"),
     **dict.fromkeys(
         ("pixel_accuracy", "label_accuracy", "mean_iou", "f1", "rmse", "r2", "average_precision", "auc"),
