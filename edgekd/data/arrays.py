@@ -19,8 +19,7 @@ PARTS = ("train", "validation", "test")
 @dataclass(frozen=True)
 class Arrays(Sequence[Sample]):
     """Samples in arrays: `inputs` [N, ...] or {name: [N, ...]}, arrays or columns, `labels` [N, ...], {output: [N,
-    ...]} or None, `ids`: N
-    of them, `tags`: N tuples or None."""
+    ...]} or None, `ids`: N of them, `tags`: N tuples or None."""
 
     inputs: Any
     labels: Any
@@ -37,7 +36,8 @@ class Arrays(Sequence[Sample]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        inputs, labels = _rows(self.inputs, self.labels, index)
+        at = lambda column: column[index]
+        inputs, labels = each(self.inputs, at), None if self.labels is None else each(self.labels, at)
         tags = () if self.tags is None else tuple(self.tags[index])
         return Sample(inputs, labels, self.ids[index], tags)
 

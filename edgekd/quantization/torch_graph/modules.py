@@ -43,6 +43,8 @@ class Value(nn.Module):
     def number(self, name: str) -> float:
         """The number in a buffer. It is read from its device only where something else has written it: reading waits
         for a GPU."""
+        if torch.compiler.is_compiling():  # every new version would be compiled again
+            return getattr(self, name).item()
         tensor, kept = getattr(self, name), self.read.get(name)
         if kept is None or kept[0] is not tensor or kept[1] != tensor._version:
             kept = self.read[name] = (tensor, tensor._version, tensor.item())
@@ -51,6 +53,8 @@ class Value(nn.Module):
     def set_number(self, name: str, value: float) -> None:
         """Writes a number into a buffer, as float32 where that is its type."""
         tensor = getattr(self, name).fill_(value)
+        if torch.compiler.is_compiling():
+            return
         kept = float(np.float32(value)) if tensor.is_floating_point() else value
         self.read[name] = (tensor, tensor._version, kept)
 
