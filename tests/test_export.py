@@ -351,3 +351,25 @@ def test_calibration_reads_no_more_than_it_was_told(trained, tmp_path):
 
     calibrate(module, calibration(columns, 100))
     assert seen == [64, 36]
+
+
+class Turned(nn.Module):
+    """Positions that do not depend on the input, computed where they are used: exporters store them as constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        angle = torch.arange(8) / 8
+        return self.last(self.first(x) * angle.cos())
+
+
+def test_a_value_that_depends_on_no_input_keeps_its_own_scale(tmp_path):
+    model, x = Turned().eval(), torch.randn(64, 6)
+    module = quantization.calibrated(model, [x])
+    table = fake.settle(module.eval())
+    format.export(capture(model, x[:2]), table, x[:2], tmp_path / "model.onnx")
+    (theirs,) = open_file(tmp_path / "model.onnx")({"input": x.numpy()}).values()
+    with torch.no_grad():
+        assert 10 * np.log10(np.square(theirs).mean() / np.square(theirs - model(x).numpy()).mean()) > 25

@@ -17,6 +17,7 @@ from edgekd.data.columns import load
 from edgekd.errors import UsageError
 from edgekd.models import networks, saved
 from edgekd.pruning import points
+from edgekd.pruning.attention import narrow
 from edgekd.pruning.check import Trials
 from edgekd.pruning.coupling import removals
 from edgekd.records import Artifact, Run
@@ -346,6 +347,41 @@ def reparametrized():
     return model
 
 
+def hard_slice():
+    """A cut at a fixed channel, and one at a number that the module keeps."""
+
+    def run(m, x):
+        x = F.relu(m.a(x))
+        a, b = F.relu(m.b(torch.cat([x[:, :8], x[:, 8:] * 2], 1))).split(m.half, 1)
+        return m.head(pool(m.c(torch.cat([a, b * 2], 1))))
+
+    model = Net(run, a=nn.Conv2d(3, 24, 3), b=nn.Conv2d(24, 32, 1), c=nn.Conv2d(32, 16, 1), head=nn.Linear(16, 5))
+    model.half = 16
+    return model
+
+
+def pixels():
+    """Pixels are shuffled both ways, under a gate of means and maxima over channels."""
+
+    def run(m, x):
+        x = F.pixel_shuffle(F.relu(m.a(x)), 2)
+        y = F.relu(m.b(F.pixel_unshuffle(x, 2)))
+        gate = m.gate(torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1))
+        return m.head(pool(m.c(y * gate.sigmoid())))
+
+    convs = {"a": nn.Conv2d(3, 32, 3), "b": nn.Conv2d(32, 16, 1), "gate": nn.Conv2d(2, 1, 3, padding=1)}
+    return Net(run, **convs, c=nn.Conv2d(16, 16, 1), head=nn.Linear(16, 5))
+
+
+def stacked():
+    """Layers of an LSTM in both directions have one number of units."""
+
+    def run(m, x):
+        return m.head(m.lstm(x)[0][:, -1])
+
+    return Net(run, lstm=nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True), head=nn.Linear(16, 3))
+
+
 IMAGE, SEQUENCE, VECTOR = torch.zeros(2, 3, 8, 8), torch.zeros(2, 7, 6), torch.zeros(2, 12)
 ZOO = {  # name: (model, example, {group: width}, {layer refused: part of the reason})
     "residual": (
@@ -373,8 +409,12 @@ ZOO = {  # name: (model, example, {group: width}, {layer refused: part of the re
     "torch_encoder": (
         torch_encoder,
         torch.zeros(2, 7, dtype=torch.long),
-        {"body.layers.0.linear1": 64, "body.layers.1.linear1": 64},
-        {"embed": "does not run", **{f"body.layers.{i}.self_attn.in_proj_weight": "does not run" for i in (0, 1)}},
+        {
+            "embed": 32,
+            **{f"body.layers.{i}.linear1": 64 for i in (0, 1)},
+            **{f"body.layers.{i}.self_attn.in_proj_weight": 96 for i in (0, 1)},
+        },
+        {},
     ),
     "outside_product": (outside_product, IMAGE, {"a": 32, "b": 16}, {}),
     "hard_view": (hard_view, IMAGE, {"a": 16}, {"b": "does not run without some of its channels"}),
@@ -391,6 +431,9 @@ ZOO = {  # name: (model, example, {group: width}, {layer refused: part of the re
     "gated": (gated, IMAGE, {"both": 64, "mix": 16}, {}),
     "gru": (gru, SEQUENCE, {"before": 16, "gru": 32, "after": 64}, {}),
     "recurrent": (recurrent, SEQUENCE, {"before": 16, "lstm": 32, "after": 64}, {}),
+    "hard_slice": (hard_slice, IMAGE, {"b": 32, "c": 16}, {"a": "parts of different sizes"}),
+    "pixels": (pixels, IMAGE, {"a": 32, "c": 16}, {"b": "takes a `amax` over them"}),
+    "stacked": (stacked, SEQUENCE, {"lstm": 8}, {}),
     "reparametrized": (reparametrized, VECTOR, {"3": 32}, {"0": "parametrization"}),
 }
 
@@ -537,6 +580,30 @@ def test_forward_of_the_task_and_named_inputs():
 def test_a_model_that_does_not_run_is_told():
     with pytest.raises(UsageError, match="can't be traced for pruning"):
         pruning.groups(mlp(), torch.zeros(2, 11))
+
+
+@pytest.mark.parametrize("first, single", [(True, False), (False, False), (True, True)])
+def test_attention_that_may_be_narrowed_computes_what_torch_s_does(first, single):
+    torch.manual_seed(0)
+    ours, x = nn.MultiheadAttention(32, 4, batch_first=first).eval(), torch.randn(3, 3, 32)
+    x, padding = (x[0], torch.tensor([False, False, True])) if single else (x, torch.rand(3, 3) > 0.6)
+    padding[..., 0] = False
+    mask = torch.ones(3, 3, dtype=torch.bool).triu(1)
+    wanted = [ours(x, x, x), ours(x, x, x, key_padding_mask=padding, attn_mask=mask, average_attn_weights=False)]
+    narrow(ours)
+    found = [ours(x, x, x), ours(x, x, x, key_padding_mask=padding, attn_mask=mask, average_attn_weights=False)]
+    torch.testing.assert_close(found, wanted)
+
+
+def test_heads_of_torch_s_attention_go_and_leave_the_others_as_they_were():
+    model, x = nn.MultiheadAttention(32, 4, batch_first=True).eval(), torch.randn(2, 5, 32)
+    run = lambda m, x: m(x, x, x)[0]
+    (group,), _ = pruning.groups(model, x, forward=run)
+    pruned = pruning.apply(copy.deepcopy(model), removals([group], [[1, 2]]))
+    with torch.no_grad():
+        model.out_proj.weight[:, 8:24] = 0
+    torch.testing.assert_close(run(pruned, x), run(model, x))
+    assert pruned.num_heads == 2 and pruned.in_proj_weight.shape == (48, 32)
 
 
 # ---------------------------------------------------------------- MACs

@@ -59,7 +59,7 @@ def render(graph: onnx.GraphProto, grid: Grid) -> dict[str, str]:
         name = attribute(node, "site", b"").decode()
         site, output = grid.sites[name], node.output[0]
         scale = np.array(site.scale, np.float32)
-        if node.input[0] in weights:
+        if node.input[0] in weights and site.low < 0:  # a value that does not depend on inputs is no weight
             array, axis = numpy_helper.to_array(weights[node.input[0]]), site.axis
             q = weight_integers(array, scale, axis, site.low, site.high)
             turned = transposed.get(output)

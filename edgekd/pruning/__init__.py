@@ -1,5 +1,6 @@
-"""Pruning: groups of coupled channels (`coupling`, with torch-pruning's dependency graph), a check that they can be
-removed (`proof`), the cost of each width (`cost`), the widths for a share of the MACs (`points`), the plan
+"""Pruning: a forward pass with a label on every channel (`trace`, its rules in `moves`, `products`, `reductions`),
+classes of labels (`classes`), groups of coupled channels (`coupling`), a check that they can be removed (`check`,
+against the model of `masked`), the cost of each width (`cost`), the widths for a share of the MACs (`points`), the plan
 (`planning`), the weights that a criterion ranks by (`weights`), and the removals as JSON (`history`)."""
 
 from edgekd.pruning.coupling import Group, Member, Refusal

@@ -115,7 +115,7 @@ def _numbers(trials: Trials, place: int, gone: Sequence[Sequence[int]]) -> bool:
     """Whether a group can go with some of the numbers that modules keep changed, but not all; the group in `trials`
     then has these only."""
     group = trials.groups[place]
-    every = group.attributes[:6]
+    every = group.attributes[:4]
     for count in range(len(every)):
         for chosen in itertools.combinations(every, count):
             trials.groups[place] = replace(group, attributes=chosen)

@@ -129,7 +129,7 @@ def _group(layers: Layers, classes: Classes, units: list[list[tuple[Entry, int]]
                 index[number].extend(channels)
     members = tuple(Member(*place, tuple(tuple(sorted(set(u))) for u in index)) for place, index in sides.items())
     made = [m for m in members if m.kind in MAKERS and m.side in ("out", "hidden_size")]
-    made = made or [m for m in members if m.kind == "other" and m.side.startswith("axis ")]
+    made = made or [m for m in members if m.kind in ("linear", "other") and m.side == "axis 0"]
     if not made:
         return None
     first = min(made, key=lambda m: layers.order[m.layer])
@@ -138,6 +138,8 @@ def _group(layers: Layers, classes: Classes, units: list[list[tuple[Entry, int]]
     why = classes.pinned.get(int(classes.of[label]))
     if why is not None:
         return None if bare else Refusal(first.layer, why, why == OUTPUT)
+    if first.width == 1:
+        return None
     if not any(m.side == "in" or m.side.startswith("axis ") for m in members):
         return (
             None if bare else Refusal(first.layer, "no layer takes its channels in: they are the model's output", True)

@@ -70,7 +70,10 @@ def cut(module: nn.Module, layer: str, side: str, removed: Sequence[int]) -> Non
     from torch_pruning.pruner.function import PrunerBox
 
     if side.startswith("axis "):
+        from edgekd.pruning.attention import narrow
+
         owner, _, name = layer.rpartition(".")
+        narrow(module.get_submodule(owner))
         old, axis = module.get_parameter(layer), int(side.removeprefix("axis "))
         keep = torch.tensor(sorted(set(range(old.shape[axis])) - set(removed)), device=old.device)
         setattr(

@@ -48,6 +48,8 @@ class Layers:
             matrix = self.tensors[entry.name].ndim > 1
             yield entry.name, "linear" if matrix else "other", f"axis {entry.axis}", entry.size, (i,)
             yield from self._recurrent(owner, module, name, entry, i)
+        elif isinstance(module, nn.MultiheadAttention):
+            yield entry.name, "linear" if name == "in_proj_weight" else "other", f"axis {entry.axis}", entry.size, (i,)
         elif ".parametrizations." in f".{entry.name}":  # refused: see `pins`
             yield f".{entry.name}".partition(".parametrizations.")[0].lstrip("."), "linear", "out", entry.size, (i,)
         else:
@@ -105,7 +107,10 @@ class Layers:
         for name in dict.fromkeys(stack):
             module = self.modules[name]
             if not isinstance(module, (*KNOWN, *RECURRENT)):
+                attention = isinstance(module, nn.MultiheadAttention)  # which has more numbers than `Narrowed` reads
                 for key, value in vars(module).items():
+                    if attention and key != "num_heads":
+                        continue
                     if type(value) is int and value == size and not key.startswith("_"):
                         yield name, key
 
