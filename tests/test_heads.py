@@ -14,9 +14,13 @@ import edgekd
 from edgekd import outputs, probes
 from edgekd.data import check
 from edgekd.data.columns import load, take
+from edgekd.data.reading import Notes
 from edgekd.decisions import quantities
+from edgekd.measure.cpu_agreement import figures
+from edgekd.measure.emulation import Answers
 from edgekd.records import Batch, Signals
 from edgekd.run import check_losses, default_losses, resolve
+from edgekd.run.variants import RecipeView
 from edgekd.stages.answer import Answer
 from edgekd.teachers.cached import cached
 from edgekd.training.agreement import Agreement
@@ -168,6 +172,25 @@ class TestLosses:
             ("cross_entropy", "tags"),
         ]
 
+    def test_the_control_keeps_the_weight_of_each_output(self):
+        """An output that a stage trains by its teacher alone is trained on labels in the control."""
+        tables = [
+            {"use": "cross_entropy", "output": "kind", "weight": 0.1},
+            {"use": "kl", "output": "kind", "weight": 0.9},
+            {"use": "logit_mse", "output": "bright", "weight": 0.2},
+            {"use": "cross_entropy", "output": "tags", "weight": 3.0},
+        ]
+        line = SimpleNamespace(stage=Training(losses=terms(tables)))
+        teacher = SimpleNamespace(way="train", stage=Training(losses=default_losses.on_labels(task_of())))
+        recipe = SimpleNamespace(stages=(line,), models={"teacher": teacher})
+        found = RecipeView(SimpleNamespace(recipe=recipe, task=task_of())).control(line)
+        assert [(t.use, t.output) for t in found] == [
+            ("cross_entropy", "kind"),
+            ("mse", "bright"),
+            ("cross_entropy", "tags"),
+        ]
+        assert np.allclose([t.weight for t in found], [1.0, 0.2, 3.0])
+
 
 class TestTeachers:
     def test_an_ensemble_is_one_of_each_output(self):
@@ -281,6 +304,18 @@ class TestData:
         with pytest.raises(edgekd.errors.UsageError, match="sample 1 has bright, others kind"):
             load(task_of(data=lambda split: rows), "train")
 
+    def test_samples_that_stay_where_they_are_have_labels_by_name(self):
+        """Of large data the labels are noted as the samples are read."""
+        y = labelled(5)
+        notes = Notes(5, "here")
+        for i in range(5):
+            notes.noted(i, edgekd.Sample(np.zeros(4), {name: v[i] for name, v in y.items()}))
+        assert all(np.array_equal(notes.rest()[0][name], v) for name, v in y.items())
+        with pytest.raises(edgekd.errors.UsageError, match="is of kind, labels before it of kind, bright, tags"):
+            notes = Notes(2, "here")
+            notes.noted(0, edgekd.Sample(np.zeros(4), {name: v[0] for name, v in y.items()}))
+            notes.noted(1, edgekd.Sample(np.zeros(4), {"kind": 0}))
+
     def test_labels_decide_the_digest(self):
         other = labelled(40) | {"tags": 1 - labelled(40)["tags"]}
         x = drawn(40, 4).numpy()
@@ -346,6 +381,19 @@ class TestFigures:
         assert "agreement-bright" not in known and "error_to_teacher-kind" not in known
         assert quantities.lower("kl_to_teacher-kind") and not quantities.lower("agreement-kind")
         assert probes.quantity("agreement-kind").title.endswith("of kind") and probes.quantity("my-metric") is None
+
+    def test_answers_of_another_cpu_are_compared_for_each_output(self):
+        here = {name: z.numpy() for name, z in answered(40).items()}
+        there = here | {"kind": here["kind"].copy(), "bright": here["bright"] + np.float32(0.5)}
+        there["kind"][:10] = -here["kind"][:10]
+        found = [Answers("pi", "cortex", np.arange(40), here, there)]
+        metrics = (edgekd.mean_error(output="bright", unit="lx"),)
+        made = {m.name: m for m in figures(found, labelled(40), metrics, here, (), HEADS)["pi"]}
+        same = 100 * (here["kind"].argmax(1) == there["kind"].argmax(1)).mean()
+        assert np.isclose(made["host_agreement-kind"].value, same) and made["host_agreement-tags"].value == 100
+        assert made["equal_outputs-bright"].value == 0 and np.isclose(made["error_to_teacher-bright"].value, 0.5)
+        errors = [np.abs(z["bright"][:, 0] - labelled(40)["bright"]).mean() for z in (here, there)]
+        assert np.isclose(made["target_spread"].value, abs(errors[0] - errors[1]), atol=1e-6)
 
     def test_a_budget_on_all_outputs_at_once_is_told(self):
         gate = {"any": {"agreement": "min 90 %", "agreement-kind": "min 90 %"}}
