@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import mmap
 import os
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)  # to open a pipe without waiting for its other end
@@ -56,6 +58,31 @@ def unload(mapped: mmap.mmap) -> None:
     """Takes a mapped file out of the memory of this process; what is read again comes from the file."""
     if hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def steady_allocation() -> None:
+    """Has glibc give blocks of 16 MiB back to the system as they are freed. Else it raises this limit to 32 MiB as
+    such blocks come and go, and the memory that a model takes for its batches grows with their number."""
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(-3, 2**24)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**25)  # M_TRIM_THRESHOLD: setting one ends the adjustment of both
+
+
+def free_unused() -> None:
+    """Gives memory that is allocated but not used back to the system, where the C library can."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> Any:
+    """The C library, if it is glibc."""
+    import ctypes
+
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

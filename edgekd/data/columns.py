@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd import system
 from edgekd.data import Arrays, workers
 from edgekd.data.arrays import labels_of
 from edgekd.data.column import cast, column, held, stamp_of
@@ -43,6 +44,18 @@ def load(task: Task, split: str, kept: Kept = lambda identity, make: make()) -> 
     """Reads a split of `task`: into memory if it is small, else only for its digest, by parts; a `collate` of the task
     gets all samples at once. `kept(identity, make)`: what `make` made for this identity before, or makes now. Raises
     UsageError if the split is empty, or samples can't be read or stacked."""
+    found = _load(task, split, kept)
+    if _is_far(found):
+        system.steady_allocation()
+    return found
+
+
+def _is_far(columns: Columns) -> bool:
+    """Whether the inputs are not in memory."""
+    return any(isinstance(values, Column) for values in named(columns.inputs).values())
+
+
+def _load(task: Task, split: str, kept: Kept) -> Columns:
     samples = task.data(split)
     place = f"task {task.name}: data({split!r})"
     if samples is None or len(samples) == 0:
@@ -164,4 +177,8 @@ def few(columns: Columns, most: int = 256) -> int:
 def batches(columns: Columns, size: int, view: int = 0) -> Iterator[Batch]:
     """The split in order, in batches of at most `size`."""
     starts = range(0, len(columns), size)
-    return taken(columns, [np.arange(a, min(a + size, len(columns)), dtype=np.int64) for a in starts], view)
+    indices = [np.arange(a, min(a + size, len(columns)), dtype=np.int64) for a in starts]
+    for batch in taken(columns, indices, view):
+        yield batch
+        if _is_far(columns):
+            system.free_unused()  # what was computed with it
