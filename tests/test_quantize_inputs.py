@@ -12,14 +12,16 @@ from onnx import helper as h
 from small_files import file
 
 from edgekd.errors import UsageError
+from edgekd.explain.inputs import of_files
 from edgekd.explain.trial import Bench
-from edgekd.measure import opening
+from edgekd.measure import opening, rolled
 from edgekd.quantization.diagnosis.signal_to_noise import Agreement, Compared
 from edgekd.run import quantize_file
 from edgekd.run.quantize_inputs import Asked, checked
 from edgekd.samples.read import read
 from edgekd.samples.signature import of_model
 from edgekd.samples.source import Source
+from edgekd.verbs.explain import explain
 from edgekd.verbs.quantize import quantize
 
 
@@ -112,3 +114,28 @@ def test_a_model_without_inputs_has_no_random_samples(tmp_path):
     path = saved(tmp_path / "m.onnx", [("Relu", ["c"], ["y"])], {}, {"y": [3]}, c=np.ones(3))
     with pytest.raises(UsageError, match="takes no input"):
         read(Source(), of_model(onnx.load(path)))
+
+
+def test_the_axis_that_is_named_is_that_of_outputs_too(tmp_path):
+    dims = {"x": ["t", "n", 8]}, {"y": ["t", "n", 4]}
+    path = saved(tmp_path / "m.onnx", [("MatMul", ["x", "w"], ["y"])], *dims, w=np.eye(8, 4))
+    x = np.random.default_rng(0).normal(size=(5, 40, 8)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    samples = read(Source(tmp_path / "d.npz", {"x": 1}), of_model(onnx.load(path))).samples
+    assert len(samples) == 40 and samples.answers == {"y": 1}
+    found = rolled.score(path, samples, tmp_path)["y"]
+    assert np.array_equal(found, x.transpose(1, 0, 2)[..., :4])
+
+
+@pytest.mark.parametrize("count", [43, 68, 131])
+def test_explain_takes_whole_batches(tmp_path, count):
+    """Of a file that takes three at once; from 64 on every other batch judges."""
+    dims = {"x": [3, 8]}, {"y": [3, 4]}
+    rng = np.random.default_rng(0)
+    path = saved(tmp_path / "m.onnx", [("MatMul", ["x", "w"], ["y"])], *dims, w=rng.normal(size=(8, 4)))
+    np.savez(tmp_path / "d.npz", x=rng.normal(size=(count, 8)).astype(np.float32), labels=rng.integers(0, 4, count))
+    quantize(path, data=tmp_path / "d.npz", out=tmp_path / "q.onnx", slower_int8=True)
+    subject = of_files(tmp_path / "q.onnx", path, Source(tmp_path / "d.npz"), "host", tmp_path)
+    parts = subject.looked, subject.judged, subject.looked.first(32)
+    assert all(len(p) % 3 == 0 and len(p) == len(p.labels) for p in parts) and len(parts[2]) == min(30, len(parts[0]))
+    assert "dB" in explain(tmp_path / "q.onnx", plain=path, data=tmp_path / "d.npz").text

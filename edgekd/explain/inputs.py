@@ -54,10 +54,11 @@ class Samples:
         return len(self.inputs)
 
     def first(self, count: int) -> Samples:
+        inputs = _whole(self.inputs, count)
         return dataclasses.replace(
             self,
-            inputs=self.inputs.take(slice(count)),
-            labels=None if self.labels is None else each(self.labels, lambda array: array[:count]),
+            inputs=inputs,
+            labels=None if self.labels is None else each(self.labels, lambda array: array[: len(inputs)]),
         )
 
 
@@ -152,7 +153,9 @@ def of_files(int8: Path, plain: Path | None, source: Source, target: str, worksp
     from edgekd.quantization.onnx_graph import normalize
 
     model, given, device = _read(int8, plain, source, target)
-    taken = given.samples if isinstance(given, reader.Given) else rolled.steps(plain, given, workspace / "steps")
+    taken = (
+        _whole(given.samples) if isinstance(given, reader.Given) else rolled.steps(plain, given, workspace / "steps")
+    )
     with user_error():
         jobs.tried({str(plain): plain, str(int8): int8}, taken, folder=workspace / "tried")
     float_file, normal, kept = workspace / "float.onnx", normalize.normalized(model, str(plain)), onnx.load(int8)
@@ -232,14 +235,20 @@ def _unread(model: onnx.ModelProto, path: Path) -> list[Problem]:
     return []
 
 
+def _whole(samples: rows.Samples, count: int | None = None) -> rows.Samples:
+    """The first samples (default: all) that fill whole batches of a file that fixes their size."""
+    size = samples.rows or 1
+    return samples.take(slice(max(size, (len(samples) if count is None else count) // size * size)))
+
+
 def _half(samples: rows.Samples, which: int, split: Literal["validation", "test"]) -> Samples:
     """Every other sample, or sequence, so that a fix is not judged by what it was chosen by; all of them where there
     are few."""
     count = len(samples)
-    group = np.arange(count) if samples.begins is None else np.cumsum(samples.begins) - 1
+    group = np.arange(count) // (samples.rows or 1) if samples.begins is None else np.cumsum(samples.begins) - 1
     every = np.arange(count)
     taken = every[group % 2 == which][:MOST] if count >= 64 and group[-1] else every
-    found = samples.take(taken)
+    found = _whole(samples.take(taken))
     return Samples(split, found, found.labels)
 
 

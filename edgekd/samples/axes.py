@@ -42,8 +42,13 @@ def expected(signature: Signature, asked: Mapping[str, int | None]) -> dict[str,
 
 
 def settled(signature: Signature, asked: Mapping[str, int | None], given: Mapping[str, np.ndarray]) -> Signature:
-    """The signature; with samples along the first axis of its only input where another than the open one is named, or
-    the array `given` has them there."""
+    """The signature; with the symbolic dimension that is named, which outputs may have too; with samples along the
+    first axis of its only input where another than the open one is named, or the array `given` has them there."""
+    inputs = {n: signature.inputs[n].dims or () for n in asked if n in signature.inputs}
+    named = {dims[k] for n, dims in inputs.items() if (k := asked[n]) is not None and 0 <= k < len(dims)}
+    symbols = [d for d in named if isinstance(d, str)]
+    if len(symbols) == 1:
+        return replace(signature, named=symbols[0])
     dim, name = signature.sample_dim(), next(iter(signature.inputs), "")
     dims = signature.inputs[name].dims if len(signature.inputs) == 1 else None
     if dims is None or dim is None:

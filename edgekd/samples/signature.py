@@ -29,11 +29,14 @@ class Signature:
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
     first: bool = False  # samples lie along the first axis of an only input, whatever is open
+    named: str | None = None  # the symbolic dimension that a person named as that of samples
 
     def sample_dim(self) -> str | None:
         """The symbolic dimension that inputs share: that of most of them, then one that is called batch, then that
         which is first in most. Of a file's only input its only open dimension, where that is not the first. None where
-        there is none."""
+        there is none. The one that a person named before all."""
+        if self.named is not None:
+            return self.named
         where: dict[str, dict[str, int]] = {}
         for name, tensor in self.inputs.items():
             for axis, dim in enumerate(tensor.dims or ()):
