@@ -22,7 +22,7 @@ from edgekd.pruning.cost import Cost, cost, first_row, run
 from edgekd.pruning.coupling import Group, Refusal, coupled, removals
 from edgekd.pruning.history import apply
 from edgekd.pruning.masked import Masked
-from edgekd.pruning.trace import Forward, plain_operators, tensors, traced
+from edgekd.pruning.trace import Forward, plain_operators, tensors
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +36,12 @@ class Trials:
     """Tries removals on a model with random weights. Holds the model, its output, and the cost of each group."""
 
     def __init__(self, model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward):
-        _, _, of = coupled(model, example, forward)
+        _, _, classes, self.trace = coupled(model, example, forward)
         self.forward, self.groups = forward, list(groups)
         self.model, self.example, self.output, macs = _prepared(model, first_row(example), forward)
-        self.trace, _ = traced(self.model, self.example, forward)
-        self.classes = of
-        self.cost: Cost = cost(self.trace, self.groups, of, macs)
+        self.trace.values.clear()
+        self.classes = classes.of
+        self.cost: Cost = cost(self.trace, self.groups, self.classes, macs)
 
     def masked(self, gone: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """The output of the whole model whose layers leave out the units `gone` of each group."""

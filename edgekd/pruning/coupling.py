@@ -73,8 +73,8 @@ class Refusal:
 
 def coupled(
     model: nn.Module, example: Any, forward: Forward, protect: Iterable[str] = ()
-) -> tuple[list[Group], list[Refusal], np.ndarray]:
-    """(groups of coupled channels, layers that are refused, the class of each label). `protect`: layers to keep
+) -> tuple[list[Group], list[Refusal], Classes, Trace]:
+    """(groups of coupled channels, layers that are refused, classes of labels, the trace). `protect`: layers to keep
     unchanged. Raises UsageError where the model doesn't run."""
     model = copy.deepcopy(model).eval()
     try:
@@ -95,7 +95,7 @@ def coupled(
     order = {name: i for i, name in enumerate([*layers.modules, *layers.tensors])}
     found.sort(key=lambda g: order[g.name])
     refused.sort(key=lambda r: order[r.layer])
-    return list(_attributes(layers, classes, found)), list(dict.fromkeys(refused)), classes.of
+    return list(_attributes(layers, classes, found)), list(dict.fromkeys(refused)), classes, trace
 
 
 def _outputs(trace: Trace, output: Any) -> Iterator[tuple[Sequence[int], str]]:
@@ -125,8 +125,10 @@ def _group(layers: Layers, classes: Classes, units: list[list[tuple[Entry, int]]
     for number, unit in enumerate(units):
         for entry, i in unit:
             for layer, kind, side, width, channels in layers.sides(entry, i):
-                index = sides.setdefault((layer, kind, side, width), [[] for _ in units])
-                index[number].extend(channels)
+                place = (layer, kind, side, width)
+                if place not in sides:
+                    sides[place] = [[] for _ in units]
+                sides[place][number].extend(channels)
     members = tuple(Member(*place, tuple(tuple(sorted(set(u))) for u in index)) for place, index in sides.items())
     made = [m for m in members if m.kind in MAKERS and m.side in ("out", "hidden_size")]
     made = made or [m for m in members if m.kind in ("linear", "other") and m.side == "axis 0"]

@@ -68,7 +68,7 @@ def groups(
     """(groups of channels that can be pruned, layers that can't, each with the reason). The model is not changed.
     Raises UsageError where it can't be traced."""
     forward = forward or plainly
-    found, refused, _ = coupled(model, example, forward, protect)
+    found, refused, *_ = coupled(model, example, forward, protect)
     kept, more = proved(model, example, found, forward)
     return kept, [*refused, *more]
 
