@@ -26,6 +26,8 @@ _HOME = {
         ("pixel_accuracy", "label_accuracy", "mean_iou", "f1", "rmse", "r2", "average_precision", "auc"),
         "edgekd.metrics.kinds",
     ),
+    **dict.fromkeys(("top_k", "correlation"), "edgekd.metrics.ranking"),
+    **dict.fromkeys(("word_error_rate", "character_error_rate"), "edgekd.metrics.strings"),
     **dict.fromkeys(("classes", "yes_no", "numbers", "embeddings", "raw"), "edgekd.outputs"),
     **dict.fromkeys(
         ("Task", "Sample", "Metric", "Signals", "Batch", "Measurement", "Candidate", "Result"), "edgekd.records"

@@ -147,3 +147,91 @@ def test_an_interval_of_a_curve_resamples_samples(tags):
     assert FORMULAS[metric.formula] is metric.value
     middle, low, high = intervals.interval_of(metric, metric.records(z, y))
     assert low < middle < high
+
+
+# ---------------------------------------------------------------- order and strings
+
+
+def test_top_k_is_scikit_learns(masks):
+    z, y, _, _ = masks
+    flat, told = z.transpose(0, 2, 3, 1).reshape(-1, 4), (y != 255).reshape(-1)
+    got = value(edgekd.top_k(2, edgekd.classes(ignore_index=255)), z, y)
+    share = [
+        theirs.top_k_accuracy_score(y[i][y[i] != 255], z[i].transpose(1, 2, 0)[y[i] != 255], k=2, labels=range(4))
+        for i in range(6)
+    ]
+    assert got == pytest.approx(100 * np.mean(share))
+    assert value(edgekd.top_k(2), flat[told], y[y != 255]) == pytest.approx(
+        100 * theirs.top_k_accuracy_score(y[y != 255], flat[told], k=2, labels=range(4))
+    )
+    assert edgekd.top_k(3).name == "top3"
+
+
+def test_top_1_of_ties_is_top1():
+    z, y = G(0).integers(0, 2, (200, 4)).astype(float), G(1).integers(0, 4, 200)
+    z[:5, 2] = np.nan
+    assert (edgekd.top_k(1).records(z, y) == edgekd.top1().records(z, y)).all()
+    assert value(edgekd.top_k(4), z[5:], y[5:]) == 100.0
+    with pytest.raises(ValueError, match="4 classes"):
+        edgekd.top_k(5).records(z, y)
+
+
+@pytest.mark.parametrize("kind", ["pearson", "spearman"])
+def test_correlations_are_scipys(kind):
+    from scipy import stats
+
+    y = np.round(G(0).normal(size=(40, 3)), 1)
+    z = np.exp(y + np.round(G(1).normal(size=(40, 3)), 1))  # rounded: ranks that tie
+    want = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[kind](z.ravel(), y.ravel()).statistic
+    assert value(edgekd.correlation(kind), z, y) == pytest.approx(want)
+    with pytest.raises(ValueError, match="no label"):
+        value(edgekd.correlation(kind), np.ones((4, 1)), np.arange(4))
+
+
+def test_error_rates_by_hand():
+    """kitten to sitting is 3 edits of 7; "a cat sat" to "the cat" 6 of 7 (without "a ", and c, a, t, s replaced), of
+    words 2 of 2."""
+    symbols = " abcdefghijklmnopqrstuvwxyz"
+    spell = lambda text, length: [symbols.index(c) for c in text] + [-1] * (length - len(text))
+    kind = edgekd.classes(axis=2, ignore_index=-1)
+
+    def path(text):  # every symbol twice, with a blank between: repeats go, blanks go
+        return [s for c in text for s in (symbols.index(c), symbols.index(c), 27)]
+
+    said, true = ["kitten", "a cat sat"], ["sitting", "the cat"]
+    steps = max(len(path(text)) for text in said)
+    z = np.full((2, steps, 28), -1.0)
+    for i, text in enumerate(said):
+        for t, c in enumerate(path(text) + [27] * (steps - len(path(text)))):
+            z[i, t, c] = 1.0
+    y = np.array([spell(text, 9) for text in true])
+    metric = edgekd.character_error_rate(kind, blank=27)
+    assert np.asarray(metric.records(z, y)).tolist() == [[3, 7], [6, 7]]
+    assert value(metric, z, y) == pytest.approx(100 * 9 / 14)
+    assert value(metric, z.transpose(0, 2, 1), y) != value(metric, z, y)
+    turned = edgekd.classes(axis=1, ignore_index=-1)
+    assert value(edgekd.character_error_rate(turned, blank=27), z.transpose(0, 2, 1), y) == value(metric, z, y)
+    words = edgekd.word_error_rate(kind, space=0, blank=27)
+    assert np.asarray(words.records(z, y)).tolist() == [[1, 1], [2, 2]]
+    assert FORMULAS[words.formula](np.asarray(words.records(z, y))) == 100.0
+
+
+def test_edits_are_those_of_all_alignments():
+    """Against a search over all alignments."""
+    from functools import cache
+
+    from edgekd.metrics.strings import edits
+
+    def searched(a, b):
+        @cache
+        def of(i, j):
+            if i == len(a) or j == len(b):
+                return len(a) - i + len(b) - j
+            return min(of(i + 1, j) + 1, of(i, j + 1) + 1, of(i + 1, j + 1) + (a[i] != b[j]))
+
+        return of(0, 0)
+
+    for seed in range(30):
+        g = G(seed)
+        a, b = (tuple(g.integers(0, 3, g.integers(0, 8)).tolist()) for _ in "ab")
+        assert edits(a, b) == searched(a, b)

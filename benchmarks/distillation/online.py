@@ -114,8 +114,8 @@ def tables() -> None:
         "onnxruntime on the 899 test images of the built-in digits; differences are paired by seed, with their 95 % "
         "interval by Student's t. *offline*: a teacher that was trained before on the same images, with as many steps. "
         "*online*: `learns_with`, both from their initial weights, those of the offline rows. Unless a row says "
-        "otherwise, the losses are cross-entropy and KL at T = 1, each of weight 1. The steps are those of the optimizer "
-        "that the student's file needed in all; of the teacher also where it was trained before.",
+        "otherwise, the losses are cross-entropy and KL at T = 1, each of weight 1. The steps are those of the "
+        "optimizer that the student's file needed in all; of the teacher also where it was trained before.",
         "",
         "| labels and way | control | seeds | % | difference in points | steps of student, teacher |",
         "|---|---|---|---|---|---|",

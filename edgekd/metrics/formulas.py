@@ -5,6 +5,7 @@ defined.
 counts      [n, 3 C]: true positives, predicted, labelled, of each of C classes in the sample
 errors      [n, 4]: sum of squared errors, mean of labels, sum of their squared distances from it, number of values
 pairs       [n, 2 L]: scores and labels of L yes-or-no labels; a label of -1 does not count
+values      [n, 2 L]: L outputs and their labels
 shares      [n, 2]: share of the sample's positions, and 1 where it has any that counts, else 0
 edits       [n, 2]: edits, length of the reference
 """
@@ -79,6 +80,19 @@ def auc(parts: np.ndarray) -> float:
     return 100.0 * _over_labels(parts, of, both=True)
 
 
+def pearson(parts: np.ndarray) -> float:
+    """The correlation of outputs with labels, over all values."""
+    outputs, labels = _values(parts)
+    return _correlation(outputs, labels)
+
+
+def spearman(parts: np.ndarray) -> float:
+    """The correlation of the ranks of outputs with those of labels, over all values; equal values have the mean of
+    their ranks."""
+    outputs, labels = _values(parts)
+    return _correlation(_ranks(outputs), _ranks(labels))
+
+
 def error_rate(parts: np.ndarray) -> float:
     """100 times the number of edits, divided by the length of all references."""
     edits, length = parts.sum(0)
@@ -86,7 +100,20 @@ def error_rate(parts: np.ndarray) -> float:
 
 
 FORMULAS: dict[str, Callable[[np.ndarray], float]] = {
-    f.__name__: f for f in (mean_iou, f1_macro, f1_micro, counted_share, rmse, r2, average_precision, auc, error_rate)
+    f.__name__: f
+    for f in (
+        mean_iou,
+        f1_macro,
+        f1_micro,
+        counted_share,
+        rmse,
+        r2,
+        pearson,
+        spearman,
+        average_precision,
+        auc,
+        error_rate,
+    )
 }
 
 
@@ -94,6 +121,22 @@ def _counts(parts: np.ndarray) -> np.ndarray:
     """[3, C] sums over samples."""
     sums: np.ndarray = np.asarray(parts).sum(0).reshape(3, -1)
     return sums
+
+
+def _values(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    outputs, labels = np.split(np.asarray(parts, np.float64), 2, axis=1)
+    return outputs.ravel(), labels.ravel()
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float(_defined(a @ b, np.sqrt((a @ a) * (b @ b))))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, number, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[number]
+    return ranks
 
 
 def _mean(values: np.ndarray) -> float:
