@@ -54,9 +54,9 @@ class Column:
         raise TypeError(f"{len(self)} samples that are not in memory are read in parts: column[a:b]")
 
 
-def chunks(values: Any, size: int = CHUNK) -> Iterator[np.ndarray]:
-    """The rows of an array or column [n, ...] in order, `size` bytes at a time, one row at least."""
-    step = max(1, size // max(1, math.prod(values.shape[1:]) * values.dtype.itemsize))
+def chunks(values: Any, size: int = 0) -> Iterator[np.ndarray]:
+    """The rows of an array or column [n, ...] in order, `size` (CHUNK) bytes at a time, one row at least."""
+    step = max(1, (size or CHUNK) // max(1, math.prod(values.shape[1:]) * values.dtype.itemsize))
     for start in range(0, len(values), step):
         yield values[start : start + step]
 

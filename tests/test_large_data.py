@@ -1,5 +1,6 @@
 """Data larger than memory: columns read by rows, with the digests and results of arrays."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -7,10 +8,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 
 import edgekd
+from edgekd import inputs
 from edgekd.data import column, columns, workers
 from edgekd.data.checks import check
 from edgekd.data.column import Cast, Chain, Mapped, Rows
@@ -287,3 +290,26 @@ def test_the_digest_of_a_mapped_file_is_kept(tmp_path, monkeypatch):
     os.replace(tmp_path / "new.npy", tmp_path / "x.npy")
     far = np.load(tmp_path / "x.npy", mmap_mode="r")
     assert load(0, 30).digest != one.digest and len(made) == 3
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+def test_a_whole_run_never_has_a_split_in_memory(tmp_path, monkeypatch):
+    """The same files as from arrays; no more rows are asked for at once than a batch of the answers has."""
+    tiny.settle(tmp_path, monkeypatch)
+    monkeypatch.setattr(inputs, "CHUNK", 100 * tiny.x[0].nbytes)
+    x, y = tiny.blobs(count=1500)
+    files = {}
+    for name, of in (("near", lambda part: part), ("far", lambda part: Counted(part, 256))):
+        data = edgekd.arrays(
+            of(x[:900]), y[:900], of(x[900:1200]), y[900:1200], x_validation=of(x[1200:]), y_validation=y[1200:]
+        )
+        monkeypatch.setattr(tiny, "task", dataclasses.replace(tiny.task, data=data))
+        monkeypatch.setenv("EDGEKD_STORE", str(tmp_path / f"store-{name}"))
+        (tmp_path / f"{name}.toml").write_text(tiny.SHORT)
+        edgekd.compress(tmp_path / f"{name}.toml", out=tmp_path / name)
+        models = sorted((tmp_path / name / "models").iterdir())
+        files[name] = {f.name: f.read_bytes() for f in (*models, *(tmp_path / name / "predictions").iterdir())}
+    both = files["near"].keys() & files["far"].keys()  # which are on the front is decided by time
+    assert len(both) >= 4 and all(files["near"][name] == files["far"][name] for name in both)
