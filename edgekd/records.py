@@ -166,7 +166,8 @@ class Batch:
     the task declares several; `index` [B] int64: positions in the split;
     `view`: the number of the augmented view; `tags`: B tuples, None if no sample of the split has any; `part` [B]: the
     number of a row's position in its sample, where the rows are positions; `rows`: `index` as an array in the CPU's
-    memory where the tensors are on another device."""
+    memory where the tensors are on another device; `steps` of the longest sample, where they differ in length and each
+    step has a label."""
 
     inputs: Any
     labels: Any
@@ -176,6 +177,7 @@ class Batch:
     tags: Sequence[tuple[str, ...]] | None = None
     part: torch.Tensor | None = None
     rows: np.ndarray | None = None
+    steps: int | None = None
 
 
 @dataclass

@@ -8,7 +8,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from edgekd.data.column import cast, column, picked
+from edgekd.data import ragged
+from edgekd.data.column import cast, column
+from edgekd.data.ragged import Ragged
 from edgekd.errors import Problem, UsageError
 from edgekd.inputs import Column, each, length, named
 from edgekd.records import Sample
@@ -70,7 +72,8 @@ def arrays(
 ) -> Splits:
     """Splits of arrays or tensors: x [N, ...] or {name: [N, ...]}, y [N] class numbers (or [N, ...] values, or None);
     {output: y} where the task declares several outputs.
-    A memory-mapped array, `numpy.load(path, mmap_mode="r")`, stays in its file: batches are read from there.
+    A list of arrays [T_i, ...] holds samples of different length, in x and in y: the task says which input gets their
+    `lengths`. A memory-mapped array, `numpy.load(path, mmap_mode="r")`, stays in its file: batches are read from there.
 
     Without `x_validation`, a share `validation` of the training samples is held out, stratified by class if labels are
     class numbers (of several outputs the first that has some); the choice depends on this `seed`, not on a run's.
@@ -118,7 +121,7 @@ def labels_of(labels: Sequence[Any]) -> Any:
     if all(label is None for label in labels):
         return None
     if not any(isinstance(label, Mapping) for label in labels):
-        return np.asarray(labels)
+        return ragged.of(labels) if len({np.shape(label) for label in labels}) > 1 else np.asarray(labels)
     names = next(list(label) for label in labels if isinstance(label, Mapping))
     for number, label in enumerate(labels):
         if not isinstance(label, Mapping) or set(label) != set(names):
@@ -129,7 +132,7 @@ def labels_of(labels: Sequence[Any]) -> Any:
 
 def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, Any]:
     x = each(x, to_column)
-    y = None if y is None else each(y, to_array)
+    y = None if y is None else each(y, to_labels)
     columns = {}
     for kind, values in (("x", x), ("y", y)):
         if values is not None:
@@ -163,13 +166,38 @@ def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, A
     problems += found
     if found:
         return None, None
-    return x, None if y is None else each(y, lambda v: v.astype(np.int64) if v.dtype.kind in "iub" else v)
+    whole = lambda v: (
+        v if v.dtype.kind not in "iub" else v.typed(np.int64) if isinstance(v, Ragged) else v.astype(np.int64)
+    )
+    return x, None if y is None else each(y, whole)
 
 
 def to_column(values: Any) -> Any:
-    """A mapped array or a column as a column; what else is like an array as an array. Floats are float32."""
+    """A mapped array or a column as a column, a list of arrays of different length as `Ragged`; what else is like an
+    array as an array. Floats are float32."""
+    if (samples := _ragged(values)) is not None:
+        return samples
     found = column(values)
     return _floats(found) if isinstance(found, Column) else to_array(values)
+
+
+def to_labels(values: Any) -> Any:
+    """Labels as an array, or as `Ragged` where each step has one."""
+    samples = _ragged(values)
+    return to_array(values) if samples is None else samples
+
+
+def _ragged(values: Any) -> Ragged | None:
+    """Samples of different length; None for anything else."""
+    if isinstance(values, Ragged):
+        return values.typed(np.float32) if values.dtype.kind == "f" else values
+    differ = isinstance(values, (list, tuple)) and len({tuple(getattr(v, "shape", ()))[:1] for v in values}) > 1
+    if not differ and str(getattr(values, "dtype", "")) != "object":
+        return None
+    try:
+        return ragged.of([to_array(v) for v in values])
+    except ValueError:  # told as values of no number
+        return None
 
 
 def _floats(values: Any) -> Any:
@@ -188,12 +216,12 @@ def to_array(values: Any) -> np.ndarray:
 
 
 def _shape(x: Any) -> Any:
-    return each(x, lambda values: f"{values.dtype} {list(values.shape[1:])}")
+    return each(x, lambda c: f"{c.dtype} {['any', *c.flat.shape[1:]] if isinstance(c, Ragged) else list(c.shape[1:])}")
 
 
 def _rows(x: Any, y: Any, index: Any) -> tuple[Any, Any]:
-    labels = None if y is None else each(y, lambda values: values[index])
-    return each(x, lambda values: picked(values, index)), labels
+    labels = None if y is None else each(y, lambda values: ragged.pick(values, index))
+    return each(x, lambda values: ragged.pick(values, index)), labels
 
 
 def _held_out(y: Any, count: int, share: float, seed: int) -> np.ndarray:
@@ -202,7 +230,7 @@ def _held_out(y: Any, count: int, share: float, seed: int) -> np.ndarray:
         y = next((v for v in y.values() if v.dtype.kind == "i" and v.ndim == 1), None)
     generator = np.random.default_rng(seed)
     wanted = min(max(1, round(share * count)), max(1, count - 1))
-    if y is None or y.dtype.kind != "i" or y.ndim != 1:
+    if y is None or y.dtype.kind != "i" or y.ndim != 1 or isinstance(y, Ragged):
         return np.sort(generator.permutation(count)[:wanted])
     shuffled = generator.permutation(count)
     grouped = shuffled[np.argsort(y[shuffled], kind="stable")]  # by class, at random within

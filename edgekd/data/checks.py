@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekd import outputs
 from edgekd.data.arrays import PARTS
+from edgekd.data.ragged import Ragged
 from edgekd.errors import THEIRS, EdgekdError, Problem
 from edgekd.inputs import chunks, each, length, named, positional
 from edgekd.records import Metric, Task
@@ -111,6 +112,8 @@ def _split(task: Task, split: Any, place: str) -> Iterator[Problem]:
         yield Problem(place, "the split is empty", "return at least one sample for each of train, validation and test")
         return
     for name, values in named(split.inputs).items():
+        if isinstance(values, Ragged) and not values.lengths.all():
+            yield Problem(place, f"sample {values.lengths.argmin()} has no steps", "leave out samples of length 0")
         bad = _not_finite(values) if values.dtype.kind == "f" else np.zeros(count, bool)
         if bad.any():
             text = (
@@ -195,9 +198,7 @@ def _no_numbers(labels: Any) -> tuple[str, str] | None:
 
 
 def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
-    forms = {
-        name: {k: (v.dtype.name, list(v.shape[1:])) for k, v in named(s.inputs).items()} for name, s in splits.items()
-    }
+    forms = {name: {k: (v.dtype.name, _form(v)) for k, v in named(s.inputs).items()} for name, s in splits.items()}
     if len({str(f) for f in forms.values()}) > 1:
         text = "; ".join(
             f"{name} " + ", ".join(f"{k or 'input'} {t} {s}" for k, (t, s) in f.items()) for name, f in forms.items()
@@ -222,12 +223,17 @@ def _together(splits: Mapping[str, Any], place: str) -> Iterator[Problem]:
             yield Problem(f"{place}: data", text, hint)
 
 
+def _form(values: Any) -> list[Any]:
+    """The shape of a sample."""
+    return ["any", *values.flat.shape[1:]] if isinstance(values, Ragged) else list(values.shape[1:])
+
+
 def _digests(inputs: Any) -> np.ndarray:
     """[n] int64: a hash of each sample's values."""
     found = np.zeros(length(inputs), np.int64)
     for values in named(inputs).values():
         start = 0
-        for part in chunks(values):
+        for part in (values[i : i + 1] for i in range(len(values))) if isinstance(values, Ragged) else chunks(values):
             rows = np.ascontiguousarray(part)
             found[start : start + len(rows)] = [
                 hash((int(before), row.tobytes())) for before, row in zip(found[start:], rows, strict=False)
@@ -245,6 +251,8 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
     shapes: dict[str, dict[str, list[int]]] = {}
     output, unfit, heads = None, list[Problem](), task.heads
     labels = None if split.labels is None else each(split.labels, lambda column: np.asarray(column)[rows])
+    if labels is not None and getattr(split, "stepwise", False):  # as far as these samples go
+        labels = labels[:, : named(split.inputs)[next(iter(task.lengths.values()))][rows].max()]
     for name, make in task.models.items():
         where = f"{place}: models[{name!r}]"
         if not _makes(make):

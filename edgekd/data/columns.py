@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from edgekd import system
-from edgekd.data import Arrays, workers
+from edgekd.data import Arrays, ragged, workers
 from edgekd.data.arrays import labels_of
 from edgekd.data.column import cast, column, held, stamp_of
+from edgekd.data.ragged import Ragged
 from edgekd.data.reading import Notes, Reader, every_problem, size
 from edgekd.errors import Problem, UsageError
 from edgekd.inputs import Column, each, named
@@ -26,7 +28,9 @@ Kept = Callable[[Callable[[], Any], Callable[[], dict[str, Any]]], Any]
 @dataclass(frozen=True)
 class Columns:
     """A loaded split. `inputs` [N, ...] or {name: [N, ...]}, arrays or columns (`inputs.Column`); `labels` [N, ...],
-    {output: [N, ...]} or None; `tags`: N tuples, or None where no sample has any; `digest`: sha256 of all of it."""
+    {output: [N, ...]} or None; `tags`: N tuples, or None where no sample has any; `digest`: sha256 of all of it. Of
+    samples of different length an input is `Ragged`, `lengths` [N] says them, and where each step has a label,
+    `stepwise`, labels [N, longest] are filled with what does not count."""
 
     split: str
     inputs: Any
@@ -35,6 +39,8 @@ class Columns:
     weight: np.ndarray
     digest: str
     tags: list[tuple[str, ...]] | None = None
+    lengths: np.ndarray | None = None
+    stepwise: bool = False
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -63,18 +69,22 @@ def _load(task: Task, split: str, kept: Kept) -> Columns:
             Problem(place, "the split is empty", "return at least one sample for each of train, validation and test")
         )
     if task.collate is None and isinstance(samples, Arrays):  # nothing to stack
-        inputs, labels = each(samples.inputs, _single), samples.labels
+        inputs, lengths = measured(task, each(samples.inputs, _single))
+        stepwise = isinstance(samples.labels, Ragged)
+        labels = None if samples.labels is None else filled(task, samples.labels, place)
         rest = labels, list(samples.ids), np.ones(len(samples), np.float32), _tags(samples.tags)
-        return Columns(split, inputs, *rest[:3], _digest(inputs, rest, kept), rest[3])
-    if task.collate is None and not held(size(samples[0].inputs) * len(samples)):
+        return Columns(split, inputs, *rest[:3], _digest(inputs, rest, kept), rest[3], lengths, stepwise)
+    if task.collate is None and not task.lengths and not held(size(samples[0].inputs) * len(samples)):
         return _far(samples, split, place)
     rows = [samples[i] for i in range(len(samples))]
     inputs, labels = _stack(task, rows, place)
-    inputs = each(inputs, _single)
-    labels = None if labels is None else each(labels, np.asarray)
+    inputs, lengths = measured(task, each(inputs, _single))
+    stepwise = isinstance(labels, Ragged)
+    labels = None if labels is None else filled(task, labels, place)
     ids = [i if row.id is None else row.id for i, row in enumerate(rows)]
     weight, tags = np.array([row.weight for row in rows], np.float32), _tags([tuple(row.tags) for row in rows])
-    return Columns(split, inputs, labels, ids, weight, fingerprint.data(inputs, labels, ids, weight, tags), tags)
+    digest = fingerprint.data(_flat(inputs), labels, ids, weight, tags)
+    return Columns(split, inputs, labels, ids, weight, digest, tags, lengths, stepwise)
 
 
 def _tags(tags: Sequence[tuple[str, ...]] | None) -> list[tuple[str, ...]] | None:
@@ -87,7 +97,7 @@ def _digest(inputs: Any, rest: tuple[Any, list, np.ndarray, Any], kept: Kept) ->
 
     def make() -> dict[str, Any]:
         with every_problem(inputs):
-            return {"digest": fingerprint.data(inputs, *rest)}
+            return {"digest": fingerprint.data(_flat(inputs), *rest)}
 
     if None in stamps.values():
         return make()["digest"]
@@ -107,8 +117,59 @@ def _far(samples: Any, split: str, place: str) -> Columns:
     return Columns(split, inputs, labels, ids, weight, digest, tags)
 
 
+def measured(task: Task, inputs: Any) -> tuple[Any, np.ndarray | None]:
+    """(inputs with the lengths that the task asks for, these [N] or None)."""
+    place = f"task {task.name}: lengths"
+    given = named(inputs, task.inputs[0])
+    lost = [name for name, values in given.items() if isinstance(values, Ragged) and name not in task.lengths]
+    if lost:
+        hint = f'lengths={{"{lost[0]}": "lengths"}} names the input that gets them'
+        raise UsageError(Problem(place, f"samples of {', '.join(lost)} differ in length", hint))
+    if not task.lengths:
+        return inputs, None
+    counts = {name: _lengths(given[name]) for name in task.lengths if name in given}
+    if len(counts) < len(task.lengths) or len(set(task.lengths.values())) > 1:
+        text = f"are of {', '.join(task.lengths)}, for {', '.join(sorted(set(task.lengths.values())))}"
+        hint = f"the data has the inputs {', '.join(given)}; those with lengths share one input for them"
+        raise UsageError(Problem(place, text, hint))
+    first, *others = counts.values()
+    if any((other != first).any() for other in others):
+        raise UsageError(Problem(place, f"those of {', '.join(counts)} differ within a sample", "make them equal"))
+    return {**given, next(iter(task.lengths.values())): first}, first
+
+
+def filled(task: Task, labels: Any, place: str = "") -> Any:
+    """Labels as an array: those of steps are filled with the label that does not count."""
+    if isinstance(labels, Mapping):
+        if steps := [name for name, values in labels.items() if isinstance(values, Ragged)]:
+            hint = "several outputs take one label for each sample"
+            raise UsageError(Problem(place, f"labels of {', '.join(steps)} differ in length", hint))
+        return each(labels, np.asarray)
+    if not isinstance(labels, Ragged):
+        return np.asarray(labels)
+    if task.output is None or task.output.ignore_index is None:
+        hint = 'outputs={"name": edgekd.classes(axis=2, ignore_index=-100)}, or yes_no(ignore_index=-100)'
+        raise UsageError(Problem(place, "each step has a label, and none is said not to count", hint))
+    return labels.filled(fill=task.output.ignore_index)
+
+
+def _lengths(values: Any) -> np.ndarray:
+    return values.lengths if isinstance(values, Ragged) else np.full(len(values), values.shape[1], np.int64)
+
+
+def _flat(inputs: Any) -> Any:
+    """The inputs as arrays whose values tell them: samples of different length as both their arrays."""
+    if not isinstance(inputs, Mapping) or not any(isinstance(values, Ragged) for values in inputs.values()):
+        return inputs
+    parts = {name: ragged.parts(values) for name, values in inputs.items()}
+    flat = {name: values for name, values in parts.items() if not isinstance(values, dict)}
+    return flat | {f"{n}.{part}": a for n, held in parts.items() if isinstance(held, dict) for part, a in held.items()}
+
+
 def _single(array: Any) -> Any:
     """Floating-point inputs as float32, the type of models; integers are unchanged."""
+    if isinstance(array, Ragged):
+        return array.typed(np.float32) if array.dtype.kind == "f" else array
     array = column(array)
     if isinstance(array, Column):
         return cast(array, np.float32) if array.dtype.kind == "f" else array
@@ -122,9 +183,9 @@ def _stack(task: Task, rows: list, place: str):
         return each(inputs, np.asarray), None if labels is None else each(labels, np.asarray)
     try:
         if isinstance(rows[0].inputs, Mapping):
-            inputs = {name: np.stack([np.asarray(row.inputs[name]) for row in rows]) for name in rows[0].inputs}
+            inputs = {n: _stacked(task, n, [np.asarray(row.inputs[n]) for row in rows]) for n in rows[0].inputs}
         else:
-            inputs = np.stack([np.asarray(row.inputs) for row in rows])
+            inputs = _stacked(task, task.inputs[0], [np.asarray(row.inputs) for row in rows])
     except (ValueError, KeyError) as error:
         raise UsageError(
             Problem(place, f"samples can't be stacked: {error}", "give all inputs one shape, or the task a `collate`")
@@ -145,6 +206,10 @@ def _stack(task: Task, rows: list, place: str):
         raise UsageError(Problem(place, f"labels can't be stacked: {error}", hint)) from None
 
 
+def _stacked(task: Task, name: str, parts: list[np.ndarray]) -> Any:
+    return ragged.of(parts) if name in task.lengths else np.stack(parts)
+
+
 def _tensors(labels: Any, index: np.ndarray) -> Any:
     import torch
 
@@ -162,10 +227,12 @@ def taken(columns: Columns, indices: Sequence[np.ndarray], view: int = 0) -> Ite
     import torch
 
     for index, inputs in zip(indices, workers.rows(columns.inputs, indices), strict=True):
+        steps = int(columns.lengths[index].max()) if columns.stepwise and columns.lengths is not None else None
         labels = None if columns.labels is None else _tensors(columns.labels, index)
+        labels = labels[:, :steps] if labels is not None and steps is not None else labels
         tags = None if columns.tags is None else [columns.tags[i] for i in index]
         weight = torch.from_numpy(columns.weight[index])
-        yield Batch(each(inputs, torch.from_numpy), labels, torch.from_numpy(index), weight, view, tags)
+        yield Batch(each(inputs, torch.from_numpy), labels, torch.from_numpy(index), weight, view, tags, steps=steps)
 
 
 def few(columns: Columns, most: int = 256) -> int:
@@ -175,10 +242,29 @@ def few(columns: Columns, most: int = 256) -> int:
 
 
 def batches(columns: Columns, size: int, view: int = 0) -> Iterator[Batch]:
-    """The split in order, in batches of at most `size`."""
-    starts = range(0, len(columns), size)
-    indices = [np.arange(a, min(a + size, len(columns)), dtype=np.int64) for a in starts]
-    for batch in taken(columns, indices, view):
+    """The split in order, in batches of at most `size`; of samples of different length in such of one, so that nothing
+    is filled."""
+    for batch in taken(columns, list(even(columns, np.arange(len(columns), dtype=np.int64), size)), view):
         yield batch
         if _is_far(columns):
             system.free_unused()  # what was computed with it
+
+
+def even(columns: Columns, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The rows in their order, at most `size` at a time, and of one length."""
+    changes = [] if columns.lengths is None else np.flatnonzero(np.diff(columns.lengths[rows])) + 1
+    for run in np.split(rows, changes):
+        yield from (run[start : start + size] for start in range(0, len(run), size))
+
+
+def some(columns: Columns, rows: np.ndarray) -> Columns:
+    """These rows of a split, with the digest of all."""
+    return dataclasses.replace(
+        columns,
+        inputs=each(columns.inputs, lambda values: ragged.pick(values, rows)),
+        labels=None if columns.labels is None else each(columns.labels, lambda values: values[rows]),
+        ids=[columns.ids[i] for i in rows],
+        weight=columns.weight[rows],
+        tags=None if columns.tags is None else [columns.tags[i] for i in rows],
+        lengths=None if columns.lengths is None else columns.lengths[rows],
+    )

@@ -12,7 +12,8 @@ from edgekd.data.columns import Columns, taken
 from edgekd.models import device
 from edgekd.records import Batch, Task
 
-ORDER, VIEW = 1, 2  # separate streams of one seed
+ORDER, VIEW, GROUP = 1, 2, 3  # separate streams of one seed
+POOL = 16  # batches that are sorted by length together
 
 
 def mix(*words: np.ndarray | int) -> np.ndarray:
@@ -59,11 +60,22 @@ def epochs(
 
     def source(epoch: int, start: int = 0) -> Iterator[Batch]:
         rows, view = order(seed, epoch, len(columns)), epoch % views
-        batches = taken(columns, [rows[a:b] for a, b in spans(len(rows), batch)[start:]], view)
-        for found in device.ahead(batches, on):
+        parts = [rows[a:b] for a, b in spans(len(rows), batch)]
+        if columns.lengths is not None:
+            parts = grouped(rows, columns.lengths, batch, seed, epoch)
+        for found in device.ahead(taken(columns, parts[start:], view), on):
             yield see(found, task, augment_seed)
 
     return source
+
+
+def grouped(rows: np.ndarray, lengths: np.ndarray, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of an epoch's `rows`, each of samples of similar length: among every POOL batches they are sorted by
+    length, and the batches are then shuffled."""
+    pools = [rows[a : a + POOL * batch] for a in range(0, len(rows), POOL * batch)]
+    near = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
+    parts = [near[a:b] for a, b in spans(len(near), batch)]
+    return [parts[i] for i in np.argsort(mix(seed, GROUP, epoch, np.arange(len(parts))), kind="stable")]
 
 
 def spans(count: int, batch: int) -> list[tuple[int, int]]:

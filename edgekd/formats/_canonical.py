@@ -52,12 +52,16 @@ def clean(
         node.output[:] = [names[n] for n in node.output]
         node.name, node.doc_string = "", ""
         del node.metadata_props[:]
+    steps: dict[str, str] = {}
     for value in (*graph.input, *graph.output):
         value.name, value.doc_string = names[value.name], ""
         del value.metadata_props[:]
         dims = value.type.tensor_type.shape.dim
         if dims and dims[0].HasField("dim_param"):
             dims[0].dim_param = "batch"
+        for dim in dims[1:]:  # the tracer numbers these as it likes
+            if dim.HasField("dim_param"):
+                dim.dim_param = steps.setdefault(dim.dim_param, "steps" if not steps else f"steps{len(steps)}")
     graph.name, graph.doc_string = "edgekd", ""
     del graph.value_info[:]
     del graph.metadata_props[:]

@@ -13,7 +13,7 @@ import numpy as np
 from edgekd import environment, results, targets
 from edgekd.files import sha256
 from edgekd.hosts import counter
-from edgekd.inputs import bare, each, length, named
+from edgekd.inputs import bare, each, length
 from edgekd.measure import instructions as counts
 from edgekd.measure import jobs
 from edgekd.measure.cpu_agreement import figures
@@ -22,6 +22,8 @@ from edgekd.measure.folders import identity
 from edgekd.measure.machine import noted
 from edgekd.models.scores import file_of
 from edgekd.records import Made, Measurement, Target
+from edgekd.run import feeds
+from edgekd.samples.rows import of as samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,9 +53,9 @@ def prove(
     here = o.outputs["test"]
     facts = environment.describe()
     wanted = [t for t in devices(_taking(absent, o)) if int8 or targets.matches(t, facts)]
-    if isinstance(here, Mapping) and not resolved.task.heads or not wanted:
+    if isinstance(here, Mapping) and not resolved.task.heads or not wanted or columns.stepwise:
         return Proven()
-    inputs = named(columns.inputs, resolved.task.inputs[0])
+    inputs = feeds.of(resolved.task, columns)
     ready, problems = launches(wanted)
     for problem in problems:
         progress.say(f"not run: {problem}")
@@ -103,7 +105,7 @@ def instructions(
     absent = _taking(absent, o)
     wanted = [t for t in devices(absent) if t.name in o.point.targets and t.architecture == "aarch64"]
     columns = resolved.data("test")
-    few = {n: a[: jobs.ROWS] for n, a in named(columns.inputs, resolved.task.inputs[0]).items()}
+    few = samples(feeds.of(resolved.task, columns)).take(slice(jobs.ROWS))
     run = emulation(o.file, o.point.deployment.runtime, few, launches(wanted)[0])
 
     def work(target: Target, launch: Mapping[str, Any]) -> Sequence[Measurement]:

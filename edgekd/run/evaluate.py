@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd import components, environment, probes, results, targets
-from edgekd.data.column import joined
 from edgekd.hosts import local
-from edgekd.inputs import bare, named
+from edgekd.inputs import bare
 from edgekd.inputs import sample as sample_of
 from edgekd.measure import jobs
 from edgekd.measure.folders import identity
@@ -25,8 +24,10 @@ from edgekd.measure.machine import noted
 from edgekd.predicting import of_file
 from edgekd.probes import Subject, measure
 from edgekd.records import Artifact, Deployment, Host, Made, Measurement, Split, Target
+from edgekd.run import feeds
 from edgekd.run.plan import Plan, Point
 from edgekd.run.resolve import Resolved
+from edgekd.samples.rows import Samples
 from edgekd.store.store import Store
 
 if TYPE_CHECKING:
@@ -115,13 +116,11 @@ def answers(
     if kept is None:
 
         def build(place: Path, scratch: Path) -> Made:
-            parts = [named(c.inputs, resolved.task.inputs[0]) for c in columns.values()]
-            both = {name: joined([part[name] for part in parts]) for name in parts[0]}
+            task, splits = resolved.task, tuple(columns.values())
             file = file_of(artifact, how)
-            answered = jobs.score(file, both, runtime=how.runtime, folder=scratch, host=host)
-            first = len(columns[SPLITS[0]])
-            for split, rows in zip(SPLITS, (slice(0, first), slice(first, None)), strict=True):
-                np.savez(place / f"{split}.npz", **{name: array[rows] for name, array in answered.items()})
+            found = jobs.score(file, feeds.of(task, *splits), runtime=how.runtime, folder=scratch, host=host)
+            for split, arrays in zip(SPLITS, feeds.answered(task, found, *splits), strict=True):
+                np.savez(place / f"{split}.npz", **arrays)
             return Made("outputs", {"ran": jobs.ran(scratch, how.runtime)})
 
         kept = store.make(
@@ -219,9 +218,9 @@ def ratio(
     return kept["ratio"][0]
 
 
-def _inputs(resolved: Resolved) -> Mapping[str, Any]:
+def _inputs(resolved: Resolved) -> Any:
     """{input: samples} that files are timed with."""
-    return named(resolved.data("test").inputs, resolved.task.inputs[0])
+    return feeds.of(resolved.task, resolved.data("test"))
 
 
 def _quality(
@@ -266,7 +265,8 @@ def described(
     """All measurements of a file: counted ones once, measured ones for each target whose host has its features."""
     how = o.point.deployment
     wanted = [d for t in resolved.targets if t.name in o.point.targets and (d := targets.deployed(t, how))]
-    sample = sample_of(_inputs(resolved))
+    given = _inputs(resolved)
+    sample = given.shapes if isinstance(given, Samples) else sample_of(given)
     found = [*measure(Subject(file=o.file, format=how.format, facts=o.artifact.facts, sample=sample))]
     absent = [t for t in wanted if t.name not in hosts or targets.matches(t, hosts[t.name].facts)]
     if any(map(targets.runs, absent)):

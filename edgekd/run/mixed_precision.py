@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import environment, quantization, targets
-from edgekd.inputs import named
 from edgekd.measure import jobs, operators
 from edgekd.probes import static
 from edgekd.quantization.diagnosis import mixed_precision
 from edgekd.quantization.diagnosis.sensitivity import SAMPLES, sensitivity
 from edgekd.records import Deployment
+from edgekd.run import feeds
 from edgekd.run import plan as planning
 from edgekd.run.plan import Plan
 from edgekd.stages.quantize import calibration
@@ -139,7 +139,7 @@ def _times(
     files = {"float": place / "float.onnx", "int8": place / "int8.onnx"}
     for file, of in zip(files.values(), (parent, o), strict=True):
         onnx.save(mixed_precision.named(onnx.load(of.file), graph), file)
-    inputs = named(columns.inputs, resolved.task.inputs[0])
+    inputs = feeds.of(resolved.task, columns)
     timed, found = jobs.profile(files, inputs, jobs.Session(threads=threads, folder=place / "job")), []
     for name in files:
         raw = jobs.raw(place / "job", name)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgekd import components, results, targets
-from edgekd.data.column import picked
 from edgekd.errors import THEIRS, EdgekdError, EnvironmentUnfit, Problem, RunFailed, UsageError
 from edgekd.files import unwritable, write_atomic
 from edgekd.hosts import local
@@ -324,18 +323,10 @@ def _tried(where: str, work: Callable[..., Any], *given: Any) -> list[Problem]:
 
 def _some(columns: Columns, most: int) -> Columns:
     """Up to `most` rows, spaced evenly over the split."""
+    from edgekd.data.columns import some
+
     rows = np.linspace(0, len(columns) - 1, min(most, len(columns))).astype(int)
-    inputs = each(columns.inputs, lambda values: picked(values, rows))
-    labels = None if columns.labels is None else each(columns.labels, lambda column: column[rows])
-    tags = None if columns.tags is None else [columns.tags[i] for i in rows]
-    return dataclasses.replace(
-        columns,
-        inputs=inputs,
-        labels=labels,
-        ids=[columns.ids[i] for i in rows],
-        weight=columns.weight[rows],
-        tags=tags,
-    )
+    return some(columns, rows)
 
 
 def _outputs(like: Any, count: int, seed: int | None) -> Any:

@@ -51,6 +51,14 @@ class Answer:
         (model,), columns = teacher, run.data(self.split)
         module, rooms, outputs = device.placed(saved.load(model, run.task), run.device), {}, []
         teach = live(module, run.task, self.precision)
+        axis = 2 if run.task.output is not None and run.task.output.axis == 1 and self.shows == "logits" else 1
+
+        def full(array: Any) -> tuple[int, ...]:
+            """The shape of an answer with room for the steps of the longest sample."""
+            if not columns.stepwise:
+                return array.shape[1:]
+            return (*array.shape[1:axis], int(columns.lengths.max()), *array.shape[axis + 1 :])
+
         with seeded(run.seed, run.threads, run.device), device.arithmetic(run.device):
             for view in range(self.views):
                 for found in batches(columns, self.batch, view):
@@ -67,9 +75,9 @@ class Answer:
                     for file, array in self.files(answered, run.task.declared).items():
                         if file not in rooms:
                             rooms[file] = _room(
-                                run.folder / file, (self.views, len(columns), *array.shape[1:]), array.dtype
+                                run.folder / file, (self.views, len(columns), *full(array)), array.dtype
                             )
-                        rooms[file][view, index] = array
+                        rooms[file][(view, index, *map(slice, array.shape[1:]))] = array
                         unload(rooms[file])
                 run.progress(view + 1, self.views, f"view {view + 1}/{self.views}")
         for room in rooms.values():

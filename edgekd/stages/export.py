@@ -15,6 +15,7 @@ from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.inputs import named, positional
 from edgekd.models import saved
 from edgekd.records import Artifact, Deployment, Made, Run
+from edgekd.samples.rows import joined
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -201,7 +202,7 @@ def _answer(module: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], 
 
 
 def _joined(batches: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
-    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    return [joined(parts) for parts in zip(*batches, strict=True)]
 
 
 def _outputs(model: _Model) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from edgekd.components import Part, Use
@@ -186,10 +187,13 @@ def _corrected(name: str, module: fx.GraphModule, graph: fx.GraphModule, batches
 
 
 def calibration(columns: Any, samples: int):
-    """Yields the inputs of the first `samples` in a fixed shuffled order, 64 at a time."""
-    from edgekd.data.columns import take
+    """Yields the inputs of the first `samples` in a fixed shuffled order, 64 at a time; of different lengths sorted by
+    them, each length by itself, so that no range is of what fills a batch."""
+    from edgekd.data.columns import even, take
     from edgekd.data.epochs import order
 
     rows = order(0, 0, len(columns))[:samples]
-    for start in range(0, samples, 64):
-        yield take(columns, rows[start : start + 64]).inputs
+    if columns.lengths is not None:
+        rows = rows[np.argsort(columns.lengths[rows], kind="stable")]
+    for part in even(columns, rows, 64):
+        yield take(columns, part).inputs

@@ -49,7 +49,15 @@ def _one(answers: Artifact, rows: int, views: int, output: Output | None, of: st
                 f"the teacher's cached {name} have shape {list(array.shape)}, but the data needs [{views}, {rows}, ...]"
             )
         every = Mapped(array.reshape(views * rows, *array.shape[2:]))
-        return lambda batch: moved(torch.from_numpy(every[batch.view * rows + positions(batch)]), batch.index.device)
+        axis = 2 if name == "logits.npy" and output is not None and output.axis == 1 else 1  # of steps
+
+        def rows_of(batch: Batch) -> torch.Tensor:
+            found: torch.Tensor = torch.from_numpy(every[batch.view * rows + positions(batch)])
+            found = found if batch.steps is None else found.narrow(axis, 0, batch.steps)
+            there: torch.Tensor = moved(found, batch.index.device)
+            return there
+
+        return rows_of
 
     if there("labels"):
         labels = read("labels")
