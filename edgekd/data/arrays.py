@@ -166,10 +166,14 @@ def _columns(name: str, x: Any, y: Any, problems: list[Problem]) -> tuple[Any, A
     problems += found
     if found:
         return None, None
-    whole = lambda v: (
-        v if v.dtype.kind not in "iub" else v.typed(np.int64) if isinstance(v, Ragged) else v.astype(np.int64)
-    )
-    return x, None if y is None else each(y, whole)
+    return x, None if y is None else each(y, _whole)
+
+
+def _whole(labels: Any) -> Any:
+    """Integer labels as int64."""
+    if labels.dtype.kind not in "iub":
+        return labels
+    return labels.typed(np.int64) if isinstance(labels, Ragged) else labels.astype(np.int64)
 
 
 def to_column(values: Any) -> Any:
