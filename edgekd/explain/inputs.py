@@ -125,6 +125,8 @@ def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> 
     resolved = _resolved(folder, result)
     devices = [next((t for t in resolved.targets if t.name == n), None) or targets.load(n) for n in names]
     task = resolved.task
+    if task.lengths:
+        return "the layers can't be looked at: samples differ in length"
     looked, judged = _split(resolved, "validation"), _split(resolved, "test")
     labels = looked.labels if task.classes is not None and len(task.outputs) == 1 else None
     return Subject(
