@@ -4,8 +4,8 @@ against training from memory.
     python benchmarks/scaling/run.py [--counts 1000 10000 100000] [--rounds 5] [--out benchmarks/scaling/result.json]
 
 Memory: `edgekd compress` (an epoch of a teacher and of a student, int8 by calibration) over images of 96 x 96 x 3
-bytes in a mapped file. `resident` is the largest resident memory of one of its processes, `proportional` the largest
-sum over all of them at one time, shared pages counted once.
+bytes in a mapped file. `resident` is the peak resident memory of its own process, `proportional` the largest sum with
+those that it started at one time, shared pages counted once.
 
 Speed: steps over images in a folder, read by one process ahead or by none, and over the same images in memory, in turn;
 a step is made longer by repeating it. Only ratios are meant to be compared between machines.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -70,16 +69,25 @@ def memory(count: int, folder: Path) -> dict[str, float]:
     env = {**os.environ, "SCALING_COUNT": str(count), "SCALING_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
     env |= {"EDGEKD_STORE": str(folder / f"store-{count}"), "PYTHONPATH": os.pathsep.join((str(HERE), str(ROOT)))}
     command = [sys.executable, "-m", "edgekd", "compress", str(folder / "recipe.toml"), "--out", str(folder / "run")]
-    dry = subprocess.run([*command, "--dry-run"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    run, most = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
+    dry, run = peaks([*command, "--dry-run"], env), peaks(command, env)
+    (folder / f"{count}.npy").unlink()
+    return {"count": count, "dry_run_resident": dry[0], "resident": run[0], "proportional": run[1]}
+
+
+def peaks(command: list[str], env: dict[str, str]) -> tuple[int, int]:
+    """(peak resident bytes of the command's own process, largest proportional sum with those that it started). Not
+    `ru_maxrss`: a child's can carry over what this process had, which has just written the images."""
+    run, resident, most = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0, 0
     while run.poll() is None:
+        try:
+            lines = Path(f"/proc/{run.pid}/status").read_text().splitlines()
+            resident = max(resident, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+        except OSError:  # it has ended
+            pass
         most = max(most, proportional(run.pid))
         time.sleep(0.25)
-    (folder / f"{count}.npy").unlink()
-    assert dry.returncode == 0 and run.returncode in (0, 1), (dry.returncode, run.returncode)  # 1: the gate failed
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"count": count, "dry_run_resident": before, "resident": peak, "proportional": most}
+    assert run.returncode in (0, 1), run.returncode  # 1: the gate failed
+    return resident, most
 
 
 def speed(rounds: int, folder: Path) -> dict[str, object]:
