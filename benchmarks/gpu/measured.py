@@ -345,15 +345,14 @@ def loss(name, device, folder):
 def ensemble(name, device, folder):
     from edgekd.components import Use
     from edgekd.models.device import on
-    from edgekd.training.supervision import ensemble as made
 
     classes = {"one": tuple(range(5)), "two": tuple(range(5, CLASSES))}
     given = {"routed": [{"classes": classes}, {"tags": {"one": ("even",), "two": ("odd",)}}]}.get(name, [{}])
 
     def values(where, settings):
-        combine = made(Use("ensembles", name, settings), ("one", "two"))
-        if isinstance(combine, torch.nn.Module):
-            combine.to(where)
+        combine = Use("ensembles", name, settings)
+        if isinstance(combine.part(), type):
+            combine = combine(("one", "two"), 0).to(where)
         both = {"one": signals(where, 1), "two": signals(where, 2)}
         return [combine(both, on(batch_of(), where)).output]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,11 @@ PRUNE = {"use": "prune", "macs": "max 0.6", "multiple_of": 2}
 def kinds() -> list[str]:
     """The examples whose task says what its outputs or its sequences are."""
     found = [p.parent for p in sorted(EXAMPLES.glob("*/recipe.toml"))]
-    return [p.name for p in found if any("outputs=" in f.read_text() for f in p.glob("*.py"))]
+    return [
+        p.name
+        for p in found
+        if any({"outputs=", "lengths="} & {*re.findall(r"\w+=", f.read_text())} for f in p.glob("*.py"))
+    ]
 
 
 def recipe(name: str, seed: int, times: int, pruned: bool) -> dict[str, Any]:
@@ -136,8 +141,10 @@ def tables() -> None:
             gaps = [gap(each, "distilled", "alone", metric), gap(each, "int8", "distilled", metric)]
             gaps = ["", ""] if metric == "file_bytes" else gaps
             lines.append(f"| {name} | {metric} | {len(each)} | {' | '.join([*cells, *gaps])} |")
-        reasons = {s["refused"] for s in each.values() if "refused" in s}
-        notes += [f"- {name} is not pruned: {' '.join(reason.split())}" for reason in sorted(reasons)]
+        for reason in sorted({s["refused"] for s in each.values() if "refused" in s}):
+            missing = "No module named 'torch_pruning'" in reason
+            told = "torch-pruning was not installed there" if missing else " ".join(reason.split())
+            notes.append(f"- {name} was not pruned: {told}")
     facts = result["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in sorted(facts["versions"].items()))
     lines += ["", *notes, *([""] if notes else []), f"Again: `{result['command']}`. {facts['cpu']}, {versions}."]
