@@ -198,12 +198,20 @@ def test_two_splits_are_told_apart():
     assert first[1, :3, 0].tolist() == [5, 6, 0] and second[0, :6, 0].tolist() == [31, 32, 33, 34, 35, 0]
 
 
-@pytest.mark.parametrize("every", [False, True])
-def test_cached_answers_are_the_teachers(tmp_path, every, monkeypatch):
+class Across(Net):
+    """Its classes come before the steps: [n, 4, T]."""
+
+    def forward(self, inputs):
+        return super().forward(inputs).transpose(1, 2)
+
+
+@pytest.mark.parametrize("every, axis", [(False, 1), (True, 2), (True, -1), (True, 1), (True, -2)])
+def test_cached_answers_are_the_teachers(tmp_path, every, axis, monkeypatch):
     from edgekd.models import saved
 
     torch.manual_seed(0)
-    net, given = Net(every).eval(), task(every)
+    net = (Across if every and axis in (1, -2) else Net)(every).eval()
+    given = task(every, **({"outputs": {"tag": edgekd.classes(4, axis=axis, ignore_index=-100)}} if every else {}))
     held = columns.load(given, "train")
     monkeypatch.setattr(saved, "load", lambda model, task: net)
     run = Run(given, 0, 1, tmp_path, tmp_path, lambda split: held)
@@ -212,5 +220,7 @@ def test_cached_answers_are_the_teachers(tmp_path, every, monkeypatch):
     batch = columns.take(held, np.array([1, 3, 5]))
     found, wanted = cached(kept, 8, 1, given.output)(batch).output, net(batch.inputs)
     assert found.shape == wanted.shape
+    if every and axis in (1, -2):
+        found, wanted = found.transpose(1, 2), wanted.transpose(1, 2)
     own = sequences.mask(batch.inputs["x"], batch.inputs["lengths"]) if every else slice(None)
     assert torch.allclose(found[own], wanted[own], atol=1e-6)

@@ -49,6 +49,12 @@ def shown(output: Output | Mapping[str, Output] | None, values: Any) -> dict[str
     return {name: predicted(one, values[name]) for name, one in output.items() if one.scored}
 
 
+def steps_of(output: Output | None) -> int:
+    """The axis of the steps of a sequence in an output: [n, C, steps] where the classes come first, else [n, steps,
+    ...]."""
+    return 2 if output is not None and output.kind == "classes" and output.axis in (1, -2) else 1
+
+
 def file_of(what: str, name: str) -> str:
     """The name of the file that holds a teacher's `logits` or what is shown of them, of one of several outputs."""
     return f"{what}.{name}.npy" if name else f"{what}.npy"

@@ -13,7 +13,7 @@ from annotated_types import Ge
 from edgekd.errors import RunFailed
 from edgekd.inputs import each, named, unload
 from edgekd.models.precision import Precision
-from edgekd.models.scores import file_of
+from edgekd.models.scores import file_of, steps_of
 from edgekd.records import Artifact, Made, Run
 
 
@@ -51,7 +51,7 @@ class Answer:
         (model,), columns = teacher, run.data(self.split)
         module, rooms, outputs = device.placed(saved.load(model, run.task), run.device), {}, []
         teach = live(module, run.task, self.precision)
-        axis = 2 if run.task.output is not None and run.task.output.axis == 1 and self.shows == "logits" else 1
+        axis = steps_of(run.task.output) if self.shows == "logits" else 1
 
         def full(array: Any) -> tuple[int, ...]:
             """The shape of an answer with room for the steps of the longest sample."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.data.column import Mapped
 from edgekd.errors import RunFailed
 from edgekd.models.device import moved, positions
-from edgekd.models.scores import as_given, file_of
+from edgekd.models.scores import as_given, file_of, steps_of
 from edgekd.outputs import Output
 from edgekd.records import Artifact, Batch, Signals
 
@@ -49,7 +49,7 @@ def _one(answers: Artifact, rows: int, views: int, output: Output | None, of: st
                 f"the teacher's cached {name} have shape {list(array.shape)}, but the data needs [{views}, {rows}, ...]"
             )
         every = Mapped(array.reshape(views * rows, *array.shape[2:]))
-        axis = 2 if name == "logits.npy" and output is not None and output.axis == 1 else 1  # of steps
+        axis = steps_of(output) if name == "logits" else 1
 
         def rows_of(batch: Batch) -> torch.Tensor:
             found: torch.Tensor = torch.from_numpy(every[batch.view * rows + positions(batch)])
