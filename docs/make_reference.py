@@ -24,6 +24,7 @@ import pydantic
 import edgekd
 from edgekd import components, errors, probes, records, results, runtimes, signatures, targets
 from edgekd.decisions import rules, tables
+from edgekd.probes import quality
 
 HERE = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- written by docs/make_reference.py from docstrings and signatures: change those -->"
@@ -136,9 +137,14 @@ def parts(kind: str, about: str) -> str:
 def quantities(measures: Iterable[records.Quantity]) -> str:
     """What a probe measures, or what a budget may name."""
     head = ("name", "what it is", "unit", "better", "origin")
-    return table(
-        head, [(f"`{q.name}`", q.title, q.unit or "a count", q.better or "neither", q.origin) for q in measures]
-    )
+    return table(head, [(f"`{q.name}`", q.title, unit(q), q.better or "neither", q.origin) for q in measures])
+
+
+def unit(quantity: records.Quantity) -> str:
+    """The unit as a reader needs it: one without is a count, except where the output declares it."""
+    if quantity.name == quality.ERROR.name:
+        return "the output's"
+    return quantity.unit or "a count"
 
 
 def device_runtimes() -> str:

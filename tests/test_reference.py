@@ -49,3 +49,10 @@ def test_types_are_told_in_words(reference):
     assert reference.told(tuple[Annotated[int, Ge(2)], ...] | None) == "list of integer, at least 2 or none"
     assert reference.told(Literal["a", 4]) == '`"a"`, `4`'
     assert reference.toml(({"use": "kl", "weight": 0.5},)) == '`[{ use = "kl", weight = 0.5 }]`'
+
+
+def test_what_is_in_the_unit_of_the_output_is_no_count(reference):
+    made = reference.pages()
+    for page in ("probes", "budgets"):
+        row = next(r for r in made[f"{page}.md"].splitlines() if r.startswith("| `error_to_teacher`"))
+        assert "| the output's |" in row and "a count" not in row
