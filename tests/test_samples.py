@@ -157,11 +157,12 @@ class TestAxes:
         assert read(Source("d.npz"), held).samples.axes == {"x": 0}
 
     @pytest.mark.parametrize("option", [(), ("--axis", "k=none")])
-    def test_a_scalar_is_given_once(self, capsys, option):
+    @pytest.mark.parametrize("value", [np.float32(2), np.full(1, 2, np.float32)])
+    def test_a_scalar_is_given_once(self, capsys, option, value):
         nodes = [h.make_node("Gemm", ["x", "w"], ["a"], name="fc"), h.make_node("Mul", ["a", "k"], ["y"])]
         path = file(Path("m.onnx"), nodes, {"x": ["n", 8], "k": []}, {"y": ["n", 3]}, {"w": numbers(8, 3)})
-        np.savez("d.npz", x=numbers(40, 8), k=np.float32(2))
-        assert isinstance(read(Source("d.npz"), of_model(onnx.load(path))).samples.feed()["k"], np.ndarray)
+        np.savez("d.npz", x=numbers(40, 8), k=value)
+        assert read(Source("d.npz"), of_model(onnx.load(path))).samples.feed()["k"].shape == ()
         words = ("--data", "d.npz", *option)
         code, told = run(capsys, "quantize", path, *words, "--slower-int8", "--out", "int8.onnx")
         assert code == 0 and "1 of 1 layers in int8" in told

@@ -102,6 +102,8 @@ def placed(
     sure = {n for n in given if n in asked or (dim is not None and dim in (signature.inputs[n].dims or ()))}
     for name, array in given.items():
         tensor, axis = signature.inputs[name], axes[name]
+        if axis is None and _is_row(array, tensor):
+            array = array[0]
         where = _place(array, tensor, axis, name in sure, len(set(rows.values())) > 1)
         if where is None:
             problems.append(Problem(place, _unfit(name, array, tensor, axis)))
@@ -215,6 +217,12 @@ def _place(
     if array.ndim == len(dims) + 1 and fits(shape[1:], dims):
         return 0, WHOLE
     return None
+
+
+def _is_row(array: np.ndarray, tensor: Tensor) -> bool:
+    """Whether an array is one row of values that an input without samples takes: one value for all of them."""
+    dims, shape = tensor.dims, array.shape
+    return dims is not None and not fits(shape, dims) and shape[:1] == (1,) and fits(shape[1:], dims)
 
 
 def _completed(array: np.ndarray, tensor: Tensor, axis: int | None) -> np.ndarray | None:
