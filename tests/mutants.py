@@ -89,6 +89,7 @@ TESTS = {
     "edgekd/quantization/torch_graph/fake.py": "quantization saturation ranges",
     "edgekd/quantization/torch_graph/integers.py": "quantization",
     "edgekd/quantization/torch_graph/modules.py": "quantization",
+    "edgekd/quantization/torch_graph/recurrent.py": "recurrent",
     "edgekd/quantization/torch_graph/rewrite.py": "quantization speech",
     "edgekd/quantization/torch_graph/rounding.py": "quantization ranges",
     "edgekd/quantization/torch_graph/sites.py": "quantization",

@@ -26,6 +26,7 @@ from edgekd.quantization import parameters as quantization_parameters
 from edgekd.quantization.diagnosis import layers as diagnose
 from edgekd.quantization.diagnosis import noise as noises
 from edgekd.quantization.diagnosis.causes import Seen, beyond, calibrated_on_few, of_values
+from edgekd.quantization.diagnosis.signal_to_noise import signal
 from edgekd.quantization.diagnosis.weight_causes import of_weights
 from edgekd.quantization.qdq.graph import Parameters
 from edgekd.quantization.qdq.pairing import PARTS, Layer, Weights, pair
@@ -106,7 +107,7 @@ def test_what_a_layer_gives_back_is_that_of_the_fake_quantized_model(healthy, tm
         plain = k.model(x).numpy()
 
         def noise():
-            return float((np.square(module(x).numpy() - plain).mean(1) / noises.signal(plain)).mean())
+            return float((np.square(module(x).numpy() - plain).mean(1) / signal(plain)).mean())
 
         assert diagnose.decibel(total / noise()) == pytest.approx(0, abs=0.3)
         parts = {part.name: part for part in fake.parts(module, (modules.Value, modules.Weight))}
@@ -256,7 +257,7 @@ def test_what_saturation_does_is_what_such_a_cpu_answers(tmp_path):
 def test_signal_by_hand():
     """Means over the samples 2 and 0: what is left is (-2, 0), (0, 0), (2, 3), (0, -3) and so powers 2, 0, 6.5, 4.5,
     the median 3.25."""
-    found = noises.signal(np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 3.0], [2.0, -3.0]]))
+    found = signal(np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 3.0], [2.0, -3.0]]))
     assert found.tolist() == [3.25, 3.25, 6.5, 4.5] and diagnose.decibel(100) == 20
 
 

@@ -297,7 +297,8 @@ def test_int8_agrees_with_float(name, tmp_path):
         made = quantize.quantize(**paths, weight_bits=bits, full_range=full)
         onnx.checker.check_model(onnx.load(paths["out"]), full_check=True)
         quiet = all(a.snr_db >= 20 for a in made.agreements)
-        assert made.differ == 0 and made.audited and len(made.notes) == (not quiet)
+        told = [note for note in made.notes if "samples are taken along" not in note]
+        assert made.differ == 0 and made.audited and len(told) == (not quiet)
         assert sum(bool(r.reason) for r in made.layers) == left == len(float_kernels(paths["out"]))
         outputs = {
             o.name: pair for o, *pair in zip(model.graph.output, wanted, answers(paths["out"], arrays), strict=True)

@@ -340,7 +340,7 @@ def test_answers_take_one_core_however_many_threads_the_target_has(monkeypatch):
     resolved = SimpleNamespace(
         targets=(wide,),
         data=lambda split: SimpleNamespace(labels=labels, inputs={"x": np.zeros((6, 3))}),
-        task=SimpleNamespace(metrics=(top1(),), inputs=(("x",),), output=None),
+        task=SimpleNamespace(metrics=(top1(),), inputs=(("x",),), output=None, declared=None),
     )
     artifact = SimpleNamespace(folder=Path("."), facts={})
     o = evaluate.Observed(
