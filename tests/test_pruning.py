@@ -15,7 +15,7 @@ from edgekd import Task, arrays, components, pruning
 from edgekd.components import Use
 from edgekd.data.columns import load
 from edgekd.errors import UsageError
-from edgekd.models import networks, saved
+from edgekd.models import networks, saved, sequences
 from edgekd.pruning import points
 from edgekd.pruning.attention import narrow
 from edgekd.pruning.check import Trials
@@ -313,7 +313,8 @@ def recurrent():
 
 def gru():
     def run(m, x):
-        return m.head(F.relu(m.after(m.gru(F.relu(m.before(x)))[0][:, -1])))
+        ends = torch.arange(len(x)) % 3 + 1
+        return m.head(F.relu(m.after(sequences.last(m.gru(F.relu(m.before(x)))[0], ends))))
 
     return Net(
         run,

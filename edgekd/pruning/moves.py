@@ -12,7 +12,7 @@ from edgekd.pruning.planes import NONE, Noting, Value, compact, varies
 MOVES = {
     *("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "expand", "repeat", "permute", "transpose", "t"),
     *("slice", "select", "narrow", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind"),
-    *("chunk", "unsafe_chunk", "index", "index_select", "diagonal", "unfold", "roll", "flip", "alias"),
+    *("chunk", "unsafe_chunk", "index", "index_select", "gather", "diagonal", "unfold", "roll", "flip", "alias"),
     *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
 }
 PARTS = {"slice": 1, "split": 2, "split_with_sizes": 2, "unsafe_split": 2, "unsafe_split_with_sizes": 2, "chunk": 2}
@@ -21,7 +21,7 @@ PARTS = {"slice": 1, "split": 2, "split_with_sizes": 2, "unsafe_split": 2, "unsa
 class Moves(Noting):
     def moved(self, name, func, args, kwargs, given, shapes, out) -> None:
         outs = out if isinstance(out, (list, tuple)) else [out]
-        if name in ("index", "index_select"):
+        if name in ("index", "index_select", "gather"):
             for other in given[1:]:
                 self.fix(other, "they say which values are taken")
         source, shape = given[0], shapes[0]
@@ -74,7 +74,7 @@ class Moves(Noting):
                 yield axis, "fixed" if step else "parts"
         elif name in ("select", "unbind"):
             yield (args[1] if len(args) > 1 else kwargs.get("dim", 0)), "level"
-        elif name == "index_select":
+        elif name in ("index_select", "gather"):
             yield args[1], "fixed"
         elif name == "index":
             yield from ((axis, "fixed") for axis, index in enumerate(args[1]) if index is not None)
