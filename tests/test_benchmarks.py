@@ -1,6 +1,7 @@
 """Committed results: tables are made from them and nothing else, and the delivered file is the one that they tell
 of."""
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -82,6 +83,17 @@ def test_foreign_tables_are_those_of_the_result(tmp_path, monkeypatch):
     told = "\n".join(tables.missed(result["files"]))
     assert "ruined, 3.2 dB" in told and "32.1" in told and "1.30 times float's time [1.23, 1.40]" in told
     assert "made in 77.0 s of CPU" in told
+
+
+def test_foreign_files_all_have_a_row():
+    """Those of packages and the generated ones, and no others."""
+    folder = ROOT / "benchmarks" / "foreign"
+    assigned = [n for n in ast.parse((folder / "architectures.py").read_text()).body if isinstance(n, ast.AnnAssign)]
+    made = next(n.value for n in assigned if n.target.id == "ARCHITECTURES")
+    wanted = {*json.loads((folder / "files.json").read_text()), *(name.id for name in made.elts)}
+    rows = {*json.loads((folder / "result.json").read_text())["files"]}
+    assert not wanted - rows, f"no row: {sorted(wanted - rows)}"
+    assert not rows - wanted, f"of no file: {sorted(rows - wanted)}"
 
 
 @pytest.mark.parametrize("name", ["distillation", "kinds", "speech"])
