@@ -117,3 +117,19 @@ def test_tables_are_those_of_the_result(name, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "RESULT", tmp_path / "result.json")
     run.tables()
     assert "12.3" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_online_tables_are_those_of_the_result(tmp_path, monkeypatch):
+    """As committed; and another result gives another table."""
+    folder = ROOT / "benchmarks" / "distillation"
+    monkeypatch.syspath_prepend(str(folder))
+    online = script(folder / "online.py")
+    monkeypatch.setattr(online, "TABLES", tmp_path / "ONLINE.md")
+    online.tables()
+    assert (tmp_path / "ONLINE.md").read_text() == (folder / "ONLINE.md").read_text()
+    changed = json.loads((folder / "online.json").read_text())
+    next(iter(changed["ways"].values()))["seeds"] = dict.fromkeys("012", 12.34)
+    (tmp_path / "online.json").write_text(json.dumps(changed))
+    monkeypatch.setattr(online, "RESULT", tmp_path / "online.json")
+    online.tables()
+    assert "12.34" in (tmp_path / "ONLINE.md").read_text()

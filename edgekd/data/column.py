@@ -56,10 +56,27 @@ class Mapped(Column):
 
 
 @dataclass(frozen=True, eq=False)
-class Rows(Column):
-    """The rows `index` of an array or column."""
+class Over(Column):
+    """Another array or column, changed as it is read. `told`: what tells the change."""
 
     of: Any = field(repr=False)
+
+    @property
+    def decoded(self) -> bool:  # type: ignore[override]
+        return getattr(self.of, "decoded", False)
+
+    def stamp(self) -> Any:
+        known = stamp_of(self.of)
+        return None if known is None else [known, self.told()]
+
+    def told(self) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Over):
+    """The rows `index` of an array or column."""
+
     index: np.ndarray = field(repr=False)
 
     @property
@@ -70,36 +87,25 @@ class Rows(Column):
     def dtype(self) -> np.dtype[Any]:  # type: ignore[override]
         return self.of.dtype
 
-    @property
-    def decoded(self) -> bool:  # type: ignore[override]
-        return getattr(self.of, "decoded", False)
-
-    def stamp(self) -> Any:
-        known = stamp_of(self.of)
-        return None if known is None else [known, hashlib.sha256(self.index.astype(np.int64).tobytes()).hexdigest()]
+    def told(self) -> str:
+        return hashlib.sha256(self.index.astype(np.int64).tobytes()).hexdigest()
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         return self.of[self.index[index]]
 
 
 @dataclass(frozen=True, eq=False)
-class Cast(Column):
+class Cast(Over):
     """A column with another type, to which rows are converted as they are read."""
 
-    of: Any = field(repr=False)
     dtype: np.dtype[Any]
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.of.shape
 
-    @property
-    def decoded(self) -> bool:  # type: ignore[override]
-        return getattr(self.of, "decoded", False)
-
-    def stamp(self) -> Any:
-        known = stamp_of(self.of)
-        return None if known is None else [known, self.dtype.str]
+    def told(self) -> str:
+        return self.dtype.str
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         return self.of[index].astype(self.dtype)
