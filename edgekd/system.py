@@ -60,6 +60,17 @@ def unload(mapped: mmap.mmap) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
+def mapped_inode(address: int) -> int | None:
+    """The inode of the file that is mapped at this address; None where the system doesn't tell."""
+    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
+        for line in maps:
+            area, _, _, _, inode, *_ = line.split(maxsplit=5)
+            start, end = (int(number, 16) for number in area.split("-"))
+            if start <= address < end:
+                return int(inode)
+    return None
+
+
 def steady_allocation() -> None:
     """Has glibc give blocks of 16 MiB back to the system as they are freed. Else it raises this limit to 32 MiB as
     such blocks come and go, and the memory that a model takes for its batches grows with their number."""

@@ -292,6 +292,21 @@ def test_the_digest_of_a_mapped_file_is_kept(tmp_path, monkeypatch):
     assert load(0, 30).digest != one.digest and len(made) == 3
 
 
+def test_no_digest_is_kept_of_a_map_that_its_file_does_not_tell(tmp_path, monkeypatch):
+    """A map that is written through, and one whose file was replaced or removed."""
+    monkeypatch.setattr(column, "SETTLED", 0)
+    path, zeros = tmp_path / "x.npy", np.zeros((4, 3), np.float32)
+    assert Mapped(mapped(tmp_path, zeros)).stamp() is not None
+    for mode in ("r+", "c"):
+        assert Mapped(mapped(tmp_path, zeros, mode=mode)).stamp() is None
+    old = mapped(tmp_path, zeros)
+    np.save(tmp_path / "new.npy", zeros + 1)
+    os.replace(tmp_path / "new.npy", path)
+    assert Mapped(old).stamp() is None and Mapped(np.load(path, mmap_mode="r")).stamp() is not None
+    path.unlink()
+    assert Mapped(old).stamp() is None
+
+
 # ---------------------------------------------------------------- a whole run
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd import system
 from edgekd.inputs import Column, unload
 
 HELD = 2**26  # bytes of a split that is held in memory
@@ -39,11 +40,19 @@ class Mapped(Column):
         base: Any = self.array
         while isinstance(base.base, np.ndarray):
             base = base.base
-        if self.array.mode == "c" or not self.array.filename or not self.array.flags.c_contiguous:
+        # a write through a map shows in the file's time at the first change of a page only
+        if self.array.mode != "r" or not self.array.filename or not self.array.flags.c_contiguous:
             return None
-        start = self.array.__array_interface__["data"][0] - base.__array_interface__["data"][0] + base.offset
-        state = stamp([Path(self.array.filename)])
-        return None if state is None else [state, start, list(self.shape), self.dtype.str]
+        file, (address, begin) = (
+            Path(self.array.filename),
+            (a.__array_interface__["data"][0] for a in (self.array, base)),
+        )
+        if not file.is_file():
+            return None
+        state = stamp([file])
+        if state is None or system.mapped_inode(begin) not in (None, file.stat().st_ino):  # another file took its name
+            return None
+        return [state, address - begin + base.offset, list(self.shape), self.dtype.str]
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         found = np.asarray(self.array[index])
