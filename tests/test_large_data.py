@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import edgekd
-from edgekd import inputs
+from edgekd import cli, inputs
 from edgekd.data import column, columns, workers
 from edgekd.data.checks import check
 from edgekd.data.column import Cast, Chain, Mapped, Rows
@@ -205,16 +205,18 @@ def test_workers_read_in_order_and_leave_no_process(large, monkeypatch, count):
 
 
 def test_a_killed_worker_ends_the_run_clearly(large, monkeypatch):
-    def die():
-        os.kill(os.getpid(), signal.SIGKILL)
-
     monkeypatch.setenv("EDGEKD_WORKERS", "1")
     given = Set()
     far = loaded(edgekd.data.from_loader(given, Set(5), validation=Set(5)))
-    given.changes = {30: die}
-    with pytest.raises(RunFailed, match="a process that reads samples ended"):
-        list(columns.batches(far, 5))
-    assert not multiprocessing.active_children()
+    before = signal.signal(signal.SIGTERM, cli._interrupt)  # as the command line does
+    try:
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            given.changes = {30: lambda number=number: os.kill(os.getpid(), number)}
+            with pytest.raises(RunFailed, match="a process that reads samples ended"):
+                list(columns.batches(far, 5))
+            assert not multiprocessing.active_children()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     given.changes = {30: lambda: 1 / 0}
     with pytest.raises(edgekd.UsageError, match="sample 30: reading raises ZeroDivisionError"):
         list(columns.batches(far, 5))

@@ -71,6 +71,7 @@ def _begin(inputs: Any, parent: int) -> None:
     global inherited
     inherited = inputs
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command line's handler would tell its parent of an interrupt
     with contextlib.suppress(ImportError, OSError, AttributeError):
         import ctypes
 
