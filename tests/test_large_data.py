@@ -84,6 +84,22 @@ def test_a_private_map_keeps_its_changes(tmp_path, monkeypatch):
     assert found[1].tolist() == found[1].tolist() == [7, 7]
 
 
+def test_a_mapped_file_is_read_without_its_map(tmp_path):
+    """Pages of a map count as memory of the process. A file that became shorter ends no process by a bus error."""
+    array = N.normal(size=(40, 3, 7))
+    for made in (mapped(tmp_path, array), mapped(tmp_path, array)[5:33], mapped(tmp_path, array, mode="r+")):
+        far, want = Mapped(made), np.array(made)
+        for index in ([3], [0, 1, 2, 9, 10, 4], [27, 26, 26], [], range(len(want))):
+            assert np.array_equal(far[np.array(index, np.int64)], want[np.array(index, np.int64)])
+        assert np.array_equal(far[2:9], want[2:9]) and np.array_equal(far[-1], want[-1])
+        assert far.read == [0]  # bytes that came from the map
+    wide = Mapped(mapped(tmp_path, array)[:, :, 2:4])  # not in one piece: from the map
+    assert np.array_equal(wide[3:5], array[3:5, :, 2:4]) and wide.read != [0]
+    os.truncate(tmp_path / "x.npy", 1000)
+    with pytest.raises(OSError, match="x.npy has become shorter"):
+        far[30]
+
+
 def test_mapped_arrays_stay_in_their_file_and_have_the_digest_of_arrays(tmp_path):
     for dtype in (np.uint8, np.float32, np.float64, np.float16):
         x, y = N.integers(0, 200, (40, 3, 4)).astype(dtype), np.arange(40) % 2

@@ -3,8 +3,11 @@ several columns one after another."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +21,13 @@ from edgekd.inputs import Column, unload
 HELD = 2**26  # bytes of a split that is held in memory
 SETTLED = 2 * 10**9  # ns after which another change of a file shows in its time, on every file system
 RESIDENT = 2**23  # bytes of a mapped file that may stay in memory
-AROUND = 2**16  # bytes that the system maps around one that is read
+AROUND = 2**16  # bytes that the system maps around one that is read, at least
 
 
 @dataclass(frozen=True, eq=False)
 class Mapped(Column):
-    """A memory-mapped array. What was read of it leaves the memory of the process again."""
+    """A memory-mapped array. Its file is read where it is known: what is read through a map counts as memory of the
+    process, in pages of up to some megabytes."""
 
     array: np.memmap = field(repr=False)
     read: list[int] = field(default_factory=lambda: [0], repr=False)
@@ -36,31 +40,70 @@ class Mapped(Column):
     def dtype(self) -> np.dtype[Any]:  # type: ignore[override]
         return self.array.dtype
 
-    def stamp(self) -> Any:
+    @functools.cached_property
+    def place(self) -> tuple[Path, int, int] | None:
+        """The file, its inode, and the byte at which the array begins in it; None where these are not known, or the
+        map may hold what the file does not."""
         base: Any = self.array
         while isinstance(base.base, np.ndarray):
             base = base.base
+        if self.array.mode not in ("r", "r+", "w+") or not self.array.filename or not self.array.flags.c_contiguous:
+            return None
+        address, begin = (a.__array_interface__["data"][0] for a in (self.array, base))
+        file = Path(self.array.filename)
+        try:
+            inode = file.stat().st_ino
+        except OSError:
+            return None
+        if system.mapped_inode(begin) not in (None, inode):  # another file took its name
+            return None
+        return file, inode, address - begin + base.offset
+
+    def stamp(self) -> Any:
         # a write through a map shows in the file's time at the first change of a page only
-        if self.array.mode != "r" or not self.array.filename or not self.array.flags.c_contiguous:
+        if self.array.mode != "r" or self.place is None:
             return None
-        file, (address, begin) = (
-            Path(self.array.filename),
-            (a.__array_interface__["data"][0] for a in (self.array, base)),
-        )
-        if not file.is_file():
+        file, inode, start = self.place
+        state = stamp([file]) if file.is_file() and file.stat().st_ino == inode else None
+        return None if state is None else [state, start, list(self.shape), self.dtype.str]
+
+    @functools.cached_property
+    def opened(self) -> int | None:
+        """A descriptor of the file, which is closed with this column; None where the map is read."""
+        if self.place is None or not hasattr(os, "preadv"):
             return None
-        state = stamp([file])
-        if state is None or system.mapped_inode(begin) not in (None, file.stat().st_ino):  # another file took its name
+        try:
+            descriptor = os.open(self.place[0], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError:
             return None
-        return [state, address - begin + base.offset, list(self.shape), self.dtype.str]
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor if os.fstat(descriptor).st_ino == self.place[1] else None
 
     def rows(self, index: np.ndarray) -> np.ndarray:
+        if self.opened is not None and self.place is not None:
+            return self._from_file(self.opened, self.place[2], index)
         found = np.asarray(self.array[index])
         self.read[0] += max(found.nbytes, AROUND * len(index))
         # pages of a private map may hold changes, which the file does not have
         if self.read[0] > RESIDENT and self.array.mode != "c":
             unload(self.array)
             self.read[0] = 0
+        return found
+
+    def _from_file(self, descriptor: int, start: int, index: np.ndarray) -> np.ndarray:
+        found = np.empty((len(index), *self.shape[1:]), self.dtype)
+        size = found.nbytes // max(1, len(index))
+        if not size:
+            return found
+        room = memoryview(found.reshape(-1).view(np.uint8))
+        ends = [*(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]  # of rows that follow one another
+        for first, last in zip([0, *ends], ends, strict=False):
+            part, at = room[first * size : last * size], start + int(index[first]) * size
+            while part:
+                count = os.preadv(descriptor, [part], at)
+                if not count:
+                    raise OSError(f"{self.array.filename} has become shorter: byte {at} is not there")
+                part, at = part[count:], at + count
         return found
 
 
