@@ -417,3 +417,17 @@ class TestFigures:
     def test_a_metric_takes_its_output_and_labels(self, metric, oracle):
         z, y = {n: t.numpy() for n, t in answered(40).items()}, labelled(40)
         assert metric.name == "a" and np.isclose(metric.value(metric.records(z, y)), oracle(z, y))
+
+    @pytest.mark.parametrize(
+        "make, head",
+        [
+            (lambda **of: edgekd.top_k(2, HEADS["kind"], **of), "kind"),
+            (lambda **of: edgekd.correlation(**of), "bright"),
+            (lambda **of: edgekd.character_error_rate(HEADS["kind"], blank=0, **of), "kind"),
+            (lambda **of: edgekd.word_error_rate(HEADS["kind"], space=0, **of), "kind"),
+        ],
+    )
+    def test_one_of_order_or_strings_is_that_of_its_output_alone(self, make, head):
+        z, y = {n: t.numpy() for n, t in answered(40).items()}, labelled(40)
+        several = make(output=head, name="a")
+        assert several.name == "a" and np.array_equal(several.records(z, y), make().records(z[head], y[head]))

@@ -7,25 +7,26 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekd.metrics.formulas import FORMULAS
-from edgekd.metrics.selection import one
+from edgekd.metrics.selection import pair
 from edgekd.outputs import Output, classes, rows
 from edgekd.records import Metric
 
 
-def top_k(k: int = 5, of: Output | None = None, *, output: str | None = None) -> Metric:
+def top_k(k: int = 5, of: Output | None = None, *, output: str | None = None, name: str = "") -> Metric:
     """Share of positions whose label is among the `k` greatest scores, in percent, averaged within a sample first.
 
     `of`: the output as the task declares it, by default classes [n, C]. Of equal scores the first counts, so `top_k(1)`
-    is `top1`; a position with a NaN is wrong. Positions that don't count are left out. Raises ValueError where `k` is
-    not from 1 to the number of classes, or the labels don't match."""
+    is `top1`; a position with a NaN is wrong. Positions that don't count are left out. `output`, `name`: as of top1.
+    Raises ValueError where `k` is not from 1 to the number of classes, or the labels don't match."""
     kind = of or classes()
     if kind.kind != "classes":
         raise ValueError(f"top_k takes classes, one label per position, not {kind.kind}")
     if k < 1:
         raise ValueError(f"k is {k}: at least 1")
 
-    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        scores, wanted = rows(kind, one(outputs, output)), np.asarray(labels).reshape(len(labels), -1)
+    def records(outputs: Any, labels: Any) -> np.ndarray:
+        values, labels = pair(outputs, labels, output)
+        scores, wanted = rows(kind, values), labels.reshape(len(labels), -1)
         if scores.shape[:2] != wanted.shape:
             raise ValueError(f"top_k: outputs have {scores.shape[1]} positions, labels {wanted.shape[1]}")
         if k > scores.shape[-1]:
@@ -40,22 +41,25 @@ def top_k(k: int = 5, of: Output | None = None, *, output: str | None = None) ->
 
     formula = "" if kind.ignore_index is None else "counted_share"
     value = FORMULAS[formula] if formula else lambda records: 100.0 * float(np.mean(records))
-    return Metric(f"top{k}", "%", "higher", records, value, formula)
+    return Metric(name or f"top{k}", "%", "higher", records, value, formula)
 
 
-def correlation(kind: Literal["pearson", "spearman"] = "pearson", *, output: str | None = None) -> Metric:
+def correlation(
+    kind: Literal["pearson", "spearman"] = "pearson", *, output: str | None = None, name: str = ""
+) -> Metric:
     """Correlation of outputs with labels [n, ...], over all values of all samples, from -1 to 1: Pearson's, or
     Spearman's of their ranks (equal values have the mean of their ranks).
 
-    Raises ValueError for another `kind`, for sizes that differ, and where outputs or labels are all equal."""
+    `output`, `name`: as of top1. Raises ValueError for another `kind`, for sizes that differ, and where outputs or
+    labels are all equal."""
     if kind not in ("pearson", "spearman"):
         raise ValueError(f"kind is {kind!r}: pearson or spearman")
 
-    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        values, wanted = one(outputs, output).astype(np.float64), np.asarray(labels, np.float64)
+    def records(outputs: Any, labels: Any) -> np.ndarray:
+        values, wanted = (array.astype(np.float64) for array in pair(outputs, labels, output))
         if len(values) != len(wanted) or values.size != wanted.size:
             shapes = f"{list(values.shape)} and {list(wanted.shape)}"
             raise ValueError(f"{kind} takes outputs and labels of one size, not {shapes}")
         return np.concatenate([values.reshape(len(values), -1), wanted.reshape(len(wanted), -1)], 1)
 
-    return Metric(kind, "", "higher", records, FORMULAS[kind], kind)
+    return Metric(name or kind, "", "higher", records, FORMULAS[kind], kind)

@@ -9,26 +9,31 @@ from typing import Any
 import numpy as np
 
 from edgekd.metrics.formulas import FORMULAS
-from edgekd.metrics.selection import one
+from edgekd.metrics.selection import pair
 from edgekd.outputs import Output, rows
 from edgekd.records import Metric
 
 
-def character_error_rate(of: Output, *, blank: int | None = None, output: str | None = None) -> Metric:
+def character_error_rate(
+    of: Output, *, blank: int | None = None, output: str | None = None, name: str = "character_error_rate"
+) -> Metric:
     """Insertions, deletions and substitutions that turn decoded strings into the labels', in percent of the labels'
     length, over all samples. A character is a class number, `of` = classes(axis=..., ignore_index=...); labels [n, L]
     are padded with `ignore_index`. `blank`: the class between symbols of an output of CTC, whose best path is decoded
-    without repeats and blanks (greedy decoding); None: one symbol at every position that counts."""
-    return _edited("character_error_rate", of, blank, output, list)
+    without repeats and blanks (greedy decoding); None: one symbol at every position that counts.
+    `output`, `name`: as of top1."""
+    return _edited(name, of, blank, output, list)
 
 
-def word_error_rate(of: Output, *, space: int, blank: int | None = None, output: str | None = None) -> Metric:
+def word_error_rate(
+    of: Output, *, space: int, blank: int | None = None, output: str | None = None, name: str = "word_error_rate"
+) -> Metric:
     """`character_error_rate` over words, which the class `space` separates."""
 
     def words(string: Sequence[int]) -> list[tuple[int, ...]]:
         return [tuple(group) for between, group in groupby(string, lambda c: c == space) if not between]
 
-    return _edited("word_error_rate", of, blank, output, words)
+    return _edited(name, of, blank, output, words)
 
 
 def decoded(of: Output, values: np.ndarray, labels: np.ndarray, blank: int | None = None) -> list[list[int]]:
@@ -59,9 +64,10 @@ def _edited(name: str, of: Output, blank: int | None, output: str | None, parts:
     if of.kind != "classes":
         raise ValueError(f"{name} takes scores of classes, not {of.kind}")
 
-    def records(outputs: Any, labels: np.ndarray) -> np.ndarray:
-        labels = np.asarray(labels).reshape(len(labels), -1)
-        strings = decoded(of, one(outputs, output), labels, blank)
+    def records(outputs: Any, labels: Any) -> np.ndarray:
+        values, labels = pair(outputs, labels, output)
+        labels = labels.reshape(len(labels), -1)
+        strings = decoded(of, values, labels, blank)
         wanted = [parts(label[_told(of, label)].tolist()) for label in labels]
         both = zip(strings, wanted, strict=True)
         return np.array([[edits(parts(a), b), len(b)] for a, b in both], np.float64).reshape(-1, 2)
