@@ -24,6 +24,8 @@ from edgekd.samples.rows import WHOLE
 from edgekd.stages.answer import Answer
 from edgekd.stages.quantize import calibration
 from edgekd.teachers.cached import cached
+from edgekd.training.agreement import Agreement
+from edgekd.training.supervision import check_ensemble
 
 LENGTHS = (5, 2, 7, 3, 7, 1, 4, 2)
 STEPS = edgekd.classes(4, axis=2, ignore_index=-100)
@@ -224,3 +226,25 @@ def test_cached_answers_are_the_teachers(tmp_path, every, axis, monkeypatch):
         found, wanted = found.transpose(1, 2), wanted.transpose(1, 2)
     own = sequences.mask(batch.inputs["x"], batch.inputs["lengths"]) if every else slice(None)
     assert torch.allclose(found[own], wanted[own], atol=1e-6)
+
+
+@pytest.mark.parametrize("net, axis", [(Net, 2), (Across, 1)])
+def test_an_ensemble_is_checked_with_samples_of_any_length(net, axis):
+    output = edgekd.classes(4, axis=axis, ignore_index=-100)
+    held = columns.load(task(True, outputs={"tag": output}), "train")
+    answer = net(True)(columns.take(held, np.array([1, 5])).inputs)
+    assert check_ensemble(None, {"a": "logits", "b": "logits"}, answer, held, output) == []
+
+
+def test_a_schedule_follows_the_agreement_over_all_steps(tmp_path):
+    torch.manual_seed(0)
+    given, net = task(True), Net(True)
+    held = columns.load(given, "validation")
+    theirs = np.random.default_rng(0).integers(0, 4, (1, 8, 7), np.int32)
+    np.save(tmp_path / "labels.npy", theirs)
+    found = Agreement({"t": Artifact("k", "logits", {}, {}, "answer", {}, 0, {}, tmp_path)}, held)
+    found.look(net, given.call, output=given.output)
+    with torch.no_grad():
+        own = [net(columns.take(held, np.array([i])).inputs)[0].argmax(-1).numpy() for i in range(8)]
+    equal = sum((a == theirs[0, i, : len(a)]).sum() for i, a in enumerate(own))
+    assert 0 < equal < 31 and found.now() == {"t": equal / 31, "": equal / 31}

@@ -3,7 +3,6 @@ follow it."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +46,19 @@ class Agreement(nn.Module):
 
         was, there = student.training, device.of(student)
         student.eval()
+        pairs = [(name, a.folder / file_of("labels", name)) for a in self.answers.values() for name in self.outputs]
+        answers = [(name, np.load(file, allow_pickle=False)[0]) for name, file in pairs]
+        equal, count = np.zeros(len(answers)), np.zeros(len(answers))
         with torch.no_grad():
-            inputs = (device.moved(batch.inputs, there) for batch in batches(self.columns, size))
-            answered = [shown(output, forward(student, x)) for x in inputs]
-            own = {name: torch.cat([one[name] for one in answered]).cpu().numpy() for name in self.outputs}
+            for batch in batches(self.columns, size):
+                answered = shown(output, forward(student, device.moved(batch.inputs, there)))
+                for number, (name, every) in enumerate(answers):
+                    own, theirs = answered[name].cpu().numpy(), every[batch.index.numpy()]
+                    theirs = theirs if batch.steps is None else theirs[:, : batch.steps]
+                    equal[number] += (own == theirs).sum()
+                    count[number] += own.size
         student.train(was)
-        pairs = itertools.product(self.answers.values(), self.outputs)
-        for number, (artifact, name) in enumerate(pairs):
-            theirs = np.load(artifact.folder / file_of("labels", name), allow_pickle=False)[0]
-            self.shares[number] = float((own[name] == theirs).mean())
+        self.shares.copy_(torch.from_numpy(equal / count))
 
     def now(self) -> dict[str, float]:
         """{teacher's name: share}, and their mean under ""; of several outputs {"teacher on output": share}, and the

@@ -10,7 +10,7 @@ from edgekd.components import Use
 from edgekd.errors import THEIRS
 from edgekd.inputs import each, named
 from edgekd.models import device, taps
-from edgekd.models.scores import shown
+from edgekd.models.scores import shown, steps_of
 from edgekd.records import Batch, Signals
 from edgekd.training.loss_checks import telling
 from edgekd.training.positions import Rows, head, rows_of
@@ -152,7 +152,14 @@ def check_ensemble(
         chosen |= set(telling(several, len(columns)).tolist()) if several.ndim > 1 else set()
     batch = take(columns, np.array(sorted(chosen), dtype=np.int64))
     generator = torch.Generator().manual_seed(0)
-    drawn = each(answer, lambda z: torch.randn(len(batch.index), *z.shape[1:], generator=generator))
+
+    def random(z: Any) -> Any:
+        shape = [len(batch.index), *z.shape[1:]]
+        if batch.steps is not None and not isinstance(declared, Mapping):
+            shape[steps_of(declared)] = batch.steps  # `answer` is of other samples
+        return torch.randn(shape, generator=generator)
+
+    drawn = each(answer, random)
     rows = rows_of(declared, batch, Signals(drawn))
     try:
         Combined(combine, tuple(shows), declared)(
