@@ -98,6 +98,17 @@ class TestTask:
         data = edgekd.arrays(x, np.arange(8) % 4, samples(1), np.arange(8) % 4, validation=0.25)
         assert any("has no steps" in p.message for p in checks.check(dataclasses.replace(task(), data=data)))
 
+    @pytest.mark.parametrize("outputs", [("tag",), {"tag": edgekd.embeddings()}, {"tag": edgekd.raw()}])
+    def test_outputs_of_steps_need_labels_of_steps(self, outputs):
+        x, metric = samples(), edgekd.Metric("m", "", "lower", lambda z, y: np.zeros(len(z)), lambda found: 0.0)
+        data = edgekd.arrays(x, None, samples(1), None, x_validation=samples(2))
+        given = dataclasses.replace(task(True, outputs=outputs, metrics=(metric,)), data=data)
+        told = checks.check(given)
+        assert len(told) == 2 and all("no label says which steps count" in p.message for p in told)
+        assert checks.check(dataclasses.replace(given, models=task().models)) == []
+        alike = edgekd.arrays(*(None if a is None else [s[:1] for s in a] for a in (x, None, x, None)), validation=0.25)
+        assert all("no label" not in p.message for p in checks.check(dataclasses.replace(given, data=alike)))
+
     def test_samples_one_by_one_are_the_same(self):
         by_array = columns.load(task(), "train")
         listed = {s: list(task().data(s)) for s in ("train", "validation", "test")}

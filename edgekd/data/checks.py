@@ -49,7 +49,8 @@ def check(
             splits[name] = split
     problems += _together(splits, place)
     if "validation" in splits:
-        problems += _models(task, roles, splits["validation"], place)
+        lengths = [found for s in splits.values() if (found := getattr(s, "lengths", None)) is not None]
+        problems += _models(task, roles, splits["validation"], place, any(len(set(f.tolist())) > 1 for f in lengths))
     return problems
 
 
@@ -242,7 +243,8 @@ def _digests(inputs: Any) -> np.ndarray:
     return found
 
 
-def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Problem]:
+def _models(task: Task, roles: Sequence[str], split: Any, place: str, differ: bool = False) -> list[Problem]:
+    """Problems of the models. `differ`: whether samples differ in length."""
     import torch
 
     rows = np.arange(ROWS) % length(split.inputs)
@@ -265,6 +267,7 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
                     problems.append(Problem(where, f"makes a {type(model).__name__}, not a torch.nn.Module"))
                     continue
                 answer = task.call(model.eval(), inputs)
+                longer = task.call(model, _longer(task, inputs)) if differ else answer
         except THEIRS as error:  # (the model is the user's own code)
             given = ", ".join(f"{k or 'input'} {v.dtype} {list(v.shape)}" for k, v in named(inputs).items())
             text = f"raises {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -280,7 +283,10 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
             at = f"{where}: {of}" if of else where
             problems += _answer(task, z, at)
             declared, beside = heads.get(of, task.output), labels.get(of) if isinstance(labels, Mapping) else labels
-            if declared is not None:
+            if z.shape[1:] != named(longer)[of].shape[1:] and (declared is None or not declared.scored):
+                text = "gives an output for each step, samples differ in length, and no label says which steps count"
+                unfit.append(Problem(at, text, "one output for each sample, or classes or yes-or-no labels of steps"))
+            elif declared is not None:
                 fits = outputs.fit_problems(declared, z.shape, None if beside is None else beside.shape)
                 unfit += [Problem(at, *said) for said in fits]
         output = each(answer, lambda z: z.numpy()) if name == "student" else output
@@ -295,6 +301,14 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str) -> list[Pr
         for metric in task.metrics:
             problems += _metric(metric, output, labels, f"{place}: metrics[{getattr(metric, 'name', metric)!r}]")
     return problems
+
+
+def _longer(task: Task, inputs: Any) -> Any:
+    """The inputs with one more step, which no sample has."""
+    from torch.nn import functional as F
+
+    more = lambda x: F.pad(x, (*(0,) * (2 * x.ndim - 3), 1))
+    return {name: more(x) if name in task.lengths else x for name, x in inputs.items()}
 
 
 def _several(answer: Any) -> str:
