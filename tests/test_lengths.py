@@ -211,6 +211,23 @@ def test_two_splits_are_told_apart():
     assert first[1, :3, 0].tolist() == [5, 6, 0] and second[0, :6, 0].tolist() == [31, 32, 33, 34, 35, 0]
 
 
+def test_splits_of_one_length_each_are_told_apart():
+    given = task(True)
+    listed = {s: list(given.data(s)) for s in ("train", "validation", "test")}
+    for split, length in (("validation", 4), ("test", 2)):
+        long = [s for s in listed[split] if len(s.label) >= length]
+        listed[split] = [dataclasses.replace(s, inputs=s.inputs[:length], label=s.label[:length]) for s in long]
+    given = dataclasses.replace(given, data=listed.__getitem__)
+    held = [columns.load(given, s) for s in ("validation", "test")]
+    flat = np.arange(4.0 * 4 + 7 * 2)[:, None] * np.ones(4)
+    first, second = (part["tag"] for part in feeds.answered(given, {"tag": flat}, *held))
+    assert first[..., 0].tolist() == np.arange(16).reshape(4, 4).tolist()
+    assert second[..., 0].tolist() == np.arange(16, 30).reshape(7, 2).tolist()
+    of_samples = {"tag": np.ones((8, 7, 4))}  # as of samples of one length
+    (found,) = feeds.answered(task(True), of_samples, columns.load(task(True), "test"))
+    assert found["tag"].shape == (8, 7, 4)
+
+
 class Across(Net):
     """Its classes come before the steps: [n, 4, T]."""
 

@@ -40,18 +40,19 @@ def _alone(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def answered(task: Task, outputs: Mapping[str, np.ndarray], *splits: Columns) -> list[Any]:
-    """{output: [n, ...]} of each split, of what a file answered to all. Where each step has an output, these are filled
-    with zeros up to the longest sample of the split."""
-    found, ends = [], np.cumsum([0, *map(len, splits)])
+    """{output: [n, ...]} of each split, of what a file answered to all. Rows of steps are filled with zeros up to the
+    longest sample of the split."""
+    ends = np.cumsum([0, *map(len, splits)])
     lengths = None if splits[0].lengths is None else np.concatenate([c.lengths for c in splits])
-    at = np.cumsum([0, *lengths]) if lengths is not None and any(c.stepwise for c in splits) else None
-    for start, stop in zip(ends, ends[1:], strict=False):
-        if at is None:
-            found.append({name: array[start:stop] for name, array in outputs.items()})
-            continue
-        part = Ragged(np.empty(0), at[start : stop + 1] - at[start])
-        found.append(each(outputs, lambda a, part=part, a0=at[start], a1=at[stop]: _steps(task, a[a0:a1], part)))
-    return found
+    at = ends if lengths is None else np.cumsum([0, *lengths])
+
+    def part(array: np.ndarray, start: int, stop: int) -> np.ndarray:
+        if len(array) != at[-1] or len(array) == ends[-1]:  # of samples, or of steps of equally many
+            return array[start:stop]
+        return _steps(task, array[at[start] : at[stop]], Ragged(np.empty(0), at[start : stop + 1] - at[start]))
+
+    pairs = zip(ends, ends[1:], strict=False)
+    return [each(outputs, lambda a, start=start, stop=stop: part(a, start, stop)) for start, stop in pairs]
 
 
 def _steps(task: Task, flat: np.ndarray, like: Ragged) -> np.ndarray:
