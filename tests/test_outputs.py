@@ -26,6 +26,8 @@ from edgekd.models.scores import as_given, classes_last, predicted
 from edgekd.records import Batch, Signals
 from edgekd.run import check_losses, keys
 from edgekd.stages.answer import Answer
+from edgekd.stages.export import Export
+from edgekd.stages.quantize import Quantize
 from edgekd.stages.train import Train
 from edgekd.teachers.cached import cached
 from edgekd.training.positions import rows_of
@@ -307,6 +309,19 @@ def test_what_an_output_is_decides_the_key_of_a_training():
     found = [key(o) for o in (None, edgekd.classes(3), edgekd.classes(3, ignore_index=0), edgekd.yes_no())]
     assert len(set(found)) == 4
     assert key(edgekd.classes()) == key(edgekd.classes(3))  # a number that is checked, as is a unit that is shown
+
+
+def test_which_inputs_have_lengths_decides_the_key():
+    """Their steps are open in graphs and files, also where the samples at hand are of one length."""
+
+    def key(lengths, use):
+        task = dataclasses.replace(tiny.task, lengths=lengths)
+        resolved = SimpleNamespace(task=task, data=lambda split: SimpleNamespace(digest="d"), threads=1)
+        return keys.key_of(resolved, use, {"export": Export, "quantize": Quantize}[use](), 0, {})
+
+    for use in ("export", "quantize"):
+        found = [key(lengths, use) for lengths in ({}, {"x": "n"}, {"x": "n", "y": "n"})]
+        assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize("kind", [edgekd.numbers(), edgekd.embeddings()])

@@ -25,6 +25,8 @@ def key_of(
     if task.declared is not None:  # decides what losses and ensembles see
         several = {name: output.deciding for name, output in task.heads.items()}
         read |= {"output": repr(several) if task.output is None else task.output.deciding}
+    if task.lengths:  # decides which axes of graphs and files are open
+        read |= {"lengths": repr(sorted(task.lengths.items()))}
     if use == "export":
         read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(tuple(task.outputs))}
         read |= {"runtime": runtime(stage.runtime)}
