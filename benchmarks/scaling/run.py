@@ -14,6 +14,7 @@ a step is made longer by repeating it. Only ratios are meant to be compared betw
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -76,15 +77,18 @@ def memory(count: int, folder: Path) -> dict[str, float]:
 
 def peaks(command: list[str], env: dict[str, str]) -> tuple[int, int]:
     """(peak resident bytes of the command's own process, largest proportional sum with those that it started). Not
-    `ru_maxrss`: a child's can carry over what this process had, which has just written the images."""
-    run, resident, most = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0, 0
+    `ru_maxrss`: a child's can carry over what this process had, which has just written the images. A process that is
+    just started has its parent's memory for a moment, all of it counted again: a sum counts that was seen twice."""
+    run = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    resident, most, last = 0, 0, 0
     while run.poll() is None:
         try:
             lines = Path(f"/proc/{run.pid}/status").read_text().splitlines()
             resident = max(resident, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
         except OSError:  # it has ended
             pass
-        most = max(most, proportional(run.pid))
+        now = proportional(run.pid)
+        most, last = max(most, min(last, now)), now
         time.sleep(0.25)
     assert run.returncode in (0, 1), run.returncode  # 1: the gate failed
     return resident, most
@@ -134,7 +138,21 @@ def speed(rounds: int, folder: Path) -> dict[str, object]:
         found.append({"step_over_decoding": step / decoding, **ratio})
         if step > 20 * decoding:
             break
-    return {"batch": BATCH, "steps": found}
+    return {
+        "batch": BATCH,
+        "steps": found,
+        "break_even": break_even([(f["step_over_decoding"], f["speed_1"]) for f in found]),
+    }
+
+
+def break_even(found: list[tuple[float, float]], speed: float = 0.95) -> float | None:
+    """How many times its batch's decoding a step costs where training from the folder has this share of the speed from
+    memory: between the two lengths that were measured, on the line of the share lost over decoding / step."""
+    for (short, low), (long, high) in itertools.pairwise(found):
+        if low < speed <= high:
+            share = (speed - low) / (high - low)
+            return 1 / (1 / short + share * (1 / long - 1 / short))
+    return None
 
 
 def main() -> None:
