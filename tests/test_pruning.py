@@ -325,6 +325,36 @@ def gru():
     )
 
 
+def filled():
+    def run(m, x):
+        ends = torch.arange(len(x)) % 3 + 1
+        return m.head(F.relu(m.after(sequences.mean(sequences.run(m.gru, F.relu(m.before(x)), ends), ends))))
+
+    return Net(
+        run,
+        before=nn.Linear(6, 16),
+        gru=nn.GRU(16, 32, batch_first=True),
+        after=nn.Linear(32, 64),
+        head=nn.Linear(64, 3),
+    )
+
+
+class SingleNorm(nn.Module):
+    """Computed in single precision, whatever the values are in."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        single = x.float()
+        return (single * torch.rsqrt(single.pow(2).mean(-1, keepdim=True) + 1e-6)).type_as(x) * self.weight
+
+
+def single_norm():
+    return nn.Sequential(nn.Linear(12, 64), SingleNorm(64), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
 def signal():
     layers = [
         nn.Conv1d(4, 16, 5),
@@ -431,6 +461,8 @@ ZOO = {  # name: (model, example, {group: width}, {layer refused: part of the re
     ),
     "gated": (gated, IMAGE, {"both": 64, "mix": 16}, {}),
     "gru": (gru, SEQUENCE, {"before": 16, "gru": 32, "after": 64}, {}),
+    "filled": (filled, SEQUENCE, {"before": 16, "gru": 32, "after": 64}, {}),
+    "single_norm": (single_norm, VECTOR, {"0": 64, "2": 32}, {}),
     "recurrent": (recurrent, SEQUENCE, {"before": 16, "lstm": 32, "after": 64}, {}),
     "hard_slice": (hard_slice, IMAGE, {"b": 32, "c": 16}, {"a": "parts of different sizes"}),
     "pixels": (pixels, IMAGE, {"a": 32, "c": 16}, {"b": "takes a `amax` over them"}),

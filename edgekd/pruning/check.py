@@ -36,9 +36,10 @@ class Trials:
     """Tries removals on a model with random weights. Holds the model, its output, and the cost of each group."""
 
     def __init__(self, model: nn.Module, example: Any, groups: Sequence[Group], forward: Forward):
-        _, _, classes, self.trace = coupled(model, example, forward)
         self.forward, self.groups = forward, list(groups)
         self.model, self.example, self.output, macs = _prepared(model, first_row(example), forward)
+        # the model that is run again: in another precision a conversion is an operator more
+        _, _, classes, self.trace = coupled(self.model, self.example, forward)
         self.trace.values.clear()
         self.classes = classes.of
         self.cost: Cost = cost(self.trace, self.groups, self.classes, macs)

@@ -31,6 +31,7 @@ UNTAGGED = {
     "prelu",
 }
 POOLS = ("max_pool", "avg_pool", "adaptive", "_adaptive", "upsample", "_upsample", "reflection_pad", "replication_pad")
+MADE = {*(f"{n}_like" for n in ("zeros", "ones", "full", "empty")), "new_zeros", "new_ones", "new_full", "new_empty"}
 ALONG = {"_softmax", "_safe_softmax", "_log_softmax", "cumsum", "logsumexp", "amax", "amin", "max", "min", "argmax",
          "argmin", "sort", "topk", "prod", "std"}  # fmt: skip
 
@@ -55,6 +56,8 @@ class Trace(Moves, Products, Reductions):
         name = func.overloadpacket.__name__
         name = name if name.startswith("__") else name.rstrip("_")
         result = out[0] if isinstance(out, (list, tuple)) and name not in MOVES else out
+        if name in MADE:  # of their shape alone; holding it would make autograd copy it, which is an operator more
+            return
         if name in ("cat", "stack"):
             self.keep(out, self.cat(name, args, kwargs, tensors, given, out))
         elif name in MOVES:
