@@ -1,7 +1,8 @@
 """What an output of a task is: `Task.outputs = {"mask": classes(axis=1, ignore_index=255)}`. From the kind follow the
 losses, metrics and fidelity figures that fit, and what a label must look like.
 
-classes     scores of classes along an axis, one label per position: images, pixels [n, C, H, W], tokens [n, T, C]
+classes     scores of classes along an axis, one label per position: images, pixels [n, C, H, W], tokens [n, T, C];
+            with a `blank`, scores per frame [n, T, C] of a string of fewer symbols, whose place is not known
 yes_no      one logit per independent label, of 0 or 1: [n, L]; a single one may be [n] or [n, 1]
 numbers     values to be predicted: [n, ...], labels of the same size
 embeddings  vectors [n, D] that are compared by distance or angle; labels are not used by edgekd's losses
@@ -23,13 +24,15 @@ Kind = Literal["classes", "yes_no", "numbers", "embeddings", "raw"]
 @dataclass(frozen=True)
 class Output:
     """One output. `axis`: of the classes, the samples' axis counted; `count`: of classes or labels, None for the
-    model's; `ignore_index`: the label of positions that don't count; `unit`: of numbers."""
+    model's; `ignore_index`: the label of positions that don't count; `unit`: of numbers; `blank`: the class between the
+    symbols of a string, whose labels [n, L] are filled with `ignore_index`."""
 
     kind: Kind
     axis: int = 1
     count: int | None = None
     ignore_index: int | None = None
     unit: str = ""
+    blank: int | None = None
 
     @property
     def scored(self) -> bool:
@@ -39,18 +42,28 @@ class Output:
     @property
     def deciding(self) -> str:
         """What of it decides the bytes of a training: not its `count` and `unit`, which are checked and shown."""
-        return f"{self.kind} {self.axis} {self.ignore_index}"
+        return f"{self.kind} {self.axis} {self.ignore_index}" + ("" if self.blank is None else f" {self.blank}")
 
 
-def classes(count: int | None = None, *, axis: int = 1, ignore_index: int | None = None) -> Output:
+def classes(
+    count: int | None = None, *, axis: int = 1, ignore_index: int | None = None, blank: int | None = None
+) -> Output:
     """Scores of classes along `axis`; labels are class indices with the shape of the output without it.
 
-    Raises ValueError for fewer than two classes, and for axis 0, which is that of the samples."""
+    With `blank`, a class, the output has scores of frames, [n, T, C] (axis 2) or [n, C, T], and a label is a string of
+    symbols: labels [n, L] are filled with `ignore_index` (default -1). The loss is `ctc`.
+
+    Raises ValueError for fewer than two classes, for axis 0, which is that of the samples, and for a blank that is no
+    class or doesn't count."""
     if count is not None and count < 2:
         raise ValueError(f"{count} is not a number of classes: at least 2, and yes_no() for a single logit")
     if axis == 0:
         raise ValueError("axis 0 is that of the samples")
-    return Output("classes", axis, count, ignore_index)
+    if blank is not None:
+        ignore_index = -1 if ignore_index is None else ignore_index
+        if not 0 <= blank < (count or blank + 1) or blank == ignore_index:
+            raise ValueError(f"the blank {blank} is not one of the classes, or is the label that does not count")
+    return Output("classes", axis, count, ignore_index, blank=blank)
 
 
 def yes_no(count: int | None = None, *, ignore_index: int | None = None) -> Output:
@@ -123,6 +136,12 @@ def label_problems(output: Output, labels: np.ndarray | None) -> list[tuple[str,
     if not whole or (labels.dtype.kind == "f" and output.kind == "classes"):
         hint = "labels.astype(int)" if whole else "declare the output as numbers(), if values are to be predicted"
         return [(f"labels are {labels.dtype}, not {'class indices' if output.kind == 'classes' else '0 or 1'}", hint)]
+    if output.blank is not None and labels.ndim != 2:
+        text = f"labels have shape {list(labels.shape)}, and the output has a blank: they are strings"
+        return [(text, f"give [n, L], filled with {output.ignore_index}, or a list of arrays [L_i]")]
+    if output.blank is not None and (counted == output.blank).any():
+        text = f"{(counted == output.blank).sum()} symbols of labels are the blank, {output.blank}"
+        return [(text, f"number the symbols otherwise; {output.ignore_index} fills a label behind its end")]
     most = 2 if output.kind == "yes_no" else output.count
     wrong = (counted < 0) | (counted >= most) if most is not None else counted < 0
     if not wrong.any():
@@ -150,6 +169,9 @@ def fit_problems(output: Output, answer: tuple[int, ...], labels: tuple[int, ...
             return [
                 (f"gives {answer[axis]} classes along axis {axis}, the task says {output.count}", "make them equal")
             ]
+        if output.blank is not None:
+            form = f"gives {list(answer)}, and has a blank"
+            return [] if len(answer) == 3 else [(form, "scores of frames are [n, T, C] with axis=2, or [n, C, T]")]
         wanted = (*answer[:axis], *answer[axis + 1 :])
         if labels is not None and labels[1:] != wanted[1:]:
             text = f"gives {list(answer)}: its labels are class indices {list(wanted)}, not {list(labels)}"
@@ -160,3 +182,26 @@ def fit_problems(output: Output, answer: tuple[int, ...], labels: tuple[int, ...
     if output.kind == "yes_no" and output.count is not None and size != output.count:
         return [(f"gives {size} logits, the task says {output.count} labels", "make them equal")]
     return []
+
+
+def frames(lengths: Any, longest: int, given: int) -> Any:
+    """How many frames belong to samples of these lengths, where `longest` steps give `given` frames: one for each K
+    steps, the last K or fewer. Raises ValueError where no K gives these."""
+    powers = [2**i for i in range(16)]
+    for k in (*powers, *range(3, longest + 1)):
+        if -(-longest // k) == given:
+            return -(-lengths // k)
+    raise ValueError(f"{longest} steps give {given} frames, not one for each step, or for each K steps")
+
+
+def least_frames(output: Output, labels: np.ndarray) -> np.ndarray:
+    """[n]: the frames that strings [n, L] need at least: one for each symbol, and a blank between equal ones."""
+    told = labels != output.ignore_index
+    least: np.ndarray = told.sum(1) + ((labels[:, 1:] == labels[:, :-1]) & told[:, 1:] & told[:, :-1]).sum(1)
+    return least
+
+
+def gap(output: Output, classes: int) -> np.ndarray:
+    """[C] float32: the scores that fill the frames behind the end of a sample, of which the blank's is greatest."""
+    scores: np.ndarray = (np.arange(classes) == output.blank).astype(np.float32)
+    return scores

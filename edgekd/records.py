@@ -167,7 +167,8 @@ class Batch:
     `view`: the number of the augmented view; `tags`: B tuples, None if no sample of the split has any; `part` [B]: the
     number of a row's position in its sample, where the rows are positions; `rows`: `index` as an array in the CPU's
     memory where the tensors are on another device; `steps` of the longest sample, where they differ in length and each
-    step has a label."""
+    step has a label, or a frame; `lengths` [B] of the samples, where they differ; `blank`: the class between the
+    symbols of labels that are strings. These are [rows, L], filled with -1, the same for all frames of a sample."""
 
     inputs: Any
     labels: Any
@@ -178,6 +179,8 @@ class Batch:
     part: torch.Tensor | None = None
     rows: np.ndarray | None = None
     steps: int | None = None
+    lengths: torch.Tensor | None = None
+    blank: int | None = None
 
 
 @dataclass

@@ -80,7 +80,12 @@ def test_a_loss_of_numbers_learns_or_is_refused(name, labels):
         assert single == [] and "labels have 1 values per sample, the output 3" in scores[0][1]
 
 
-@pytest.mark.parametrize("name", sorted(set(components.names("losses")) - VALUES))
+def test_a_loss_of_strings_is_refused(labels):
+    ((_, message, hint),) = told(task_of(labels), {"use": "ctc"})
+    assert "takes an output with a blank" in message and "edgekd.classes(axis=2, blank=0)" in hint
+
+
+@pytest.mark.parametrize("name", sorted(set(components.names("losses")) - VALUES - {"ctc"}))
 def test_a_built_in_loss_learns_or_is_refused(name, labels):
     """One contract over the folder: on scores it reacts; on a single number, and on labels that it can't take, it
     reacts or is refused."""

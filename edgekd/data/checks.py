@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekd import outputs
 from edgekd.data.arrays import PARTS
+from edgekd.data.check_frames import frame_problems
 from edgekd.data.ragged import Ragged
 from edgekd.errors import THEIRS, EdgekdError, Problem
 from edgekd.inputs import chunks, each, length, named, positional
@@ -51,6 +52,7 @@ def check(
     if "validation" in splits:
         lengths = [found for s in splits.values() if (found := getattr(s, "lengths", None)) is not None]
         problems += _models(task, roles, splits["validation"], place, any(len(set(f.tolist())) > 1 for f in lengths))
+        problems += frame_problems(task, splits, place) if not problems else []
     return problems
 
 
@@ -253,7 +255,7 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str, differ: bo
     shapes: dict[str, dict[str, list[int]]] = {}
     output, unfit, heads = None, list[Problem](), task.heads
     labels = None if split.labels is None else each(split.labels, lambda column: np.asarray(column)[rows])
-    if labels is not None and getattr(split, "stepwise", False):  # as far as these samples go
+    if labels is not None and getattr(split, "stepwise", False) and not split.strings:  # as far as these samples go
         labels = labels[:, : named(split.inputs)[next(iter(task.lengths.values()))][rows].max()]
     for name, make in task.models.items():
         where = f"{place}: models[{name!r}]"

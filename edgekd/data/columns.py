@@ -30,7 +30,8 @@ class Columns:
     """A loaded split. `inputs` [N, ...] or {name: [N, ...]}, arrays or columns (`inputs.Column`); `labels` [N, ...],
     {output: [N, ...]} or None; `tags`: N tuples, or None where no sample has any; `digest`: sha256 of all of it. Of
     samples of different length an input is `Ragged`, `lengths` [N] says them, and where each step has a label,
-    `stepwise`, labels [N, longest] are filled with what does not count."""
+    `stepwise`, labels [N, longest] are filled with what does not count. Labels that are strings, `strings`, are [N, L];
+    outputs then have frames, and are `stepwise` where samples differ in length."""
 
     split: str
     inputs: Any
@@ -41,6 +42,7 @@ class Columns:
     tags: list[tuple[str, ...]] | None = None
     lengths: np.ndarray | None = None
     stepwise: bool = False
+    strings: bool = False
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -70,21 +72,27 @@ def _load(task: Task, split: str, kept: Kept) -> Columns:
         )
     if task.collate is None and isinstance(samples, Arrays):  # nothing to stack
         inputs, lengths = measured(task, each(samples.inputs, _single))
-        stepwise = isinstance(samples.labels, Ragged)
+        steps = _steps(task, samples.labels, lengths)
         labels = None if samples.labels is None else filled(task, samples.labels, place)
         rest = labels, list(samples.ids), np.ones(len(samples), np.float32), _tags(samples.tags)
-        return Columns(split, inputs, *rest[:3], _digest(inputs, rest, kept), rest[3], lengths, stepwise)
+        return Columns(split, inputs, *rest[:3], _digest(inputs, rest, kept), rest[3], lengths, *steps)
     if task.collate is None and not task.lengths and not held(size(samples[0].inputs) * len(samples)):
         return _far(samples, split, place)
     rows = [samples[i] for i in range(len(samples))]
     inputs, labels = _stack(task, rows, place)
     inputs, lengths = measured(task, each(inputs, _single))
-    stepwise = isinstance(labels, Ragged)
+    steps = _steps(task, labels, lengths)
     labels = None if labels is None else filled(task, labels, place)
     ids = [i if row.id is None else row.id for i, row in enumerate(rows)]
     weight, tags = np.array([row.weight for row in rows], np.float32), _tags([tuple(row.tags) for row in rows])
     digest = fingerprint.data(_flat(inputs), labels, ids, weight, tags)
-    return Columns(split, inputs, labels, ids, weight, digest, tags, lengths, stepwise)
+    return Columns(split, inputs, labels, ids, weight, digest, tags, lengths, *steps)
+
+
+def _steps(task: Task, labels: Any, lengths: np.ndarray | None) -> tuple[bool, bool]:
+    """(whether outputs have an entry for each step of samples that differ in length, whether labels are strings)"""
+    strings = task.output is not None and task.output.blank is not None
+    return lengths is not None if strings else isinstance(labels, Ragged), strings
 
 
 def _tags(tags: Sequence[tuple[str, ...]] | None) -> list[tuple[str, ...]] | None:
@@ -229,10 +237,12 @@ def taken(columns: Columns, indices: Sequence[np.ndarray], view: int = 0) -> Ite
     for index, inputs in zip(indices, workers.rows(columns.inputs, indices), strict=True):
         steps = int(columns.lengths[index].max()) if columns.stepwise and columns.lengths is not None else None
         labels = None if columns.labels is None else _tensors(columns.labels, index)
-        labels = labels[:, :steps] if labels is not None and steps is not None else labels
+        labels = labels[:, :steps] if labels is not None and steps is not None and not columns.strings else labels
+        lengths = None if columns.lengths is None else torch.from_numpy(columns.lengths[index])
         tags = None if columns.tags is None else [columns.tags[i] for i in index]
         weight = torch.from_numpy(columns.weight[index])
-        yield Batch(each(inputs, torch.from_numpy), labels, torch.from_numpy(index), weight, view, tags, steps=steps)
+        inputs = each(inputs, torch.from_numpy)
+        yield Batch(inputs, labels, torch.from_numpy(index), weight, view, tags, steps=steps, lengths=lengths)
 
 
 def few(columns: Columns, most: int = 256) -> int:

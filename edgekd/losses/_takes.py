@@ -55,6 +55,8 @@ def class_numbers(batch: Batch, classes: int) -> torch.Tensor:
     labels = batch.labels
     if labels is None:
         raise UsageError(Problem("", "the samples have no labels", "use losses that need only a teacher"))
+    if batch.blank is not None:
+        raise UsageError(Problem("", "takes a label for each row, and labels are strings", "`ctc` learns strings"))
     kind = str(labels.dtype).removeprefix("torch.")
     if labels.ndim > 1 and labels.shape[0] == len(labels.reshape(-1)):
         raise UsageError(

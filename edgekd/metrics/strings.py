@@ -19,8 +19,9 @@ def character_error_rate(
 ) -> Metric:
     """Insertions, deletions and substitutions that turn decoded strings into the labels', in percent of the labels'
     length, over all samples. A character is a class number, `of` = classes(axis=..., ignore_index=...); labels [n, L]
-    are padded with `ignore_index`. `blank`: the class between symbols of an output of CTC, whose best path is decoded
-    without repeats and blanks (greedy decoding); None: one symbol at every position that counts.
+    are padded with `ignore_index`. `blank`: the class between symbols of an output of CTC (default: that of `of`),
+    whose best path is decoded without repeats and blanks (greedy decoding); None: one symbol at every position that
+    counts.
     `output`, `name`: as of top1."""
     return _edited(name, of, blank, output, list)
 
@@ -61,6 +62,7 @@ def _told(of: Output, label: np.ndarray) -> np.ndarray:
 
 
 def _edited(name: str, of: Output, blank: int | None, output: str | None, parts: Any) -> Metric:
+    blank = of.blank if blank is None else blank
     if of.kind != "classes":
         raise ValueError(f"{name} takes scores of classes, not {of.kind}")
 

@@ -75,6 +75,7 @@ def on(batch: Batch, device: str) -> Batch:
         labels=None if batch.labels is None else moved(batch.labels, device),
         index=moved(batch.index, device),
         weight=moved(batch.weight, device),
+        lengths=None if batch.lengths is None else moved(batch.lengths, device),
         rows=positions(batch),
     )
 

@@ -59,6 +59,8 @@ def classified(subject: Subject) -> Classified | None:
 def _positions(subject: Subject, output: Output) -> Classified | None:
     """The rows of an output that the task declares: one for each position that counts. Raises ValueError where outputs
     and labels differ in size."""
+    if output.blank is not None:
+        return _frames(subject, output)
     ours, labels = outputs.rows(output, bare(named(subject.outputs))), np.asarray(subject.labels)
     labels = labels.reshape(len(labels), -1)
     if ours.shape[:2] != labels.shape:
@@ -70,6 +72,16 @@ def _positions(subject: Subject, output: Output) -> Classified | None:
         return None
     sample = None if ours.shape[1] == 1 and told.all() else np.nonzero(told)[0]
     return Classified(ours[told], None if theirs is None else theirs[told], labels[told], sample)
+
+
+def _frames(subject: Subject, output: Output) -> Classified:
+    """The rows of an output of strings, one for each frame of a sample. No frame has a label of its own."""
+    ours = outputs.rows(output, bare(named(subject.outputs)))
+    theirs = None if subject.teacher is None else outputs.rows(output, bare(named(subject.teacher)))
+    theirs = theirs if theirs is not None and theirs.shape == ours.shape else None
+    told = (ours != outputs.gap(output, ours.shape[-1])).any(-1)
+    none = np.full(int(told.sum()), -1)
+    return Classified(ours[told], None if theirs is None else theirs[told], none, np.nonzero(told)[0])
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd.components import Use
+from edgekd.outputs import Output
 from edgekd.records import Task
 from edgekd.run.recipe import Recipe
 from edgekd.training.read_terms import terms
@@ -17,15 +18,16 @@ LABELS, BOTH = (Term("mse"),), (Term("mse", 0.5), Term("logit_mse", 0.5))
 FITTING = {  # {kind: (from labels, with a teacher)}
     "numbers": (LABELS, BOTH),
     "embeddings": ((), (Term("cosine"),)),
+    "strings": ((Term("ctc"),), (Term("ctc", 0.5), Term("kl", 0.5, {"temperature": 1.0}))),
 }
 
 
 def fitted(recipe: Recipe, task: Task) -> Recipe:
     """The recipe with losses and ensembles that fit the task's outputs, where it gives none."""
-    kinds = {name: output.kind for name, output in task.heads.items()}
-    if not kinds and (task.output is None or task.output.scored):
+    kinds = {name: _kind(output) for name, output in task.heads.items()}
+    if not kinds and (task.output is None or _kind(task.output) in ("classes", "yes_no")):
         return recipe
-    kinds = kinds or {"": task.output.kind if task.output is not None else ""}
+    kinds = kinds or {"": _kind(task.output) if task.output is not None else ""}
     combined = _combined if not task.heads else lambda stage, teachers: stage  # each output has its own mean
     lines = tuple(
         dataclasses.replace(line, stage=combined(_stage(line.stage, kinds, "losses" in line.said), line.teacher))
@@ -36,6 +38,10 @@ def fitted(recipe: Recipe, task: Task) -> Recipe:
         for name, model in recipe.models.items()
     }
     return dataclasses.replace(recipe, stages=lines, models=models)
+
+
+def _kind(output: Output) -> str:
+    return "strings" if output.blank is not None else output.kind
 
 
 def _combined(stage: Any, teachers: Sequence[str]) -> Any:
@@ -61,7 +67,7 @@ def _stage(stage: Any, kinds: Mapping[str, str], said: bool = False) -> Any:
 def on_labels(task: Task) -> tuple[Term, ...]:
     """Terms that train each of several outputs on its labels."""
     own = (Term("cross_entropy"),)
-    return tuple(dataclasses.replace(t, output=n) for n, o in task.heads.items() for t in _terms(o.kind, False, own))
+    return tuple(dataclasses.replace(t, output=n) for n, o in task.heads.items() for t in _terms(_kind(o), False, own))
 
 
 def _terms(kind: str, taught: bool, own: Sequence[Term]) -> Sequence[Term]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from edgekd.data.column import joined
 from edgekd.data.ragged import Ragged
-from edgekd.inputs import each, named
+from edgekd.inputs import named
+from edgekd.outputs import gap
 from edgekd.records import Task
 from edgekd.samples.rows import WHOLE, Samples
 
@@ -44,20 +45,40 @@ def answered(task: Task, outputs: Mapping[str, np.ndarray], *splits: Columns) ->
     longest sample of the split."""
     ends = np.cumsum([0, *map(len, splits)])
     lengths = None if splits[0].lengths is None else np.concatenate([c.lengths for c in splits])
-    at = ends if lengths is None else np.cumsum([0, *lengths])
 
-    def part(array: np.ndarray, start: int, stop: int) -> np.ndarray:
-        if len(array) != at[-1] or len(array) == ends[-1]:  # of samples, or of steps of equally many
-            return array[start:stop]
-        return _steps(task, array[at[start] : at[stop]], Ragged(np.empty(0), at[start : stop + 1] - at[start]))
+    def parts(array: np.ndarray) -> list[np.ndarray]:
+        """Those of each split."""
+        pairs = list(zip(ends, ends[1:], strict=False))
+        counts = None if lengths is None or len(array) == ends[-1] else _frames(task, lengths, len(array))
+        if counts is None:  # of samples, or of steps of equally many
+            return [array[start:stop] for start, stop in pairs]
+        at = np.cumsum([0, *counts])
+        rows = lambda start, stop: Ragged(array[at[start] : at[stop]], at[start : stop + 1] - at[start])
+        return [_steps(task, rows(start, stop)) for start, stop in pairs]
 
-    pairs = zip(ends, ends[1:], strict=False)
-    return [each(outputs, lambda a, start=start, stop=stop: part(a, start, stop)) for start, stop in pairs]
+    found = {name: parts(array) for name, array in outputs.items()}
+    return [{name: each[i] for name, each in found.items()} for i in range(len(splits))]
 
 
-def _steps(task: Task, flat: np.ndarray, like: Ragged) -> np.ndarray:
-    """[n, longest, ...] of outputs of steps [sum of lengths, ...], as the task has its axes."""
-    filled = Ragged(flat, like.offsets).filled()
-    if task.output is not None and task.output.kind != "classes":
+def _frames(task: Task, lengths: np.ndarray, rows: int) -> np.ndarray | None:
+    """[n]: how many of an output's rows belong to each sample: its steps, or its frames where the output has a blank.
+    None where they are not of steps."""
+    if lengths.sum() == rows:
+        return lengths
+    if task.output is None or task.output.blank is None:
+        return None
+    tried = (-(-lengths // k) for k in range(2, int(lengths.max()) + 1))
+    return next((counts for counts in tried if counts.sum() == rows), None)
+
+
+def _steps(task: Task, rows: Ragged) -> np.ndarray:
+    """[n, longest, ...] of outputs of steps, as the task has its axes."""
+    output, filled = task.output, rows.filled()
+    if output is None:
+        return filled
+    if output.kind != "classes":
         return filled[..., 0] if filled.shape[-1] == 1 else filled
-    return np.moveaxis(filled, -1, task.output.axis) if task.output is not None else filled
+    if output.blank is not None:
+        behind = np.arange(filled.shape[1]) >= rows.lengths[:, None]
+        filled[behind] = gap(output, filled.shape[-1])
+    return np.moveaxis(filled, -1, output.axis)

@@ -54,7 +54,7 @@ class Agreement(nn.Module):
                 answered = shown(output, forward(student, device.moved(batch.inputs, there)))
                 for number, (name, every) in enumerate(answers):
                     own, theirs = answered[name].cpu().numpy(), every[batch.index.numpy()]
-                    theirs = theirs if batch.steps is None else theirs[:, : batch.steps]
+                    theirs = theirs if batch.steps is None else theirs[:, : own.shape[1]]
                     equal[number] += (own == theirs).sum()
                     count[number] += own.size
         student.train(was)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgekd.models import scores
-from edgekd.outputs import Output
+from edgekd.outputs import Output, frames
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Rows:
     """`batch`: as given; `flat`: with one row per position that counts (`part`: the number of its position in the
-    sample); `keep`: which positions count, None for all; `heads`: the rows of each of several outputs."""
+    sample); `keep`: which positions count, None for all; `heads`: the rows of each of several outputs; `frames`: of an
+    output with a blank the number of its frames, at which others' answers end."""
 
     batch: Batch
     flat: Batch
     output: Output | None = None
     keep: torch.Tensor | None = None
     heads: Mapping[str, Rows] = field(default_factory=dict)
+    frames: int | None = None
 
     def head(self, name: str) -> Rows:
         """The rows of one of several outputs; of the only output, and where a term names none, these."""
@@ -41,9 +43,15 @@ class Rows:
             return signals
         if not self.output.scored:
             return dataclasses.replace(signals, kind=self.output.kind)
-        output = None if signals.output is None else self._kept(scores.rows(self.output, signals.output))
-        label = None if signals.label is None else self._kept(signals.label.reshape(-1))
+        output = None if signals.output is None else self._kept(scores.rows(self.output, self._cut(signals.output)))
+        label = None if signals.label is None else self._kept(self._cut(signals.label, 1).reshape(-1))
         return dataclasses.replace(signals, output=output, label=label, kind=self.output.kind)
+
+    def _cut(self, values: torch.Tensor, axis: int | None = None) -> torch.Tensor:
+        """Answers that have room for the longest sample of the split, as far as the batch goes."""
+        if self.frames is None or self.output is None:
+            return values
+        return values.narrow(scores.steps_of(self.output) if axis is None else axis, 0, self.frames)
 
     def _kept(self, rows: torch.Tensor) -> torch.Tensor:
         return rows if self.keep is None else rows[self.keep]
@@ -74,9 +82,13 @@ def rows_of(output: Output | Mapping[str, Output] | None, batch: Batch, seen: Si
         return Rows(batch, batch, output)
     count = len(scores.rows(output, seen.output)) // len(batch.index)
     repeated = lambda values: values.repeat_interleave(count)
-    labels = None if batch.labels is None else batch.labels.reshape(-1)
+    strings = output.blank is not None
+    labels = None if batch.labels is None else _strings(output, batch, count) if strings else batch.labels.reshape(-1)
     part = torch.arange(count, device=seen.output.device).repeat(len(batch.index))
     keep = None if labels is None or output.ignore_index is None else labels != output.ignore_index
+    if strings:
+        ends = None if batch.lengths is None else frames(batch.lengths, int(batch.lengths.max()), count)
+        keep = None if ends is None else part < repeated(ends)
     chosen = lambda values: values if keep is None or values is None else values[keep]
     if labels is not None and output.kind == "yes_no":
         labels = labels.long()
@@ -87,4 +99,11 @@ def rows_of(output: Output | Mapping[str, Output] | None, batch: Batch, seen: Si
     flat = dataclasses.replace(
         batch, labels=chosen(labels), index=index, weight=weight, tags=tags, part=chosen(part), rows=None
     )
-    return Rows(batch, flat, output, keep)
+    flat.blank = output.blank
+    return Rows(batch, flat, output, keep, frames=count if strings else None)
+
+
+def _strings(output: Output, batch: Batch, count: int) -> torch.Tensor:
+    """The labels [rows, L] of all frames, filled with -1."""
+    labels = batch.labels.masked_fill(batch.labels == output.ignore_index, -1)
+    return labels.repeat_interleave(count, 0)
