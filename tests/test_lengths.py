@@ -1,6 +1,7 @@
 """Samples of different length: held, batched, trained, calibrated, exported and scored as if each were alone."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from edgekd.models import sequences
 from edgekd.quantization import example_of
 from edgekd.quantization.torch_graph.capture import capture
 from edgekd.records import Artifact, Run
-from edgekd.run import feeds
+from edgekd.run import evaluate, feeds, sanity_check
 from edgekd.runtimes.onnxruntime import ort
 from edgekd.samples.rows import WHOLE
 from edgekd.stages.answer import Answer
@@ -126,6 +127,12 @@ class TestBatches:
         assert batch.inputs["x"].shape == (2, 3, 3) and batch.inputs["lengths"].tolist() == [2, 3]
         assert batch.labels.tolist() == [[1, 1, -100], [3, 3, 3]] and batch.steps == 3
 
+    def test_some_of_a_split_are_filled_to_their_longest(self):
+        some = columns.some(columns.load(task(True), "train"), np.array([1, 3, 6]))
+        assert some.labels.tolist() == [[1, 1, *[-100] * 2], [3, 3, 3, -100], [2] * 4]
+        answered = {"tag": np.ones((9, 4))}
+        assert feeds.answered(task(True), answered, some)[0]["tag"].shape[:2] == some.labels.shape
+
     def test_of_an_epoch_are_near_in_length_and_hold_every_sample_once(self):
         lengths = np.random.default_rng(0).integers(5, 100, 1000)
         rows = epochs.order(3, 1, 1000)
@@ -226,6 +233,17 @@ def test_splits_of_one_length_each_are_told_apart():
     of_samples = {"tag": np.ones((8, 7, 4))}  # as of samples of one length
     (found,) = feeds.answered(task(True), of_samples, columns.load(task(True), "test"))
     assert found["tag"].shape == (8, 7, 4)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_metrics_are_tried_with_as_many_steps_as_labels_have(axis, monkeypatch):
+    output = edgekd.classes(4, axis=axis, ignore_index=-100)
+    given = task(True, outputs={"tag": output}, metrics=(edgekd.pixel_accuracy(output),))
+    few = {"validation": {"tag": np.zeros((2, 3, 4) if axis == 2 else (2, 4, 3), np.float32)}}
+    monkeypatch.setattr(evaluate, "answers", lambda *_: (few, None))
+    resolved = SimpleNamespace(task=given, data=lambda split: columns.load(given, split))
+    plan = SimpleNamespace(points=[SimpleNamespace(export="made", deployment=None)])
+    assert sanity_check._metrics(resolved, resolved, plan, {"made": None}, None) == []
 
 
 class Across(Net):

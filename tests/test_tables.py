@@ -49,6 +49,16 @@ def test_a_data_set_has_the_digest_of_its_arrays(tmp_path, monkeypatch):
     assert "list is no map-style data set" in str(caught.value)
 
 
+def test_an_image_with_a_palette_has_its_colours():
+    from edgekd.data.tables import _picture
+
+    red = Image.new("RGB", (3, 2), (255, 0, 0))
+    assert np.array_equal(_picture(red.convert("P")), np.asarray(red).transpose(2, 0, 1))
+    clear = red.convert("P")
+    clear.info["transparency"] = 0
+    assert _picture(clear).shape == (4, 2, 3)
+
+
 def test_a_parquet_file_has_the_digest_of_its_arrays(tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -224,6 +224,11 @@ def _tensors(labels: Any, index: np.ndarray) -> Any:
     return each(labels, lambda array: torch.from_numpy(array[index]))
 
 
+def _of_steps(labels: Any, steps: int | None) -> Any:
+    """Labels [n, steps, ...] of steps, where samples have some, up to the longest sample."""
+    return labels if steps is None else labels[:, :steps]
+
+
 def take(columns: Columns, index: np.ndarray, view: int = 0) -> Batch:
     """The rows `index` as a batch of tensors, not augmented."""
     return next(taken(columns, [index], view))
@@ -236,8 +241,8 @@ def taken(columns: Columns, indices: Sequence[np.ndarray], view: int = 0) -> Ite
 
     for index, inputs in zip(indices, workers.rows(columns.inputs, indices), strict=True):
         steps = int(columns.lengths[index].max()) if columns.stepwise and columns.lengths is not None else None
-        labels = None if columns.labels is None else _tensors(columns.labels, index)
-        labels = labels[:, :steps] if labels is not None and steps is not None and not columns.strings else labels
+        ends = None if columns.strings else steps
+        labels = None if columns.labels is None else _of_steps(_tensors(columns.labels, index), ends)
         lengths = None if columns.lengths is None else torch.from_numpy(columns.lengths[index])
         tags = None if columns.tags is None else [columns.tags[i] for i in index]
         weight = torch.from_numpy(columns.weight[index])
@@ -269,10 +274,12 @@ def even(columns: Columns, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 def some(columns: Columns, rows: np.ndarray) -> Columns:
     """These rows of a split, with the digest of all."""
+    cut = columns.stepwise and not columns.strings
+    steps = int(columns.lengths[rows].max()) if cut and columns.lengths is not None else None
     return dataclasses.replace(
         columns,
         inputs=each(columns.inputs, lambda values: ragged.pick(values, rows)),
-        labels=None if columns.labels is None else each(columns.labels, lambda values: values[rows]),
+        labels=None if columns.labels is None else each(columns.labels, lambda array: _of_steps(array[rows], steps)),
         ids=[columns.ids[i] for i in rows],
         weight=columns.weight[rows],
         tags=None if columns.tags is None else [columns.tags[i] for i in rows],

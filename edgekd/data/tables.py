@@ -162,6 +162,8 @@ def _opened(data: bytes) -> Any:
 
 
 def _picture(image: Any) -> np.ndarray:
-    """uint8 [channels, height, width] of an image of Pillow."""
-    pixels = np.asarray(image)
+    """uint8 [channels, height, width] of an image of Pillow, of one with a palette its colours."""
+    pixels = np.asarray(
+        image.convert("RGBA" if "transparency" in image.info else "RGB") if image.mode == "P" else image
+    )
     return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]

@@ -96,7 +96,7 @@ def spearman(parts: np.ndarray) -> float:
 def error_rate(parts: np.ndarray) -> float:
     """100 times the number of edits, divided by the length of all references."""
     edits, length = parts.sum(0)
-    return 100.0 * float(edits / length)
+    return 100.0 * float(_defined(edits, length))
 
 
 FORMULAS: dict[str, Callable[[np.ndarray], float]] = {

@@ -24,6 +24,7 @@ from edgekd.files import unwritable, write_atomic
 from edgekd.hosts import local
 from edgekd.inputs import each, length
 from edgekd.models import saved
+from edgekd.models.scores import steps_of
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Metric, Run, Task
 from edgekd.run import conclude, evaluate, keys, passed, steps
@@ -175,6 +176,9 @@ def _metrics(
         return problems
     like = evaluate.answers(*given)[0]["validation"]
     columns = _some(resolved.data("validation"), MOST)
+    if columns.stepwise and not columns.strings:  # the few samples may have fewer steps
+        axis, places = steps_of(resolved.task.output), np.arange(columns.labels.shape[1])
+        like = each(like, lambda x: x.take(places % x.shape[axis], axis))
     for metric in resolved.task.metrics if columns.labels is not None else ():
         where, values = f"task {resolved.task.name}: metrics[{metric.name!r}]", []
         for seed in (None, 0, 1, 2):
