@@ -128,3 +128,27 @@ def test_several_teachers_without_an_ensemble(kind, wanted, tmp_path):
     found = fitted(recipe, dataclasses.replace(tiny.task, outputs={"o": kind}))
     names = [line.stage.combine and line.stage.combine.name for line in found.stages]
     assert names == [wanted, "routed", None]
+
+
+@pytest.mark.parametrize(
+    "kind, labels, wanted",
+    [
+        (PIXELS, np.zeros((4, 4, 4), int), [("cross_entropy", 0.5, {}), ("kl", 0.5, {"temperature": 1.0})]),
+        (edgekd.yes_no(), np.zeros((4, 3), int), [("cross_entropy", 0.5, {}), ("kl", 0.5, {"temperature": 1.0})]),
+        (edgekd.classes(3), np.zeros(4, int), [("cross_entropy", 0.1, {}), ("kl", 0.9, {"temperature": 4.0})]),
+        (edgekd.classes(3), None, [("cross_entropy", 0.1, {}), ("kl", 0.9, {"temperature": 4.0})]),
+        (edgekd.classes(3, blank=0), np.zeros((4, 2), int), [("ctc", 0.5, {}), ("kl", 0.5, {"temperature": 1.0})]),
+    ],
+)
+def test_losses_that_a_recipe_leaves_out(kind, labels, wanted, tmp_path):
+    """At positions the temperature is 1; the probabilities of several teachers are averaged as ever."""
+    text = 'task = "t"\n[model.one]\ntrain = {}\n[model.two]\ntrain = {}\n'
+    (tmp_path / "r.toml").write_text(text + '[[stage]]\nuse = "distill"\nteacher = ["one", "two"]\n')
+    recipe, _ = recipes.parsed(tmp_path / "r.toml")
+    for outputs, given, named in (({"o": kind}, labels, ""), ({"o": kind, "p": kind}, {"o": labels, "p": None}, "o")):
+        found = fitted(recipe, dataclasses.replace(tiny.task, outputs=outputs), lambda given=given: given)
+        (line,), told = found.stages, []
+        for term in (t for t in line.stage.losses if t.output == named):
+            told.append((term.use, term.weight, {k: v for k, v in term.hyper.items() if k == "temperature"}))
+        assert told == wanted and line.stage.combine is None
+        assert all(t.use != "kl" for t in found.models["one"].stage.losses)

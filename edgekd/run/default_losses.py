@@ -4,7 +4,7 @@ its own: a stage's own defaults are those of classes."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgekd.components import Use
@@ -15,20 +15,32 @@ from edgekd.training.read_terms import terms
 from edgekd.training.terms import Term
 
 LABELS, BOTH = (Term("mse"),), (Term("mse", 0.5), Term("logit_mse", 0.5))
+# a temperature above 1 is for what the probabilities of other classes tell of a whole sample; where the answer at a
+# position matters it moves the border between classes: benchmarks/kinds
+EACH = (Term("cross_entropy", 0.5), Term("kl", 0.5, {"temperature": 1.0}))
 FITTING = {  # {kind: (from labels, with a teacher)}
+    "positions": ((Term("cross_entropy"),), EACH),
+    "yes_no": ((Term("cross_entropy"),), EACH),
     "numbers": (LABELS, BOTH),
     "embeddings": ((), (Term("cosine"),)),
     "strings": ((Term("ctc"),), (Term("ctc", 0.5), Term("kl", 0.5, {"temperature": 1.0}))),
 }
 
 
-def fitted(recipe: Recipe, task: Task) -> Recipe:
-    """The recipe with losses and ensembles that fit the task's outputs, where it gives none."""
-    kinds = {name: _kind(output) for name, output in task.heads.items()}
-    if not kinds and (task.output is None or _kind(task.output) in ("classes", "yes_no")):
+def fitted(recipe: Recipe, task: Task, labels: Callable[[], Any] = lambda: None) -> Recipe:
+    """The recipe with losses and ensembles that fit the task's outputs, where it gives none. `labels()`: [n, ...], or
+    {output: [n, ...]}, asked for where they decide."""
+    declared = task.heads or ({} if task.output is None else {"": task.output})
+    if any(output.kind == "classes" for output in declared.values()):
+        given = labels()
+        of = lambda name: given.get(name) if isinstance(given, Mapping) else given
+        kinds = {name: _kind(output, getattr(of(name), "ndim", 1) > 1) for name, output in declared.items()}
+    else:
+        kinds = {name: _kind(output) for name, output in declared.items()}
+    if set(kinds.values()) <= {"classes"} and not task.heads:
         return recipe
-    kinds = kinds or {"": _kind(task.output) if task.output is not None else ""}
-    combined = _combined if not task.heads else lambda stage, teachers: stage  # each output has its own mean
+    scored = task.heads or task.output is None or task.output.scored  # each output has its own mean
+    combined = (lambda stage, teachers: stage) if scored else _combined
     lines = tuple(
         dataclasses.replace(line, stage=combined(_stage(line.stage, kinds, "losses" in line.said), line.teacher))
         for line in recipe.stages
@@ -40,8 +52,11 @@ def fitted(recipe: Recipe, task: Task) -> Recipe:
     return dataclasses.replace(recipe, stages=lines, models=models)
 
 
-def _kind(output: Output) -> str:
-    return "strings" if output.blank is not None else output.kind
+def _kind(output: Output, several: bool = False) -> str:
+    """`several`: whether a sample has labels at several positions."""
+    if output.kind == "classes":
+        return "strings" if output.blank is not None else "positions" if several else "classes"
+    return output.kind
 
 
 def _combined(stage: Any, teachers: Sequence[str]) -> Any:

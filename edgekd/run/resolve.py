@@ -80,7 +80,7 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
     identity = cache(lambda: passed.of_task(task, load))
     select, gate = recipe.select, {name: dict(lines) for name, lines in recipe.gate.items()}
     if isinstance(task, Task):
-        recipe = fitted(recipe, task)
+        recipe = fitted(recipe, task, partial(_labels, load))
     if isinstance(task, Task) and task.metrics:
         taken = metric_problems(task)
         problems += [*taken, *_task_problems(task, recipe, load, identity, store)]
@@ -101,6 +101,14 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
     threads = recipe.threads or environment.THREADS
     devices = chosen(recipe.device, problems)
     return Resolved(recipe, task, load, tuple(found), threads, select, gate, identity, devices), problems
+
+
+def _labels(load: Callable[[str], Any]) -> Any:
+    """The labels of the training split; None where it can't be read, which is reported with the other splits."""
+    try:
+        return load("train").labels
+    except (EdgekdError, *THEIRS):
+        return None
 
 
 def _unmeasured(
