@@ -224,3 +224,26 @@ def test_what_it_is_decides_keys_only_where_it_is_said():
 def test_default_losses():
     assert [t.use for t in default_losses.FITTING["strings"][0]] == ["ctc"]
     assert [t.use for t in default_losses.FITTING["strings"][1]] == ["ctc", "kl"]
+
+
+def test_strides_over_open_steps_are_exported(tmp_path):
+    """torch.export asks for three steps at least; the file runs at any length."""
+    import onnxruntime
+
+    from edgekd.formats import onnx as form
+    from edgekd.quantization.torch_graph.capture import capture
+
+    class Strided(Net):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv1d(3, 5, 5, 2, 2), nn.ReLU(), nn.Conv1d(5, 4, 1))
+
+    net, example = Strided().eval(), {"x": torch.randn(2, 9, 3), "lengths": torch.tensor([9, 9])}
+    graph = capture(net, example, None, {"x": "lengths"})
+    form.export(graph, None, example, tmp_path / "m.onnx", inputs=("x", "lengths"))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for steps in (1, 4, 13):
+        x = torch.randn(1, steps, 3)
+        want = net({"x": x, "lengths": torch.tensor([steps])}).detach().numpy()
+        fed = {i.name: {"x": x.numpy(), "lengths": np.array([steps])}[i.name] for i in session.get_inputs()}
+        assert want.shape[2] == -(-steps // 2) and np.allclose(session.run(None, fed)[0], want, atol=1e-5)

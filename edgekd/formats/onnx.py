@@ -70,14 +70,14 @@ def _translate(graph: fx.GraphModule, grid: Grid | None, example: Any, opset: in
     """The graph in ONNX, with a node `edgekd.Site` at each site if there is a grid."""
     import torch
 
-    from edgekd.quantization.torch_graph.capture import opened
+    from edgekd.quantization.torch_graph.capture import exported, opened
 
     module = _recurrent.written(_marked(graph, grid) if grid is not None else copy.deepcopy(graph), opset)
     tensors = positional(example)
     try:
         with warnings.catch_warnings(), torch.no_grad(), _quiet():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module.eval(), tensors, dynamic_shapes=opened(graph), strict=False)
+            program = exported(module.eval(), tensors, opened(graph))
             return torch.onnx.export(
                 program, (), dynamo=True, opset_version=opset, external_data=False, verbose=False, optimize=True
             ).model_proto

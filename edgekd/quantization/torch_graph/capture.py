@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import THEIRS, Problem, UsageError, first_line
@@ -52,9 +53,7 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad(), whole():
             warnings.simplefilter("ignore")
-            program = written_out(
-                torch.export.export(module, tensors, dynamic_shapes=shapes if plain else (shapes,), strict=False)
-            )
+            program = written_out(exported(module, tensors, shapes, packed=not plain))
     except THEIRS as error:
         reason = first_line(error)
         raise UsageError(
@@ -74,6 +73,31 @@ def capture(
     _drop_unused(graph)
     graph.recompile()
     return graph
+
+
+def exported(
+    module: nn.Module, tensors: tuple[torch.Tensor, ...], dims: Sequence[Mapping[int, Any]], packed: bool = False
+) -> torch.export.ExportedProgram:
+    """`torch.export` with open dimensions, {axis: dimension} of each input; `packed`: the module takes them as
+    *tensors. Steps begin at 1, or at the least number that the layers take: strides over them need more in a graph,
+    where 1 is special."""
+    import torch
+
+    sizes = {d.__name__: x.shape[axis] for x, each in zip(tensors, dims, strict=True) for axis, d in each.items()}
+    first, given = None, dims
+    while True:
+        try:
+            return torch.export.export(
+                module, tensors, dynamic_shapes=(tuple(given),) if packed else tuple(given), strict=False
+            )
+        except THEIRS as error:
+            first = first or error
+            known = {d.__name__: d for each in given for d in each.values()}
+            wrong = [n for n in known if n != "batch" and re.search(rf"\b{n}\b", str(error))]
+            more = {n: torch.export.Dim(n, min=2 * known[n].min + 1) for n in wrong if 2 * known[n].min < sizes[n]}
+            if "Constraints violated" not in str(error) or not more:
+                raise first from None
+            given = [{axis: more.get(d.__name__, d) for axis, d in each.items()} for each in given]
 
 
 def _open(example: Any, lengths: Mapping[str, str]) -> tuple[dict[int, Any], ...]:
