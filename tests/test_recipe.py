@@ -400,3 +400,68 @@ def test_a_run_with_such_a_metric_ends_before_it_begins(monkeypatch):
         resolve.resolved(GOOD)
     # and of no budget that the recipe hasn't got
     assert [p.place for p in caught.value.problems] == ["task digits: metrics"]
+
+
+BRANCHED = {
+    "task": "digits",
+    "threads": 1,
+    "model": {"teacher": {"train": {"epochs": 1}}},
+    "stage": [
+        {"use": "distill", "epochs": 1},
+        {"use": "quantize", "name": "int8", "mode": "ptq"},
+        {"use": "prune", "source": "distill", "epochs": 1},
+        {"use": "quantize", "name": "small8", "mode": "ptq"},
+        {"use": "quantize", "name": "small8-tuned", "source": "prune", "epochs": 1},
+    ],
+    "sweep": {"prune.macs": [0.7, 0.5]},
+}
+
+
+def test_stages_go_on_from_the_stage_that_they_name():
+    made = plan.make(resolve.resolved(BRANCHED))
+    by_id = {p.id: p for p in made.points}
+    sources = {p.id: made.steps[p.step].source for p in made.points}
+    step = {id: p.step for id, p in by_id.items()}
+    assert sources["int8"] == step["distill"] == sources["prune-0.7"] == sources["prune-0.5"]
+    assert sources["small8-0.5"] == sources["small8-tuned-0.5"] == step["prune-0.5"]
+    assert by_id["small8-tuned-0.7"].stages == ("distill", "prune", "small8-tuned")
+    assert by_id["int8"].stages == ("distill", "int8") and "int8-0.7" not in by_id
+
+
+def test_a_branch_does_not_change_the_keys_of_the_others():
+    alone = BRANCHED | {"stage": [BRANCHED["stage"][0], *BRANCHED["stage"][2:4]]}
+    alone["stage"][1] = {k: v for k, v in alone["stage"][1].items() if k != "source"}
+    keys = lambda table: {p.id: (p.step, p.export) for p in plan.make(resolve.resolved(table)).points}
+    assert {id: keys(BRANCHED)[id] for id in ("prune-0.5", "small8-0.7")} == {
+        id: keys(alone)[id] for id in ("prune-0.5", "small8-0.7")
+    }
+
+
+def test_a_branched_recipe_is_written_as_it_was_read(tmp_path):
+    resolved = resolve.resolved(BRANCHED)
+    (tmp_path / "recipe.toml").write_text(dump(resolved, tmp_path))
+    again = resolve.resolved(tmp_path / "recipe.toml")
+    assert list(plan.make(again).steps) == list(plan.make(resolved).steps)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("distil", ("stage 3 (prune): source", "no earlier stage is named `distil`", "did you mean `distill`?")),
+        ("small8", ("source", "no earlier stage is named `small8`")),
+        ("int8", ("source", "`int8` quantizes, and nothing can follow that")),
+        (3, ("source", "must be the name of an earlier stage")),
+        ("student", ("stage 3 (prune)", "needs a trained student")),
+    ],
+)
+def test_a_source_that_is_no_earlier_stage_is_refused(source, words):
+    table = BRANCHED | {"stage": [dict(s) for s in BRANCHED["stage"]]}
+    table["stage"][2]["source"] = source
+    (line, *_) = [p for p in told(table) if "stage 3" in p]
+    assert all(w in line for w in words)
+
+
+def test_a_teacher_of_another_branch_is_refused():
+    table = BRANCHED | {"stage": [dict(s) for s in BRANCHED["stage"]]}
+    table["stage"][4] |= {"source": "distill", "teacher": "prune"}
+    assert any("stage 5 (small8-tuned): teacher" in p and "nothing is named `prune`" in p for p in told(table))

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekd.errors import THEIRS, Problem, UsageError
 from edgekd.run import check_losses
-from edgekd.run.recipe.stages import Line
+from edgekd.run.recipe.stages import Line, before
 from edgekd.run.variants import RecipeView
 
 
@@ -32,9 +32,7 @@ def _stages(view: RecipeView) -> list[Problem]:
     """Problems that the stages' own `check` finds with their settings and the student, before training."""
     problems, example = [], None
     for line in view.recipe.stages:
-        if not hasattr(line.part, "check") or any(
-            s.use == line.use and s.number < line.number for s in view.recipe.stages
-        ):
+        if not hasattr(line.part, "check") or any(s.use == line.use for s in before(line, view.recipe.stages)):
             continue
         example = example if example is not None else view.example()
         where = _place(view, line)

@@ -55,7 +55,14 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
 def _stage(line: Line) -> dict[str, Any]:
     """A `[[stage]]`, without the settings that each target fills in."""
     told = {k: v for k, v in _settings(line.stage, line.teacher).items() if k in line.said or k not in OPEN}
-    return {"use": line.use, "name": line.name, **({"teacher": list(line.teacher)} if line.teacher else {}), **told}
+    begun = {} if line.source is None else {"source": line.source}
+    return {
+        "use": line.use,
+        "name": line.name,
+        **begun,
+        **({"teacher": list(line.teacher)} if line.teacher else {}),
+        **told,
+    }
 
 
 def _model(model: Model, moved: Callable[[Any], Any]) -> dict[str, Any]:

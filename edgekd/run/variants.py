@@ -12,7 +12,7 @@ from typing import Any
 from edgekd.records import Task
 from edgekd.run import default_losses, target_settings
 from edgekd.run.recipe import Recipe
-from edgekd.run.recipe.stages import Line
+from edgekd.run.recipe.stages import Line, sequences
 from edgekd.run.resolve import Resolved
 from edgekd.run.target_settings import TargetSettings
 from edgekd.signatures import settings_of
@@ -147,9 +147,10 @@ class RecipeView:
         """The recipe's stages for every group of targets, at every seed and point of the sweep."""
         groups, sweep = self.target_groups(), self.recipe.sweep
         for (settings, targets), seed in itertools.product(self.served_groups().items(), sweep.seeds):
-            for choices in sweep.points():
+            ways = [(way, c) for way in sequences(self.recipe.stages) for c in sweep.points({s.name for s in way})]
+            for way, choices in ways:
                 settled, suffix = [], ""
-                for line in self.recipe.stages:
+                for line in way:
                     control = _control(line, settings, groups)  # no sweep applies to it
                     own = {key: choice for (stage, key), choice in choices.items() if stage == line.name}
                     line = line.at({key: choice.value for key, choice in own.items()})

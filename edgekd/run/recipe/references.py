@@ -3,14 +3,15 @@ stages that it can extend."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edgekd.errors import Problem, near
 from edgekd.run.recipe.models import Model
-from edgekd.run.recipe.stages import Line, partners
+from edgekd.run.recipe.stages import Line, before, partners
 
-STUDENT = (
+STUDENT = "student"
+NO_STUDENT = (
     'begin with a `distill` or `train` stage, or load the student: [model.student] weights = "student.safetensors"'
 )
 
@@ -24,9 +25,9 @@ def problems(
 ) -> list[Problem]:
     """Teachers must be models or earlier stages; the first stage makes a student; `quantize` is the last stage. `told`:
     the names of all stages, also of invalid ones."""
-    found = _mixed(mixed, lines, told, place)
+    found = [*_mixed(mixed, lines, told, place), *_sources(lines, told, place)]
     for line in lines:
-        known = ["teacher", *models, *(s.name for s in lines if s.number < line.number)]
+        known = ["teacher", *models, *(s.name for s in before(line, lines))]
         found += _strangers(line.teacher, known, f"{place}: stage {line.number} ({line.name}): teacher")
         found += _boxes(line.stage, models, f"{place}: stage {line.number} ({line.name})")
     for name, model in models.items():
@@ -35,15 +36,33 @@ def problems(
         if _learns_from_itself(name, models):
             text, hint = "learns from itself through its teachers", "name teachers that are made before it"
             found.append(Problem(f"{place}: model.{name}: teacher", text, hint))
-    first = lines[0] if lines and lines[0].number == 1 else None
-    if first is not None and first.use not in ("distill", "train") and "student" not in models:
-        text = f"`{first.use}` needs a trained student"
-        found.append(Problem(f"{place}: stage 1 ({first.name})", text, STUDENT))
+    for first in (s for s in lines if (s.number == 1 or s.source == STUDENT) and STUDENT not in models):
+        if first.use not in ("distill", "train"):
+            text = f"`{first.use}` needs a trained student"
+            found.append(Problem(f"{place}: stage {first.number} ({first.name})", text, NO_STUDENT))
     return found + [
         Problem(f"{place}: stage {s.number} ({s.name})", "`quantize` must be the last stage", "move it to the end")
         for s in lines
-        if s.use == "quantize" and s.number < len(told)
+        if s.use == "quantize" and s.number < len(told) and _followed(s, lines)
     ]
+
+
+def _sources(lines: Sequence[Line], told: Sequence[str], place: str) -> Iterator[Problem]:
+    """Problems of stages that go on from one that is not there, or from an int8 model."""
+    for line in lines:
+        where = f"{place}: stage {line.number} ({line.name}): source"
+        earlier = told[: line.number - 1]
+        if line.source is not None and line.source not in (STUDENT, *earlier):
+            known = f"known here: {', '.join([STUDENT, *earlier])}"
+            yield Problem(where, f"no earlier stage is named `{line.source}`", near(line.source, earlier, known))
+        if any(s.name == line.source and s.use == "quantize" for s in lines):
+            yield Problem(where, f"`{line.source}` quantizes, and nothing can follow that", "name what it goes on from")
+
+
+def _followed(line: Line, lines: Sequence[Line]) -> bool:
+    """Whether the next stage goes on from this one, as far as that is known."""
+    after = [s for s in lines if s.number == line.number + 1]
+    return not after or after[0].source is None
 
 
 def _strangers(teachers: Iterable[str], known: Sequence[str], where: str) -> list[Problem]:

@@ -14,7 +14,7 @@ from edgekd.run.recipe.learns_with import uncached
 from edgekd.run.recipe.teachers import teachers_of
 from edgekd.signatures import parameters, plain, readers, settings_of
 
-STAGE_KEYS = ("use", "name", "teacher")  # keys of a [[stage]] besides the stage's settings
+STAGE_KEYS = ("use", "name", "source", "teacher")  # keys of a [[stage]] besides the stage's settings
 FILLED_IN = ("augment_seed", "sha256", "teachers")  # settings that the plan fills in
 SPLITS = {"train", "validation", "test"}
 
@@ -22,7 +22,9 @@ SPLITS = {"train", "validation", "test"}
 @dataclass(frozen=True)
 class Line:
     """One `[[stage]]`. `stage`: its `part` with all settings (None only where these are invalid); `said`: the settings
-    that the recipe gives; `named`: the teachers that the recipe gives (None: none), `teacher`: those that it has."""
+    that the recipe gives; `named`: the teachers that the recipe gives (None: none), `teacher`: those that it has.
+    `source`: the earlier stage that it goes on from, `student` for the model that the first begins with; None: the
+    stage before it."""
 
     number: int
     name: str
@@ -32,6 +34,7 @@ class Line:
     said: frozenset[str]
     named: Any
     teacher: tuple[str, ...]
+    source: str | None = None
 
     def at(self, own: Mapping[str, Any]) -> Line:
         """The stage at a point of a sweep: with the settings `own`, and the teachers that it then needs. Raises
@@ -77,8 +80,28 @@ def read(tables: Sequence[Mapping[str, Any]], taken: Sequence[str], place: str, 
         stage, settings = made(part, own, where, problems)
         teacher = teachers_of(part, settings, named, where, problems)
         problems += uncached(own, stage, teacher, where)
-        lines.append(Line(number, name, use, part, stage, frozenset(own), named, teacher))
+        source = table.get("source")
+        if source is not None and not isinstance(source, str):
+            problems.append(Problem(f"{where}: source", f"must be the name of an earlier stage, not {source!r}"))
+            source = None
+        lines.append(Line(number, name, use, part, stage, frozenset(own), named, teacher, source))
     return lines
+
+
+def before(line: Line, lines: Sequence[Line]) -> list[Line]:
+    """The stages that a stage goes on from, the first one first."""
+    earlier = [other for other in lines if other.number < line.number]
+    if line.source is None:
+        found = earlier[-1:]
+    else:
+        found = [other for other in earlier if other.name == line.source]
+    return [*before(found[0], lines), found[0]] if found else []
+
+
+def sequences(lines: Sequence[Line]) -> list[tuple[Line, ...]]:
+    """The stages as sequences, one for each stage that no other goes on from. Of stages without `source`, one."""
+    ways = [(*before(line, lines), line) for line in lines]
+    return [way for way in ways if not any(way[-1] in other[:-1] for other in ways)]
 
 
 def _name(name: str, taken: Sequence[str], where: str) -> list[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +36,11 @@ class Sweep:
     choices: Mapping[tuple[str, str], tuple[Choice, ...]]
     said: Mapping[str, Sequence[Any]]
 
-    def points(self) -> Iterator[dict[tuple[str, str], Choice]]:
-        """Every combination; the last setting changes first."""
-        for choices in itertools.product(*self.choices.values()):
-            yield dict(zip(self.choices, choices, strict=True))
+    def points(self, stages: Collection[str]) -> Iterator[dict[tuple[str, str], Choice]]:
+        """Every combination of the settings of these stages; the last setting changes first."""
+        own = {key: values for key, values in self.choices.items() if key[0] in stages}
+        for choices in itertools.product(*own.values()):
+            yield dict(zip(own, choices, strict=True))
 
     def lines(self, line: Line) -> Iterator[Line]:
         """A stage at every combination of its own settings."""
