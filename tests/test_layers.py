@@ -18,6 +18,7 @@ LAYERS = (  # low to high; a module may import its own layer and those before it
     ("steps", {"stages", "decisions", "report", "delivery"}),
     ("flow", {"run"}),
     ("explain", {"explain"}),
+    ("search", {"without_recipe"}),
     ("surface", {"verbs"}),
 )
 ENTRIES = {"__init__", "__main__", "cli"}  # above all

@@ -75,7 +75,7 @@ print(edgekd.run.recipe.file.BUILT_IN.is_file())
     home, names, loaded, tasks, recipe = done.stdout.splitlines()
     assert Path(home).is_relative_to(site) and names == loaded and recipe == "True"
     assert set(names.split()) == {"host", *(p.stem for p in (ROOT / "targets").glob("*.toml"))}
-    assert tasks == "cifar10 digits image_folder npz speech"
+    assert tasks == "cifar10 digits image_folder model_and_data npz speech"
 
 
 def pins() -> dict[str, str]:

@@ -30,6 +30,7 @@ Budget = Tables | TypedDict("Gate", {"gate": Tables})
 ANY = "any"
 KEYS = ("is", "accept", "level")
 QUALITY = "drop max 1.0 pt vs teacher"  # the default of a recipe without a budget on quality
+RELATIVE = "regress max 1 % vs teacher"  # the same of a metric that is no share
 
 
 def lines(value: Any, name: str, place: str, units: Mapping[str, str], problems: list[Problem]) -> list[Rule]:
@@ -131,7 +132,7 @@ def with_default(
     told = {name for name, table in made.items() if isinstance(table, dict) and not all(map(quantities.cost, table))}
     if ANY in told or not isinstance(made.get(ANY, {}), dict):
         return made
-    rule = QUALITY if unit == "%" else "regress max 1 % vs teacher"
+    rule = QUALITY if unit == "%" else RELATIVE
     # emulation gives the target's outputs, and no times
     line = {"is": rule, "accept": ["measured", "emulated"]}
     for name in (t for t in targets or () if t not in told) if told else (ANY,):

@@ -25,9 +25,10 @@ from edgekd.store.store import Store
 
 
 @exits(UsageError)
-def make(resolved: Resolved, store: Store | None = None) -> Plan:
+def make(resolved: Resolved, store: Store | None = None, checked: Plan | None = None) -> Plan:
     """The plan of a recipe. Raises UsageError with every problem, before any training. Checks that passed before are
-    not repeated if `store` has their results."""
+    not repeated if `store` has their results. `checked`: the plan of a recipe with the same losses and settings that
+    passed them; they are not repeated."""
     planner = _Planner(resolved, store)
     try:
         planner.run()
@@ -35,6 +36,9 @@ def make(resolved: Resolved, store: Store | None = None) -> Plan:
         checks.check(planner.view)  # raises UsageError with every problem
         raise
     plan = planner.plan
+    if checked is not None:
+        plan.losses, plan.notes = checked.losses, checked.notes
+        return plan
 
     def check() -> dict[str, Any]:
         losses, notes = checks.check(planner.view)
@@ -92,6 +96,7 @@ class _Planner:
         self.recipe: Recipe = resolved.recipe
         self.task: Task = resolved.task
         self.made: dict[str, str] = {}  # name of a model table -> key
+        self.keys: dict[tuple[str, ...], str] = {}  # of steps that several points have
         self.devices = tuple(d for t in resolved.targets for d in devices.each(t))
         self.ways = ways(map(devices.deployment, self.devices))
 
@@ -213,7 +218,10 @@ class _Planner:
         inputs = {"source": [source] if source else [], "teacher": list(teacher)}
         kinds = list(dict.fromkeys(map(kind, reversed(self.resolved.devices))))[::-1]
         for device in [CPU] if getattr(stage, "cpu_only", False) else kinds:
-            key = key_of(self.resolved, use, stage, seed, inputs, device)
+            known = (use, repr(stage), str(seed), repr(inputs), device)
+            if known not in self.keys:
+                self.keys[known] = key_of(self.resolved, use, stage, seed, inputs, device)
+            key = self.keys[known]
             if device != kinds[-1] and self.finished(key, (*inputs["source"], *teacher)):
                 break
         self.plan.steps.setdefault(key, Step(key, use, label, stage, seed, source, teacher, device))

@@ -40,7 +40,7 @@ def npz(
     normalize them as on the device. `augment` rotates, scales and shifts images slightly. Raises UsageError with every
     problem."""
     path = Path(path)
-    columns = _prepared(path, _columns(path))
+    columns = _prepared(path, columns_of(path))
     data = _splits(path, columns, validation)
     form, classes = (
         columns["x_train"].shape[1:],
@@ -80,7 +80,7 @@ def npz(
     )
 
 
-def _columns(path: Path) -> dict[str, np.ndarray]:
+def columns_of(path: Path) -> dict[str, np.ndarray]:
     """The named arrays of the file. Nothing is unpickled."""
     columns, problems, held = {}, [], []
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekd.errors import PASSED, RunFailed, exits
+from edgekd.errors import PASSED, RunFailed, UsageError, exits
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
@@ -21,7 +21,25 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipe", required=False, type=click.Path())
+@click.argument("recipe", metavar="[RECIPE|MODEL]", required=False, type=click.Path())
+@click.option(
+    "--data",
+    metavar="DATA",
+    help="With MODEL: an .npz with x_train, y_train, x_test, y_test, or package.module:name of such arrays, or a task.",
+)
+@click.option(
+    "--max-drop",
+    metavar="D",
+    help="With MODEL: what the first metric may lose: '1 pt', '3 %', or '0.2' in its own unit [default: 1 pt].",
+)
+@click.option(
+    "--max",
+    "limits",
+    multiple=True,
+    type=_options.Pair("NAME=LIMIT", 'latency_p50_ms="5 ms"'),
+    metavar="NAME=LIMIT",
+    help="With MODEL: the greatest value of a measurement, such as latency_p50_ms='5 ms'. Repeat for several.",
+)
 @click.option(
     "--target",
     "targets",
@@ -65,13 +83,16 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and show the steps; compute nothing.")
 @_options.quiet
-def command(recipe, on, **settings):
+def command(recipe, on, limits, **settings):
     """Distil, prune, quantize, export, profile, choose and gate by RECIPE (TOML); without one, the built-in example.
+
+    With a MODEL, `package.module:name` (its weights in it, or in a file: `package.module:name@FILE.safetensors`), and
+    --data, recipes are made, and run in order of cost until the time is over or nothing can do better.
 
     A recipe names code (tasks, models, losses) and runs it: use recipes that you trust.
     If it was interrupted or killed, run the same command to resume from the last checkpoint.
     """
-    outcome = compress(recipe, on=dict(on), **settings)
+    outcome = compress(recipe, on=dict(on), limits=dict(limits), **settings)
     _options.show(str(outcome))
     return PASSED if isinstance(outcome, str) else outcome.exit_code
 
@@ -90,24 +111,38 @@ def compress(
     fresh: bool = False,
     dry_run: bool = False,
     quiet: bool = True,
+    data: str | None = None,
+    max_drop: str | None = None,
+    limits: Mapping[str, str] = {},
 ) -> Outcome | str:
     """Runs a recipe (None: the built-in one) as `edgekd compress` does. `on` {target: address of its board};
     `time_budget` in seconds; `threads` of the trainings: by default the recipe's, the folder's own where it holds a
     run, else 2; `device` they run on: by default the folder's own, else the recipe's, else that of EDGEKD_DEVICE, else
     the CPU; `dry_run` returns the plan as text.
 
+    With `data`, `recipe` is a model, as the command line takes it; `max_drop` and `limits` {measurement: its greatest
+    value} are what is asked of its students.
+
     Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export
     check fails; EnvironmentUnfit where the device is not on this machine."""
     from edgekd.progress import reporter
-    from edgekd.run import boards, mixed_precision, resolve, sanity_check, steps
+    from edgekd.run import boards, resolve, sanity_check, steps
     from edgekd.run import device as placing
     from edgekd.run import folder as folders
     from edgekd.run import plan as planning
-    from edgekd.run.conclude import conclude
+    from edgekd.run.carry_out import carry_out
     from edgekd.run.dump import dump
-    from edgekd.run.evaluate import observe
     from edgekd.store.store import Store
+    from edgekd.without_recipe.asked import Asked, is_model, unfit
 
+    if data is not None or max_drop is not None or limits or is_model(recipe):
+        from edgekd.without_recipe import climb
+
+        if wrong := unfit(recipe, data, sets):
+            raise UsageError(*wrong)
+        asked = Asked(str(recipe), str(data), tuple(targets), max_drop, limits)
+        how = {"time_budget": time_budget, "threads": threads, "device": device, "on": on}
+        return climb.compress(asked, out, fresh=fresh, dry_run=dry_run, progress=reporter(quiet), **how)
     store = Store()
     resolved = resolve.resolved(recipe, sets, targets, threads, store, device)
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
@@ -135,20 +170,11 @@ def compress(
         with folders.locked(folder), contextlib.ExitStack() as open_boards:
             text = dump(resolved, folder)
             folders.claim(folder, text, fresh)
-            log = store.log = folders.logger(folder / "log.jsonl")
+            log = folders.logger(folder / "log.jsonl")
             deadline = None if time_budget is None else time.monotonic() + time_budget
             # before any training: a board that can't be reached is told at once
             there = boards.connect(on, resolved, progress, open_boards)
-            made, done = steps.run_steps(plan, resolved, store, progress, log, deadline)
-            observed = observe(resolved, plan, made, store, folder, progress, there)
-            wider = mixed_precision.extend(resolved, plan, made, observed, store, folder, progress)
-            if len(wider.points) > len(plan.points):
-                made, more = steps.run_steps(wider, resolved, store, progress, log, deadline, made)
-                plan, done = wider, [*done, *more]
-                observed = observe(resolved, plan, made, store, folder, progress, there)
-            outcome = conclude(resolved, plan, made, done, observed, folder, text, store, progress, there)
-            store.trim(keep=set(made))
-            return outcome
+            return carry_out(resolved, plan, folder, text, store, progress, log, deadline=deadline, boards=there)
     finally:
         progress.close()
         store.close()

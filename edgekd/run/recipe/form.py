@@ -59,7 +59,7 @@ class Form(Strict):
     # where models are trained; none: EDGEKD_DEVICE, else the CPU. A list: of a run that went on elsewhere
     device: Device | Annotated[tuple[Device, ...], pydantic.Field(min_length=1)] | None = None
     control: bool = True  # whether the student is also trained on labels alone
-    stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)  # the student's stages: `use`, `name`, `source` and settings
+    stage: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)  # `use`, `name`, `source` and settings
     model: dict[str, ModelTable] = {}  # teachers and others that stages refer to
     sweep: dict[str, list[Any]] = {}  # `"STAGE.KEY" = [...]`: a candidate for each value
     mixed: dict[str, list[Annotated[float, pydantic.Field(gt=0, le=1)]]] = {}  # shares of time to give back, by stage

@@ -1,0 +1,53 @@
+"""Replaces the result in a run's folder by a newer one that was written beside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from edgekd.run.folder import OURS
+
+LOG = "log.jsonl"  # it is added to, in the run's folder
+LAST = ("result.json", "recipe.toml")
+
+
+def work_of(folder: Path) -> Path:
+    """The folder where the next result is written: beside the run's, so that relative paths mean the same in both."""
+    return folder.with_name(f".{folder.name}.next")
+
+
+def _ready(folder: Path) -> Path:
+    """The name that the next result has once it is complete."""
+    return folder.with_name(f".{folder.name}.ready")
+
+
+def begin(folder: Path) -> Path:
+    """An empty folder for the next result; what was left of one that was not finished is removed."""
+    work = work_of(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    return work
+
+
+def publish(folder: Path) -> None:
+    """Moves the next result, which is complete, into the run's folder."""
+    os.rename(work_of(folder), _ready(folder))
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Goes on with a move that was cut off; does nothing where there was none."""
+    ready, old = _ready(folder), folder.with_name(f".{folder.name}.old")
+    if ready.is_dir():
+        present = [name for name in OURS if name != LOG and (ready / name).exists()]
+        for name in sorted(present, key=lambda name: name in LAST):
+            if (ready / name).is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+                if (folder / name).exists():
+                    os.rename(folder / name, old)
+                os.rename(ready / name, folder / name)
+            else:
+                os.replace(ready / name, folder / name)
+        shutil.rmtree(ready, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
