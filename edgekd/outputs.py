@@ -2,7 +2,8 @@
 losses, metrics and fidelity figures that fit, and what a label must look like.
 
 classes     scores of classes along an axis, one label per position: images, pixels [n, C, H, W], tokens [n, T, C];
-            with a `blank`, scores per frame [n, T, C] of a string of fewer symbols, whose place is not known
+            with a `blank`, scores per frame [n, T, C] of a string of fewer symbols, whose place is not known;
+            of one class per sample a label may be soft: probabilities [n, C]
 yes_no      one logit per independent label, of 0 or 1: [n, L]; a single one may be [n] or [n, 1]
 numbers     values to be predicted: [n, ...], labels of the same size
 embeddings  vectors [n, D] that are compared by distance or angle; labels are not used by edgekd's losses
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 Kind = Literal["classes", "yes_no", "numbers", "embeddings", "raw"]
+SUM = 1e-3  # how far from 1 probabilities may sum: float16 rounds each by up to 0.0005 of it
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,40 @@ def rows(output: Output, values: Any) -> np.ndarray:
     return flat_scores
 
 
+def soft(output: Output | None, labels: Any) -> bool:
+    """Whether labels, an array, are of the form of soft ones: a probability [n, C] for each class."""
+    labels = np.asarray(labels)
+    told = output is not None and output.kind == "classes" and output.blank is None
+    return told and labels.ndim == 2 and labels.dtype.kind == "f"
+
+
+def class_of(labels: Any) -> np.ndarray:
+    """[n]: the most probable class of soft labels [n, C], the first of equal ones."""
+    most: np.ndarray = np.asarray(labels).argmax(1)
+    return most
+
+
+def _soft_problems(output: Output, labels: np.ndarray) -> list[tuple[str, str]]:
+    """[(problem, hint)] of soft labels [n, C]."""
+    width = labels.shape[1]
+    if output.count is not None and width != output.count:
+        text = f"labels have shape {list(labels.shape)}, and the task says {output.count} classes"
+        return [(text, "soft labels are a probability for each class; class indices are integers")]
+    if output.ignore_index is not None:
+        text = f"labels are probabilities {list(labels.shape)}, and none of them is the label {output.ignore_index}"
+        return [(text, "leave `ignore_index` out of classes(), and samples that don't count out of the split")]
+    sums = labels.sum(1, dtype=np.float64)
+    wrong = ~((labels >= 0).all(1) & (np.abs(sums - 1) <= SUM))  # not: of a NaN no comparison is true
+    if not wrong.any():
+        return []
+    at = int(wrong.argmax())
+    text = (
+        f"labels are {labels.dtype}, not class indices, and {wrong.sum()} of {len(labels)} are not probabilities that "
+        f"sum to 1: label {at} sums to {sums[at]:.4g}, its least value is {labels[at].min():.4g}"
+    )
+    return [(text, "labels / labels.sum(1, keepdims=True) of counts; numbers(), if values are to be predicted")]
+
+
 def label_problems(output: Output, labels: np.ndarray | None) -> list[tuple[str, str]]:
     """[(problem, hint)] of a split's labels [n, ...] by themselves."""
     if output.kind in ("embeddings", "raw"):
@@ -133,6 +169,8 @@ def label_problems(output: Output, labels: np.ndarray | None) -> list[tuple[str,
         return [(text, "leave these samples out")] if bad.any() else []
     whole = labels.dtype.kind in "iub" or bool((labels == np.round(labels)).all())
     counted = labels if output.ignore_index is None else labels[labels != output.ignore_index]
+    if soft(output, labels) and (not whole or np.isin(labels, (0, 1)).all()):
+        return _soft_problems(output, labels)
     if not whole or (labels.dtype.kind == "f" and output.kind == "classes"):
         hint = "labels.astype(int)" if whole else "declare the output as numbers(), if values are to be predicted"
         return [(f"labels are {labels.dtype}, not {'class indices' if output.kind == 'classes' else '0 or 1'}", hint)]
@@ -159,8 +197,10 @@ def label_problems(output: Output, labels: np.ndarray | None) -> list[tuple[str,
     return [(f"{wrong.sum()} of {counted.size} labels {asked}, the first is {first}", hint)]
 
 
-def fit_problems(output: Output, answer: tuple[int, ...], labels: tuple[int, ...] | None) -> list[tuple[str, str]]:
-    """[(problem, hint)] of an output's shape [n, ...] beside the shape of the labels [n, ...]."""
+def fit_problems(
+    output: Output, answer: tuple[int, ...], labels: tuple[int, ...] | None, *, soft: bool = False
+) -> list[tuple[str, str]]:
+    """[(problem, hint)] of an output's shape [n, ...] beside the shape of the labels [n, ...], which may be soft."""
     if output.kind == "classes":
         axis = output.axis if output.axis >= 0 else output.axis + len(answer)
         if not 0 < axis < len(answer) or answer[axis] < 2:
@@ -173,7 +213,10 @@ def fit_problems(output: Output, answer: tuple[int, ...], labels: tuple[int, ...
             form = f"gives {list(answer)}, and has a blank"
             return [] if len(answer) == 3 else [(form, "scores of frames are [n, T, C] with axis=2, or [n, C, T]")]
         wanted = (*answer[:axis], *answer[axis + 1 :])
-        if labels is not None and labels[1:] != wanted[1:]:
+        if soft and (len(answer) != 2 or (labels and labels[1:] != answer[1:])):
+            text = f"gives {list(answer)}, and labels {list(labels or ())} are floats"
+            return [(text, "soft labels are [n, C], of an output [n, C]; class indices of positions are integers")]
+        if labels is not None and not soft and labels[1:] != wanted[1:]:
             text = f"gives {list(answer)}: its labels are class indices {list(wanted)}, not {list(labels)}"
             return [(text, "one label for each position")]
     size = math.prod(answer[1:])

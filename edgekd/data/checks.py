@@ -289,7 +289,8 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str, differ: bo
                 text = "gives an output for each step, samples differ in length, and no label says which steps count"
                 unfit.append(Problem(at, text, "one output for each sample, or classes or yes-or-no labels of steps"))
             elif declared is not None:
-                fits = outputs.fit_problems(declared, z.shape, None if beside is None else beside.shape)
+                soft = beside is not None and outputs.soft(declared, beside)
+                fits = outputs.fit_problems(declared, z.shape, None if beside is None else beside.shape, soft=soft)
                 unfit += [Problem(at, *said) for said in fits]
         output = each(answer, lambda z: z.numpy()) if name == "student" else output
     told = [k for k in roles if k in shapes]

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from edgekd.records import Signals
+from edgekd.records import Batch, Signals
+
+if TYPE_CHECKING:
+    import torch
+
+
+def is_soft(batch: Batch) -> bool:
+    """Whether the labels of rows are probabilities of classes [B, C]."""
+    return bool(batch.labels.ndim == 2 and batch.labels.is_floating_point())
+
+
+def targets(batch: Batch) -> torch.Tensor:
+    """The labels as torch's cross_entropy takes them: class numbers [B], or probabilities [B, C] in float32."""
+    found: torch.Tensor = batch.labels.float() if is_soft(batch) else batch.labels.long()
+    return found
+
+
+def class_numbers(batch: Batch) -> torch.Tensor:
+    """Class numbers [B]; of soft labels the most probable class."""
+    found: torch.Tensor = batch.labels.argmax(1) if is_soft(batch) else batch.labels.long()
+    return found
 
 
 def check_scores(signals: Mapping[str, Signals]) -> None:

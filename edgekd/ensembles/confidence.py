@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from edgekd.ensembles._given import check_scores
+from edgekd.ensembles._given import check_scores, targets
 from edgekd.records import Batch, Signals
 
 
@@ -33,7 +33,8 @@ def confidence(signals: Mapping[str, Signals], batch: Batch, *, temperature: Ann
     logits = torch.stack([s.output.float() for s in signals.values()])
     if len(logits) == 1:
         return Signals(logits[0])
-    loss = torch.stack([F.cross_entropy(z, batch.labels.long(), reduction="none") for z in logits])
+    wanted = targets(batch)
+    loss = torch.stack([F.cross_entropy(z, wanted, reduction="none") for z in logits])
     weight = (1 - torch.softmax(loss, 0)) / (len(logits) - 1)
     every = F.log_softmax(logits / temperature, -1) + weight.clamp_min(1e-12).log().unsqueeze(-1)
     return Signals(temperature * torch.logsumexp(every, 0))

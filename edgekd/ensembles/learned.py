@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd.ensembles._given import check_scores
+from edgekd.ensembles._given import check_scores, targets
 from edgekd.records import Batch, Signals
 
 
@@ -40,5 +40,7 @@ class Learned(nn.Module):
         check_scores(signals)
         every = torch.stack([F.log_softmax(s.output.float(), -1) for s in signals.values()])
         mixed = torch.logsumexp(every + F.log_softmax(self.theta, 0)[:, None, None], 0)
-        self.own = F.nll_loss(mixed, batch.labels.long())
+        wanted = targets(batch)
+        soft = wanted.is_floating_point()
+        self.own = -(wanted * mixed).sum(1).mean() if soft else F.nll_loss(mixed, wanted)
         return Signals(mixed.detach())

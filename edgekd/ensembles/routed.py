@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edgekd.ensembles._given import check_shown
+from edgekd.ensembles._given import check_shown, class_numbers
 from edgekd.records import Batch, Signals
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def by_class(names: Sequence[str], classes: Mapping[str, Sequence[int]], batch: 
         raise ValueError(
             f"no teacher for the classes {', '.join(str(c) for c in torch.nonzero(owner < 0).flatten().tolist())}"
         )
-    return owner.to(batch.labels.device)[batch.labels.long()]
+    return owner.to(batch.labels.device)[class_numbers(batch)]
 
 
 def by_tag(names: Sequence[str], tags: Mapping[str, Sequence[str]], batch: Batch) -> torch.Tensor:

@@ -22,6 +22,7 @@ OTHERS = {
     "embeddings": "cosine and logit_mse learn embeddings from a teacher",
     "raw": "a loss of your own takes a raw output",
 }
+SOFT = "`cross_entropy` takes probabilities, of an output declared as edgekd.classes(); class numbers are y.argmax(1)"
 NUMBERED = 'class numbers are integers 0, 1, ...; values to be predicted need a loss of your own: use = "mymodule:loss"'
 
 
@@ -50,6 +51,14 @@ def scores(signals: Signals) -> torch.Tensor:
     return z.float()
 
 
+def soft_labels(student: Signals, batch: Batch, classes: int) -> torch.Tensor | None:
+    """The labels [B, C] of an output that is declared as classes(), where they are probabilities of its classes."""
+    labels = batch.labels
+    if student.kind != "classes" or labels is None or not labels.is_floating_point() or batch.blank is not None:
+        return None
+    return labels.float() if labels.ndim == 2 and labels.shape[1] == classes else None
+
+
 def class_numbers(batch: Batch, classes: int) -> torch.Tensor:
     """The labels as int64. Raises UsageError if they are not integers from 0 to `classes` - 1, one per row."""
     labels = batch.labels
@@ -71,6 +80,9 @@ def class_numbers(batch: Batch, classes: int) -> torch.Tensor:
         raise UsageError(
             Problem("", f"labels have shape [B, {classes}], one-hot: not one class number per row", "y.argmax(1)")
         )
+    if labels.ndim == 2 and labels.shape[1] == classes and labels.is_floating_point():
+        text = f"labels have shape [B, {classes}], soft: the term takes one class number per row"
+        raise UsageError(Problem("", text, SOFT))
     if labels.is_floating_point() or labels.is_complex() or kind == "bool":
         raise UsageError(
             Problem("", f"labels are {kind}, not class numbers", NUMBERED if kind != "bool" else "y.astype(int)")

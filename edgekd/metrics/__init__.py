@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.metrics.selection import one, pair
+from edgekd.outputs import class_of
 from edgekd.records import Metric, Quantity
 
 TOP1 = Quantity("top1", "%", "samples whose greatest logit is the label's", better="higher", split=True)
@@ -17,11 +18,14 @@ def top1(*, output: str | None = None, name: str = TOP1.name) -> Metric:
     """Share of samples whose greatest logit is the label's, in percent.
 
     Outputs [n, classes], or a single logit [n] or [n, 1] that says yes where it is above 0. Of equal logits the first
-    counts; a NaN is wrong. `output`: which one, where the model has several; `name`: the metric's, where one is taken
-    of two outputs. Raises ValueError where outputs and labels don't match."""
+    counts; a NaN is wrong. Of a soft label [n, classes] its most probable class counts. `output`: which one, where the
+    model has several; `name`: the metric's, where one is taken of two outputs. Raises ValueError where outputs and
+    labels don't match."""
 
     def records(outputs: Any, labels: Any) -> np.ndarray:
         values, labels = pair(outputs, labels, output)
+        if values.ndim == 2 and labels.shape == values.shape and values.shape[1] > 1 and labels.dtype.kind == "f":
+            labels = class_of(labels)
         if values.ndim not in (1, 2) or labels.shape != values.shape[:1]:
             raise ValueError(
                 f"top1 takes outputs [n, classes] and labels [n], not {list(values.shape)} and {list(labels.shape)}; "

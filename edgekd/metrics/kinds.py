@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekd.metrics.formulas import FORMULAS
 from edgekd.metrics.selection import pair
-from edgekd.outputs import Output, rows
+from edgekd.outputs import Output, class_of, rows, soft
 from edgekd.records import Metric
 
 
@@ -84,7 +84,8 @@ def _decided(
     NaN."""
     if not of.scored:
         raise ValueError(f"{name} takes classes or yes-or-no labels, not {of.kind}")
-    scores, wanted = rows(of, values), np.asarray(labels).reshape(len(labels), -1)
+    labels = class_of(labels) if soft(of, labels) and np.shape(labels) == values.shape else np.asarray(labels)
+    scores, wanted = rows(of, values), labels.reshape(len(labels), -1)
     if scores.shape[:2] != wanted.shape:
         raise ValueError(
             f"{name}: outputs {list(values.shape)} have {scores.shape[1]} positions, labels {wanted.shape[1]}"

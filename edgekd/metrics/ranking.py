@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekd.metrics.formulas import FORMULAS
 from edgekd.metrics.selection import pair
-from edgekd.outputs import Output, classes, rows
+from edgekd.outputs import Output, class_of, classes, rows, soft
 from edgekd.records import Metric
 
 
@@ -26,6 +26,7 @@ def top_k(k: int = 5, of: Output | None = None, *, output: str | None = None, na
 
     def records(outputs: Any, labels: Any) -> np.ndarray:
         values, labels = pair(outputs, labels, output)
+        labels = class_of(labels) if soft(kind, labels) and labels.shape == values.shape else labels
         scores, wanted = rows(kind, values), labels.reshape(len(labels), -1)
         if scores.shape[:2] != wanted.shape:
             raise ValueError(f"top_k: outputs have {scores.shape[1]} positions, labels {wanted.shape[1]}")

@@ -62,6 +62,7 @@ def _positions(subject: Subject, output: Output) -> Classified | None:
     if output.blank is not None:
         return _frames(subject, output)
     ours, labels = outputs.rows(output, bare(named(subject.outputs))), np.asarray(subject.labels)
+    labels = outputs.class_of(labels) if outputs.soft(output, labels) else labels
     labels = labels.reshape(len(labels), -1)
     if ours.shape[:2] != labels.shape:
         raise ValueError(f"outputs have {list(ours.shape[:2])} samples and positions, labels {list(labels.shape)}")

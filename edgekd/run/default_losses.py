@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgekd.components import Use
-from edgekd.outputs import Output
+from edgekd.outputs import Output, soft
 from edgekd.records import Task
 from edgekd.run.recipe import Recipe
 from edgekd.training.read_terms import terms
@@ -34,7 +34,8 @@ def fitted(recipe: Recipe, task: Task, labels: Callable[[], Any] = lambda: None)
     if any(output.kind == "classes" for output in declared.values()):
         given = labels()
         of = lambda name: given.get(name) if isinstance(given, Mapping) else given
-        kinds = {name: _kind(output, getattr(of(name), "ndim", 1) > 1) for name, output in declared.items()}
+        several = lambda name, output: getattr(of(name), "ndim", 1) > 1 and not soft(output, of(name))
+        kinds = {name: _kind(output, several(name, output)) for name, output in declared.items()}
     else:
         kinds = {name: _kind(output) for name, output in declared.items()}
     if set(kinds.values()) <= {"classes"} and not task.heads:

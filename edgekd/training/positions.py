@@ -83,7 +83,7 @@ def rows_of(output: Output | Mapping[str, Output] | None, batch: Batch, seen: Si
     count = len(scores.rows(output, seen.output)) // len(batch.index)
     repeated = lambda values: values.repeat_interleave(count)
     strings = output.blank is not None
-    labels = None if batch.labels is None else _strings(output, batch, count) if strings else batch.labels.reshape(-1)
+    labels = None if batch.labels is None else _labels(output, batch, count)
     part = torch.arange(count, device=seen.output.device).repeat(len(batch.index))
     keep = None if labels is None or output.ignore_index is None else labels != output.ignore_index
     if strings:
@@ -103,7 +103,10 @@ def rows_of(output: Output | Mapping[str, Output] | None, batch: Batch, seen: Si
     return Rows(batch, flat, output, keep, frames=count if strings else None)
 
 
-def _strings(output: Output, batch: Batch, count: int) -> torch.Tensor:
-    """The labels [rows, L] of all frames, filled with -1."""
+def _labels(output: Output, batch: Batch, count: int) -> torch.Tensor:
+    """The labels of rows [rows]; [rows, C] of soft ones; of strings, [rows, L] for all frames, filled with -1."""
+    if output.blank is None:
+        soft = output.kind == "classes" and batch.labels.is_floating_point() and batch.labels.ndim == 2
+        return batch.labels if soft else batch.labels.reshape(-1)
     labels = batch.labels.masked_fill(batch.labels == output.ignore_index, -1)
     return labels.repeat_interleave(count, 0)
