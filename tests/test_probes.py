@@ -14,6 +14,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper as nh
 
+import edgekd
 from edgekd import intervals
 from edgekd.decisions import budget
 from edgekd.errors import RunFailed, UsageError
@@ -674,3 +675,55 @@ def test_chrome_trace_is_valid_and_holds_no_path():
         ("steady state", 4000),
     ]
     assert "secret" not in json.dumps(made)
+
+
+class TestWorstClassAtPositions:
+    """Pixels [n, 3, 4, 4] of three classes, of which 255 does not count."""
+
+    of = edgekd.classes(3, ignore_index=255)
+    rng = np.random.default_rng(3)
+    labels = rng.choice([0, 1, 2, 255], (40, 4, 4), p=[0.4, 0.3, 0.2, 0.1])
+    theirs = np.eye(3)[labels % 3].transpose(0, 3, 1, 2) + rng.normal(0, 0.3, (40, 3, 4, 4))
+    ours = theirs + rng.normal(0, 0.5, theirs.shape) - np.array([0, 0, 0.5])[:, None, None]
+
+    def subject(self, labels=None, output=None):
+        labels = self.labels if labels is None else labels
+        return Subject(outputs=self.ours, teacher=self.theirs, labels=labels, output=output or self.of)
+
+    def test_the_drop_is_averaged_within_a_sample_first(self):
+        found = {m.name: m for m in quality.measure(self.subject())}["worst_class_drop"]
+        drops = []
+        for c in range(3):
+            own = [
+                (z.argmax(0)[y == c] == c, t.argmax(0)[y == c] == c)
+                for z, t, y in zip(self.ours, self.theirs, self.labels, strict=True)
+                if (y == c).any()
+            ]
+            drops.append(100 * np.mean([before.mean() - after.mean() for after, before in own]))
+        assert found.value == pytest.approx(max(drops)) and drops.index(max(drops)) == 2
+        assert found.low < found.value < found.high and found.n == 40
+
+    def test_the_limits_are_those_of_samples_not_of_positions(self):
+        """Repeating each position makes nothing surer."""
+        twice = lambda a: np.concatenate((a, a), -1)
+        more = Subject(outputs=twice(self.ours), teacher=twice(self.theirs), labels=twice(self.labels), output=self.of)
+        one, two = ({m.name: m for m in quality.measure(s)}["worst_class_drop"] for s in (self.subject(), more))
+        assert (one.value, one.low, one.high) == pytest.approx((two.value, two.low, two.high))
+
+    def test_a_class_in_one_sample_alone_has_no_limits(self):
+        labels = np.where(self.labels == 2, 255, self.labels)
+        labels[0, 0, 0] = 2
+        found = {m.name: m for m in quality.measure(self.subject(labels))}["worst_class_drop"]
+        assert found.high == pytest.approx(100) and found.low < found.value < found.high
+
+    def test_yes_or_no_labels_have_no_classes(self):
+        found = self.subject((self.labels[:, None] == [[[[0]], [[1]], [[2]]]]).astype(int), edgekd.yes_no())
+        assert "worst_class_drop" not in {m.name for m in quality.measure(found)}
+
+    def test_samples_that_do_not_count_are_left_out(self):
+        z, t, y = self.ours[..., 0, 0], self.theirs[..., 0, 0], self.labels[:, 0, 0]
+        given = Subject(outputs=z, teacher=t, labels=y, output=self.of)
+        kept = y != 255
+        rest = Subject(outputs=z[kept], teacher=t[kept], labels=y[kept], output=edgekd.classes(3))
+        for probe in (quality, ece):
+            assert list(probe.measure(given)) == list(probe.measure(rest))

@@ -21,20 +21,25 @@ TINY = 1e-7  # the least probability that has a logit: what float32 tells from 1
 class Classified:
     """Outputs of a classifier. `ours`, `theirs`: logits [n, classes] of the file and the teacher; `theirs` None if
     there is no teacher, or its outputs have another form. `labels` [n]: class numbers. `sample` [n]: the number of the
-    sample that a row is a position of (a pixel, a token, a yes-or-no label), None where each row is a sample."""
+    sample that a row is a position of (a pixel, a token, a yes-or-no label), None where each row is a sample.
+    `has_classes`: whether a label is one of the same classes in every row: not of frames, nor of yes-or-no labels."""
 
     ours: np.ndarray
     theirs: np.ndarray | None
     labels: np.ndarray
     sample: np.ndarray | None = None
+    has_classes: bool = True
 
     def per_sample(self, values: np.ndarray) -> np.ndarray:
         """The mean of values [n] over the rows of each sample that has any."""
-        if self.sample is None:
-            return values
-        count = np.bincount(self.sample)
-        means: np.ndarray = np.bincount(self.sample, values)[count > 0] / count[count > 0]
-        return means
+        return values if self.sample is None else means(values, self.sample)
+
+
+def means(values: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """The mean of values [n] over the rows of each sample that has any, in the order of samples."""
+    count = np.bincount(sample)
+    found: np.ndarray = np.bincount(sample, values)[count > 0] / count[count > 0]
+    return found
 
 
 def classified(subject: Subject) -> Classified | None:
@@ -71,8 +76,9 @@ def _positions(subject: Subject, output: Output) -> Classified | None:
     told = np.ones(labels.shape, bool) if output.ignore_index is None else labels != output.ignore_index
     if not told.any():
         return None
-    sample = None if ours.shape[1] == 1 and told.all() else np.nonzero(told)[0]
-    return Classified(ours[told], None if theirs is None else theirs[told], labels[told], sample)
+    sample = None if ours.shape[1] == 1 else np.nonzero(told)[0]
+    same = sample is None or output.kind == "classes"
+    return Classified(ours[told], None if theirs is None else theirs[told], labels[told], sample, same)
 
 
 def _frames(subject: Subject, output: Output) -> Classified:
@@ -82,7 +88,8 @@ def _frames(subject: Subject, output: Output) -> Classified:
     theirs = theirs if theirs is not None and theirs.shape == ours.shape else None
     told = (ours != outputs.gap(output, ours.shape[-1])).any(-1)
     none = np.full(int(told.sum()), -1)
-    return Classified(ours[told], None if theirs is None else theirs[told], none, np.nonzero(told)[0])
+    theirs = None if theirs is None else theirs[told]
+    return Classified(ours[told], theirs, none, np.nonzero(told)[0], has_classes=False)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

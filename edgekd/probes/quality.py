@@ -15,7 +15,7 @@ import numpy as np
 from edgekd import intervals
 from edgekd.inputs import each
 from edgekd.probes import Subject, figure
-from edgekd.probes._classes import answers, classified, log_softmax, right
+from edgekd.probes._classes import answers, classified, log_softmax, means, right
 from edgekd.records import Measurement, Quantity
 
 AGREEMENT = Quantity(
@@ -53,8 +53,9 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     own = {"n": len(divergence), "split": subject.split}
     yield agreement(subject)
     yield figure(KL, *_mean(divergence), **own)
-    if found.sample is None:  # positions of one sample are not independent
-        yield figure(DROP, *worst_class_drop(right(ours, labels), right(theirs, labels), labels), **own)
+    if found.has_classes:
+        drop = worst_class_drop(right(ours, labels), right(theirs, labels), labels, found.sample)
+        yield figure(DROP, *drop, **own)
 
 
 def task_metrics(subject: Subject) -> Iterator[Measurement]:
@@ -90,16 +91,35 @@ def kl(teacher: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     return np.maximum((np.exp(p) * (p - q)).sum(1), 0.0)  # rounding may leave a tiny negative number
 
 
-def worst_class_drop(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+def worst_class_drop(
+    ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, sample: np.ndarray | None = None
+) -> tuple[float, float, float]:
     """(drop, low, high) in percentage points: how much lower the accuracy of the class that lost most is than the
     teacher's.
 
-    Right or wrong per sample (0/1), paired. The limits are simultaneous over the classes (Bonferroni), so the greatest
-    lies between the greatest of each side: picking the worst class after looking doesn't make them too short."""
+    Right or wrong per row (0/1), paired. `sample` [n]: of rows that are positions the number of their sample; the
+    accuracy of a class is then averaged within a sample first, over the samples in which it occurs: positions of one
+    sample are not independent. One sample says nothing of others: the limits are those of any drop.
+
+    The limits are simultaneous over the classes (Bonferroni), so the greatest lies between the greatest of each side:
+    picking the worst class after looking doesn't make them too short."""
     classes = np.unique(labels)
-    each = [intervals.paired(theirs[labels == c], ours[labels == c], 1 - 0.05 / len(classes)) for c in classes]
+    each = [_drop(labels == c, ours, theirs, sample, 1 - 0.05 / len(classes)) for c in classes]
     value, low, high = (100 * max(column) for column in zip(*each, strict=True))
     return value, low, high
+
+
+def _drop(
+    own: np.ndarray, ours: np.ndarray, theirs: np.ndarray, sample: np.ndarray | None, level: float
+) -> tuple[float, float, float]:
+    """(drop, low, high) of the rows `own` [n] bool of one class, as shares."""
+    if sample is None:
+        return intervals.paired(theirs[own], ours[own], level)
+    before, after = (means(values[own], sample[own]) for values in (theirs, ours))
+    if len(before) < 2:
+        return float(before[0] - after[0]), -1.0, 1.0
+    value, low, high = intervals.paired(before, after, level)
+    return value, max(low, -1.0), min(high, 1.0)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float, float]:
