@@ -29,6 +29,7 @@ _HOME = {
     **dict.fromkeys(("top_k", "correlation"), "edgekd.metrics.ranking"),
     **dict.fromkeys(("word_error_rate", "character_error_rate"), "edgekd.metrics.strings"),
     **dict.fromkeys(("classes", "yes_no", "numbers", "embeddings", "raw"), "edgekd.outputs"),
+    "streaming": "edgekd.models.streams",
     **dict.fromkeys(
         ("Task", "Sample", "Metric", "Signals", "Batch", "Measurement", "Candidate", "Result"), "edgekd.records"
     ),

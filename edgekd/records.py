@@ -89,6 +89,8 @@ class Task:
               follow the losses and figures that fit, and what labels must look like (`edgekd.outputs`). Of several,
               models give {name: tensor}, or a tuple in this order, and labels are {name: [N, ...]}.
     lengths   {input whose samples [T, ...] differ in length: the input that gets their lengths [n] int64}.
+    stream    `edgekd.streaming({"h_out": "h_in"})`: models with `state_shapes` take one step and their state; others
+              get whole sequences [n, T, ...].
     licences  {what: its licence}, of data and weights: for those who read the task; nothing else uses it.
     assets    files that the task opens itself: their bytes are part of the keys of finished work.
     before    the preprocessing of raw inputs, as the bytes of an ONNX file, which bundles include.
@@ -109,6 +111,7 @@ class Task:
     inputs: tuple[str, ...] = ("input",)
     outputs: tuple[str, ...] | Mapping[str, Output] = ("output",)
     lengths: Mapping[str, str] = field(default_factory=dict)
+    stream: Any = None
     assets: tuple[str, ...] = ()
     licences: Mapping[str, str] = field(default_factory=dict)
     before: Callable[[], bytes] | None = None
@@ -137,7 +140,9 @@ class Task:
 
     def call(self, model: torch.nn.Module, inputs: Any) -> Any:
         """The outputs of a model of the task for inputs, by `forward` if the task has one: as it gives them, or {name:
-        tensor} in the declared order of several outputs."""
+        tensor} in the declared order of several outputs. A streaming model goes through whole sequences."""
+        if self.stream is not None and (answers := self.stream.call(self, model, inputs)) is not None:
+            return answers
         return self.by_name((self.forward or plainly)(model, inputs))
 
     def by_name(self, answer: Any) -> Any:

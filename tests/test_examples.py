@@ -23,6 +23,7 @@ POINTS = {  # what each example makes, beside the teacher
     "two_heads": {"alone", "alone-quantize", "distill", "quantize"},
     "recurrent": {"alone", "alone-quantize", "distill", "quantize"},
     "strings": {"alone", "alone-quantize", "distill", "quantize"},
+    "streaming": {"alone", "alone-quantize", "distill", "quantize"},
     "own_loss": {"alone", "distill"},
     "own_target": {"distill", "quantize"},
     "prune_quantize": {"distill", "prune-0.7", "prune-0.5", "quantize-0.7", "quantize-0.5"},

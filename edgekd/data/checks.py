@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from edgekd.data.check_frames import frame_problems
 from edgekd.data.ragged import Ragged
 from edgekd.errors import THEIRS, EdgekdError, Problem
 from edgekd.inputs import chunks, each, length, named, positional
+from edgekd.models.streams import Streaming
 from edgekd.records import Metric, Task
 
 ROWS = 2  # samples that models, augmentation and metrics are called with: batch statistics need two
@@ -90,6 +92,7 @@ def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
         if task.classes is not None:
             text = f"is {task.classes}, and the task declares several outputs"
             yield Problem(f"{place}: classes", text, f"leave it out: an output is edgekd.classes({task.classes})")
+    yield from _stream(task, place)
     if not task.metrics:
         yield Problem(f"{place}: metrics", "is empty", "metrics=(edgekd.top1(),)")
     names = [m.name for m in task.metrics if isinstance(m, Metric)]
@@ -102,6 +105,35 @@ def _record(task: Task, roles: Sequence[str], place: str) -> Iterator[Problem]:
         value = getattr(task, field)
         if not (isinstance(value, int) and value >= least) and not (field == "classes" and value is None):
             yield Problem(f"{place}: {field}", f"is {value!r}", f"give an integer of at least {least}")
+
+
+def _stream(task: Task, place: str) -> Iterator[Problem]:
+    """Problems of what the task says of streaming models."""
+    at = f"{place}: stream"
+    if task.stream is None:
+        return
+    if not isinstance(task.stream, Streaming):
+        yield Problem(at, f"is a {type(task.stream).__name__}", 'stream=edgekd.streaming({"h_out": "h_in"})')
+        return
+    states, taken = task.stream.states, tuple(task.stream.states.values())
+    if not states or len(set(taken)) < len(taken):
+        text = "names no state" if not states else f"two outputs go to {next(n for n in taken if taken.count(n) > 1)}"
+        yield Problem(at, text, 'edgekd.streaming({"h_out": "h_in"}) names an output and the input that takes it')
+    for name in [*(n for n in states if n in task.outputs), *(n for n in taken if n in (*task.inputs, *states))]:
+        yield Problem(at, f"{name!r} is a name of two things", "give states names of their own: h_in, h_out")
+    shapes = {}
+    for name, make in task.models.items():
+        with contextlib.suppress(*THEIRS):  # told where the model is called
+            shapes[name] = getattr(make(), "state_shapes", None) if _makes(make) else None
+    if shapes and not any(found is not None for found in shapes.values()):
+        text = f"none of the models {', '.join(shapes)} has `state_shapes`"
+        hint = f"self.state_shapes = {{{taken[0] if taken else 'h_in'!r}: (width,)}} in the one that takes a step"
+        yield Problem(at, text, hint)
+    for name, found in shapes.items():
+        if found is not None and (not isinstance(found, Mapping) or set(found) != set(taken)):
+            has = ", ".join(map(str, found)) if isinstance(found, Mapping) else f"a {type(found).__name__}"
+            hint = f"{{input that takes a state: its shape without the samples}}, of {', '.join(taken)}"
+            yield Problem(f"{place}: models[{name!r}]: state_shapes", f"is of {has}", hint)
 
 
 def _makes(make: Any) -> bool:

@@ -57,7 +57,8 @@ class Manifest:
     budget lines for any target and for this one; `verdict` and `checks`: their results when the bundle was made;
     `environment`: the machines of the measurements; `versions`: of their libraries; `golden`: whether the golden inputs
     are samples of the task or synthetic; `means`: as in result.json (None: not recorded); `form`: the model's format;
-    `runtime`: the runtime of the figures."""
+    `runtime`: the runtime of the figures; `states` {input: the output that it takes the value of at the next step,
+    zeros at first} of a model that takes one step of a sequence: its golden vectors are the steps of one, in order."""
 
     task: str
     target: str
@@ -79,6 +80,7 @@ class Manifest:
     golden: Literal["samples", "synthetic"] | None = None
     means: Mapping[str, float] | None = None
     runtime: str | None = None
+    states: Mapping[str, str] | None = None
     schema: str = f"edgekd.manifest/{results.VERSIONS['manifest']}"
 
 
@@ -92,6 +94,7 @@ def write(
     golden_outputs: Mapping[str, np.ndarray],
     golden: Literal["samples", "synthetic"] | None = None,
     before: bytes | None = None,
+    states: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes RUN/bundles/<target>/ atomically, in place of an older one. Golden arrays are [n, ...], with the same n;
     `before`: the ONNX file of the preprocessing.
@@ -125,11 +128,11 @@ def write(
             versions=_versions(claims["environment"]),
             gate=budget_of(run, target),
             golden=golden,
+            states=states,
             **claims,
         )
-        write_atomic(
-            part / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
-        )
+        written = {name: value for name, value in asdict(manifest).items() if name != "states" or value is not None}
+        write_atomic(part / MANIFEST, json.dumps(written, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
         _swap(part, bundles / target)
     finally:
         shutil.rmtree(part, ignore_errors=True)

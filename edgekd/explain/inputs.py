@@ -127,6 +127,8 @@ def of_run(folder: Path, result: Result, c: Candidate, names: Sequence[str]) -> 
     task = resolved.task
     if task.lengths:
         return "the layers can't be looked at: samples differ in length"
+    if task.stream is not None:
+        return "the layers can't be looked at: the file takes a step of a sequence, and its own state"
     looked, judged = _split(resolved, "validation"), _split(resolved, "test")
     labels = looked.labels if task.classes is not None and len(task.outputs) == 1 else None
     return Subject(

@@ -80,6 +80,9 @@ def build(folder: Path, job: Job) -> dict[str, Any]:
     models, sources = _models(job), _sources(job.runtime)
     how = {"axes": dict(samples.axes)} if any(axis != 0 for axis in samples.axes.values()) else {}
     how |= {"answers": dict(samples.answers)} if samples.answers else {}
+    if states := {name: output for name, output in samples.states.items() if name not in samples.arrays}:
+        arrays["inputs/begins.npy"] = np.asarray(samples.begins)
+        how |= {"states": states, "begins": "inputs/begins.npy"}
     rewritten: dict[str, bytes] = {}
     files = {**{file: path for path, file in models.items()}, **sources}
     for path, file in models.items():

@@ -40,28 +40,34 @@ def watch(module: nn.Module, paths: Iterable[str]) -> Callable[[], Mapping[str, 
     """Hooks `module` at `paths`. The returned callable gives {path: tensor} of the last forward pass and then drops
     them.
 
-    For a module that is called several times in a pass, the first call counts; of a tuple or list, the first tensor.
+    For a module that is called several times in a pass, the first call counts; in a streaming model, which is called
+    once for each step, each first call of a step: the steps lie along axis 1. Of a tuple or list, the first tensor.
     The hooks stay for the life of the module and are not part of its state. Raises UsageError for a path that is not a
     submodule."""
     wanted = tuple(dict.fromkeys(paths))
     problems = unknown(module, wanted)
     if problems:
         raise UsageError(*problems)
-    seen: dict[str, torch.Tensor] = {}
+    steps: list[dict[str, torch.Tensor]] = [{}]
     modules = dict(module.named_modules())
 
     def hook(path: str) -> Callable:
         def keep(_: nn.Module, inputs: tuple, output: Any) -> None:
-            if path not in seen:
-                seen[path] = first(inputs if path.endswith(INPUT) else output, path)
+            if path not in steps[-1]:
+                steps[-1][path] = first(inputs if path.endswith(INPUT) else output, path)
 
         return keep
 
     for path in wanted:
         modules[path.removesuffix(INPUT)].register_forward_hook(hook(path))
+    streams = getattr(module, "state_shapes", None) is not None
+    if streams and wanted:
+        module.register_forward_hook(lambda *_: steps.append({}))
 
     def take() -> Mapping[str, torch.Tensor]:
-        missing = [path for path in wanted if path not in seen]
+        if streams and wanted:
+            steps.pop()  # begun when the last step ended
+        missing = [path for path in wanted if any(path not in seen for seen in steps)]
         if missing:
             raise UsageError(
                 *(
@@ -71,8 +77,13 @@ def watch(module: nn.Module, paths: Iterable[str]) -> Callable[[], Mapping[str, 
                     for path in missing
                 )
             )
-        taken = {path: seen[path] for path in wanted}
-        seen.clear()
+        if streams and wanted:
+            import torch
+
+            taken = {path: torch.stack([seen[path] for seen in steps], 1) for path in wanted}
+        else:
+            taken = {path: steps[-1][path] for path in wanted}
+        steps[:] = [{}]
         return taken
 
     return take

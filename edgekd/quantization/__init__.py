@@ -47,10 +47,10 @@ def load(artifact: Artifact, task: Task, example: Any) -> tuple[fx.GraphModule, 
     `exact.Settled(module)` computes it as the integer kernels do."""
     from edgekd.models import saved
     from edgekd.quantization.grid import read
-    from edgekd.quantization.torch_graph.capture import capture
+    from edgekd.quantization.torch_graph.capture import of_task
     from edgekd.quantization.torch_graph.fake import apply
 
-    graph = capture(saved.build(saved.record_of(artifact), task), example, task.traced, task.lengths)
+    graph = of_task(task, saved.build(saved.record_of(artifact), task), example)
     graph.load_state_dict(saved.read_tensors(artifact.folder / "weights.safetensors"))
     grid = read(artifact.folder / "grid.json")
     return graph, apply(graph, grid), grid

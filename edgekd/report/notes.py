@@ -9,6 +9,7 @@ from edgekd.errors import plain
 from edgekd.probes.instructions import INSTRUCTIONS
 from edgekd.probes.other_cpus import HOST_AGREEMENT, SPREAD
 from edgekd.probes.saturation import SATURABLE
+from edgekd.probes.state import STATE_BYTES
 from edgekd.probes.times import AT_LEAST, P50
 from edgekd.records import Check, Measurement, Result, TargetResult
 from edgekd.report.numbers import number, ranged, value
@@ -116,6 +117,10 @@ def came_about(result: Result, target: str) -> list[tuple[str, str]]:
         told.append(
             ("latency", f"none: no machine that matches {target} was connected, and there is no prediction for it")
         )
+    whole = [plain(r.candidate.id) for r in listed if STATE_BYTES.name not in r.figures]
+    if len(whole) < len(listed):
+        text = "latency and multiply-accumulates are those of a step"
+        told.append(("steps", f"{text}; of {', '.join(whole)} those of a whole sequence" if whole else text))
     work = ours.figures.get(INSTRUCTIONS.name)
     if work is not None:
         told.append(

@@ -13,6 +13,7 @@ from pathlib import Path
 from edgekd import environment, targets
 from edgekd.errors import plain
 from edgekd.probes import quantity
+from edgekd.probes.state import STATE_BYTES
 from edgekd.probes.static import FILE_BYTES
 from edgekd.probes.times import P50
 from edgekd.records import Result
@@ -161,8 +162,11 @@ def _next(result: Result, folder: Path | str | None) -> list[str]:
         for m in c.measurements
         if (m.name, m.origin) == (P50.name, "measured")
     }
+    states = {c.id: m.value for c in result.candidates for m in c.measurements if m.name == STATE_BYTES.name}
     for target, found in result.targets.items():
         ours = files.get(found.chosen or "")
+        if states.get(found.chosen or "") != states.get(result.references.get("teacher", "")):
+            continue  # one pair of inputs is no input of both
         if teacher and ours and (found.chosen, target) in timed and _here(target):
             commands.append(["edgekd", "compare", f"{home}/{teacher}", f"{home}/{ours}", "--target", target])
             break

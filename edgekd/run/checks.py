@@ -44,10 +44,17 @@ def _stages(view: RecipeView) -> list[Problem]:
 
 
 def _told(stage: Any, view: RecipeView, example: Any) -> list[Problem]:
-    from edgekd.models import saved
+    from edgekd.models import saved, streams
+    from edgekd.quantization.torch_graph.capture import step_of
 
     try:
-        found = stage.check(saved.create(view.task, view.student, 0), example, view.task.traced) or ()
+        model, forward = saved.create(view.task, view.student, 0), view.task.traced
+        if (stream := streams.of(view.task, model)) is not None:
+            if type(stage).__name__ in ("Prune", "WeightOnly"):
+                hint = "`quantize` does: give whole sequences to a model without `state_shapes`, or leave the stage out"
+                return [Problem("", "does not work for a streaming model", hint)]
+            example, forward = stream.example(example), step_of(view.task, stream)
+        found = stage.check(model, example, forward) or ()
         return [p if isinstance(p, Problem) else Problem("", str(p)) for p in found]
     except UsageError as error:
         return list(error.problems)

@@ -20,6 +20,7 @@ from edgekd.measure.cpu_agreement import figures
 from edgekd.measure.emulation import SECONDS, Answers, Emulation, devices, emulation, launches
 from edgekd.measure.folders import identity
 from edgekd.measure.machine import noted
+from edgekd.models import streams
 from edgekd.models.scores import file_of
 from edgekd.records import Made, Measurement, Target
 from edgekd.run import feeds
@@ -53,7 +54,13 @@ def prove(
     here = o.outputs["test"]
     facts = environment.describe()
     wanted = [t for t in devices(_taking(absent, o)) if int8 or targets.matches(t, facts)]
-    if isinstance(here, Mapping) and not resolved.task.heads or not wanted or columns.stepwise:
+    if (
+        isinstance(here, Mapping)
+        and not resolved.task.heads
+        or not wanted
+        or columns.stepwise
+        or "stream" in o.artifact.facts
+    ):
         return Proven()
     inputs = feeds.of(resolved.task, columns)
     ready, problems = launches(wanted)
@@ -105,7 +112,8 @@ def instructions(
     absent = _taking(absent, o)
     wanted = [t for t in devices(absent) if t.name in o.point.targets and t.architecture == "aarch64"]
     columns = resolved.data("test")
-    few = samples(feeds.of(resolved.task, columns)).take(slice(jobs.ROWS))
+    stream = streams.of_fact(o.artifact.facts)
+    few = samples(feeds.of(resolved.task, columns, stream=stream)).take(slice(jobs.ROWS))
     run = emulation(o.file, o.point.deployment.runtime, few, launches(wanted)[0])
 
     def work(target: Target, launch: Mapping[str, Any]) -> Sequence[Measurement]:

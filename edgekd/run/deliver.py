@@ -13,6 +13,8 @@ from edgekd import environment, intervals, results
 from edgekd.delivery import bundle
 from edgekd.files import write_atomic
 from edgekd.inputs import named
+from edgekd.models import streams
+from edgekd.models.streams import Stream
 from edgekd.records import Candidate, Result
 from edgekd.report import markdown, page
 from edgekd.run.evaluate import Observed
@@ -70,6 +72,7 @@ def _bundle(run: Result, target: str, o: Observed, resolved: Resolved, folder: P
         golden_outputs=outputs,
         golden="samples" if resolved.task.shareable else "synthetic",
         before=None if resolved.task.before is None else resolved.task.before(),
+        states=None if (stream := streams.of_fact(o.artifact.facts)) is None else stream.states,
     )
 
 
@@ -87,12 +90,33 @@ def _means(resolved: Resolved, records: Sequence[Records]) -> dict[str, float]:
 def golden(o: Observed, resolved: Resolved) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(inputs, the file's outputs for them): real samples if the task is shareable, else noise of their shape."""
     columns = resolved.data("test")
+    if (stream := streams.of_fact(o.artifact.facts)) is not None:
+        return _of_steps(o, resolved, stream)
     arrays = named(columns.inputs, resolved.task.inputs[0])
     rows = {name: a[:GOLDEN] for name, a in arrays.items()}
     if not resolved.task.shareable:
         whole = set(resolved.task.lengths.values())  # lengths are no noise
         rows = {name: a if name in whole else _noise(a, i) for i, (name, a) in enumerate(rows.items())}
     return rows, dict(environment.opened(o.point.deployment.runtime, o.file)(rows))
+
+
+def _of_steps(o: Observed, resolved: Resolved, stream: Stream) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The first steps of a sequence, one after another: the states that go in are those that came out."""
+    from edgekd.run import feeds
+
+    steps = feeds.of(resolved.task, resolved.data("test"), stream=stream).take(slice(GOLDEN))
+    rows = dict(steps.arrays)
+    if not resolved.task.shareable:
+        rows = {name: _noise(a, i) for i, (name, a) in enumerate(rows.items())}
+    infer = environment.opened(o.point.deployment.runtime, o.file)
+    taken, given = [], []
+    state = {name: np.zeros((1, *shape), np.float32) for name, shape in stream.shapes.items()}
+    for i in range(len(next(iter(rows.values())))):
+        taken.append({**{name: a[i : i + 1] for name, a in rows.items()}, **state})
+        given.append(infer(taken[-1]))
+        state = {name: np.asarray(given[-1][output]) for name, output in stream.states.items()}
+    stacked = lambda feeds: {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    return stacked(taken), stacked(given)
 
 
 def _noise(like: np.ndarray, seed: int) -> np.ndarray:

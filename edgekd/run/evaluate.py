@@ -21,6 +21,7 @@ from edgekd.inputs import sample as sample_of
 from edgekd.measure import jobs
 from edgekd.measure.folders import identity
 from edgekd.measure.machine import noted
+from edgekd.models import streams
 from edgekd.predicting import of_file
 from edgekd.probes import Subject, measure
 from edgekd.records import Artifact, Deployment, Host, Made, Measurement, Split, Target
@@ -117,9 +118,10 @@ def answers(
 
         def build(place: Path, scratch: Path) -> Made:
             task, splits = resolved.task, tuple(columns.values())
-            file = file_of(artifact, how)
-            found = jobs.score(file, feeds.of(task, *splits), runtime=how.runtime, folder=scratch, host=host)
-            for split, arrays in zip(SPLITS, feeds.answered(task, found, *splits), strict=True):
+            file, stream = file_of(artifact, how), streams.of_fact(artifact.facts)
+            given = feeds.of(task, *splits, stream=stream)
+            found = jobs.score(file, given, runtime=how.runtime, folder=scratch, host=host)
+            for split, arrays in zip(SPLITS, feeds.answered(task, found, *splits, stream=stream), strict=True):
                 np.savez(place / f"{split}.npz", **arrays)
             return Made("outputs", {"ran": jobs.ran(scratch, how.runtime)})
 
@@ -157,7 +159,7 @@ def times(
     """{id: latency and memory} on `host` with the target's threads, in its runtime. One interleaved job measures all
     files that were not measured so before."""
     how = targets.deployment(target)
-    inputs, taken, machine = _inputs(resolved), {}, f"{_machine(host)}{identity(how.runtime, host)}"
+    taken, machine = {}, f"{_machine(host)}{identity(how.runtime, host)}"
     name, missing = f"profile-{PRESET}-{target.threads}-{machine}-{probes.timed()}", {}
     for o in [o for o in found if target.name in o.point.targets and o.point.deployment == how]:
         kept = store.observed(o.artifact.key, name)
@@ -172,15 +174,15 @@ def times(
     with progress.task(
         f"time {len(missing)} files{'' if host.name == local.host().name else f' on {host.name}'}"
     ) as advance:
-        models = {id: o.file for id, o in missing.items()}
-        timed = jobs.profile(
-            models,
-            inputs,
-            jobs.Session(
-                preset=PRESET, threads=target.threads, folder=place, progress=advance, target=target, host=host
-            ),
-        )
+        own = {"preset": PRESET, "threads": target.threads, "progress": advance, "target": target, "host": host}
+        timed: dict[str, tuple[Measurement, ...]] = {}
+        for steps in (False, True):  # what takes a step isn't timed beside what takes a sequence
+            few = [o for o in missing.values() if (streams.of_fact(o.artifact.facts) is not None) == steps]
+            if few:
+                session = jobs.Session(folder=place.with_name(f"{place.name}-steps") if steps else place, **own)
+                timed |= jobs.profile({o.point.id: o.file for o in few}, _inputs(resolved, few[0]), session)
     for id, o in missing.items():
+        timed[id] = tuple(_of_what(m, o, resolved) for m in timed[id])
         store.observe(o.artifact.key, name, {"measurements": [dataclasses.asdict(m) for m in timed[id]]})
         taken[id] = timed[id]
     return taken
@@ -200,7 +202,8 @@ def ratio(
     control excludes 1, or their runtimes differ. A ratio is kept, like all times; an inconclusive one is measured again
     by the next run."""
     device = targets.deployed(target, a.point.deployment)
-    if device is None or a.point.deployment.runtime != b.point.deployment.runtime:
+    incomparable = (streams.of_fact(a.artifact.facts) is None) != (streams.of_fact(b.artifact.facts) is None)
+    if device is None or incomparable or a.point.deployment.runtime != b.point.deployment.runtime:
         return math.nan
     machine = f"{_machine(host)}{identity(a.point.deployment.runtime, host)}"
     name = f"pair-{PRESET}-{target.threads}-{machine}-{b.artifact.key}"
@@ -209,7 +212,7 @@ def ratio(
         place = folder / "profile" / f"pair-{target.name}-{a.artifact.key[:12]}-{b.artifact.key[:12]}"
         with progress.task(f"time {a.point.id} against {b.point.id}") as advance:
             session = jobs.Session(place, PRESET, target.threads, device, host, advance)
-            compared = jobs.compare(b.file, a.file, _inputs(resolved), session)
+            compared = jobs.compare(b.file, a.file, _inputs(resolved, a), session)
         if compared.verdict == "inconclusive":
             shutil.rmtree(place, ignore_errors=True)  # its finished processes would be taken for those of the next time
             return math.nan
@@ -218,9 +221,26 @@ def ratio(
     return kept["ratio"][0]
 
 
-def _inputs(resolved: Resolved) -> Any:
-    """{input: samples} that files are timed with."""
-    return feeds.of(resolved.task, resolved.data("test"))
+def _inputs(resolved: Resolved, o: Observed) -> Any:
+    """{input: samples} that files are timed with; steps of sequences for a file that takes these."""
+    return feeds.of(resolved.task, resolved.data("test"), stream=streams.of_fact(o.artifact.facts))
+
+
+def _of_what(m: Measurement, o: Observed, resolved: Resolved) -> Measurement:
+    """A latency of a task of streams with what it is of: a step, or a whole sequence."""
+    if resolved.task.stream is None or not m.name.startswith("latency"):
+        return m
+    of = "of a step" if streams.of_fact(o.artifact.facts) is not None else "of a whole sequence"
+    return dataclasses.replace(m, note=_joined(of, m.note))
+
+
+def _shapes(resolved: Resolved, o: Observed) -> Mapping[str, tuple[int, ...]]:
+    """{input: shape of one sample} that a file takes, with an axis of 1 in front."""
+    given, stream = _inputs(resolved, o), streams.of_fact(o.artifact.facts)
+    if not isinstance(given, Samples):
+        return sample_of(given)
+    states = {} if stream is None else {name: (1, *shape) for name, shape in stream.shapes.items()}
+    return {**given.take(slice(1)).shapes, **states} if states else given.shapes
 
 
 def _quality(
@@ -265,8 +285,7 @@ def described(
     """All measurements of a file: counted ones once, measured ones for each target whose host has its features."""
     how = o.point.deployment
     wanted = [d for t in resolved.targets if t.name in o.point.targets and (d := targets.deployed(t, how))]
-    given = _inputs(resolved)
-    sample = given.shapes if isinstance(given, Samples) else sample_of(given)
+    sample = _shapes(resolved, o)
     found = [*measure(Subject(file=o.file, format=how.format, facts=o.artifact.facts, sample=sample))]
     absent = [t for t in wanted if t.name not in hosts or targets.matches(t, hosts[t.name].facts)]
     if any(map(targets.runs, absent)):

@@ -27,6 +27,8 @@ def key_of(
         read |= {"output": repr(several) if task.output is None else task.output.deciding}
     if task.lengths:  # decides which axes of graphs and files are open
         read |= {"lengths": repr(sorted(task.lengths.items()))}
+    if task.stream is not None:
+        read |= {"stream": repr(task.stream)}
     if use == "export":
         read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(tuple(task.outputs))}
         read |= {"runtime": runtime(stage.runtime)}

@@ -7,11 +7,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import environment, quantization, targets
 from edgekd.measure import jobs, operators
+from edgekd.models import streams
 from edgekd.probes import static
 from edgekd.quantization.diagnosis import mixed_precision
 from edgekd.quantization.diagnosis.sensitivity import SAMPLES, sensitivity
@@ -19,7 +21,7 @@ from edgekd.records import Deployment
 from edgekd.run import feeds
 from edgekd.run import plan as planning
 from edgekd.run.plan import Plan
-from edgekd.stages.quantize import calibration
+from edgekd.stages.quantize import calibration, steps
 
 if TYPE_CHECKING:
     import onnx
@@ -111,7 +113,9 @@ def _known(
         sharing: dict[str, list[str]] = {}
         for layer, weight in layers(graph).items():
             sharing.setdefault(weight, []).append(layer)
-        costs = sensitivity(module, graph, calibration(columns, min(SAMPLES, len(columns))))
+        stream = streams.of_fact(o.artifact.facts)
+        stepped = None if stream is None else partial(steps, stream, graph)
+        costs = sensitivity(module, graph, calibration(columns, min(SAMPLES, len(columns)), stepped))
         each = _times(o, parent, graph, resolved, here[0].threads, folder) if here else _macs(o, graph)
         noise = {names[0]: costs[names[0]].gain for names in sharing.values()}
         saved = {names[0]: sum(each[n] for n in names) for names in sharing.values() if all(n in each for n in names)}
@@ -139,7 +143,7 @@ def _times(
     files = {"float": place / "float.onnx", "int8": place / "int8.onnx"}
     for file, of in zip(files.values(), (parent, o), strict=True):
         onnx.save(mixed_precision.named(onnx.load(of.file), graph), file)
-    inputs = feeds.of(resolved.task, columns)
+    inputs = feeds.of(resolved.task, columns, stream=streams.of_fact(o.artifact.facts))
     timed, found = jobs.profile(files, inputs, jobs.Session(threads=threads, folder=place / "job")), []
     for name in files:
         raw = jobs.raw(place / "job", name)

@@ -40,7 +40,8 @@ def of_task(task: Task, data: Callable[[str], Any]) -> tuple[Any, ...]:
     functions = (task.collate, task.augment, task.forward, task.before)
     objects = [dict(task.models), *(f for m in task.metrics for f in (m.records, m.value))]
     code, libraries = fingerprint.code_and_libraries(*objects, *(f for f in functions if f is not None))
-    names = ("name", "version", "classes", "inputs", "outputs", "draws", "views", "shareable")
+    names = ["name", "version", "classes", "inputs", "outputs", "draws", "views", "shareable"]
+    names += [] if task.stream is None else ["stream"]
     said = [getattr(task, name) for name in names]
     metrics = [(m.name, m.unit, m.better) for m in task.metrics]
     digests = {split: data(split).digest for split in SPLITS}

@@ -4,7 +4,8 @@ writes `out/`.
 job.json    schema edgekd.job/1: runtime (file), threads, environment, subjects {id: {model, inputs {name: .npy, or a
             list with one for each sample}, axes {input: where the model takes samples: an axis, null: the same array
             for all, "whole": a sample is all of the input}, answers {output: axis of its samples}}}; axis 0 where it
-            says nothing,
+            says nothing; with states {input: output} and begins (.npy) samples are steps of sequences, and such an
+            input takes what the output gave at the step before, zeros where a sequence begins,
             schedule [{id, subject, pass, ...settings}], seconds (limit of one process), settings {launch {command,
             variables}: what a process is started with instead of this Python, an emulator; cores: the CPUs that a
             process is held to}
@@ -192,6 +193,8 @@ def entry(job_file, number):
     subject = job["subjects"][what["subject"]]
     axes = subject.get("axes", {})
     arrays = {name: _Rows(folder, files, axes.get(name, 0)) for name, files in subject["inputs"].items()}
+    if subject.get("states"):
+        arrays = _Steps(arrays, subject["states"], folder / subject["begins"])
     model, out = folder / subject["model"], folder / "out"
     record["before"] = condition()
     passes = {
@@ -228,6 +231,7 @@ def _time(runtime, model, arrays, job, what, out):
     ready = clock()
     infer(feeds[0])
     first = clock() - ready
+    feeds = _rolled(infer, arrays, feeds)
     warm, stable = _warm_up(infer, feeds, what)
     times, turn, count = [], 0, len(feeds)
     before, cpu = _switches(), time.process_time_ns()
@@ -301,6 +305,9 @@ def _outputs(runtime, model, arrays, job, what, out):
     import numpy as np
 
     infer = runtime.load(model, job["threads"])
+    if isinstance(arrays, _Steps):
+        parts, stop = _over_sequences(infer, arrays, what)
+        return _saved(infer, parts, stop, what, out)
     rows, alone = _rows(arrays), any(array.axis == WHOLE for array in arrays.values())
     given = {name: arrays.get(name, arrays.get("")) for name in infer.inputs}
     fixed = {
@@ -328,6 +335,49 @@ def _outputs(runtime, model, arrays, job, what, out):
             parts[name].append(value[: stop - start])
         for array in arrays.values():
             array.unload()
+    return _saved(infer, parts, stop, what, out)
+
+
+def _over_sequences(infer, arrays, what):
+    """({output: [array of a row per step]}, rows that were done): several sequences at a time, each with its own
+    states."""
+    import numpy as np
+
+    starts = [*np.flatnonzero(arrays.begins).tolist(), _rows(arrays)]
+    sequences = [(a, b - a) for a, b in zip(starts, starts[1:])]  # noqa: B905
+    fixed = any(shape and shape[0] is not None for _, shape in infer.inputs.values())
+    size, parts, begun = 1 if fixed else what["batch"], {name: [] for name in infer.outputs}, time.monotonic()
+    stop = 0
+    for at in range(0, len(sequences), size):
+        if at and what.get("cap_s") and time.monotonic() - begun > what["cap_s"]:
+            break
+        group = sorted(sequences[at : at + size], key=lambda one: -one[1])  # those that go on come first
+        first, stop = min(a for a, _ in group), max(a + n for a, n in group)
+        made, state = {}, {}
+        for step in range(group[0][1]):
+            rows = [a + step for a, n in group if step < n]
+            feed = _checked(infer, {n: _Given(array.array[rows]) for n, array in arrays.items()}, arrays.states)
+            feed.update({n: s[: len(rows)] for n, s in state.items()} or _zeros(infer, arrays, len(rows)))
+            answered = {name: np.asarray(value) for name, value in infer(feed).items()}
+            for name, value in answered.items():
+                if value.ndim == 0 or len(value) != len(rows):
+                    shape = list(value.shape)
+                    raise ValueError(f"output {name} has shape {shape} for {len(rows)} sequences: no row per sequence")
+                if name not in made:
+                    made[name] = np.empty((stop - first,) + value.shape[1:], value.dtype)
+                made[name][[row - first for row in rows]] = value
+            state = {name: answered[output] for name, output in arrays.states.items()}
+        for name, value in made.items():
+            parts[name].append(value)
+        for array in arrays.values():
+            array.unload()
+    return parts, stop
+
+
+def _saved(infer, parts, stop, what, out):
+    """Writes the outputs of all rows."""
+    import numpy as np
+
     folder = out / what["id"]
     folder.mkdir(exist_ok=True)
     for i, name in enumerate(infer.outputs):
@@ -354,7 +404,7 @@ def _count(runtime, model, arrays, job, what, out):
     import gc
 
     infer = runtime.load(model, job["threads"])
-    feeds = [_feed(infer, arrays, i, i + 1) for i in range(min(_rows(arrays), 64))]
+    feeds = _rolled(infer, arrays, [_feed(infer, arrays, i, i + 1) for i in range(min(_rows(arrays), 64))])
     for i in range(what["warmup_runs"]):
         infer(feeds[i % len(feeds)])
     mark, nothing = ctypes.CDLL(None).prctl, lambda feed: None
@@ -373,7 +423,7 @@ def _together(runtime, model, arrays, job, what, out):
 
     files = [out.parent / job["subjects"][subject]["model"] for subject in what["subjects"]]
     every = [runtime.load(file, job["threads"]) for file in files]
-    feeds = [_feed(every[0], arrays, i, i + 1) for i in range(min(_rows(arrays), 64))]
+    feeds = _rolled(every[0], arrays, [_feed(every[0], arrays, i, i + 1) for i in range(min(_rows(arrays), 64))])
     clock, times, turn = time.perf_counter_ns, [[] for _ in every], 0
     end, number = time.monotonic() + what["cap_s"], 0
     while number < what["rounds"] and (number < 3 or time.monotonic() < end):
@@ -432,6 +482,54 @@ class _Rows:
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
+class _Steps(dict):
+    """{input: its rows} that are steps of sequences; `states` {input: output}, `begins` [rows] bool."""
+
+    def __init__(self, arrays, states, begins):
+        import numpy as np
+
+        super().__init__(arrays)
+        self.states, self.begins = states, np.load(begins, allow_pickle=False)
+
+
+class _Given:
+    """Rows that are taken already."""
+
+    axis = 0
+
+    def __init__(self, array):
+        self.array = array
+
+    def take(self, start, stop):
+        import numpy as np
+
+        return np.ascontiguousarray(self.array)
+
+
+def _zeros(infer, arrays, rows):
+    """{state: zeros of so many sequences}, by what the file takes."""
+    import numpy as np
+
+    found = {}
+    for name in arrays.states:
+        if name not in infer.inputs:
+            raise ValueError(f"the model takes the inputs {', '.join(infer.inputs)}: none is the state {name}")
+        dtype, shape = infer.inputs[name]
+        if None in shape[1:]:
+            raise ValueError(f"the state {name} has a shape that the model leaves open: it can't start at 0")
+        found[name] = np.zeros((rows, *shape[1:]), dtype or "float32")
+    return found
+
+
+def _rolled(infer, arrays, feeds):
+    """Feeds of steps with the states that the model gives: as in use, no step begins at zeros but the first."""
+    for i, feed in enumerate(feeds if isinstance(arrays, _Steps) else ()):
+        answered = infer(feed)
+        if i + 1 < len(feeds) and not arrays.begins[i + 1]:
+            feeds[i + 1].update({name: answered[output] for name, output in arrays.states.items()})
+    return feeds
+
+
 def _joined(parts):
     """The rows of all feeds; see edgekd's samples/rows.py."""
     import numpy as np
@@ -447,9 +545,15 @@ def _joined(parts):
 def _feed(infer, arrays, start, stop):
     """Rows start to stop of every input by the file's names and types; padded with the last row where the file fixes
     its batch."""
+    feed = _checked(infer, arrays, getattr(arrays, "states", ()), start, stop)
+    return {**feed, **_zeros(infer, arrays, 1)} if isinstance(arrays, _Steps) else feed
+
+
+def _checked(infer, arrays, states=(), start=0, stop=1):
+    """{input: rows start to stop} of all inputs that are no states. Raises ValueError where the file takes others."""
     import numpy as np
 
-    wanted, given = infer.inputs, arrays
+    wanted, given = {name: form for name, form in infer.inputs.items() if name not in states}, arrays
     if list(arrays) == [""]:
         if len(wanted) != 1:
             raise ValueError(f"the model takes the inputs {', '.join(wanted)}: give an array for each by name")

@@ -28,7 +28,7 @@ class Samples:
     sample is all of the input}, `answers` {output: the axis of its samples}; 0 where nothing is said. `size`: samples
     that the model takes at once, None where that is open. `labels` [n, ...] if there are any; `names` of the samples
     in messages. Of steps of sequences: `states` {input: the output that it takes the value of at the next step},
-    `begins` [n] whether a sequence begins."""
+    `begins` [n] whether a sequence begins; a state without an array is made by the file itself (runtimes/worker.py)."""
 
     arrays: Mapping[str, np.ndarray]
     axes: Mapping[str, Axis] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,15 +14,16 @@ from edgekd import environment
 from edgekd.components import Part, Use
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.inputs import named, positional
-from edgekd.models import saved
+from edgekd.models import saved, streams
 from edgekd.records import Artifact, Deployment, Made, Run
 from edgekd.samples.rows import joined
 
 if TYPE_CHECKING:
     from torch import fx, nn
 
+    from edgekd.models.streams import Stream
     from edgekd.quantization.weight_blocks.blocks import Blocks
-    from edgekd.records import Grid
+    from edgekd.records import Grid, Task
 
 TOLERANCE = 1e-4  # of a float file, relative to the largest output
 ROWS = 32  # samples to locate a difference with
@@ -43,8 +45,9 @@ class Export:
         run.progress(1, 3, "translate")
         names = _written(form, self.format.name, model, path, source, run)
         run.progress(2, 3, "compare")
-        file = _File(path, form, names, environment.opened(self.runtime, path), tuple(model.inputs), run.task.outputs)
+        file = _File(path, form, names, environment.opened(self.runtime, path), model.names, model.outputs(run.task))
         facts = {"bytes": path.stat().st_size, **_compared(model, file, run)}
+        facts |= {} if model.stream is None else {"stream": model.stream.fact}
         return Made(self.format.name, facts)
 
 
@@ -59,6 +62,7 @@ class _Model:
     blocks: Mapping[str, Blocks]
     inputs: Mapping[str, np.ndarray]
     columns: Any
+    stream: Stream | None = None
 
     @property
     def form(self) -> str:
@@ -68,8 +72,27 @@ class _Model:
         """The first samples as tensors and as arrays."""
         from edgekd import quantization
 
+        if self.stream is not None:
+            given = self.example(rows)
+            return given, {name: tensor.numpy() for name, tensor in given.items()}
         index = np.arange(rows) % len(self.columns)
         return quantization.example_of(self.columns, rows), {n: a[index] for n, a in self.inputs.items()}
+
+    def example(self, rows: int = 2) -> Any:
+        """What the file takes of the first samples: of sequences the first step."""
+        from edgekd import quantization
+
+        given = quantization.example_of(self.columns, rows)
+        return given if self.stream is None else self.stream.example(given)
+
+    def outputs(self, task: Task) -> tuple[str, ...]:
+        """The names of the file's outputs."""
+        return tuple(task.outputs) if self.stream is None else self.stream.given
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the file's inputs."""
+        return tuple(self.inputs if self.stream is None else self.example())
 
 
 @dataclass(frozen=True)
@@ -98,7 +121,7 @@ class _File:
 
 def _model(source: Artifact, run: Run) -> _Model:
     from edgekd import quantization
-    from edgekd.quantization.torch_graph.capture import capture
+    from edgekd.quantization.torch_graph.capture import of_task
     from edgekd.quantization.weight_blocks import blocks
 
     task, columns = run.task, run.data("test")
@@ -110,9 +133,10 @@ def _model(source: Artifact, run: Run) -> _Model:
         module = blocks.apply(graph, table)
     else:
         module = saved.load(source, task)
-        graph = capture(module, example, task.traced, task.lengths)
-    found = _Model(graph, module, grid, table, named(columns.inputs, task.inputs[0]), columns)
-    count = len(_outputs(found))
+        graph = of_task(task, module, example)
+    stream = streams.of(task, saved.build(saved.record_of(source), task))
+    found = _Model(graph, module, grid, table, named(columns.inputs, task.inputs[0]), columns, stream)
+    count = len(_outputs(found)) - (0 if stream is None else len(stream.states))
     if count != len(task.outputs):
         message = f"the model has {count} outputs, but the task names {len(task.outputs)}: {', '.join(task.outputs)}"
         raise UsageError(Problem(f"task {task.name}: outputs", message, "name each output of the model"))
@@ -123,14 +147,14 @@ def _written(form: Any, name: str, model: _Model, path: Path, source: Artifact, 
     """Writes the file; returns {site: the name of its value in the file}."""
     import inspect
 
-    from edgekd import quantization
-
     metadata = {
         "edgekd.task": run.task.name,
         "edgekd.form": model.form,
         "edgekd.weights": source.files["weights.safetensors"],
     }
-    given = {"metadata": metadata, "inputs": tuple(model.inputs), "outputs": run.task.outputs}
+    if model.stream is not None:
+        metadata[streams.STATE] = json.dumps(model.stream.states)
+    given = {"metadata": metadata, "inputs": model.names, "outputs": model.outputs(run.task)}
     if model.blocks:
         if "blocks" not in inspect.signature(form.export).parameters:
             raise RunFailed(
@@ -139,7 +163,7 @@ def _written(form: Any, name: str, model: _Model, path: Path, source: Artifact, 
                 )
             )
         given["blocks"] = model.blocks
-    names = form.export(model.graph, model.grid, quantization.example_of(model.columns), path, **given)
+    names = form.export(model.graph, model.grid, model.example(), path, **given)
     if not path.is_file():
         hint = "export(graph, grid, example, path, ...) writes the file at `path`"
         raise UsageError(Problem(f"format {name}", f"its `export` wrote no {path.name}", hint))
@@ -151,14 +175,14 @@ def _compared(model: _Model, file: _File, run: Run) -> dict[str, Any]:
     from edgekd.data.columns import batches, few
     from edgekd.quantization.torch_graph.exact import Settled
 
-    forward = None if model.blocks else run.task.call
+    forward, stream = None if model.blocks else run.task.call, model.stream
     exact = None if model.grid is None else Settled(model.module)
     answered = []
     for batch in batches(model.columns, few(model.columns)):
         with environment.threads(run.threads):
-            ours = _answer(exact or model.module, batch.inputs, None if exact else forward)
-            fake = _answer(model.module, batch.inputs) if exact else []
-        answered.append((ours, file.answers(batch.inputs), fake))
+            ours = _answer(exact or model.module, batch.inputs, None if exact else forward, stream)
+            fake = _answer(model.module, batch.inputs, None, stream) if exact else []
+        answered.append((ours, _filed(file, batch.inputs, stream), fake))
     ours, theirs, fake = (_joined(parts) for parts in zip(*answered, strict=True))
     if model.grid is None:
         return {"float": _near(ours, theirs, lambda: file.where(model))}
@@ -173,7 +197,7 @@ def _equal(
 
     found, plain = [], []
     floats = bool(grid.scheme.float_layers or sites.recurrent(model.graph))
-    for a, b, fakes, site in zip(ours, theirs, fake, _outputs(model), strict=True):
+    for a, b, fakes, site in zip(ours, theirs, fake, _outputs(model)[: len(ours)], strict=True):
         step = grid.sites[site].scale[0]
         found.append(check.compare(a, b, step, floats=floats))
         plain.append(check.compare(fakes, b, step))
@@ -190,13 +214,31 @@ def _equal(
     return {**facts, **more}
 
 
-def _answer(module: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> list[np.ndarray]:
-    """The outputs of a captured graph, or of a task's model by `forward`."""
+def _filed(file: _File, inputs: Any, stream: Stream | None) -> list[np.ndarray]:
+    """The outputs of a file; of sequences the answers, with the states that it gives itself."""
+    import torch
+
+    if stream is None:
+        return file.answers(inputs)
+    step = lambda feed: [torch.from_numpy(array) for array in file.answers(feed)]
+    return [answer.numpy() for answer in stream.over(step, inputs)]
+
+
+def _answer(
+    module: nn.Module,
+    inputs: Any,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    stream: Stream | None = None,
+) -> list[np.ndarray]:
+    """The outputs of a captured graph, or of a task's model by `forward`; of a graph of a step its answers to
+    sequences."""
     import torch
 
     from edgekd.quantization.torch_graph.calibrate import call
 
     with torch.no_grad():
+        if stream is not None and forward is None:
+            return [answer.numpy() for answer in stream.over(lambda feed: call(module, feed), inputs)]
         outputs = (forward or call)(module, inputs)
     return [o.numpy() for o in (outputs if isinstance(outputs, tuple) else positional(outputs))]
 
@@ -207,11 +249,11 @@ def _joined(batches: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
 
 def _outputs(model: _Model) -> list[str]:
     """The sites of the graph's outputs; a value that was only moved has its source's site."""
+    from edgekd.quantization.torch_graph.capture import ends
     from edgekd.quantization.torch_graph.sites import place
 
     tied = place(model.graph, model.grid.scheme.float_layers if model.grid is not None else ()).tied
-    ends = [node for node in model.graph.graph.nodes if node.op == "output"]
-    return [tied.get(n.name, n.name) for node in ends for n in node.all_input_nodes]
+    return [tied.get(n.name, n.name) for n in ends(model.graph)]
 
 
 def _near(ours: list[np.ndarray], theirs: list[np.ndarray], where: Callable[[], str]) -> dict[str, float]:

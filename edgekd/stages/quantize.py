@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 
 from edgekd.components import Part, Use
 from edgekd.errors import Problem, UsageError, closest, meant
-from edgekd.models import saved
+from edgekd.models import saved, streams
 from edgekd.records import Artifact, Made, Run, Scheme
 from edgekd.stages.distill import KD
 from edgekd.training.learn import learn
@@ -20,9 +21,11 @@ from edgekd.training.settings import Training
 from edgekd.training.terms import Term
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import fx, nn
+
+    from edgekd.models.streams import Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +97,16 @@ class Quantize(Training):
         from edgekd.quantization import grid
         from edgekd.quantization.torch_graph import fake
         from edgekd.quantization.torch_graph.calibrate import calibrate, call
-        from edgekd.quantization.torch_graph.capture import capture
+        from edgekd.quantization.torch_graph.capture import of_task
         from edgekd.quantization.torch_graph.sites import layers, recurrent
         from edgekd.training.loop import seeded
 
-        samples = lambda: calibration(columns, min(self.samples, len(columns)))
+        samples = lambda: calibration(columns, min(self.samples, len(columns)), stepped)
         columns, record = run.data("train"), saved.record_of(source)
-        graph = capture(
-            saved.load(source, run.task), quantization.example_of(columns), run.task.traced, run.task.lengths
-        )
+        loaded = saved.load(source, run.task)
+        graph = of_task(run.task, loaded, quantization.example_of(columns))
+        stream = streams.of(run.task, loaded)
+        stepped = None if stream is None else partial(steps, stream, graph)
         if problems := _named(layers(graph), self.float_layers, self.layer_bits):
             raise UsageError(*problems)
         given = {
@@ -129,7 +133,7 @@ class Quantize(Training):
                 run,
                 self,
                 teacher=teacher,
-                forward=call,
+                forward=call if stream is None else partial(_whole, stream),
                 on_epoch=lambda epoch: fake.freeze(module) if epoch >= still else None,
             )
         found = fake.settle(module.eval())
@@ -186,14 +190,38 @@ def _corrected(name: str, module: fx.GraphModule, graph: fx.GraphModule, batches
     return {layer: dataclasses.asdict(change) for layer, change in adaround(module, graph, batches, seed=seed).items()}
 
 
-def calibration(columns: Any, samples: int):
+def steps(stream: Stream, graph: nn.Module, inputs: Any) -> Iterator[dict[str, Any]]:
+    """What a graph of a step gets at each step of sequences, with the states that it gives itself. Of sequences of
+    different length the longest come first: none goes on behind its end."""
+    import torch
+
+    from edgekd.quantization.torch_graph.calibrate import call
+
+    with torch.no_grad():
+        yield from (feed for feed, _ in stream.run(lambda feed: call(graph, feed), inputs, ends=True))
+
+
+def _whole(stream: Stream, module: nn.Module, inputs: Any) -> Any:
+    """The answers of a graph of a step to sequences."""
+    from edgekd.quantization.torch_graph.calibrate import call
+
+    answers = stream.over(lambda feed: call(module, feed), inputs)
+    return answers if len(answers) > 1 else answers[0]
+
+
+def calibration(columns: Any, samples: int, stepped: Callable[[Any], Iterator[Any]] | None = None):
     """Yields the inputs of the first `samples` in a fixed shuffled order, 64 at a time; of different lengths sorted by
-    them, each length by itself, so that no range is of what fills a batch."""
+    them, each length by itself, so that no range is of what fills a batch. With `stepped`, the steps of the
+    sequences."""
     from edgekd.data.columns import even, take
     from edgekd.data.epochs import order
 
     rows = order(0, 0, len(columns))[:samples]
     if columns.lengths is not None:
         rows = rows[np.argsort(columns.lengths[rows], kind="stable")]
+    if stepped is not None:  # the longest first: those that go on come first
+        for start in range(0, len(rows), 64):
+            yield from stepped(take(columns, rows[::-1][start : start + 64].copy()).inputs)
+        return
     for part in even(columns, rows, 64):
         yield take(columns, part).inputs

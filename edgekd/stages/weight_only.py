@@ -106,16 +106,14 @@ class WeightOnly:
     def __call__(self, source: Artifact, run: Run, *, teacher: tuple[Artifact, ...] = (), data: None = None) -> Made:
         from edgekd import quantization
         from edgekd.quantization.torch_graph import sites
-        from edgekd.quantization.torch_graph.capture import capture, graph_digest
+        from edgekd.quantization.torch_graph.capture import graph_digest, of_task
         from edgekd.quantization.weight_blocks import blocks, neural_compressor
         from edgekd.training.loop import seeded
 
         if missing := neural_compressor.unfit(self.method):
             raise EnvironmentUnfit(*missing)
         columns, record = run.data("train"), saved.record_of(source)
-        graph = capture(
-            saved.load(source, run.task), quantization.example_of(columns), run.task.traced, run.task.lengths
-        )
+        graph = of_task(run.task, saved.load(source, run.task), quantization.example_of(columns))
         if problems := self.wrong(graph):
             raise UsageError(*problems)
         layers = {name: _linear(graph, node) for name, node in self.chosen(graph).items()}

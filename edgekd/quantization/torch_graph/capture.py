@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import THEIRS, Problem, UsageError, first_line
 from edgekd.inputs import positional
+from edgekd.models import streams
+from edgekd.quantization.torch_graph import cells
 from edgekd.quantization.torch_graph.recurrent import original, whole
 from edgekd.quantization.torch_graph.rewrite import by_rows, pooled, without_neutral, written_out
 from edgekd.quantization.torch_graph.sites import WEIGHTED, operator
@@ -19,6 +21,8 @@ from edgekd.quantization.torch_graph.sites import WEIGHTED, operator
 if TYPE_CHECKING:
     import torch
     from torch import fx, nn
+
+    from edgekd.records import Task
 
 
 def capture(
@@ -98,6 +102,34 @@ def exported(
             if "Constraints violated" not in str(error) or not more:
                 raise first from None
             given = [{axis: more.get(d.__name__, d) for axis, d in each.items()} for each in given]
+
+
+def of_task(task: Task, model: nn.Module, inputs: Any) -> fx.GraphModule:
+    """A model of the task as a graph; a streaming one as that of a step. `inputs`: a few samples, as the task has
+    them."""
+    if (stream := streams.of(task, model)) is None:
+        return capture(model, inputs, task.traced, task.lengths)
+    graph = capture(model, stream.example(inputs), step_of(task, stream))
+    answers, states = (found := ends(graph))[: len(stream.outputs)], found[len(stream.outputs) :]
+    for node in states:
+        node.meta["state"] = node not in answers
+    return graph
+
+
+def step_of(task: Task, stream: streams.Stream) -> Callable[[nn.Module, Any], Any]:
+    """How a streaming model is called where its step becomes a graph."""
+
+    def step(model: nn.Module, feed: Any) -> Any:
+        with cells.written_out():
+            return stream.called(task, model)(feed)
+
+    return step
+
+
+def ends(graph: fx.GraphModule) -> list[fx.Node]:
+    """The values that a graph gives."""
+    (given,) = (node.args[0] for node in graph.graph.nodes if node.op == "output")
+    return list(given) if isinstance(given, tuple | list) else [given]
 
 
 def _open(example: Any, lengths: Mapping[str, str]) -> tuple[dict[int, Any], ...]:

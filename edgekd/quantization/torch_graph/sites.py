@@ -87,8 +87,8 @@ def recurrent(module: fx.GraphModule) -> list[str]:
 
 def place(module: fx.GraphModule, float_layers: Collection[str] = ()) -> Placement:
     """Sites of a captured graph. A value has one if an integer operator makes it (after a clip that alone reads it), if
-    an integer operator reads it, or if it is the graph's output; values that are only moved, or cut at zero, are tied
-    to their source.
+    an integer operator reads it, or if it is the graph's output and no state; values that are only moved, or cut at
+    zero, are tied to their source.
 
     A table that is looked up has a site as a weight: it is stored as integers, and what is looked up is dequantized.
 
@@ -152,7 +152,9 @@ def _flow(module: fx.GraphModule, float_layers: Collection[str]) -> Flow:
     return Flow(
         inputs=(),
         operators=tuple(_told(n, n.name in float_layers) for n in nodes if n.op != "output"),
-        outputs=tuple(n.name for node in nodes if node.op == "output" for n in node.all_input_nodes),
+        outputs=tuple(
+            n.name for node in nodes if node.op == "output" for n in node.all_input_nodes if not n.meta.get("state")
+        ),
         floats={n.name for n in nodes if _floats(n)},
         stored={n.name for n in nodes if n.op == "get_attr"},
     )

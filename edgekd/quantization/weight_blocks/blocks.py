@@ -138,9 +138,9 @@ def load(artifact: Artifact, task: Task, example: Any) -> tuple[fx.GraphModule, 
     """(captured float graph, table) of a `weight_only` artifact. Raises RunFailed where the table is of another
     graph."""
     from edgekd.models import saved
-    from edgekd.quantization.torch_graph.capture import capture, graph_digest
+    from edgekd.quantization.torch_graph.capture import graph_digest, of_task
 
-    graph = capture(saved.build(saved.record_of(artifact), task), example, task.traced, task.lengths)
+    graph = of_task(task, saved.build(saved.record_of(artifact), task), example)
     graph.load_state_dict(saved.read_tensors(artifact.folder / "weights.safetensors"))
     table, digest = read(artifact.folder)
     if digest != graph_digest(graph):
