@@ -52,35 +52,48 @@ def see(batch: Batch, task: Task, seed: int) -> Batch:
 
 
 def epochs(
-    columns: Columns, task: Task, *, batch: int, seed: int, augment_seed: int, views: int, on: str = device.CPU
+    columns: Columns,
+    task: Task,
+    *,
+    batch: int,
+    seed: int,
+    augment_seed: int,
+    views: int,
+    on: str = device.CPU,
+    part: tuple[int, int] = (0, 1),
+    fewest: int = 2,
 ) -> Callable[[int, int], Iterator[Batch]]:
     """`source(epoch, start)`, which yields the batches of an epoch from batch `start` on, on the device `on`, where
-    they are augmented. A last batch of one row is added to the one before, since batch statistics of one row are
-    NaN."""
+    they are augmented. A last batch of fewer rows than `fewest` is added to the one before, since batch statistics of
+    one row are NaN. `part` (number, count): only this process's rows of each batch, which are next to each other."""
 
     def source(epoch: int, start: int = 0) -> Iterator[Batch]:
         rows, view = order(seed, epoch, len(columns)), epoch % views
-        parts = [rows[a:b] for a, b in spans(len(rows), batch)]
+        parts = [rows[a:b] for a, b in spans(len(rows), batch, fewest)]
         if columns.lengths is not None:
-            parts = grouped(rows, columns.lengths, batch, seed, epoch)
+            parts = grouped(rows, columns.lengths, batch, seed, epoch, fewest)
+        if part[1] > 1:
+            parts = [np.array_split(of_all, part[1])[part[0]] for of_all in parts]
         for found in device.ahead(taken(columns, parts[start:], view), on):
             yield see(found, task, augment_seed)
 
     return source
 
 
-def grouped(rows: np.ndarray, lengths: np.ndarray, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+def grouped(
+    rows: np.ndarray, lengths: np.ndarray, batch: int, seed: int, epoch: int, fewest: int = 2
+) -> list[np.ndarray]:
     """The batches of an epoch's `rows`, each of samples of similar length: among every POOL batches they are sorted by
     length, and the batches are then shuffled."""
     pools = [rows[a : a + POOL * batch] for a in range(0, len(rows), POOL * batch)]
     near = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
-    parts = [near[a:b] for a, b in spans(len(near), batch)]
+    parts = [near[a:b] for a, b in spans(len(near), batch, fewest)]
     return [parts[i] for i in np.argsort(mix(seed, GROUP, epoch, np.arange(len(parts))), kind="stable")]
 
 
-def spans(count: int, batch: int) -> list[tuple[int, int]]:
+def spans(count: int, batch: int, fewest: int = 2) -> list[tuple[int, int]]:
     """(start, end) of each batch of an epoch."""
     edges = list(range(0, count, batch)) + [count]
-    if len(edges) > 2 and edges[-1] - edges[-2] == 1:
+    if len(edges) > 2 and edges[-1] - edges[-2] < fewest:
         del edges[-2]
     return list(zip(edges, edges[1:], strict=False))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgekd.errors import RunFailed
 from edgekd.models.precision import Precision
 from edgekd.records import Batch, Run, Signals, Task
+from edgekd.training import ranks
 from edgekd.training.loop import fit
 from edgekd.training.settings import Training
 from edgekd.training.terms import tapped
@@ -34,15 +36,21 @@ def learn(
     Returns facts: epochs, steps, seconds, the last epoch's mean of every term."""
     from edgekd.data.epochs import epochs, spans
 
-    columns, views = run.data("train"), views_of(settings, run.task)
+    columns, views, group = run.data("train"), views_of(settings, run.task), ranks.now()
+    rows, fewest = settings.batch * group.count, group.count * (2 if settings.batch_norm == "per_rank" else 1)
+    fewest = max(2, fewest)
+    if len(columns) < fewest and group.count > 1:
+        raise RunFailed(f"{len(columns)} samples are too few for {group.count} processes")
     source = epochs(
         columns,
         run.task,
-        batch=settings.batch,
+        batch=rows,
         seed=run.seed,
         augment_seed=settings.augment_seed,
         views=views,
         on=run.device,
+        part=(group.number, group.count),
+        fewest=fewest,
     )
     losses = settings.losses
     fixed = settings.teachers or tuple("" for _ in teacher)
@@ -62,7 +70,7 @@ def learn(
         source,
         losses,
         settings=settings,
-        steps_per_epoch=len(spans(len(columns), settings.batch)),
+        steps_per_epoch=-(-len(spans(len(columns), rows, fewest)) // settings.accumulate),
         run=run,
         teachers=teach,
         agreement=agreement,

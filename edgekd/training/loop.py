@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgekd import environment
 from edgekd.models import device, taps
 from edgekd.models.precision import laid_out
 from edgekd.records import Batch, Run, Signals
+from edgekd.training import ranks
 from edgekd.training.checkpoints import restore, save
 from edgekd.training.optimizer import make_optimizer, pace
 from edgekd.training.positions import Rows, rows_of
 from edgekd.training.settings import Training
+from edgekd.training.shares import Share, shares
 from edgekd.training.supervision import Supervision, dry
 from edgekd.training.tally import Finite, Given, Tally
 from edgekd.training.terms import Term, bind, gradient_norms, is_module, parts, settings_at, tapped, terms_for, total
@@ -50,7 +54,8 @@ def fit(
 ) -> dict[str, Any]:
     """Trains `student` for `settings.epochs` over `source(epoch, start)`. The loss of a batch is
     sum over terms of weight x (sum of row losses x sample weights / sum of sample weights), and over students where
-    several learn together. `agreement`: computed before every epoch, for schedules that follow it. Batches are on
+    several learn together; both sums are over all batches of a step (`settings.accumulate`) and all processes
+    (`ranks`). `agreement`: computed before every epoch, for schedules that follow it. Batches are on
     `run.device`, where the students are meanwhile. `names`: of the students, where they are different models; each then
     has the terms that `terms_for` gives it."""
     students = list(student) if isinstance(student, Sequence) else [student]
@@ -85,7 +90,7 @@ class _Loop:
     ):
         self.students, self.source, self.terms, self.settings, self.names = students, source, terms, settings, names
         self.each = [terms_for(terms, names, number) for number in range(len(students))]
-        self.run, self.agreement = run, agreement
+        self.run, self.agreement, self.ranks = run, agreement, ranks.now()
         self.steps_per_epoch, self.total_steps = steps_per_epoch, settings.epochs * steps_per_epoch
         self.epoch, self.position, self.tally = 0, 0, Tally(device.kind(run.device) == device.CPU)
 
@@ -110,6 +115,14 @@ class _Loop:
         self.bound = [bind(own, lambda number=number: self._dry(number)) for number, own in enumerate(self.each)]
         calls = [b.call for each in self.bound for b in each if is_module(b.call)]
         self.learners = nn.ModuleList([*calls, *self.supervision.modules()]).to(there)
+        if self.ranks.count > 1:
+            from edgekd.training.across import compares_rows
+
+            looked = [self._dry(number) for number in range(len(self.students))]
+            self.bound = [[replace(b, across=compares_rows(b, dry)) for b in each]
+                          for each, dry in zip(self.bound, looked, strict=True)]  # fmt: skip
+            if self.settings.batch_norm == "synchronized":
+                stack.enter_context(self.ranks.synchronized(*self.students, self.learners))
         self.balances = []
         if self.settings.balance:
             from edgekd.training.balance import Balance
@@ -120,6 +133,8 @@ class _Loop:
             self.learners.append(self.agreement)
         several = len(self.students) > 1 or len(self.learners)
         self.whole = nn.ModuleList([*self.students, self.learners]) if several else self.students[0]
+        self.ranks.share(self.whole)
+        self.learning = [p for p in self.whole.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.whole, self.settings)
         self.scaler = torch.amp.GradScaler(device.kind(there), enabled=self.settings.precision == "float16")
         self.called = list(self.students)
@@ -145,9 +160,11 @@ class _Loop:
         """Trains on the remaining batches of the epoch and writes a line of the log."""
         if self.position == 0:
             self._begin_epoch(on_epoch)
-        for batch in self.source(self.epoch, self.position):
+        count = self.settings.accumulate
+        batches = self.source(self.epoch, self.position * count)
+        while several := list(itertools.islice(batches, count)):
             step = self.epoch * self.steps_per_epoch + self.position
-            rate = self._step(batch, step)
+            rate = self._step(several, step)
             done = f"epoch {self.epoch + 1}/{self.settings.epochs} loss {self.tally.loss:.3f}"
             self.run.progress(step + 1, self.total_steps, done)
             if time.monotonic() > self.checkpoint_at and self.position < self.steps_per_epoch:
@@ -170,8 +187,8 @@ class _Loop:
                 self.agreement.look(self.students[0], self.forward, output=self.run.task.declared)
             self.run.log(event="agreement", epoch=self.epoch + 1, **self.agreement.now())
 
-    def _step(self, batch: Batch, step: int) -> float:
-        """One step of the optimizer; returns its learning rate."""
+    def _step(self, batches: Sequence[Batch], step: int) -> float:
+        """One step of the optimizer on one batch, or on several; returns its learning rate."""
         import torch
 
         rate, share = self.settings.lr * pace(step, self.total_steps, self.settings), step / self.total_steps
@@ -179,40 +196,74 @@ class _Loop:
             group["lr"] = rate
         for part in self.learners:
             part.__dict__["share"] = share  # a part that learns may depend on the share of the training done
-        each = self._terms(batch, step, share)
-        loss = sum((total(found) for found in each[1:]), total(each[0]))
-        own = [part.own for part in self.supervision.modules() if getattr(part, "own", None) is not None]
-        found = [(f"{who}: {name}" if who else name, v) for who, one in self._told(each) for name, _, v in one]
-        terms = [(name, value.detach()) for name, value in found]
-        self.tally.add(Given(loss.detach(), terms, len(batch.index), self.epoch, self.position, rate))
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(sum(own, loss)).backward()
+        self.ranks.seed(self.run.seed, step)
+        told: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+        for number, part in enumerate(shares(self.run.task.declared, batches, self.ranks)):
+            each = self._terms(batches[number], step, share, part, first=number == 0)
+            loss = sum((total(found) for found in each[1:]), total(each[0]))
+            own = self.supervision.own_losses(part)
+            named = [(f"{who}: {name}" if who else name, v) for who, one in self._told(each) for name, _, v in one]
+            told.append((loss.detach(), [value.detach() for _, value in named]))
+            if len(batches) == 1:
+                self._tell(told, [name for name, _ in named], batches, rate)
+            self.scaler.scale(sum(own, loss)).backward()
+        if len(batches) > 1:
+            self._tell(told, [name for name, _ in named], batches, rate)
+        self.ranks.add_gradients(self.learning)
         if self.settings.clip is not None:
             self.scaler.unscale_(self.optimizer)
             for one in self.students:
                 torch.nn.utils.clip_grad_norm_(one.parameters(), self.settings.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.ranks.share(self.whole, buffers_only=True)
         self.supervision.after(self.students[0])
         self.position += 1
         return rate
 
-    def _terms(self, batch: Batch, step: int, share: float) -> list[Found]:
-        """The terms of each student on the batch, balanced if the settings say so."""
+    def _tell(self, told: Any, names: Sequence[str], batches: Sequence[Batch], rate: float) -> None:
+        """Gives the tally the losses of a step: sums over its batches and all processes."""
+        import torch
+
+        sums = [torch.stack(values).sum() if len(told) > 1 else values[0]
+                for values in zip(*((loss, *values) for loss, values in told), strict=True)]  # fmt: skip
+        rows = sum(len(batch.index) for batch in batches)
+        if self.ranks.count > 1:
+            *sums, rows_of_all = self.ranks.summed([*sums, sums[0].new_tensor(rows)])
+            rows = int(rows_of_all)
+        terms = list(zip(names, sums[1:], strict=True))
+        self.tally.add(Given(sums[0], terms, rows, self.epoch, self.position, rate))
+
+    def _terms(
+        self, batch: Batch, step: int, share: float, part: Share | None = None, first: bool = True
+    ) -> list[Found]:
+        """The terms of each student on the batch, balanced if the settings say so; a `part` of them by its shares."""
+        each = self._weighed(batch, step, share, part, first)
+        if part is None:
+            return each
+        return [
+            [(name, weight, mean * part.of_step(b)) for (name, weight, mean), b in zip(found, bound, strict=True)]
+            for found, bound in zip(each, self.bound, strict=True)
+        ]
+
+    def _weighed(self, batch: Batch, step: int, share: float, part: Share | None, first: bool) -> list[Found]:
+        """The terms of each student on a batch, of which norms of gradients are taken on the first of a step."""
         agreed = self.agreement.now() if self.agreement is not None else None
         raw = [self._see(number, batch) for number in range(len(self.students))]
         rows = rows_of(self.run.task.declared, batch, raw[0])
         shared, seen = self.supervision.before(rows), [rows.of(s) for s in raw]
         each = [
-            parts(bound, seen[i], self.supervision.of(i, seen, shared), rows, share, agreed)
+            parts(bound, seen[i], self.supervision.of(i, seen, shared), rows, share, agreed, part)
             for i, bound in enumerate(self.bound)
         ]
-        if self.position == 0:
+        if self.position == 0 and first:
             self.run.log(event="gradients", epoch=self.epoch + 1, **gradient_norms(each[0], self.weights[0]))
             if any(b.term.schedule for b in self.bound[0]):
                 self.run.log(event="settings", epoch=self.epoch + 1, **settings_at(self.bound[0], share, agreed))
         if not self.balances:
             return each
+        step = step if first else -1
         if self.names:
             return [b.weigh(*given, step) for b, *given in zip(self.balances, each, self.weights, strict=True)]
         (balance,) = self.balances
@@ -240,10 +291,12 @@ class _Loop:
         return dry(number, self.students, see, self.supervision, self.source, self.run.task.declared)
 
     def _save(self) -> None:
+        """Writes a checkpoint, on rank 0: what the others hold is equal, and their random numbers follow the step."""
         self.tally.read()
         self.finite.check(self.epoch * self.steps_per_epoch + self.position, self.total_steps)
         given = self.whole, self.optimizer, self.epoch, self.position, self.tally.sums
-        save(self.run.scratch, *given, self.scaler, self.run.device)
+        if self.ranks.number == 0:
+            save(self.run.scratch, *given, self.scaler, self.run.device)
         self.checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
 
 

@@ -24,7 +24,8 @@ class Training:
     `tf32`: float32 products on a GPU in TensorFloat-32; `compile`: the student's forward pass by torch.compile.
     `teachers` (filled in by the plan): the names of the stage's teachers; `combine`: the ensemble of several.
     `ema`: decay of the student's moving average, the teacher "ema". `balance`: terms are scaled by their gradients'
-    norms, so that the weights are shares of the gradient."""
+    norms, so that the weights are shares of the gradient. `accumulate`: batches whose gradients one step takes.
+    `batch_norm`: with several processes, each of which has `batch` rows: statistics over all ranks, or per rank."""
 
     epochs: Annotated[int, Ge(1)] = 30
     batch: Annotated[int, Ge(1)] = 64
@@ -41,6 +42,8 @@ class Training:
     teacher_precision: Precision = "float32"
     tf32: bool = False
     compile: bool = False
+    accumulate: Annotated[int, Ge(1)] = 1
+    batch_norm: Literal["synchronized", "per_rank"] = "synchronized"
     teachers: tuple[str, ...] = ()
     combine: Annotated[Use | None, Part("ensembles")] = None
     ema: Annotated[float, Ge(0), Lt(1)] = 0.999

@@ -17,11 +17,13 @@ from edgekd.training.positions import Rows, head, rows_of
 from edgekd.training.terms import EMA, PEERS, Term, is_module, tapped
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from edgekd.data.columns import Columns
     from edgekd.outputs import Output
     from edgekd.training.settings import Training
+    from edgekd.training.shares import Share
 
 
 class Supervision:
@@ -61,6 +63,12 @@ class Supervision:
         """The modules whose state a checkpoint must hold."""
         parts = [*(() if self.combine is None else self.combine.each.values()), self.ema]
         return [part for part in parts if part is not None and is_module(part)]
+
+    def own_losses(self, part: Share | None) -> list[torch.Tensor]:
+        """What ensembles that learn lost on the batch; of several batches or processes, their `part` of it."""
+        each = {} if self.combine is None else self.combine.each
+        found = {name: getattr(one, "own", None) for name, one in each.items()}
+        return [v if part is None else v * part.own(name) for name, v in found.items() if v is not None]
 
     def before(self, rows: Rows) -> dict[str, Signals]:
         """{teacher: its signals for a batch}, the same for every student; "" is the only teacher, or the ensemble."""

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd import components
 from edgekd.records import Batch, Signals
+from edgekd.training import ranks
 from edgekd.training.positions import Rows, head
 
 if TYPE_CHECKING:
     import torch
+
+    from edgekd.training.shares import Share
 
 KEYS = ("use", "weight", "on", "teacher", "schedule")  # keys of a term besides its loss's settings
 PEERS, EMA = "peers", "ema"  # teachers that the training itself makes
@@ -93,11 +96,12 @@ def curve_at(curve: Curve, share: float) -> float:
 @dataclass(frozen=True)
 class Bound:
     """A term ready to be called: its name in logs, and its loss. A loss that learns is built from the shapes of a dry
-    run."""
+    run. `across`: with several processes it compares the rows of all."""
 
     name: str
     term: Term
     call: Callable
+    across: bool = False
 
     def rows(
         self,
@@ -170,22 +174,29 @@ def parts(
     rows: Rows,
     share: float = 0.0,
     agreement: Mapping[str, float] | None = None,
+    part: Share | None = None,
 ) -> list[tuple[str, float, torch.Tensor]]:
-    """(name, weight, mean) of every term. The mean is over rows, by sample weight; with several teachers (peers), over
-    them too. Terms that tap layers get the batch as it is, the others one row per position that counts, and
-    are 0 where none does."""
+    """(name, weight, mean) of every term; of several processes this one's part of it, by its share `part`. The mean is
+    over rows, by sample weight; with several teachers (peers), over them too. Terms that tap layers get the batch as it
+    is, the others one row per position that counts, and are 0 where none does."""
     found = []
     for b in bound:
         teacher = teacher_signals(b.term, signals)
         own, ours = rows.head(b.term.output), head(seen, b.term.output)
         means, batch = [], own.batch if b.term.on else own.flat
-        if not len(batch.index):
+        given = [(ours, one, batch) for one in (teacher if isinstance(teacher, list) else [teacher])]
+        if b.across:
+            from edgekd.training.across import joined
+
+            given = [joined(b, *one) for one in given]
+        if not len(given[0][2].index):
             found.append((b.name, b.term.at(share, agreement)[0], ours.output.sum()))
             continue
-        for one in teacher if isinstance(teacher, list) else [teacher]:
-            weight, losses = b.rows(ours, one, batch, share, agreement)
+        for seen_now, one, batch in given:
+            weight, losses = b.rows(seen_now, one, batch, share, agreement)
             means.append(losses if losses.ndim == 0 else (losses * batch.weight).sum() / batch.weight.sum())
-        found.append((b.name, weight, means[0] if len(means) == 1 else sum(means) / len(means)))
+        mean = means[0] if len(means) == 1 else sum(means) / len(means)
+        found.append((b.name, weight, mean if part is None else mean * part.within(b)))
     return found
 
 
@@ -225,6 +236,7 @@ def gradient_norms(
             found[name] = 0.0
             continue
         gradients = torch.autograd.grad(weight * mean, parameters, retain_graph=True, allow_unused=True)
+        gradients = ranks.now().added(gradients, parameters)
         found[name] = (
             torch.stack([g.float().norm() for g in gradients if g is not None] or [torch.zeros(())]).norm().item()
         )
