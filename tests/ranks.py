@@ -1,4 +1,5 @@
-"""Trains the cases of test_processes.py, in one process or as one of several: `python ranks.py RANK COUNT PLACE`."""
+"""Trains the cases of test_processes.py, in one process or as one of several: `python ranks.py RANK COUNT PLACE`.
+Without arguments: the trainings of `tiny.toml` in two processes."""
 
 import dataclasses
 import pathlib
@@ -12,6 +13,7 @@ from toys import artifact, run_in
 import edgekd
 from edgekd import Task, arrays
 from edgekd.stages.distill import Distill
+from edgekd.training import ranks
 from edgekd.training.terms import Term
 
 
@@ -77,12 +79,45 @@ def train(name, place, share, accumulate=1, **more):
     return saved.read_tensors(run.folder / "weights.safetensors"), facts["losses"]
 
 
-if __name__ == "__main__":
-    rank, count, place = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
+def steps():
+    """Makes the steps of `tiny.toml` up to the students. Checkpoints after every step."""
+    from edgekd.errors import EdgekdError
+    from edgekd.progress import Silent
+    from edgekd.run import plan, processes, resolve
+    from edgekd.run.steps import run_steps
+    from edgekd.store.store import Store
+    from edgekd.training import loop
+
+    if processes.follows():
+        return processes.follow()
+    loop.CHECKPOINT_SECONDS = -1.0
+    store, told = Store(), lambda **event: print(event["event"], file=sys.stderr)
+    resolved = resolve.resolved("tiny.toml", processes=2)
+    planned = plan.make(resolved, store)
+    planned.steps = {key: s for key, s in planned.steps.items() if s.stage in ("train", "answer", "distill")}
+    try:
+        made, _ = run_steps(planned, resolved, store, Silent(), told)
+    except EdgekdError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        processes.close()
+    print(f"made {sum(a.form == 'torch' for a in made.values())} models", file=sys.stderr)
+    return 0
+
+
+def cases(rank, count, place):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=count)
-    found = {name: train(name, place / name / str(rank), count) for name in CASES}
-    found["norm per rank"] = train("norm", place / "per" / str(rank), count, batch_norm="per_rank")
-    found["accumulated"] = train("adamw", place / "acc" / str(rank), count, 2)
+    with ranks.several():
+        found = {name: train(name, place / name / str(rank), count) for name in CASES}
+        found["norm per rank"] = train("norm", place / "per" / str(rank), count, batch_norm="per_rank")
+        found["accumulated"] = train("adamw", place / "acc" / str(rank), count, 2)
     torch.save(found, place / f"found{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(steps())
+    cases(int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3]))

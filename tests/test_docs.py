@@ -61,7 +61,7 @@ def parse(words):
     elif name in ("python", "python3") and rest[0].endswith(".py"):
         assert (ROOT / rest[0]).is_file(), f"{rest[0]} is not there"
     else:
-        assert name in ELSEWHERE | {"ruff", "cd", "export"}, f"{name}: not a program that the pages name"
+        assert name in ELSEWHERE | {"ruff", "cd", "export", "torchrun"}, f"{name}: not a program that the pages name"
 
 
 @pytest.mark.parametrize("page, script", blocks("sh"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd import system
 from edgekd.errors import Problem, RunFailed, UsageError
 from edgekd.inputs import each, positional
 
@@ -72,12 +72,7 @@ def _begin(inputs: Any, parent: int) -> None:
     inherited = inputs
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command line's handler would tell its parent of an interrupt
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    system.end_with(parent)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

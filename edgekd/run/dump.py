@@ -36,6 +36,7 @@ def dump(resolved: Resolved, place: Path | None = None) -> str:
         "targets": [moved(name) if name.endswith(".toml") else name for name in recipe.targets],
         "seed": recipe.seed,
         "threads": resolved.threads,
+        **({"processes": resolved.processes} if resolved.processes > 1 else {}),
         "device": resolved.device if len(resolved.devices) == 1 else list(resolved.devices),
         "control": recipe.control,
         "stage": [_stage(line) for line in recipe.stages],

@@ -59,6 +59,9 @@ def claim(folder: Path, text: str, fresh: bool) -> None:
         )
         if begun is not None and toml(text)["threads"] != begun:
             hint = f"the run began with {begun} thread{'s' * (begun > 1)}: --threads {begun} resumes it; {hint}"
+        before, now = (found.get("processes", 1) for found in (toml(path.read_text(encoding="utf-8")), toml(text)))
+        if before != now:
+            hint = f"the run began with processes = {before}: --processes {before} resumes it; {hint}"
         raise UsageError(Problem(str(folder), "holds the run of another recipe", hint))
     elif not path.is_file():
         foreign = [p.name for p in folder.iterdir() if p.name in OURS]

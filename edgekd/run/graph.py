@@ -8,6 +8,13 @@ from typing import Any
 from edgekd.records import Deployment
 
 
+def trains(stage: Any) -> bool:
+    """Whether a model learns in a stage with these settings."""
+    from edgekd.training.settings import Training
+
+    return isinstance(stage, Training) and getattr(stage, "mode", "qat") == "qat"
+
+
 @dataclass(frozen=True)
 class Step:
     """A stage, its inputs by role, and a seed. `stage`: its name; `part`: the stage with its settings, a callable;

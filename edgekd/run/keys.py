@@ -7,6 +7,7 @@ from typing import Any
 
 from edgekd import components, environment, runtimes, signatures
 from edgekd.errors import Problem, UsageError
+from edgekd.run.graph import trains
 from edgekd.run.resolve import Resolved
 from edgekd.runtimes.facts import version
 from edgekd.store import fingerprint
@@ -32,6 +33,8 @@ def key_of(
     if use == "export":
         read |= {"name": task.name, "inputs": repr(task.inputs), "outputs": repr(tuple(task.outputs))}
         read |= {"runtime": runtime(stage.runtime)}
+    if resolved.processes > 1 and trains(stage):
+        read["processes"] = str(resolved.processes)  # decides the batches, and the order of sums
     if task.assets:
         read["assets"] = fingerprint.files(task.assets)
     code, libraries = fingerprint.code_and_libraries(*objects)

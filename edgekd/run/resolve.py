@@ -40,6 +40,11 @@ class Resolved:
     devices: tuple[str, ...] = ("cpu",)
 
     @property
+    def processes(self) -> int:
+        """How many processes train a model together."""
+        return self.recipe.processes
+
+    @property
     def device(self) -> str:
         return self.devices[-1]
 
@@ -52,10 +57,12 @@ def resolved(
     threads: int | None = None,
     store: Store | None = None,
     device: str | None = None,
+    processes: int | None = None,
 ) -> Resolved:
-    """Reads a recipe (None: the built-in one), applies settings, targets, threads and device, and finds its task, data
-    and targets. The check of a task is not repeated if `store` has its result. Raises UsageError with every problem."""
-    recipe, problems = recipes.parsed(source, sets, targets, threads, device)
+    """Reads a recipe (None: the built-in one), applies settings, targets, threads, device and processes, and finds its
+    task, data and targets. The check of a task is not repeated if `store` has its result. Raises UsageError with every
+    problem."""
+    recipe, problems = recipes.parsed(source, sets, targets, threads, device, processes)
     found, more = find(recipe, store)
     if problems or more:
         raise UsageError(*dict.fromkeys([*problems, *more]))  # every split reports data that can't be read

@@ -14,7 +14,9 @@ from edgekd.files import write_atomic
 from edgekd.models.device import CPU
 from edgekd.progress import Silent
 from edgekd.records import Artifact, Made, Run
+from edgekd.run import processes
 from edgekd.run.device import mixed, title
+from edgekd.run.graph import trains
 from edgekd.run.plan import Plan, Step
 from edgekd.run.resolve import Resolved
 from edgekd.store.store import Store
@@ -111,6 +113,7 @@ def make(
     def build(folder: Path, scratch: Path) -> Made:
         begun, cpus = time.monotonic(), _cpus(scratch.parent / "cpus.json")
         environment.forget_peak()
+        device = processes.device_of(resolved.device) if resolved.processes > 1 else resolved.device
         run = Run(
             resolved.task,
             step.seed,
@@ -120,13 +123,15 @@ def make(
             resolved.data,
             advance,
             lambda **event: log(step=step.label, **event),
-            resolved.device if step.device != CPU else CPU,
+            device if step.device != CPU else CPU,
         )
         source = made[step.source] if step.source else None
-        with environment.threads(resolved.threads), exits(RunFailed):
+        threads, group = environment.threads(resolved.threads), processes.together(step, made, resolved, scratch)
+        with threads, exits(RunFailed), group:
             product = step.part(source, run, teacher=tuple(made[key] for key in step.teacher))
         cost = {"seconds": round(time.monotonic() - begun, 3), "peak_rss_bytes": environment.peak_rss(), "cpus": cpus}
         cost["device"] = step.device
+        cost |= {"processes": resolved.processes} if resolved.processes > 1 and trains(step.part) else {}
         cost |= {"device_name": title(run.device)} if step.device != CPU else {}
         return Made(product.form, {**product.facts, **cost})
 

@@ -69,7 +69,7 @@ def _noise(tensor: torch.Tensor) -> torch.Tensor:
 
 def _over(batch: Batch, change: Callable[[Any], Any], tags: Any) -> Batch:
     """The batch with all but its inputs changed."""
-    given = {name: getattr(batch, name) for name in ("labels", "index", "weight", "part")}
+    given = {name: getattr(batch, name) for name in ("labels", "index", "weight", "part", "lengths")}
     made = {name: None if value is None else change(value) for name, value in given.items()}
     return dataclasses.replace(batch, **made, tags=tags, rows=None)
 

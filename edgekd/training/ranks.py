@@ -140,8 +140,20 @@ class Several(One):
                 norm.__dict__.pop("forward", None)
 
 
+_now = One()
+
+
 def now() -> One:
     """The group of this process."""
-    import torch.distributed as group
+    return _now
 
-    return Several() if group.is_available() and group.is_initialized() else One()
+
+@contextlib.contextmanager
+def several() -> Iterator[None]:
+    """The default group of torch.distributed trains together meanwhile."""
+    global _now
+    _now = Several()
+    try:
+        yield
+    finally:
+        _now = One()

@@ -73,7 +73,9 @@ def _weights(declared: Output | Mapping[str, Output] | None, batch: Batch) -> di
     for name, output in outputs.items():
         labels = (batch.labels or {}).get(name) if isinstance(declared, Mapping) else batch.labels
         found[name] = found[SAMPLES]
-        if output is not None and output.scored and labels is not None and output.ignore_index is not None:
+        if output is not None and output.blank is not None:  # frames count, which are as many as steps, or a part
+            found[name] = found[SAMPLES] if batch.lengths is None else (batch.lengths * weight).sum()
+        elif output is not None and output.scored and labels is not None and output.ignore_index is not None:
             keep = labels.reshape(len(batch.index), -1) != output.ignore_index
             found[name] = (keep.sum(1) * weight).sum()
     return found

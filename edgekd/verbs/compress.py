@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekd.errors import PASSED, RunFailed, UsageError, exits
+from edgekd.errors import PASSED, Problem, RunFailed, UsageError, exits
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
@@ -74,6 +74,12 @@ if TYPE_CHECKING:
     help="Threads of the trainings; part of a run's identity [default: 2].",
 )
 @click.option(
+    "--processes",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Train each model in N processes; part of a run's identity [default: the recipe's, else 1].",
+)
+@click.option(
     "--device",
     metavar="D",
     help="Where models are trained: auto, cpu, cuda, cuda:1 or mps [default: EDGEKD_DEVICE, else cpu].",
@@ -92,6 +98,10 @@ def command(recipe, on, limits, **settings):
     A recipe names code (tasks, models, losses) and runs it: use recipes that you trust.
     If it was interrupted or killed, run the same command to resume from the last checkpoint.
     """
+    from edgekd.run import processes
+
+    if processes.follows():
+        return processes.follow()
     outcome = compress(recipe, on=dict(on), limits=dict(limits), **settings)
     _options.show(str(outcome))
     return PASSED if isinstance(outcome, str) else outcome.exit_code
@@ -108,6 +118,7 @@ def compress(
     time_budget: float | None = None,
     threads: int | None = None,
     device: str | None = None,
+    processes: int | None = None,
     fresh: bool = False,
     dry_run: bool = False,
     quiet: bool = True,
@@ -118,7 +129,7 @@ def compress(
     """Runs a recipe (None: the built-in one) as `edgekd compress` does. `on` {target: address of its board};
     `time_budget` in seconds; `threads` of the trainings: by default the recipe's, the folder's own where it holds a
     run, else 2; `device` they run on: by default the folder's own, else the recipe's, else that of EDGEKD_DEVICE, else
-    the CPU; `dry_run` returns the plan as text.
+    the CPU; `processes` that train each model together: by default the recipe's; `dry_run` returns the plan as text.
 
     With `data`, `recipe` is a model, as the command line takes it; `max_drop` and `limits` {measurement: its greatest
     value} are what is asked of its students.
@@ -130,6 +141,7 @@ def compress(
     from edgekd.run import device as placing
     from edgekd.run import folder as folders
     from edgekd.run import plan as planning
+    from edgekd.run import processes as group
     from edgekd.run.carry_out import carry_out
     from edgekd.run.dump import dump
     from edgekd.store.store import Store
@@ -138,13 +150,16 @@ def compress(
     if data is not None or max_drop is not None or limits or is_model(recipe):
         from edgekd.without_recipe import climb
 
-        if wrong := unfit(recipe, data, sets):
+        wrong = [*unfit(recipe, data, sets)]
+        if (processes or group.launched() or 1) > 1:
+            wrong.append(Problem("--processes", "is for runs of a recipe", "leave it out: models are trained in one"))
+        if wrong:
             raise UsageError(*wrong)
         asked = Asked(str(recipe), str(data), tuple(targets), max_drop, limits)
         how = {"time_budget": time_budget, "threads": threads, "device": device, "on": on}
         return climb.compress(asked, out, fresh=fresh, dry_run=dry_run, progress=reporter(quiet), **how)
     store = Store()
-    resolved = resolve.resolved(recipe, sets, targets, threads, store, device)
+    resolved = resolve.resolved(recipe, sets, targets, threads, store, device, processes or group.launched())
     folder = Path(out) if out is not None else Path("runs") / resolved.task.name
     begun = None if fresh else folders.threads_of(folder)
     if resolved.recipe.threads is None and begun is not None:
@@ -161,6 +176,7 @@ def compress(
             plan = planning.make(resolved, store)
         resolved = placing.used(resolved, plan)
         placing.check(resolved, plan, store)
+        group.check(resolved)
         boards.check(on, resolved)
         sanity_check.check(resolved, plan, store, folder, progress)
         for target, note in plan.notes.items():
@@ -176,6 +192,7 @@ def compress(
             there = boards.connect(on, resolved, progress, open_boards)
             return carry_out(resolved, plan, folder, text, store, progress, log, deadline=deadline, boards=there)
     finally:
+        group.close()
         progress.close()
         store.close()
 

@@ -33,6 +33,7 @@ class Recipe:
     gate: Mapping[str, Mapping[str, Any]]
     seed: int
     threads: int | None
+    processes: int
     device: str | tuple[str, ...] | None
     control: bool
     modules: str
@@ -47,6 +48,7 @@ def parsed(
     targets: Iterable[str] = (),
     threads: int | None = None,
     device: str | None = None,
+    processes: int | None = None,
 ) -> tuple[Recipe, list[Problem]]:
     """(a recipe without its invalid parts, every problem). `source` None: the built-in one; `sets`: `STAGE.KEY=VALUE`
     settings. Raises UsageError where nothing can be read."""
@@ -55,6 +57,7 @@ def parsed(
     raw |= {"targets": list(targets)} if targets else {}
     raw |= {"threads": threads} if threads is not None else {}
     raw |= {"device": device} if device is not None else {}
+    raw |= {"processes": processes} if processes is not None else {}
     form = _form(raw, place, problems)
     if "\0" in form.modules:
         problems.append(Problem(f"{place}: modules", "is not a valid path"))
@@ -65,7 +68,19 @@ def parsed(
     made = models.read(form.model, place, problems)
     problems += references.problems(lines, made, form.mixed, told, place)
     choices = sweep.read(form.sweep, lines, told, form.seed, place, problems)
-    same = ("task", "targets", "mixed", "select", "gate", "seed", "threads", "device", "control", "modules")
+    same = (
+        "task",
+        "targets",
+        "mixed",
+        "select",
+        "gate",
+        "seed",
+        "threads",
+        "processes",
+        "device",
+        "control",
+        "modules",
+    )
     unchanged = {name: getattr(form, name) for name in same}
     return Recipe(stages=tuple(lines), models=made, sweep=choices, place=place, folder=folder, **unchanged), problems
 

@@ -10,6 +10,7 @@ import pydantic
 from pydantic_core import PydanticCustomError
 
 MOST_THREADS = 1024
+MOST_PROCESSES = 1024
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?")
 Shows = Literal["logits", "top", "label"]
 
@@ -56,6 +57,7 @@ class Form(Strict):
     modules: str = "."  # the folder of the modules that the recipe names, relative to it
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0  # of initial weights, sample order and augmentation
     threads: Annotated[int, pydantic.Field(ge=1, le=MOST_THREADS)] | None = None  # of trainings; none: 2
+    processes: Annotated[int, pydantic.Field(ge=1, le=MOST_PROCESSES)] = 1  # of trainings, each with `batch` rows
     # where models are trained; none: EDGEKD_DEVICE, else the CPU. A list: of a run that went on elsewhere
     device: Device | Annotated[tuple[Device, ...], pydantic.Field(min_length=1)] | None = None
     control: bool = True  # whether the student is also trained on labels alone
