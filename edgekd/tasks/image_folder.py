@@ -47,7 +47,7 @@ def image_folder(
     Needs Pillow (`pip install "edgekd[images]"`). Raises UsageError with every invalid file and class, EnvironmentUnfit
     without Pillow."""
     path = Path(path)
-    files, classes, problems = _files(path, validation, test)
+    files, classes, problems = files_of(path, validation, test)
     parts, unreadable = _read(path, files, size, channels) if files else ({}, [])
     if problems or unreadable:
         raise UsageError(*problems, *unreadable)
@@ -84,7 +84,7 @@ def split_of(name: str, validation: float, test: float) -> str:
     return "test" if share < test else "validation" if share < test + validation else "train"
 
 
-def _files(
+def files_of(
     path: Path, validation: float, test: float
 ) -> tuple[dict[str, list[tuple[Path, int]]], list[str], list[Problem]]:
     """({split: [(file, class)]} in the order of names, the names of the classes, the folder's problems)."""

@@ -25,24 +25,29 @@ from edgekd.tasks.npz import NAMES, NEEDED, columns_of
 if TYPE_CHECKING:
     from torch import nn
 
-FORMS = "an .npz file, or `package.module:name` of arrays, of splits or of a task"
+FORMS = "an .npz file, a folder of images by class, or `package.module:name` of arrays, of splits or of a task"
 
 
-def model_and_data(*, model: str, path: Path | None = None, data: str | None = None) -> Task:
+def model_and_data(
+    *, model: str, path: Path | None = None, data: str | None = None, preprocess: Path | None = None
+) -> Task:
     """Compresses the model `package.module:name`, a torch module or a function that returns one, on data: `path`, an
-    .npz file with x_train, y_train, x_test and y_test (and x_validation, y_validation), or `data`, a
+    .npz file with x_train, y_train, x_test and y_test (and x_validation, y_validation), or a folder of images as
+    `image_folder` takes it, which `preprocess` (imagenet, unit or FILE.json) makes inputs; or `data`, a
     `package.module:name` of such arrays by name, of splits as `edgekd.arrays` gives them, or of a task.
 
     Its models `teacher` and `student` are both the given one; a task's own models are kept beside them, and so is all
-    else that a task says. Otherwise labels say what the output is: classes, yes-or-no labels or numbers. Values go into
+    else that a task says. Otherwise labels say what the output is: classes, yes-or-no labels or numbers. Arrays go into
     the model unchanged. Raises UsageError with every problem."""
     make = given.maker(model)
     if (path is None) == (data is None):
         raise UsageError(Problem("data", "give one of `path` and `data`", FORMS))
-    found = _splits_of_file(path) if path is not None else _named(str(data))
+    if preprocess is not None and (path is None or not path.is_dir()):
+        raise UsageError(Problem("preprocess", "is for a folder of images", "leave it out"))
+    found = _splits_of(path, preprocess, make) if path is not None else _named(str(data))
     if isinstance(found, Task):
         return dataclasses.replace(found, models={**found.models, "teacher": make, "student": make})
-    name = path.stem if path is not None else str(data).rpartition(":")[0].rpartition(".")[2]
+    name = path.resolve().stem if path is not None else str(data).rpartition(":")[0].rpartition(".")[2]
     output, metric = _kind(make, found, model)
     settings = {"output": dataclasses.asdict(output)}
     return Task(
@@ -56,9 +61,13 @@ def model_and_data(*, model: str, path: Path | None = None, data: str | None = N
     )
 
 
-def _splits_of_file(path: Path) -> Splits:
+def _splits_of(path: Path, preprocess: Path | None, make: Callable[[], nn.Module]) -> Splits:
+    if path.is_dir():
+        from edgekd.tasks import _folders
+
+        return _folders.splits(path, preprocess, make())
     if path.suffix != ".npz":
-        raise UsageError(Problem(str(path), "is not an .npz file", FORMS))
+        raise UsageError(Problem(str(path), "is neither an .npz file nor a folder", FORMS))
     return _splits(columns_of(path), str(path))
 
 

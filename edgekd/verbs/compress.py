@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     metavar="DATA",
-    help="With MODEL: an .npz with x_train, y_train, x_test, y_test, or package.module:name of such arrays, or a task.",
+    help="With MODEL: an .npz with x_train, y_train, x_test, y_test, a folder of images by class, or "
+    "package.module:name of such arrays or of a task.",
 )
+@_options.preprocess
 @click.option(
     "--max-drop",
     metavar="D",
@@ -123,6 +125,7 @@ def compress(
     dry_run: bool = False,
     quiet: bool = True,
     data: str | None = None,
+    preprocess: Path | str | None = None,
     max_drop: str | None = None,
     limits: Mapping[str, str] = {},
 ) -> Outcome | str:
@@ -131,7 +134,8 @@ def compress(
     run, else 2; `device` they run on: by default the folder's own, else the recipe's, else that of EDGEKD_DEVICE, else
     the CPU; `processes` that train each model together: by default the recipe's; `dry_run` returns the plan as text.
 
-    With `data`, `recipe` is a model, as the command line takes it; `max_drop` and `limits` {measurement: its greatest
+    With `data`, `recipe` is a model, as the command line takes it; `preprocess`: how a folder's images are read;
+    `max_drop` and `limits` {measurement: its greatest
     value} are what is asked of its students.
 
     Raises UsageError with every problem of the input before anything is computed; RunFailed if training or an export
@@ -147,7 +151,7 @@ def compress(
     from edgekd.store.store import Store
     from edgekd.without_recipe.asked import Asked, is_model, unfit
 
-    if data is not None or max_drop is not None or limits or is_model(recipe):
+    if data is not None or preprocess is not None or max_drop is not None or limits or is_model(recipe):
         from edgekd.without_recipe import climb
 
         wrong = [*unfit(recipe, data, sets)]
@@ -155,7 +159,8 @@ def compress(
             wrong.append(Problem("--processes", "is for runs of a recipe", "leave it out: models are trained in one"))
         if wrong:
             raise UsageError(*wrong)
-        asked = Asked(str(recipe), str(data), tuple(targets), max_drop, limits)
+        how_read = None if preprocess is None else str(preprocess)
+        asked = Asked(str(recipe), str(data), tuple(targets), max_drop, limits, how_read)
         how = {"time_budget": time_budget, "threads": threads, "device": device, "on": on}
         return climb.compress(asked, out, fresh=fresh, dry_run=dry_run, progress=reporter(quiet), **how)
     store = Store()

@@ -27,7 +27,11 @@ def unfit(model: Any, data: str | None, sets: Iterable[str]) -> list[Problem]:
     hint = "edgekd compress package.module:model --data data.npz"
     found = []
     if model is None or not isinstance(model, str) or model.endswith(".toml"):
-        found.append(Problem("", "--data, --max-drop and --max are for a model: a recipe names its data itself", hint))
+        found.append(
+            Problem(
+                "", "--data, --preprocess, --max-drop and --max are for a model: a recipe names its data itself", hint
+            )
+        )
     elif model.endswith(".onnx"):
         quantize = f"edgekd quantize {shlex.quote(model)} --data {shlex.quote(data or 'DATA')} --out int8.onnx"
         found.append(Problem(model, "no student can be trained from an ONNX file; int8 needs no training", quantize))
@@ -45,16 +49,18 @@ def unfit(model: Any, data: str | None, sets: Iterable[str]) -> list[Problem]:
 
 @dataclass(frozen=True)
 class Asked:
-    """`model`: `package.module:name`, with `@FILE.safetensors` where its weights are in a file; `data`: an .npz file or
-    a `package.module:name`; `max_drop`: what the first metric may lose to the model, such as `1 pt`, of a metric in
-    other units `0.2` or `3 %`; None: the default of recipes. `limits` {measurement: its greatest value, with its
-    unit}."""
+    """`model`: `package.module:name`, with `@FILE.safetensors` where its weights are in a file; `data`: an .npz file, a
+    folder of images, which `preprocess` makes inputs, or a `package.module:name`.
+
+    `max_drop`: what the first metric may lose to the model, such as `1 pt`, of a metric in other units `0.2` or `3 %`;
+    None: the default of recipes. `limits` {measurement: its greatest value, with its unit}."""
 
     model: str
     data: str
     targets: Sequence[str] = ()
     max_drop: str | None = None
     limits: Mapping[str, str] = field(default_factory=dict)
+    preprocess: str | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +80,9 @@ class Asked:
         if self.file is not None and not self.file.is_file():
             found.append(Problem(str(self.file), "there is no such file"))
         if not SPEC.fullmatch(self.data) and not Path(self.data).exists():
-            found.append(Problem(self.data, "there is no such file", "an .npz file, or package.module:name"))
+            found.append(
+                Problem(self.data, "there is no such file", "an .npz file, a folder of images, or package.module:name")
+            )
         if self.max_drop is not None and not AMOUNT.fullmatch(self.max_drop):
             found.append(Problem("--max-drop", f"{self.max_drop!r} is not an amount", '"1 pt", "3 %", or "0.2"'))
         return found
@@ -82,6 +90,7 @@ class Asked:
     def head(self, weights: Path) -> dict[str, Any]:
         """The recipe without its stages and gate."""
         data = {"data": self.data} if SPEC.fullmatch(self.data) else {"path": self.data}
+        data |= {} if self.preprocess is None else {"preprocess": self.preprocess}
         own = {"weights": str(weights)}
         table = {
             "task": {"use": "model_and_data", "model": self.name, **data},

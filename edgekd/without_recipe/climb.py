@@ -230,6 +230,8 @@ def prepared(
         tensors = given.weights(asked.name)
         weights.parent.mkdir(parents=True, exist_ok=True)
         saved.write_tensors(weights, tensors)
+    if how.get("threads") is None:
+        how = {**how, "threads": folders.threads_of(folder)}  # those that the run was begun with
     climb = Climb(asked, task, folder, weights, (), None, store, progress, deadline, **how)
     ladder, checked = _ladder(climb)
     return dataclasses.replace(climb, ladder=tuple(ladder), checked=checked)
@@ -248,7 +250,9 @@ def _ladder(climb: Climb) -> tuple[list[Rung], Plan]:
     kinds = [rung for rung in ladder if rung.names & EACH_KIND]
     found = climb.resolved(kinds)  # all problems of the task, the targets and the budgets
     try:
-        return ladder, plan.make(found, climb.store)
+        planned = plan.make(found, climb.store)
+        placing.check(placing.used(found, planned), planned, climb.store)
+        return ladder, planned
     except UsageError as error:
         if not all("(half" in p.place for p in error.problems):
             raise
