@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -261,3 +262,30 @@ def test_a_move_that_was_cut_off_is_finished(tmp_path, cut, monkeypatch):
     assert {p.read_text() for p in (run / "result.json", run / "recipe.toml", run / "models" / mark)} == {mark}
     assert (run / "log.jsonl").read_text() == "kept"
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".next")] == ["run"]
+
+
+# ---------------------------------------------------------------- init
+
+
+def test_init_writes_files_that_pass_at_once(place, tmp_path, capsys):
+    from test_docs import parse
+
+    from edgekd.cli import run
+    from edgekd.decisions import budget
+
+    line = ["init", "onenet:trained", "--data", "digits.npz", "--target", "host", "--max-drop", "2 pt"]
+    line += ["--max", "file_bytes=9 kB", "--out", str(tmp_path / "project"), "--quiet"]
+    assert run(line) == 0, capsys.readouterr().err
+    said, project = capsys.readouterr().out, tmp_path / "project"
+    assert f"next: edgekd compress {project / 'recipe.toml'}" in said
+    shown = edgekd.compress(project / "recipe.toml", dry_run=True, out=tmp_path / "run")
+    assert "half-int8" in shown and "to do" in shown
+    tables, _ = budget.read(project / "budget.toml")
+    assert tables["any"]["top1"]["is"] == "drop max 2 pt vs teacher" and tables["any"]["file_bytes"] == "max 9 kB"
+    steps = re.findall(r"^      - run: (.*)$", (project / ".github/workflows/edgekd.yml").read_text(), re.M)
+    assert [words.split()[:2] for words in steps[1:]] == [["edgekd", "compress"], ["edgekd", "gate"]]
+    for words in steps:
+        parse(words.split())
+    found = edgekd.compress(project / "recipe.toml", out=tmp_path / "run", time_budget=1e-3)
+    assert found.result.task == "digits"
+    assert run(line) == 2 and "recipe.toml: is there already" in capsys.readouterr().err

@@ -139,6 +139,40 @@ def samples(text: str, required: bool = False) -> Callable[[Any], Any]:
     return added
 
 
+def of_model(required: bool = False) -> Callable[[Any], Any]:
+    """`--data` of a model, and what is asked of its students."""
+    options = (
+        click.option(
+            "--data",
+            required=required,
+            metavar="DATA",
+            help="With MODEL: an .npz with x_train, y_train, x_test, y_test, a folder of images by class, or "
+            "package.module:name of such arrays or of a task.",
+        ),
+        preprocess,
+        click.option(
+            "--max-drop",
+            metavar="D",
+            help="With MODEL: what the first metric may lose: '1 pt', '3 %', or '0.2' in its own unit [default: 1 pt].",
+        ),
+        click.option(
+            "--max",
+            "limits",
+            multiple=True,
+            type=Pair("NAME=LIMIT", 'latency_p50_ms="5 ms"'),
+            metavar="NAME=LIMIT",
+            help="With MODEL: the greatest value of a measurement, such as latency_p50_ms='5 ms'. Repeat for several.",
+        ),
+    )
+
+    def added(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return added
+
+
 quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 preset = click.option(
     "--preset", type=click.Choice(["quick", "standard", "certify"]), default="standard", show_default=True

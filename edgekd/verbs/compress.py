@@ -22,26 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe", metavar="[RECIPE|MODEL]", required=False, type=click.Path())
-@click.option(
-    "--data",
-    metavar="DATA",
-    help="With MODEL: an .npz with x_train, y_train, x_test, y_test, a folder of images by class, or "
-    "package.module:name of such arrays or of a task.",
-)
-@_options.preprocess
-@click.option(
-    "--max-drop",
-    metavar="D",
-    help="With MODEL: what the first metric may lose: '1 pt', '3 %', or '0.2' in its own unit [default: 1 pt].",
-)
-@click.option(
-    "--max",
-    "limits",
-    multiple=True,
-    type=_options.Pair("NAME=LIMIT", 'latency_p50_ms="5 ms"'),
-    metavar="NAME=LIMIT",
-    help="With MODEL: the greatest value of a measurement, such as latency_p50_ms='5 ms'. Repeat for several.",
-)
+@_options.of_model()
 @click.option(
     "--target",
     "targets",
