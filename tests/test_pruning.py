@@ -850,6 +850,49 @@ def test_magnitude_is_torch_pruning_s(model):
         torch.testing.assert_close(ours, their)
 
 
+@pytest.mark.parametrize("model", ["residual", "dense"])
+def test_norm_scale_is_torch_pruning_s(model):
+    import torch_pruning as tp
+
+    make, example, *_ = ZOO[model]
+    built = make().eval()
+    with torch.no_grad():
+        for p in built.parameters():
+            p.copy_(torch.randn_like(p))
+    graph, compared = tp.DependencyGraph().build_dependency(built, example), 0
+    importance = tp.importance.BNScaleImportance(normalizer=None)
+    for group in pruning.groups(built, example)[0]:
+        channels = pruning.weights.weights(built, group)
+        if not any(s.kind == "norm" for s in channels.slices):
+            continue
+        root = built.get_submodule(group.name)
+        how = graph.get_pruner_of_module(root).prune_out_channels
+        theirs = importance(graph.get_pruning_group(root, how, list(range(group.width))))
+        torch.testing.assert_close(components.find("criteria", "norm_scale")(channels), theirs)
+        compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("model", ["residual", "vgg", "dense", "u_net"])
+def test_geometric_median_is_scipy_s_distances(model):
+    from scipy.spatial.distance import cdist
+
+    make, example, *_ = ZOO[model]
+    built = make().eval()
+    for group in pruning.groups(built, example)[0]:
+        channels = pruning.weights.weights(built, group)
+        out = lambda m: m.weight.transpose(0, 1) if isinstance(m, nn.ConvTranspose2d) else m.weight
+        filters = [
+            out(module).detach().numpy().reshape(group.width, -1)
+            for name, module in built.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
+            and (name, "out") in {(s.layer, s.side) for s in channels.slices}
+        ]
+        wanted = np.mean([cdist(f, f).sum(1) for f in filters], 0)
+        ours = components.find("criteria", "geometric_median")(channels)
+        np.testing.assert_allclose(ours.numpy(), wanted, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "scores", [lambda group: torch.zeros(3), lambda group: torch.full((group.channels,), float("nan"))]
 )
