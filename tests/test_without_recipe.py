@@ -1,5 +1,6 @@
 """`compress MODEL --data DATA`: no recipe is written; a result is there after every step, whatever ends the command."""
 
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import edgekd
 from edgekd import results
 from edgekd.errors import UsageError
 from edgekd.without_recipe import cost, publish, rungs
+from edgekd.without_recipe.seen import Seen
 
 HERE = Path(__file__).parent
 
@@ -91,11 +93,23 @@ def test_its_recipe_repeats_the_run(made, place):
 
 
 def test_the_same_command_finds_all_finished(made, place):
-    again = compress(out=place / "run", targets=["host", "x86-64-avx2"], max_drop="5 pt", limits={"file_bytes": "8 kB"})
+    wanted = {"targets": ["host", "x86-64-avx2"], "max_drop": "5 pt", "limits": {"file_bytes": "8 kB"}}
+    again, text = compress(out=place / "run", **wanted), made.text.splitlines()
     assert all(step["reused"] for step in again.result.steps)
-    assert {t: r.chosen for t, r in again.result.targets.items()} == {
-        t: r.chosen for t, r in made.result.targets.items()
-    }
+    chosen = lambda run: {target: found.chosen for target, found in run.result.targets.items()}
+    assert chosen(again) == chosen(made)
+    bought = text[text.index("what each step bought:") :]
+    assert again.text.splitlines()[-len(bought) :] == bought
+
+
+def test_a_model_that_knows_nothing_of_the_data_is_told(made):
+    known = Seen(edgekd.top1(), 1.0, result=made.result)
+    assert known.hardly_better_than_chance(10) == ""
+    teacher = made.result.references["teacher"]
+    low = lambda c: tuple(dataclasses.replace(m, value=12.0) if m.name == "top1" else m for m in c.measurements)
+    worse = [dataclasses.replace(c, measurements=low(c)) if c.id == teacher else c for c in made.result.candidates]
+    known.result = dataclasses.replace(made.result, candidates=tuple(worse))
+    assert "the given model scores 12 % on the validation split, and chance 10 %" in known.hardly_better_than_chance(10)
 
 
 def test_a_time_too_short_to_train_delivers_int8_by_calibration(place):

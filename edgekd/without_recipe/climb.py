@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -100,13 +101,17 @@ class _Way:
         self.climb, self.costs, self.there, self.log = climb, costs, there, log
         self.seen = Seen.of(climb.asked, climb.task.metrics[0])
         self.done: list[Rung] = []
-        self.told: list[str] = []
+        self.told: list[str] = []  # what each rung bought
         self.late: list[Rung] = []
 
     def go(self, begun: list[Rung]) -> Outcome:
         ladder = self.climb.ladder
         self.first(ladder[0])
+        self.told += before(self.climb.folder) if begun else []
         outcome = self.rung(begun or [ladder[0]])
+        if note := self.seen.hardly_better_than_chance(self.climb.task.classes):
+            self.climb.progress.say(note)
+            self.log(event="note", text=note)
         for rung in (r for r in ladder if r not in self.done):
             if not self.seen.made.issuperset(rung.needs) or not rung.worth(self.seen):
                 continue
@@ -154,17 +159,20 @@ class _Way:
     def bought(self, new: list[Rung], before: Result | None, after: Result, seconds: float) -> None:
         metric = self.climb.task.metrics[0]
         names = {"latency_p50_ms": "ms", metric.name: metric.unit, "file_bytes": "B"}
-        title = ", ".join(rung.title for rung in new)
+        if before is None and self.told:  # an earlier command said it
+            return
         for target, change in bought(before, after, names):
-            self.log(event="rung", rung=title, target=target, change=change, seconds=round(seconds, 1))
-            self.tell(f"{title} ({seconds:.0f} s), {target}: {change}")
+            event = {"rung": new[-1].title, "target": target, "change": change, "seconds": round(seconds, 1)}
+            self.log(event="rung", **event)
+            self.tell(_line(event))
 
     def tell(self, line: str) -> None:
         self.told.append(line)
         self.climb.progress.say(line)
 
     def ended(self, outcome: Outcome) -> Outcome:
-        lines = ["what each step bought:", *(f"  {line}" for line in self.told)]
+        note = self.seen.hardly_better_than_chance(self.climb.task.classes)
+        lines = [*([note] if note else []), "what each step bought:", *(f"  {line}" for line in self.told)]
         following = f"{self.late[0].title}, about {self.costs.of(self.late[0]):.0f} s more" if self.late else ""
         if outcome.exit_code == FAILED:
             lines += missing(outcome.result, self.seen, self.climb.asked.limits)
@@ -172,6 +180,22 @@ class _Way:
         end = f"the time is over; next: {following}" if following else "nothing that is left to try can move the front"
         self.log(event="end", left=[rung.title for rung in self.late])
         return dataclasses.replace(outcome, text="\n".join([outcome.text, "", *lines, end]))
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    return f"{event['rung']} ({event['seconds']:.0f} s), {event['target']}: {event['change']}"
+
+
+def before(folder: Path) -> list[str]:
+    """What rungs bought in earlier commands, by the log of a run's folder since it was begun."""
+    found = []
+    try:
+        for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            event = json.loads(line)
+            found += [_line(event)] if event.get("event") == "rung" else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a log that was cut off, or edited
+        return found
+    return found
 
 
 def compress(

@@ -15,6 +15,8 @@ from edgekd.records import Candidate, Metric, Result
 from edgekd.without_recipe.asked import Asked
 from edgekd.without_recipe.rungs import is_of
 
+HARDLY = 0.1  # of the way from chance to 100 %
+
 
 @dataclass
 class Seen:
@@ -39,6 +41,17 @@ class Seen:
         if self.result is None or stage not in self.made:
             return True
         return self._lost([c for c in self.result.candidates if is_of(c.point, stage)])
+
+    def hardly_better_than_chance(self, classes: int | None) -> str:
+        """A note on a given model that knows next to nothing of the validation split; "" on any other."""
+        if self.result is None or self.metric.name != "top1" or not classes:
+            return ""
+        found = [c for c in self.result.candidates if c.id == self.result.references.get("teacher")]
+        figure, chance = self._figure(found), 100 / classes
+        if not figure <= chance + (100 - chance) * HARDLY:
+            return ""
+        told = f"the given model scores {figure:.3g} % on the validation split, and chance {chance:.3g} %"
+        return f"{told}: are inputs and labels those that it was trained on?"
 
     def fitting(self) -> list[Candidate]:
         """The candidates that lose no more than allowed."""
