@@ -136,7 +136,15 @@ def test_a_goal_out_of_reach_shows_the_nearest_and_what_is_missing(place):
         ({"model": "onenet:Net"}, ["returns other weights at each call", "onenet:Net@weights.safetensors"]),
         ({"model": "onenet:Net@lost.safetensors"}, ["lost.safetensors: there is no such file"]),
         ({"data": "lost.npz", "max_drop": "much"}, ["lost.npz: there is no such file", "'much' is not an amount"]),
-        ({"limits": {"latency": "5 ms"}}, ["no measurement is named `latency`", "did you mean `latency_p"]),
+        ({"max_drop": "0.2"}, ["--max-drop: '0.2' does not fit top1, which is in %", '"1 pt"']),
+        (
+            {"targets": ["hosst"], "limits": {"macz": "3"}, "max_drop": "2 dB"},
+            ["--target", "--max macz: no measurement", "--max-drop: '2 dB' does not fit"],
+        ),
+        (
+            {"limits": {"latency": "5 ms"}},
+            ["--max latency: no measurement is named `latency`", "did you mean `latency_p"],
+        ),
         ({"limits": {"latency_p50_ms": "5"}}, ["has no unit"]),
         ({"targets": ["hosst"]}, ["hosst", "did you mean"]),
         ({"data": None}, ["--data: is missing"]),

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.components import SPEC
-from edgekd.errors import Problem, UsageError
+from edgekd.decisions import quantities
+from edgekd.decisions.rules import parse
+from edgekd.errors import Problem, UsageError, gathered, near
 
 WEIGHTS = "teacher.safetensors"
 AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(\S*)\s*")
@@ -106,6 +108,25 @@ class Asked:
             return None
         number, unit = amount.groups()
         return " ".join([*(["regress max"] if unit == "%" else ["drop max"]), f"{number} {unit}".strip(), "vs teacher"])
+
+    def wrong_rules(self, metric: str, units: Mapping[str, str]) -> list[Problem]:
+        """What is wrong with the limits and the drop for a task whose metrics have these units; `metric`: the first."""
+        known, found = {**quantities.units(), **units}, list[Problem]()
+        for name, text in self.limits.items():
+            place = f"--max {name}"
+            if name not in known:
+                found.append(Problem(place, f"no measurement is named `{name}`", near(name, known)))
+            else:
+                gathered(lambda name=name, text=text: parse(name, f"max {text}", units=known), found, place)  # type: ignore[misc]
+        if self.rule is not None and AMOUNT.fullmatch(self.max_drop or ""):
+            unit = known.get(metric, "")
+            try:
+                parse(metric, self.rule, units=known)
+            except UsageError:
+                own = "1 pt" if unit == "%" else f"0.2 {unit}".strip()
+                text = f"{self.max_drop!r} does not fit {metric}, which is in {unit or 'a unit of its own'}"
+                found.append(Problem("--max-drop", text, f'"{own}", or "3 %" of the given model\'s figure'))
+        return found
 
     def gate(self, metric: str) -> dict[str, Any]:
         """The budgets of all targets. Raises UsageError where a limit and the drop are on one measurement."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import components
+from edgekd.decisions.quantities import of_outputs
 from edgekd.errors import FAILED, RunFailed, UsageError, gathered
 from edgekd.files import unwritable, write_atomic
 from edgekd.models import given, saved
@@ -244,6 +245,9 @@ def prepared(
     task = None
     if not any(p.place in (asked.model, asked.data) for p in problems):
         task = gathered(lambda: resolve.find_task(asked.head(Path())["task"], Path.cwd()), problems)
+    if task is not None and task.metrics:
+        named = {m.name: m.unit for m in task.metrics} | of_outputs(task.heads)
+        problems += asked.wrong_rules(task.metrics[0].name, named)
     if task is None or problems:
         raise UsageError(*problems)
     folder = out if out is not None else Path("runs") / task.name
