@@ -104,7 +104,7 @@ def look(given: Given, made: Made) -> Checked:
         external.put(content, Path(folder))
         place = Path(folder) / given.out.name
         differ, reason = checks.simulated(place, few)
-        layers, unaudited = _rows(made, place, few)
+        layers, unaudited = _rows(made, few)
         found = signal_to_noise.files(given.path, place, given.compared)
     notes = (*filter(None, (reason, unaudited)), *_notes(given, found), *([SHORT] if made.width == 2 else []))
     return Checked(content, differ, layers, not unaudited, found, notes)
@@ -126,23 +126,20 @@ def _notes(given: Given, found: Compared) -> list[str]:
     return notes
 
 
-def _rows(made: Made, path: Path, few: Mapping[str, np.ndarray]) -> tuple[tuple[Row, ...], str]:
+def _rows(made: Made, few: Mapping[str, np.ndarray]) -> tuple[tuple[Row, ...], str]:
     """(a row for each layer and table; why saturation was not checked, or "")."""
-    from edgekd.formats.onnx import float_kernels
     from edgekd.quantization.onnx_graph.convert import stored_bytes
     from edgekd.quantization.qdq import saturation
 
-    still = {text[text.index("(") + 1 : -1].removesuffix(".raw") for text in float_kernels(path)}
     try:
         audited, reason = {a.name.removesuffix(".raw"): a for a in saturation.audit(made.model, few)}, ""
     except Exception as error:
         audited, reason = {}, f"saturation was not checked: {first_line(error, 200)}"
     rows, sizes = [], stored_bytes(made)
     for layer in made.placement.layers:
-        kept = layer.reason or ("onnxruntime keeps it in float" if layer.name in still else "")
         audit = audited.get(layer.name)
-        more = {} if audit is None or kept else {"can_saturate": audit.can_saturate, "changed": audit.changed}
-        rows.append(Row(layer.label, layer.kind, *sizes[layer.name], kept, **more))
+        more = {} if audit is None or layer.reason else {"can_saturate": audit.can_saturate, "changed": audit.changed}
+        rows.append(Row(layer.label, layer.kind, *sizes[layer.name], layer.reason, **more))
     # a scale and a zero point per column
     rows += [Row(t.name, "table", made.width * t.elements, t.elements + 5 * t.columns, "") for t in made.tables]
     return tuple(rows), reason

@@ -18,7 +18,7 @@ from edgekd import components
 from edgekd.errors import Problem, UsageError, first_line, near
 from edgekd.onnx_files import external, subgraphs
 from edgekd.quantization.histogram import Extremes, Histogram
-from edgekd.quantization.onnx_graph import bias, embeddings, gates, normalize, render, scales, widened
+from edgekd.quantization.onnx_graph import bias, embeddings, gates, kernels, normalize, render, scales, widened
 from edgekd.quantization.onnx_graph import equalize as equalizing
 from edgekd.quantization.onnx_graph.placement import Layer, Placement, place
 from edgekd.quantization.qdq import graph as graphs
@@ -79,22 +79,32 @@ def quantize(
     _same(session(widened.widened(model))(dict(first)), outputs, place_name)
     graph, floats = graphs.of(float_model), frozenset(shown)
     placement = _labelled(place(graph, floats), node_names(model))
+    wanted: set[str] = set()
     if scheme.float_layers:
         wanted = _asked(placement, scheme.float_layers, place_name)
         placement = _labelled(place(graph, floats, wanted), node_names(model))
-    _possible(graph, placement, place_name)
-    rows = given.rows or min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values))))
-    chunks = _counted(given.batches(rows), -(-len(given) // rows), progress)
     part = components.find("ranges", ranges)
     asked = inspect.signature(part).parameters
     kind = Extremes if next(iter(asked), "") == "extremes" else Histogram
-    seen = observe(float_model, list(placement.values), chunks, kind)
     bits = {"bits": scheme.activation_bits} if "bits" in asked else {}
-    found = {name: part(values, **bits) for name, values in seen.items()} | dict(fixed)
-    found = gates.alive(graph, found) if equalize else found
-    sites = scales.sites(graph, placement, found, scheme)
-    biases = bias.corrected(graph, placement, sites, few) if correct_bias else {}
-    made = render.render(replace(graph, constants={**graph.constants, **biases}), placement, sites)
+    seen: dict[str, Extremes | Histogram] = {}
+    unfused: set[str] = set()
+    while True:
+        _possible(graph, placement, place_name)
+        new = [n for n in placement.values if n not in seen]
+        if new:
+            rows = given.rows or min(MOST, max(1, CHUNK // max(1, sum(shown.get(n, 0) for n in placement.values))))
+            chunks = _counted(given.batches(rows), -(-len(given) // rows), progress)
+            seen |= observe(float_model, new, chunks, kind)
+        found = {name: part(seen[name], **bits) for name in placement.values} | dict(fixed)
+        found = gates.alive(graph, found) if equalize else found
+        sites = scales.sites(graph, placement, found, scheme)
+        biases = bias.corrected(graph, placement, sites, few) if correct_bias else {}
+        made = render.render(replace(graph, constants={**graph.constants, **biases}), placement, sites)
+        if not (still := kernels.in_float(made, placement, graph)):
+            break
+        unfused |= still  # rounding them would cost accuracy and save no time
+        placement = _labelled(place(graph, floats, wanted, unfused), node_names(model))
     grid, width = Grid(_digest(float_model), scheme, sites), 2 if widened.short(model) else 4
     return Made(float_model, made, placement, grid, embeddings.shrink(made), width)
 

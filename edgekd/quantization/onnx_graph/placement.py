@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 ASKED = "it was asked to"
+UNFUSED = "onnxruntime keeps it in float"
 # what a person calls a layer; of these the others stay in float
 PRODUCTS = (
     *LAYERS,
@@ -71,13 +72,14 @@ class Placement:
     layers: tuple[Layer, ...]
 
 
-def place(graph: Graph, floats: AbstractSet[str], float_layers: Collection[str] = ()) -> Placement:
+def place(
+    graph: Graph, floats: AbstractSet[str], float_layers: Collection[str] = (), unfused: Collection[str] = ()
+) -> Placement:
     """Where a file is quantized. `floats`: the values that are float32 tensors; `float_layers`: outputs of layers that
-    stay float because somebody wants it."""
+    stay float because somebody wants it; `unfused`: of those for which onnxruntime finds no integer kernel."""
     layers = tuple(known for n in graph.nodes for known in _layers(n, graph, floats))
-    layers = tuple(
-        replace(known, reason=known.reason or ASKED) if known.name in float_layers else known for known in layers
-    )
+    more = dict.fromkeys(unfused, UNFUSED) | dict.fromkeys(float_layers, ASKED)
+    layers = tuple(replace(known, reason=known.reason or more.get(known.name, "")) for known in layers)
     integer = {known.name for known in layers if not known.reason}
     flow = Flow(
         inputs=tuple(n for n in graph.readers if n not in graph.makers),

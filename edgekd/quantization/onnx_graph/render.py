@@ -13,7 +13,7 @@ import numpy as np
 from edgekd.onnx_files import external
 from edgekd.quantization.onnx_graph import gates
 from edgekd.quantization.onnx_graph.draft import copied
-from edgekd.quantization.onnx_graph.placement import ASKED, Layer, Placement, clip, clipped, summed
+from edgekd.quantization.onnx_graph.placement import ASKED, UNFUSED, Layer, Placement, clip, clipped, summed
 from edgekd.quantization.parameters import bias_integers, clips_itself, weight_integers
 from edgekd.quantization.qdq.graph import Graph, attribute
 from edgekd.records import Site
@@ -36,7 +36,9 @@ class _Rendering:
         self.taken = set(graph.makers) | set(graph.readers)
         self.on = {name: name for name in placement.values} | placement.tied  # {quantized value: its site}
         self.layers = {known.name: known for known in placement.layers if not known.reason}
-        self.kept_float = {k.name for k in placement.layers if k.reason == ASKED and k.kind in ("Conv", "Gemm")}
+        self.kept_float = {
+            k.name for k in placement.layers if k.reason in (ASKED, UNFUSED) and k.kind in ("Conv", "Gemm")
+        }
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: dict[str, onnx.TensorProto] = {}
         self.weights: set[str] = set()  # those that are dequantized already
@@ -60,6 +62,8 @@ class _Rendering:
 
     def add(self, node: onnx.NodeProto) -> None:
         """A node with what it reads and makes as quantized."""
+        from onnx import helper
+
         if node.output[0] in self.on and self.superfluous(node):
             self.quantize(node.input[0], node.output[0], node.output[0])
             return
@@ -74,6 +78,8 @@ class _Rendering:
                 made.input[2] = self.bias(layer)
         if gates.widths(node, self.graph) is not None and node.output[0] in self.on:
             made.input[1] = self.widths(node.input[1])
+        if self.hides(node):
+            made.CopyFrom(helper.make_node("LeakyRelu", made.input, made.output, name=node.name, alpha=0.0))
         made.output[:] = outputs = [self.fresh(f"{n}.raw") if n in self.on else n for n in node.output]
         self.nodes.append(made)
         if self.mistaken(node):
@@ -174,6 +180,14 @@ class _Rendering:
         """Whether onnxruntime takes a layer that stays float for one in int8: integers stand before and behind it."""
         made = {node.output[0], clipped(node.output[0], self.graph)}
         return node.output[0] in self.kept_float and node.input[0] in self.on and not made.isdisjoint(self.on)
+
+    def hides(self, node: onnx.NodeProto) -> bool:
+        """Whether a Relu hides the product before it from onnxruntime, which looks for integers behind a Relu that one
+        operator alone reads, finds floats, and keeps the product in float (qdq_transformer/selectors_actions/
+        qdq_selectors.cc). As a LeakyRelu of slope 0 it does not."""
+        layer = self.layers.get(node.input[0]) if node.op_type == "Relu" else None
+        hidden = layer is not None and layer.kind != "Conv" and node.output[0] not in self.on
+        return hidden and self.graph.reader(node.output[0]) is not None
 
     def dequantize(self, wanted: str, q: np.ndarray, scale: np.ndarray) -> str:
         from onnx import helper

@@ -159,6 +159,11 @@ def moves(node: onnx.NodeProto) -> bool:
     return node.op_type in MOVES and (node.op_type != "MaxPool" or len(node.output) == 1)
 
 
+def rectifies(node: onnx.NodeProto) -> bool:
+    """Whether a node is a Relu in the form of a LeakyRelu of slope 0, as int8 files of edgekd have it."""
+    return node.op_type == "LeakyRelu" and attribute(node, "alpha", 0.01) == 0
+
+
 def may_be(kind: str, node: onnx.NodeProto, graph: Graph) -> bool:
     """Whether a node of an int8 file may be a float file's operator of this kind: a sum with a stored number in
     integers may be a hard sigmoid."""

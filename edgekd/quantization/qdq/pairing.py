@@ -107,8 +107,8 @@ def _inlined(model: onnx.ModelProto, like: onnx.ModelProto) -> onnx.ModelProto:
 
     mine, theirs = ({n.op_type for n in m.graph.node if n.domain in ("", "ai.onnx")} for m in (model, like))
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    # a hard sigmoid may be a sum in an int8 file, see `graph.may_be`
-    extra = {k for k in mine - theirs - {*CLIPS, *QUANTIZERS, "HardSigmoid"} if onnx.defs.has(k)}
+    # a hard sigmoid may be a sum in an int8 file, see `graph.may_be`; a LeakyRelu may be a Relu
+    extra = {k for k in mine - theirs - {*CLIPS, *QUANTIZERS, "HardSigmoid", "LeakyRelu"} if onnx.defs.has(k)}
     known = sorted(k for k in extra if _defined(onnx.defs.get_schema(k, version, "")))
     if not known:
         return model
@@ -157,7 +157,8 @@ def _layer(node: onnx.NodeProto, ends: tuple[str, str], parameters: Parameters |
 def _skeleton(graph: Graph) -> list[onnx.NodeProto]:
     """The operators in the file's order, without QuantizeLinear, DequantizeLinear, clips and what only moves values: an
     exporter leaves out other moves where it quantizes in between."""
-    return [n for n in graph.nodes if n.op_type not in (*CLIPS, *QUANTIZERS) and not graphs.moves(n)]
+    left_out = lambda n: n.op_type in (*CLIPS, *QUANTIZERS) or graphs.moves(n) or graphs.rectifies(n)
+    return [n for n in graph.nodes if not left_out(n)]
 
 
 def _owned(graph: Graph) -> dict[str, list[onnx.NodeProto]]:

@@ -1,0 +1,73 @@
+"""What `quantize` calls int8 is computed in int8, and what it calls float is float in the file, as onnxruntime's own
+optimized graph shows."""
+
+import json
+
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper as h
+from test_foreign_forms import noise, saved, weights
+
+from edgekd.errors import UsageError
+from edgekd.quantization.onnx_graph.placement import UNFUSED
+from edgekd.verbs.explain import explain
+from edgekd.verbs.quantize import quantize
+
+FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+
+
+def kernels(path, folder):
+    """[operator] that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "run.onnx"), 4
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [n.op_type for n in onnx.load(folder / "run.onnx").graph.node]
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_a_product_before_a_relu_that_only_floats_read_is_in_int8(tmp_path, kind):
+    """onnxruntime fuses it with the Relu into a float kernel otherwise, which dequantizes its weights at each run."""
+    own = ["b"] if kind == "Gemm" else []
+    nodes = [h.make_node(kind, ["x", "w", *own], ["a"], name="wide"), h.make_node("Relu", ["a"], ["r"])]
+    nodes += [h.make_node("Erf", ["r"], ["e"]), h.make_node("MatMul", ["e", "v"], ["y"], name="last")]
+    path, data, arrays = saved(tmp_path, nodes, {"x": (64,)}, ["y"], weights(w=(64, 32), b=(32,), v=(32, 4)))
+    made = quantize(path, data=data, out=tmp_path / "int8.onnx", slower_int8=True)
+    assert [r.reason for r in made.layers] == ["", ""]
+    assert FLOAT.isdisjoint(kernels(tmp_path / "int8.onnx", tmp_path))
+    assert noise(path, tmp_path / "int8.onnx", arrays) < 1e-2
+    assert explain(tmp_path / "int8.onnx", plain=path, data=data).findings["int8"] == ()
+
+
+def test_what_onnxruntime_keeps_in_float_is_not_rounded(tmp_path):
+    """A product whose sums are cut at another number than zero: its input and weights stay as they are."""
+    nodes = [h.make_node("MatMul", ["x", "w"], ["a"], name="first"), h.make_node("Softmax", ["a"], ["s"])]
+    nodes += [h.make_node("MatMul", ["s", "v"], ["m"], name="banks"), h.make_node("Clip", ["m", "low"], ["c"])]
+    nodes += [h.make_node("Log", ["c"], ["y"])]
+    stored = weights(w=(64, 32), v=(32, 8)) | {"low": weights(low=())["low"] * 0 + 1e-6}
+    path, data, _ = saved(tmp_path, nodes, {"x": (64,)}, ["y"], stored)
+    out = tmp_path / "int8.onnx"
+    made = quantize(path, data=data, out=out, slower_int8=True)
+    assert {r.name: (r.reason, r.before == r.after) for r in made.layers} == {
+        "first": ("", False),
+        "banks": (UNFUSED, True),
+    }
+    model = onnx.load(out)
+    makers = {n.output[0]: n.op_type for n in model.graph.node}
+    (banks,) = (n for n in model.graph.node if n.name == "banks")
+    assert banks.input[1] in {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
+    assert makers[banks.input[0]] == "Softmax"
+    kept = quantize(path, data=data, out=tmp_path / "same.onnx", float_layers=["banks"])
+    assert sum(not r.reason for r in kept.layers) == 1
+    names = {p.key: p.value for p in onnx.load(tmp_path / "same.onnx").metadata_props}
+    assert json.loads(names["edgekd.float_layers"]) == ["banks"]
+
+
+def test_a_file_of_one_layer_that_onnxruntime_keeps_in_float_is_refused(tmp_path):
+    nodes = [h.make_node("MatMul", ["x", "v"], ["m"], name="banks"), h.make_node("Clip", ["m", "low"], ["c"])]
+    nodes += [h.make_node("Log", ["c"], ["y"])]
+    stored = weights(v=(32, 8)) | {"low": weights(low=())["low"] * 0 + 1e-6}
+    path, data, _ = saved(tmp_path, nodes, {"x": (32,)}, ["y"], stored)
+    with pytest.raises(UsageError) as caught:
+        quantize(path, data=data, out=tmp_path / "int8.onnx")
+    assert "no layer can be quantized" in str(caught.value) and f"banks: {UNFUSED}" in str(caught.value)
