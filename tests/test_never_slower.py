@@ -24,6 +24,7 @@ from edgekd.quantization.qdq.compare import compare
 from edgekd.quantization.qdq.pairing import pair
 from edgekd.quantization.qdq.partial import render
 from edgekd.records import Scheme
+from edgekd.report.speed import Speed
 from edgekd.run import quantize_speed
 from edgekd.run.quantize_speed import decide
 from edgekd.verbs.quantize import quantize
@@ -198,9 +199,26 @@ def test_times_of_a_real_session(net, tmp_path, monkeypatch):
     bench = Bench(arrays, 1, tmp_path / "bench")
     (ratio,) = bench.ratios(files, "one")
     assert 0 < ratio[1] <= ratio[0] <= ratio[2]
+    for line in map(json.loads, (tmp_path / "bench" / "one" / "out" / "results.jsonl").read_text().splitlines()):
+        assert set(line["cpu_p50_ms"]) == set(line["p50_ms"]) and all(0 < s < 1.1 for s in line["cpu_share"].values())
     for clock, model in zip(bench.operators(files), models, strict=True):
         each = quantize_speed.by_layer(clock, model, len(layers))
         assert len(each) == 5 and min(each) > 0 and sum(each) == pytest.approx(sum(ms for _, ms in clock))
+
+
+@pytest.mark.parametrize(("share", "expected", "said"), [(0.5, 0.2, "50 % of a core"), (0.99, 0.05, "")])
+def test_a_file_that_waits_for_a_core_is_not_taken_for_slow(tmp_path, monkeypatch, share, expected, said):
+    """Float inferences of 10 ms are preempted, int8 ones of 0.5 ms are not: by CPU time 2.5 and 0.5 ms."""
+    monkeypatch.undo()
+    wall, cpu = {"s0": 10.0, "s1": 0.5, "control": 10.0}, {"s0": 2.5, "s1": 0.5, "control": 2.5}
+    shares = {"s0": share, "s1": 1.0, "control": share}
+    line = {"p50_ms": wall, "cpu_p50_ms": cpu, "cpu_share": shares}
+    monkeypatch.setattr(Bench, "_run", lambda self, name, models, schedule, progress: dict.fromkeys(range(6), line))
+    bench = Bench({}, 1, tmp_path)
+    (ratio,) = bench.ratios([tmp_path / "a", tmp_path / "b"], "one")
+    assert ratio == pytest.approx((expected,) * 3)
+    assert said in ", ".join(bench.noise) and bool(bench.noise) == bool(said)
+    assert said in str(Speed(ratio, where="here", noise=", ".join(bench.noise)))
 
 
 class TestFloatLayers:

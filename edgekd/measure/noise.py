@@ -9,6 +9,7 @@ from typing import Any
 from edgekd import intervals
 
 Interval = tuple[float, float, float]  # value, low, high
+CORE = 0.95  # the share of a core below which a process waited for it
 
 
 def agrees(ratio: Interval) -> bool:
@@ -30,9 +31,7 @@ def noise(processes: Sequence[Mapping[str, Any]], control: Interval, threads: in
         reasons.append(f"the same file took {100 * (control[0] - 1):+.1f} % in the A/A control")
     if (high - low) / 2 > 0.05 * middle:
         reasons.append(f"p50 varies by {50 * (high - low) / middle:.0f} % between processes")
-    shares = [p["cpu_share"] for p in processes if p["cpu_share"] is not None]
-    if threads == 1 and shares and statistics.median(shares) < 0.95:
-        reasons.append(f"the process had {100 * statistics.median(shares):.0f} % of a core")
+    reasons += starved([p["cpu_share"] for p in processes if p["cpu_share"] is not None], threads)
     clocks = [p["after"]["mhz"][1] for p in processes if p["after"]["mhz"]]
     if clocks and min(clocks) < 0.95 * max(clocks):
         reasons.append(f"clocks between {min(clocks):.0f} and {max(clocks):.0f} MHz")
@@ -41,6 +40,13 @@ def noise(processes: Sequence[Mapping[str, Any]], control: Interval, threads: in
         reasons.append(f"the warm-up did not settle in {unsettled} of {len(processes)} processes")
     reasons += held_back([p["after"] for p in processes], processes[0].get("before", {}))
     return f"noisy: {', '.join(reasons)}" if reasons else ""
+
+
+def starved(shares: Sequence[float], threads: int) -> list[str]:
+    """That processes of one thread had to wait for a core: by `shares`, their CPU time over what went by."""
+    if threads != 1 or not shares or statistics.median(shares) >= CORE:
+        return []
+    return [f"the process had {100 * statistics.median(shares):.0f} % of a core"]
 
 
 def held_back(conditions: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,8 @@ class Mix:
 class Speed:
     """How the file that is written was decided on by time. `ratio`: its time over float's, None where nothing was timed
     and `note` says why; `tried`: the files that were timed, all layers in int8 first; `float_layers`: those that went
-    back to float; `where`: the machine."""
+    back to float; `where`: the machine; `noise`: what
+    speaks against the times."""
 
     ratio: Interval | None = None
     float_layers: tuple[str, ...] = ()
@@ -32,11 +33,13 @@ class Speed:
     share: float = 1.0
     where: str = ""
     note: str = ""
+    noise: str = ""
 
     def __str__(self) -> str:
         if self.ratio is None:
             return self.note
         lines = [f"int8 takes {_shown(self.ratio)} of float's time on {self.where} (p50, interleaved, 95 %)"]
+        lines += [self.noise] * bool(self.noise)
         if len(self.tried) > 1:
             rows = [("layers in float", "MACs in int8", "time over float")]
             rows += [(str(len(m.float_layers)), f"{100 * m.share:.0f} %", _shown(m.ratio)) for m in self.tried]

@@ -104,7 +104,7 @@ def again(given: Given, made: Made, before: Speed, progress: Silent) -> Speed:
     note = "more layers in float, for what may be lost, are slower than float" if slower(ratio) else ""
     layers = [k for k in made.placement.layers if k.reason in ("", ASKED)]
     share = in_int8(frozenset(i for i, k in enumerate(layers) if k.reason), macs_of(made, layers))
-    return dataclasses.replace(before, ratio=ratio, note=note, share=share, float_layers=())
+    return dataclasses.replace(before, ratio=ratio, note=note, share=share, float_layers=(), noise=subject.noise)
 
 
 def macs_of(made: Made, layers: Sequence[Layer]) -> list[float]:
@@ -145,7 +145,7 @@ class _Subject:
         self.layers = [known for known in made.placement.layers if not known.reason]
         self.labels = [known.label for known in self.layers]
         self.files: dict[frozenset[int], Path] = {}
-        self.sessions = 0
+        self.sessions, self.noise = 0, ""
         self.float_file = self._written("float", given.model)
         self.files[frozenset()] = self._written("int8", made.model)
 
@@ -155,6 +155,7 @@ class _Subject:
         there = [f for f in files if f is not None]
         with self.progress.task("time int8 and float") as advance:
             found = iter(self.bench.ratios([self.float_file, *there], f"session{self.sessions}", advance))
+        self.noise = self.noise or ", ".join(self.bench.noise)
         never = (float("inf"),) * 3
         return [next(found) if f is not None else never for f in files]
 
@@ -183,7 +184,7 @@ class _Subject:
                 f"no file with layers in int8 is as fast as float here: what is written, {kept}, is slower than float"
             )
         share = in_int8(decision.chosen, macs)
-        return Speed(decision.ratio, name(decision.chosen), tried, share, where, note)
+        return Speed(decision.ratio, name(decision.chosen), tried, share, where, note, self.noise)
 
     def _mixed(self, chosen: frozenset[int]) -> Path | None:
         scheme = dataclasses.replace(self.given.scheme, float_layers=tuple(self.labels[i] for i in sorted(chosen)))

@@ -25,7 +25,7 @@ outputs    every row of the inputs through the file in batches of `batch` (or of
            as fit into `cap_s`
 operators  the runtime's own clock per operator (a separate run, for it perturbs)
 together   several `subjects` in one process, in turn, forth and back, `rounds` times or for `cap_s`, each for `block_s`
-           at a time; their p50
+           at a time; their p50, by the process's CPU time too, and the share of a core that they had
 signature  what the file takes: {input: [type, shape]}, null for what is open
 count      `warmup_runs` inferences, then `empty` regions without one and `runs` with one each, marked for an emulator's
            instruction counter
@@ -424,7 +424,7 @@ def _together(runtime, model, arrays, job, what, out):
     files = [out.parent / job["subjects"][subject]["model"] for subject in what["subjects"]]
     every = [runtime.load(file, job["threads"]) for file in files]
     feeds = _rolled(every[0], arrays, [_feed(every[0], arrays, i, i + 1) for i in range(min(_rows(arrays), 64))])
-    clock, times, turn = time.perf_counter_ns, [[] for _ in every], 0
+    clock, cpu, times, turn = time.perf_counter_ns, time.process_time_ns, [[] for _ in every], 0
     end, number = time.monotonic() + what["cap_s"], 0
     while number < what["rounds"] and (number < 3 or time.monotonic() < end):
         for i in range(len(every)) if number % 2 == 0 else reversed(range(len(every))):
@@ -432,14 +432,20 @@ def _together(runtime, model, arrays, job, what, out):
             begun, taken = clock(), []
             while len(taken) < 3 or clock() - begun < what["block_s"] * 1e9:
                 turn = (turn + 1) % len(feeds)
-                start = clock()
+                start, used = clock(), cpu()
                 every[i](feeds[turn])
-                taken.append(clock() - start)
+                used = cpu() - used
+                taken.append((clock() - start, used))
             if number:  # the first round warms up
                 times[i] += taken
         number += 1
-    p50 = [float(np.quantile(t, 0.5)) / 1e6 for t in times]
-    return {"p50_ms": dict(zip(what["subjects"], p50)), "rounds": number}  # noqa: B905
+    taken = [np.array(t, np.float64) for t in times]
+    found = {
+        "p50_ms": [float(np.quantile(t[:, 0], 0.5)) / 1e6 for t in taken],
+        "cpu_p50_ms": [float(np.quantile(t[:, 1], 0.5)) / 1e6 for t in taken],
+        "cpu_share": [float(t[:, 1].sum() / max(1.0, t[:, 0].sum())) for t in taken],
+    }
+    return {"rounds": number, **{k: dict(zip(what["subjects"], v)) for k, v in found.items()}}  # noqa: B905
 
 
 def _signature(runtime, model, arrays, job, what, out):
