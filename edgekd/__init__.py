@@ -20,6 +20,7 @@ _HOME = {
     **{name: f"edgekd.verbs.{name}" for name in _VERBS},
     "arrays": "edgekd.data",
     "from_loader": "edgekd.data",
+    "hf": "edgekd.hub.folder",
     **dict.fromkeys(("from_datasets", "from_parquet"), "edgekd.data.tables"),
     **dict.fromkeys(("top1", "mean_error"), "edgekd.metrics"),
     **dict.fromkeys(

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "edgekd"
 LAYERS = (  # low to high; a module may import its own layer and those before it
     ("ground", set()),  # every file directly in edgekd/, but for ENTRIES
     ("tools", {"store", "onnx_files", "metrics"}),
-    ("inputs", {"data", "pruning", "models", "tasks", "samples"}),
+    ("inputs", {"data", "pruning", "models", "tasks", "samples", "hub"}),
     ("parts", {"losses", "teachers", "ensembles", "criteria", "ranges", "formats", "probes"}),
     ("engines", {"training", "quantization", "hosts", "measure", "predicting"}),
     ("steps", {"stages", "decisions", "report", "delivery"}),

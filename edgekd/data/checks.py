@@ -15,7 +15,7 @@ from edgekd import outputs
 from edgekd.data.arrays import PARTS
 from edgekd.data.check_frames import frame_problems
 from edgekd.data.ragged import Ragged
-from edgekd.errors import THEIRS, EdgekdError, Problem
+from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError
 from edgekd.inputs import chunks, each, length, named, positional
 from edgekd.models.streams import Streaming
 from edgekd.records import Metric, Task
@@ -302,6 +302,9 @@ def _models(task: Task, roles: Sequence[str], split: Any, place: str, differ: bo
                     continue
                 answer = task.call(model.eval(), inputs)
                 longer = task.call(model, _longer(task, inputs)) if differ else answer
+        except UsageError as error:  # of a model that edgekd loads
+            problems += [p.within(where) for p in error.problems]
+            continue
         except THEIRS as error:  # (the model is the user's own code)
             given = ", ".join(f"{k or 'input'} {v.dtype} {list(v.shape)}" for k, v in named(inputs).items())
             text = f"raises {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

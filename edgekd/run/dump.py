@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.components import specs_in
+from edgekd.hub.folder import PREFIX
 from edgekd.run.recipe.models import Model
 from edgekd.run.recipe.stages import FILLED_IN, Line, partners
 from edgekd.run.resolve import Resolved
@@ -71,6 +72,8 @@ def _model(model: Model, moved: Callable[[Any], Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": model.seed}
     if model.shows != "logits":
         found |= {"shows": model.shows, "top": model.top}
+    if model.source is not None:
+        found |= {"model": PREFIX + moved(model.source.removeprefix(PREFIX))}
     if model.stage is None:
         return found | {"weights": moved(model.weights)}
     told = {k: v for k, v in _settings(model.stage, model.teacher).items() if k != "model" or v != model.name}

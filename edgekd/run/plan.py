@@ -103,7 +103,7 @@ class _Planner:
     def run(self) -> None:
         recipe, every = self.recipe, tuple(t.name for t in self.resolved.targets)
         for name, model in recipe.models.items():
-            if model.way == "weights":  # first: problems with their values are reported before any training
+            if model.way in ("weights", "given"):  # first: problems with their values are reported before any training
                 self.model(name)
         teacher = self.model("teacher")
         self.point("teacher", "teacher", recipe.seed, (), ("teacher",), teacher, every, reference="teacher")
@@ -183,7 +183,9 @@ class _Planner:
         if name not in self.made:
             model = self.recipe.models[name]
             seed = model.seed if model.seed is not None else self.recipe.seed
-            if model.weights is None:
+            if model.way == "given":
+                self.made[name] = self.step("given", components.find("stages", "given")(model=name), name, seed)
+            elif model.weights is None:
                 stage, keys = self.taught(model.stage, model.teacher)
                 self.made[name] = self.step(model.way, stage, name, seed, teacher=keys)
             else:

@@ -13,7 +13,7 @@ from edgekd import components, environment, signatures
 from edgekd.decisions.quantities import of_outputs
 from edgekd.errors import THEIRS, EdgekdError, Problem, UsageError, exits, gathered, near
 from edgekd.records import Metric, Task
-from edgekd.run import passed
+from edgekd.run import given_models, passed
 from edgekd.run import recipe as recipes
 from edgekd.run.default_losses import fitted
 from edgekd.run.device import chosen
@@ -87,6 +87,7 @@ def find(recipe: Recipe, store: Store | None = None) -> tuple[Resolved, list[Pro
     identity = cache(lambda: passed.of_task(task, load))
     select, gate = recipe.select, {name: dict(lines) for name, lines in recipe.gate.items()}
     if isinstance(task, Task):
+        recipe, task = given_models.placed(recipe, task, problems)
         recipe = fitted(recipe, task, partial(_labels, load))
     if isinstance(task, Task) and task.metrics:
         taken = metric_problems(task)

@@ -54,7 +54,7 @@ def run_steps(
                     artifact = make(step, made, parents, resolved, store, advance, log)
                 except UsageError as error:
                     # a problem with a file of weights is a usage error; one that only training shows is a failed run
-                    kind = UsageError if step.stage == "load" else RunFailed
+                    kind = UsageError if step.stage in ("load", "given") else RunFailed
                     raise kind(*(p.within(step.label) for p in error.problems)) from error
         made[step.key] = artifact
         if "reached" in artifact.facts and not reused:
@@ -66,6 +66,7 @@ def run_steps(
         elsewhere = [kind for kind in artifact.facts.get("cpus", ()) if kind != here]
         cost |= {"cpus": elsewhere} if elsewhere else {}
         cost |= {} if getattr(step.part, "cpu_only", False) else {"device": artifact.facts.get("device", CPU)}
+        cost |= {"origin": artifact.facts["origin"]} if artifact.facts.get("origin") else {}
         steps.append({"key": step.key, "step": step.label, "stage": step.stage, "reused": reused, **cost})
         log(event="step", **steps[-1])
     others = list(dict.fromkeys(kind for s in steps for kind in s.get("cpus", ())))

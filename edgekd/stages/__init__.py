@@ -12,4 +12,4 @@ their keys.
 A field that names a part is annotated, `criterion: Annotated[Use, Part("criteria")] = Use("criteria", "magnitude")`,
 and called like the part, `self.criterion(group)`; losses are `Annotated[tuple[Term, ...], Losses()]`."""
 
-PLANNED = ("answer", "load", "export")  # a plan makes these; a recipe's line names the others
+PLANNED = ("answer", "load", "given", "export")  # a plan makes these; a recipe's line names the others

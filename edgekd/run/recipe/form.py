@@ -35,6 +35,7 @@ class ModelTable(Strict):
     distill: dict[str, Any] | None = None  # those of the distill stage, with its teacher: an assistant, a generation
     shows: Shows = "logits"  # the outputs that its students see: logits, its `top` classes, or its label
     top: Annotated[int, pydantic.Field(ge=1)] = 5  # the number of classes that it shows, with `shows = "top"`
+    model: str | None = None  # "hf:FOLDER" relative to the recipe, or "hf:ORGANISATION/NAME@COMMIT"
     weights: str | None = None  # a .safetensors file, relative to the recipe
     seed: int | None = None  # of its initial weights; none: the recipe's
 

@@ -19,7 +19,9 @@ from edgekd.stages.train import Train
 @dataclass(frozen=True)
 class Model:
     """A model that stages refer to. `stage`: the stage that trains it, or distils it from its `teacher`s; None where
-    its `weights` come from a file. `seed` None: the recipe's. `given`: whether the recipe has its table."""
+    its `weights` come from a file, or are those of its architecture. `source`: what the recipe says instead of one of
+    the task's models; `told`: whether it says how its weights are made. `seed` None: the recipe's. `given`: whether the
+    recipe has its table."""
 
     name: str
     stage: Train | None
@@ -29,10 +31,14 @@ class Model:
     shows: Shows = "logits"
     top: int = 5
     given: bool = True
+    source: str | None = None
+    told: bool = True
 
     @property
-    def way(self) -> Literal["weights", "distill", "train"]:
-        return "weights" if self.weights is not None else "distill" if isinstance(self.stage, Distill) else "train"
+    def way(self) -> Literal["weights", "given", "distill", "train"]:
+        if self.stage is None:
+            return "given" if self.weights is None else "weights"
+        return "distill" if isinstance(self.stage, Distill) else "train"
 
     @property
     def of(self) -> str:
@@ -62,4 +68,6 @@ def _read(name: str, table: ModelTable, where: str, problems: list[Problem]) -> 
         problems += uncached(table.distill, stage, teacher, f"{where}.distill")
     elif table.weights is None:
         stage, _ = made(Train, {"model": name, **(table.train or {})}, f"{where}.train", problems)
-    return Model(name, stage, teacher, table.weights, table.seed, table.shows, table.top)
+    return Model(
+        name, stage, teacher, table.weights, table.seed, table.shows, table.top, source=table.model, told=bool(ways)
+    )
