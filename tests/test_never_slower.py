@@ -5,6 +5,7 @@ import itertools
 import json
 import shlex
 import tempfile
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,13 +21,17 @@ from edgekd.measure.together import Bench, wider
 from edgekd.quantization.diagnosis.noise import outputs
 from edgekd.quantization.diagnosis.regions import MOST, Cost, in_float, proposals
 from edgekd.quantization.onnx_graph import convert
+from edgekd.quantization.onnx_graph.placement import ASKED
 from edgekd.quantization.qdq.compare import compare
 from edgekd.quantization.qdq.pairing import pair
 from edgekd.quantization.qdq.partial import render
 from edgekd.records import Scheme
+from edgekd.report.int8 import Row
 from edgekd.report.speed import Speed
 from edgekd.run import quantize_speed
+from edgekd.run.quantize_file import LOSES, TIMED, explained
 from edgekd.run.quantize_speed import decide
+from edgekd.samples.rows import of
 from edgekd.verbs.quantize import quantize
 
 FIRST = "/layers/layers.0/layers.0.0/Conv"
@@ -81,7 +86,7 @@ class TestDecision:
 
     def test_a_file_that_a_second_session_shows_slower_is_not_taken(self):
         made = self.decided(SLOWER, lambda s: EVEN, SLOWER, FASTER)
-        assert made.chosen == {0, 4} and made.ratio == FASTER
+        assert made.chosen == {4} and made.ratio == FASTER  # which has more products in int8 than {0, 4}
         assert dict(made.tried)[frozenset({0})] == SLOWER
 
     def test_where_all_are_slower_the_fastest_with_half_of_the_products_in_int8(self):
@@ -115,6 +120,39 @@ class TestRegions:
         found = proposals(costs, 0.1)
         assert 2 < len(found) <= MOST and [len(s) for s in found] == sorted(len(s) for s in found)
         assert all(0 < len(s) < 40 for s in found) and len(set(found)) == len(found)
+
+    def test_the_layer_that_loses_most_is_tried_by_itself(self):
+        """Its neighbours lose time too, so that no best stretch is this layer alone."""
+        costs = [Cost(1, 1.5), Cost(1, 2), Cost(1, 9), Cost(1, 9.5), Cost(1, 0.9), Cost(1, 0.9)]
+        assert {frozenset({3}), frozenset({2})} <= set(proposals(costs, 3.0))
+        assert proposals([Cost(1, 2)], 0.1) == []
+
+
+@pytest.mark.parametrize("kind", ["If", "LSTM"])
+def test_the_share_in_int8_is_of_all_products(tmp_path, kind):
+    """An LSTM of 5 inputs and 4 units multiplies 4 * 4 * (5 + 4) times, a body of an If 5 * 8."""
+    x = helper.make_tensor_value_info("x", 1, ["n", 5])
+    rng = np.random.default_rng(0)
+    stored = {"w": rng.normal(size=(5, 8)), "u": rng.normal(size=(1, 16, 5)), "r": rng.normal(size=(1, 16, 4))}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="first")]
+    if kind == "LSTM":
+        nodes += [helper.make_node("Unsqueeze", ["x", "zero"], ["s"])]
+        nodes += [helper.make_node("LSTM", ["s", "u", "r"], ["", "h"], hidden_size=4)]
+    else:
+        out = helper.make_tensor_value_info("m", 1, None)
+        branch = [helper.make_node("MatMul", ["x", "w"], ["m"])]
+        bodies = {f"{b}_branch": helper.make_graph(branch, b, [], [out]) for b in ("then", "else")}
+        nodes += [helper.make_node("ReduceSum", ["x"], ["t"], keepdims=0), helper.make_node("Cast", ["t"], ["c"], to=9)]
+        nodes += [helper.make_node("If", ["c"], ["h"], **bodies)]
+    graph = helper.make_graph(nodes, "g", [x], [helper.make_tensor_value_info(n, 1, None) for n in ("y", "h")])
+    graph.initializer.extend(onnx.numpy_helper.from_array(a.astype("f4"), n) for n, a in stored.items())
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "zero"))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    samples = of({"x": rng.normal(size=(32, 5)).astype("f4")})
+    given = SimpleNamespace(calibration=samples)
+    made = convert.quantize(model, samples)
+    share = quantize_speed.of_all(given, made, [k for k in made.placement.layers if not k.reason])
+    assert share == pytest.approx(40 / (40 + (144 if kind == "LSTM" else 40)))
 
 
 def test_a_session_that_tells_a_file_from_itself_has_wider_intervals():
@@ -219,6 +257,11 @@ def test_a_file_that_waits_for_a_core_is_not_taken_for_slow(tmp_path, monkeypatc
     assert ratio == pytest.approx((expected,) * 3)
     assert said in ", ".join(bench.noise) and bool(bench.noise) == bool(said)
     assert said in str(Speed(ratio, where="here", noise=", ".join(bench.noise)))
+
+
+def test_a_layer_is_in_float_for_what_put_it_there():
+    rows = [Row(n, "Conv", 8, 8, ASKED) for n in "abc"] + [Row("d", "Conv", 8, 2)]
+    assert [r.reason for r in explained(rows, ["a"], ["b"])] == [ASKED, TIMED, LOSES, ""]
 
 
 class TestFloatLayers:

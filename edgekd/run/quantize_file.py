@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgekd.report.speed import Speed
 
 SHORT = "16-bit floats: calibrated in float32, and what stays in float is float32; inputs and outputs keep their types"
+TIMED, LOSES = "int8 takes longer there", "int8 loses too much there"  # why it is in float
 FEW = 32  # with fewer samples the ranges are a guess
 
 
@@ -91,6 +92,13 @@ def held(
         if told.held and speed is not None and len(given.scheme.float_layers) > len(kept):
             speed = quantize_speed.again(given, made, speed, progress)
     return given, made, speed, told
+
+
+def explained(rows: Sequence[Row], asked: Collection[str], timed: Collection[str]) -> tuple[Row, ...]:
+    """The rows with why layers are in float that nobody asked for: for the time (`timed`), or for what may be lost."""
+    why = lambda row: TIMED if row.name in timed else LOSES
+    mine = lambda row: row.reason == ASKED and row.name not in asked
+    return tuple(dataclasses.replace(row, reason=why(row)) if mine(row) else row for row in rows)
 
 
 def look(given: Given, made: Made) -> Checked:

@@ -89,7 +89,7 @@ def measured(given: Given, made: Made, progress: Silent) -> Speed:
         return Speed(note=f"not timed: {unfit}; every layer that can be is in int8, whatever it takes there")
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _machine(given, progress) as (host, threads):
         subject = _Subject(given, made, Bench(given.calibration, threads, Path(folder), host), progress)
-        decision = decide(subject.costs, macs_of(made, subject.layers), subject.ratios)
+        decision = decide(subject.costs, macs_of(given, made, subject.layers), subject.ratios)
         return subject.told(decision, "this machine" if given.on is None else host.name)
 
 
@@ -103,22 +103,38 @@ def again(given: Given, made: Made, before: Speed, progress: Silent) -> Speed:
         (ratio,) = subject.ratios([frozenset()])
     note = "more layers in float, for what may be lost, are slower than float" if slower(ratio) else ""
     layers = [k for k in made.placement.layers if k.reason in ("", ASKED)]
-    share = in_int8(frozenset(i for i, k in enumerate(layers) if k.reason), macs_of(made, layers))
+    kept = frozenset(i for i, k in enumerate(layers) if k.reason)
+    share = in_int8(kept, macs_of(given, made, layers)) * of_all(given, made, layers)
     return dataclasses.replace(before, ratio=ratio, note=note, share=share, float_layers=(), noise=subject.noise)
 
 
-def macs_of(made: Made, layers: Sequence[Layer]) -> list[float]:
+def macs_of(given: Given, made: Made, layers: Sequence[Layer]) -> list[float]:
     """The multiply-accumulates of each layer; the elements of the weights of all where one can't be counted."""
-    try:
-        counted = static.node_macs(made.float_model)
-    except EdgekdError:
-        counted = {}
-    by_name = {n.output[0]: counted.get(i) for i, n in enumerate(made.float_model.graph.node)}
-    found = [by_name.get(k.name) for k in layers]
+    found = _counted(given, made, layers)
     if None not in found:
         return [float(n or 0) for n in found]
     sizes = convert.stored_bytes(made)
     return [sizes[k.name][0] / 4 for k in layers]
+
+
+def of_all(given: Given, made: Made, layers: Sequence[Layer]) -> float:
+    """The share of these layers in the multiply-accumulates of the whole file: recurrent layers and subgraphs have some
+    too. 1 where they can't be counted."""
+    found = _counted(given, made, layers)
+    try:
+        total = static.macs(made.float_model, given.calibration.shapes)[0]
+    except EdgekdError:
+        return 1.0
+    return 1.0 if None in found or not total else sum(n or 0 for n in found) / total
+
+
+def _counted(given: Given, made: Made, layers: Sequence[Layer]) -> list[int | None]:
+    try:
+        counted = static.node_macs(made.float_model, given.calibration.shapes)
+    except EdgekdError:
+        counted = {}
+    by_name = {n.output[0]: counted.get(i) for i, n in enumerate(made.float_model.graph.node)}
+    return [by_name.get(k.name) for k in layers]
 
 
 def unmeasurable(given: Given) -> str:
@@ -175,15 +191,16 @@ class _Subject:
 
     def told(self, decision: Decision, where: str) -> Speed:
         name = lambda chosen: tuple(self.labels[i] for i in sorted(chosen))
-        macs = macs_of(self.made, self.layers)
-        tried = tuple(Mix(name(s), r, in_int8(s, macs)) for s, r in decision.tried if r[0] != float("inf"))
+        macs = macs_of(self.given, self.made, self.layers)
+        whole = of_all(self.given, self.made, self.layers)
+        tried = tuple(Mix(name(s), r, in_int8(s, macs) * whole) for s, r in decision.tried if r[0] != float("inf"))
         note = ""
         if slower(decision.ratio):
-            kept = f"the fastest with at least {100 * HALF:.0f} % of the multiply-accumulates in int8"
+            kept = f"the fastest with at least {100 * HALF:.0f} % of the multiply-accumulates in int8 that can be"
             note = (
                 f"no file with layers in int8 is as fast as float here: what is written, {kept}, is slower than float"
             )
-        share = in_int8(decision.chosen, macs)
+        share = in_int8(decision.chosen, macs) * whole
         return Speed(decision.ratio, name(decision.chosen), tried, share, where, note, self.noise)
 
     def _mixed(self, chosen: frozenset[int]) -> Path | None:

@@ -168,6 +168,7 @@ def quantize(
             given = quantize_interface.folded(given, interface, Path(folder))
             made = quantize_file.make(given, ranges, progress)
             made, speed = quantize_file.fast(given, made, ranges, progress)
+            timed = speed.float_layers if speed is not None else ()
             given, made, speed, held = quantize_file.held(given, made, speed, ranges, progress)
             if held is not None and not held.held:
                 return held
@@ -187,7 +188,7 @@ def quantize(
         target,
         given.scheme.weight_bits,
         given.samples,
-        found.layers,
+        quantize_file.explained(found.layers, before.scheme.float_layers, timed),
         found.beside.agreements,
         found.differ,
         compared=found.beside.samples,

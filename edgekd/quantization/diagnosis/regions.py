@@ -10,6 +10,7 @@ from dataclasses import dataclass
 TOLERATED = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.1, 1.0, 0.9, 0.8, 0.6)
 PARTS = (1.0, 0.3, 0.0)  # of a conversion's time: what else stands between two layers may hide it
 MOST = 7  # sets that are tried
+ALONE = 2  # of these, layers by themselves
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,15 @@ class Cost:
 
 def proposals(costs: Sequence[Cost], conversion_ms: float) -> list[frozenset[int]]:
     """At most MOST sets of layers to try in float, from the fewest to the most; `costs` in the order in which the
-    layers run. Neither none of them nor all."""
+    layers run. Neither none of them nor all; the layers that lose most time in int8 by themselves too."""
+    lost = sorted(range(len(costs)), key=lambda i: costs[i].float_ms - costs[i].int8_ms)
+    alone = [frozenset({i}) for i in lost[:ALONE] if costs[i].int8_ms > costs[i].float_ms and len(costs) > 1]
     ways = ((part, times) for part in PARTS for times in TOLERATED)
     found = {in_float(costs, part * conversion_ms, times) for part, times in ways}
-    sets = sorted((s for s in found if 0 < len(s) < len(costs)), key=lambda s: (len(s), sorted(s)))
-    count = min(MOST, len(sets))
-    return [sets[round(i * (len(sets) - 1) / max(1, count - 1))] for i in range(count)]
+    order = lambda sets: sorted(sets, key=lambda s: (len(s), sorted(s)))
+    sets = order(s for s in found.difference(alone) if 0 < len(s) < len(costs))
+    count = min(MOST - len(alone), len(sets))
+    return order([*alone, *(sets[round(i * (len(sets) - 1) / max(1, count - 1))] for i in range(count))])
 
 
 def in_float(costs: Sequence[Cost], conversion_ms: float, times: float) -> frozenset[int]:
