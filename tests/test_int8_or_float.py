@@ -1,8 +1,10 @@
 """What `quantize` calls int8 is computed in int8, and what it calls float is float in the file, as onnxruntime's own
 optimized graph shows."""
 
+import dataclasses
 import json
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -11,6 +13,7 @@ from test_foreign_forms import noise, saved, weights
 
 from edgekd.errors import UsageError
 from edgekd.quantization.onnx_graph.placement import UNFUSED
+from edgekd.report.speed import Speed
 from edgekd.verbs.explain import explain
 from edgekd.verbs.quantize import quantize
 
@@ -71,3 +74,27 @@ def test_a_file_of_one_layer_that_onnxruntime_keeps_in_float_is_refused(tmp_path
     with pytest.raises(UsageError) as caught:
         quantize(path, data=data, out=tmp_path / "int8.onnx")
     assert "no layer can be quantized" in str(caught.value) and f"banks: {UNFUSED}" in str(caught.value)
+
+
+def test_samples_that_fill_no_batch_are_named(tmp_path):
+    """32 of 130 are compared and 98 calibrate, but for what fills no batch of 10."""
+    nodes = [h.make_node("MatMul", ["x", "w"], ["y"], name="only")]
+    path, data, _ = saved(tmp_path, nodes, {"x": (8,)}, ["y"], weights(w=(8, 4)), samples=130)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 10
+    onnx.save(model, path)
+    made = quantize(path, data=data, out=tmp_path / "int8.onnx", slower_int8=True)
+    assert (made.samples, made.compared) == (90, 30)
+    (note,) = (n for n in made.notes if "left out" in n)
+    assert note.startswith("10 of 130 samples are left out") and "takes 10 at once" in note
+
+
+def test_a_file_that_is_larger_and_not_faster_is_called_so(tmp_path):
+    nodes = [h.make_node("Range", ["zero", "end", "one"], ["r"]), h.make_node("Reshape", ["r", "rows"], ["w"])]
+    nodes += [h.make_node("Cos", ["w"], ["c"]), h.make_node("MatMul", ["x", "c"], ["y"], name="only")]
+    stored = {n: np.float32(v) for n, v in (("zero", 0), ("end", 4096), ("one", 1))} | {"rows": np.array([64, 64])}
+    path, data, _ = saved(tmp_path, nodes, {"x": (64,)}, ["y"], stored)
+    made = quantize(path, data=data, out=tmp_path / "int8.onnx", slower_int8=True)
+    assert made.after > made.before and "not smaller: the float file computes weights" in str(made)
+    for ratio, said in (((1.0, 0.9, 1.1), True), ((0.5, 0.4, 0.6), False)):
+        assert ("keep the float file" in str(dataclasses.replace(made, speed=Speed(ratio)))) == said

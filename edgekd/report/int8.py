@@ -33,7 +33,7 @@ class Quantized:
     `differ`: the number of values of integer operators for which onnxruntime and the simulation differ, None if not
     checked; `audited`: whether saturation was checked; `full_range`: the option or setting that requested full-range
     weights; `speed`: beside float, None if nothing was to be timed; `held`: what it may lose, None
-    if nothing was asked for."""
+    if nothing was asked for; `larger`: why the file would not be smaller."""
 
     model: str
     out: str
@@ -53,14 +53,13 @@ class Quantized:
     speed: Speed | None = None
     held: Held | None = None
     notes: tuple[str, ...] = ()
+    larger: str = ""
     exit_code: int = PASSED
 
     def __str__(self) -> str:
         self = plain(self)
         integer = [r for r in self.layers if not r.reason]
-        head = (
-            f"{self.model} -> {self.out}: {self.before:,} -> {self.after:,} bytes ({_ratio(self.before, self.after)}), "
-        )
+        head = f"{self.model} -> {self.out}: {self.before:,} -> {self.after:,} bytes ({_ratio(self)}), "
         head += (
             f"{len(integer)} of {len(self.layers)} layers in int8, weights of {self.weight_bits} bits for {self.target}"
         )
@@ -71,12 +70,23 @@ class Quantized:
             _saturation(self),
             str(self.speed or ""),
             str(self.held or ""),
+            _worse(self),
         ]
         return "\n\n".join(p for p in (*parts, "\n".join(self.notes)) if p)
 
 
-def _ratio(before: int, after: int) -> str:
-    return f"{before / after:.2f}x smaller" if after < before else "not smaller: few of its weights are in int8"
+def _ratio(made: Quantized) -> str:
+    if made.after < made.before:
+        return f"{made.before / made.after:.2f}x smaller"
+    return f"not smaller: {made.larger or 'few of its weights are in int8'}"
+
+
+def _worse(made: Quantized) -> str:
+    """What to do with a file that is neither smaller nor shown faster."""
+    ratio = made.speed.ratio if made.speed is not None else None
+    if made.after < made.before or ratio is None or ratio[2] < 1:
+        return ""
+    return "larger, and not faster than float: keep the float file"
 
 
 def _table(layers: tuple[Row, ...]) -> str:

@@ -4,6 +4,7 @@ its simulation, and lists its layers."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SHORT = "16-bit floats: calibrated in float32, and what stays in float is float32; inputs and outputs keep their types"
 TIMED, LOSES = "int8 takes longer there", "int8 loses too much there"  # why it is in float
+FLOAT32 = 1  # TensorProto.FLOAT
 FEW = 32  # with fewer samples the ranges are a guess
 
 
@@ -99,6 +101,14 @@ def explained(rows: Sequence[Row], asked: Collection[str], timed: Collection[str
     why = lambda row: TIMED if row.name in timed else LOSES
     mine = lambda row: row.reason == ASKED and row.name not in asked
     return tuple(dataclasses.replace(row, reason=why(row)) if mine(row) else row for row in rows)
+
+
+def larger(made: Made, before: int) -> str:
+    """Why the int8 file of a float file of `before` bytes is not smaller, where that is not for its layers."""
+    if made.width == 2:
+        return "the float file has 16-bit floats, and what stays in float has 32"
+    stored = sum(math.prod(i.dims) * 4 for i in made.float_model.graph.initializer if i.data_type == FLOAT32)
+    return "the float file computes weights that are stored here" if stored > before else ""
 
 
 def look(given: Given, made: Made) -> Checked:

@@ -122,10 +122,12 @@ def checked(asked: Asked) -> Given:
         problems.append(Problem("--on", f"is for times, and nothing is timed with {why}", "leave one of them out"))
     like = () if asked.like is None else gathered(lambda: checks.float_layers(Path(asked.like)), problems) or ()
     problems += _wrong_bits(device, asked.weight_bits, asked.full_range)
+    left_out: list[str] = []
     parts: list[np.ndarray] = []  # numbers of the samples that calibrate, and of those that are compared
 
     def choose(total: int, size: int | None) -> np.ndarray:
         parts[:] = divided(total, max(asked.samples, 1), size)
+        left_out.append(_left_out(total, size, *map(len, parts)))
         return np.concatenate(parts)
 
     signature = None if parsed is None else of_model(parsed)
@@ -156,7 +158,7 @@ def checked(asked: Asked) -> Given:
         unused,
         scheme,
         device,
-        "\n".join(filter(None, (note, *guessed))),
+        "\n".join(filter(None, (note, *left_out, *guessed))),
         timed=not asked.settled,
         on=asked.on,
         words=asked.words,
@@ -183,6 +185,15 @@ def _data(source: Source, signature: Signature | None, choose: reader.Choose) ->
     if source.states:
         return reader.read_sequences(source, signature)
     return reader.read(source, signature, choose)
+
+
+def _left_out(total: int, size: int | None, calibrated: int, compared: int) -> str:
+    """Which samples a file that takes `size` at once leaves out; "" where none are."""
+    left = total - calibrated - compared
+    if not left or (size or 1) == 1:
+        return ""
+    both = f"{calibrated} calibrate, {compared} are compared" if compared else f"{calibrated} calibrate"
+    return f"{left} of {total} samples are left out, spread evenly: the file takes {size} at once, so that {both}"
 
 
 def _run(path: Path, found: Sequences, samples: int) -> tuple[Samples, Samples, bool, str]:

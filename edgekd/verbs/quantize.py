@@ -199,4 +199,5 @@ def quantize(
         speed=speed,
         held=held,
         notes=found.notes,
+        larger=quantize_file.larger(made, external.size(before.path)),
     )
