@@ -14,6 +14,7 @@ from test_foreign_forms import noise, saved, weights
 from edgekd.errors import UsageError
 from edgekd.quantization.onnx_graph.placement import UNFUSED
 from edgekd.report.speed import Speed
+from edgekd.verbs.compare import compare
 from edgekd.verbs.explain import explain
 from edgekd.verbs.quantize import quantize
 
@@ -98,3 +99,24 @@ def test_a_file_that_is_larger_and_not_faster_is_called_so(tmp_path):
     assert made.after > made.before and "not smaller: the float file computes weights" in str(made)
     for ratio, said in (((1.0, 0.9, 1.1), True), ((0.5, 0.4, 0.6), False)):
         assert ("keep the float file" in str(dataclasses.replace(made, speed=Speed(ratio)))) == said
+
+
+@pytest.mark.parametrize(("change", "said"), [("bytes", "takes x as uint8"), ("names", "takes the inputs other")])
+def test_files_that_take_other_inputs_are_told_apart_before_anything_runs(tmp_path, change, said):
+    nodes = [h.make_node("MatMul", ["x", "w"], ["y"], name="only")]
+    path, data, _ = saved(tmp_path, nodes, {"x": (8,)}, ["y"], weights(w=(8, 4)))
+    model = onnx.load(path)
+    if change == "bytes":
+        model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+        model.graph.node[0].input[0] = "f"
+        model.graph.node.insert(0, h.make_node("Cast", ["x"], ["f"], to=1))
+    else:
+        model.graph.input[0].name = model.graph.node[0].input[0] = "other"
+    onnx.save(model, tmp_path / "other.onnx")
+    for verb in (
+        lambda: compare(path, tmp_path / "other.onnx", data=data),
+        lambda: explain(tmp_path / "other.onnx", plain=path, data=data),
+    ):
+        with pytest.raises(UsageError) as caught:
+            verb()
+        assert said in str(caught.value) and ("edgekd try" in str(caught.value)) == (change == "bytes")

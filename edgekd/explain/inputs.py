@@ -23,7 +23,7 @@ from edgekd.probes import static
 from edgekd.records import Candidate, Deployment, Metric, Result, Target, is_onnx
 from edgekd.samples import read as reader
 from edgekd.samples import rows
-from edgekd.samples.signature import of_model
+from edgekd.samples.signature import differing, of_model
 from edgekd.samples.source import Source, refused_random
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def _read(
     model = gathered(lambda: plain and static.read(plain), problems)
     device = gathered(lambda: targets.load(target), problems)
     problems += normalize.problems(model, str(plain)) if model else []
+    problems += differing(of_model(model), of_model(made), (str(plain), str(int8))) if model and made else []
     given = None
     if source.data is not None:
         before = len(problems)

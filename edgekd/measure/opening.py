@@ -45,6 +45,15 @@ def check(paths: Sequence[Path], target: Target | None) -> None:
         raise UsageError(*problems)
 
 
+def alike(paths: Sequence[Path], target: Target | None) -> None:
+    """Raises UsageError where two ONNX files don't take the same inputs."""
+    if is_onnx(form(target)):
+        taken = [signature.of_model(static.read(path)) for path in paths]
+        problems = signature.differing(*taken, [str(p) for p in paths])
+        if problems:
+            raise UsageError(*problems)
+
+
 def given(
     path: Path, source: Source, target: Target | None, folder: Path, host: Host, model: onnx.ModelProto | None = None
 ) -> reader.Given:

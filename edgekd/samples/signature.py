@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.errors import Problem
+
 if TYPE_CHECKING:
     import onnx
 
@@ -71,6 +73,23 @@ class Signature:
         if dims is None or len(dims) != 2 or not isinstance(dims[1], int) or tensors[0].dtype is None:
             return None
         return max(2, dims[1]) if tensors[0].dtype.kind == "f" else None  # one logit says yes or no
+
+
+def differing(first: Signature, second: Signature, names: Sequence[str]) -> list[Problem]:
+    """Why two files, of these names, can't be run on the same samples."""
+    if set(first.inputs) != set(second.inputs):
+        text = f"takes the inputs {', '.join(second.inputs)}, and {names[0]} takes {', '.join(first.inputs)}"
+        return [Problem(names[1], text, "give two files of the same network")]
+    problems = []
+    for name, tensor in first.inputs.items():
+        other = second.inputs[name].dtype
+        if tensor.dtype is not None and other is not None and tensor.dtype != other:
+            text = f"takes {name} as {other}, and {names[0]} as {tensor.dtype}"
+            hint = "give the file that `quantize` makes without --input, --layout and --fold-preprocess: it has the "
+            hint += "same layers. `edgekd try` runs both files on the same images"
+            camera = np.dtype(np.uint8) in (tensor.dtype, other)
+            problems.append(Problem(names[1], text, hint if camera else "give two files of the same network"))
+    return problems
 
 
 def of_model(model: onnx.ModelProto) -> Signature:

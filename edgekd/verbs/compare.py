@@ -96,6 +96,7 @@ def compare(
     spared(json, paths, source)
     wanted = opening.taking(named(target), paths[0])
     opening.check(paths, wanted)
+    opening.alike(paths, wanted)
     progress = reporter(quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
