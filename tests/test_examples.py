@@ -1,6 +1,7 @@
 """The projects in benchmarks/examples: the commands of their README run and pass, in a copy of the folder."""
 
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -12,7 +13,8 @@ import tiny
 from edgekd import results
 from edgekd.cli import run as command
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "benchmarks" / "examples"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "benchmarks" / "examples"
 NAMES = sorted(p.parent.name for p in EXAMPLES.glob("*/README.md"))
 POINTS = {  # what each example makes, beside the teacher
     "own_model": {"alone", "alone-quantize", "distill", "quantize"},
@@ -33,6 +35,19 @@ POINTS = {  # what each example makes, beside the teacher
 def test_every_folder_is_in_the_index():
     assert sorted(p.name for p in EXAMPLES.iterdir() if p.is_dir() and p.name != "__pycache__") == NAMES
     assert sorted(re.findall(r"\((\w+)/README\.md\)", (EXAMPLES / "README.md").read_text("utf-8"))) == NAMES
+
+
+def test_the_pages_of_kinds_are_up_to_date():
+    """docs/examples has a page for each that shows a kind of output or input, whose task fits on a screen."""
+    made = runpy.run_path(str(ROOT / "docs" / "make_examples.py"))
+    held = {p.name: p.read_text("utf-8") for p in (ROOT / "docs" / "examples").glob("*.md")}
+    assert held == made["pages"](), "python docs/make_examples.py"
+    says = lambda p: re.search(r"outputs=|lengths=|stream=", p.read_text("utf-8"))
+    kinds = {p.parent.name for p in EXAMPLES.glob("*/*.py") if says(p)}
+    assert kinds == set(made["KINDS"])
+    for name in kinds:
+        (task,) = EXAMPLES.glob(f"{name}/*.py")
+        assert len(task.read_text("utf-8").splitlines()) <= 30, name
 
 
 @pytest.mark.slow

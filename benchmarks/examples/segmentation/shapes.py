@@ -5,12 +5,9 @@ from torch import nn
 
 import edgekd
 
-MASK = edgekd.classes(3, axis=1, ignore_index=255)  # scores [n, 3, 16, 16], labels [n, 16, 16]
-
 
 def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    rng, at = np.random.default_rng(seed), np.arange(16)
-    labels = np.zeros((count, 16, 16), np.int64)
+    rng, at, labels = np.random.default_rng(seed), np.arange(16), np.zeros((count, 16, 16), np.int64)
     for mask in labels:
         top, left, y, x = rng.integers(1, 8, 4)
         mask[top : top + 6, left : left + 5] = 1
@@ -25,11 +22,9 @@ def network(width: int) -> nn.Module:
     return nn.Sequential(*layer(1), *layer(width), *layer(width), nn.Conv2d(width, 3, 1))
 
 
+MASK = edgekd.classes(3, axis=1, ignore_index=255)  # scores [n, 3, 16, 16], labels [n, 16, 16]
 task = edgekd.Task(
-    name="shapes",
-    version="1",
-    outputs={"mask": MASK},
+    name="shapes", version="1", outputs={"mask": MASK}, metrics=(edgekd.mean_iou(MASK), edgekd.pixel_accuracy(MASK)),
     models={"teacher": lambda: network(24), "student": lambda: network(8)},
     data=edgekd.arrays(*images(400, 0), *images(200, 1), validation=0.25),
-    metrics=(edgekd.mean_iou(MASK), edgekd.pixel_accuracy(MASK)),
-)
+)  # fmt: skip

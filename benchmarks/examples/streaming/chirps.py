@@ -14,19 +14,17 @@ def sounds(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return frames.astype(np.float32), ((since >= 6) & (ways == 1)).astype(int)
 
 
-class Detector(nn.Module):
+class Step(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.cell, self.head, self.state_shapes = nn.GRUCell(12, width), nn.Linear(width, 2), {"h_in": (width,)}
 
     def forward(self, frame, h):  # one step: [n, 12] and [n, width]
-        h = self.cell(frame, h)
-        return self.head(h), h
+        return self.head(h := self.cell(frame, h)), h
 
 
-each = edgekd.classes(2, axis=2)  # an answer for every frame
 task = edgekd.Task(
-    name="chirps", version="1", inputs=("frame",), outputs={"chirp": each}, metrics=(edgekd.f1(each),),
-    models={"teacher": lambda: Detector(48), "student": lambda: Detector(16)},
+    name="chirps", version="1", inputs=("frame",), outputs={"chirp": edgekd.classes(2, axis=2)},
+    models={"teacher": lambda: Step(48), "student": lambda: Step(16)}, metrics=(edgekd.f1(edgekd.classes(2, axis=2)),),
     data=edgekd.arrays(*sounds(0, 300), *sounds(1, 200)), stream=edgekd.streaming({"h_out": "h_in"}),
 )  # fmt: skip

@@ -23,10 +23,8 @@ class Network(nn.Module):
 
 
 task = edgekd.Task(
-    name="wines",
-    version="1",
-    outputs={"grape": edgekd.classes(3), "alcohol": edgekd.numbers("sd")},
+    name="wines", version="1", outputs={"grape": edgekd.classes(3), "alcohol": edgekd.numbers("sd")},
     models={"teacher": lambda: Network(128), "student": lambda: Network(32)},
     data=edgekd.arrays(x[:110, 1:], train, x[110:, 1:], test),
     metrics=(edgekd.top1(output="grape"), edgekd.rmse(output="alcohol", unit="sd")),
-)
+)  # fmt: skip
