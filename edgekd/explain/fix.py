@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from edgekd.probes.signal_to_noise import SIGNAL_TO_NOISE
 from edgekd.quantization.diagnosis.fixes import Fix, fixes, in_float
 from edgekd.quantization.diagnosis.layers import Finding
 from edgekd.quantization.diagnosis.signal_to_noise import decibel
+from edgekd.store.scratch import scratch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,7 @@ def fix(
         return Fixed(subject.id, None, note="no layer loses accuracy that can be shown, so there is nothing to fix")
     if wrong := unwritable(subject.home, "copy the run to a folder of your own"):
         raise UsageError(*wrong)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         way = requantize.way(subject, store, progress)
         bench = Bench(subject, Path(folder), trained)
         before = bench.state(subject.int8_file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from edgekd.progress import Silent
 from edgekd.quantization.onnx_graph.placement import ASKED
 from edgekd.report.int8 import Row
 from edgekd.run.quantize_inputs import Given
+from edgekd.store.scratch import scratch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,7 @@ class Checked:
 def make(given: Given, ranges: str, progress: Silent) -> Made:
     from edgekd.quantization.onnx_graph import convert
 
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
+    with scratch() as folder, user_error():
         jobs.tried({str(given.path): given.path}, given.calibration, folder=Path(folder))
     with progress.task("calibrate") as advance, runnable(str(given.path)):
         return convert.quantize(
@@ -117,7 +117,7 @@ def look(given: Given, made: Made) -> Checked:
 
     few = checks.affordable(made.float_model, given.calibration)
     asked = [known.label for known in made.placement.layers if known.reason == ASKED]
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         content = checks.finished(made.model, given.out.name, asked)
         external.put(content, Path(folder))
         place = Path(folder) / given.out.name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from edgekd.samples.rows import Samples
 from edgekd.samples.signature import Signature, of_model
 from edgekd.samples.source import Source, overwritten, refused_random
 from edgekd.samples.split import ENOUGH, divided, of_sequences, spread
+from edgekd.store.scratch import scratch
 
 if TYPE_CHECKING:
     import onnx
@@ -200,7 +200,7 @@ def _run(path: Path, found: Sequences, samples: int) -> tuple[Samples, Samples, 
     """The steps of sequences, with the states that the float file makes: those that calibrate are spread over theirs,
     those that are compared are whole sequences. Also what there is to know of that."""
     calibrated, kept = of_sequences(found.lengths, samples)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         every = rolled.steps(path, found, Path(folder), calibrated)
         compared = rolled.steps(path, found, Path(folder), kept) if len(kept) else every
     others = f"{len(kept)} others" if len(kept) else "the same"

@@ -4,7 +4,6 @@ channels last, class indices out."""
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from edgekd.measure.machine import runnable
 from edgekd.onnx_files import external
 from edgekd.samples import preprocess
 from edgekd.samples.rows import Samples
+from edgekd.store.scratch import scratch
 
 if TYPE_CHECKING:
     import onnx
@@ -124,7 +124,7 @@ def _beside(given: Given, path: Path, pixels: Callable[[Samples], Samples], roun
     from edgekd.quantization.diagnosis.signal_to_noise import EQUAL, decibel, noise
 
     few = given.compared.take(slice(0, max(SEEN, given.compared.rows or 1)))
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         plain = jobs.score(given.path, few, folder=Path(folder) / "plain")
         found = jobs.score(path, pixels(few), folder=Path(folder) / "pixels")
     snr = min((-decibel(noise(a, found[n])) for n, a in plain.items() if a.dtype.kind == "f"), default=EQUAL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from edgekd.quantization.diagnosis.regions import Cost, proposals
 from edgekd.quantization.onnx_graph import convert
 from edgekd.quantization.onnx_graph.placement import ASKED, Layer
 from edgekd.report.speed import Interval, Mix, Speed
+from edgekd.store.scratch import scratch
 
 if TYPE_CHECKING:
     import onnx
@@ -87,7 +87,7 @@ def measured(given: Given, made: Made, progress: Silent) -> Speed:
     unfit = "" if given.on else unmeasurable(given)
     if unfit:
         return Speed(note=f"not timed: {unfit}; every layer that can be is in int8, whatever it takes there")
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _machine(given, progress) as (host, threads):
+    with scratch() as folder, _machine(given, progress) as (host, threads):
         subject = _Subject(given, made, Bench(given.calibration, threads, Path(folder), host), progress)
         decision = decide(subject.costs, macs_of(given, made, subject.layers), subject.ratios)
         return subject.told(decision, "this machine" if given.on is None else host.name)
@@ -98,7 +98,7 @@ def again(given: Given, made: Made, before: Speed, progress: Silent) -> Speed:
     for what may be lost. The command that makes it names them all."""
     if before.ratio is None:
         return before
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _machine(given, progress) as (host, threads):
+    with scratch() as folder, _machine(given, progress) as (host, threads):
         subject = _Subject(given, made, Bench(given.calibration, threads, Path(folder), host), progress)
         (ratio,) = subject.ratios([frozenset()])
     note = "more layers in float, for what may be lost, are slower than float" if slower(ratio) else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from edgekd.samples import axes, media, read, texts, values
 from edgekd.samples.rows import Samples
 from edgekd.samples.signature import Signature, of_model
 from edgekd.samples.source import Source
+from edgekd.store.scratch import scratch
 
 __all__ = ["EQUAL", "Answer", "Answers", "asked"]
 
@@ -160,7 +160,7 @@ def _answers(
     states: Mapping[str, str],
     seen: dict[str, Output],
 ) -> Iterator[Answer]:
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
+    with scratch() as folder, user_error():
         plain, int8 = (
             {o: a for o, a in rolled.score(f, s, Path(folder) / str(i)).items() if o not in states.values()}
             for i, (f, s) in enumerate(zip(files, pair, strict=True))

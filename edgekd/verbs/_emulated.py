@@ -3,7 +3,6 @@ there, what is counted on the file, and how long it will take as far as that is 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from edgekd.report.figures import table
 from edgekd.samples.generated import COUNT
 from edgekd.samples.rows import Samples
 from edgekd.samples.source import Source, spared
+from edgekd.store.scratch import scratch
 
 SOME = f"{COUNT} random samples (seed 0)"
 
@@ -77,7 +77,7 @@ def emulate(
     if problems and (targets or not ready):
         raise EnvironmentUnfit(*problems)
     opening.check([path], one)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, user_error():
+    with scratch() as folder, user_error():
         given = opening.given(path, source, one, Path(folder), local.host())
     inputs = given.samples
     count, labels = len(inputs), inputs.labels
@@ -91,7 +91,7 @@ def emulate(
     )
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="edgekd-") as folder,
+            scratch() as folder,
             progress.task("run as other CPUs") as advance,
             user_error(),
         ):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgekd.errors import INCONCLUSIVE, PASSED, plain
+from edgekd.store.scratch import scratch
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ def compare(
     """Times two files against each other, interleaved; both take the same inputs: those of `data`, `axes`,
     `preprocess` and `states` as in `quantize`, or random ones. `on`, and what is raised: as in
     `profile`. Where the A/A control excludes 1, the exit code is 3: inconclusive."""
-    import tempfile
 
     from edgekd.files import write_found
     from edgekd.measure import jobs, opening, session
@@ -99,7 +99,7 @@ def compare(
     opening.alike(paths, wanted)
     progress = reporter(quiet)
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
+        with scratch() as folder, host_of(on, progress) as host:
             device, host = stands_for(host, wanted)
             place, runtime = Path(folder), device.runtime.name
             with progress.task("open both files"), user_error():

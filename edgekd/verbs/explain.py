@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekd.errors import FAILED, PASSED, Problem, RunFailed, UsageError, exits, plain
+from edgekd.store.scratch import scratch
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ def explain(
 
     Raises UsageError for a folder that is not a run's, files that don't belong together, or data that a recipe no
     longer finds, BaselineError where a file's digest is wrong."""
-    import tempfile
 
     from edgekd.explain import inputs
     from edgekd.files import write_found
@@ -93,7 +93,7 @@ def explain(
     spared(json, [path, *([] if plain is None else [plain])], source, run)
     place, progress, store = Path(path), reporter(quiet), Store() if fix else None
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        with scratch() as folder:
             if place.is_file():
                 float_file = None if plain is None else Path(plain)
                 with progress.task("open both files"):

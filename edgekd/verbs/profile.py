@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgekd.errors import PASSED, Problem, UsageError, plain
+from edgekd.store.scratch import scratch
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
@@ -121,7 +122,6 @@ def profile(
 
     Raises UsageError for a file, data, target or address that is wrong, EnvironmentUnfit where the machine lacks what
     the target has."""
-    import tempfile
 
     from edgekd.files import sha256, write_found, write_json
     from edgekd.measure import emulation, jobs, opening, operators, session
@@ -150,7 +150,7 @@ def profile(
         opening.check([path], wanted)
     progress = reporter(quiet)
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, host_of(on, progress) as host:
+        with scratch() as folder, host_of(on, progress) as host:
             place = Path(folder)
             device, host = stands_for(host, wanted)
             runtime = device.runtime.name

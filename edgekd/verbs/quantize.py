@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgekd.store.scratch import scratch
 from edgekd.verbs import _options
 
 if TYPE_CHECKING:
@@ -131,7 +132,6 @@ def quantize(
 
     Raises UsageError with every problem of what was given; RunFailed where onnxruntime computes other outputs than
     it says."""
-    import tempfile
 
     from edgekd.files import writing
     from edgekd.onnx_files import external
@@ -164,7 +164,7 @@ def quantize(
     given = checked(asked)
     before, progress = given, reporter(quiet)
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        with scratch() as folder:
             given = quantize_interface.folded(given, interface, Path(folder))
             made = quantize_file.make(given, ranges, progress)
             made, speed = quantize_file.fast(given, made, ranges, progress)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.onnx_files import external
+from edgekd.store.scratch import scratch
 
 if TYPE_CHECKING:
     import onnx
@@ -42,7 +42,7 @@ def _optimized(model: onnx.ModelProto) -> onnx.GraphProto:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         path = Path(folder) / "model.onnx"
         external.write(model, path)
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
