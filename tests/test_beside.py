@@ -30,7 +30,7 @@ def test_by_hand():
     plain = np.array([[9.0, 0.0], [11.0, 0.0]])
     (found,) = signal_to_noise.compare("y", plain, plain + [0, 0.1])
     assert found.snr_db == pytest.approx(20) and (found.output, found.answers, found.channels) == ("y", 1.0, "")
-    assert str(found) == "y: 20.0 dB, 100.00 % equal answers"
+    assert str(found) == "y: 20.0 dB, greatest value the same in 100.00 %"
     (constant,) = signal_to_noise.compare("y", plain + 1000, plain + 1000 + [0, 0.1])
     assert constant.snr_db == pytest.approx(20), "what is always added hides no noise"
     (one,) = signal_to_noise.compare("y", plain[:1], plain[:1] * 1.1)  # of one sample the mean is the sample

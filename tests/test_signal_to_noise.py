@@ -70,7 +70,7 @@ def test_an_output_that_is_not_finite_has_no_figure():
     plain = np.full((5, 3), np.nan, np.float32)
     (row,) = compare("y", plain, plain)
     assert (row.snr_db, row.answers) == (None, 0)
-    assert str(row) == "y: 0.00 % equal answers, float's output is not finite in 5 of 5 samples"
+    assert str(row) == "y: greatest value the same in 0.00 %, float's output is not finite in 5 of 5 samples"
     some = RNG.normal(size=(5, 3)).astype(np.float32)
     some[1] = np.nan
     (row,) = compare("y", some, some)

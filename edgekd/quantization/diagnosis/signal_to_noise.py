@@ -47,7 +47,7 @@ class Agreement:
 
     def __str__(self) -> str:
         parts = [] if self.snr_db is None else [f"{self.snr_db:.1f} dB"]
-        parts += [] if self.answers is None else [f"{100 * self.answers:.2f} % equal answers"]
+        parts += [] if self.answers is None else [f"greatest value the same in {100 * self.answers:.2f} %"]
         parts += [] if self.equal is None else [f"{100 * self.equal:.2f} % equal values"]
         parts += [f"float's output is not finite in {self.broken} of {self.samples} samples"] if self.broken else []
         return f"{self.output}{f' [{self.channels}]' if self.channels else ''}: {', '.join(parts)}"
