@@ -341,3 +341,21 @@ def test_the_runtime_runs_no_thread_of_its_own_and_keeps_nothing(tmp_path):
     command = [sys.executable, "-c", script, str(FOLDER / "onnxruntime.py"), str(model)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"] and not list(tmp_path.rglob("*"))
+
+
+def test_the_sample_that_a_file_does_not_run_with_is_named(tmp_path):
+    import onnx
+
+    from edgekd.measure import jobs
+
+    table = "<float[4, 3] table = {0,1,2,3,4,5,6,7,8,9,10,11}>"
+    graph = onnx.parser.parse_graph(f"g (int64[n, 2] ids) => (float[n, 2, 3] y) {table} {{ y = Gather(table, ids) }}")
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=10),
+        tmp_path / "m.onnx",
+    )
+    ids = np.zeros((9, 2), np.int64)
+    assert jobs.score(tmp_path / "m.onnx", {"ids": ids}, folder=tmp_path / "a")["y"].shape == (9, 2, 3)
+    ids[5, 1] = 4
+    with pytest.raises(RunFailed, match=r"does not run in onnxruntime: sample 5: InvalidArgument: .*idx=4"):
+        jobs.score(tmp_path / "m.onnx", {"ids": ids}, folder=tmp_path / "b")

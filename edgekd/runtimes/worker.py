@@ -322,7 +322,7 @@ def _outputs(runtime, model, arrays, job, what, out):
         if start and what.get("cap_s") and time.monotonic() - begun > what["cap_s"]:
             break
         stop = min(start + size, rows)
-        for name, value in infer(_feed(infer, arrays, start, stop)).items():
+        for name, value in _asked(infer, arrays, start, stop).items():
             value, axis = np.asarray(value), where.get(name, 0)
             value = np.moveaxis(value, axis, 0) if value.ndim > axis else value
             if alone:
@@ -336,6 +336,25 @@ def _outputs(runtime, model, arrays, job, what, out):
         for array in arrays.values():
             array.unload()
     return _saved(infer, parts, stop, what, out)
+
+
+class AtSample(Exception):
+    """A model did not run with one of the samples."""
+
+
+def _asked(infer, arrays, start, stop):
+    """What a model answers to these samples. Where it fails, the first that it fails for is named."""
+    try:
+        return infer(_feed(infer, arrays, start, stop))
+    except Exception as error:
+        for i in range(start, stop) if stop - start > 1 else ():
+            try:
+                infer(_feed(infer, arrays, i, i + 1))
+            except Exception as alone:
+                if type(alone) is not type(error):
+                    break  # it takes a fixed number of samples
+                raise AtSample(f"sample {i}: {type(alone).__name__}: {alone}") from None
+        raise
 
 
 def _over_sequences(infer, arrays, what):
@@ -671,7 +690,8 @@ def main(arguments):
             told = f"{os.path.basename(last.filename)}:{last.lineno} calls sys.exit({error.code!r})"
             print(json.dumps({"error": told[:2000]}), flush=True)
         except Exception as error:  # whatever a runtime raises is this entry's result
-            print(json.dumps({"error": f"{type(error).__name__}: {str(error)[:2000]}"}), flush=True)
+            kind = "" if isinstance(error, AtSample) else f"{type(error).__name__}: "
+            print(json.dumps({"error": kind + str(error)[:2000]}), flush=True)
         return 0
     if "--with-parent" in arguments:
         _die_with_parent()
