@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ import tiny
 import edgekd
 from edgekd import environment
 from edgekd.cli import run as command
+from edgekd.errors import UsageError
 from edgekd.records import Made
 from edgekd.run import plan, resolve, sanity_check, steps
 from edgekd.verbs import compress
@@ -108,6 +110,22 @@ def test_other_threads_are_another_recipe(begun, capsys):
     assert command(["compress", "recipe.toml", "--out", "run", "--threads", "2"]) == 2
     err = capsys.readouterr().err
     assert "holds the run of another recipe" in err and "--threads 4 resumes it" in err
+
+
+def test_a_run_of_an_older_version_goes_on(begun):
+    """Its recipe.toml has none of the settings that came later."""
+    path = Path("run/recipe.toml")
+    later = "accumulate = 1\n", 'batch_norm = "synchronized"\n'
+    text = path.read_text()
+    assert all(line in text for line in later)
+    for line in later:
+        text = text.replace(line, "")
+    path.write_text(text)
+    with pytest.raises(Stop):
+        edgekd.compress("recipe.toml", out="run")
+    path.write_text(text.replace("[[stage]]\n", "[[stage]]\naccumulate = 2\n", 1))
+    with pytest.raises(UsageError, match="another recipe"):
+        edgekd.compress("recipe.toml", out="run")
 
 
 def test_what_a_task_and_a_stage_compute_does_not_follow_the_machine(monkeypatch):

@@ -29,6 +29,7 @@ OURS = (
     "profile",
     "fixed",
 )
+LATER = {"accumulate": 1, "batch_norm": "synchronized"}  # settings that older runs do not have, which meant the same
 
 
 @contextlib.contextmanager
@@ -77,12 +78,19 @@ def claim(folder: Path, text: str, fresh: bool) -> None:
 
 
 def _recipe(text: str) -> Any:
-    """The recipe as a table, without `device`, which may change while a run is resumed; the text itself where it is not
-    valid TOML."""
+    """The recipe as a table, without `device`, which may change while a run is resumed, nor what older versions did not
+    write; the text itself where it is not valid TOML."""
     try:
-        return {k: v for k, v in toml(text).items() if k != "device"}
+        return {k: _told(v) for k, v in toml(text).items() if k != "device"}
     except ValueError:
         return text
+
+
+def _told(value: Any) -> Any:
+    """A value of a recipe without the LATER settings that are the default."""
+    if isinstance(value, dict):
+        return {k: _told(v) for k, v in value.items() if k not in LATER or v != LATER[k]}
+    return [_told(v) for v in value] if isinstance(value, list) else value
 
 
 def devices_of(folder: Path) -> tuple[str, ...]:
