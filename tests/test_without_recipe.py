@@ -19,6 +19,7 @@ import edgekd
 from edgekd import results
 from edgekd.errors import UsageError
 from edgekd.without_recipe import cost, publish, rungs
+from edgekd.without_recipe.asked import Asked
 from edgekd.without_recipe.seen import Seen
 
 HERE = Path(__file__).parent
@@ -248,6 +249,27 @@ def test_the_time_of_a_rung_follows_what_was_measured():
     assert costs.of(rung) == pytest.approx(60 + 10)
 
 
+def test_a_frozen_model_has_a_time_too(place):
+    from edgekd.run.resolve import resolved
+
+    frozen = "import onenet\nnet = onenet.trained().requires_grad_(False)\n"
+    (place / "frozennet.py").write_text(frozen)
+    recipe = Asked("frozennet:net", "digits.npz").head(Path("net.safetensors"))
+    assert cost.epoch_of(resolved({**recipe, "stage": [{"use": "quantize", "mode": "ptq"}]})) > 0
+
+
+def test_a_folder_goes_on_with_its_stages_in_their_order(tmp_path):
+    """A rung that was too long for one command comes after shorter ones in the next."""
+    from edgekd.without_recipe.climb import Climb
+
+    ladder = tuple(rungs.rungs(1000, True, ()))
+    order = [ladder[0], ladder[3], ladder[2]]
+    tables = [f'[[stage]]\nname = "{stage["name"]}"\n' for rung in order for stage in rung.stages]
+    (tmp_path / "recipe.toml").write_text("".join(tables))
+    given = {"asked": None, "task": None, "weights": None, "checked": None, "store": None, "progress": None}
+    assert Climb(folder=tmp_path, ladder=ladder, **given).begun() == order
+
+
 # ---------------------------------------------------------------- the folder
 
 
@@ -284,6 +306,14 @@ def test_a_move_that_was_cut_off_is_finished(tmp_path, cut, monkeypatch):
     assert {p.read_text() for p in (run / "result.json", run / "recipe.toml", run / "models" / mark)} == {mark}
     assert (run / "log.jsonl").read_text() == "kept"
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".next")] == ["run"]
+
+
+def test_the_folder_may_be_the_one_that_one_is_in(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    written(publish.begin(Path(".")), "new")
+    publish.publish(Path("."))
+    assert (tmp_path / "run/models/new").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 # ---------------------------------------------------------------- init

@@ -76,10 +76,11 @@ class Climb:
         """The rungs that the folder's recipe has, in its order."""
         try:
             stages = folders.toml((self.folder / "recipe.toml").read_text(encoding="utf-8"))["stage"]
-            names = {stage["name"] for stage in stages}
+            names = [stage["name"] for stage in stages]
         except (OSError, ValueError, KeyError, TypeError):
             return []
-        return [rung for rung in self.ladder if rung.names <= names]
+        begun = [rung for rung in self.ladder if rung.names <= set(names)]
+        return sorted(begun, key=lambda rung: names.index(rung.stages[0]["name"]))
 
     def run(self, fresh: bool) -> Outcome:
         """The newest outcome, whose text ends with what each rung bought."""

@@ -68,6 +68,7 @@ def epoch_of(resolved: Resolved) -> float:
             begun = time.monotonic()
             answer = task.call(module, inputs)
             loss = torch.stack([t.float().square().mean() for t in named(answer).values()]).sum()
-            loss.backward()
+            if loss.requires_grad:  # a given model may be frozen
+                loss.backward()
             times.append(time.monotonic() - begun)
     return min(times) * math.ceil(len(columns) / BATCH)

@@ -14,12 +14,18 @@ LAST = ("result.json", "recipe.toml")
 
 def work_of(folder: Path) -> Path:
     """The folder where the next result is written: beside the run's, so that relative paths mean the same in both."""
-    return folder.with_name(f".{folder.name}.next")
+    return _beside(folder, "next")
 
 
 def _ready(folder: Path) -> Path:
     """The name that the next result has once it is complete."""
-    return folder.with_name(f".{folder.name}.ready")
+    return _beside(folder, "ready")
+
+
+def _beside(folder: Path, what: str) -> Path:
+    """A hidden folder beside the run's, whose path may be `.` or a link."""
+    whole = folder.resolve()
+    return whole.with_name(f".{whole.name}.{what}")
 
 
 def begin(folder: Path) -> Path:
@@ -38,7 +44,7 @@ def publish(folder: Path) -> None:
 
 def finish(folder: Path) -> None:
     """Goes on with a move that was cut off; does nothing where there was none."""
-    ready, old = _ready(folder), folder.with_name(f".{folder.name}.old")
+    ready, old = _ready(folder), _beside(folder, "old")
     if ready.is_dir():
         present = [name for name in OURS if name != LOG and (ready / name).exists()]
         for name in sorted(present, key=lambda name: name in LAST):
