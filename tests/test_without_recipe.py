@@ -187,6 +187,44 @@ def test_killed_it_leaves_a_complete_result_and_goes_on(place, tmp_path):
     assert {"half", "half-int8"} <= {c.id for c in results.read(tmp_path / "killed/result.json").candidates}
 
 
+def test_weights_of_something_else_are_kept(place, tmp_path):
+    (tmp_path / "teacher.safetensors").write_bytes(b"other")
+    with pytest.raises(UsageError, match="weights of something else"):
+        compress(out=tmp_path)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("teacher.safetensors", b"other")]
+
+
+def test_a_command_that_cannot_work_leaves_no_weights(place, tmp_path):
+    with pytest.raises(UsageError):
+        compress(out=tmp_path, device="gpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rung_that_fails_leaves_nothing_beside_the_folder(place, tmp_path, monkeypatch):
+    from edgekd.errors import RunFailed
+    from edgekd.without_recipe import climb
+
+    def fail(*given, **more):
+        raise RunFailed("no")
+
+    monkeypatch.setattr(climb, "carry_out", fail)
+    with pytest.raises(RunFailed):
+        compress(out=tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_goes_on_with_its_own_device_and_threads(place, tmp_path, monkeypatch, fresh):
+    from edgekd.without_recipe import climb
+
+    (tmp_path / "recipe.toml").write_text('threads = 3\ndevice = "mps"\n')
+    monkeypatch.setattr(climb, "_ladder", lambda made: (rungs.rungs(1000, True, ())[:1], None))
+    asked, given = Asked("onenet:trained", "digits.npz"), (tmp_path, None, None, None, None)
+    made = climb.prepared(asked, *given, fresh=fresh)
+    resolved = made.resolved(list(made.ladder))
+    assert (resolved.threads, resolved.devices) == ((2, ("cpu",)) if fresh else (3, ("mps",)))
+
+
 # ---------------------------------------------------------------- the ladder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +51,17 @@ def weights(spec: str) -> dict[str, Any]:
     model was not trained."""
     make = maker(spec)
     first, again = (called(make, f"`{spec}`").state_dict() for _ in range(2))
-    if first.keys() != again.keys() or any(not _equal(first[name], again[name]) for name in first):
+    if not same(first, again):
         text = f"`{spec}()` returns other weights at each call"
         raise UsageError(Problem("", text, f"load them in it, or give their file: {spec}@weights.safetensors"))
     if not first:
         raise UsageError(Problem("", f"`{spec}` has no weights", "give a model with parameters"))
     return first
+
+
+def same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether these are the same tensors by name."""
+    return first.keys() == second.keys() and all(_equal(first[name], second[name]) for name in first)
 
 
 def called(make: Callable[[], Any], what: str) -> Any:

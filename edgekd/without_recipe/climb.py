@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd import components
 from edgekd.decisions.quantities import of_outputs
-from edgekd.errors import FAILED, RunFailed, UsageError, gathered
+from edgekd.errors import FAILED, Problem, RunFailed, UsageError, gathered
 from edgekd.files import unwritable, write_atomic
 from edgekd.models import given, saved
 from edgekd.report import terminal
@@ -44,7 +44,7 @@ EACH_KIND = {"int8", "half", "half-labels"}  # stages whose checks stand for tho
 @dataclasses.dataclass(frozen=True)
 class Climb:
     """One command. `folder`: of the run; `weights`: the file of the given model's; `deadline`: of `time.monotonic()`,
-    None: no end; `threads`, `device`, `on`: as of `edgekd compress`."""
+    None: no end; `threads`, `device`, `on`: as of `edgekd compress`; `before`: the devices of the folder's run."""
 
     asked: Asked
     task: Task
@@ -58,6 +58,7 @@ class Climb:
     threads: int | None = None
     device: str | None = None
     on: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    before: tuple[str, ...] = ()
 
     def table(self, rungs: list[Rung]) -> dict[str, Any]:
         """The recipe with the stages of these rungs."""
@@ -65,7 +66,8 @@ class Climb:
         return {**self.asked.head(self.weights), "stage": stages, "gate": self.asked.gate(self.task.metrics[0].name)}
 
     def resolved(self, rungs: list[Rung]) -> Resolved:
-        return resolve.resolved(self.table(rungs), threads=self.threads, store=self.store, device=self.device)
+        found = resolve.resolved(self.table(rungs), threads=self.threads, store=self.store, device=self.device)
+        return placing.going_on(found, self.before, self.device is not None)
 
     def text(self, resolved: Resolved) -> str:
         return dump(resolved, self.folder)
@@ -93,6 +95,7 @@ class Climb:
             there = boards.connect(self.on, first, self.progress, opened)
             log = folders.logger(self.folder / "log.jsonl")
             costs = cost.Cost(cost.epoch_of(first), len(target_settings.grouped(first.targets)))
+            opened.callback(publish.drop, self.folder)
             return _Way(self, costs, there, log).go(done)
 
 
@@ -219,7 +222,8 @@ def compress(
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
             place = Path(out) if out is not None else None
             with progress.task("check the model and the data"):
-                climb = prepared(asked, place, Path(scratch) if dry_run else None, store, progress, deadline, **how)
+                unused = Path(scratch) if dry_run else None
+                climb = prepared(asked, place, unused, store, progress, deadline, fresh=fresh, **how)
             return shown(climb) if dry_run else climb.run(fresh)
     finally:
         progress.close()
@@ -233,10 +237,12 @@ def prepared(
     store: Store,
     progress: Silent,
     deadline: float | None,
+    *,
+    fresh: bool = False,
     **how: Any,
 ) -> Climb:
     """Checks all that is asked, and writes the model's weights into the folder of the run (or `scratch`, where nothing
-    is to be run). Raises UsageError with every problem, before anything is trained."""
+    is to be run). Raises UsageError with every problem, before anything is trained; then no weights are left."""
     from edgekd import targets
 
     components.look_beside(Path.cwd())
@@ -255,15 +261,39 @@ def prepared(
     if wrong := unwritable(folder, "choose another folder with --out"):
         raise UsageError(*wrong)
     weights = asked.file or (scratch or folder) / WEIGHTS
+    new = asked.file is None and not weights.exists()
     if asked.file is None:
         tensors = given.weights(asked.name)
+        if not new and not _ours(weights, asked, tensors, fresh):
+            text = "holds the weights of something else, which would be replaced"
+            raise UsageError(Problem(str(weights), text, "move them, or choose another folder with --out"))
         weights.parent.mkdir(parents=True, exist_ok=True)
         saved.write_tensors(weights, tensors)
-    if how.get("threads") is None:
+    if how.get("threads") is None and not fresh:
         how = {**how, "threads": folders.threads_of(folder)}  # those that the run was begun with
-    climb = Climb(asked, task, folder, weights, (), None, store, progress, deadline, **how)
-    ladder, checked = _ladder(climb)
+    before = () if fresh else folders.devices_of(folder)
+    climb = Climb(asked, task, folder, weights, (), None, store, progress, deadline, **how, before=before)
+    try:
+        ladder, checked = _ladder(climb)
+    except BaseException:
+        if new:
+            weights.unlink(missing_ok=True)
+        raise
     return dataclasses.replace(climb, ladder=tuple(ladder), checked=checked)
+
+
+def _ours(weights: Path, asked: Asked, tensors: Mapping[str, Any], fresh: bool) -> bool:
+    """Whether a file of weights is there for the run of this model, or of one that is to be replaced."""
+    try:
+        begun = folders.toml((weights.parent / "recipe.toml").read_text(encoding="utf-8"))["task"]["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        begun = None
+    if begun is not None:
+        return fresh or bool(begun == asked.name)
+    try:
+        return given.same(saved.read_tensors(weights), tensors)
+    except UsageError:
+        return False
 
 
 def _ladder(climb: Climb) -> tuple[list[Rung], Plan]:

@@ -30,10 +30,15 @@ def _beside(folder: Path, what: str) -> Path:
 
 def begin(folder: Path) -> Path:
     """An empty folder for the next result; what was left of one that was not finished is removed."""
+    drop(folder)
     work = work_of(folder)
-    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     return work
+
+
+def drop(folder: Path) -> None:
+    """Removes a next result that was not finished, if there is one."""
+    shutil.rmtree(work_of(folder), ignore_errors=True)
 
 
 def publish(folder: Path) -> None:
