@@ -261,6 +261,31 @@ def test_keys_hold_weights_and_config_and_no_path(tmp_path):
     assert digest(one) != known
 
 
+def test_weights_outside_the_folder_are_refused(tmp_path):
+    """Keys hold digests of the folder's files: what lies elsewhere would not be in them."""
+    folder = written(tmp_path / "bert", bert)
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    shutil.copy(tmp_path / "elsewhere.safetensors", folder / "part.safetensors")
+    tensors = dict.fromkeys(bert().state_dict(), "part.safetensors")
+    index = folder / "model.safetensors.index.json"
+    table = {"metadata": {}, "weight_map": tensors}
+    index.write_text(json.dumps(table))
+    assert index.name in edgekd.hf(folder).digests and edgekd.hf(folder)() is not None
+    table["weight_map"]["classifier.bias"] = "../elsewhere.safetensors"
+    index.write_text(json.dumps(table))
+    with pytest.raises(UsageError, match=r"has no \.\./elsewhere\.safetensors"):
+        edgekd.hf(folder)
+    index.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "sub/other.safetensors"}))
+    with pytest.raises(UsageError, match=r"has no sub/other\.safetensors"):
+        edgekd.hf(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "../base"}')
+    with pytest.raises(UsageError, match="is an adapter"):
+        edgekd.hf(folder)
+
+
 def test_a_new_head_is_trained(tmp_path):
     written(tmp_path / "vit", lambda: vit(5))
     torch.manual_seed(0)

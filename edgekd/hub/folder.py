@@ -123,8 +123,9 @@ def hf(
     config = folder / "config.json"
     if not config.is_file():
         raise UsageError(Problem(str(folder), "has no config.json", "give what `save_pretrained` wrote"))
-    _architecture(_table(config), folder)
-    digests = {path.name: sha256(path) for path in (config, *_weights(folder))}
+    facts = _table(config)
+    _architecture(facts, folder)
+    digests = {path.name: sha256(path) for path in (config, *_weights(folder, facts))}
     return Folder(config, digests, (outputs,) if isinstance(outputs, str) else tuple(outputs), classes, source)
 
 
@@ -201,13 +202,26 @@ def _architecture(facts: Mapping[str, Any], folder: Path) -> Any:
     return found
 
 
-def _weights(folder: Path) -> list[Path]:
+def _weights(folder: Path, facts: Mapping[str, Any]) -> list[Path]:
+    """All files that decide the weights: those of tensors, and the index of several. Raises UsageError where some lie
+    elsewhere: keys would not have them."""
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         text = f"has {', '.join(pickled)} only: loading pickle can run code" if pickled else "has no weights"
         raise UsageError(Problem(str(folder), text, "give safetensors: `model.save_pretrained(folder)` writes them"))
-    return found
+    index = sorted(folder.glob("*.safetensors.index.json"))
+    if (folder / "adapter_config.json").is_file():
+        hint = "save the whole model: `model.merge_and_unload().save_pretrained(folder)`"
+        raise UsageError(Problem(str(folder), "is an adapter of a model that lies elsewhere", hint))
+    told = [_table(path).get("weight_map") for path in index] if not (folder / "model.safetensors").is_file() else []
+    named = {str(name) for each in told if isinstance(each, Mapping) for name in each.values()}
+    named |= {str(facts["transformers_weights"])} if facts.get("transformers_weights") else set()
+    if elsewhere := sorted(named - {path.name for path in (*found, *index)}):
+        raise UsageError(
+            Problem(str(folder), f"has no {', '.join(elsewhere[:5])}, which its weights are said to be in")
+        )
+    return [*found, *index]
 
 
 def _table(path: Path) -> dict[str, Any]:
