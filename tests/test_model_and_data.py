@@ -54,7 +54,7 @@ def found(model, data, **more):
     ("model", "data", "metric", "kind"),
     [
         ("classes", "y_classes", "top1", None),
-        ("one", "y_one", "top1", None),
+        ("one", "y_one", "top1", "yes_no"),  # declared: a student can be trained
         ("pixels", "y_pixels", "mean_iou", "classes"),
         ("labels", "y_labels", "average_precision", "yes_no"),
         ("numbers", "y_numbers", "mean_error", "numbers"),

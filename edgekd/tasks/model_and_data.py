@@ -50,14 +50,15 @@ def model_and_data(
     name = path.resolve().stem if path is not None else str(data).rpartition(":")[0].rpartition(".")[2]
     output, metric = _kind(make, found, model)
     settings = {"output": dataclasses.asdict(output)}
+    plain = output.kind == "classes" and metric.name == "top1"  # one class for each sample
     return Task(
         name=re.sub(r"[^\w.-]", "-", name).lstrip(".-_") or "model",
         version=f"1 {json.dumps(settings)}",
         models={"teacher": make, "student": make},
         data=found,
         metrics=(metric,),
-        classes=output.count if output.kind == "classes" and output.axis == 1 and metric.name == "top1" else None,
-        outputs=("output",) if metric.name == "top1" else {"output": output},
+        classes=output.count if plain else None,
+        outputs=("output",) if plain else {"output": output},
     )
 
 
