@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import re
 import sys
@@ -83,8 +84,8 @@ def built_in(package: str, name: str) -> Any:
 
 def look_beside(folder: Path) -> None:
     """Modules that a recipe or a target names are looked for beside it and in the current folder: what names code runs
-    it, on purpose."""
-    for path in (str(Path.cwd()), str(folder)):
+    it, on purpose. A path through a folder that goes away later, such as `work/KEY/../..`, is written without it."""
+    for path in (str(Path.cwd()), os.path.abspath(folder)):
         if path not in sys.path:
             sys.path.insert(0, path)
 

@@ -1,8 +1,9 @@
 """A setting that names a part: by its name, by a table with settings, or by the path to one's own."""
 
-from dataclasses import dataclass
+from dataclasses import sys
 from typing import Annotated
 
+import dataclass
 import pytest
 
 from edgekd import components, signatures
@@ -111,3 +112,11 @@ def test_the_hint_on_a_name():
     assert near("zzz", ["epochs", "lr", "lr"]) == "known: epochs, lr"
     assert near("zzz", ["epochs"], "see the list") == "see the list"
     assert near("aab", ["aaa", "aac"], count=2) in ("did you mean `aaa` or `aac`?", "did you mean `aac` or `aaa`?")
+
+
+def test_modules_are_found_though_a_folder_on_the_way_is_gone(tmp_path, monkeypatch):
+    """Another process of a run reads the recipe in the folder of a step, which is moved when the step is finished."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "work" / "key").mkdir(parents=True)
+    components.look_beside(tmp_path / "work" / "key" / ".." / "..")
+    assert str(tmp_path) in sys.path and not any(".." in place for place in sys.path)
