@@ -45,8 +45,12 @@ class Column:
         if isinstance(index, slice):
             return self.rows(np.arange(*index.indices(len(self))))
         numbers = np.asarray(index)
+        if numbers.dtype == bool and numbers.shape == (len(self),):
+            numbers = np.flatnonzero(numbers)
+        if numbers.dtype.kind not in "iu":
+            raise IndexError(f"{index!r} is not in a column of {len(self)} samples")
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
-        if numbers.dtype.kind not in "iu" or ((numbers < 0) | (numbers >= len(self))).any():
+        if ((numbers < 0) | (numbers >= len(self))).any():
             raise IndexError(f"{index!r} is not in a column of {len(self)} samples")
         return self.rows(numbers) if numbers.ndim else self.rows(numbers[None])[0]
 
