@@ -15,7 +15,7 @@ from ranks import CASES, train
 from edgekd.errors import BROKEN, UsageError
 from edgekd.run.keys import key_of
 from edgekd.run.plan import make
-from edgekd.run.processes import check
+from edgekd.run.processes import Leader, check
 from edgekd.run.resolve import resolved
 
 HERE = Path(__file__).parent
@@ -129,6 +129,20 @@ def test_a_killed_process_ends_the_run_and_the_same_command_resumes_it(tmp_path,
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 0 and "resumed" in errors, errors
     assert weights(tmp_path) == undisturbed
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux tells who listens")
+def test_messages_come_from_this_machine_only():
+    """They are unpickled: nothing else in the network may send one."""
+    leader = Leader(1)
+    try:
+        tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")]
+        lines = [line.split() for table in tables for line in table.splitlines()]
+        port = f":{leader.store.port:04X}"
+        places = [line[1] for line in lines if line[1].endswith(port) and line[3] == "0A"]
+        assert places == [f"0100007F{port}"]
+    finally:
+        leader.close()
 
 
 def test_the_number_of_processes_is_in_the_key_of_what_learns(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import itertools
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,12 @@ class Leader:
         if launched() is not None:
             self.store, _, _ = next(group.rendezvous("env://", timeout=LONG))
             return
-        self.store = group.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LONG)
+        # messages are unpickled, and a store that binds by itself listens to the whole network
+        own = socket.create_server(("127.0.0.1", 0))
+        port = own.getsockname()[1]
+        self.store = group.TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=LONG, master_listen_fd=own.detach()
+        )
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": str(count)}
         for rank in range(1, count):
             mine = {**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
