@@ -1,9 +1,9 @@
 """A setting that names a part: by its name, by a table with settings, or by the path to one's own."""
 
-from dataclasses import sys
+import sys
+from dataclasses import dataclass
 from typing import Annotated
 
-import dataclass
 import pytest
 
 from edgekd import components, signatures

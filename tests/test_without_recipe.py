@@ -370,6 +370,10 @@ def test_init_writes_files_that_pass_at_once(place, tmp_path, capsys):
     assert f"next: edgekd compress {project / 'recipe.toml'}" in said
     shown = edgekd.compress(project / "recipe.toml", dry_run=True, out=tmp_path / "run")
     assert "half-int8" in shown and "to do" in shown
+    assert "eighth" not in shown  # small models can't be cut so far, which would end the recipe
+    root = Path(edgekd.__file__).resolve().parent.parent
+    there = {**os.environ, "PYTHONPATH": str(root)}  # the model's module is found from the project alone
+    subprocess.run([sys.executable, "-c", "import edgekd_task"], cwd=project, env=there, check=True)
     tables, _ = budget.read(project / "budget.toml")
     assert tables["any"]["top1"]["is"] == "drop max 2 pt vs teacher" and tables["any"]["file_bytes"] == "max 9 kB"
     steps = re.findall(r"^      - run: (.*)$", (project / ".github/workflows/edgekd.yml").read_text(), re.M)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -24,12 +25,12 @@ TASK, RECIPE, BUDGET, WORKFLOW = "edgekd_task.py", "recipe.toml", "budget.toml",
 CODE = '''"""The task: what edgekd compresses, by which data and metrics."""
 
 import dataclasses
-from pathlib import Path
+{imports}from pathlib import Path
 
 from edgekd.tasks.model_and_data import model_and_data
 
 HERE = Path(__file__).resolve().parent
-
+{beside}
 task = dataclasses.replace(
     model_and_data({arguments}),
     name="{name}",
@@ -69,9 +70,10 @@ def write(asked: Asked, out: Path, progress: Silent) -> str:
     try:
         with progress.task("check the model and the data"):
             made = climb.prepared(asked, out, None, store, progress, None)
-            code = CODE.format(name=made.task.name, arguments=_arguments(asked, out))
+            code = CODE.format(name=made.task.name, arguments=_arguments(asked, out), **_modules(asked, out))
             write_atomic(out / TASK, code.encode())
-            table = {**made.table(list(made.ladder)), "task": "edgekd_task:task", "modules": str(out)}
+            ladder = [rung for rung in made.ladder if not rung.deepest]
+            table = {**made.table(ladder), "task": "edgekd_task:task", "modules": str(out)}
             resolved = resolve.resolved(table, store=store)
             plan.make(resolved, store, made.checked)
     finally:
@@ -84,7 +86,21 @@ def write(asked: Asked, out: Path, progress: Silent) -> str:
     shown = {"recipe": RECIPE, "run": run, "budget": BUDGET}
     write_atomic(out / WORKFLOW, CI.format(**{k: shlex.quote(v) for k, v in shown.items()}).encode())
     wrote = "\n".join(f"wrote {out / name}" for name in names)
+    wrote += "\nfor the workflow, the repository needs the model's module and its data too"
     return f"{wrote}\n\nnext: edgekd compress {shlex.quote(str(out / RECIPE))} --time-budget 30m"
+
+
+def _modules(asked: Asked, out: Path) -> dict[str, str]:
+    """The lines by which the task file finds the model's module, where it does not lie beside it."""
+    spec = importlib.util.find_spec(asked.name.partition(":")[0].partition(".")[0])
+    if spec is None or spec.origin is None or "site-packages" in spec.origin:
+        return {"imports": "", "beside": ""}
+    place = Path(spec.origin).parent.parent if spec.submodule_search_locations else Path(spec.origin).parent
+    way = Path(os.path.relpath(place, out.resolve())).as_posix()
+    if way == ".":
+        return {"imports": "", "beside": ""}
+    line = f"sys.path.insert(0, str(HERE / {json.dumps(way)}))  # where the model's module is\n"
+    return {"imports": "import sys\n", "beside": line}
 
 
 def _arguments(asked: Asked, out: Path) -> str:

@@ -38,6 +38,11 @@ class Rung:
     def names(self) -> set[str]:
         return {stage["name"] for stage in self.stages}
 
+    @property
+    def deepest(self) -> bool:
+        """Whether it cuts so deep that small models can't be cut so far, which ends a recipe that has it."""
+        return any(name.startswith("eighth") for name in self.names)
+
 
 def rungs(samples: int, taught: bool, labels: Sequence[dict[str, Any]]) -> list[Rung]:
     """All rungs. `samples` of the train split; `taught`: whether the task's outputs have losses to learn a teacher by;
