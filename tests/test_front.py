@@ -109,14 +109,17 @@ def test_nothing_within_budget_shows_the_nearest_and_by_how_much():
     assert found.chosen is None
     assert (
         found.reason
-        == "none of 2 candidates is within the budgets; the nearest is near: top1 is 0.5 % beyond `min 90 %`"
+        == "none of 2 candidates is within the budgets; on validation the nearest is near: top1 is 0.5 % beyond "
+        "`min 90 %`"
     )
     # by their mean
     lone = pick(
         [candidate("p.s0", 80, 1, 30, point="p"), candidate("p.s1", 89, 1, 30, point="p", seed=1)], {"top1": "min 90 %"}
     )
     assert (
-        lone.reason == "the only candidate is not within the budgets; the nearest is p: top1 is 5.5 % beyond `min 90 %`"
+        lone.reason
+        == "the only candidate is not within the budgets; on validation the nearest is p: top1 is 5.5 % beyond "
+        "`min 90 %`"
     )
 
 
@@ -277,7 +280,7 @@ def test_int8_that_is_slower_than_its_float_parent_is_not_chosen_for_its_bytes()
     found = pick(both(1.0, 1.4), select=bytes_first)
     assert found.chosen == "prune"
     late = "int8 is not faster here: quantize takes 1.40 of the time (1.29 to 1.53) of prune"
-    assert found.reason == f"2 of 2 within the budgets; it is the only one; {late}"
+    assert found.reason == f"2 of 2 within the budgets; the others are slower as int8; {late}"
     assert pick(both(1.0, 0.6), select=bytes_first).chosen == "quantize"
     # their intervals overlap: slower is not shown
     assert pick(both(1.0, 1.04), select=bytes_first).chosen == "quantize"

@@ -67,10 +67,13 @@ def choose(
         nearest = min(points, key=lambda p: (sum(o.share for o in broken[p]), p))
         beyond = "; ".join(str(o) for o in broken[nearest])
         count = "the only candidate is not" if len(points) == 1 else f"none of {len(points)} candidates is"
-        return TargetResult(ids, None, None, (), f"{count} within the budgets; the nearest is {nearest}: {beyond}")
+        return TargetResult(
+            ids, None, None, (), f"{count} within the budgets; on validation the nearest is {nearest}: {beyond}"
+        )
     late = {p: by for p, by in slower(points, target, figure).items() if p in fit}
     refused = {} if select.slower_int8 else {p: by for p, by in late.items() if by[0] in fit}
     point, how = best([p for p in fit if p not in refused], points, target, select)
+    how = "the others are slower as int8" if refused and len(fit) - len(refused) == 1 else how
     chosen = _seed(points[point], checks, target, select)
     open_ = f" (not known: {', '.join(missing[point])})" if missing[point] else ""
     return TargetResult(
