@@ -131,7 +131,7 @@ def test_an_error_of_use_while_it_runs_is_told_with_its_step(stage, kind, tmp_pa
     def part(source, run, *, teacher=()):
         raise UsageError(Problem("losses[0]", "takes other labels"))
 
-    resolved = SimpleNamespace(task=None, threads=1, data=None)
+    resolved = SimpleNamespace(task=None, threads=1, data=None, processes=1, device="cpu")
     with pytest.raises(kind) as caught:
         run_steps(
             Plan({"key": Step("key", stage, "quantize.s1", part, 0, None, ())}),

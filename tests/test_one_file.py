@@ -125,7 +125,7 @@ def test_a_pair_that_noise_hid_is_timed_again_and_one_that_was_told_is_kept(tmp_
 
     monkeypatch.setattr(jobs, "compare", compare)
     point = lambda id: Point(id, id, 0, (), (), "step", "export", ("host",))
-    a, b = (SimpleNamespace(artifact=SimpleNamespace(key=k * 64), file=k, point=point(k)) for k in "ab")
+    a, b = (SimpleNamespace(artifact=SimpleNamespace(key=k * 64, facts={}), file=k, point=point(k)) for k in "ab")
     task = SimpleNamespace(inputs=("x",))
     resolved = SimpleNamespace(task=task, data=lambda split: SimpleNamespace(inputs={"x": np.zeros((2, 3))}))
     host = local.host()

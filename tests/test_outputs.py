@@ -303,7 +303,7 @@ def test_what_an_output_is_decides_the_key_of_a_training():
 
     def key(output):
         task = tiny.task if output is None else dataclasses.replace(tiny.task, outputs={"output": output})
-        resolved = SimpleNamespace(task=task, data=lambda split: SimpleNamespace(digest="d"), threads=1)
+        resolved = SimpleNamespace(task=task, data=lambda split: SimpleNamespace(digest="d"), threads=1, processes=1)
         return keys.key_of(resolved, "train", Train(), 0, {})
 
     found = [key(o) for o in (None, edgekd.classes(3), edgekd.classes(3, ignore_index=0), edgekd.yes_no())]
@@ -316,7 +316,7 @@ def test_which_inputs_have_lengths_decides_the_key():
 
     def key(lengths, use):
         task = dataclasses.replace(tiny.task, lengths=lengths)
-        resolved = SimpleNamespace(task=task, data=lambda split: SimpleNamespace(digest="d"), threads=1)
+        resolved = SimpleNamespace(task=task, data=lambda split: SimpleNamespace(digest="d"), threads=1, processes=1)
         return keys.key_of(resolved, use, {"export": Export, "quantize": Quantize}[use](), 0, {})
 
     for use in ("export", "quantize"):

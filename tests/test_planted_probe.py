@@ -70,7 +70,9 @@ def test_every_file_declares_what_it_measures(name, file):
     answers = {"outputs": logits, "labels": logits.argmax(1), "metrics": [top1()], "teacher": -logits, "split": "test"}
     lines = [{"n": 9, "p50_ms": 1.0, "p90_ms": 2.0, "load_ms": 3.0, "first_ms": 4.0}] * 6
     times = probes.Times(lines, [5, 6], [1, 2])
-    found = list(probe.measure(Subject(file=file, facts={"saturation": []}, times=times, **answers)))
+    found = list(
+        probe.measure(Subject(file=file, facts={"saturation": [], "stream": {"bytes": 8}}, times=times, **answers))
+    )
     own = {q.name: q for q in probe.MEASURES}
     assert found and {m.name for m in found} <= {*own, "top1"}
     for m in (m for m in found if m.name in own):

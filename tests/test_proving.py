@@ -81,7 +81,7 @@ def test_counts_of_another_counter_are_not_taken_for_this_ones(tmp_path, monkeyp
     )
     o = SimpleNamespace(
         point=SimpleNamespace(targets=(pi.name,), deployment=Deployment()),
-        artifact=SimpleNamespace(key="k" * 64),
+        artifact=SimpleNamespace(key="k" * 64, facts={}),
         file=tmp_path / "m.onnx",
     )
     one = Measurement("instructions", "", 5, 5, 5, 8, None, None, "emulated")

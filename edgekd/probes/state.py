@@ -29,9 +29,8 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     if (stream := subject.facts.get("stream")) is not None:
         yield figure(MEASURES[0], stream["bytes"])
         return
-    said = (
-        {} if subject.file is None or subject.model is None else {p.key: p.value for p in subject.model.metadata_props}
-    )
+    there = subject.file is not None and subject.file.is_file() and subject.model is not None
+    said = {p.key: p.value for p in subject.model.metadata_props} if there else {}
     with contextlib.suppress(ValueError, TypeError, KeyError):  # what others wrote there
         shapes = [subject.known.shapes[name][1:] for name in json.loads(said[STATE])]
         yield figure(MEASURES[0], sum(4 * math.prod(shape) for shape in shapes))
