@@ -177,6 +177,10 @@ def label_problems(output: Output, labels: np.ndarray | None) -> list[tuple[str,
     if output.blank is not None and labels.ndim != 2:
         text = f"labels have shape {list(labels.shape)}, and the output has a blank: they are strings"
         return [(text, f"give [n, L], filled with {output.ignore_index}, or a list of arrays [L_i]")]
+    told = labels != output.ignore_index
+    if output.blank is not None and (broken := (told[:, 1:] & ~told[:, :-1]).any(1)).any():
+        text = f"{broken.sum()} labels have {output.ignore_index} before their end, which fills what is behind it"
+        return [(text, "give each string from the first column on")]
     if output.blank is not None and (counted == output.blank).any():
         text = f"{(counted == output.blank).sum()} symbols of labels are the blank, {output.blank}"
         return [(text, f"number the symbols otherwise; {output.ignore_index} fills a label behind its end")]

@@ -189,6 +189,7 @@ class TestWhatIsRefused:
         "labels, message",
         [
             ([[1, 0], [3], [2], [1]], "1 symbols of labels are the blank, 0"),
+            ([[1, -1, 2], [3], [2], [1]], "1 labels have -1 before their end"),
             ([[1, 5], [3], [2], [1]], "outside 0 to 3, the first is 5"),
             ([1, 2, 3, 1], "labels have shape [4], and the output has a blank: they are strings"),
         ],
