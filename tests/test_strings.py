@@ -17,7 +17,7 @@ from edgekd.losses.ctc import ctc
 from edgekd.metrics.strings import decoded
 from edgekd.probes import Subject, quality
 from edgekd.records import Artifact, Batch, Run, Signals
-from edgekd.run import default_losses, feeds
+from edgekd.run import feeds
 from edgekd.stages.answer import Answer
 from edgekd.teachers.cached import cached
 from edgekd.training.positions import rows_of
@@ -220,11 +220,6 @@ class TestWhatIsRefused:
 def test_what_it_is_decides_keys_only_where_it_is_said():
     assert edgekd.classes(4, axis=2, ignore_index=-1).deciding == "classes 2 -1"
     assert edgekd.classes(4, axis=2, blank=0).deciding == "classes 2 -1 0"
-
-
-def test_default_losses():
-    assert [t.use for t in default_losses.FITTING["strings"][0]] == ["ctc"]
-    assert [t.use for t in default_losses.FITTING["strings"][1]] == ["ctc", "kl"]
 
 
 def test_strides_over_open_steps_are_exported(tmp_path):

@@ -134,7 +134,7 @@ def _model(source: Artifact, run: Run) -> _Model:
     else:
         module = saved.load(source, task)
         graph = of_task(task, module, example)
-    stream = streams.of(task, saved.build(saved.record_of(source), task))
+    stream = None if task.stream is None else streams.of(task, saved.build(saved.record_of(source), task))
     found = _Model(graph, module, grid, table, named(columns.inputs, task.inputs[0]), columns, stream)
     count = len(_outputs(found)) - (0 if stream is None else len(stream.states))
     if count != len(task.outputs):
